@@ -1,0 +1,117 @@
+//! What travels through the pipeline: one message of a source, parsed or rejected, with its receipt.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::event::ReceivedEvent;
+
+/// A source's own token for one message that it handed out; means nothing to anyone else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Receipt(pub u64);
+
+/// Where a message stands in its source, for people: a stream id, a line, a request.
+///
+/// Together with the source's name and the raw bytes it identifies a dead letter, so it must be the
+/// same when the same message comes again.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Position(Arc<str>);
+
+impl Position {
+    /// A position as text, such as `events.jsonl:17`.
+    pub fn new(position: impl Into<Arc<str>>) -> Self {
+        Self(position.into())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A message that no parser accepts; it becomes a dead letter as durably as an event becomes a row.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// The message as it came.
+    pub raw: Bytes,
+    /// Why, for people; holds no values of the message.
+    pub reason: String,
+    /// The event's id, where that could be read.
+    pub event_id: Option<Uuid>,
+}
+
+/// Sizes only, never the message.
+impl fmt::Debug for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rejection")
+            .field("num_bytes", &self.raw.len())
+            .field("reason", &self.reason)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a message turned out to be.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Content {
+    /// An event, to be stored.
+    Event(ReceivedEvent),
+    /// Not an event, to be kept as a dead letter.
+    Rejected(Rejection),
+}
+
+/// One message as a store sees it: what it is and where it came from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// The source's name.
+    pub source: Arc<str>,
+    /// Where it stands in that source.
+    pub position: Position,
+    /// The event or the rejection.
+    pub content: Content,
+}
+
+impl Entry {
+    /// The message as it came, for a dead letter.
+    pub fn raw(&self) -> &[u8] {
+        match &self.content {
+            Content::Event(event) => event.text().as_bytes(),
+            Content::Rejected(rejection) => &rejection.raw,
+        }
+    }
+
+    /// The event, if it is one.
+    pub fn event(&self) -> Option<&ReceivedEvent> {
+        match &self.content {
+            Content::Event(event) => Some(event),
+            Content::Rejected(_) => None,
+        }
+    }
+
+    /// What it counts for in every bound that is given in bytes: the length of the raw message.
+    pub fn num_bytes(&self) -> usize {
+        self.raw().len()
+    }
+}
+
+/// An entry on its way, with the receipt that its source waits for.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// Given back to the source once the entry is durable.
+    pub receipt: Receipt,
+    /// Shared, so that a source can keep what it handed out without a copy.
+    pub entry: Arc<Entry>,
+}

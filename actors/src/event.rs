@@ -1,0 +1,154 @@
+//! One received event: plain data, and the rules by which it is accepted.
+//!
+//! The rules are those of Prefect's server (3.8) for the JSON text of a received event; what it
+//! accepts is accepted here and what it rejects is rejected, with a reason that names the field.
+//! Imports nothing of ours.
+
+use bytestring::ByteString;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+mod datetime;
+mod parse;
+
+pub use parse::{EventLimits, ParseError, Received};
+
+/// The label that names a resource.
+pub const ID_LABEL: &str = "prefect.resource.id";
+/// The label that tells what a related resource is to the event.
+pub const ROLE_LABEL: &str = "prefect.resource.role";
+
+/// An event as it stands on the bus, validated.
+///
+/// Keeps the text that it was read from: the payload is a slice of it, and a dead letter holds it
+/// whole. Two events are equal when their columns are, whatever text they were read from.
+#[derive(Clone)]
+pub struct ReceivedEvent {
+    /// Chosen by the sender; what makes a redelivery harmless.
+    pub id: Uuid,
+    /// When it happened, from the sender's point of view, in whole microseconds.
+    pub occurred: DateTime<Utc>,
+    /// When a server received it, in whole microseconds.
+    pub received: DateTime<Utc>,
+    /// The event's name, such as `prefect.flow-run.Completed`.
+    pub event: String,
+    /// The resource that it concerns.
+    pub resource: Resource,
+    /// The other resources involved, in the sender's order.
+    pub related: Vec<Resource>,
+    /// The event that is known to have come before this one.
+    pub follows: Option<Uuid>,
+    pub(crate) payload: ByteString,
+    pub(crate) text: ByteString,
+}
+
+impl ReceivedEvent {
+    /// The payload: a JSON object, as it was sent but for NaN and infinities, which are `null`.
+    ///
+    /// White space, number text and repeated keys are kept; of repeated keys the last counts.
+    pub fn payload(&self) -> &str {
+        &self.payload
+    }
+
+    /// The text that the event was read from.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The ids of the related resources, in order, repeated ones kept.
+    pub fn related_ids(&self) -> impl Iterator<Item = &str> {
+        self.related.iter().map(Resource::id)
+    }
+
+    /// Reads an event from its JSON text.
+    ///
+    /// # Errors
+    ///
+    /// The text is not JSON, or not an event within `limits`: every field that is wrong is named.
+    pub fn parse(
+        text: ByteString,
+        limits: &EventLimits,
+        received: Received,
+    ) -> Result<Self, ParseError> {
+        parse::parse(text, limits, received)
+    }
+}
+
+impl PartialEq for ReceivedEvent {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+            && self.occurred == other.occurred
+            && self.received == other.received
+            && self.event == other.event
+            && self.resource == other.resource
+            && self.related == other.related
+            && self.follows == other.follows
+            && self.payload == other.payload
+    }
+}
+
+/// Ids and sizes only: events may hold secrets, and debug output ends in logs.
+impl std::fmt::Debug for ReceivedEvent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReceivedEvent")
+            .field("id", &self.id)
+            .field("num_related", &self.related.len())
+            .field("num_bytes", &self.text.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A business object that an event is about: labels with distinct keys, in the sender's order.
+///
+/// The id label is always there and not empty; on a related resource so is the role.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Resource {
+    labels: Vec<(String, String)>,
+}
+
+impl Resource {
+    /// Of labels that were checked: distinct keys, a non-empty id.
+    pub(crate) fn from_checked(labels: Vec<(String, String)>) -> Self {
+        Self { labels }
+    }
+
+    /// The value of one label.
+    pub fn get(&self, label: &str) -> Option<&str> {
+        self.labels
+            .iter()
+            .find(|(key, _)| key == label)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// The resource's id.
+    pub fn id(&self) -> &str {
+        self.get(ID_LABEL).unwrap_or_default()
+    }
+
+    /// What a related resource is to the event; `None` where the label is missing.
+    pub fn role(&self) -> Option<&str> {
+        self.get(ROLE_LABEL)
+    }
+
+    /// All labels in order, id and role included.
+    pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.labels
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// The labels besides id and role, in order.
+    pub fn other_labels(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.labels()
+            .filter(|(key, _)| *key != ID_LABEL && *key != ROLE_LABEL)
+    }
+}
+
+/// The number of labels only; see [`ReceivedEvent`]'s.
+impl std::fmt::Debug for Resource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resource")
+            .field("num_labels", &self.labels.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,33 @@
+#![doc = include_str!("../README.md")]
+#![warn(missing_docs)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod event;
+
+pub mod delivery;
+
+pub mod source;
+
+pub mod messages;
+
+pub mod consumer;
+
+pub mod batch;
+pub mod batcher;
+pub mod credit;
+
+pub mod db_writer;
+
+pub mod store;
+
+pub mod trim;
+
+pub mod pipeline;
+
+pub mod backoff;
+pub mod clock;
+pub mod metrics;
+pub mod status;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

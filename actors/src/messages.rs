@@ -1,0 +1,171 @@
+//! The whole protocol on one page.
+//!
+//! | Message | Way | Reply |
+//! |---|---|---|
+//! | [`Enqueue`] | consumer → batcher | the [`Permit`] for the next read, once there is room |
+//! | [`Flush`] | batcher → writer | [`Flushed`], or why not; the batcher keeps its own until then |
+//! | [`Ack`] | batcher → consumer | none |
+//! | [`Trim`] | schedule or operator → trimmer | [`Trimmed`] |
+//! | [`Drain`] | host → pipeline → each | [`Drained`] |
+//! | [`Finish`] | host → pipeline | [`Drained`], once every source has come to its end |
+//! | [`Status`] | host → pipeline | [`PipelineStatus`] |
+//!
+//! Forward edges are bounded and awaited: a slow store slows the sources. The one backward edge,
+//! [`Ack`], never waits, or the cycle would deadlock; the credit bounds it instead.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+
+use crate::batch::Batch;
+use crate::delivery::{Delivery, Receipt};
+use crate::source::Permit;
+use crate::status::PipelineStatus;
+use crate::store::{Outcome, StoreError, Trimmed};
+
+/// Which of the pipeline's sources; an index into the list that it was started with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SourceIndex(pub usize);
+
+/// Hands a chunk to the batcher, which takes it at once; what waits is the reply.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Permit, EnqueueRefused>")]
+pub struct Enqueue {
+    /// Whom to acknowledge to.
+    pub source: SourceIndex,
+    /// In the source's order; empty to ask for a first permit.
+    pub deliveries: Vec<Delivery>,
+    /// Whether more is to be had at once, so that filling the batch is worth the wait.
+    pub more_ready: bool,
+}
+
+/// The batcher takes nothing more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the pipeline is draining and takes no more events")]
+pub struct EnqueueRefused;
+
+/// Asks a writer to make a batch durable.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Result<Flushed, StoreError>")]
+pub struct Flush {
+    /// Shared: the batcher writes it again if this writer fails or dies.
+    pub batch: Arc<Batch>,
+}
+
+/// A batch is durable; what became of its entries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Flushed {
+    /// Events that are new rows.
+    pub inserted: u64,
+    /// Events whose id was there already.
+    pub duplicates: u64,
+    /// Messages that are no events and became dead letters.
+    pub rejected_at_parse: u64,
+    /// Events that the database refused and that became dead letters.
+    pub refused_by_store: u64,
+}
+
+impl Flushed {
+    /// Dead letters of both kinds.
+    pub fn dead_lettered(&self) -> u64 {
+        self.rejected_at_parse + self.refused_by_store
+    }
+
+    /// Every entry of the batch.
+    pub fn total(&self) -> u64 {
+        self.inserted + self.duplicates + self.dead_lettered()
+    }
+}
+
+impl<'a> FromIterator<&'a Outcome> for Flushed {
+    fn from_iter<I: IntoIterator<Item = &'a Outcome>>(outcomes: I) -> Self {
+        let mut flushed = Self::default();
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Stored => flushed.inserted += 1,
+                Outcome::Duplicate => flushed.duplicates += 1,
+                Outcome::RejectedAtParse => flushed.rejected_at_parse += 1,
+                Outcome::RefusedByStore => flushed.refused_by_store += 1,
+            }
+        }
+        flushed
+    }
+}
+
+/// Gives receipts back to the consumer: their messages are durable.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Ack {
+    /// Of one source, in no particular order.
+    pub receipts: Vec<Receipt>,
+}
+
+/// Asks for one retention pass, now.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Result<Trimmed, TrimError>")]
+pub struct Trim;
+
+/// Why a retention pass did not run or did not finish.
+#[derive(Debug, thiserror::Error)]
+pub enum TrimError {
+    /// The pipeline was started without retention, or has drained.
+    #[error("trimming is off")]
+    Off,
+    /// A pass is under way.
+    #[error("a retention pass is under way; it will do what this one would")]
+    UnderWay,
+    /// Another process is trimming the same database.
+    #[error("another process is trimming this database")]
+    TakenByAnother,
+    /// A cutoff lies in the future: clock or retention are wrong, and nothing was removed.
+    #[error("refused to trim: {0}")]
+    AbsurdCutoff(String),
+    /// The store could not be reached; what was removed before stays removed.
+    #[error("the retention pass could not finish")]
+    Store(#[from] StoreError),
+}
+
+/// Stop reading, make durable what is held, acknowledge it, and stop.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Drained")]
+pub struct Drain {
+    /// How long the store may take; what is not durable by then is left to the sources.
+    pub timeout: Duration,
+}
+
+/// Read every source to its end, make all of it durable, acknowledge it, and stop.
+///
+/// Waits for as long as the store is away. A source without an end never lets it finish.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Drained")]
+pub struct Finish;
+
+/// The pipeline has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Messages that were taken and neither stored nor acknowledged; they stay with their source.
+    pub released: u64,
+}
+
+/// How is it going?
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "PipelineStatus")]
+pub struct Status;
+
+impl<A, M> actix::dev::MessageResponse<A, M> for PipelineStatus
+where
+    A: Actor,
+    M: Message<Result = PipelineStatus>,
+{
+    fn handle(
+        self,
+        _: &mut A::Context,
+        sender: Option<actix::dev::OneshotSender<PipelineStatus>>,
+    ) {
+        if let Some(sender) = sender {
+            // Whoever asked may have gone; the answer is then nobody's.
+            drop(sender.send(self));
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! PORT: where events come from.
+//!
+//! A source hands out messages with receipts and takes the receipts back once the messages are
+//! durable. What was handed out and not acknowledged it must be able to hand out again.
+//! Adapters implement this port; they never send actor messages.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+
+use crate::delivery::{Entry, Position, Receipt};
+
+pub mod intake;
+
+#[cfg(feature = "file")]
+pub mod file;
+#[cfg(feature = "http")]
+pub mod http;
+
+/// How much may be read next. Never zero of either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Permit {
+    /// Messages at most.
+    pub max_messages: usize,
+    /// Bytes at most; a single message may exceed it when it comes alone.
+    pub max_bytes: usize,
+}
+
+/// What one read brought.
+#[derive(Debug)]
+pub struct Chunk {
+    /// In the source's order; may be empty.
+    pub messages: Vec<Message>,
+    /// What to expect of the next read.
+    pub more: More,
+}
+
+/// What a source knows about the messages after a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum More {
+    /// The chunk was cut at the permit: there is more at once.
+    Ready,
+    /// Nothing more for the moment.
+    Later,
+    /// Nothing more, ever: the source has come to its end.
+    Ended,
+}
+
+/// One message as the source hands it out.
+#[derive(Debug)]
+pub struct Message {
+    /// To be given back by [`EventSource::acknowledge`].
+    pub receipt: Receipt,
+    /// Whether this message was handed out before, by this process or another.
+    pub redelivered: bool,
+    /// The message itself.
+    pub body: Body,
+}
+
+/// A message, parsed by the source or not.
+pub enum Body {
+    /// As it came; the consumer parses it. An empty one is ignored, and acknowledged.
+    Raw {
+        /// Where it stands in the source.
+        position: Position,
+        /// The bytes, the text of an event if all is well.
+        data: Bytes,
+    },
+    /// Parsed or rejected by the source, which had to look inside.
+    Entry(Arc<Entry>),
+}
+
+/// Sizes only, never the message.
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Raw { position, data } => f
+                .debug_struct("Raw")
+                .field("position", position)
+                .field("num_bytes", &data.len())
+                .finish(),
+            Self::Entry(entry) => entry.fmt(f),
+        }
+    }
+}
+
+/// What can go wrong with a source: it cannot be reached, for now.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// To be tried again after a back-off; nothing that was handed out is lost by it.
+    #[error("{what}")]
+    Unavailable {
+        /// What failed, to what, and what to do about it.
+        what: String,
+        /// The adapter's own error.
+        #[source]
+        source: Option<Box<dyn Error + Send + Sync>>,
+    },
+}
+
+impl SourceError {
+    /// An [`SourceError::Unavailable`] with its cause.
+    pub fn unavailable(
+        what: impl Into<String>,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self::Unavailable {
+            what: what.into(),
+            source: Some(source.into()),
+        }
+    }
+}
+
+/// Where events come from.
+///
+/// One consumer calls `read` and `acknowledge`, possibly at the same time, but never two reads or
+/// two acknowledgements at once. Every future may be dropped at any point.
+pub trait EventSource: Send + Sync {
+    /// The source's name in dead letters, metrics and logs; one of a small fixed set.
+    fn name(&self) -> &str;
+
+    /// Waits for messages and takes at most what the permit allows.
+    ///
+    /// Returns an empty chunk rather than waiting for ever where waiting has a price. When the
+    /// future is dropped, what it may have taken is handed out again, at the latest after
+    /// [`EventSource::rewind`].
+    fn read(&self, permit: Permit) -> LocalBoxFuture<'_, Result<Chunk, SourceError>>;
+
+    /// Takes back receipts whose messages are durable. A receipt that is not known is ignored.
+    ///
+    /// On an error the same receipts are given again; acknowledging twice does no harm.
+    fn acknowledge<'a>(
+        &'a self,
+        receipts: &'a [Receipt],
+    ) -> LocalBoxFuture<'a, Result<(), SourceError>>;
+
+    /// Hands out again, marked as redelivered and before anything new, all that was handed out and
+    /// not acknowledged. Receipts from before a rewind may still be acknowledged.
+    fn rewind(&self) -> LocalBoxFuture<'_, Result<(), SourceError>>;
+
+    /// Takes nothing more in and lets go of what it holds: the pipeline has drained.
+    ///
+    /// Whoever waits for a message that was not acknowledged is told that it was not.
+    fn close(&self) -> LocalBoxFuture<'_, Result<(), SourceError>>;
+}

@@ -1,0 +1,1 @@
+//! Source: newline-delimited events from any reader.

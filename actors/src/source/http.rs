@@ -1,0 +1,1 @@
+//! Source: HTTP and WebSocket routes that fill an [`intake`](super::intake).

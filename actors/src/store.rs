@@ -1,0 +1,199 @@
+//! PORT: where events go.
+//!
+//! A store writes a batch in one transaction and says what happened to each entry. An event that
+//! the database refuses becomes a dead letter in the same transaction and harms no neighbour.
+//! Adapters implement this port; they never send actor messages.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use futures_util::future::LocalBoxFuture;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::batch::Batch;
+
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
+
+/// What became of one entry of a batch that was committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The event and all of its resources are new rows.
+    Stored,
+    /// The id was there already, in the table or earlier in the batch; nothing was changed.
+    Duplicate,
+    /// The parser had rejected it; the dead letter is a row.
+    RejectedAtParse,
+    /// The database refused it; the dead letter, with the reason, is a row.
+    RefusedByStore,
+}
+
+/// What can go wrong with a batch as a whole. In both cases nothing may be acknowledged and the
+/// same batch is written again, for ever: inserts are idempotent.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Nothing was written, and the same batch may succeed later.
+    #[error("{what}")]
+    Unavailable {
+        /// What failed, to what, and what to do about it.
+        what: String,
+        /// The adapter's own error.
+        #[source]
+        source: Option<Box<dyn Error + Send + Sync>>,
+    },
+    /// The commit may or may not have happened.
+    #[error("{what}")]
+    OutcomeUnknown {
+        /// What failed, to what, and what to do about it.
+        what: String,
+        /// The adapter's own error.
+        #[source]
+        source: Option<Box<dyn Error + Send + Sync>>,
+    },
+}
+
+impl StoreError {
+    /// An [`StoreError::Unavailable`] without a cause beneath it.
+    pub fn unavailable(what: impl Into<String>) -> Self {
+        Self::Unavailable {
+            what: what.into(),
+            source: None,
+        }
+    }
+}
+
+/// Before which moment events are no longer kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cutoffs {
+    /// For all names without one of their own.
+    pub default: DateTime<Utc>,
+    /// For single event names; earlier or later than the default.
+    pub overrides: BTreeMap<String, DateTime<Utc>>,
+}
+
+/// What a trim removed, or would remove.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Trimmed {
+    /// Rows of `events`.
+    pub events: u64,
+    /// Rows of `event_resources`.
+    pub resources: u64,
+}
+
+impl std::ops::AddAssign for Trimmed {
+    fn add_assign(&mut self, other: Self) {
+        self.events += other.events;
+        self.resources += other.resources;
+    }
+}
+
+/// One bounded step of a trim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrimStep {
+    /// A batch was removed; there may be more.
+    Removed(Trimmed),
+    /// Nothing is left to remove.
+    Finished,
+    /// Another process is trimming this database: leave it to that one.
+    TakenByAnother,
+}
+
+/// Where events go. One value is one connection, made when it is first needed and made again after
+/// an error; a writer owns one, and so does the trimmer.
+pub trait EventStore: Send + Sync {
+    /// Writes the batch in one transaction; the outcomes are in the order of its entries.
+    ///
+    /// When the future is dropped or panics, the transaction is either committed or rolled back as
+    /// a whole, and the next call works.
+    fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>>;
+
+    /// Removes at most `max_events` events older than their cutoff, oldest first, each together
+    /// with its resources.
+    fn trim<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+        max_events: NonZeroUsize,
+    ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>>;
+
+    /// Counts what trims with these cutoffs would remove, and removes nothing.
+    fn count_expired<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+    ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>>;
+
+    /// Whether the store can be reached and has the tables and columns that are written.
+    fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>>;
+
+    /// Closes the connection; the next call would open it again.
+    fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>>;
+}
+
+/// Makes one store for each writer and one for the trimmer.
+pub type OpenStore = Arc<dyn Fn() -> Arc<dyn EventStore> + Send + Sync>;
+
+/// Where a message was found wanting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// By the parser: it is not an event.
+    Parse,
+    /// By the database: it is an event that its columns or indexes cannot hold.
+    Store,
+}
+
+impl Stage {
+    /// The name in the table.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Parse => "parse",
+            Self::Store => "store",
+        }
+    }
+}
+
+/// A message that was kept instead of stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeadLetter {
+    /// The row's own number.
+    pub id: i64,
+    /// The source that it came from.
+    pub source: String,
+    /// Where it stood in that source.
+    pub position: String,
+    /// Who refused it.
+    pub stage: Stage,
+    /// Why.
+    pub reason: String,
+    /// The database's code, where the database refused it.
+    pub sqlstate: Option<String>,
+    /// The event's id, where that could be read.
+    pub event_id: Option<Uuid>,
+    /// How often it came.
+    pub attempts: i64,
+    /// When it first came.
+    pub first_seen: DateTime<Utc>,
+    /// When it last came.
+    pub last_seen: DateTime<Utc>,
+    /// The length of the raw message in bytes.
+    pub num_bytes: u64,
+}
+
+/// Reads the dead letters for an operator.
+pub trait DeadLetters: Send + Sync {
+    /// At most `limit` letters, the newest (largest id) first, with ids below `before` if given.
+    fn list(
+        &self,
+        before: Option<i64>,
+        limit: NonZeroUsize,
+    ) -> LocalBoxFuture<'_, Result<Vec<DeadLetter>, StoreError>>;
+
+    /// One letter with its raw bytes; `None` if there is none with that id.
+    fn show(
+        &self,
+        id: i64,
+    ) -> LocalBoxFuture<'_, Result<Option<(DeadLetter, Vec<u8>)>, StoreError>>;
+}

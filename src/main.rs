@@ -1,0 +1,3 @@
+//! The event persister as a server process.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! End-to-end and contract tests: one binary.
+
+mod support;
