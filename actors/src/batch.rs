@@ -1,9 +1,15 @@
 //! A batch, and the pure accumulation of deliveries into batches. No actix here.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::delivery::Entry;
+use tokio::time::Instant;
+
+use crate::delivery::{Delivery, Entry, Receipt};
+use crate::messages::SourceIndex;
 
 /// A batch's place in the sequence of batches of one pipeline generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,3 +72,249 @@ impl fmt::Debug for Batch {
             .finish()
     }
 }
+
+/// When an open batch is handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Entries in a batch at most.
+    pub max_events: NonZeroUsize,
+    /// Bytes in a batch at most; a single larger entry makes a batch of its own.
+    pub max_bytes: NonZeroUsize,
+    /// How long to wait for a source that had more, since it last brought something.
+    pub linger: Duration,
+    /// How long the oldest entry may wait for the batch to fill.
+    pub max_age: Duration,
+}
+
+/// Why a batch was handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FlushReason {
+    /// As many entries as a batch may have.
+    MaxEvents,
+    /// As many bytes as a batch may have.
+    MaxBytes,
+    /// The source had nothing more: waiting would only delay what there is.
+    SourceIdle,
+    /// The source had more, but did not bring it in time.
+    Linger,
+    /// The oldest entry has waited long enough.
+    MaxAge,
+    /// It was handed out before and could not be written.
+    Retry,
+    /// The pipeline is draining.
+    Draining,
+}
+
+impl FlushReason {
+    /// Every reason, for metrics.
+    pub const ALL: [Self; 7] = [
+        Self::MaxEvents,
+        Self::MaxBytes,
+        Self::SourceIdle,
+        Self::Linger,
+        Self::MaxAge,
+        Self::Retry,
+        Self::Draining,
+    ];
+
+    /// The name in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MaxEvents => "max_events",
+            Self::MaxBytes => "max_bytes",
+            Self::SourceIdle => "source_idle",
+            Self::Linger => "linger",
+            Self::MaxAge => "max_age",
+            Self::Retry => "retry",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// A batch with all that the batcher keeps until it is durable.
+#[derive(Debug, Clone)]
+pub struct HeldBatch {
+    /// What a writer gets.
+    pub batch: Arc<Batch>,
+    /// Whom to acknowledge, in the order of the entries.
+    pub receipts: Vec<(SourceIndex, Receipt)>,
+    /// How often it could not be written.
+    pub failures: u32,
+    /// When its oldest entry came.
+    pub oldest: Instant,
+}
+
+/// What to do now.
+#[derive(Debug)]
+pub enum Next {
+    /// Hand this batch to a writer.
+    Write(HeldBatch, FlushReason),
+    /// Ask again at this moment, or when something has changed.
+    WaitUntil(Instant),
+    /// There is nothing to write.
+    Nothing,
+}
+
+/// All that waits for a writer: batches that came back, then entries not yet in a batch.
+///
+/// Batches leave in the order of their ids, which is the order in which their entries came. One
+/// that came back goes first, and while its back-off lasts nothing newer overtakes it.
+#[derive(Debug)]
+pub struct BatchQueue {
+    limits: BatchLimits,
+    returned: BTreeMap<BatchId, (HeldBatch, Instant)>,
+    open: VecDeque<Waiting>,
+    open_bytes: usize,
+    last_push: Option<Instant>,
+    more_ready: bool,
+    draining: bool,
+    next_id: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    source: SourceIndex,
+    delivery: Delivery,
+    since: Instant,
+}
+
+impl BatchQueue {
+    /// An empty queue.
+    pub fn new(limits: BatchLimits) -> Self {
+        Self {
+            limits,
+            returned: BTreeMap::new(),
+            open: VecDeque::new(),
+            open_bytes: 0,
+            last_push: None,
+            more_ready: false,
+            draining: false,
+            next_id: 1,
+        }
+    }
+
+    /// Adds a source's chunk behind all that waits. `more_ready` says that the source has more.
+    pub fn push(
+        &mut self,
+        source: SourceIndex,
+        deliveries: Vec<Delivery>,
+        more_ready: bool,
+        now: Instant,
+    ) {
+        for delivery in deliveries {
+            self.open_bytes += delivery.entry.num_bytes();
+            self.open.push_back(Waiting {
+                source,
+                delivery,
+                since: now,
+            });
+        }
+        self.last_push = Some(now);
+        self.more_ready = more_ready;
+    }
+
+    /// Takes back a batch that could not be written; it goes out again, first, from `not_before`.
+    pub fn put_back(&mut self, held: HeldBatch, not_before: Instant) {
+        self.returned.insert(held.batch.id, (held, not_before));
+    }
+
+    /// Ends every back-off: a write has succeeded, so the store is there again.
+    pub fn end_backoff(&mut self, now: Instant) {
+        for (_, not_before) in self.returned.values_mut() {
+            *not_before = (*not_before).min(now);
+        }
+    }
+
+    /// From now on whatever waits is handed out without waiting for more.
+    pub fn start_draining(&mut self) {
+        self.draining = true;
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.returned.is_empty()
+    }
+
+    /// When the oldest entry that waits came.
+    pub fn oldest(&self) -> Option<Instant> {
+        let returned = self.returned.values().map(|(held, _)| held.oldest);
+        let open = self.open.front().map(|waiting| waiting.since);
+        returned.chain(open).min()
+    }
+
+    /// The next batch for a writer that is idle now.
+    pub fn next(&mut self, now: Instant) -> Next {
+        if let Some(first) = self.returned.first_entry() {
+            let not_before = first.get().1;
+            if not_before > now {
+                return Next::WaitUntil(not_before);
+            }
+            return Next::Write(first.remove().0, FlushReason::Retry);
+        }
+        match self.flush_reason(now) {
+            Ok(reason) => Next::Write(self.take_batch(now), reason),
+            Err(Some(at)) => Next::WaitUntil(at),
+            Err(None) => Next::Nothing,
+        }
+    }
+
+    /// Why the open entries leave now, or else when they will.
+    fn flush_reason(&self, now: Instant) -> Result<FlushReason, Option<Instant>> {
+        let (Some(first), Some(last_push)) = (self.open.front(), self.last_push) else {
+            return Err(None);
+        };
+        let aged = first.since + self.limits.max_age;
+        let lingered = last_push + self.limits.linger;
+        if self.open.len() >= self.limits.max_events.get() {
+            Ok(FlushReason::MaxEvents)
+        } else if self.open_bytes >= self.limits.max_bytes.get() {
+            Ok(FlushReason::MaxBytes)
+        } else if self.draining {
+            Ok(FlushReason::Draining)
+        } else if !self.more_ready {
+            Ok(FlushReason::SourceIdle)
+        } else if aged <= now {
+            Ok(FlushReason::MaxAge)
+        } else if lingered <= now {
+            Ok(FlushReason::Linger)
+        } else {
+            Err(Some(aged.min(lingered)))
+        }
+    }
+
+    /// As many open entries as fit into a batch, at least one.
+    fn take_batch(&mut self, now: Instant) -> HeldBatch {
+        let mut entries = Vec::new();
+        let mut receipts = Vec::new();
+        let mut num_bytes = 0;
+        let oldest = self.open.front().map_or(now, |waiting| waiting.since);
+        while let Some(waiting) = self.open.front() {
+            let size = waiting.delivery.entry.num_bytes();
+            let full = entries.len() >= self.limits.max_events.get()
+                || num_bytes + size > self.limits.max_bytes.get();
+            if full && !entries.is_empty() {
+                break;
+            }
+            if let Some(Waiting {
+                source, delivery, ..
+            }) = self.open.pop_front()
+            {
+                num_bytes += size;
+                receipts.push((source, delivery.receipt));
+                entries.push(delivery.entry);
+            }
+        }
+        self.open_bytes -= num_bytes;
+        let id = BatchId(self.next_id);
+        self.next_id += 1;
+        HeldBatch {
+            batch: Arc::new(Batch::new(id, entries)),
+            receipts,
+            failures: 0,
+            oldest,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,427 @@
-//! batcher
+//! Collects deliveries into batches and hands each to a writer.
+//!
+//! Receives [`Join`], [`Enqueue`], [`ReplaceWriter`], [`Drain`]; sends [`Flush`], then [`Ack`].
+//! Guarantee: a receipt is acknowledged only once its batch is durable.
+//! A batch that failed goes back to the front, in order, until it is written; while its back-off
+//! lasts, nothing newer overtakes it. A writer that dies loses nothing: its batch is still here.
+//! When this actor dies, what it held is forgotten, and the sources hand it out again.
+
+use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::backoff::Backoff;
+use crate::batch::{BatchLimits, BatchQueue, FlushReason, HeldBatch, Next};
+use crate::clock::Clock;
+use crate::credit::Credit;
+use crate::lifeline::Lifeline;
+use crate::messages::{
+    Ack, Drain, Drained, Enqueue, EnqueueRefused, Flush, Flushed, Join, ReplaceWriter, SourceIndex,
+    stops_when_retired,
+};
+use crate::metrics::Metrics;
+use crate::source::Permit;
+use crate::status::{Component, error_chain};
+use crate::store::StoreError;
+use crate::waiters::Waiters;
+
+/// When batches leave, and how much may be held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatcherSettings {
+    /// Events in a batch at most (1,000). More make a transaction longer, fewer make more of them.
+    pub max_events: NonZeroUsize,
+    /// Bytes in a batch at most (8 MiB); a larger event makes a batch of its own.
+    pub max_bytes: NonZeroUsize,
+    /// How long to wait for a source that had more (5 ms).
+    pub linger: Duration,
+    /// How long an event may wait for its batch to fill (1 s).
+    pub max_age: Duration,
+    /// Bytes in flight at most (64 MiB), plus the largest event of each source.
+    pub max_bytes_in_flight: NonZeroUsize,
+    /// Delays between attempts to write.
+    pub backoff: Backoff,
+}
+
+impl Default for BatcherSettings {
+    fn default() -> Self {
+        const fn at_least_one(count: usize) -> NonZeroUsize {
+            match NonZeroUsize::new(count) {
+                Some(count) => count,
+                None => NonZeroUsize::MIN,
+            }
+        }
+        Self {
+            max_events: at_least_one(1_000),
+            max_bytes: at_least_one(8 << 20),
+            linger: Duration::from_millis(5),
+            max_age: Duration::from_secs(1),
+            max_bytes_in_flight: at_least_one(64 << 20),
+            backoff: Backoff::default(),
+        }
+    }
+}
+
+impl BatcherSettings {
+    fn credit(&self, num_writers: usize, num_sources: usize) -> Credit {
+        let largest = Permit {
+            max_messages: self.max_events.get(),
+            max_bytes: self.max_bytes.get(),
+        };
+        let max_messages = (num_writers + 2).saturating_mul(self.max_events.get());
+        Credit::new(
+            max_messages,
+            self.max_bytes_in_flight.get(),
+            largest,
+            num_sources,
+        )
+    }
+
+    fn limits(&self) -> BatchLimits {
+        BatchLimits {
+            max_events: self.max_events,
+            max_bytes: self.max_bytes,
+            linger: self.linger,
+            max_age: self.max_age,
+        }
+    }
+}
+
+/// What a batcher shares with the rest of its pipeline.
+#[derive(Clone)]
+pub struct BatcherParts {
+    /// Notes what happens to the store.
+    pub store: Component,
+    /// Accounts for every message.
+    pub metrics: Metrics,
+    /// Dates errors.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The middle of the pipeline.
+pub struct BatcherActor {
+    settings: BatcherSettings,
+    parts: BatcherParts,
+    writers: Vec<Writer>,
+    acks: HashMap<SourceIndex, Recipient<Ack>>,
+    queue: BatchQueue,
+    credit: Credit,
+    /// Who waits for room, in the order in which they asked.
+    asking: VecDeque<(SourceIndex, oneshot::Sender<Result<Permit, EnqueueRefused>>)>,
+    is_draining: bool,
+    /// Who waits for everything to be durable.
+    draining: Waiters<Drained>,
+    timer: Option<(Instant, SpawnHandle)>,
+    hand_outs: HandOut,
+    _lifeline: Lifeline,
+}
+
+struct Writer {
+    recipient: Recipient<Flush>,
+    /// What it is writing, and under which number that was handed out; an idle one writes nothing.
+    writing: Option<(HandOut, HeldBatch)>,
+    /// Its mailbox has closed; it gets nothing until it is replaced.
+    gone: bool,
+}
+
+impl Writer {
+    fn new(recipient: Recipient<Flush>) -> Self {
+        Self {
+            recipient,
+            writing: None,
+            gone: false,
+        }
+    }
+}
+
+/// One handing out of a batch; a reply to an earlier one is stale.
+type HandOut = u64;
+
+/// A writer's reply as it arrives, its own death included.
+type FlushReply = Result<Result<Flushed, StoreError>, MailboxError>;
+
+impl BatcherActor {
+    /// A batcher between `num_sources` consumers, which will [`Join`], and these writers.
+    pub fn new(
+        settings: BatcherSettings,
+        parts: BatcherParts,
+        num_sources: usize,
+        writers: Vec<Recipient<Flush>>,
+        lifeline: Lifeline,
+    ) -> Self {
+        Self {
+            queue: BatchQueue::new(settings.limits()),
+            credit: settings.credit(writers.len(), num_sources),
+            settings,
+            parts,
+            writers: writers.into_iter().map(Writer::new).collect(),
+            acks: HashMap::new(),
+            asking: VecDeque::new(),
+            is_draining: false,
+            draining: Waiters::default(),
+            timer: None,
+            hand_outs: 0,
+            _lifeline: lifeline,
+        }
+    }
+
+    /// Hands out batches for as long as there is one due and a writer idle.
+    fn pump(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        while let Some(index) = self.idle_writer() {
+            match self.queue.next(now) {
+                Next::Write(held, reason) => self.hand_out(index, held, reason, ctx),
+                Next::WaitUntil(at) => {
+                    self.wake_at(at, ctx);
+                    break;
+                }
+                Next::Nothing => break,
+            }
+        }
+        self.parts.metrics.set_oldest(self.oldest());
+        self.answer_drained();
+    }
+
+    fn idle_writer(&self) -> Option<usize> {
+        self.writers
+            .iter()
+            .position(|writer| writer.writing.is_none() && !writer.gone)
+    }
+
+    fn oldest(&self) -> Option<Instant> {
+        let writing = self.writers.iter().filter_map(|w| w.writing.as_ref());
+        let written = writing.map(|(_, held)| held.oldest);
+        written.chain(self.queue.oldest()).min()
+    }
+
+    fn hand_out(
+        &mut self,
+        index: usize,
+        held: HeldBatch,
+        reason: FlushReason,
+        ctx: &mut Context<Self>,
+    ) {
+        let Some(writer) = self.writers.get_mut(index) else {
+            return self.queue.put_back(held, Instant::now());
+        };
+        log::trace!(
+            "flushing batch.id={} batch.len={} batch.num_bytes={} reason={} writer={index}",
+            held.batch.id,
+            held.batch.len(),
+            held.batch.num_bytes(),
+            reason.as_str(),
+        );
+        self.parts.metrics.batch_handed_out(reason, &held.batch);
+        let flush = writer.recipient.send(Flush {
+            batch: Arc::clone(&held.batch),
+        });
+        self.hand_outs += 1;
+        let hand_out = self.hand_outs;
+        writer.writing = Some((hand_out, held));
+        let started = Instant::now();
+        ctx.spawn(flush.into_actor(self).map(move |reply, actor, ctx| {
+            actor.flushed((index, hand_out), started.elapsed(), reply, ctx);
+        }));
+    }
+
+    fn flushed(
+        &mut self,
+        (index, hand_out): (usize, HandOut),
+        took: Duration,
+        reply: FlushReply,
+        ctx: &mut Context<Self>,
+    ) {
+        let writer = self.writers.get_mut(index);
+        let Some((_, held)) =
+            writer.and_then(|writer| writer.writing.take_if(|(of, _)| *of == hand_out))
+        else {
+            return;
+        };
+        match reply {
+            Ok(Ok(flushed)) => self.settle(held, &flushed, took),
+            Ok(Err(error)) => self.retry_later(held, &error_chain(&error)),
+            Err(error) => {
+                if let Some(writer) = self.writers.get_mut(index) {
+                    writer.gone = true;
+                }
+                self.retry_later(held, &format!("writer {index} died: {error}"));
+            }
+        }
+        self.pump(ctx);
+    }
+
+    /// The batch is durable: account for it, acknowledge it, let the next chunks in.
+    fn settle(&mut self, held: HeldBatch, flushed: &Flushed, took: Duration) {
+        self.parts.metrics.batch_flushed(flushed, took);
+        if self.parts.store.succeeded() {
+            log::info!("the store is back batch.id={}", held.batch.id);
+        }
+        self.queue.end_backoff(Instant::now());
+        let mut by_source: HashMap<SourceIndex, Vec<_>> = HashMap::new();
+        for (source, receipt) in held.receipts {
+            by_source.entry(source).or_default().push(receipt);
+        }
+        for (source, receipts) in by_source {
+            if let Some(acks) = self.acks.get(&source) {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "the backward edge must not wait; a lost one heals by redelivery"
+                )]
+                acks.do_send(Ack { receipts });
+            }
+        }
+        self.credit
+            .give_back(held.batch.len(), held.batch.num_bytes());
+        self.grant();
+    }
+
+    /// The batch is not durable: it goes back to the front and out again after a back-off.
+    fn retry_later(&mut self, mut held: HeldBatch, error: &str) {
+        held.failures = held.failures.saturating_add(1);
+        let delay = self.settings.backoff.random_delay(held.failures);
+        self.parts.metrics.batch_failed();
+        let at = self.parts.clock.now();
+        if self.parts.store.failed(error.to_owned(), at) {
+            log::warn!(
+                "a batch could not be written and is kept; retrying until it is batch.id={} \
+                 batch.len={} retry_in={delay:?} error={error}",
+                held.batch.id,
+                held.batch.len(),
+            );
+        } else {
+            log::debug!(
+                "a batch could not be written batch.id={} failures={} retry_in={delay:?} \
+                 error={error}",
+                held.batch.id,
+                held.failures,
+            );
+        }
+        self.queue.put_back(held, Instant::now() + delay);
+    }
+
+    /// Gives permits to those who wait, for as long as there is room.
+    fn grant(&mut self) {
+        for _ in 0..self.asking.len() {
+            let Some((source, asker)) = self.asking.pop_front() else {
+                break;
+            };
+            if asker.is_closed() {
+                continue;
+            }
+            match self.credit.grant(source) {
+                Some(permit) => {
+                    if asker.send(Ok(permit)).is_err() {
+                        self.credit.spend(source, 0, 0);
+                    }
+                }
+                None => self.asking.push_back((source, asker)),
+            }
+        }
+    }
+
+    fn ask(&mut self, source: SourceIndex) -> ResponseFuture<Result<Permit, EnqueueRefused>> {
+        if self.is_draining {
+            return Box::pin(std::future::ready(Err(EnqueueRefused)));
+        }
+        let (asker, answer) = oneshot::channel();
+        self.asking.push_back((source, asker));
+        self.grant();
+        Box::pin(async move { answer.await.unwrap_or(Err(EnqueueRefused)) })
+    }
+
+    fn wake_at(&mut self, at: Instant, ctx: &mut Context<Self>) {
+        if let Some((due, timer)) = self.timer.take() {
+            if due <= at && due > Instant::now() {
+                self.timer = Some((due, timer));
+                return;
+            }
+            ctx.cancel_future(timer);
+        }
+        let delay = at.saturating_duration_since(Instant::now());
+        let timer = ctx.run_later(delay, |actor, ctx| {
+            actor.timer = None;
+            actor.pump(ctx);
+        });
+        self.timer = Some((at, timer));
+    }
+
+    fn answer_drained(&mut self) {
+        let busy = self.writers.iter().any(|writer| writer.writing.is_some());
+        if busy || !self.queue.is_empty() {
+            return;
+        }
+        self.draining.answer(&Drained { released: 0 });
+    }
+}
+
+impl Actor for BatcherActor {
+    type Context = Context<Self>;
+}
+
+impl Handler<Join> for BatcherActor {
+    type Result = ResponseFuture<Result<Permit, EnqueueRefused>>;
+
+    fn handle(&mut self, Join { source, acks }: Join, _: &mut Self::Context) -> Self::Result {
+        self.acks.insert(source, acks);
+        self.ask(source)
+    }
+}
+
+impl Handler<Enqueue> for BatcherActor {
+    type Result = ResponseFuture<Result<Permit, EnqueueRefused>>;
+
+    fn handle(&mut self, chunk: Enqueue, ctx: &mut Self::Context) -> Self::Result {
+        let entries = chunk.deliveries.iter();
+        let num_bytes = entries.map(|delivery| delivery.entry.num_bytes()).sum();
+        self.credit
+            .spend(chunk.source, chunk.deliveries.len(), num_bytes);
+        self.queue.push(
+            chunk.source,
+            chunk.deliveries,
+            chunk.more_ready,
+            Instant::now(),
+        );
+        // Timers fire only once the mailbox is empty, so what is due leaves here as well.
+        self.pump(ctx);
+        self.ask(chunk.source)
+    }
+}
+
+impl Handler<ReplaceWriter> for BatcherActor {
+    type Result = ();
+
+    fn handle(&mut self, replacement: ReplaceWriter, ctx: &mut Self::Context) {
+        if let Some(slot) = self.writers.get_mut(replacement.index) {
+            let unanswered = slot.writing.take();
+            *slot = Writer::new(replacement.writer);
+            if let Some((_, held)) = unanswered {
+                self.retry_later(held, "the writer died before it answered");
+            }
+        }
+        self.pump(ctx);
+    }
+}
+
+impl Handler<Drain> for BatcherActor {
+    type Result = ResponseFuture<Drained>;
+
+    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
+        let reply = self.draining.wait(Drained { released: 0 });
+        self.is_draining = true;
+        self.queue.start_draining();
+        for (_, asker) in self.asking.drain(..) {
+            asker.send(Err(EnqueueRefused)).ok();
+        }
+        self.pump(ctx);
+        reply
+    }
+}
+
+stops_when_retired!(BatcherActor);
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,389 @@
-//! consumer
+//! Reads one source and forwards what it brings, parsed, in chunks.
+//!
+//! Receives [`Ack`], [`StopReading`], [`AwaitEnd`], [`Drain`]; sends [`Join`], then [`Enqueue`].
+//! Guarantee: a receipt goes back to the source only after the batcher's `Ack`, or for a message
+//! that is empty. A message that cannot be parsed travels on as a rejection, never vanishes.
+//! When this actor dies, what it had read and not enqueued comes again after a rewind.
+
+use std::mem;
+use std::sync::Arc;
+
+use actix::prelude::*;
+use bytes::Bytes;
+
+use crate::backoff::Backoff;
+use crate::clock::Clock;
+use crate::delivery::{Content, Delivery, Entry, Position, Receipt, Rejection};
+use crate::event::{EventLimits, Received, ReceivedEvent};
+use crate::lifeline::Lifeline;
+use crate::messages::{
+    Ack, AwaitEnd, Drain, Drained, Enqueue, EnqueueRefused, Join, SourceIndex, StopReading,
+    stops_when_retired,
+};
+use crate::metrics::Metrics;
+use crate::source::{Body, Chunk, EventSource, Message, More, Permit, SourceError};
+use crate::status::{Component, error_chain};
+use crate::waiters::Waiters;
+
+/// What a consumer shares with the rest of its pipeline.
+#[derive(Clone)]
+pub struct ConsumerParts {
+    /// Notes what happens to the source.
+    pub component: Component,
+    /// What an event may hold.
+    pub limits: EventLimits,
+    /// Accounts for every message.
+    pub metrics: Metrics,
+    /// Dates events without a `received`, and errors.
+    pub clock: Arc<dyn Clock>,
+    /// Delays between attempts to read and to acknowledge.
+    pub backoff: Backoff,
+}
+
+/// Where the chunks go.
+#[derive(Clone)]
+pub struct Downstream {
+    /// Which source this is to the batcher.
+    pub index: SourceIndex,
+    /// The batcher, for the first permit.
+    pub join: Recipient<Join>,
+    /// The batcher, for the chunks.
+    pub enqueue: Recipient<Enqueue>,
+}
+
+/// The reader of one source.
+pub struct ConsumerActor {
+    source: Arc<dyn EventSource>,
+    source_name: Arc<str>,
+    downstream: Downstream,
+    parts: ConsumerParts,
+    stage: Stage,
+    failed_reads: u32,
+    acks: Acks,
+    stopping: Waiters<()>,
+    ending: Waiters<()>,
+    draining: Waiters<Drained>,
+    _lifeline: Lifeline,
+}
+
+/// What the consumer is doing about new messages.
+enum Stage {
+    /// Waiting for the batcher: for a permit, after its last chunk or before its first.
+    AtBatcher,
+    /// Waiting for the source, or for the end of a back-off.
+    AtSource(SpawnHandle),
+    /// The source has come to its end.
+    Ended,
+    /// Told to stop, or refused by a batcher that drains.
+    Stopped,
+}
+
+/// Receipts on their way back to the source, one call at a time.
+#[derive(Default)]
+struct Acks {
+    waiting: Vec<Receipt>,
+    under_way: bool,
+    failures: u32,
+}
+
+impl Acks {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && !self.under_way
+    }
+}
+
+impl ConsumerActor {
+    /// A consumer that starts reading as soon as the batcher gives it a permit.
+    pub fn new(
+        source: Arc<dyn EventSource>,
+        downstream: Downstream,
+        parts: ConsumerParts,
+        lifeline: Lifeline,
+    ) -> Self {
+        Self {
+            source_name: Arc::from(source.name()),
+            source,
+            downstream,
+            parts,
+            stage: Stage::AtBatcher,
+            failed_reads: 0,
+            acks: Acks::default(),
+            stopping: Waiters::default(),
+            ending: Waiters::default(),
+            draining: Waiters::default(),
+            _lifeline: lifeline,
+        }
+    }
+
+    fn read(&mut self, permit: Permit, ctx: &mut Context<Self>) {
+        let source = Arc::clone(&self.source);
+        let read = async move { source.read(permit).await };
+        let handle = ctx.spawn(
+            read.into_actor(self)
+                .map(move |chunk, actor, ctx| actor.has_read(chunk, permit, ctx)),
+        );
+        self.stage = Stage::AtSource(handle);
+    }
+
+    fn has_read(
+        &mut self,
+        chunk: Result<Chunk, SourceError>,
+        permit: Permit,
+        ctx: &mut Context<Self>,
+    ) {
+        match chunk {
+            Ok(chunk) => {
+                self.failed_reads = 0;
+                if self.parts.component.succeeded() {
+                    log::info!("the source is back source.name={}", self.source_name);
+                }
+                self.forward(chunk, permit, ctx);
+            }
+            Err(error) => self.read_failed(&error, permit, ctx),
+        }
+    }
+
+    fn read_failed(&mut self, error: &SourceError, permit: Permit, ctx: &mut Context<Self>) {
+        self.failed_reads = self.failed_reads.saturating_add(1);
+        let delay = self.parts.backoff.random_delay(self.failed_reads);
+        self.note_failure("could not be read", error);
+        let handle = ctx.run_later(delay, move |actor, ctx| actor.read(permit, ctx));
+        self.stage = Stage::AtSource(handle);
+    }
+
+    fn note_failure(&self, what: &str, error: &SourceError) {
+        let error = error_chain(error);
+        let at = self.parts.clock.now();
+        let first = self.parts.component.failed(error.clone(), at);
+        let level = if first {
+            log::Level::Warn
+        } else {
+            log::Level::Debug
+        };
+        log::log!(
+            level,
+            "a source {what}; retrying until it can source.name={} error={error}",
+            self.source_name
+        );
+    }
+
+    /// Parses a chunk and hands it to the batcher.
+    fn forward(&mut self, chunk: Chunk, permit: Permit, ctx: &mut Context<Self>) {
+        let num_read = chunk.messages.len();
+        let again = chunk.messages.iter().filter(|m| m.redelivered).count();
+        self.parts.metrics.received(num_read - again, again);
+        let mut empty = Vec::new();
+        let mut deliveries = Vec::with_capacity(num_read);
+        for message in chunk.messages {
+            match self.deliver(message) {
+                Ok(delivery) => deliveries.push(delivery),
+                Err(receipt) => empty.push(receipt),
+            }
+        }
+        if !empty.is_empty() {
+            self.parts.metrics.ignored(empty.len());
+            self.acknowledge(empty, ctx);
+        }
+        if deliveries.is_empty() && chunk.more != More::Ended {
+            return self.read(permit, ctx);
+        }
+        let more = chunk.more;
+        let enqueue = self.downstream.enqueue.send(Enqueue {
+            source: self.downstream.index,
+            deliveries,
+            more_ready: more == More::Ready,
+        });
+        self.stage = Stage::AtBatcher;
+        ctx.spawn(enqueue.into_actor(self).map(move |reply, actor, ctx| {
+            if reply.is_ok() && more == More::Ended {
+                actor.source_ended();
+            } else {
+                actor.permitted(reply, ctx);
+            }
+        }));
+    }
+
+    /// A message as the batcher gets it, or the receipt of an empty one.
+    fn deliver(&self, message: Message) -> Result<Delivery, Receipt> {
+        let entry = match message.body {
+            Body::Raw { data, .. } if data.is_empty() => return Err(message.receipt),
+            Body::Raw { position, data } => Arc::new(self.parse(position, data)),
+            Body::Entry(entry) => entry,
+        };
+        Ok(Delivery {
+            receipt: message.receipt,
+            entry,
+        })
+    }
+
+    fn parse(&self, position: Position, data: Bytes) -> Entry {
+        let received = Received::FromText {
+            default: self.parts.clock.now(),
+        };
+        let parsed = ReceivedEvent::parse_bytes(data.clone(), &self.parts.limits, received);
+        let content = match parsed {
+            Ok(event) => Content::Event(event),
+            Err(error) => Content::Rejected(Rejection {
+                raw: data,
+                reason: error.reason,
+                event_id: error.event_id,
+            }),
+        };
+        Entry {
+            source: Arc::clone(&self.source_name),
+            position,
+            content,
+        }
+    }
+
+    /// The batcher's answer to a chunk or to the first call: read on, or not.
+    fn permitted(
+        &mut self,
+        reply: Result<Result<Permit, EnqueueRefused>, MailboxError>,
+        ctx: &mut Context<Self>,
+    ) {
+        match reply {
+            Ok(Ok(permit)) if self.stopping.is_empty() => {
+                self.parts.component.started();
+                self.read(permit, ctx);
+            }
+            Ok(_) => self.stop_reading(),
+            // The batcher is gone; the pipeline starts anew, with another consumer.
+            Err(error) => {
+                log::debug!("the batcher is gone error={error}");
+                ctx.stop();
+            }
+        }
+    }
+
+    fn source_ended(&mut self) {
+        self.parts.component.ended();
+        self.stage = Stage::Ended;
+        self.ending.answer(&());
+        self.stopping.answer(&());
+    }
+
+    fn stop_reading(&mut self) {
+        self.stage = Stage::Stopped;
+        self.stopping.answer(&());
+    }
+
+    /// Gives receipts back to the source, all that have gathered in one call.
+    fn acknowledge(&mut self, receipts: Vec<Receipt>, ctx: &mut Context<Self>) {
+        self.acks.waiting.extend(receipts);
+        if self.acks.under_way || self.acks.waiting.is_empty() {
+            return;
+        }
+        self.acks.under_way = true;
+        let receipts = mem::take(&mut self.acks.waiting);
+        let source = Arc::clone(&self.source);
+        let acknowledge = async move {
+            let result = source.acknowledge(&receipts).await;
+            (receipts, result)
+        };
+        ctx.spawn(
+            acknowledge
+                .into_actor(self)
+                .map(|(receipts, result), actor, ctx| actor.acknowledged(receipts, result, ctx)),
+        );
+    }
+
+    fn acknowledged(
+        &mut self,
+        receipts: Vec<Receipt>,
+        result: Result<(), SourceError>,
+        ctx: &mut Context<Self>,
+    ) {
+        match result {
+            Ok(()) => {
+                self.acks.under_way = false;
+                self.acks.failures = 0;
+                self.acknowledge(Vec::new(), ctx);
+                if self.acks.is_empty() {
+                    self.draining.answer(&Drained { released: 0 });
+                }
+            }
+            Err(error) => {
+                self.note_failure("could not be told what is durable", &error);
+                self.acks.waiting.extend(receipts);
+                self.acks.failures = self.acks.failures.saturating_add(1);
+                let delay = self.parts.backoff.random_delay(self.acks.failures);
+                ctx.run_later(delay, |actor, ctx| {
+                    actor.acks.under_way = false;
+                    actor.acknowledge(Vec::new(), ctx);
+                });
+            }
+        }
+    }
+}
+
+impl Actor for ConsumerActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let join = self.downstream.join.send(Join {
+            source: self.downstream.index,
+            acks: ctx.address().recipient(),
+        });
+        ctx.spawn(
+            join.into_actor(self)
+                .map(|reply, actor, ctx| actor.permitted(reply, ctx)),
+        );
+    }
+}
+
+impl Handler<Ack> for ConsumerActor {
+    type Result = ();
+
+    fn handle(&mut self, Ack { receipts }: Ack, ctx: &mut Self::Context) {
+        self.acknowledge(receipts, ctx);
+    }
+}
+
+impl Handler<StopReading> for ConsumerActor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: StopReading, ctx: &mut Self::Context) -> Self::Result {
+        let reply = self.stopping.wait(());
+        match self.stage {
+            // What the read may have taken stays with the source.
+            Stage::AtSource(handle) => {
+                ctx.cancel_future(handle);
+                self.stop_reading();
+            }
+            Stage::Ended | Stage::Stopped => self.stopping.answer(&()),
+            Stage::AtBatcher => {}
+        }
+        reply
+    }
+}
+
+impl Handler<AwaitEnd> for ConsumerActor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: AwaitEnd, _: &mut Self::Context) -> Self::Result {
+        let reply = self.ending.wait(());
+        if matches!(self.stage, Stage::Ended) {
+            self.ending.answer(&());
+        }
+        reply
+    }
+}
+
+impl Handler<Drain> for ConsumerActor {
+    type Result = ResponseFuture<Drained>;
+
+    /// Answered once every receipt that the batcher sent is back with the source.
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
+        let reply = self.draining.wait(Drained { released: 0 });
+        if self.acks.is_empty() {
+            self.draining.answer(&Drained { released: 0 });
+        }
+        reply
+    }
+}
+
+stops_when_retired!(ConsumerActor);
+
+#[cfg(test)]
+mod tests;

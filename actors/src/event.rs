@@ -74,6 +74,25 @@ impl ReceivedEvent {
     }
 }
 
+impl ReceivedEvent {
+    /// Reads an event from bytes that should be UTF-8.
+    ///
+    /// # Errors
+    ///
+    /// As [`ReceivedEvent::parse`], and for what is not UTF-8.
+    pub fn parse_bytes(
+        bytes: bytes::Bytes,
+        limits: &EventLimits,
+        received: Received,
+    ) -> Result<Self, ParseError> {
+        let text = ByteString::try_from(bytes).map_err(|error| ParseError {
+            reason: format!("not UTF-8: {error}"),
+            event_id: None,
+        })?;
+        Self::parse(text, limits, received)
+    }
+}
+
 impl PartialEq for ReceivedEvent {
     fn eq(&self, other: &Self) -> bool {
         self.id == other.id

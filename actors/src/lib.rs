@@ -26,8 +26,10 @@ pub mod pipeline;
 
 pub mod backoff;
 pub mod clock;
+pub mod lifeline;
 pub mod metrics;
 pub mod status;
+mod waiters;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

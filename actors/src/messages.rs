@@ -2,9 +2,14 @@
 //!
 //! | Message | Way | Reply |
 //! |---|---|---|
+//! | [`Join`] | consumer → batcher, once | the first [`Permit`] |
 //! | [`Enqueue`] | consumer → batcher | the [`Permit`] for the next read, once there is room |
 //! | [`Flush`] | batcher → writer | [`Flushed`], or why not; the batcher keeps its own until then |
 //! | [`Ack`] | batcher → consumer | none |
+//! | [`StopReading`] | pipeline → consumer | once its last chunk is with the batcher |
+//! | [`AwaitEnd`] | pipeline → consumer | once its source has ended and its last chunk is with the batcher |
+//! | [`Retire`] | pipeline → each | none; it stops at once |
+//! | [`ReplaceWriter`] | pipeline → batcher | none; the new writer gets work |
 //! | [`Trim`] | schedule or operator → trimmer | [`Trimmed`] |
 //! | [`Drain`] | host → pipeline → each | [`Drained`] |
 //! | [`Finish`] | host → pipeline | [`Drained`], once every source has come to its end |
@@ -28,19 +33,29 @@ use crate::store::{Outcome, StoreError, Trimmed};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SourceIndex(pub usize);
 
+/// Introduces a consumer to the batcher; the reply is its first permit.
+#[derive(Message)]
+#[rtype(result = "Result<Permit, EnqueueRefused>")]
+pub struct Join {
+    /// Which source the consumer reads.
+    pub source: SourceIndex,
+    /// Where its receipts go.
+    pub acks: Recipient<Ack>,
+}
+
 /// Hands a chunk to the batcher, which takes it at once; what waits is the reply.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Permit, EnqueueRefused>")]
 pub struct Enqueue {
     /// Whom to acknowledge to.
     pub source: SourceIndex,
-    /// In the source's order; empty to ask for a first permit.
+    /// In the source's order.
     pub deliveries: Vec<Delivery>,
     /// Whether more is to be had at once, so that filling the batch is worth the wait.
     pub more_ready: bool,
 }
 
-/// The batcher takes nothing more.
+/// The batcher has taken what it was given and wants no more: the pipeline is draining.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the pipeline is draining and takes no more events")]
 pub struct EnqueueRefused;
@@ -101,6 +116,31 @@ pub struct Ack {
     pub receipts: Vec<Receipt>,
 }
 
+/// Read nothing more; answered once the last chunk is with the batcher.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct StopReading;
+
+/// Answered once the source has come to its end and its last chunk is with the batcher.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct AwaitEnd;
+
+/// Stop at once; what is held stays with its source or is handed out again.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct Retire;
+
+/// A writer has died; this one takes its place.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ReplaceWriter {
+    /// Whose place.
+    pub index: usize,
+    /// The new one.
+    pub writer: Recipient<Flush>,
+}
+
 /// Asks for one retention pass, now.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "Result<Trimmed, TrimError>")]
@@ -118,7 +158,7 @@ pub enum TrimError {
     /// Another process is trimming the same database.
     #[error("another process is trimming this database")]
     TakenByAnother,
-    /// A cutoff lies in the future: clock or retention are wrong, and nothing was removed.
+    /// A cutoff makes no sense: clock or retention are wrong, and nothing was removed.
     #[error("refused to trim: {0}")]
     AbsurdCutoff(String),
     /// The store could not be reached; what was removed before stays removed.
@@ -153,19 +193,16 @@ pub struct Drained {
 #[rtype(result = "PipelineStatus")]
 pub struct Status;
 
-impl<A, M> actix::dev::MessageResponse<A, M> for PipelineStatus
-where
-    A: Actor,
-    M: Message<Result = PipelineStatus>,
-{
-    fn handle(
-        self,
-        _: &mut A::Context,
-        sender: Option<actix::dev::OneshotSender<PipelineStatus>>,
-    ) {
-        if let Some(sender) = sender {
-            // Whoever asked may have gone; the answer is then nobody's.
-            drop(sender.send(self));
+/// Stops an actor that is told to [`Retire`].
+macro_rules! stops_when_retired {
+    ($actor:ty) => {
+        impl Handler<$crate::messages::Retire> for $actor {
+            type Result = ();
+
+            fn handle(&mut self, _: $crate::messages::Retire, ctx: &mut Self::Context) {
+                ctx.stop();
+            }
         }
-    }
+    };
 }
+pub(crate) use stops_when_retired;

@@ -78,6 +78,15 @@ impl Component {
         })))
     }
 
+    /// Notes that it has begun its work; a failure stays noted until something succeeds.
+    pub fn started(&self) {
+        self.with(|status| {
+            if status.state == State::Starting {
+                status.state = State::Ok;
+            }
+        });
+    }
+
     /// Notes a success; returns whether it ends a failure.
     pub fn succeeded(&self) -> bool {
         self.with(|status| std::mem::replace(&mut status.state, State::Ok) == State::Failing)

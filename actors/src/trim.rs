@@ -1,1 +1,240 @@
-//! trim
+//! Deletes what retention no longer keeps, on its own interval.
+//!
+//! Receives [`Trim`], from its own timer and from operators; sends nothing.
+//! Guarantee: an event goes together with its resources, and not before its time has come by the
+//! clock. A pass that was cut off is repaired by the next: passes are idempotent.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::lifeline::Lifeline;
+use crate::messages::{Drain, Drained, Trim, TrimError, stops_when_retired};
+use crate::metrics::Metrics;
+use crate::status::{Component, error_chain};
+use crate::store::{Cutoffs, EventStore, TrimStep, Trimmed};
+
+/// How long events are kept, and how they are removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrimSettings {
+    /// From the end of one pass to the start of the next (15 min).
+    pub every: Duration,
+    /// How long an event is kept after it occurred (7 days).
+    pub retention: Duration,
+    /// The same for single event names, shorter or longer (heartbeats of flow runs: 7 days).
+    pub overrides: BTreeMap<String, Duration>,
+    /// Events removed in one transaction (500). More hold writers up longer.
+    pub batch_size: NonZeroUsize,
+}
+
+impl Default for TrimSettings {
+    fn default() -> Self {
+        const DAY: u64 = 24 * 60 * 60;
+        Self {
+            every: Duration::from_secs(15 * 60),
+            retention: Duration::from_secs(7 * DAY),
+            overrides: BTreeMap::from([(
+                "prefect.flow-run.heartbeat".to_owned(),
+                Duration::from_secs(7 * DAY),
+            )]),
+            batch_size: NonZeroUsize::MIN.saturating_add(499),
+        }
+    }
+}
+
+/// From retention to moments.
+///
+/// # Errors
+///
+/// A retention reaches back before the first moment that can be told.
+pub fn cutoffs(settings: &TrimSettings, now: DateTime<Utc>) -> Result<Cutoffs, TrimError> {
+    let cutoff = |name: &str, retention: Duration| {
+        TimeDelta::from_std(retention)
+            .ok()
+            .and_then(|retention| now.checked_sub_signed(retention))
+            .ok_or_else(|| {
+                TrimError::AbsurdCutoff(format!(
+                    "{name} of {retention:?} reaches back beyond all time; make it shorter"
+                ))
+            })
+    };
+    Ok(Cutoffs {
+        default: cutoff("the retention", settings.retention)?,
+        overrides: settings
+            .overrides
+            .iter()
+            .map(|(event, retention)| {
+                let cutoff = cutoff(&format!("the retention of {event}"), *retention)?;
+                Ok((event.clone(), cutoff))
+            })
+            .collect::<Result<_, TrimError>>()?,
+    })
+}
+
+/// One retention pass: bounded steps until nothing is left to remove.
+///
+/// Between two steps it rests for as long as the last one took, so that writers that wait for the
+/// same locks get their turn.
+///
+/// # Errors
+///
+/// The store fails, or another process is trimming it. What was removed before stays removed.
+pub async fn run_pass(
+    store: &dyn EventStore,
+    cutoffs: &Cutoffs,
+    batch_size: NonZeroUsize,
+) -> Result<Trimmed, TrimError> {
+    const LONGEST_REST: Duration = Duration::from_millis(250);
+    let mut total = Trimmed::default();
+    loop {
+        let started = Instant::now();
+        match store.trim(cutoffs, batch_size).await? {
+            TrimStep::Removed(trimmed) => total += trimmed,
+            TrimStep::Finished => return Ok(total),
+            TrimStep::TakenByAnother => return Err(TrimError::TakenByAnother),
+        }
+        tokio::time::sleep(started.elapsed().min(LONGEST_REST)).await;
+    }
+}
+
+/// What a trimmer shares with the rest of its pipeline.
+#[derive(Clone)]
+pub struct TrimParts {
+    /// Notes what happens to the passes.
+    pub component: Component,
+    /// Counts what was removed.
+    pub metrics: Metrics,
+    /// Tells what is old.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The owner of one connection for trimming.
+pub struct TrimActor {
+    store: Arc<dyn EventStore>,
+    settings: Arc<TrimSettings>,
+    parts: TrimParts,
+    under_way: bool,
+    _lifeline: Lifeline,
+}
+
+impl TrimActor {
+    /// A trimmer that makes its first pass one jittered interval after it starts.
+    pub fn new(
+        store: Arc<dyn EventStore>,
+        settings: TrimSettings,
+        parts: TrimParts,
+        lifeline: Lifeline,
+    ) -> Self {
+        Self {
+            store,
+            settings: Arc::new(settings),
+            parts,
+            under_way: false,
+            _lifeline: lifeline,
+        }
+    }
+
+    /// Replicas that started together should not trim together: up to a fifth is taken off.
+    fn schedule(&self, ctx: &mut Context<Self>) {
+        let delay = self.settings.every.mul_f64(1.0 - 0.2 * fastrand::f64());
+        ctx.run_later(delay, |actor, ctx| {
+            let pass = actor.pass();
+            ctx.spawn(pass.map(|_, actor, ctx| actor.schedule(ctx)));
+        });
+    }
+
+    /// One pass, with its outcome noted.
+    fn pass(&mut self) -> ResponseActFuture<Self, Result<Trimmed, TrimError>> {
+        if self.under_way {
+            return Box::pin(actix::fut::ready(Err(TrimError::UnderWay)));
+        }
+        self.under_way = true;
+        let store = Arc::clone(&self.store);
+        let settings = Arc::clone(&self.settings);
+        let now = self.parts.clock.now();
+        let started = Instant::now();
+        let pass = async move {
+            let cutoffs = cutoffs(&settings, now)?;
+            run_pass(store.as_ref(), &cutoffs, settings.batch_size).await
+        };
+        Box::pin(pass.into_actor(self).map(move |result, actor, _| {
+            actor.under_way = false;
+            actor.note(&result, started.elapsed());
+            result
+        }))
+    }
+
+    fn note(&self, result: &Result<Trimmed, TrimError>, took: Duration) {
+        match result {
+            Ok(trimmed) => {
+                self.parts.metrics.trimmed(trimmed);
+                self.parts.component.succeeded();
+                log::info!(
+                    "trimmed what retention no longer keeps events={} resources={} \
+                     duration={took:?}",
+                    trimmed.events,
+                    trimmed.resources
+                );
+            }
+            Err(TrimError::TakenByAnother | TrimError::UnderWay) => {
+                self.parts.component.succeeded();
+                log::debug!("left trimming to another");
+            }
+            Err(error @ (TrimError::Off | TrimError::AbsurdCutoff(_) | TrimError::Store(_))) => {
+                let error = error_chain(error);
+                log::warn!("a retention pass failed; the next one makes up for it error={error}");
+                self.parts.component.failed(error, self.parts.clock.now());
+            }
+        }
+    }
+}
+
+impl Actor for TrimActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.parts.component.started();
+        self.schedule(ctx);
+    }
+}
+
+impl Handler<Trim> for TrimActor {
+    type Result = ResponseActFuture<Self, Result<Trimmed, TrimError>>;
+
+    fn handle(&mut self, _: Trim, _: &mut Self::Context) -> Self::Result {
+        self.pass()
+    }
+}
+
+impl Handler<Drain> for TrimActor {
+    type Result = AtomicResponse<Self, Drained>;
+
+    /// Stops at once: a transaction under way is rolled back or committed whole.
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
+        let store = Arc::clone(&self.store);
+        let close = async move {
+            if let Err(error) = store.close().await {
+                log::debug!(
+                    "the trimmer's store did not close cleanly error={}",
+                    error_chain(&error)
+                );
+            }
+            Drained { released: 0 }
+        };
+        AtomicResponse::new(Box::pin(close.into_actor(self).map(|drained, _, ctx| {
+            ctx.stop();
+            drained
+        })))
+    }
+}
+
+stops_when_retired!(TrimActor);
+
+#[cfg(test)]
+mod tests;

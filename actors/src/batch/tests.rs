@@ -1,0 +1,282 @@
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+use crate::delivery::{Content, Position, Rejection};
+
+const SOURCE: SourceIndex = SourceIndex(0);
+
+fn delivery(number: u64, num_bytes: usize) -> Delivery {
+    Delivery {
+        receipt: Receipt(number),
+        entry: Arc::new(Entry {
+            source: Arc::from("test"),
+            position: Position::new(number.to_string()),
+            content: Content::Rejected(Rejection {
+                raw: Bytes::from(vec![b'x'; num_bytes]),
+                reason: String::new(),
+                event_id: None,
+            }),
+        }),
+    }
+}
+
+fn deliveries(count: u64) -> Vec<Delivery> {
+    (0..count).map(|number| delivery(number, 10)).collect()
+}
+
+fn queue(max_events: usize, max_bytes: usize) -> BatchQueue {
+    BatchQueue::new(BatchLimits {
+        max_events: NonZeroUsize::new(max_events).unwrap(),
+        max_bytes: NonZeroUsize::new(max_bytes).unwrap(),
+        linger: Duration::from_millis(5),
+        max_age: Duration::from_secs(1),
+    })
+}
+
+fn write(next: Next) -> (HeldBatch, FlushReason) {
+    match next {
+        Next::Write(held, reason) => (held, reason),
+        other => panic!("expected a batch, got {other:?}"),
+    }
+}
+
+fn wait(next: Next) -> Instant {
+    match next {
+        Next::WaitUntil(at) => at,
+        other => panic!("expected to wait, got {other:?}"),
+    }
+}
+
+#[test]
+fn flushes_by_size() {
+    let now = Instant::now();
+    let mut queue = queue(3, 1_000);
+    queue.push(SOURCE, deliveries(7), true, now);
+    for _ in 0..2 {
+        let (held, reason) = write(queue.next(now));
+        assert_eq!((held.batch.len(), reason), (3, FlushReason::MaxEvents));
+    }
+    wait(queue.next(now));
+}
+
+#[test]
+fn flushes_by_bytes_and_lets_a_larger_event_go_alone() {
+    let now = Instant::now();
+    let mut queue = queue(100, 25);
+    queue.push(SOURCE, deliveries(3), true, now);
+    queue.push(SOURCE, vec![delivery(3, 500), delivery(4, 10)], true, now);
+    let (held, reason) = write(queue.next(now));
+    assert_eq!((held.batch.len(), reason), (2, FlushReason::MaxBytes));
+    let lens: Vec<_> = std::iter::from_fn(|| match queue.next(now + Duration::from_secs(1)) {
+        Next::Write(held, _) => Some((held.batch.len(), held.batch.num_bytes())),
+        Next::WaitUntil(_) | Next::Nothing => None,
+    })
+    .collect();
+    assert_eq!(lens, [(1, 10), (1, 500), (1, 10)]);
+}
+
+#[test]
+fn flushes_at_once_when_the_source_has_no_more() {
+    let now = Instant::now();
+    let mut queue = queue(100, 1_000);
+    queue.push(SOURCE, deliveries(1), false, now);
+    assert_eq!(write(queue.next(now)).1, FlushReason::SourceIdle);
+    assert!(matches!(queue.next(now), Next::Nothing));
+}
+
+#[test]
+fn flushes_by_linger_when_the_source_is_slow() {
+    let now = Instant::now();
+    let mut queue = queue(100, 1_000);
+    queue.push(SOURCE, deliveries(1), true, now);
+    let lingered = now + Duration::from_millis(5);
+    assert_eq!(wait(queue.next(now)), lingered);
+    assert_eq!(write(queue.next(lingered)).1, FlushReason::Linger);
+}
+
+#[test]
+fn flushes_by_age_however_busy_the_source() {
+    let start = Instant::now();
+    let mut queue = queue(100_000, 1_000_000);
+    let step = Duration::from_millis(4);
+    for number in 0..250 {
+        let now = start + step * number;
+        queue.push(SOURCE, deliveries(1), true, now);
+        if now < start + Duration::from_secs(1) {
+            wait(queue.next(now));
+        }
+    }
+    let aged = start + Duration::from_secs(1);
+    assert_eq!(write(queue.next(aged)).1, FlushReason::MaxAge);
+}
+
+#[test]
+fn drains_without_waiting() {
+    let now = Instant::now();
+    let mut queue = queue(100, 1_000);
+    queue.push(SOURCE, deliveries(1), true, now);
+    queue.start_draining();
+    assert_eq!(write(queue.next(now)).1, FlushReason::Draining);
+    assert!(queue.is_empty());
+}
+
+#[test]
+fn a_returned_batch_goes_first_and_is_not_overtaken() {
+    let now = Instant::now();
+    let mut queue = queue(2, 1_000);
+    queue.push(SOURCE, deliveries(6), false, now);
+    let (first, _) = write(queue.next(now));
+    let (second, _) = write(queue.next(now));
+    let later = now + Duration::from_secs(3);
+    queue.put_back(second, later);
+    queue.put_back(first, later);
+    assert_eq!(wait(queue.next(now)), later);
+    queue.end_backoff(now);
+    let order: Vec<_> = (0..3)
+        .map(|_| write(queue.next(now)))
+        .map(|(held, reason)| (held.batch.id.0, reason))
+        .collect();
+    assert_eq!(
+        order,
+        [
+            (1, FlushReason::Retry),
+            (2, FlushReason::Retry),
+            (3, FlushReason::MaxEvents)
+        ]
+    );
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Push { sizes: Vec<usize>, more_ready: bool },
+    Next,
+    PutBack { which: usize, after_millis: u64 },
+    Commit { which: usize },
+    EndBackoff,
+    Wait { millis: u64 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (prop::collection::vec(0_usize..60, 0..9), any::<bool>())
+            .prop_map(|(sizes, more_ready)| Step::Push { sizes, more_ready }),
+        4 => Just(Step::Next),
+        1 => (any::<usize>(), 0_u64..3_000)
+            .prop_map(|(which, after_millis)| Step::PutBack { which, after_millis }),
+        2 => any::<usize>().prop_map(|which| Step::Commit { which }),
+        1 => Just(Step::EndBackoff),
+        2 => (0_u64..1_500).prop_map(|millis| Step::Wait { millis }),
+    ]
+}
+
+/// Plays steps against a queue and holds it to its promises at each of them.
+struct Game {
+    queue: BatchQueue,
+    now: Instant,
+    pushed: u64,
+    out: Vec<HeldBatch>,
+    /// Ids that were put back and wait.
+    back: HashSet<BatchId>,
+    highest: u64,
+    committed: Vec<u64>,
+}
+
+impl Game {
+    fn play(&mut self, step: Step) -> Result<(), TestCaseError> {
+        match step {
+            Step::Push { sizes, more_ready } => {
+                let chunk = sizes.into_iter().map(|size| {
+                    self.pushed += 1;
+                    delivery(self.pushed, size)
+                });
+                let chunk = chunk.collect();
+                self.queue.push(SOURCE, chunk, more_ready, self.now);
+            }
+            Step::Next => self.next()?,
+            Step::PutBack {
+                which,
+                after_millis,
+            } if !self.out.is_empty() => {
+                let held = self.out.swap_remove(which % self.out.len());
+                self.back.insert(held.batch.id);
+                let not_before = self.now + Duration::from_millis(after_millis);
+                self.queue.put_back(held, not_before);
+            }
+            Step::Commit { which } if !self.out.is_empty() => {
+                let held = self.out.swap_remove(which % self.out.len());
+                self.committed
+                    .extend(held.receipts.iter().map(|(_, receipt)| receipt.0));
+            }
+            Step::PutBack { .. } | Step::Commit { .. } => {}
+            Step::EndBackoff => self.queue.end_backoff(self.now),
+            Step::Wait { millis } => self.now += Duration::from_millis(millis),
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<(), TestCaseError> {
+        let (held, reason) = match self.queue.next(self.now) {
+            Next::Write(held, reason) => (held, reason),
+            Next::WaitUntil(at) => {
+                prop_assert!(at > self.now, "told to wait for what is due");
+                return Ok(());
+            }
+            Next::Nothing => return Ok(()),
+        };
+        let limits = self.queue.limits;
+        prop_assert!(!held.batch.is_empty());
+        prop_assert!(held.batch.len() <= limits.max_events.get());
+        prop_assert!(held.batch.num_bytes() <= limits.max_bytes.get() || held.batch.len() == 1);
+        prop_assert_eq!(held.receipts.len(), held.batch.len());
+        let in_order = held
+            .receipts
+            .windows(2)
+            .all(|pair| pair[0].1.0 + 1 == pair[1].1.0);
+        prop_assert!(in_order, "entries out of order");
+        if let Some(first_back) = self.back.iter().min().copied() {
+            prop_assert_eq!(held.batch.id, first_back, "overtook a returned batch");
+            prop_assert_eq!(reason, FlushReason::Retry);
+            self.back.remove(&first_back);
+        } else {
+            prop_assert_eq!(held.batch.id.0, self.highest + 1, "out of sequence");
+            self.highest = held.batch.id.0;
+        }
+        self.out.push(held);
+        Ok(())
+    }
+}
+
+proptest! {
+    #[test]
+    fn never_loses_never_reorders_never_exceeds_a_bound(
+        steps in prop::collection::vec(step(), 0..120),
+        max_events in 1_usize..8,
+        max_bytes in 1_usize..120,
+    ) {
+        let mut game = Game {
+            queue: queue(max_events, max_bytes),
+            now: Instant::now(),
+            pushed: 0,
+            out: Vec::new(),
+            back: HashSet::new(),
+            highest: 0,
+            committed: Vec::new(),
+        };
+        for step in steps {
+            game.play(step)?;
+        }
+        game.queue.start_draining();
+        game.now += Duration::from_secs(10);
+        while !game.queue.is_empty() {
+            game.next()?;
+        }
+        for held in game.out {
+            game.committed.extend(held.receipts.iter().map(|(_, receipt)| receipt.0));
+        }
+        game.committed.sort_unstable();
+        prop_assert_eq!(game.committed, (1..=game.pushed).collect::<Vec<_>>());
+    }
+}
