@@ -1,1 +1,6 @@
-//! testing
+//! Fakes for tests of actors and of hosts: observable, with switchable faults, and held to the same
+//! contracts as the real adapters.
+
+mod probe;
+
+pub use probe::{Asked, Inbox, probe};

@@ -1,1 +1,336 @@
+use bytes::Bytes;
 
+use super::*;
+use crate::clock::SystemClock;
+use crate::delivery::{Content, Delivery, Entry, Position, Receipt, Rejection};
+use crate::lifeline::lifeline;
+use crate::testing::{Asked, Inbox, probe};
+
+const SOURCE: SourceIndex = SourceIndex(0);
+
+fn deliveries(numbers: std::ops::Range<u64>) -> Vec<Delivery> {
+    numbers
+        .map(|number| Delivery {
+            receipt: Receipt(number),
+            entry: Arc::new(Entry {
+                source: Arc::from("test"),
+                position: Position::new(number.to_string()),
+                content: Content::Rejected(Rejection {
+                    raw: Bytes::from_static(b"message"),
+                    reason: "for the test".to_owned(),
+                    event_id: None,
+                }),
+            }),
+        })
+        .collect()
+}
+
+fn committed(asked: &Asked<Flush>) -> Flushed {
+    Flushed {
+        rejected_at_parse: asked.message.batch.len() as u64,
+        ..Flushed::default()
+    }
+}
+
+fn commit(asked: Asked<Flush>) {
+    let flushed = committed(&asked);
+    asked.answer(Ok(flushed));
+}
+
+fn positions(asked: &Asked<Flush>) -> Vec<String> {
+    let entries = asked.message.batch.entries().iter();
+    entries.map(|entry| entry.position.to_string()).collect()
+}
+
+/// A batcher between a consumer and writers that the test plays.
+struct Bench {
+    batcher: Addr<BatcherActor>,
+    writers: Vec<Inbox<Flush>>,
+    acks: Inbox<Ack>,
+    metrics: Metrics,
+    store: Component,
+}
+
+impl Bench {
+    async fn start(num_writers: usize, max_events: usize) -> Self {
+        tokio::time::pause();
+        let (recipients, writers): (Vec<_>, _) = (0..num_writers).map(|_| probe()).unzip();
+        let (ack, acks) = probe();
+        let metrics = Metrics::new().unwrap();
+        let store = Component::new("store");
+        let parts = BatcherParts {
+            store: store.clone(),
+            metrics: metrics.clone(),
+            clock: Arc::new(SystemClock),
+        };
+        let settings = BatcherSettings {
+            max_events: NonZeroUsize::new(max_events).unwrap(),
+            ..BatcherSettings::default()
+        };
+        let (alive, _) = lifeline();
+        let batcher = BatcherActor::new(settings, parts, 1, recipients, alive).start();
+        let join = Join {
+            source: SOURCE,
+            acks: ack,
+        };
+        batcher.send(join).await.unwrap().expect("a first permit");
+        Self {
+            batcher,
+            writers,
+            acks,
+            metrics,
+            store,
+        }
+    }
+
+    /// Hands a chunk over; what comes back is the next permit, when there is room.
+    fn enqueue(
+        &self,
+        numbers: std::ops::Range<u64>,
+        more_ready: bool,
+    ) -> impl Future<Output = Result<Permit, EnqueueRefused>> + use<> {
+        let deliveries = deliveries(numbers);
+        self.metrics.received(deliveries.len(), 0);
+        let reply = self.batcher.send(Enqueue {
+            source: SOURCE,
+            deliveries,
+            more_ready,
+        });
+        // Polled at once, so that the message is on its way even if nobody waits for the permit.
+        let reply = actix_rt::spawn(reply);
+        async move { reply.await.unwrap().unwrap() }
+    }
+
+    async fn flush(&mut self, writer: usize) -> Asked<Flush> {
+        self.writers[writer].next().await.expect("a batch")
+    }
+
+    async fn acknowledged(&mut self) -> Vec<u64> {
+        let ack = self.acks.next().await.expect("an acknowledgement");
+        ack.message.receipts.iter().map(|r| r.0).collect()
+    }
+}
+
+/// Lets everything happen that can happen without time passing.
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[actix::test]
+async fn acknowledges_only_after_commit() {
+    let mut bench = Bench::start(1, 10).await;
+    drop(bench.enqueue(0..3, false));
+    let flush = bench.flush(0).await;
+    settle().await;
+    assert!(bench.acks.try_next().is_none(), "acknowledged too early");
+    commit(flush);
+    assert_eq!(bench.acknowledged().await, [0, 1, 2]);
+    assert!(bench.metrics.ledger().balances());
+}
+
+#[actix::test]
+async fn does_not_acknowledge_what_could_not_be_written() {
+    let mut bench = Bench::start(1, 10).await;
+    drop(bench.enqueue(0..3, false));
+    for _ in 0..20 {
+        let flush = bench.flush(0).await;
+        assert_eq!(positions(&flush), ["0", "1", "2"]);
+        flush.answer(Err(StoreError::unavailable("away")));
+        settle().await;
+        assert!(bench.acks.try_next().is_none());
+        assert_eq!(bench.metrics.ledger().in_flight, 3);
+    }
+    commit(bench.flush(0).await);
+    assert_eq!(bench.acknowledged().await, [0, 1, 2]);
+}
+
+#[actix::test]
+async fn writes_again_after_an_unknown_outcome() {
+    let mut bench = Bench::start(1, 10).await;
+    drop(bench.enqueue(0..2, false));
+    bench.flush(0).await.answer(Err(StoreError::OutcomeUnknown {
+        what: "the connection broke during COMMIT".to_owned(),
+        source: None,
+    }));
+    let flush = bench.flush(0).await;
+    assert_eq!(positions(&flush), ["0", "1"]);
+    assert!(bench.acks.try_next().is_none());
+    commit(flush);
+    assert_eq!(bench.acknowledged().await, [0, 1]);
+}
+
+#[actix::test]
+async fn a_failed_batch_goes_back_to_the_front() {
+    let mut bench = Bench::start(1, 2).await;
+    drop(bench.enqueue(0..6, false));
+    let first = bench.flush(0).await;
+    first.answer(Err(StoreError::unavailable("away")));
+    let mut order = Vec::new();
+    for _ in 0..3 {
+        let flush = bench.flush(0).await;
+        order.extend(positions(&flush));
+        commit(flush);
+    }
+    assert_eq!(order, ["0", "1", "2", "3", "4", "5"]);
+}
+
+#[actix::test]
+async fn back_off_grows_is_capped_and_resets() {
+    let mut bench = Bench::start(1, 10).await;
+    drop(bench.enqueue(0..1, false));
+    let mut delays = Vec::new();
+    let mut failed_at = None;
+    for _ in 0..12 {
+        let flush = bench.flush(0).await;
+        delays.extend(failed_at.map(|at: Instant| at.elapsed()));
+        failed_at = Some(Instant::now());
+        flush.answer(Err(StoreError::unavailable("away")));
+    }
+    let millis = |ms| Duration::from_millis(ms);
+    assert!(delays[0] <= millis(102), "{delays:?}");
+    assert!(delays[2] > delays[0], "{delays:?}");
+    let capped = millis(1_500)..=millis(3_002);
+    assert!(delays[6..].iter().all(|d| capped.contains(d)), "{delays:?}");
+
+    commit(bench.flush(0).await);
+    drop(bench.enqueue(1..2, false));
+    bench
+        .flush(0)
+        .await
+        .answer(Err(StoreError::unavailable("away")));
+    let failed_at = Instant::now();
+    commit(bench.flush(0).await);
+    assert!(
+        failed_at.elapsed() <= millis(102),
+        "starts over after a success"
+    );
+}
+
+#[actix::test]
+async fn an_outage_is_told_once_and_its_end_too() {
+    let mut bench = Bench::start(1, 10).await;
+    drop(bench.enqueue(0..1, false));
+    bench
+        .flush(0)
+        .await
+        .answer(Err(StoreError::unavailable("away")));
+    let flush = bench.flush(0).await;
+    let status = bench.store.snapshot();
+    assert_eq!(status.state, crate::status::State::Failing);
+    assert_eq!(status.last_error.as_deref(), Some("away"));
+    commit(flush);
+    bench.acknowledged().await;
+    assert_eq!(bench.store.snapshot().state, crate::status::State::Ok);
+}
+
+#[actix::test]
+async fn hands_batches_to_all_writers_and_puts_them_back_in_order() {
+    let mut bench = Bench::start(2, 2).await;
+    drop(bench.enqueue(0..2, true));
+    let first = bench.flush(0).await;
+    drop(bench.enqueue(2..4, true));
+    let second = bench.flush(1).await;
+    second.answer(Err(StoreError::unavailable("away")));
+    settle().await;
+    first.answer(Err(StoreError::unavailable("away")));
+    let mut order = Vec::new();
+    for _ in 0..2 {
+        let [one, other] = &mut bench.writers[..] else {
+            panic!("two writers");
+        };
+        let flush = tokio::select! {
+            flush = one.next() => flush,
+            flush = other.next() => flush,
+        };
+        let flush = flush.expect("a batch");
+        order.push(flush.message.batch.id.0);
+        settle().await;
+        commit(flush);
+    }
+    assert_eq!(order, [1, 2]);
+}
+
+#[actix::test]
+async fn a_dead_writers_batch_is_written_by_its_replacement() {
+    let mut bench = Bench::start(1, 10).await;
+    drop(bench.enqueue(0..3, false));
+    let unanswered = bench.flush(0).await;
+    bench.writers.remove(0).kill().await;
+    drop(unanswered);
+    let (writer, mut inbox) = probe();
+    let replace = ReplaceWriter { index: 0, writer };
+    bench.batcher.send(replace).await.unwrap();
+    let flush = inbox.next().await.expect("the dead writer's batch");
+    assert_eq!(positions(&flush), ["0", "1", "2"]);
+    assert!(bench.acks.try_next().is_none());
+    commit(flush);
+    assert_eq!(bench.acknowledged().await, [0, 1, 2]);
+    assert!(bench.metrics.ledger().balances());
+}
+
+#[actix::test]
+async fn a_replacement_before_the_reply_does_not_confuse_it() {
+    let mut bench = Bench::start(1, 10).await;
+    drop(bench.enqueue(0..3, false));
+    let slow = bench.flush(0).await;
+    let (writer, mut inbox) = probe();
+    let replace = ReplaceWriter { index: 0, writer };
+    bench.batcher.send(replace).await.unwrap();
+    let flush = inbox.next().await.expect("the batch again");
+    // The replaced writer answers after all: what it says is no longer asked for.
+    commit(slow);
+    settle().await;
+    assert!(bench.acks.try_next().is_none());
+    commit(flush);
+    assert_eq!(bench.acknowledged().await, [0, 1, 2]);
+    assert_eq!(bench.metrics.ledger().in_flight, 0);
+}
+
+#[actix::test]
+async fn the_permit_waits_for_room() {
+    let mut bench = Bench::start(1, 10).await;
+    // One writer: thirty in flight at most, ten with each permit.
+    let permit = bench.enqueue(0..10, true).await.unwrap();
+    assert_eq!(permit.max_messages, 10);
+    bench.enqueue(10..20, true).await.unwrap();
+    let waiting = actix_rt::spawn(bench.enqueue(20..30, true));
+    settle().await;
+    assert!(!waiting.is_finished(), "granted without room");
+    commit(bench.flush(0).await);
+    waiting.await.unwrap().unwrap();
+}
+
+#[actix::test]
+async fn drain_flushes_what_is_held() {
+    let mut bench = Bench::start(1, 100).await;
+    let permit = bench.enqueue(0..3, true);
+    settle().await;
+    let timeout = Duration::from_secs(1);
+    let drained = actix_rt::spawn(bench.batcher.send(Drain { timeout }));
+    let flush = bench.flush(0).await;
+    assert_eq!(positions(&flush), ["0", "1", "2"]);
+    settle().await;
+    assert!(!drained.is_finished(), "drained before the commit");
+    commit(flush);
+    drained.await.unwrap().unwrap();
+    assert_eq!(bench.acknowledged().await, [0, 1, 2]);
+    permit.await.expect("granted before it drained");
+    let late = bench.enqueue(3..4, false).await;
+    assert_eq!(late, Err(EnqueueRefused));
+    commit(bench.flush(0).await);
+    assert_eq!(bench.acknowledged().await, [3], "refused, and yet not lost");
+}
+
+#[actix::test]
+async fn flushes_by_linger_through_its_timer() {
+    let mut bench = Bench::start(1, 100).await;
+    let enqueued = Instant::now();
+    drop(bench.enqueue(0..3, true));
+    let flush = bench.flush(0).await;
+    let waited = enqueued.elapsed();
+    let expected = Duration::from_millis(5)..Duration::from_millis(8);
+    assert!(expected.contains(&waited), "{waited:?}");
+    commit(flush);
+}

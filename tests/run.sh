@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# The test command: checks and tests everything, on any Debian machine with Rust.
+#
+# What is missing (a C compiler for the bundled SQLite, cargo-machete) is installed and named.
+# Nothing outside the repository and the system's temporary folder is written to.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+step() { printf '\n== %s\n' "$*"; }
+
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+if ! command -v cc >/dev/null; then
+  step "installing a C compiler (Debian package gcc)"
+  as_root apt-get update -qq
+  as_root apt-get install -y -qq gcc libc6-dev
+fi
+
+step "format"
+cargo fmt --all --check
+
+step "lints, all features"
+cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+step "lints, no features"
+cargo clippy -p event-persister-actors --all-targets --no-default-features -- -D warnings
+
+step "each feature alone"
+for feature in file http sqlite testing; do
+  cargo clippy -q -p event-persister-actors --no-default-features --features "$feature" -- -D warnings
+done
+
+step "the library without features knows neither databases nor the web"
+graph=$(cargo tree -p event-persister-actors --no-default-features --edges normal --prefix none)
+if grep -E '^(diesel|redis|actix-web|actix-http|libsqlite3-sys)' <<<"$graph"; then
+  echo "the crates above must not be needed by ports, actors and pipeline" >&2
+  exit 1
+fi
+
+step "unused dependencies"
+if ! command -v cargo-machete >/dev/null; then
+  echo "installing cargo-machete"
+  cargo install --quiet --locked cargo-machete
+fi
+cargo machete
+
+if command -v cargo-deny >/dev/null; then
+  step "licences, sources and bans of dependencies"
+  cargo deny --config .deny.toml check bans licenses sources
+fi
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --all-features --no-deps
+
+step "tests of the library without features"
+cargo test -p event-persister-actors --no-default-features
+
+step "the example of a host"
+cargo run --quiet -p event-persister-actors --features sqlite --example embedded
+
+step "all tests"
+cargo test --workspace --all-features
