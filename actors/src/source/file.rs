@@ -1,1 +1,447 @@
-//! Source: newline-delimited events from any reader.
+//! Source: newline-delimited events from any reader, such as a file or the standard input.
+//!
+//! Lines end at `\n` alone; a last line without it counts; blank lines are skipped. A line longer
+//! than the limit is not an event: it goes on as a rejection that keeps its beginning, and reading
+//! goes on behind it. Memory holds one line at most and what the pipeline has not acknowledged.
+//!
+//! When the reader fails, the lines before the failure are handed out, and from then on every read
+//! reports it. Reading is not tried again: what a reader gives after an error is anyone's guess,
+//! and an end of file that is none would lose events without a word.
+//!
+//! # Why a thread of its own
+//!
+//! A read of a terminal or a pipe may never return, and the runtime waits at its shutdown for
+//! every blocking task. A thread of our own is simply left behind.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+use tokio::sync::Notify;
+
+use crate::delivery::{Content, Entry, Position, Receipt, Rejection};
+
+use super::retained::{Retain, Retained};
+use super::{Body, Chunk, EventSource, More, Permit, SourceError};
+
+/// The source's name in dead letters, metrics and logs.
+pub const SOURCE_NAME: &str = "file";
+
+/// The default of the longest line that is taken as an event.
+pub const DEFAULT_MAX_LINE_BYTES: usize = 64 * 1024 * 1024;
+
+/// How much of a line beyond the limit is kept for its dead letter: enough to recognise it, too
+/// little to hurt a table.
+const MAX_KEPT_BYTES: usize = 1024 * 1024;
+
+/// One system call reads this much. Smaller costs calls, larger gains nothing.
+const READ_BUFFER_BYTES: usize = 256 * 1024;
+
+/// How far a file has been read; shared, to be looked at from anywhere.
+#[derive(Debug, Default)]
+pub struct FileProgress {
+    num_bytes: AtomicU64,
+    num_lines: AtomicU64,
+    failure: Mutex<Option<String>>,
+}
+
+impl FileProgress {
+    /// Bytes read so far, line ends included.
+    pub fn num_bytes(&self) -> u64 {
+        self.num_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Lines read so far, without blank ones: each of them is a message.
+    pub fn num_lines(&self) -> u64 {
+        self.num_lines.load(Ordering::Relaxed)
+    }
+
+    /// Why nothing more is read, if the reader failed. It is final: every read reports it.
+    pub fn failure(&self) -> Option<String> {
+        lock(&self.failure).clone()
+    }
+}
+
+/// Hands out the lines of one reader.
+pub struct FileSource {
+    shared: Arc<Shared>,
+    /// Asks the reading thread for the next lines; the thread ends with this.
+    requests: Mutex<Option<mpsc::Sender<Permit>>>,
+}
+
+impl FileSource {
+    /// Reads lines from `reader`; `name` stands for it in positions and errors.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no thread to read with.
+    pub fn new(
+        reader: Box<dyn Read + Send>,
+        name: impl Into<Arc<str>>,
+        max_line_bytes: usize,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            name: name.into(),
+            progress: Arc::new(FileProgress::default()),
+            changed: Notify::new(),
+            state: Mutex::new(State::default()),
+        });
+        let (requests, receiver) = mpsc::channel();
+        let lines = Lines {
+            reader: BufReader::with_capacity(READ_BUFFER_BYTES, reader),
+            max_line_bytes,
+            line_number: 0,
+            line: Vec::new(),
+        };
+        let for_thread = Arc::clone(&shared);
+        thread::Builder::new()
+            .name("file-source".to_owned())
+            .spawn(move || for_thread.serve(lines, &receiver))?;
+        Ok(Self {
+            shared,
+            requests: Mutex::new(Some(requests)),
+        })
+    }
+
+    /// How far it has been read.
+    pub fn progress(&self) -> Arc<FileProgress> {
+        Arc::clone(&self.shared.progress)
+    }
+
+    /// Asks for lines unless that was done already.
+    fn request(&self, state: &mut State, permit: Permit) {
+        if state.reading {
+            return;
+        }
+        let sent = lock(&self.requests)
+            .as_ref()
+            .is_some_and(|requests| requests.send(permit).is_ok());
+        if sent {
+            state.reading = true;
+        } else {
+            let gone = || self.shared.fail("its reader is gone");
+            state.end.get_or_insert_with(gone);
+            self.shared.changed.notify_one();
+        }
+    }
+}
+
+impl EventSource for FileSource {
+    fn name(&self) -> &str {
+        SOURCE_NAME
+    }
+
+    fn read(&self, permit: Permit) -> LocalBoxFuture<'_, Result<Chunk, SourceError>> {
+        Box::pin(async move {
+            loop {
+                {
+                    // One poll looks and takes, so a dropped read has taken nothing; what the
+                    // thread reads for it waits for the next one.
+                    let mut state = self.shared.lock();
+                    if let Some(taken) = state.take(permit) {
+                        return taken;
+                    }
+                    self.request(&mut state, permit);
+                }
+                self.shared.changed.notified().await;
+            }
+        })
+    }
+
+    fn acknowledge<'a>(
+        &'a self,
+        receipts: &'a [Receipt],
+    ) -> LocalBoxFuture<'a, Result<(), SourceError>> {
+        Box::pin(async move {
+            let mut state = self.shared.lock();
+            for &receipt in receipts {
+                state.lines.acknowledge(receipt);
+            }
+            Ok(())
+        })
+    }
+
+    fn rewind(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move {
+            self.shared.lock().lines.rewind();
+            Ok(())
+        })
+    }
+
+    fn close(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move {
+            lock(&self.requests).take();
+            let dropped = {
+                let mut state = self.shared.lock();
+                state.end = Some(End::Reached);
+                state.closed = true;
+                state.lines.clear()
+            };
+            drop(dropped);
+            self.shared.changed.notify_one();
+            Ok(())
+        })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change is complete before anything that could panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Shared {
+    name: Arc<str>,
+    progress: Arc<FileProgress>,
+    /// Something has changed for the one reader.
+    changed: Notify,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    lines: Retained<Line>,
+    /// The thread was asked for lines and has not answered.
+    reading: bool,
+    end: Option<End>,
+    closed: bool,
+}
+
+#[derive(Clone)]
+enum End {
+    Reached,
+    Failed { what: String },
+}
+
+impl State {
+    /// What a read returns at once; `None` if lines have to be read first.
+    fn take(&mut self, permit: Permit) -> Option<Result<Chunk, SourceError>> {
+        let when_empty = match self.end {
+            Some(End::Reached) => More::Ended,
+            Some(End::Failed { .. }) | None => More::Ready,
+        };
+        if let Some(chunk) = self.lines.hand_out(permit, when_empty) {
+            return Some(Ok(chunk));
+        }
+        match self.end.clone()? {
+            End::Reached => Some(Ok(Chunk {
+                messages: Vec::new(),
+                more: More::Ended,
+            })),
+            End::Failed { what } => Some(Err(SourceError::Unavailable { what, source: None })),
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// The thread: reads lines whenever it is asked, until there are none or nobody asks.
+    fn serve(&self, mut lines: Lines, requests: &mpsc::Receiver<Permit>) {
+        while let Ok(permit) = requests.recv() {
+            let mut read = Vec::new();
+            // Any reader may be given, and one that panics must not leave the pipeline waiting.
+            let chunk = AssertUnwindSafe(|| self.read_chunk(&mut lines, permit, &mut read));
+            let end = panic::catch_unwind(chunk).unwrap_or_else(|_| {
+                Some(self.fail(&format!(
+                    "its reader panicked after line {}",
+                    lines.line_number
+                )))
+            });
+            let mut state = self.lock();
+            state.reading = false;
+            if !state.closed {
+                for line in read {
+                    state.lines.push(line);
+                }
+                state.end = end.clone();
+            }
+            drop(state);
+            self.changed.notify_one();
+            if end.is_some() {
+                return;
+            }
+        }
+    }
+
+    fn read_chunk(&self, lines: &mut Lines, permit: Permit, read: &mut Vec<Line>) -> Option<End> {
+        let mut num_bytes = 0_usize;
+        while read.len() < permit.max_messages && num_bytes < permit.max_bytes {
+            match lines.next(&self.progress.num_bytes) {
+                Ok(Some(text)) => {
+                    let line = self.line(lines.line_number, text);
+                    num_bytes = num_bytes.saturating_add(line.num_bytes());
+                    self.progress.num_lines.fetch_add(1, Ordering::Relaxed);
+                    read.push(line);
+                }
+                Ok(None) => return Some(End::Reached),
+                Err(error) => {
+                    return Some(self.fail(&format!("line {}: {error}", lines.line_number + 1)));
+                }
+            }
+            // What has been typed or piped so far must not wait for what comes later.
+            if !lines.has_whole_line() {
+                break;
+            }
+        }
+        None
+    }
+
+    /// The end by a failure, which is also told to whoever looks at the progress.
+    fn fail(&self, why: &str) -> End {
+        let what = format!(
+            "cannot read {} any further: {why}; the lines before are taken; once it can be read, \
+             read it again from its beginning, events that are stored are recognised",
+            self.name
+        );
+        *lock(&self.progress.failure) = Some(what.clone());
+        End::Failed { what }
+    }
+
+    fn line(&self, number: u64, text: Text) -> Line {
+        let position = Position::new(format!("{}:{number}", self.name));
+        match text {
+            Text::Whole(data) => Line::Raw { position, data },
+            Text::TooLong {
+                beginning,
+                num_bytes,
+                limit,
+            } => Line::Rejected(Arc::new(Entry {
+                source: Arc::from(SOURCE_NAME),
+                position,
+                content: Content::Rejected(Rejection {
+                    reason: format!(
+                        "the line has {num_bytes} bytes, more than the limit of {limit}; only the \
+                         first {} are kept",
+                        beginning.len()
+                    ),
+                    raw: beginning,
+                    event_id: None,
+                }),
+            })),
+        }
+    }
+}
+
+/// A line that is not yet acknowledged.
+enum Line {
+    Raw { position: Position, data: Bytes },
+    Rejected(Arc<Entry>),
+}
+
+impl Retain for Line {
+    fn num_bytes(&self) -> usize {
+        match self {
+            Self::Raw { data, .. } => data.len(),
+            Self::Rejected(entry) => entry.num_bytes(),
+        }
+    }
+
+    fn body(&self) -> Body {
+        match self {
+            Self::Raw { position, data } => Body::Raw {
+                position: position.clone(),
+                data: data.clone(),
+            },
+            Self::Rejected(entry) => Body::Entry(Arc::clone(entry)),
+        }
+    }
+}
+
+enum Text {
+    Whole(Bytes),
+    TooLong {
+        beginning: Bytes,
+        num_bytes: u64,
+        limit: usize,
+    },
+}
+
+/// Splits a reader into lines.
+struct Lines {
+    reader: BufReader<Box<dyn Read + Send>>,
+    max_line_bytes: usize,
+    /// Of the line that was read last; blank lines count, so that it is the one editors show.
+    line_number: u64,
+    line: Vec<u8>,
+}
+
+impl Lines {
+    /// Whether the next line can be read without waiting for the reader.
+    fn has_whole_line(&self) -> bool {
+        self.reader.buffer().contains(&b'\n')
+    }
+
+    /// The next line that is not blank; `None` at the end.
+    fn next(&mut self, num_bytes: &AtomicU64) -> io::Result<Option<Text>> {
+        loop {
+            self.line.clear();
+            // One byte beyond the limit tells a line that is too long from one that just fits.
+            let limit = u64::try_from(self.max_line_bytes)
+                .unwrap_or(u64::MAX)
+                .saturating_add(1);
+            let num_read = (&mut self.reader)
+                .take(limit)
+                .read_until(b'\n', &mut self.line);
+            count(num_bytes, self.line.len());
+            if num_read? == 0 {
+                return Ok(None);
+            }
+            let ended = self.line.pop_if(|last| *last == b'\n').is_some();
+            let text = if !ended && self.line.len() > self.max_line_bytes {
+                self.too_long(num_bytes)?
+            } else if self.line.trim_ascii().is_empty() {
+                self.line_number += 1;
+                continue;
+            } else {
+                Text::Whole(Bytes::copy_from_slice(&self.line))
+            };
+            self.line_number += 1;
+            // A giant line must not keep its room for the rest of the file.
+            self.line.clear();
+            self.line.shrink_to(READ_BUFFER_BYTES);
+            return Ok(Some(text));
+        }
+    }
+
+    /// Passes over the rest of the line.
+    fn too_long(&mut self, num_bytes: &AtomicU64) -> io::Result<Text> {
+        let mut length = self.line.len();
+        loop {
+            let buffer = match self.reader.fill_buf() {
+                Ok(buffer) => buffer,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            let line_end = buffer.iter().position(|byte| *byte == b'\n');
+            let in_line = line_end.unwrap_or(buffer.len());
+            let at_end = buffer.is_empty() || line_end.is_some();
+            let consumed = in_line + usize::from(line_end.is_some());
+            self.reader.consume(consumed);
+            count(num_bytes, consumed);
+            length = length.saturating_add(in_line);
+            if at_end {
+                break;
+            }
+        }
+        let kept = self.line.len().min(MAX_KEPT_BYTES);
+        Ok(Text::TooLong {
+            beginning: Bytes::copy_from_slice(&self.line[..kept]),
+            num_bytes: u64::try_from(length).unwrap_or(u64::MAX),
+            limit: self.max_line_bytes,
+        })
+    }
+}
+
+fn count(counter: &AtomicU64, num: usize) {
+    counter.fetch_add(u64::try_from(num).unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,578 @@
 //! Source: a bounded intake that this process fills itself.
 //!
-//! The HTTP routes and any host submit entries here and wait until they are durable.
+//! The HTTP routes and any host submit entries to an [`Intake`] and wait on the [`Commit`] until
+//! they are durable; the pipeline reads them from the [`IntakeSource`]. Submitters and the
+//! consumer may live on different threads.
+//!
+//! Guarantee: an entry that was admitted stays here until it is acknowledged, whoever waits for it
+//! or no longer does, and its [`Commit`] succeeds exactly then. What is here never exceeds the
+//! bounds, in events and in bytes, but for one entry that is larger than all of them and comes
+//! when nothing else is here.
+//!
+//! # Why an entry can join another
+//!
+//! In a long outage clients give up waiting and send the same messages again. The same text that
+//! already waits takes no second place: whoever sent it waits for the first. Only the same text
+//! will do. An event with the same id and another text is admitted on its own, since if the
+//! database refuses the one, the other must not count as durable.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::future::Future;
+use std::hash::BuildHasher;
+use std::num::NonZeroUsize;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use futures_util::future::LocalBoxFuture;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use uuid::Uuid;
+
+use crate::delivery::{Content, Entry, Receipt};
+
+use super::retained::{Retain, Retained};
+use super::{Body, Chunk, EventSource, More, Permit, SourceError};
+
+/// How much an intake holds: everything submitted and not yet durable.
+///
+/// Should be no less than what the pipeline has in flight, or the batches cannot fill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IntakeSettings {
+    /// Entries at most (10,000).
+    pub max_events: NonZeroUsize,
+    /// Bytes of raw messages at most (64 MiB); no more than 4 GiB.
+    pub max_bytes: NonZeroUsize,
+}
+
+impl Default for IntakeSettings {
+    fn default() -> Self {
+        const MAX_EVENTS: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
+        const MAX_BYTES: NonZeroUsize = NonZeroUsize::new(64 * 1024 * 1024).unwrap();
+        Self {
+            max_events: MAX_EVENTS,
+            max_bytes: MAX_BYTES,
+        }
+    }
+}
+
+/// Why entries were not admitted; none of them was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// There is no room for them now; there will be once others are durable.
+    #[error("the intake is full; send the events again later")]
+    Full,
+    /// Together they are more than the intake ever holds.
+    #[error("these are more events than are taken at once; send them in smaller portions")]
+    TooLarge,
+    /// Nothing is taken any more.
+    #[error("the service is stopping; send the events again once it is back")]
+    Closed,
+}
+
+/// The intake was closed before the entries were durable. They may be all the same: send again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the service stopped before the events were stored; send them again once it is back")]
+pub struct NotCommitted;
+
+/// Resolves when every entry of a submission is durable.
+///
+/// Dropping it withdraws nothing.
+#[derive(Debug)]
+#[must_use = "entries are durable only once this resolves"]
+pub struct Commit(oneshot::Receiver<()>);
+
+impl Future for Commit {
+    type Output = Result<(), NotCommitted>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0)
+            .poll(cx)
+            .map(|outcome| outcome.map_err(|_| NotCommitted))
+    }
+}
+
+/// What an intake holds at a moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Entries that are not yet durable.
+    pub num_events: usize,
+    /// The bytes of their raw messages.
+    pub num_bytes: usize,
+}
+
+/// The side of those who submit; cheap to clone, for any thread.
+#[derive(Clone)]
+pub struct Intake {
+    shared: Arc<Shared>,
+}
+
+impl Intake {
+    /// The source's name, which every entry carries.
+    pub fn name(&self) -> &Arc<str> {
+        &self.shared.name
+    }
+
+    /// How many entries the intake holds at most.
+    pub fn max_events(&self) -> usize {
+        self.shared.max_events
+    }
+
+    /// Admits all of the entries at once, in order, or none.
+    ///
+    /// # Errors
+    ///
+    /// There is no room, there never will be, or nothing is taken any more.
+    pub fn submit(&self, entries: Vec<Entry>) -> Result<Commit, SubmitError> {
+        let (commit, waiter) = Waiter::of(entries.len());
+        let mut state = self.shared.lock_open()?;
+        let mut num_events = 0_usize;
+        let mut num_bytes = 0_usize;
+        let mut places = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let key = self.shared.key(&entry);
+            let joins = state.find(key, &entry);
+            if joins.is_none() {
+                num_events += 1;
+                num_bytes = num_bytes.saturating_add(self.shared.weight(&entry));
+            }
+            places.push((entry, key, joins));
+        }
+        // A repetition within the list is counted here and gives its room back below. From here
+        // on nothing can fail: there is room for all that do not join.
+        let mut room = self.shared.room_now(num_events, num_bytes)?;
+        for (entry, key, joins) in places {
+            if let Some(receipt) = joins.or_else(|| state.find(key, &entry)) {
+                state.join(receipt, &waiter);
+            } else {
+                let room = room.split(self.shared.weight(&entry));
+                state.admit(entry, key, room, Arc::clone(&waiter));
+            }
+        }
+        drop(room);
+        drop(state);
+        self.shared.available.notify_one();
+        Ok(commit)
+    }
+
+    /// Admits one entry, once there is room; those who wait are served in the order in which they
+    /// came. An entry that already waits is joined at once.
+    ///
+    /// When the future is dropped before it resolves, the entry was not admitted.
+    ///
+    /// # Errors
+    ///
+    /// [`SubmitError::Closed`] if nothing is taken any more.
+    pub async fn submit_when_room(&self, entry: Entry) -> Result<Commit, SubmitError> {
+        let key = self.shared.key(&entry);
+        let (commit, waiter) = Waiter::of(1);
+        {
+            let mut state = self.shared.lock_open()?;
+            if let Some(receipt) = state.find(key, &entry) {
+                state.join(receipt, &waiter);
+                return Ok(commit);
+            }
+        }
+        let room = self.shared.room(self.shared.weight(&entry)).await?;
+        let mut state = self.shared.lock_open()?;
+        // The same message may have come by another connection in the meantime.
+        if let Some(receipt) = state.find(key, &entry) {
+            state.join(receipt, &waiter);
+        } else {
+            state.admit(entry, key, room, waiter);
+            drop(state);
+            self.shared.available.notify_one();
+        }
+        Ok(commit)
+    }
+
+    /// Takes nothing more; what is here is still handed out, and its commits still succeed.
+    pub fn stop_accepting(&self) {
+        self.shared.enter(Phase::Draining);
+    }
+
+    /// Resolves when nothing is taken any more.
+    pub async fn stopped(&self) {
+        let mut phase = self.shared.phase.subscribe();
+        // The sender lives as long as `self`: there is no error to hear of.
+        drop(phase.wait_for(|phase| *phase != Phase::Open).await);
+    }
+
+    /// What is here now.
+    pub fn held(&self) -> Held {
+        self.shared.lock().held
+    }
+}
+
+/// Counts only.
+impl std::fmt::Debug for Intake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Intake")
+            .field("name", &self.shared.name)
+            .field("held", &self.held())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The pipeline's side of an [`Intake`].
+pub struct IntakeSource {
+    shared: Arc<Shared>,
+}
+
+impl IntakeSource {
+    /// An empty intake and the handle that fills it.
+    pub fn new(name: impl Into<Arc<str>>, settings: IntakeSettings) -> (Arc<Self>, Intake) {
+        // A semaphore hands out at most this many permits at once.
+        let limit = usize::try_from(u32::MAX)
+            .unwrap_or(usize::MAX)
+            .min(Semaphore::MAX_PERMITS);
+        let max_events = settings.max_events.get().min(limit);
+        let max_bytes = settings.max_bytes.get().min(limit);
+        let shared = Arc::new(Shared {
+            name: name.into(),
+            max_events,
+            max_bytes,
+            events: Arc::new(Semaphore::new(max_events)),
+            bytes: Arc::new(Semaphore::new(max_bytes)),
+            hasher: RandomState::new(),
+            available: Notify::new(),
+            phase: watch::Sender::new(Phase::Open),
+            state: Mutex::new(State::default()),
+        });
+        let source = Arc::new(Self {
+            shared: Arc::clone(&shared),
+        });
+        (source, Intake { shared })
+    }
+}
+
+impl EventSource for IntakeSource {
+    fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    fn read(&self, permit: Permit) -> LocalBoxFuture<'_, Result<Chunk, SourceError>> {
+        Box::pin(async move {
+            loop {
+                // One poll looks and takes, so a dropped read has taken nothing. `notify_one`
+                // leaves a permit behind when nobody waits: no entry arrives unseen in between.
+                if let Some(chunk) = self.shared.hand_out(permit) {
+                    return Ok(chunk);
+                }
+                self.shared.available.notified().await;
+            }
+        })
+    }
+
+    fn acknowledge<'a>(
+        &'a self,
+        receipts: &'a [Receipt],
+    ) -> LocalBoxFuture<'a, Result<(), SourceError>> {
+        Box::pin(async move {
+            let durable = self.shared.lock().release(receipts);
+            for waiting in &durable {
+                for waiter in &waiting.waiters {
+                    waiter.one_is_durable();
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn rewind(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move {
+            self.shared.lock().messages.rewind();
+            Ok(())
+        })
+    }
+
+    fn close(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move {
+            self.shared.enter(Phase::Closed);
+            // With the waiters go their senders: every commit that is left fails.
+            let dropped = self.shared.lock().clear();
+            drop(dropped);
+            Ok(())
+        })
+    }
+}
+
+/// A source that nobody reads any more commits nothing.
+impl Drop for IntakeSource {
+    fn drop(&mut self) {
+        self.shared.enter(Phase::Closed);
+        let dropped = self.shared.lock().clear();
+        drop(dropped);
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Open,
+    /// Takes nothing, still hands out.
+    Draining,
+    Closed,
+}
+
+struct Shared {
+    name: Arc<str>,
+    max_events: usize,
+    max_bytes: usize,
+    /// Room left. Semaphores are fair: a large entry at the head of the line is not overtaken for
+    /// ever by small ones. Both are taken in this order.
+    events: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    hasher: RandomState,
+    /// Something may be there for the one reader.
+    available: Notify,
+    phase: watch::Sender<Phase>,
+    /// Never locked across an await.
+    state: Mutex<State>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change is complete before anything that could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_open(&self) -> Result<MutexGuard<'_, State>, SubmitError> {
+        let state = self.lock();
+        if *self.phase.borrow() == Phase::Open {
+            Ok(state)
+        } else {
+            Err(SubmitError::Closed)
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        {
+            // Under the lock, so that nothing is admitted afterwards.
+            let _state = self.lock();
+            self.phase.send_if_modified(|current| {
+                let later = phase > *current;
+                *current = phase.max(*current);
+                later
+            });
+        }
+        self.events.close();
+        self.bytes.close();
+        self.available.notify_one();
+    }
+
+    /// What an entry takes of the room. One that is larger than all of it takes all of it.
+    fn weight(&self, entry: &Entry) -> usize {
+        entry.num_bytes().min(self.max_bytes)
+    }
+
+    fn key(&self, entry: &Entry) -> JoinKey {
+        match &entry.content {
+            Content::Event(event) => JoinKey::Event(event.id),
+            Content::Rejected(rejection) => {
+                JoinKey::Rejection(self.hasher.hash_one((&entry.position, &rejection.raw)))
+            }
+        }
+    }
+
+    fn room_now(&self, num_events: usize, num_bytes: usize) -> Result<Room, SubmitError> {
+        if num_events > self.max_events || num_bytes > self.max_bytes {
+            return Err(SubmitError::TooLarge);
+        }
+        let take = |semaphore: &Arc<Semaphore>, num: usize| {
+            Arc::clone(semaphore)
+                .try_acquire_many_owned(as_permits(num))
+                .map_err(|_| SubmitError::Full)
+        };
+        Ok(Room {
+            events: Some(take(&self.events, num_events)?),
+            bytes: Some(take(&self.bytes, num_bytes)?),
+        })
+    }
+
+    async fn room(&self, num_bytes: usize) -> Result<Room, SubmitError> {
+        let take = async |semaphore: &Arc<Semaphore>, num: usize| {
+            Arc::clone(semaphore)
+                .acquire_many_owned(as_permits(num))
+                .await
+                .map_err(|_| SubmitError::Closed)
+        };
+        Ok(Room {
+            events: Some(take(&self.events, 1).await?),
+            bytes: Some(take(&self.bytes, num_bytes).await?),
+        })
+    }
+
+    fn hand_out(&self, permit: Permit) -> Option<Chunk> {
+        let mut state = self.lock();
+        let phase = *self.phase.borrow();
+        let when_empty = match phase {
+            Phase::Open => More::Later,
+            Phase::Draining | Phase::Closed => More::Ended,
+        };
+        let chunk = state.messages.hand_out(permit, when_empty);
+        if chunk.is_none() && phase != Phase::Open {
+            return Some(Chunk {
+                messages: Vec::new(),
+                more: More::Ended,
+            });
+        }
+        chunk
+    }
+}
+
+/// Both bounds are at most `u32::MAX`, and so is everything that is compared with them.
+fn as_permits(num: usize) -> u32 {
+    u32::try_from(num).unwrap_or(u32::MAX)
+}
+
+/// A place in the intake; given back when dropped.
+///
+/// `None` only where a part was asked of more than there is, which the callers' sums rule out.
+struct Room {
+    events: Option<OwnedSemaphorePermit>,
+    bytes: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    /// The place of one entry out of the place of many.
+    fn split(&mut self, num_bytes: usize) -> Self {
+        Self {
+            events: self.events.as_mut().and_then(|events| events.split(1)),
+            bytes: self.bytes.as_mut().and_then(|bytes| bytes.split(num_bytes)),
+        }
+    }
+}
+
+/// What two submissions of the same message have in common; the texts are compared as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum JoinKey {
+    Event(Uuid),
+    Rejection(u64),
+}
+
+#[derive(Default)]
+struct State {
+    messages: Retained<Waiting>,
+    /// The last entry that was admitted with each key.
+    by_key: HashMap<JoinKey, Receipt>,
+    held: Held,
+}
+
+impl State {
+    /// The entry that an equal one would join.
+    fn find(&mut self, key: JoinKey, entry: &Entry) -> Option<Receipt> {
+        let receipt = *self.by_key.get(&key)?;
+        let held = self.messages.get_mut(receipt)?;
+        (held.entry.raw() == entry.raw()).then_some(receipt)
+    }
+
+    fn join(&mut self, receipt: Receipt, waiter: &Arc<Waiter>) {
+        let Some(held) = self.messages.get_mut(receipt) else {
+            return;
+        };
+        // Clients that come again and again leave waiters behind that nobody listens to.
+        if held.waiters.len() == held.waiters.capacity() {
+            held.waiters.retain(|waiter| !waiter.is_abandoned());
+        }
+        held.waiters.push(Arc::clone(waiter));
+    }
+
+    fn admit(&mut self, entry: Entry, key: JoinKey, room: Room, waiter: Arc<Waiter>) {
+        self.held.num_events += 1;
+        self.held.num_bytes += entry.num_bytes();
+        let receipt = self.messages.push(Waiting {
+            entry: Arc::new(entry),
+            key,
+            waiters: vec![waiter],
+            _room: room,
+        });
+        self.by_key.insert(key, receipt);
+    }
+
+    /// Takes out what is durable. To be dropped, and told, without the lock.
+    fn release(&mut self, receipts: &[Receipt]) -> Vec<Waiting> {
+        let mut durable = Vec::with_capacity(receipts.len());
+        for &receipt in receipts {
+            let Some(waiting) = self.messages.acknowledge(receipt) else {
+                continue;
+            };
+            self.held.num_events -= 1;
+            self.held.num_bytes -= waiting.entry.num_bytes();
+            if self.by_key.get(&waiting.key) == Some(&receipt) {
+                self.by_key.remove(&waiting.key);
+            }
+            durable.push(waiting);
+        }
+        durable
+    }
+
+    fn clear(&mut self) -> impl Sized + use<> {
+        self.held = Held::default();
+        self.by_key.clear();
+        self.messages.clear()
+    }
+}
+
+/// An entry that is not yet durable, with those who wait for it.
+struct Waiting {
+    entry: Arc<Entry>,
+    key: JoinKey,
+    waiters: Vec<Arc<Waiter>>,
+    _room: Room,
+}
+
+impl Retain for Waiting {
+    fn num_bytes(&self) -> usize {
+        self.entry.num_bytes()
+    }
+
+    fn body(&self) -> Body {
+        Body::Entry(Arc::clone(&self.entry))
+    }
+}
+
+/// One submission: how many of its entries are not yet durable, and whom to tell.
+struct Waiter {
+    remaining: AtomicUsize,
+    done: Mutex<Option<oneshot::Sender<()>>>,
+}
+
+impl Waiter {
+    fn of(num_entries: usize) -> (Commit, Arc<Self>) {
+        let (sender, receiver) = oneshot::channel();
+        let waiter = Self {
+            remaining: AtomicUsize::new(num_entries),
+            done: Mutex::new(Some(sender)),
+        };
+        if num_entries == 0 {
+            waiter.tell();
+        }
+        (Commit(receiver), Arc::new(waiter))
+    }
+
+    fn one_is_durable(&self) {
+        if self.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
+        let sender = self.lock().take();
+        if let Some(sender) = sender {
+            // Whoever waited may have gone: then nobody needs to know.
+            sender.send(()).unwrap_or(());
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.lock().as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<oneshot::Sender<()>>> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;
