@@ -1,1 +1,258 @@
+use std::time::Duration;
 
+use super::*;
+use crate::clock::SystemClock;
+use crate::lifeline::lifeline;
+use crate::status::State;
+use crate::testing::{Asked, Inbox, MemorySource, probe};
+
+const EVENT: &str = r#"{"occurred":"2026-11-24T03:00:00Z","event":"e","resource":{"prefect.resource.id":"r"},"id":"11111111-1111-4111-8111-111111111111"}"#;
+
+const PERMIT: Permit = Permit {
+    max_messages: 3,
+    max_bytes: 1_000_000,
+};
+
+/// A consumer between a memory source and a batcher that the test plays.
+struct Bench {
+    source: Arc<MemorySource>,
+    consumer: Addr<ConsumerActor>,
+    joins: Inbox<Join>,
+    chunks: Inbox<Enqueue>,
+    component: Component,
+    metrics: Metrics,
+}
+
+impl Bench {
+    /// A consumer that has its first permit.
+    async fn start() -> Self {
+        let mut bench = Self::start_joining();
+        let join = bench.joins.next().await.expect("a consumer that joins");
+        join.answer(Ok(PERMIT));
+        bench
+    }
+
+    fn start_joining() -> Self {
+        tokio::time::pause();
+        let source = Arc::new(MemorySource::default());
+        let (join, joins) = probe();
+        let (enqueue, chunks) = probe();
+        let component = Component::new("source.memory");
+        let metrics = Metrics::new().unwrap();
+        let parts = ConsumerParts {
+            component: component.clone(),
+            limits: EventLimits::default(),
+            metrics: metrics.clone(),
+            clock: Arc::new(SystemClock),
+            backoff: Backoff::default(),
+        };
+        let downstream = Downstream {
+            index: SourceIndex(0),
+            join,
+            enqueue,
+        };
+        let (alive, _) = lifeline();
+        let shared: Arc<dyn EventSource> = source.clone();
+        let consumer = ConsumerActor::new(shared, downstream, parts, alive).start();
+        Self {
+            source,
+            consumer,
+            joins,
+            chunks,
+            component,
+            metrics,
+        }
+    }
+
+    async fn chunk(&mut self) -> Asked<Enqueue> {
+        self.chunks.next().await.expect("a chunk")
+    }
+
+    async fn ack(&self, receipts: Vec<Receipt>) {
+        self.consumer.send(Ack { receipts }).await.unwrap();
+    }
+}
+
+fn receipts(chunk: &Enqueue) -> Vec<Receipt> {
+    chunk.deliveries.iter().map(|d| d.receipt).collect()
+}
+
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[actix::test]
+async fn reads_nothing_before_it_has_a_permit_and_no_more_than_it_allows() {
+    let mut bench = Bench::start_joining();
+    for _ in 0..7 {
+        bench.source.push(EVENT);
+    }
+    settle().await;
+    assert_eq!(bench.source.num_reads(), 0, "read without a permit");
+    bench.joins.next().await.unwrap().answer(Ok(PERMIT));
+    let chunk = bench.chunk().await;
+    assert_eq!(chunk.message.deliveries.len(), 3);
+    assert!(chunk.message.more_ready);
+    settle().await;
+    assert_eq!(bench.source.num_reads(), 1, "read on without a permit");
+    chunk.answer(Ok(PERMIT));
+    let chunk = bench.chunk().await;
+    assert_eq!(chunk.message.deliveries.len(), 3);
+    chunk.answer(Ok(PERMIT));
+    let chunk = bench.chunk().await;
+    assert_eq!(chunk.message.deliveries.len(), 1);
+    assert!(!chunk.message.more_ready);
+}
+
+#[actix::test]
+async fn acknowledges_only_what_the_batcher_says() {
+    let mut bench = Bench::start().await;
+    let pushed = [(); 3].map(|()| bench.source.push(EVENT));
+    let chunk = bench.chunk().await;
+    assert_eq!(receipts(&chunk.message), pushed);
+    chunk.answer(Ok(PERMIT));
+    settle().await;
+    assert!(bench.source.acknowledged().is_empty());
+    bench.ack(vec![pushed[1]]).await;
+    bench.source.wait_for_acknowledged(1).await;
+    assert_eq!(bench.source.acknowledged(), [pushed[1]]);
+}
+
+#[actix::test]
+async fn forwards_what_is_no_event_as_a_rejection() {
+    let mut bench = Bench::start().await;
+    bench.source.push("{\"event\": 1");
+    bench.source.push(&b"\xff\xfe"[..]);
+    let mut rejections = Vec::new();
+    while rejections.len() < 2 {
+        let chunk = bench.chunk().await;
+        for delivery in &chunk.message.deliveries {
+            match &delivery.entry.content {
+                Content::Rejected(rejection) => rejections.push(rejection.clone()),
+                Content::Event(_) => panic!("took garbage for an event"),
+            }
+        }
+        chunk.answer(Ok(PERMIT));
+    }
+    assert_eq!(rejections[0].raw, "{\"event\": 1");
+    assert!(!rejections[0].reason.is_empty());
+    assert_eq!(&rejections[1].raw[..], b"\xff\xfe");
+    assert!(rejections[1].reason.contains("UTF-8"), "{rejections:?}");
+}
+
+#[actix::test]
+async fn ignores_empty_messages_and_acknowledges_them() {
+    let mut bench = Bench::start().await;
+    let empty = bench.source.push("");
+    bench.source.wait_for_acknowledged(1).await;
+    assert_eq!(bench.source.acknowledged(), [empty]);
+    assert!(bench.chunks.try_next().is_none());
+    let ledger = bench.metrics.ledger();
+    assert_eq!(
+        (ledger.received, ledger.ignored, ledger.in_flight),
+        (1, 1, 0)
+    );
+    bench.source.push(EVENT);
+    assert_eq!(bench.chunk().await.message.deliveries.len(), 1, "reads on");
+}
+
+#[actix::test]
+async fn keeps_reading_after_errors_with_the_same_permit() {
+    let mut bench = Bench::start().await;
+    bench.source.fail_reads(20);
+    settle().await;
+    let status = bench.component.snapshot();
+    assert_eq!(status.state, State::Failing);
+    assert!(status.last_error.is_some());
+    bench.source.push(EVENT);
+    let chunk = bench.chunk().await;
+    assert_eq!(chunk.message.deliveries.len(), 1);
+    assert_eq!(bench.component.snapshot().state, State::Ok);
+    assert!(
+        bench
+            .source
+            .permits()
+            .iter()
+            .all(|permit| *permit == PERMIT)
+    );
+}
+
+#[actix::test]
+async fn gives_receipts_back_until_the_source_takes_them() {
+    let mut bench = Bench::start().await;
+    let pushed = [(); 3].map(|()| bench.source.push(EVENT));
+    bench.chunk().await.answer(Ok(PERMIT));
+    bench.source.fail_acks(10);
+    bench.ack(vec![pushed[0]]).await;
+    bench.ack(vec![pushed[2], pushed[1]]).await;
+    bench.source.wait_for_acknowledged(3).await;
+    let mut acknowledged = bench.source.acknowledged();
+    acknowledged.sort_unstable();
+    assert_eq!(acknowledged, pushed);
+}
+
+#[actix::test]
+async fn stops_reading_when_told_and_leaves_the_rest() {
+    let bench = Bench::start().await;
+    bench.consumer.send(StopReading).await.unwrap();
+    bench.source.push(EVENT);
+    settle().await;
+    assert_eq!(bench.source.num_held(), 1, "took what it should have left");
+}
+
+#[actix::test]
+async fn stops_only_once_its_last_chunk_is_with_the_batcher() {
+    let mut bench = Bench::start().await;
+    bench.source.push(EVENT);
+    let chunk = bench.chunk().await;
+    let stopped = actix_rt::spawn(bench.consumer.send(StopReading));
+    settle().await;
+    assert!(!stopped.is_finished());
+    chunk.answer(Err(EnqueueRefused));
+    stopped.await.unwrap().unwrap();
+}
+
+#[actix::test]
+async fn drains_once_every_receipt_is_back() {
+    let mut bench = Bench::start().await;
+    let pushed = bench.source.push(EVENT);
+    bench.chunk().await.answer(Err(EnqueueRefused));
+    bench.source.fail_acks(3);
+    bench.ack(vec![pushed]).await;
+    let timeout = Duration::from_secs(1);
+    bench.consumer.send(Drain { timeout }).await.unwrap();
+    assert_eq!(bench.source.acknowledged(), [pushed]);
+}
+
+#[actix::test]
+async fn tells_when_the_source_has_ended() {
+    let mut bench = Bench::start().await;
+    let ended = actix_rt::spawn(bench.consumer.send(AwaitEnd));
+    bench.source.push(EVENT);
+    bench.source.end();
+    let chunk = bench.chunk().await;
+    settle().await;
+    assert!(
+        !ended.is_finished(),
+        "its last chunk is not with the batcher"
+    );
+    chunk.answer(Ok(PERMIT));
+    ended.await.unwrap().unwrap();
+    assert_eq!(bench.component.snapshot().state, State::Ended);
+    bench.consumer.send(AwaitEnd).await.expect("told again");
+}
+
+#[actix::test]
+async fn counts_what_comes_again_apart() {
+    let mut bench = Bench::start().await;
+    bench.source.push(EVENT);
+    bench.chunk().await.answer(Ok(PERMIT));
+    bench.source.rewind().await.unwrap();
+    bench.source.push(EVENT);
+    let chunk = bench.chunk().await;
+    assert_eq!(chunk.message.deliveries.len(), 2);
+    let ledger = bench.metrics.ledger();
+    assert_eq!((ledger.received, ledger.redelivered), (2, 1));
+}
