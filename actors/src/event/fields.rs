@@ -97,7 +97,7 @@ pub(super) fn optional_uuid(
     Ok(uuid(reader, path)?.map(Some))
 }
 
-/// A datetime in any of the forms that [`datetime`] reads.
+/// A datetime in any of the forms that [`mod@datetime`] reads.
 pub(super) fn datetime(
     reader: &mut Reader<'_>,
     path: &'static str,

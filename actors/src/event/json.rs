@@ -22,6 +22,7 @@ pub(super) struct Reader<'t> {
 
 /// A value that was checked to be JSON and not looked at any further.
 pub(super) struct Skipped<'t> {
+    text: &'t ByteString,
     json: &'t str,
     has_non_finite: bool,
 }
@@ -91,6 +92,7 @@ impl<'t> Reader<'t> {
             _ => false,
         };
         Ok(Skipped {
+            text: self.text,
             json,
             has_non_finite,
         })
@@ -119,11 +121,11 @@ impl<'t> Reader<'t> {
 impl Skipped<'_> {
     /// The value as a slice of the text that it stands in; a copy only where it holds NaN or
     /// infinities, which are no JSON to anyone but Python: they become `null`, as in Prefect.
-    pub(super) fn to_json(&self, text: &ByteString) -> ByteString {
+    pub(super) fn to_json(&self) -> ByteString {
         if self.has_non_finite {
             nullify_non_finite(self.json).into()
         } else {
-            text.slice_ref(self.json)
+            self.text.slice_ref(self.json)
         }
     }
 }

@@ -80,7 +80,7 @@ pub(super) fn parse(
 ) -> Result<ReceivedEvent, ParseError> {
     let mut reader = Reader::new(&text);
     let mut fields = Fields::default();
-    let read = fields.read_all(&mut reader, &text, limits, received);
+    let read = fields.read_all(&mut reader, limits, received);
     match read.and_then(|()| reader.finish()) {
         Ok(()) => fields.into_event(text, received),
         Err(error) => Err(ParseError {
@@ -136,13 +136,12 @@ impl Fields {
     fn read_all(
         &mut self,
         reader: &mut Reader<'_>,
-        text: &ByteString,
         limits: &EventLimits,
         received: Received,
     ) -> JiterResult<()> {
         let mut next = reader.enter_event()?.map(Key::named);
         while let Some(key) = next {
-            self.read(key, reader, text, limits, received)?;
+            self.read(key, reader, limits, received)?;
             next = reader.next_key()?.map(Key::named);
         }
         Ok(())
@@ -152,7 +151,6 @@ impl Fields {
         &mut self,
         key: Key,
         reader: &mut Reader<'_>,
-        text: &ByteString,
         limits: &EventLimits,
         received: Received,
     ) -> JiterResult<()> {
@@ -166,7 +164,7 @@ impl Fields {
             Key::Related => self.related = Some(fields::related(reader, "related", limits)?),
             Key::Payload => {
                 let payload = fields::object(reader, "payload")?;
-                self.payload = Some(payload.map(|payload| payload.to_json(text)));
+                self.payload = Some(payload.map(|payload| payload.to_json()));
             }
             Key::Id => self.id = Some(fields::uuid(reader, "id")?),
             Key::Follows => self.follows = Some(fields::optional_uuid(reader, "follows")?),
@@ -228,21 +226,22 @@ impl Fields {
     }
 }
 
-/// The field's value; where there is none, what is wrong is added to `wrong`.
+/// The value of a field that must be there; what is wrong is added to `wrong`.
 fn required<T>(field: Option<Field<T>>, path: &str, wrong: &mut Vec<String>) -> Option<T> {
     let field = field.unwrap_or_else(|| Err(Problems::one(path, "missing")));
-    field
-        .map_err(|problems| wrong.push(problems.to_string()))
-        .ok()
+    value_of(field, wrong)
 }
 
-/// The field's value, or the default where it is missing; what is wrong is added to `wrong`.
+/// The value of a field that has a default; what is wrong is added to `wrong`.
 fn or_default<T>(
     field: Option<Field<T>>,
     default: impl FnOnce() -> T,
     wrong: &mut Vec<String>,
 ) -> Option<T> {
-    let field = field.unwrap_or_else(|| Ok(default()));
+    value_of(field.unwrap_or_else(|| Ok(default())), wrong)
+}
+
+fn value_of<T>(field: Field<T>, wrong: &mut Vec<String>) -> Option<T> {
     field
         .map_err(|problems| wrong.push(problems.to_string()))
         .ok()
