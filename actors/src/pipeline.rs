@@ -1,6 +1,6 @@
 //! Starts, watches, drains and restarts the others; the one address that a host sees.
 //!
-//! Receives [`Drain`], [`Finish`], [`Status`], [`Trim`]; sends what these take to the others.
+//! Receives [`Drain`], [`Finish`], [`Status`], [`Trim`], [`Retire`]; sends what these take to the others.
 //! Guarantee: a part that dies is replaced. A writer or the trimmer alone: the batcher still has
 //! what they were working on. When a consumer or the batcher is gone, everything is retired, the
 //! sources hand out again what was not acknowledged, and a new *generation* starts.
@@ -27,7 +27,7 @@ use crate::event::EventLimits;
 use crate::lifeline::{Lifeline, Watch, lifeline};
 use crate::messages::{
     AwaitEnd, Drain, Drained, Finish, ReplaceWriter, Retire, SourceIndex, Status, StopReading,
-    Trim, TrimError,
+    Trim, TrimError, stops_when_retired,
 };
 use crate::metrics::Metrics;
 use crate::source::EventSource;
@@ -696,6 +696,8 @@ impl Handler<Trim> for PipelineActor {
         })
     }
 }
+
+stops_when_retired!(PipelineActor);
 
 #[cfg(test)]
 mod tests;

@@ -1,1 +1,99 @@
+use super::*;
+use crate::batch::{Batch, BatchId};
+use crate::lifeline::lifeline;
+use crate::testing::{MemoryStore, event, event_entry, rejected_entry};
+use uuid::Uuid;
 
+fn batch(ids: std::ops::Range<u128>) -> Arc<Batch> {
+    let entries = ids.map(|id| event_entry(event(Uuid::from_u128(id))));
+    Arc::new(Batch::new(BatchId(1), entries.collect()))
+}
+
+fn writer(store: &MemoryStore) -> (Addr<DbWriterActor>, crate::lifeline::Watch) {
+    let (alive, watch) = lifeline();
+    let writer = DbWriterActor::new((store.open_store())(), alive).start();
+    (writer, watch)
+}
+
+#[actix::test]
+async fn answers_only_after_the_commit() {
+    let store = MemoryStore::new();
+    let (writer, _) = writer(&store);
+    store.hold();
+    let reply = actix_rt::spawn(writer.send(Flush { batch: batch(0..3) }));
+    store.wait_for_write_started().await;
+    assert!(!reply.is_finished());
+    assert_eq!(store.num_events(), 0);
+    store.release();
+    let flushed = reply.await.unwrap().unwrap().unwrap();
+    assert_eq!(flushed.inserted, 3);
+    assert_eq!(store.num_events(), 3);
+}
+
+#[actix::test]
+async fn tells_what_became_of_each() {
+    let store = MemoryStore::new();
+    let (writer, _) = writer(&store);
+    store.refuse(Uuid::from_u128(1));
+    let mut entries = batch(0..3).entries().to_vec();
+    entries.push(Arc::clone(&entries[0]));
+    entries.push(rejected_entry("here", b"garbage", "not JSON"));
+    let batch = Arc::new(Batch::new(BatchId(1), entries));
+    let flushed = writer.send(Flush { batch }).await.unwrap().unwrap();
+    let expected = Flushed {
+        inserted: 2,
+        duplicates: 1,
+        rejected_at_parse: 1,
+        refused_by_store: 1,
+    };
+    assert_eq!(flushed, expected);
+}
+
+#[actix::test]
+async fn writes_one_batch_at_a_time() {
+    let store = MemoryStore::new();
+    let (writer, _) = writer(&store);
+    store.hold();
+    let first = actix_rt::spawn(writer.send(Flush { batch: batch(0..1) }));
+    let second = actix_rt::spawn(writer.send(Flush { batch: batch(1..2) }));
+    store.wait_for_write_started().await;
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(store.num_writes(), 1, "began a second write");
+    store.release();
+    first.await.unwrap().unwrap().unwrap();
+    second.await.unwrap().unwrap().unwrap();
+}
+
+#[actix::test]
+async fn goes_on_after_an_error() {
+    let store = MemoryStore::new();
+    let (writer, _) = writer(&store);
+    store.fail_next(1);
+    let failed = writer.send(Flush { batch: batch(0..1) }).await.unwrap();
+    assert!(matches!(failed, Err(StoreError::Unavailable { .. })));
+    let flushed = writer.send(Flush { batch: batch(0..1) }).await.unwrap();
+    assert_eq!(flushed.unwrap().inserted, 1);
+}
+
+#[actix::test]
+async fn a_panic_closes_the_mailbox_and_cuts_the_lifeline() {
+    let store = MemoryStore::new();
+    let (writer, watch) = writer(&store);
+    store.panic_next(1);
+    let reply = writer.send(Flush { batch: batch(0..1) }).await;
+    assert!(matches!(reply, Err(MailboxError::Closed)));
+    watch.gone().await;
+    assert!(!writer.connected());
+}
+
+#[actix::test]
+async fn drain_closes_the_store() {
+    let store = MemoryStore::new();
+    let (writer, watch) = writer(&store);
+    let timeout = std::time::Duration::from_secs(1);
+    writer.send(Drain { timeout }).await.unwrap();
+    assert_eq!(store.num_closed(), 1);
+    watch.gone().await;
+}
