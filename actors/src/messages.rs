@@ -158,11 +158,7 @@ where
     A: Actor,
     M: Message<Result = PipelineStatus>,
 {
-    fn handle(
-        self,
-        _: &mut A::Context,
-        sender: Option<actix::dev::OneshotSender<PipelineStatus>>,
-    ) {
+    fn handle(self, _: &mut A::Context, sender: Option<actix::dev::OneshotSender<PipelineStatus>>) {
         if let Some(sender) = sender {
             // Whoever asked may have gone; the answer is then nobody's.
             drop(sender.send(self));

@@ -182,6 +182,9 @@ pub struct DeadLetter {
     pub num_bytes: u64,
 }
 
+/// A dead letter with its raw message.
+pub type LetterWithRaw = (DeadLetter, Vec<u8>);
+
 /// Reads the dead letters for an operator.
 pub trait DeadLetters: Send + Sync {
     /// At most `limit` letters, the newest (largest id) first, with ids below `before` if given.
@@ -192,8 +195,5 @@ pub trait DeadLetters: Send + Sync {
     ) -> LocalBoxFuture<'_, Result<Vec<DeadLetter>, StoreError>>;
 
     /// One letter with its raw bytes; `None` if there is none with that id.
-    fn show(
-        &self,
-        id: i64,
-    ) -> LocalBoxFuture<'_, Result<Option<(DeadLetter, Vec<u8>)>, StoreError>>;
+    fn show(&self, id: i64) -> LocalBoxFuture<'_, Result<Option<LetterWithRaw>, StoreError>>;
 }
