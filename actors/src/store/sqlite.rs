@@ -311,3 +311,6 @@ impl DeadLetters for SqliteStore {
         Box::pin(self.with_letters(None, move |connection| letters::show(connection, id)))
     }
 }
+
+#[cfg(test)]
+mod tests;

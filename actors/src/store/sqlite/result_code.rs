@@ -74,7 +74,7 @@ impl ResultCode {
                 let (_, name) = NAMES.iter().find(|(code, _)| *code == primary)?;
                 Some(format!("{name} ({})", self.0))
             })
-            .unwrap_or_else(|| format!("SQLITE code {}", self.0))
+            .unwrap_or_else(|| format!("SQLite code {}", self.0))
     }
 }
 
@@ -247,5 +247,138 @@ fn establish_and_see_handle(url: &str) -> Result<(SqliteConnection, Opened), Con
         (_, None) => Err(ConnectionError::BadConnection(format!(
             "SQLite did not show the handle of the connection (code {registered})"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::connection::SimpleConnection as _;
+    use diesel::prelude::*;
+    use diesel::sql_query;
+    use diesel::sql_types::{Nullable, Text};
+
+    use super::*;
+
+    fn connection() -> CodedConnection {
+        let mut connection = CodedConnection::establish(":memory:").unwrap();
+        let sql = "CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT NOT NULL CHECK (b <> 'no')); \
+                   CREATE UNIQUE INDEX i ON t (b)";
+        connection
+            .run(|connection| connection.batch_execute(sql))
+            .unwrap();
+        connection
+    }
+
+    fn insert(connection: &mut CodedConnection, a: &str, b: Option<&str>) -> Result<usize, Failed> {
+        connection.run(|connection| {
+            sql_query("INSERT INTO t VALUES (?, ?)")
+                .bind::<Text, _>(a)
+                .bind::<Nullable<Text>, _>(b)
+                .execute(connection)
+        })
+    }
+
+    #[test]
+    fn knows_the_extended_code_of_each_failure() {
+        let mut connection = connection();
+        insert(&mut connection, "a", Some("b")).unwrap();
+        for (a, b, name, class) in [
+            ("c", Some("no"), "SQLITE_CONSTRAINT_CHECK", Class::Rejected),
+            ("c", Some("b"), "SQLITE_CONSTRAINT_UNIQUE", Class::Rejected),
+            ("c", None, "SQLITE_CONSTRAINT_NOTNULL", Class::Unavailable),
+            (
+                "a",
+                Some("c"),
+                "SQLITE_CONSTRAINT_PRIMARYKEY",
+                Class::Unavailable,
+            ),
+        ] {
+            let failed = insert(&mut connection, a, b).unwrap_err();
+            assert_eq!(failed.code.name(), name);
+            assert_eq!(failed.code.class(), class, "{name}");
+            assert!(!failed.in_transaction, "{name}");
+        }
+        insert(&mut connection, "d", Some("d")).unwrap();
+    }
+
+    #[test]
+    fn knows_the_code_of_what_fails_before_it_runs() {
+        let mut connection = connection();
+        let syntax = connection.run(|connection| connection.batch_execute("SELEC"));
+        assert_eq!(syntax.unwrap_err().code.name(), "SQLITE_ERROR");
+        let prepared = connection.run(|connection| sql_query("SELECT x").execute(connection));
+        assert_eq!(prepared.unwrap_err().code.name(), "SQLITE_ERROR");
+        // A failure of diesel's own has no code, and one of before does not count.
+        let none = connection.run(|_| QueryResult::<()>::Err(diesel::result::Error::NotFound));
+        assert_eq!(none.unwrap_err().code, ResultCode::NONE);
+    }
+
+    #[test]
+    fn knows_whether_the_transaction_goes_on() {
+        let mut connection = connection();
+        let mut run = |sql: &str| connection.run(|connection| connection.batch_execute(sql));
+        run("BEGIN IMMEDIATE; INSERT INTO t VALUES ('a', 'a')").unwrap();
+        let failed = run("INSERT INTO t VALUES ('b', 'a')").unwrap_err();
+        assert!(failed.in_transaction);
+        let failed = run("INSERT OR ROLLBACK INTO t VALUES ('b', 'a')").unwrap_err();
+        assert!(!failed.in_transaction);
+    }
+
+    #[test]
+    fn connections_that_are_opened_at_once_know_their_own_codes() {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let mut connection = connection();
+                        // Someone else's, which is not watched.
+                        let _other = SqliteConnection::establish(":memory:").unwrap();
+                        let failed = insert(&mut connection, "a", Some("no")).unwrap_err();
+                        assert_eq!(failed.code.name(), "SQLITE_CONSTRAINT_CHECK");
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn only_bad_values_are_rejected() {
+        for code in [
+            ffi::SQLITE_TOOBIG,
+            ffi::SQLITE_MISMATCH,
+            ffi::SQLITE_CONSTRAINT,
+            ffi::SQLITE_CONSTRAINT_TRIGGER,
+            ffi::SQLITE_CONSTRAINT_DATATYPE,
+            ffi::SQLITE_CONSTRAINT_FOREIGNKEY,
+        ] {
+            assert_eq!(ResultCode(code).class(), Class::Rejected, "{code}");
+        }
+        for code in [
+            ffi::SQLITE_OK,
+            ffi::SQLITE_ERROR,
+            ffi::SQLITE_BUSY,
+            ffi::SQLITE_BUSY_SNAPSHOT,
+            ffi::SQLITE_FULL,
+            ffi::SQLITE_IOERR_FSYNC,
+            ffi::SQLITE_READONLY_DBMOVED,
+            ffi::SQLITE_CANTOPEN,
+            ffi::SQLITE_CORRUPT,
+            ffi::SQLITE_SCHEMA,
+            ffi::SQLITE_NOMEM,
+            ffi::SQLITE_INTERRUPT,
+            ffi::SQLITE_CONSTRAINT_NOTNULL,
+            ffi::SQLITE_CONSTRAINT_PRIMARYKEY,
+            12_345,
+        ] {
+            assert_eq!(ResultCode(code).class(), Class::Unavailable, "{code}");
+        }
+    }
+
+    #[test]
+    fn names_codes_as_sqlite_does() {
+        assert_eq!(ResultCode::TOO_BIG.name(), "SQLITE_TOOBIG");
+        let seek = ResultCode(ffi::SQLITE_IOERR_SEEK);
+        assert_eq!(seek.name(), "SQLITE_IOERR (5642)");
+        assert_eq!(ResultCode(200).name(), "SQLite code 200");
     }
 }

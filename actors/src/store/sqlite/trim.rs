@@ -7,7 +7,11 @@ use std::num::NonZeroUsize;
 
 use diesel::dsl::{exists, not};
 use diesel::prelude::*;
+use diesel::query_builder::{QueryFragment, QueryId};
+use diesel::query_dsl::LoadQuery;
+use diesel::query_dsl::methods::ExecuteDsl;
 use diesel::sql_types::{BigInt, Text};
+use diesel::sqlite::Sqlite;
 
 use super::connection::{Connection, Failure};
 use super::schema::{event_resources, events};
@@ -21,7 +25,7 @@ use crate::store::{Cutoffs, TrimStep, Trimmed};
 pub(super) type Resume = Option<Candidate>;
 
 /// When an event occurred, and its id: the order in which events are removed.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Queryable)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Queryable)]
 pub(super) struct Candidate {
     occurred: String,
     id: String,
@@ -92,35 +96,14 @@ fn oldest_expired(
     let limit = i64::try_from(max_events.get()).unwrap_or(i64::MAX);
     let mut expired = Vec::new();
     for (name, cutoff) in &bounds.overrides {
-        let mut of_name: Vec<Candidate> = connection.run(|connection| {
-            events::table
-                .filter(events::event.eq(name).and(events::occurred.lt(cutoff)))
-                .order((events::occurred, events::id))
-                .limit(limit)
-                .select((events::occurred, events::id))
-                .load(connection)
-        })?;
+        let query = expired_of_name(name, cutoff, limit);
+        let mut of_name: Vec<Candidate> = connection.run(|connection| query.load(connection))?;
         expired.append(&mut of_name);
     }
-    let from = resume.clone().unwrap_or(Candidate {
-        occurred: String::new(),
-        id: String::new(),
-    });
-    let mut others: Vec<Candidate> = connection.run(|connection| {
-        events::table
-            .filter(events::occurred.lt(&bounds.default))
-            .filter(events::event.ne_all(bounds.names()))
-            .filter(events::occurred.ge(&from.occurred))
-            .filter(
-                events::occurred
-                    .gt(&from.occurred)
-                    .or(events::id.gt(&from.id)),
-            )
-            .order((events::occurred, events::id))
-            .limit(limit)
-            .select((events::occurred, events::id))
-            .load(connection)
-    })?;
+    let from = resume.clone().unwrap_or_default();
+    let names = bounds.names().collect();
+    let query = expired_of_others(names, &bounds.default, &from, limit);
+    let mut others: Vec<Candidate> = connection.run(|connection| query.load(connection))?;
     expired.extend(others.iter().cloned());
     expired.sort_unstable();
     expired.truncate(max_events.get());
@@ -134,13 +117,64 @@ fn oldest_expired(
     Ok(expired)
 }
 
+/// The oldest expired events of a name that has a cutoff of its own.
+fn expired_of_name<'a>(
+    name: &'a str,
+    cutoff: &'a str,
+    limit: i64,
+) -> impl LoadQuery<'a, SqliteConnection, Candidate> + QueryFragment<Sqlite> + QueryId {
+    events::table
+        .filter(events::event.eq(name).and(events::occurred.lt(cutoff)))
+        .order((events::occurred, events::id))
+        .limit(limit)
+        .select((events::occurred, events::id))
+}
+
+/// The oldest expired events of all other names, after `from`.
+fn expired_of_others<'a>(
+    names: Vec<&'a str>,
+    cutoff: &'a str,
+    from: &'a Candidate,
+    limit: i64,
+) -> impl LoadQuery<'a, SqliteConnection, Candidate> + QueryFragment<Sqlite> + QueryId {
+    events::table
+        .filter(events::occurred.lt(cutoff))
+        .filter(events::event.ne_all(names))
+        .filter(events::occurred.ge(&from.occurred))
+        .filter(
+            events::occurred
+                .gt(&from.occurred)
+                .or(events::id.gt(&from.id)),
+        )
+        .order((events::occurred, events::id))
+        .limit(limit)
+        .select((events::occurred, events::id))
+}
+
+/// Deletes the resources of one event.
+fn delete_resources(event_id: &str) -> impl ExecuteDsl<SqliteConnection> + QueryFragment<Sqlite> {
+    diesel::delete(event_resources::table.filter(event_resources::event_id.eq(event_id)))
+}
+
+/// Finds one resource without its event.
+fn orphan<'a>(
+    earliest: &'a str,
+) -> impl LoadQuery<'a, SqliteConnection, String> + QueryFragment<Sqlite> + QueryId {
+    let of_event = events::table.filter(events::id.eq(event_resources::event_id));
+    event_resources::table
+        .filter(event_resources::occurred.lt(earliest))
+        .filter(not(exists(of_event)))
+        .select(event_resources::id)
+        .limit(1)
+}
+
 /// Deletes events, each after its resources.
 fn delete_events(connection: &mut Connection, expired: &[Candidate]) -> Result<Trimmed, Failure> {
     let mut trimmed = Trimmed::default();
     for Candidate { id, .. } in expired {
-        let resources = event_resources::table.filter(event_resources::event_id.eq(id));
+        let resources = delete_resources(id);
         trimmed.resources +=
-            connection.run(|connection| diesel::delete(resources).execute(connection))? as u64;
+            connection.run(|connection| ExecuteDsl::execute(resources, connection))? as u64;
         let event = events::table.find(id);
         trimmed.events +=
             connection.run(|connection| diesel::delete(event).execute(connection))? as u64;
@@ -152,16 +186,9 @@ fn delete_events(connection: &mut Connection, expired: &[Candidate]) -> Result<T
 ///
 /// Only asked when no expired event is left, so that rows older than every cutoff are few.
 fn has_orphans(connection: &mut Connection, bounds: &Bounds) -> Result<bool, Failure> {
-    let of_event = events::table.filter(events::id.eq(event_resources::event_id));
-    let first = connection.run(|connection| {
-        event_resources::table
-            .filter(event_resources::occurred.lt(bounds.earliest()))
-            .filter(not(exists(of_event)))
-            .select(event_resources::id)
-            .first::<String>(connection)
-            .optional()
-    })?;
-    Ok(first.is_some())
+    let query = orphan(bounds.earliest());
+    let found: Vec<String> = connection.run(|connection| query.load(connection))?;
+    Ok(!found.is_empty())
 }
 
 fn delete_orphans(
@@ -220,4 +247,95 @@ pub(super) fn count(connection: &mut Connection, cutoffs: &Cutoffs) -> Result<Tr
         events: u64::try_from(events).unwrap_or_default(),
         resources: u64::try_from(resources).unwrap_or_default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::query_builder::{AstPass, Query};
+    use diesel::sql_types::{Integer, Untyped};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::store::sqlite::SqliteSettings;
+    use crate::store::sqlite::connection::{Missing, Place};
+    use crate::store::sqlite::schema::{CreateSchema, prepare};
+
+    /// The query, to be explained instead of run.
+    struct Explain<Q>(Q);
+
+    impl<Q> RunQueryDsl<SqliteConnection> for Explain<Q> {}
+
+    impl<Q> QueryId for Explain<Q> {
+        type QueryId = ();
+        const HAS_STATIC_QUERY_ID: bool = false;
+    }
+
+    impl<Q> Query for Explain<Q> {
+        type SqlType = Untyped;
+    }
+
+    impl<Q: QueryFragment<Sqlite>> QueryFragment<Sqlite> for Explain<Q> {
+        fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+            out.push_sql("EXPLAIN QUERY PLAN ");
+            self.0.walk_ast(out.reborrow())
+        }
+    }
+
+    #[derive(QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = Integer)]
+        #[expect(dead_code, reason = "only the detail tells something")]
+        id: i32,
+        #[diesel(sql_type = Text)]
+        detail: String,
+    }
+
+    fn explain(connection: &mut Connection, query: impl QueryFragment<Sqlite>) -> String {
+        let steps: Vec<Step> = connection
+            .run(|connection| Explain(query).load(connection))
+            .unwrap();
+        let details: Vec<_> = steps.into_iter().map(|step| step.detail).collect();
+        details.join("; ")
+    }
+
+    #[test]
+    fn every_step_goes_through_an_index() {
+        let directory = TempDir::new().unwrap();
+        let settings = SqliteSettings::new(directory.path().join("events.db"));
+        let place = Place {
+            path: settings.path,
+            busy_timeout: settings.busy_timeout,
+        };
+        let mut connection = Connection::open(&place, Missing::Create).unwrap();
+        prepare(&mut connection, CreateSchema::Everything).unwrap();
+        let from = Candidate::default();
+
+        let of_name = explain(&mut connection, expired_of_name("a", "2024", 10));
+        assert!(
+            of_name.contains(
+                "USING COVERING INDEX ix_events__event_occurred_id (event=? AND occurred<?)"
+            ),
+            "{of_name}"
+        );
+        let of_others = expired_of_others(vec!["a", "b"], "2024", &from, 10);
+        let of_others = explain(&mut connection, of_others);
+        assert!(
+            of_others.contains("USING INDEX ix_events__occurred_id (occurred>? AND occurred<?)"),
+            "{of_others}"
+        );
+        let resources = explain(&mut connection, delete_resources("a"));
+        assert!(
+            resources.contains("INDEX ix_event_resources__event_id (event_id=?)"),
+            "{resources}"
+        );
+        let orphan = explain(&mut connection, orphan("2024"));
+        assert!(
+            orphan.contains("INDEX ix_event_resources__occurred (occurred<?)"),
+            "{orphan}"
+        );
+        for plan in [of_name, of_others, resources, orphan] {
+            assert!(!plan.contains("SCAN"), "{plan}");
+            assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+        }
+    }
 }
