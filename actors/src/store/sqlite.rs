@@ -1,1 +1,316 @@
-//! Store: SQLite.
+//! Store: SQLite, in one file that any number of processes may use at once.
+//!
+//! Tables, texts and JSON are those that Prefect writes, to the letter, so that its queries read them. A
+//! batch is written in one blocking call, in one transaction that takes the write lock at its
+//! beginning. A connection is out of its place while it is used and is put back only after
+//! success: what failed, panicked or was forgotten ends with its connection, and the next call
+//! opens another.
+//!
+//! # Why a turn
+//!
+//! SQLite lets those who wait for the write lock poll for it, so that of two busy writers one may
+//! wait for seconds. Stores that are opened together take turns instead, in the order in which they
+//! asked; only against other processes the lock is polled for, up to `busy_timeout`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::LocalBoxFuture;
+
+use self::connection::{Connection, Failure, Missing, Place};
+pub use self::schema::CreateSchema;
+use self::trim::Resume;
+use crate::batch::Batch;
+use crate::clock::Clock;
+use crate::store::{
+    Cutoffs, DeadLetter, DeadLetters, EventStore, OpenLetter, OpenStore, Outcome, StoreError,
+    TrimStep, Trimmed,
+};
+
+mod connection;
+mod letters;
+mod lock_holder;
+mod python_json;
+mod result_code;
+mod schema;
+mod text;
+mod trim;
+mod write;
+
+/// Where the database is and what may be made in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SqliteSettings {
+    /// The file; relative to the working directory.
+    pub path: PathBuf,
+    /// How long to wait for another process's transaction before the write counts as failed. The
+    /// pipeline tries again in any case: longer only delays the message that says who is in the way,
+    /// shorter gives up on a slow neighbour too often.
+    pub busy_timeout: Duration,
+    /// Which tables may be made.
+    pub create_schema: CreateSchema,
+}
+
+impl SqliteSettings {
+    /// For a database of our own: everything may be made in it.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            busy_timeout: Duration::from_secs(10),
+            create_schema: CreateSchema::Everything,
+        }
+    }
+}
+
+/// What the stores of one database share.
+struct Shared {
+    settings: SqliteSettings,
+    clock: Arc<dyn Clock>,
+    /// Held while writing; fair, unlike SQLite's lock.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// One connection to an SQLite database.
+pub struct SqliteStore {
+    shared: Arc<Shared>,
+    idle: Mutex<Option<Connection>>,
+    resume: Mutex<Resume>,
+}
+
+impl SqliteStore {
+    /// A store that connects when it is first used.
+    pub fn new(settings: SqliteSettings, clock: Arc<dyn Clock>) -> Self {
+        Self::sharing(Arc::new(Shared {
+            settings,
+            clock,
+            turn: Arc::default(),
+        }))
+    }
+
+    /// Opens stores that take turns at writing.
+    pub fn open_store(settings: SqliteSettings, clock: Arc<dyn Clock>) -> OpenStore {
+        let shared = Arc::new(Shared {
+            settings,
+            clock,
+            turn: Arc::default(),
+        });
+        Arc::new(move || Arc::new(Self::sharing(Arc::clone(&shared))))
+    }
+
+    fn sharing(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            idle: Mutex::new(None),
+            resume: Mutex::new(None),
+        }
+    }
+
+    /// Makes or upgrades the schema, Prefect's two tables included unless Prefect has been here;
+    /// returns the names of the migrations that were run.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be reached or changed, or Prefect has yet to make its tables.
+    pub async fn migrate(&self) -> Result<Vec<String>, StoreError> {
+        let place = self.place();
+        blocking(move || {
+            let mut connection = Connection::open(&place, Missing::Create)?;
+            schema::prepare(&mut connection, CreateSchema::Everything)
+                .map_err(|failure| connection.store_error("migrate", failure))
+        })
+        .await?
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            path: self.shared.settings.path.clone(),
+            busy_timeout: self.shared.settings.busy_timeout,
+        }
+    }
+
+    /// Runs `work` on the connection, which is made if there is none.
+    async fn with_connection<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let idle = self.lock_idle().take();
+        let place = self.place();
+        let create = self.shared.settings.create_schema;
+        let (connection, done) = blocking(move || {
+            let mut connection = match idle {
+                Some(connection) => connection,
+                None => connect(&place, create)?,
+            };
+            match work(&mut connection) {
+                Ok(done) => Ok((connection, done)),
+                Err(failure) => Err(connection.store_error(doing, failure)),
+            }
+        })
+        .await??;
+        *self.lock_idle() = Some(connection);
+        Ok(done)
+    }
+
+    /// Runs `work` on a connection of its own that makes nothing; `empty` where there is no table of
+    /// dead letters yet.
+    async fn with_letters<T: Send + 'static>(
+        &self,
+        empty: T,
+        work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let place = self.place();
+        blocking(move || {
+            let mut connection = Connection::open(&place, Missing::Refuse)?;
+            let read = schema::has_letters(&mut connection).and_then(|has_letters| {
+                if has_letters {
+                    work(&mut connection)
+                } else {
+                    Ok(empty)
+                }
+            });
+            read.map_err(|failure| connection.store_error("read dead letters of", failure))
+        })
+        .await?
+    }
+
+    fn lock_idle(&self) -> std::sync::MutexGuard<'_, Option<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn connect(place: &Place, create: CreateSchema) -> Result<Connection, StoreError> {
+    let missing = match create {
+        CreateSchema::Everything => Missing::Create,
+        CreateSchema::OwnOnly => Missing::Refuse,
+    };
+    let mut connection = Connection::open(place, missing)?;
+    let run = schema::prepare(&mut connection, create)
+        .map_err(|failure| connection.store_error("make the tables of", failure))?;
+    if !run.is_empty() {
+        log::info!(
+            "tables made store.path={} store.migrations={}",
+            connection.path(),
+            run.join(",")
+        );
+    }
+    Ok(connection)
+}
+
+/// Runs `work` where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| StoreError::OutcomeUnknown {
+            what:
+                "a call to the SQLite database ended before it could say what it did; it is made \
+                   again"
+                    .to_owned(),
+            source: Some(Box::new(error)),
+        })
+}
+
+impl EventStore for SqliteStore {
+    fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
+        Box::pin(async move {
+            let turn = Arc::clone(&self.shared.turn).lock_owned().await;
+            let clock = Arc::clone(&self.shared.clock);
+            self.with_connection("write to", move |connection| {
+                // Kept until the transaction has ended, even if nobody waits for it any more.
+                let _turn = turn;
+                write::write(connection, &batch, clock.now())
+            })
+            .await
+        })
+    }
+
+    fn trim<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+        max_events: NonZeroUsize,
+    ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
+        Box::pin(async move {
+            self.refuse_future(cutoffs)?;
+            let cutoffs = cutoffs.clone();
+            let turn = Arc::clone(&self.shared.turn);
+            let mut resume = self.lock_resume().take();
+            let (step, resume) = self
+                .with_connection("trim", move |connection| {
+                    let lock = || turn.blocking_lock_owned();
+                    let step = trim::step(connection, &cutoffs, max_events, &mut resume, lock)?;
+                    Ok((step, resume))
+                })
+                .await?;
+            *self.lock_resume() = resume;
+            Ok(step)
+        })
+    }
+
+    fn count_expired<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+    ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>> {
+        Box::pin(async move {
+            self.refuse_future(cutoffs)?;
+            let cutoffs = cutoffs.clone();
+            self.with_connection("read", move |connection| trim::count(connection, &cutoffs))
+                .await
+        })
+    }
+
+    fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.with_connection("read", schema::check))
+    }
+
+    fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        let idle = self.lock_idle().take();
+        Box::pin(async move {
+            match idle {
+                // The last connection writes the log back into the file, which may take its time.
+                Some(connection) => blocking(move || drop(connection)).await,
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+impl SqliteStore {
+    /// A clock that ran ahead must not empty the tables.
+    fn refuse_future(&self, cutoffs: &Cutoffs) -> Result<(), StoreError> {
+        let now = self.shared.clock.now();
+        let mut all = cutoffs.overrides.values().chain([&cutoffs.default]);
+        match all.find(|cutoff| **cutoff > now) {
+            None => Ok(()),
+            Some(cutoff) => Err(StoreError::unavailable(format!(
+                "the cutoff {cutoff} lies in the future (it is {now}), so nothing was trimmed: set a \
+                 retention that is not negative, and the clock right"
+            ))),
+        }
+    }
+
+    fn lock_resume(&self) -> std::sync::MutexGuard<'_, Resume> {
+        self.resume.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DeadLetters for SqliteStore {
+    fn list(
+        &self,
+        before: Option<i64>,
+        limit: NonZeroUsize,
+    ) -> LocalBoxFuture<'_, Result<Vec<DeadLetter>, StoreError>> {
+        Box::pin(self.with_letters(Vec::new(), move |connection| {
+            letters::list(connection, before, limit)
+        }))
+    }
+
+    fn show(&self, id: i64) -> LocalBoxFuture<'_, Result<Option<OpenLetter>, StoreError>> {
+        Box::pin(self.with_letters(None, move |connection| letters::show(connection, id)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

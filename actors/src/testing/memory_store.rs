@@ -14,8 +14,8 @@ use crate::clock::{Clock, SystemClock};
 use crate::delivery::{Content, Entry};
 use crate::event::{ReceivedEvent, Resource};
 use crate::store::{
-    Cutoffs, DeadLetter, DeadLetters, EventStore, OpenStore, Outcome, Stage, StoreError, TrimStep,
-    Trimmed,
+    Cutoffs, DeadLetter, DeadLetters, EventStore, OpenLetter, OpenStore, Outcome, Stage,
+    StoreError, TrimStep, Trimmed,
 };
 
 /// A store that a test can look into and make fail.
@@ -36,7 +36,7 @@ struct Core {
 
 struct State {
     events: BTreeMap<Uuid, StoredEvent>,
-    letters: Vec<(DeadLetter, Vec<u8>)>,
+    letters: Vec<OpenLetter>,
     refused: HashMap<Uuid, String>,
     available: bool,
     fail_next: usize,
@@ -190,7 +190,7 @@ impl MemoryStore {
     }
 
     /// The dead letters in the order in which they came first, each with its raw message.
-    pub fn dead_letters(&self) -> Vec<(DeadLetter, Vec<u8>)> {
+    pub fn dead_letters(&self) -> Vec<OpenLetter> {
         self.state().letters.clone()
     }
 
@@ -446,10 +446,7 @@ impl DeadLetters for MemoryStore {
         })
     }
 
-    fn show(
-        &self,
-        id: i64,
-    ) -> LocalBoxFuture<'_, Result<Option<(DeadLetter, Vec<u8>)>, StoreError>> {
+    fn show(&self, id: i64) -> LocalBoxFuture<'_, Result<Option<OpenLetter>, StoreError>> {
         Box::pin(async move {
             let state = self.available()?;
             Ok(state

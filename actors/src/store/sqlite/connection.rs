@@ -1,0 +1,330 @@
+//! One open connection: how it is opened, what its transactions are, and what its errors say.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection as _;
+use diesel::{QueryResult, RunQueryDsl as _, SqliteConnection};
+use libsqlite3_sys as ffi;
+
+use super::lock_holder;
+use super::result_code::{Class, CodedConnection, Failed, ResultCode};
+use crate::store::StoreError;
+
+/// Why something could not be done.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// SQLite or diesel said no.
+    Database(Failed),
+    /// COMMIT failed: it may have happened all the same.
+    Commit(Failed),
+    /// The database is not what it should be; says what and what to do.
+    Unfit(String),
+}
+
+impl From<Failed> for Failure {
+    fn from(failed: Failed) -> Self {
+        Self::Database(failed)
+    }
+}
+
+/// Whether a file that is not there may be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// It is created.
+    Create,
+    /// That is an error.
+    Refuse,
+}
+
+/// A connection with our settings.
+pub(super) struct Connection {
+    coded: CodedConnection,
+    place: Place,
+}
+
+/// Where a database is and how long it may be waited for: what every error names.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) path: PathBuf,
+    pub(super) busy_timeout: Duration,
+}
+
+impl Connection {
+    /// Opens the file and sets what a connection needs.
+    pub(super) fn open(place: &Place, missing: Missing) -> Result<Self, StoreError> {
+        let path = std::path::absolute(&place.path).unwrap_or_else(|_| place.path.clone());
+        let place = Place {
+            path,
+            ..place.clone()
+        };
+        inspect_path(&place.path, missing)?;
+        let url = uri(&place.path, missing);
+        let coded = CodedConnection::establish(&url).map_err(|error| StoreError::Unavailable {
+            what: format!(
+                "cannot open the SQLite database {}: {}",
+                place.path.display(),
+                remedy(ffi::SQLITE_CANTOPEN, &place)
+            ),
+            source: Some(Box::new(error)),
+        })?;
+        let mut connection = Self { coded, place };
+        match connection.configure() {
+            Ok(()) => Ok(connection),
+            Err(failure) => Err(connection.store_error("set up a connection to", failure)),
+        }
+    }
+
+    fn configure(&mut self) -> Result<(), Failure> {
+        // First of all, so that the others wait too.
+        let millis = self.place.busy_timeout.as_millis().min(i32::MAX as u128);
+        self.execute_batch(&format!("PRAGMA busy_timeout = {millis}"))?;
+        // An acknowledged event survives a power cut: every commit is synced.
+        self.execute_batch("PRAGMA synchronous = FULL")?;
+        self.execute_batch("PRAGMA foreign_keys = ON")?;
+        self.use_write_ahead_log()
+    }
+
+    /// Readers must not stop the writer, nor the writer them. Only set where it is not set already:
+    /// the mode is a property of the file, and setting it needs the file for itself alone.
+    ///
+    /// SQLite does not wait for that, so several processes that meet a new file are made to wait here.
+    fn use_write_ahead_log(&mut self) -> Result<(), Failure> {
+        const PAUSE: Duration = Duration::from_millis(20);
+        if self.journal_mode("PRAGMA journal_mode")? == "wal" {
+            return Ok(());
+        }
+        let mut waited = Duration::ZERO;
+        loop {
+            match self.journal_mode("PRAGMA journal_mode = WAL") {
+                Ok(mode) if mode == "wal" => return Ok(()),
+                Ok(mode) => {
+                    log::warn!(
+                        "no write-ahead log on this file system; writers and readers wait for each other \
+                         store.path={} store.journal_mode={mode}",
+                        self.place.path.display()
+                    );
+                    return Ok(());
+                }
+                Err(Failure::Database(failed))
+                    if is_busy(failed.code) && waited < self.place.busy_timeout =>
+                {
+                    std::thread::sleep(PAUSE);
+                    waited += PAUSE;
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    fn journal_mode(&mut self, pragma: &str) -> Result<String, Failure> {
+        #[derive(diesel::QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = diesel::sql_types::Text)]
+            journal_mode: String,
+        }
+        let row: Row = self.run(|connection| diesel::sql_query(pragma).get_result(connection))?;
+        Ok(row.journal_mode)
+    }
+
+    /// Runs one call through diesel, or several of which the first that fails is the last.
+    pub(super) fn run<T>(
+        &mut self,
+        call: impl FnOnce(&mut SqliteConnection) -> QueryResult<T>,
+    ) -> Result<T, Failed> {
+        self.coded.run(call)
+    }
+
+    /// Runs SQL text without parameters.
+    pub(super) fn execute_batch(&mut self, sql: &str) -> Result<(), Failed> {
+        self.run(|connection| connection.batch_execute(sql))
+    }
+
+    /// Starts a transaction with the write lock, so that it can never fail for a lock later.
+    pub(super) fn begin(&mut self) -> Result<(), Failure> {
+        Ok(self.execute_batch("BEGIN IMMEDIATE")?)
+    }
+
+    /// Ends the transaction; from here on it is durable.
+    pub(super) fn commit(&mut self) -> Result<(), Failure> {
+        self.execute_batch("COMMIT").map_err(|failed| {
+            // A busy COMMIT has done nothing and left the transaction open.
+            if is_busy(failed.code) {
+                Failure::Database(failed)
+            } else {
+                Failure::Commit(failed)
+            }
+        })
+    }
+
+    /// Undoes the transaction.
+    pub(super) fn roll_back(&mut self) -> Result<(), Failure> {
+        Ok(self.execute_batch("ROLLBACK")?)
+    }
+
+    /// The file, for messages.
+    pub(super) fn path(&self) -> std::path::Display<'_> {
+        self.place.path.display()
+    }
+
+    /// The longest text or blob that can be bound.
+    pub(super) fn max_length(&self) -> usize {
+        self.coded.max_length()
+    }
+
+    /// A failure as the port tells it: what was tried, on which file, and what to do next.
+    pub(super) fn store_error(&self, doing: &str, failure: Failure) -> StoreError {
+        let path = self.place.path.display();
+        match failure {
+            Failure::Unfit(what) => StoreError::unavailable(what),
+            Failure::Database(failed) => StoreError::Unavailable {
+                what: format!(
+                    "cannot {doing} the SQLite database {path}{}: {}",
+                    in_brackets(failed.code),
+                    remedy_for(failed.code, &self.place)
+                ),
+                source: Some(Box::new(failed.error)),
+            },
+            Failure::Commit(failed) => StoreError::OutcomeUnknown {
+                what: format!(
+                    "the commit to the SQLite database {path} failed{}, and may have happened: {}",
+                    in_brackets(failed.code),
+                    remedy_for(failed.code, &self.place)
+                ),
+                source: Some(Box::new(failed.error)),
+            },
+        }
+    }
+}
+
+fn in_brackets(code: ResultCode) -> String {
+    if code == ResultCode::NONE {
+        String::new()
+    } else {
+        format!(" ({})", code.name())
+    }
+}
+
+fn is_busy(code: ResultCode) -> bool {
+    matches!(code.primary(), ffi::SQLITE_BUSY | ffi::SQLITE_LOCKED)
+}
+
+/// Finds what can be found out without touching the file, in words better than SQLite's.
+///
+/// It is not opened: see the module `lock_holder`.
+fn inspect_path(path: &Path, missing: Missing) -> Result<(), StoreError> {
+    let shown = path.display();
+    let unavailable = |what: String| Err(StoreError::unavailable(what));
+    if path.file_name().is_some_and(|name| name == ":memory:") {
+        return unavailable(
+            "an SQLite database in memory cannot keep events: give the path of a file".to_owned(),
+        );
+    }
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => unavailable(format!(
+            "the SQLite database {shown} is a directory: give the path of a file in it"
+        )),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let directory = path.parent().unwrap_or(Path::new("/"));
+            if !directory.is_dir() {
+                unavailable(format!(
+                    "the SQLite database {shown} cannot be opened: there is no directory {}; create \
+                     it, or correct the path",
+                    directory.display()
+                ))
+            } else if missing == Missing::Refuse {
+                unavailable(format!(
+                    "there is no SQLite database {shown}: waiting for Prefect's migrations; for a \
+                     database without Prefect run `event-persister migrate`"
+                ))
+            } else {
+                Ok(())
+            }
+        }
+        // Whatever it is, SQLite will say so too.
+        Err(_) => Ok(()),
+    }
+}
+
+/// The path as a URI, the one form in which every path means a file and nothing else.
+fn uri(path: &Path, missing: Missing) -> String {
+    let mut uri = String::from("file://");
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' => {
+                uri.push(char::from(*byte));
+            }
+            byte => uri.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    uri.push_str(match missing {
+        Missing::Create => "?mode=rwc",
+        Missing::Refuse => "?mode=rw",
+    });
+    uri
+}
+
+fn remedy_for(code: ResultCode, place: &Place) -> String {
+    if code.class() == Class::Rejected {
+        return "a row of ours was refused; compare the schema with `event-persister check`"
+            .to_owned();
+    }
+    if code.primary() == ffi::SQLITE_CONSTRAINT {
+        return "it has a constraint that this version does not know; upgrade event-persister to a \
+                version that knows this schema"
+            .to_owned();
+    }
+    remedy(code.primary(), place)
+}
+
+fn remedy(primary: i32, place: &Place) -> String {
+    let text = match primary {
+        ffi::SQLITE_BUSY | ffi::SQLITE_LOCKED => {
+            let seconds = place.busy_timeout.as_secs_f32();
+            return match lock_holder::find(&place.path) {
+                Some(holder) => format!(
+                    "{holder} holds the write lock, and has not let it go for {seconds} s; end its \
+                     transaction"
+                ),
+                None => format!(
+                    "another connection has held the write lock for {seconds} s; end its transaction \
+                     (`fuser` on the file shows who has it open)"
+                ),
+            };
+        }
+        ffi::SQLITE_FULL => "the disk is full; free space on its file system",
+        ffi::SQLITE_IOERR => {
+            "the file system reported an error; check the disk, its free space and the kernel's log"
+        }
+        ffi::SQLITE_READONLY | ffi::SQLITE_PERM | ffi::SQLITE_AUTH => {
+            "it cannot be written; let this user write the file, its -wal and -shm files and their \
+             directory"
+        }
+        ffi::SQLITE_CANTOPEN => {
+            "let this user read and write the file, its -wal and -shm files and their directory"
+        }
+        ffi::SQLITE_NOTADB => "the file is not an SQLite database; give another path",
+        ffi::SQLITE_CORRUPT => {
+            "the file is damaged; look at `sqlite3 FILE 'pragma integrity_check'` and restore a backup"
+        }
+        ffi::SQLITE_ERROR | ffi::SQLITE_SCHEMA => {
+            "its schema is not the expected one; compare it with `event-persister check`"
+        }
+        _ => "it is tried again",
+    };
+    text.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_only_a_path_in_a_uri() {
+        assert_eq!(
+            uri(Path::new("/a b/ü?x#y%.db"), Missing::Create),
+            "file:///a%20b/%C3%BC%3Fx%23y%25.db?mode=rwc"
+        );
+    }
+}

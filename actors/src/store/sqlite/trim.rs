@@ -1,0 +1,341 @@
+//! Deletes what retention no longer keeps, a bounded number of events at a time.
+//!
+//! What is expired is read without the write lock; only the deletion holds it. Nobody changes when
+//! an event occurred, so what was read stays true.
+
+use std::num::NonZeroUsize;
+
+use diesel::dsl::{exists, not};
+use diesel::prelude::*;
+use diesel::query_builder::{QueryFragment, QueryId};
+use diesel::query_dsl::LoadQuery;
+use diesel::query_dsl::methods::ExecuteDsl;
+use diesel::sql_types::{BigInt, Text};
+use diesel::sqlite::Sqlite;
+
+use super::connection::{Connection, Failure};
+use super::schema::{event_resources, events};
+use super::text::timestamp_bound;
+use crate::store::{Cutoffs, TrimStep, Trimmed};
+
+/// Where the next search goes on among events without a cutoff of their own.
+///
+/// Names that are kept longer leave rows behind the default cutoff; without this every step would
+/// pass over all of them again.
+pub(super) type Resume = Option<Candidate>;
+
+/// When an event occurred, and its id: the order in which events are removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Queryable)]
+pub(super) struct Candidate {
+    occurred: String,
+    id: String,
+}
+
+/// The cutoffs as texts.
+struct Bounds {
+    default: String,
+    overrides: Vec<(String, String)>,
+}
+
+impl Bounds {
+    fn new(cutoffs: &Cutoffs) -> Self {
+        Self {
+            default: timestamp_bound(cutoffs.default),
+            overrides: cutoffs
+                .overrides
+                .iter()
+                .map(|(name, cutoff)| (name.clone(), timestamp_bound(*cutoff)))
+                .collect(),
+        }
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.overrides.iter().map(|(name, _)| name.as_str())
+    }
+
+    fn earliest(&self) -> &str {
+        let overrides = self.overrides.iter().map(|(_, cutoff)| cutoff);
+        overrides.fold(&self.default, |earliest, cutoff| earliest.min(cutoff))
+    }
+}
+
+/// One step: chooses the oldest expired events, then deletes them under the lock that `lock` takes.
+pub(super) fn step<Lock>(
+    connection: &mut Connection,
+    cutoffs: &Cutoffs,
+    max_events: NonZeroUsize,
+    resume: &mut Resume,
+    lock: impl FnOnce() -> Lock,
+) -> Result<TrimStep, Failure> {
+    let bounds = Bounds::new(cutoffs);
+    let mut expired = oldest_expired(connection, &bounds, max_events, resume)?;
+    if expired.is_empty() && resume.take().is_some() {
+        // The search began in the middle; it is over only when one from the beginning finds nothing.
+        expired = oldest_expired(connection, &bounds, max_events, resume)?;
+    }
+    if expired.is_empty() && !has_orphans(connection, &bounds)? {
+        return Ok(TrimStep::Finished);
+    }
+    let _lock = lock();
+    connection.begin()?;
+    let trimmed = if expired.is_empty() {
+        delete_orphans(connection, &bounds, max_events)?
+    } else {
+        delete_events(connection, &expired)?
+    };
+    connection.commit()?;
+    Ok(TrimStep::Removed(trimmed))
+}
+
+fn oldest_expired(
+    connection: &mut Connection,
+    bounds: &Bounds,
+    max_events: NonZeroUsize,
+    resume: &mut Resume,
+) -> Result<Vec<Candidate>, Failure> {
+    let limit = i64::try_from(max_events.get()).unwrap_or(i64::MAX);
+    let mut expired = Vec::new();
+    for (name, cutoff) in &bounds.overrides {
+        let query = expired_of_name(name, cutoff, limit);
+        let mut of_name: Vec<Candidate> = connection.run(|connection| query.load(connection))?;
+        expired.append(&mut of_name);
+    }
+    let from = resume.clone().unwrap_or_default();
+    let names = bounds.names().collect();
+    let query = expired_of_others(names, &bounds.default, &from, limit);
+    let mut others: Vec<Candidate> = connection.run(|connection| query.load(connection))?;
+    expired.extend(others.iter().cloned());
+    expired.sort_unstable();
+    expired.truncate(max_events.get());
+    // Those of the others that are among the oldest are the first of them.
+    if let Some(last) = expired.last() {
+        others.retain(|candidate| candidate <= last);
+        if let Some(candidate) = others.pop() {
+            *resume = Some(candidate);
+        }
+    }
+    Ok(expired)
+}
+
+/// The oldest expired events of a name that has a cutoff of its own.
+fn expired_of_name<'a>(
+    name: &'a str,
+    cutoff: &'a str,
+    limit: i64,
+) -> impl LoadQuery<'a, SqliteConnection, Candidate> + QueryFragment<Sqlite> + QueryId {
+    events::table
+        .filter(events::event.eq(name).and(events::occurred.lt(cutoff)))
+        .order((events::occurred, events::id))
+        .limit(limit)
+        .select((events::occurred, events::id))
+}
+
+/// The oldest expired events of all other names, after `from`.
+fn expired_of_others<'a>(
+    names: Vec<&'a str>,
+    cutoff: &'a str,
+    from: &'a Candidate,
+    limit: i64,
+) -> impl LoadQuery<'a, SqliteConnection, Candidate> + QueryFragment<Sqlite> + QueryId {
+    events::table
+        .filter(events::occurred.lt(cutoff))
+        .filter(events::event.ne_all(names))
+        .filter(events::occurred.ge(&from.occurred))
+        .filter(
+            events::occurred
+                .gt(&from.occurred)
+                .or(events::id.gt(&from.id)),
+        )
+        .order((events::occurred, events::id))
+        .limit(limit)
+        .select((events::occurred, events::id))
+}
+
+/// Deletes the resources of one event.
+fn delete_resources(event_id: &str) -> impl ExecuteDsl<SqliteConnection> + QueryFragment<Sqlite> {
+    diesel::delete(event_resources::table.filter(event_resources::event_id.eq(event_id)))
+}
+
+/// Finds one resource without its event.
+fn orphan<'a>(
+    earliest: &'a str,
+) -> impl LoadQuery<'a, SqliteConnection, String> + QueryFragment<Sqlite> + QueryId {
+    let of_event = events::table.filter(events::id.eq(event_resources::event_id));
+    event_resources::table
+        .filter(event_resources::occurred.lt(earliest))
+        .filter(not(exists(of_event)))
+        .select(event_resources::id)
+        .limit(1)
+}
+
+/// Deletes events, each after its resources.
+fn delete_events(connection: &mut Connection, expired: &[Candidate]) -> Result<Trimmed, Failure> {
+    let mut trimmed = Trimmed::default();
+    for Candidate { id, .. } in expired {
+        let resources = delete_resources(id);
+        trimmed.resources +=
+            connection.run(|connection| ExecuteDsl::execute(resources, connection))? as u64;
+        let event = events::table.find(id);
+        trimmed.events +=
+            connection.run(|connection| diesel::delete(event).execute(connection))? as u64;
+    }
+    Ok(trimmed)
+}
+
+/// Resources of no event, older than anything that is kept: halves of events that someone else wrote.
+///
+/// Only asked when no expired event is left, so that rows older than every cutoff are few.
+fn has_orphans(connection: &mut Connection, bounds: &Bounds) -> Result<bool, Failure> {
+    let query = orphan(bounds.earliest());
+    let found: Vec<String> = connection.run(|connection| query.load(connection))?;
+    Ok(!found.is_empty())
+}
+
+fn delete_orphans(
+    connection: &mut Connection,
+    bounds: &Bounds,
+    max_rows: NonZeroUsize,
+) -> Result<Trimmed, Failure> {
+    let max_rows = i64::try_from(max_rows.get()).unwrap_or(i64::MAX);
+    let deleted = connection.run(|connection| {
+        diesel::sql_query(
+            "DELETE FROM event_resources WHERE id IN (\
+             SELECT orphan.id FROM event_resources AS orphan WHERE orphan.occurred < ? \
+             AND NOT EXISTS (SELECT 1 FROM events WHERE events.id = orphan.event_id) \
+             ORDER BY orphan.occurred LIMIT ?)",
+        )
+        .bind::<Text, _>(bounds.earliest())
+        .bind::<BigInt, _>(max_rows)
+        .execute(connection)
+    })?;
+    Ok(Trimmed {
+        events: 0,
+        resources: deleted as u64,
+    })
+}
+
+/// Counts what steps until [`TrimStep::Finished`] would remove.
+pub(super) fn count(connection: &mut Connection, cutoffs: &Cutoffs) -> Result<Trimmed, Failure> {
+    let bounds = Bounds::new(cutoffs);
+    // One transaction, so that all counts are of the same moment.
+    connection.execute_batch("BEGIN")?;
+    let (mut events, mut resources) = (0, 0);
+    for (name, cutoff) in &bounds.overrides {
+        let of_name = events::event.eq(name).and(events::occurred.lt(cutoff));
+        let expired = events::table.filter(of_name);
+        events += connection.run(|connection| expired.count().get_result::<i64>(connection))?;
+        let of_expired = event_resources::event_id.eq_any(expired.select(events::id));
+        let of_expired = event_resources::table.filter(of_expired);
+        resources +=
+            connection.run(|connection| of_expired.count().get_result::<i64>(connection))?;
+    }
+    let of_others = events::occurred
+        .lt(&bounds.default)
+        .and(events::event.ne_all(bounds.names()));
+    let expired = events::table.filter(&of_others);
+    events += connection.run(|connection| expired.count().get_result::<i64>(connection))?;
+    let of_expired = event_resources::event_id.eq_any(expired.select(events::id));
+    let of_expired = event_resources::table.filter(of_expired);
+    resources += connection.run(|connection| of_expired.count().get_result::<i64>(connection))?;
+    let of_event = events::table.filter(events::id.eq(event_resources::event_id));
+    let orphans = event_resources::table
+        .filter(event_resources::occurred.lt(bounds.earliest()))
+        .filter(not(exists(of_event)));
+    resources += connection.run(|connection| orphans.count().get_result::<i64>(connection))?;
+    connection.commit()?;
+    Ok(Trimmed {
+        events: u64::try_from(events).unwrap_or_default(),
+        resources: u64::try_from(resources).unwrap_or_default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::query_builder::{AstPass, Query};
+    use diesel::sql_types::{Integer, Untyped};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::store::sqlite::SqliteSettings;
+    use crate::store::sqlite::connection::{Missing, Place};
+    use crate::store::sqlite::schema::{CreateSchema, prepare};
+
+    /// The query, to be explained instead of run.
+    struct Explain<Q>(Q);
+
+    impl<Q> RunQueryDsl<SqliteConnection> for Explain<Q> {}
+
+    impl<Q> QueryId for Explain<Q> {
+        type QueryId = ();
+        const HAS_STATIC_QUERY_ID: bool = false;
+    }
+
+    impl<Q> Query for Explain<Q> {
+        type SqlType = Untyped;
+    }
+
+    impl<Q: QueryFragment<Sqlite>> QueryFragment<Sqlite> for Explain<Q> {
+        fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+            out.push_sql("EXPLAIN QUERY PLAN ");
+            self.0.walk_ast(out.reborrow())
+        }
+    }
+
+    #[derive(QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = Integer)]
+        #[expect(dead_code, reason = "only the detail tells something")]
+        id: i32,
+        #[diesel(sql_type = Text)]
+        detail: String,
+    }
+
+    fn explain(connection: &mut Connection, query: impl QueryFragment<Sqlite>) -> String {
+        let steps: Vec<Step> = connection
+            .run(|connection| Explain(query).load(connection))
+            .unwrap();
+        let details: Vec<_> = steps.into_iter().map(|step| step.detail).collect();
+        details.join("; ")
+    }
+
+    #[test]
+    fn every_step_goes_through_an_index() {
+        let directory = TempDir::new().unwrap();
+        let settings = SqliteSettings::new(directory.path().join("events.db"));
+        let place = Place {
+            path: settings.path,
+            busy_timeout: settings.busy_timeout,
+        };
+        let mut connection = Connection::open(&place, Missing::Create).unwrap();
+        prepare(&mut connection, CreateSchema::Everything).unwrap();
+        let from = Candidate::default();
+
+        let of_name = explain(&mut connection, expired_of_name("a", "2024", 10));
+        assert!(
+            of_name.contains(
+                "USING COVERING INDEX ix_events__event_occurred_id (event=? AND occurred<?)"
+            ),
+            "{of_name}"
+        );
+        let of_others = expired_of_others(vec!["a", "b"], "2024", &from, 10);
+        let of_others = explain(&mut connection, of_others);
+        assert!(
+            of_others.contains("USING INDEX ix_events__occurred_id (occurred>? AND occurred<?)"),
+            "{of_others}"
+        );
+        let resources = explain(&mut connection, delete_resources("a"));
+        assert!(
+            resources.contains("INDEX ix_event_resources__event_id (event_id=?)"),
+            "{resources}"
+        );
+        let orphan = explain(&mut connection, orphan("2024"));
+        assert!(
+            orphan.contains("INDEX ix_event_resources__occurred (occurred<?)"),
+            "{orphan}"
+        );
+        for plan in [of_name, of_others, resources, orphan] {
+            assert!(!plan.contains("SCAN"), "{plan}");
+            assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+        }
+    }
+}
