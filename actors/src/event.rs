@@ -4,12 +4,16 @@
 //! accepts is accepted here and what it rejects is rejected, with a reason that names the field.
 //! Imports nothing of ours.
 
+use bytes::Bytes;
 use bytestring::ByteString;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 mod datetime;
+mod fields;
+mod json;
 mod parse;
+mod problems;
 
 pub use parse::{EventLimits, ParseError, Received};
 
@@ -56,7 +60,7 @@ impl ReceivedEvent {
     }
 
     /// The ids of the related resources, in order, repeated ones kept.
-    pub fn related_ids(&self) -> impl Iterator<Item = &str> {
+    pub fn related_ids(&self) -> impl ExactSizeIterator<Item = &str> {
         self.related.iter().map(Resource::id)
     }
 
@@ -71,6 +75,19 @@ impl ReceivedEvent {
         received: Received,
     ) -> Result<Self, ParseError> {
         parse::parse(text, limits, received)
+    }
+
+    /// Reads an event from bytes that may not even be text.
+    ///
+    /// # Errors
+    ///
+    /// As for [`parse`](Self::parse), and where the bytes are not UTF-8.
+    pub fn parse_bytes(
+        bytes: Bytes,
+        limits: &EventLimits,
+        received: Received,
+    ) -> Result<Self, ParseError> {
+        parse::parse_bytes(bytes, limits, received)
     }
 }
 
@@ -131,7 +148,7 @@ impl Resource {
     }
 
     /// All labels in order, id and role included.
-    pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub fn labels(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.labels
             .iter()
             .map(|(key, value)| (key.as_str(), value.as_str()))
@@ -152,3 +169,6 @@ impl std::fmt::Debug for Resource {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

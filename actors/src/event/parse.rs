@@ -1,10 +1,20 @@
 //! From JSON text to an event.
+//!
+//! One pass: known fields are read, others are skipped, and of a field that comes twice the last
+//! counts. Why `jiter`, `speedate` and `uuid`, and not serde: they are what Prefect's own models run
+//! on beneath Python, so what they accept needs no second opinion; and the payload, most of an
+//! event's bytes, is checked and never built.
 
+use bytes::Bytes;
 use bytestring::ByteString;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
+use jiter::JiterResult;
 use uuid::Uuid;
 
-use super::ReceivedEvent;
+use super::fields::{self, Field};
+use super::json::Reader;
+use super::problems::Problems;
+use super::{ReceivedEvent, Resource};
 
 /// How much of each thing an event may hold; the defaults are Prefect's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,13 +59,190 @@ pub struct ParseError {
     pub event_id: Option<Uuid>,
 }
 
-pub(super) fn parse(
-    _text: ByteString,
-    _limits: &EventLimits,
-    _received: Received,
+pub(super) fn parse_bytes(
+    bytes: Bytes,
+    limits: &EventLimits,
+    received: Received,
 ) -> Result<ReceivedEvent, ParseError> {
-    Err(ParseError {
-        reason: String::new(),
-        event_id: None,
-    })
+    match ByteString::try_from(bytes) {
+        Ok(text) => parse(text, limits, received),
+        Err(error) => Err(ParseError {
+            reason: format!("not UTF-8: invalid byte at offset {}", error.valid_up_to()),
+            event_id: None,
+        }),
+    }
+}
+
+pub(super) fn parse(
+    text: ByteString,
+    limits: &EventLimits,
+    received: Received,
+) -> Result<ReceivedEvent, ParseError> {
+    let mut reader = Reader::new(&text);
+    let mut fields = Fields::default();
+    let read = fields.read_all(&mut reader, limits, received);
+    match read.and_then(|()| reader.finish()) {
+        Ok(()) => fields.into_event(text, received),
+        Err(error) => Err(ParseError {
+            reason: reader.describe(&error),
+            event_id: fields.readable_id(),
+        }),
+    }
+}
+
+/// The fields as far as they were read; `None` is not there, or not yet.
+#[derive(Default)]
+struct Fields {
+    occurred: Option<Field<DateTime<Utc>>>,
+    event: Option<Field<String>>,
+    resource: Option<Field<Resource>>,
+    related: Option<Field<Vec<Resource>>>,
+    payload: Option<Field<ByteString>>,
+    id: Option<Field<Uuid>>,
+    follows: Option<Field<Option<Uuid>>>,
+    received: Option<Field<DateTime<Utc>>>,
+}
+
+/// The keys that mean something.
+enum Key {
+    Occurred,
+    Event,
+    Resource,
+    Related,
+    Payload,
+    Id,
+    Follows,
+    Received,
+    Other,
+}
+
+impl Key {
+    fn named(key: &str) -> Self {
+        match key {
+            "occurred" => Self::Occurred,
+            "event" => Self::Event,
+            "resource" => Self::Resource,
+            "related" => Self::Related,
+            "payload" => Self::Payload,
+            "id" => Self::Id,
+            "follows" => Self::Follows,
+            "received" => Self::Received,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Fields {
+    fn read_all(
+        &mut self,
+        reader: &mut Reader<'_>,
+        limits: &EventLimits,
+        received: Received,
+    ) -> JiterResult<()> {
+        let mut next = reader.enter_event()?.map(Key::named);
+        while let Some(key) = next {
+            self.read(key, reader, limits, received)?;
+            next = reader.next_key()?.map(Key::named);
+        }
+        Ok(())
+    }
+
+    fn read(
+        &mut self,
+        key: Key,
+        reader: &mut Reader<'_>,
+        limits: &EventLimits,
+        received: Received,
+    ) -> JiterResult<()> {
+        match key {
+            Key::Occurred => self.occurred = Some(fields::datetime(reader, "occurred")?),
+            Key::Event => {
+                let max_length = limits.max_event_name_length;
+                self.event = Some(fields::name(reader, "event", max_length)?);
+            }
+            Key::Resource => self.resource = Some(fields::resource(reader, limits)?),
+            Key::Related => self.related = Some(fields::related(reader, "related", limits)?),
+            Key::Payload => {
+                let payload = fields::object(reader, "payload")?;
+                self.payload = Some(payload.map(|payload| payload.to_json()));
+            }
+            Key::Id => self.id = Some(fields::uuid(reader, "id")?),
+            Key::Follows => self.follows = Some(fields::optional_uuid(reader, "follows")?),
+            Key::Received if matches!(received, Received::FromText { .. }) => {
+                self.received = Some(fields::datetime(reader, "received")?);
+            }
+            Key::Received | Key::Other => fields::ignored(reader)?,
+        }
+        Ok(())
+    }
+
+    fn readable_id(&self) -> Option<Uuid> {
+        self.id.as_ref()?.as_ref().ok().copied()
+    }
+
+    fn into_event(self, text: ByteString, received: Received) -> Result<ReceivedEvent, ParseError> {
+        let event_id = self.readable_id();
+        let (Received::FromText { default: moment } | Received::Now(moment)) = received;
+
+        let mut wrong = Vec::new();
+        let occurred = required(self.occurred, "occurred", &mut wrong);
+        let event = required(self.event, "event", &mut wrong);
+        let resource = required(self.resource, "resource", &mut wrong);
+        let related = or_default(self.related, Vec::new, &mut wrong);
+        let payload = or_default(self.payload, || ByteString::from_static("{}"), &mut wrong);
+        let id = required(self.id, "id", &mut wrong);
+        let follows = or_default(self.follows, || None, &mut wrong);
+        let received = or_default(self.received, || moment.trunc_subsecs(6), &mut wrong);
+
+        let (
+            Some(occurred),
+            Some(event),
+            Some(resource),
+            Some(related),
+            Some(payload),
+            Some(id),
+            Some(follows),
+            Some(received),
+        ) = (
+            occurred, event, resource, related, payload, id, follows, received,
+        )
+        else {
+            return Err(ParseError {
+                reason: wrong.join("; "),
+                event_id,
+            });
+        };
+        Ok(ReceivedEvent {
+            id,
+            occurred,
+            received,
+            event,
+            resource,
+            related,
+            follows,
+            payload,
+            text,
+        })
+    }
+}
+
+/// The value of a field that must be there; what is wrong is added to `wrong`.
+fn required<T>(field: Option<Field<T>>, path: &str, wrong: &mut Vec<String>) -> Option<T> {
+    let field = field.unwrap_or_else(|| Err(Problems::one(path, "missing")));
+    value_of(field, wrong)
+}
+
+/// The value of a field that has a default; what is wrong is added to `wrong`.
+fn or_default<T>(
+    field: Option<Field<T>>,
+    default: impl FnOnce() -> T,
+    wrong: &mut Vec<String>,
+) -> Option<T> {
+    value_of(field.unwrap_or_else(|| Ok(default())), wrong)
+}
+
+fn value_of<T>(field: Field<T>, wrong: &mut Vec<String>) -> Option<T> {
+    field
+        .map_err(|problems| wrong.push(problems.to_string()))
+        .ok()
 }

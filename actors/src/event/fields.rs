@@ -1,0 +1,338 @@
+//! The fields of an event, one function for each kind.
+//!
+//! Two things can go wrong with a field, and they are told apart everywhere: the text is no JSON
+//! (a `JiterError`: reading ends), or it is, and the value is not what the field takes
+//! ([`Problems`]: reading goes on, so that one reason can name all that is wrong).
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use jiter::{JiterResult, Peek};
+use uuid::Uuid;
+
+use super::json::{Reader, Skipped, kind_of};
+use super::problems::Problems;
+use super::{EventLimits, ID_LABEL, ROLE_LABEL, Resource, datetime};
+
+/// A field's value, or what is wrong with it.
+pub(super) type Field<T> = Result<T, Problems>;
+
+/// Around a field's value only the event itself stands open.
+const NUM_OPEN_AROUND_FIELD: usize = 1;
+
+const URN_PREFIX: &str = "urn:uuid:";
+/// The longest form without [`URN_PREFIX`]: in braces.
+const MAX_UUID_LENGTH: usize = 38;
+
+/// A field that is of no interest here, but must be JSON.
+pub(super) fn ignored(reader: &mut Reader<'_>) -> JiterResult<()> {
+    let peek = reader.peek()?;
+    reader.skip(peek, NUM_OPEN_AROUND_FIELD)?;
+    Ok(())
+}
+
+/// An object that is kept as text.
+pub(super) fn object<'t>(
+    reader: &mut Reader<'t>,
+    path: &'static str,
+) -> JiterResult<Field<Skipped<'t>>> {
+    let peek = reader.peek()?;
+    let skipped = reader.skip(peek, NUM_OPEN_AROUND_FIELD)?;
+    Ok(match peek {
+        Peek::Object => Ok(skipped),
+        _ => Err(Problems::one(path, wrong_kind("an object", peek))),
+    })
+}
+
+/// The event's name.
+pub(super) fn name(
+    reader: &mut Reader<'_>,
+    path: &'static str,
+    max_length: usize,
+) -> JiterResult<Field<String>> {
+    let peek = reader.peek()?;
+    if peek != Peek::String {
+        return wrong(reader, peek, path, "a string");
+    }
+    let name = reader.text()?;
+    // There are never more code points than bytes, so most names need no counting.
+    Ok(
+        if name.len() <= max_length || name.chars().count() <= max_length {
+            Ok(name.to_owned())
+        } else {
+            Err(Problems::one(
+                path,
+                format_args!("longer than {max_length} characters"),
+            ))
+        },
+    )
+}
+
+/// A UUID: with or without hyphens, with hyphens also in braces or behind [`URN_PREFIX`].
+pub(super) fn uuid(reader: &mut Reader<'_>, path: &'static str) -> JiterResult<Field<Uuid>> {
+    let peek = reader.peek()?;
+    if peek != Peek::String {
+        return wrong(reader, peek, path, "a UUID");
+    }
+    let text = reader.text()?;
+    // The `uuid` crate takes the prefix in any case; the version beneath Prefect does not.
+    let is_other_urn = text.len() > MAX_UUID_LENGTH && !text.starts_with(URN_PREFIX);
+    Ok(match Uuid::try_parse(text) {
+        Ok(uuid) if !is_other_urn => Ok(uuid),
+        // The parser's own message quotes the value.
+        _ => Err(Problems::one(path, "not a UUID")),
+    })
+}
+
+/// A UUID or null.
+pub(super) fn optional_uuid(
+    reader: &mut Reader<'_>,
+    path: &'static str,
+) -> JiterResult<Field<Option<Uuid>>> {
+    let peek = reader.peek()?;
+    if peek == Peek::Null {
+        reader.skip(peek, NUM_OPEN_AROUND_FIELD)?;
+        return Ok(Ok(None));
+    }
+    Ok(uuid(reader, path)?.map(Some))
+}
+
+/// A datetime in any of the forms that [`mod@datetime`] reads.
+pub(super) fn datetime(
+    reader: &mut Reader<'_>,
+    path: &'static str,
+) -> JiterResult<Field<DateTime<Utc>>> {
+    let peek = reader.peek()?;
+    let read = match peek {
+        Peek::String => datetime::from_text(reader.text()?),
+        _ if peek.is_num() => datetime::from_number(reader.number(peek)?),
+        _ => return wrong(reader, peek, path, "a datetime"),
+    };
+    Ok(read.map_err(|error| Problems::one(path, error)))
+}
+
+/// The resource that the event is about.
+pub(super) fn resource(
+    reader: &mut Reader<'_>,
+    limits: &EventLimits,
+) -> JiterResult<Field<Resource>> {
+    let peek = reader.peek()?;
+    resource_at(reader, peek, Place::Primary, limits)
+}
+
+/// The other resources.
+pub(super) fn related(
+    reader: &mut Reader<'_>,
+    path: &'static str,
+    limits: &EventLimits,
+) -> JiterResult<Field<Vec<Resource>>> {
+    let peek = reader.peek()?;
+    if peek != Peek::Array {
+        return wrong(reader, peek, path, "an array");
+    }
+    let mut related = Vec::new();
+    let mut problems = Problems::default();
+    let mut num_read = 0_usize;
+    let mut next = reader.enter_array()?;
+    while let Some(peek) = next {
+        match resource_at(reader, peek, Place::Related(num_read), limits)? {
+            // What is beyond the limit is checked, but not held: the event is refused anyway.
+            Ok(resource) if num_read < limits.max_related_resources => related.push(resource),
+            Ok(_) => {}
+            Err(wrong) => problems.append(wrong),
+        }
+        num_read += 1;
+        next = reader.next_item()?;
+    }
+    if num_read > limits.max_related_resources {
+        let max = limits.max_related_resources;
+        problems.add(path, format_args!("more than {max} resources"));
+    }
+    Ok(if problems.is_empty() {
+        Ok(related)
+    } else {
+        Err(problems)
+    })
+}
+
+/// Where in the event a resource stands.
+#[derive(Clone, Copy)]
+enum Place {
+    Primary,
+    Related(usize),
+}
+
+impl Place {
+    /// How many arrays and objects stand open around a label of the resource.
+    fn num_open_around_label(self) -> usize {
+        match self {
+            Self::Primary => NUM_OPEN_AROUND_FIELD + 1,
+            Self::Related(_) => NUM_OPEN_AROUND_FIELD + 2,
+        }
+    }
+
+    /// The labels that must be there and not empty.
+    fn required_labels(self) -> &'static [&'static str] {
+        match self {
+            Self::Primary => &[ID_LABEL],
+            Self::Related(_) => &[ID_LABEL, ROLE_LABEL],
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Primary => f.write_str("resource"),
+            Self::Related(index) => write!(f, "related.{index}"),
+        }
+    }
+}
+
+fn resource_at(
+    reader: &mut Reader<'_>,
+    peek: Peek,
+    place: Place,
+    limits: &EventLimits,
+) -> JiterResult<Field<Resource>> {
+    let mut problems = Problems::default();
+    if peek != Peek::Object {
+        reader.skip(peek, place.num_open_around_label() - 1)?;
+        problems.add(place, wrong_kind("an object", peek));
+        return Ok(Err(problems));
+    }
+    let labels = read_labels(reader, place, limits, &mut problems)?;
+    // A label of the wrong kind is not missing, so what is missing is known only without such.
+    if problems.is_empty() {
+        labels.check(place, &mut problems);
+    }
+    Ok(if problems.is_empty() {
+        Ok(Resource::from_checked(labels.pairs))
+    } else {
+        Err(problems)
+    })
+}
+
+/// Reads labels, each of which must be a string, those that a later one replaces included.
+fn read_labels(
+    reader: &mut Reader<'_>,
+    place: Place,
+    limits: &EventLimits,
+    problems: &mut Problems,
+) -> JiterResult<Labels> {
+    let mut labels = Labels::new(limits.max_labels_per_resource);
+    let mut num_read = 0_usize;
+    let mut next = reader.enter_object()?.map(str::to_owned);
+    while let Some(label) = next {
+        num_read += 1;
+        let peek = reader.peek()?;
+        if peek == Peek::String {
+            labels.set(label, reader.text()?);
+        } else {
+            reader.skip(peek, place.num_open_around_label())?;
+            let problem = wrong_kind("a string", peek);
+            problems.add(
+                place,
+                format_args!("label {} {problem}", shown(&label, num_read)),
+            );
+        }
+        next = reader.next_key()?.map(str::to_owned);
+    }
+    Ok(labels)
+}
+
+/// Labels with distinct keys, as a Python dictionary would hold them: a key that comes again
+/// keeps its place and takes the new value.
+struct Labels {
+    pairs: Vec<(String, String)>,
+    /// Where each key is in `pairs`; only for resources with many labels.
+    places: HashMap<String, usize>,
+    max_labels: usize,
+    has_too_many: bool,
+}
+
+impl Labels {
+    /// Up to so many labels comparing them all is faster than hashing; beyond it would be slow.
+    const MAX_COMPARED: usize = 32;
+
+    fn new(max_labels: usize) -> Self {
+        Self {
+            pairs: Vec::new(),
+            places: HashMap::new(),
+            max_labels,
+            has_too_many: false,
+        }
+    }
+
+    fn set(&mut self, label: String, value: &str) {
+        if let Some(place) = self.place_of(&label) {
+            self.pairs[place].1 = value.to_owned();
+        } else if self.pairs.len() >= self.max_labels {
+            // No more are held, so that memory is bounded by the limit and not by the sender.
+            self.has_too_many = true;
+        } else {
+            self.pairs.push((label, value.to_owned()));
+            self.index_new_pairs();
+        }
+    }
+
+    fn place_of(&self, label: &str) -> Option<usize> {
+        if self.places.is_empty() {
+            self.pairs.iter().position(|(key, _)| key == label)
+        } else {
+            self.places.get(label).copied()
+        }
+    }
+
+    fn index_new_pairs(&mut self) {
+        if self.pairs.len() > Self::MAX_COMPARED {
+            for place in self.places.len()..self.pairs.len() {
+                self.places.insert(self.pairs[place].0.clone(), place);
+            }
+        }
+    }
+
+    fn check(&self, place: Place, problems: &mut Problems) {
+        if self.has_too_many {
+            problems.add(place, format_args!("more than {} labels", self.max_labels));
+            return;
+        }
+        for label in place.required_labels() {
+            match self.pairs.iter().find(|(key, _)| key == label) {
+                None => problems.add(place, format_args!("label {label} missing")),
+                Some((_, value)) if value.is_empty() => {
+                    problems.add(place, format_args!("label {label} empty"));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+/// A label as a reason names it: by its key where that reads as a name, else by its number.
+fn shown(label: &str, number: usize) -> String {
+    const MAX_LENGTH: usize = 100;
+    let is_name = !label.is_empty()
+        && label.len() <= MAX_LENGTH
+        && label.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_name {
+        label.to_owned()
+    } else {
+        format!("number {number}")
+    }
+}
+
+/// Consumes the value that was peeked and says that it is of the wrong kind.
+fn wrong<T>(
+    reader: &mut Reader<'_>,
+    peek: Peek,
+    path: &'static str,
+    expected: &str,
+) -> JiterResult<Field<T>> {
+    reader.skip(peek, NUM_OPEN_AROUND_FIELD)?;
+    Ok(Err(Problems::one(path, wrong_kind(expected, peek))))
+}
+
+fn wrong_kind(expected: &str, peek: Peek) -> String {
+    format!("must be {expected}, not {}", kind_of(peek))
+}

@@ -1,0 +1,236 @@
+//! JSON text, read once from front to back.
+//!
+//! The reader is `jiter`'s, which pydantic and with it Prefect reads events with, so that the two
+//! agree on every odd number, escape and surrogate. It goes through skipped values in a loop, not
+//! by recursion, and so does what is added here: no nesting can exhaust the stack.
+
+use bytestring::ByteString;
+use jiter::{
+    Jiter, JiterError, JiterErrorType, JiterResult, JsonErrorType, JsonType, NumberAny, Peek,
+};
+
+/// How many arrays and objects may stand open within one another, the event itself included.
+///
+/// Prefect's limit to the letter: an array or object with nothing in it does not count.
+const MAX_NESTING: usize = 200;
+
+/// Reads one text.
+pub(super) struct Reader<'t> {
+    text: &'t ByteString,
+    jiter: Jiter<'t>,
+}
+
+/// A value that was checked to be JSON and not looked at any further.
+pub(super) struct Skipped<'t> {
+    text: &'t ByteString,
+    json: &'t str,
+    has_non_finite: bool,
+}
+
+impl<'t> Reader<'t> {
+    pub(super) fn new(text: &'t ByteString) -> Self {
+        Self {
+            text,
+            jiter: Jiter::new(text.as_bytes()).with_allow_inf_nan(),
+        }
+    }
+
+    /// The kind of the next value, without consuming it.
+    pub(super) fn peek(&mut self) -> JiterResult<Peek> {
+        self.jiter.peek()
+    }
+
+    /// Goes into the text's only value, which must be an object: its first key, if it has any.
+    pub(super) fn enter_event(&mut self) -> JiterResult<Option<&str>> {
+        self.jiter.next_object()
+    }
+
+    /// Goes into the object that was peeked: its first key, if it has any.
+    pub(super) fn enter_object(&mut self) -> JiterResult<Option<&str>> {
+        self.jiter.known_object()
+    }
+
+    /// The next key of the object, or its end.
+    pub(super) fn next_key(&mut self) -> JiterResult<Option<&str>> {
+        self.jiter.next_key()
+    }
+
+    /// Goes into the array that was peeked: its first value, if it has any.
+    pub(super) fn enter_array(&mut self) -> JiterResult<Option<Peek>> {
+        self.jiter.known_array()
+    }
+
+    /// The next value of the array, or its end.
+    pub(super) fn next_item(&mut self) -> JiterResult<Option<Peek>> {
+        self.jiter.array_step()
+    }
+
+    /// Consumes the string that was peeked.
+    pub(super) fn text(&mut self) -> JiterResult<&str> {
+        self.jiter.known_str()
+    }
+
+    /// Consumes the number that was peeked; `None` is an integer of more than 64 bits.
+    pub(super) fn number(&mut self, peek: Peek) -> JiterResult<Option<NumberAny>> {
+        // Read as a range first: that an integer is too long for us does not make it wrong JSON.
+        let digits = self.jiter.known_number_bytes(peek)?;
+        Ok(NumberAny::from_bytes(digits, true).ok())
+    }
+
+    /// Consumes the value that was peeked, whatever it is; `num_open` arrays and objects stand
+    /// open around it.
+    pub(super) fn skip(&mut self, peek: Peek, num_open: usize) -> JiterResult<Skipped<'t>> {
+        let start = self.jiter.current_index();
+        self.jiter.known_skip(peek)?;
+        let json = &self.text[start..self.jiter.current_index()];
+        let has_non_finite = match peek {
+            Peek::Array | Peek::Object => inspect(json, MAX_NESTING.saturating_sub(num_open))
+                .map_err(|offset| JiterError {
+                    error_type: JiterErrorType::JsonError(JsonErrorType::RecursionLimitExceeded),
+                    index: start + offset,
+                })?,
+            _ => false,
+        };
+        Ok(Skipped {
+            text: self.text,
+            json,
+            has_non_finite,
+        })
+    }
+
+    /// Nothing but white space may follow.
+    pub(super) fn finish(&mut self) -> JiterResult<()> {
+        self.jiter.finish()
+    }
+
+    /// What is wrong and where, without anything of the text.
+    pub(super) fn describe(&self, error: &JiterError) -> String {
+        let position = error.get_position(&self.jiter);
+        match &error.error_type {
+            JiterErrorType::JsonError(JsonErrorType::RecursionLimitExceeded) => format!(
+                "nested too deeply at {position}: more than {MAX_NESTING} arrays and objects within one another"
+            ),
+            JiterErrorType::JsonError(error) => format!("not JSON: {error} at {position}"),
+            JiterErrorType::WrongType { actual, .. } => {
+                format!("not an event: must be an object, not {}", kind(actual))
+            }
+        }
+    }
+}
+
+impl Skipped<'_> {
+    /// The value as a slice of the text that it stands in; a copy only where it holds NaN or
+    /// infinities, which are no JSON to anyone but Python: they become `null`, as in Prefect.
+    pub(super) fn to_json(&self) -> ByteString {
+        if self.has_non_finite {
+            nullify_non_finite(self.json).into()
+        } else {
+            self.text.slice_ref(self.json)
+        }
+    }
+}
+
+/// The name of a value's kind, with its article.
+pub(super) fn kind_of(peek: Peek) -> &'static str {
+    match peek {
+        Peek::Null => kind(&JsonType::Null),
+        Peek::True | Peek::False => kind(&JsonType::Bool),
+        Peek::String => kind(&JsonType::String),
+        Peek::Array => kind(&JsonType::Array),
+        Peek::Object => kind(&JsonType::Object),
+        _ => kind(&JsonType::Float),
+    }
+}
+
+fn kind(json_type: &JsonType) -> &'static str {
+    match json_type {
+        JsonType::Null => "null",
+        JsonType::Bool => "a boolean",
+        JsonType::Int | JsonType::Float => "a number",
+        JsonType::String => "a string",
+        JsonType::Array => "an array",
+        JsonType::Object => "an object",
+    }
+}
+
+/// Whether valid JSON holds NaN or infinities, or else where it goes deeper than `max_nesting`.
+fn inspect(json: &str, max_nesting: usize) -> Result<bool, usize> {
+    let mut num_open = 0_usize;
+    let mut has_non_finite = false;
+    for (offset, byte) in OutsideStrings::new(json) {
+        match byte {
+            b']' | b'}' => num_open = num_open.saturating_sub(1),
+            b' ' | b'\t' | b'\n' | b'\r' => {}
+            // One level too deep there may be an empty array or object, but no content.
+            _ if num_open > max_nesting => return Err(offset),
+            b'[' | b'{' => num_open += 1,
+            b'N' | b'I' => has_non_finite = true,
+            _ => {}
+        }
+    }
+    Ok(has_non_finite)
+}
+
+/// Writes `null` for NaN, Infinity and -Infinity in JSON that is valid but for these.
+fn nullify_non_finite(json: &str) -> String {
+    let bytes = json.as_bytes();
+    let mut rewritten = String::with_capacity(json.len());
+    let mut copied = 0;
+    for (offset, byte) in OutsideStrings::new(json) {
+        let (start, end) = match byte {
+            // The last letter of NaN is behind what is copied by then.
+            b'N' if offset >= copied => (offset, offset + "NaN".len()),
+            b'I' => {
+                let is_negative = offset > 0 && bytes[offset - 1] == b'-';
+                (offset - usize::from(is_negative), offset + "Infinity".len())
+            }
+            _ => continue,
+        };
+        rewritten.push_str(&json[copied..start]);
+        rewritten.push_str("null");
+        copied = end;
+    }
+    rewritten.push_str(&json[copied..]);
+    rewritten
+}
+
+/// The bytes of valid JSON that stand outside its strings, with their offsets; of a string only
+/// the opening quote.
+struct OutsideStrings<'t> {
+    bytes: &'t [u8],
+    offset: usize,
+}
+
+impl<'t> OutsideStrings<'t> {
+    fn new(json: &'t str) -> Self {
+        Self {
+            bytes: json.as_bytes(),
+            offset: 0,
+        }
+    }
+
+    /// The offset behind the closing quote of the string whose content starts at `offset`.
+    fn end_of_string(&self, mut offset: usize) -> usize {
+        loop {
+            match self.bytes.get(offset) {
+                Some(b'\\') => offset += 2,
+                Some(b'"') | None => return offset + 1,
+                Some(_) => offset += 1,
+            }
+        }
+    }
+}
+
+impl Iterator for OutsideStrings<'_> {
+    type Item = (usize, u8);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let offset = self.offset;
+        let byte = *self.bytes.get(offset)?;
+        self.offset = match byte {
+            b'"' => self.end_of_string(offset + 1),
+            _ => offset + 1,
+        };
+        Some((offset, byte))
+    }
+}
