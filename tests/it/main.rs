@@ -1,3 +1,6 @@
 //! End-to-end and contract tests: one binary.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod http_source;
+mod source_contract;
 mod support;

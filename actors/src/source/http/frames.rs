@@ -398,7 +398,11 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 0..200),
             step in 1_usize..50,
         ) {
-            let _: Result<_, _> = read(&mut Frames::new(100), &bytes, step);
+            for message in read(&mut Frames::new(100), &bytes, step).unwrap_or_default() {
+                if let Incoming::Data(data) = message {
+                    prop_assert!(data.len() <= 100);
+                }
+            }
         }
     }
 }
