@@ -1,4 +1,7 @@
 //! End-to-end and contract tests: one binary.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod http_source;
+mod source_contract;
 mod store_contract;
 mod support;

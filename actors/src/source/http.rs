@@ -1,1 +1,196 @@
 //! Source: HTTP and WebSocket routes that fill an [`intake`](super::intake).
+//!
+//! - `POST /api/events` takes a list of events and answers 204 once all of them are durable.
+//! - `WS /api/events/in` takes one event a message and answers a ping once everything that came
+//!   before it on that connection is durable.
+//!
+//! The routes can be mounted in any actix-web application; the pipeline reads the other end of the
+//! intake. Nothing that was admitted is withdrawn when a client goes away: it may come again, and
+//! then joins what waits.
+//!
+//! # Memory
+//!
+//! At most the intake's bounds for what was admitted, and `max_buffered_bytes` for bodies and
+//! large frames on their way in, each twice where a text is copied out of a buffer, and less than
+//! 128 KiB for each connection.
+//!
+//! # Why positions are the same for every request
+//!
+//! A dead letter is recognised by its source, position and text. A client that did not hear of the
+//! outcome sends the same text again in another request: with a position of its own each of them
+//! would leave another letter.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::web;
+use bytes::Bytes;
+use bytestring::ByteString;
+use tokio::sync::Semaphore;
+
+use crate::clock::Clock;
+use crate::delivery::{Content, Entry, Position};
+use crate::event::{EventLimits, ParseError, Received, ReceivedEvent};
+
+use super::intake::Intake;
+
+mod auth;
+mod frames;
+mod list;
+mod pongs;
+mod post;
+mod socket;
+
+pub use auth::AuthString;
+
+/// Texts longer than this are parsed by a thread for blocking work: on the connections' thread
+/// they would hold up everybody else on it for milliseconds.
+const MAX_INLINE_BYTES: usize = 256 * 1024;
+
+const DEFAULT_MAX_BYTES: NonZeroUsize = NonZeroUsize::new(64 * 1024 * 1024).unwrap();
+const DEFAULT_MAX_BUFFERED_BYTES: NonZeroUsize = NonZeroUsize::new(128 * 1024 * 1024).unwrap();
+
+/// What the routes demand and how much they take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpSettings {
+    /// What clients must know; `None` lets everyone in.
+    pub auth: Option<AuthString>,
+    /// The largest body of a request (64 MiB).
+    pub max_body_bytes: NonZeroUsize,
+    /// The largest message on a WebSocket (64 MiB); a larger one closes the connection.
+    pub max_frame_bytes: NonZeroUsize,
+    /// All bodies and large messages on their way in, together (128 MiB); never less than the
+    /// largest single one.
+    pub max_buffered_bytes: NonZeroUsize,
+    /// The largest event; a larger one is invalid. `None`, the default, leaves it at the bounds
+    /// above.
+    pub max_event_bytes: Option<NonZeroUsize>,
+    /// How long a request waits until its events are durable (30 s).
+    pub request_timeout: Duration,
+    /// How long a WebSocket may take to authenticate (10 s).
+    pub auth_timeout: Duration,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            auth: None,
+            max_body_bytes: DEFAULT_MAX_BYTES,
+            max_frame_bytes: DEFAULT_MAX_BYTES,
+            max_buffered_bytes: DEFAULT_MAX_BUFFERED_BYTES,
+            max_event_bytes: None,
+            request_timeout: Duration::from_secs(30),
+            auth_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The routes; cheap to clone, one value for all of a server's workers.
+#[derive(Clone)]
+pub struct EventRoutes {
+    shared: web::Data<Shared>,
+}
+
+impl EventRoutes {
+    /// Routes that fill this intake.
+    pub fn new(
+        intake: Intake,
+        settings: HttpSettings,
+        limits: EventLimits,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let buffered = settings
+            .max_buffered_bytes
+            .max(settings.max_body_bytes)
+            .max(settings.max_frame_bytes)
+            .get()
+            .min(Semaphore::MAX_PERMITS);
+        let shared = Shared {
+            intake,
+            settings,
+            limits,
+            clock,
+            buffered: Arc::new(Semaphore::new(buffered)),
+            post: Position::new("POST /api/events"),
+            socket: Position::new("WS /api/events/in"),
+        };
+        Self {
+            shared: web::Data::new(shared),
+        }
+    }
+
+    /// Mounts the routes: `App::new().configure(|app| routes.configure(app))`.
+    pub fn configure(&self, app: &mut web::ServiceConfig) {
+        app.service(
+            web::resource("/api/events")
+                .app_data(self.shared.clone())
+                .route(web::post().to(post::create)),
+        )
+        .service(
+            web::resource("/api/events/in")
+                .app_data(self.shared.clone())
+                .route(web::get().to(socket::connect)),
+        );
+    }
+}
+
+/// What all requests share.
+struct Shared {
+    intake: Intake,
+    settings: HttpSettings,
+    limits: EventLimits,
+    clock: Arc<dyn Clock>,
+    /// Bytes that bodies and large frames may still take.
+    buffered: Arc<Semaphore>,
+    post: Position,
+    socket: Position,
+}
+
+impl Shared {
+    /// Whether the text is an event that is taken here.
+    fn parse(&self, text: ByteString) -> Result<ReceivedEvent, ParseError> {
+        if let Some(limit) = self.settings.max_event_bytes
+            && text.len() > limit.get()
+        {
+            return Err(ParseError {
+                reason: format!(
+                    "the event has {} bytes, more than the limit of {limit}",
+                    text.len()
+                ),
+                event_id: None,
+            });
+        }
+        ReceivedEvent::parse(text, &self.limits, Received::Now(self.clock.now()))
+    }
+
+    fn entry(&self, position: &Position, content: Content) -> Entry {
+        Entry {
+            source: Arc::clone(self.intake.name()),
+            position: position.clone(),
+            content,
+        }
+    }
+}
+
+/// Cuts one event's text out of the buffer that it came in.
+///
+/// A slice keeps the whole buffer alive for as long as the event waits, so it must be most of it;
+/// a smaller text is copied, and then counts for what it is.
+fn cut(buffer: &ByteString, text: &str) -> ByteString {
+    if text.len() >= buffer.len() / 2 {
+        buffer.slice_ref(text)
+    } else {
+        ByteString::from(text)
+    }
+}
+
+/// The same for bytes that were split off a read buffer of unknown size, which is larger than
+/// needed by no more than its last growth.
+fn own(data: Bytes) -> Bytes {
+    if data.len() >= frames::SMALL_MESSAGE_BYTES {
+        data
+    } else {
+        Bytes::copy_from_slice(&data)
+    }
+}

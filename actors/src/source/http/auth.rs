@@ -1,0 +1,82 @@
+//! The secret that clients must know, and its comparison.
+
+use std::fmt;
+
+use actix_web::HttpResponse;
+use actix_web::http::header::{AUTHORIZATION, HeaderMap};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use subtle::ConstantTimeEq;
+
+/// The auth string, such as `user:password`: sent as `Authorization: Basic` with every request, or
+/// as the token of a WebSocket's first message.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AuthString(String);
+
+impl AuthString {
+    /// From the operator's setting.
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
+    }
+
+    /// Whether the headers of a request carry it.
+    pub fn allows(&self, headers: &HeaderMap) -> bool {
+        headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.trim().split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))
+            .and_then(|(_, credentials)| BASE64_STANDARD.decode(credentials.trim()).ok())
+            .is_some_and(|credentials| self.is(&credentials))
+    }
+
+    /// Whether `token` is it; takes the same time wherever they differ.
+    pub(super) fn is(&self, token: &[u8]) -> bool {
+        self.0.as_bytes().ct_eq(token).into()
+    }
+
+    /// The answer to a request that does not carry it.
+    pub fn unauthorized() -> HttpResponse {
+        HttpResponse::Unauthorized()
+            .json(serde_json::json!({ "exception_message": "Unauthorized" }))
+    }
+}
+
+impl fmt::Debug for AuthString {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AuthString(***)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use actix_web::http::header::HeaderValue;
+
+    fn allows(header: &str) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, HeaderValue::from_str(header).unwrap());
+        AuthString::new("admin:pass:word").allows(&headers)
+    }
+
+    #[test]
+    fn lets_in_only_who_knows_it() {
+        let right = BASE64_STANDARD.encode("admin:pass:word");
+        assert!(allows(&format!("Basic {right}")));
+        assert!(allows(&format!("basic {right}")));
+        assert!(!allows(&format!("Bearer {right}")));
+        assert!(!allows(&right));
+        assert!(!allows("Basic admin:pass:word"));
+        assert!(!allows(&format!(
+            "Basic {}",
+            BASE64_STANDARD.encode("admin:pass:wor")
+        )));
+        assert!(!allows(&format!("Basic {}", BASE64_STANDARD.encode(""))));
+        assert!(!AuthString::new("a").allows(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn is_never_printed() {
+        assert!(!format!("{:?}", AuthString::new("secret")).contains("secret"));
+    }
+}

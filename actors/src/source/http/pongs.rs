@@ -1,0 +1,199 @@
+//! Which pong of a connection is due: the order of its events and pings.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+
+use crate::source::intake::{Commit, NotCommitted};
+
+/// Events and pings of one connection in the order in which they came.
+///
+/// A ping is due when every event before it is durable.
+pub(super) struct PongQueue {
+    queue: VecDeque<Waiting>,
+    limit: usize,
+}
+
+enum Waiting {
+    Event(Commit),
+    Ping(Bytes),
+}
+
+impl PongQueue {
+    /// Is full with `limit` events and pings.
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            queue: VecDeque::new(),
+            limit,
+        }
+    }
+
+    /// An event was admitted.
+    pub(super) fn event(&mut self, commit: Commit) {
+        self.queue.push_back(Waiting::Event(commit));
+    }
+
+    /// A ping came.
+    pub(super) fn ping(&mut self, data: Bytes) {
+        self.queue.push_back(Waiting::Ping(data));
+    }
+
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Whether nothing more should be read. Repeated events take no room in the intake, and pings
+    /// never do: without a limit here a client could fill the memory with them.
+    pub(super) fn is_full(&self) -> bool {
+        self.queue.len() >= self.limit
+    }
+
+    /// Waits until something has changed: a pong is due, or events became durable (`None`).
+    ///
+    /// Loses nothing when dropped. An error means that no later pong will ever be due.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, NotCommitted> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, NotCommitted>> {
+        let mut changed = false;
+        while let Some(first) = self.queue.front_mut() {
+            match first {
+                Waiting::Ping(data) => {
+                    let data = std::mem::take(data);
+                    self.queue.pop_front();
+                    return Poll::Ready(Ok(Some(data)));
+                }
+                Waiting::Event(commit) => match Pin::new(commit).poll(cx) {
+                    Poll::Ready(Ok(())) => {
+                        self.queue.pop_front();
+                        changed = true;
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => break,
+                },
+            }
+        }
+        if changed {
+            Poll::Ready(Ok(None))
+        } else {
+            Poll::Pending
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::delivery::{Content, Entry, Position, Receipt, Rejection};
+    use crate::source::EventSource;
+    use crate::source::Permit;
+    use crate::source::intake::{Intake, IntakeSettings, IntakeSource};
+
+    struct Fixture {
+        source: Arc<IntakeSource>,
+        intake: Intake,
+        pongs: PongQueue,
+        num_events: usize,
+    }
+
+    impl Fixture {
+        fn new(limit: usize) -> Self {
+            let (source, intake) = IntakeSource::new("test", IntakeSettings::default());
+            Self {
+                source,
+                intake,
+                pongs: PongQueue::new(limit),
+                num_events: 0,
+            }
+        }
+
+        fn event(&mut self) {
+            self.num_events += 1;
+            let entry = Entry {
+                source: "test".into(),
+                position: Position::new("here"),
+                content: Content::Rejected(Rejection {
+                    raw: Bytes::from(self.num_events.to_string()),
+                    reason: String::new(),
+                    event_id: None,
+                }),
+            };
+            self.pongs.event(self.intake.submit(vec![entry]).unwrap());
+        }
+
+        fn durable(&self, receipts: &[u64]) {
+            let permit = Permit {
+                max_messages: usize::MAX,
+                max_bytes: usize::MAX,
+            };
+            drop(self.source.read(permit).now_or_never());
+            let receipts: Vec<_> = receipts.iter().copied().map(Receipt).collect();
+            self.source
+                .acknowledge(&receipts)
+                .now_or_never()
+                .unwrap()
+                .unwrap();
+        }
+
+        /// Every pong that is due now.
+        fn due(&mut self) -> Vec<Bytes> {
+            let mut due = Vec::new();
+            while let Some(next) = self.pongs.next().now_or_never() {
+                due.extend(next.unwrap());
+            }
+            due
+        }
+    }
+
+    #[test]
+    fn a_ping_with_nothing_before_it_is_due_at_once() {
+        let mut fixture = Fixture::new(10);
+        fixture.pongs.ping(Bytes::from_static(b"1"));
+        fixture.event();
+        assert_eq!(fixture.due(), ["1"]);
+    }
+
+    #[test]
+    fn a_ping_waits_for_every_event_before_it_and_for_no_other() {
+        let mut fixture = Fixture::new(10);
+        fixture.event();
+        fixture.event();
+        fixture.pongs.ping(Bytes::from_static(b"after 2"));
+        fixture.event();
+        fixture.pongs.ping(Bytes::from_static(b"after 3"));
+        fixture.durable(&[1, 2]);
+        assert!(fixture.due().is_empty());
+        fixture.durable(&[0]);
+        assert_eq!(fixture.due(), ["after 2", "after 3"]);
+        assert!(fixture.pongs.is_empty());
+    }
+
+    #[test]
+    fn tells_of_events_that_became_durable_without_a_ping() {
+        let mut fixture = Fixture::new(1);
+        fixture.event();
+        assert!(fixture.pongs.is_full());
+        assert_eq!(fixture.pongs.next().now_or_never(), None);
+        fixture.durable(&[0]);
+        assert_eq!(fixture.pongs.next().now_or_never(), Some(Ok(None)));
+        assert!(!fixture.pongs.is_full());
+    }
+
+    #[test]
+    fn no_pong_is_due_once_an_event_before_it_cannot_become_durable() {
+        let mut fixture = Fixture::new(10);
+        fixture.event();
+        fixture.pongs.ping(Bytes::from_static(b"1"));
+        fixture.source.close().now_or_never().unwrap().unwrap();
+        assert_eq!(fixture.pongs.next().now_or_never(), Some(Err(NotCommitted)));
+    }
+}

@@ -1,0 +1,302 @@
+//! `WS /api/events/in`: one event a message; a ping is answered once what came before it is
+//! durable.
+//!
+//! With the subprotocol `prefect` the first message must be `{"type":"auth","token":…}`; it is
+//! answered by `{"type":"auth_success"}`. Without it, which older clients do, there is no such
+//! message, and no way in where an auth string is set.
+//!
+//! A message that is no event becomes a dead letter and the connection stays: a client whose
+//! connection is closed sends the same message again, for ever.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_http::body::{BodyStream, MessageBody};
+use actix_http::ws::{CloseCode, CloseReason, Message as Outgoing};
+use actix_web::http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::Bytes;
+use bytestring::ByteString;
+use futures_util::future::{Fuse, FusedFuture, FutureExt};
+use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::delivery::{Content, Entry, Rejection};
+use crate::event::ParseError;
+use crate::source::intake::{Commit, SubmitError};
+
+use super::frames::{FrameError, Gone, Incoming, Reader, Writer};
+use super::pongs::PongQueue;
+use super::{MAX_INLINE_BYTES, Shared, own};
+
+const SUBPROTOCOL: &str = "prefect";
+
+/// The first message holds a token; nobody who is not yet known may fill more memory.
+const MAX_AUTH_BYTES: usize = 16 * 1024;
+
+/// Events and pings of one connection that wait; see [`PongQueue::is_full`]. Prefect's client
+/// pings after 700 events.
+const MAX_WAITING: usize = 16 * 1024;
+
+/// How long a client may take to answer a close. Cut off at once, it would often not see why.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub(super) async fn connect(
+    request: HttpRequest,
+    payload: web::Payload,
+    shared: web::Data<Shared>,
+) -> actix_web::Result<HttpResponse> {
+    let mut response = actix_http::ws::handshake(request.head())?;
+    let with_handshake = offers_subprotocol(&request);
+    if with_handshake {
+        let subprotocol = HeaderValue::from_static(SUBPROTOCOL);
+        response.insert_header((SEC_WEBSOCKET_PROTOCOL, subprotocol));
+    } else if shared.settings.auth.is_some() {
+        return Ok(HttpResponse::Forbidden().json(serde_json::json!({
+            "detail": "an auth string is set, so the subprotocol 'prefect' is required",
+        })));
+    }
+    let shared = shared.into_inner();
+    let (writer, body) = Writer::new();
+    let connection = Connection {
+        reader: Reader::new(payload, MAX_AUTH_BYTES, Arc::clone(&shared.buffered)),
+        writer,
+        shared,
+    };
+    actix_web::rt::spawn(connection.run(with_handshake));
+    let body = BodyStream::new(body).boxed();
+    Ok(response.message_body(body)?.into())
+}
+
+fn offers_subprotocol(request: &HttpRequest) -> bool {
+    request
+        .headers()
+        .get_all(SEC_WEBSOCKET_PROTOCOL)
+        .filter_map(|protocols| protocols.to_str().ok())
+        .flat_map(|protocols| protocols.split(','))
+        .any(|protocol| protocol.trim() == SUBPROTOCOL)
+}
+
+struct Connection {
+    reader: Reader,
+    writer: Writer,
+    shared: Arc<Shared>,
+}
+
+/// Why a connection is over.
+#[derive(Debug)]
+enum End {
+    /// The client is not there any more.
+    Gone,
+    /// The client said good-bye.
+    ClosedByClient(Option<CloseReason>),
+    /// We have to.
+    Close(CloseCode, String),
+}
+
+impl From<Gone> for End {
+    fn from(Gone: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+impl From<FrameError> for End {
+    fn from(error: FrameError) -> Self {
+        let code = match error {
+            FrameError::TooLarge { .. } => CloseCode::Size,
+            FrameError::Protocol(_) => CloseCode::Protocol,
+        };
+        Self::Close(code, error.to_string())
+    }
+}
+
+impl From<SubmitError> for End {
+    fn from(error: SubmitError) -> Self {
+        Self::Close(CloseCode::Away, error.to_string())
+    }
+}
+
+impl Connection {
+    async fn run(mut self, with_handshake: bool) {
+        let mut admitted = Ok(());
+        if with_handshake {
+            let intake = self.shared.intake.clone();
+            admitted = tokio::select! {
+                biased;
+                admitted = self.admit() => admitted,
+                () = intake.stopped() => Err(SubmitError::Closed.into()),
+            };
+        }
+        let end = match admitted {
+            Ok(()) => self.receive().await,
+            Err(end) => end,
+        };
+        self.end(end).await;
+    }
+
+    async fn admit(&mut self) -> Result<(), End> {
+        let timeout = self.shared.settings.auth_timeout;
+        tokio::time::timeout(timeout, self.authenticate())
+            .await
+            .unwrap_or_else(|_| Err(refused("the 'auth' message did not come in time")))
+    }
+
+    /// Takes the first message. Pings that come before it are answered at once: Prefect's client
+    /// tries its connection in this way.
+    async fn authenticate(&mut self) -> Result<(), End> {
+        let message = loop {
+            match self.reader.next().await? {
+                Some(Incoming::Data(data)) => break data,
+                Some(Incoming::Ping(data)) => self.writer.send(Outgoing::Pong(data)).await?,
+                Some(Incoming::Pong) => {}
+                Some(Incoming::Close(reason)) => return Err(End::ClosedByClient(reason)),
+                None => return Err(End::Gone),
+            }
+        };
+        check_auth(&message, &self.shared)?;
+        let success = ByteString::from_static(r#"{"type":"auth_success"}"#);
+        self.writer.send(Outgoing::Text(success)).await?;
+        Ok(())
+    }
+
+    /// Takes events until the connection is over.
+    async fn receive(&mut self) -> End {
+        self.reader
+            .set_limit(self.shared.settings.max_frame_bytes.get());
+        match self.exchange().await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn exchange(&mut self) -> Result<std::convert::Infallible, End> {
+        let mut pongs = PongQueue::new(MAX_WAITING);
+        let mut draining = false;
+        // At most one event waits for room: meanwhile nothing is read, and the client feels it.
+        let mut submission = std::pin::pin!(Fuse::terminated());
+        loop {
+            if draining && pongs.is_empty() {
+                return Err(SubmitError::Closed.into());
+            }
+            let reads = !draining && submission.is_terminated() && !pongs.is_full();
+            tokio::select! {
+                biased;
+                due = pongs.next(), if !pongs.is_empty() => match due {
+                    Ok(Some(data)) => self.writer.send(Outgoing::Pong(data)).await?,
+                    Ok(None) => {}
+                    Err(error) => return Err(End::Close(CloseCode::Away, error.to_string())),
+                },
+                submitted = &mut submission, if !submission.is_terminated() => match submitted {
+                    Ok(commit) => pongs.event(commit),
+                    // The event was not admitted: the client will not get a pong for it.
+                    Err(_closed) => draining = true,
+                },
+                () = self.shared.intake.stopped(), if !draining => draining = true,
+                message = self.reader.next(), if reads => match message? {
+                    Some(Incoming::Data(data)) => {
+                        let reserved = self.reader.take_reserved();
+                        let shared = Arc::clone(&self.shared);
+                        submission.set(submit(shared, data, reserved).fuse());
+                    }
+                    Some(Incoming::Ping(data)) => pongs.ping(data),
+                    Some(Incoming::Pong) => {}
+                    Some(Incoming::Close(reason)) => return Err(End::ClosedByClient(reason)),
+                    None => return Err(End::Gone),
+                },
+                // Only while there is nothing to read: what came before the end still counts.
+                () = self.writer.gone(), if reads => return Err(End::Gone),
+            }
+        }
+    }
+
+    /// Says good-bye. What was read stays in the pipeline, however the connection ends.
+    async fn end(self, end: End) {
+        let Self {
+            reader, mut writer, ..
+        } = self;
+        let (reason, wait) = match end {
+            End::Gone => return,
+            End::ClosedByClient(reason) => (reason, false),
+            End::Close(code, reason) => {
+                log::info!(
+                    "websocket closed code={} reason={reason:?}",
+                    u16::from(code)
+                );
+                (Some(CloseReason::from((code, reason))), true)
+            }
+        };
+        let sent = writer.send(Outgoing::Close(reason)).await;
+        if sent.is_ok() && wait {
+            // Whether the client closes in time or not, the connection is over.
+            tokio::time::timeout(CLOSE_TIMEOUT, reader.discard())
+                .await
+                .unwrap_or(());
+        }
+    }
+}
+
+async fn submit(
+    shared: Arc<Shared>,
+    data: Bytes,
+    reserved: Option<OwnedSemaphorePermit>,
+) -> Result<Commit, SubmitError> {
+    let intake = shared.intake.clone();
+    let entry = if data.len() > MAX_INLINE_BYTES {
+        web::block(move || shared.event_or_rejection(data))
+            .await
+            .map_err(|_| SubmitError::Closed)?
+    } else {
+        shared.event_or_rejection(data)
+    };
+    let commit = intake.submit_when_room(entry).await;
+    drop(reserved);
+    commit
+}
+
+impl Shared {
+    fn event_or_rejection(&self, data: Bytes) -> Entry {
+        let data = own(data);
+        let parsed = match ByteString::try_from(data.clone()) {
+            Ok(text) => self.parse(text),
+            Err(_) => Err(ParseError {
+                reason: "the message is not UTF-8".to_owned(),
+                event_id: None,
+            }),
+        };
+        let content = match parsed {
+            Ok(event) => Content::Event(event),
+            Err(error) => Content::Rejected(Rejection {
+                raw: data,
+                reason: error.reason,
+                event_id: error.event_id,
+            }),
+        };
+        self.entry(&self.socket, content)
+    }
+}
+
+#[derive(Deserialize)]
+struct Auth {
+    r#type: String,
+    #[serde(default)]
+    token: serde_json::Value,
+}
+
+fn check_auth(message: &[u8], shared: &Shared) -> Result<(), End> {
+    let auth: Auth = serde_json::from_slice(message)
+        .ok()
+        .filter(|auth: &Auth| auth.r#type == "auth")
+        .ok_or_else(|| refused("expected an 'auth' message"))?;
+    let Some(secret) = &shared.settings.auth else {
+        return Ok(());
+    };
+    match auth.token.as_str() {
+        None | Some("") => Err(refused("a token is required")),
+        Some(token) if secret.is(token.as_bytes()) => Ok(()),
+        Some(_) => Err(refused("the token is wrong")),
+    }
+}
+
+fn refused(why: &str) -> End {
+    End::Close(CloseCode::Policy, why.to_owned())
+}

@@ -1,0 +1,764 @@
+//! The HTTP and WebSocket routes with real clients; the test plays the pipeline.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::{App, HttpServer};
+use event_persister_actors::clock::SystemClock;
+use event_persister_actors::delivery::{Content, Entry, Receipt};
+use event_persister_actors::event::EventLimits;
+use event_persister_actors::source::http::{AuthString, EventRoutes, HttpSettings};
+use event_persister_actors::source::intake::{Intake, IntakeSettings, IntakeSource};
+use event_persister_actors::source::{Body, EventSource, Permit};
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+use uuid::Uuid;
+
+type Client = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+
+const ALL: Permit = Permit {
+    max_messages: 100_000,
+    max_bytes: usize::MAX,
+};
+
+struct Server {
+    source: Arc<IntakeSource>,
+    intake: Intake,
+    address: SocketAddr,
+    handle: actix_web::dev::ServerHandle,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.handle.stop(false));
+    }
+}
+
+fn start(settings: HttpSettings, intake: IntakeSettings) -> Server {
+    let (source, intake) = IntakeSource::new("http", intake);
+    let routes = EventRoutes::new(
+        intake.clone(),
+        settings,
+        EventLimits::default(),
+        Arc::new(SystemClock),
+    );
+    let server = HttpServer::new(move || {
+        let routes = routes.clone();
+        App::new().configure(move |app| routes.configure(app))
+    })
+    .workers(1)
+    .disable_signals()
+    .bind(("127.0.0.1", 0))
+    .expect("a free port");
+    let address = server.addrs()[0];
+    let server = server.run();
+    let handle = server.handle();
+    actix_web::rt::spawn(server);
+    Server {
+        source,
+        intake,
+        address,
+        handle,
+    }
+}
+
+fn with_auth() -> HttpSettings {
+    HttpSettings {
+        auth: Some(AuthString::new("admin:secret")),
+        ..HttpSettings::default()
+    }
+}
+
+impl Server {
+    fn post(&self, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
+        let url = format!("http://{}/api/events", self.address);
+        reqwest::Client::new().post(url).body(body)
+    }
+
+    async fn connect(&self, subprotocol: Option<&'static str>) -> Result<Client, Error> {
+        let url = format!("ws://{}/api/events/in", self.address);
+        let mut request = url.into_client_request()?;
+        if let Some(subprotocol) = subprotocol {
+            let value = subprotocol.parse().expect("a header");
+            request
+                .headers_mut()
+                .insert("sec-websocket-protocol", value);
+        }
+        // Without delay, or frames wait on the client's side for the answer to earlier ones.
+        let (client, response) = connect_async_with_config(request, None, true).await?;
+        let answered = response.headers().get("sec-websocket-protocol");
+        assert_eq!(
+            answered.is_some_and(|answered| answered == "prefect"),
+            subprotocol.is_some_and(|subprotocol| subprotocol.contains("prefect")),
+        );
+        Ok(client)
+    }
+
+    async fn authenticated(&self) -> Client {
+        let mut client = self.connect(Some("prefect")).await.expect("connected");
+        client
+            .send(auth(json!("admin:secret")))
+            .await
+            .expect("sent");
+        assert_eq!(text(&mut client).await, r#"{"type":"auth_success"}"#);
+        client
+    }
+
+    async fn read(&self, num: usize) -> Vec<(Receipt, Arc<Entry>)> {
+        let mut entries = Vec::new();
+        while entries.len() < num {
+            let chunk = self.source.read(ALL).await.expect("the source works");
+            for message in chunk.messages {
+                let Body::Entry(entry) = message.body else {
+                    panic!("the routes submit entries");
+                };
+                entries.push((message.receipt, entry));
+            }
+        }
+        entries
+    }
+
+    async fn acknowledge(&self, entries: &[(Receipt, Arc<Entry>)]) {
+        let receipts: Vec<Receipt> = entries.iter().map(|(receipt, _)| *receipt).collect();
+        self.source
+            .acknowledge(&receipts)
+            .await
+            .expect("acknowledged");
+    }
+}
+
+fn auth(token: Value) -> Message {
+    Message::text(json!({"type": "auth", "token": token}).to_string())
+}
+
+fn event() -> Value {
+    json!({
+        "id": Uuid::new_v4(),
+        "occurred": "2024-01-02T03:04:05.678Z",
+        "event": "test.happened",
+        "resource": {"prefect.resource.id": "test.1"},
+    })
+}
+
+fn list(num: usize) -> String {
+    Value::from((0..num).map(|_| event()).collect::<Vec<_>>()).to_string()
+}
+
+async fn next(client: &mut Client) -> Message {
+    tokio::time::timeout(Duration::from_secs(20), client.next())
+        .await
+        .expect("an answer in time")
+        .expect("an open connection")
+        .expect("a frame")
+}
+
+async fn text(client: &mut Client) -> String {
+    next(client).await.into_text().expect("a text").to_string()
+}
+
+async fn closed(client: &mut Client) -> CloseFrame {
+    match next(client).await {
+        Message::Close(Some(frame)) => frame,
+        other => panic!("expected a close, got {other:?}"),
+    }
+}
+
+/// Asserts that nothing comes, by something that the server does in the meantime.
+async fn nothing_comes(client: &mut Client, server: &Server) {
+    // Another connection is served by the same worker: its pong shows that the first had its turn.
+    let mut other = server.authenticated().await;
+    other
+        .send(Message::Ping("other".into()))
+        .await
+        .expect("sent");
+    assert_eq!(next(&mut other).await, Message::Pong("other".into()));
+    tokio::select! {
+        biased;
+        message = client.next() => panic!("too early: {message:?}"),
+        () = tokio::task::yield_now() => {}
+    }
+}
+
+async fn body(response: reqwest::Response) -> Value {
+    response.json().await.expect("a JSON body")
+}
+
+#[actix_web::test]
+async fn a_list_is_answered_once_all_of_it_is_durable() {
+    let server = start(HttpSettings::default(), IntakeSettings::default());
+    let mut request = std::pin::pin!(server.post(list(3)).send());
+    let entries = tokio::select! {
+        _ = &mut request => panic!("answered before anything was durable"),
+        entries = server.read(3) => entries,
+    };
+    assert!(entries.iter().all(|(_, entry)| entry.event().is_some()));
+    server.acknowledge(&entries[1..]).await;
+    tokio::select! {
+        biased;
+        _ = &mut request => panic!("answered before all of it was durable"),
+        () = tokio::task::yield_now() => {}
+    }
+    server.acknowledge(&entries[..1]).await;
+    assert_eq!(request.await.expect("answered").status(), 204);
+}
+
+#[actix_web::test]
+async fn an_empty_list_is_done_at_once() {
+    let server = start(HttpSettings::default(), IntakeSettings::default());
+    assert_eq!(
+        server.post("[]").send().await.expect("answered").status(),
+        204
+    );
+}
+
+#[actix_web::test]
+async fn what_is_not_json_is_400() {
+    let server = start(HttpSettings::default(), IntakeSettings::default());
+    for text in [
+        &b"nonsense"[..],
+        b"",
+        b"[",
+        b"[{\"id\":}]",
+        b"[] []",
+        b"[\xff]",
+        b"{\"a\"}",
+    ] {
+        let response = server.post(text).send().await.expect("answered");
+        assert_eq!(response.status(), 400, "{text:?}");
+        assert!(body(response).await["detail"].is_string());
+    }
+}
+
+#[actix_web::test]
+async fn a_list_with_invalid_events_is_refused_whole_and_each_is_named() {
+    let server = start(HttpSettings::default(), IntakeSettings::default());
+    let mut unnamed = event();
+    unnamed["resource"] = json!({});
+    let deep = json!({"id": Uuid::new_v4()}).to_string();
+    let deep = deep.replace(
+        '}',
+        &format!(",\"payload\":{}{}}}", "[".repeat(500), "]".repeat(500)),
+    );
+    let text = format!("[{}, {unnamed}, 17, {deep}, \"\\ud800\"]", event());
+    let response = server.post(text).send().await.expect("answered");
+    assert_eq!(response.status(), 422);
+    let body = body(response).await;
+    let detail = body["detail"].as_array().expect("a list");
+    let indexes: Vec<_> = detail
+        .iter()
+        .map(|detail| detail["index"].clone())
+        .collect();
+    assert_eq!(indexes, [1, 2, 3, 4]);
+    assert!(
+        detail
+            .iter()
+            .all(|detail| !detail["reason"].as_str().unwrap_or("").is_empty())
+    );
+    assert_eq!(server.intake.held().num_events, 0);
+    for text in ["{}", "null", "17"] {
+        let response = server.post(text).send().await.expect("answered");
+        assert_eq!(response.status(), 422, "{text}");
+    }
+}
+
+#[actix_web::test]
+async fn nan_in_a_payload_is_taken_as_prefect_does() {
+    let server = start(HttpSettings::default(), IntakeSettings::default());
+    let text = format!("[{}]", event()).replace("}]", ",\"payload\":{\"x\":NaN}}]");
+    let request = server.post(text).send();
+    let consume = async {
+        let entries = server.read(1).await;
+        assert_eq!(
+            entries[0].1.event().expect("an event").payload(),
+            r#"{"x":null}"#
+        );
+        server.acknowledge(&entries).await;
+    };
+    let (response, ()) = tokio::join!(request, consume);
+    assert_eq!(response.expect("answered").status(), 204);
+}
+
+#[actix_web::test]
+async fn only_those_who_know_the_auth_string_are_let_in() {
+    let server = start(with_auth(), IntakeSettings::default());
+    for request in [
+        server.post("[]"),
+        server.post("[]").basic_auth("admin", Some("wrong")),
+        server.post("[]").bearer_auth("admin:secret"),
+    ] {
+        let response = request.send().await.expect("answered");
+        assert_eq!(response.status(), 401);
+        assert_eq!(
+            body(response).await,
+            json!({"exception_message": "Unauthorized"})
+        );
+    }
+    let request = server.post("[]").basic_auth("admin", Some("secret"));
+    assert_eq!(request.send().await.expect("answered").status(), 204);
+}
+
+#[actix_web::test]
+async fn bodies_and_events_that_are_too_large_are_refused() {
+    let settings = HttpSettings {
+        max_body_bytes: 3000.try_into().expect("not zero"),
+        max_event_bytes: Some(1000.try_into().expect("not zero")),
+        ..HttpSettings::default()
+    };
+    let intake = IntakeSettings {
+        max_events: 3.try_into().expect("not zero"),
+        ..IntakeSettings::default()
+    };
+    let server = start(settings, intake);
+    let response = server
+        .post(" ".repeat(3001))
+        .send()
+        .await
+        .expect("answered");
+    assert_eq!(response.status(), 413);
+    // The same without a length in the head.
+    let chunk = format!("64\r\n{}\r\n", " ".repeat(100));
+    let request = format!(
+        "POST /api/events HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{}",
+        chunk.repeat(40)
+    );
+    let mut stream = tokio::net::TcpStream::connect(server.address)
+        .await
+        .expect("connected");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await.expect("answered");
+    assert_eq!(&head, b"HTTP/1.1 413");
+    assert_eq!(
+        server
+            .post(list(4))
+            .send()
+            .await
+            .expect("answered")
+            .status(),
+        413
+    );
+    let mut large = event();
+    large["payload"] = json!({"x": "x".repeat(1000)});
+    let text = Value::from(vec![event(), large]).to_string();
+    let response = server.post(text).send().await.expect("answered");
+    assert_eq!(response.status(), 422);
+    assert_eq!(body(response).await["detail"][0]["index"], 1);
+}
+
+#[actix_web::test]
+async fn compressed_bodies_are_refused() {
+    let server = start(HttpSettings::default(), IntakeSettings::default());
+    let request = server.post("[]").header("content-encoding", "gzip");
+    assert_eq!(request.send().await.expect("answered").status(), 415);
+}
+
+#[actix_web::test]
+async fn when_the_store_is_away_the_client_is_told_and_its_retry_joins() {
+    let settings = HttpSettings {
+        request_timeout: Duration::from_millis(50),
+        ..HttpSettings::default()
+    };
+    let intake = IntakeSettings {
+        max_events: 3.try_into().expect("not zero"),
+        ..IntakeSettings::default()
+    };
+    let server = start(settings, intake);
+    let text = list(2);
+    for _ in 0..3 {
+        let response = server.post(text.clone()).send().await.expect("answered");
+        assert_eq!(response.status(), 503);
+        assert!(response.headers().contains_key("retry-after"));
+        assert!(
+            body(response).await["detail"]
+                .as_str()
+                .is_some_and(|why| why.contains("taken"))
+        );
+        assert_eq!(
+            server.intake.held().num_events,
+            2,
+            "the retry takes no new room"
+        );
+    }
+    let response = server.post(list(2)).send().await.expect("answered");
+    assert_eq!(response.status(), 503);
+    assert!(
+        body(response).await["detail"]
+            .as_str()
+            .is_some_and(|why| why.contains("full"))
+    );
+}
+
+#[actix_web::test]
+async fn a_repetition_joins_what_a_client_left_behind() {
+    let server = start(HttpSettings::default(), IntakeSettings::default());
+    let (first, second, third) = (event(), event(), event());
+    let both = json!([first, second]).to_string();
+    let held = {
+        let request = server.post(both).send();
+        tokio::select! {
+            _ = request => panic!("answered before anything was durable"),
+            entries = server.read(2) => entries,
+        }
+    };
+    let mut request = std::pin::pin!(
+        server
+            .post(json!([second, first, third]).to_string())
+            .send()
+    );
+    // The new one arrives, so the others have joined.
+    let new = tokio::select! {
+        _ = &mut request => panic!("answered before anything was durable"),
+        entries = server.read(1) => entries,
+    };
+    assert_eq!(server.intake.held().num_events, 3);
+    server.acknowledge(&new).await;
+    tokio::select! {
+        biased;
+        _ = &mut request => panic!("answered before what it joined was durable"),
+        () = tokio::task::yield_now() => {}
+    }
+    server.acknowledge(&held).await;
+    assert_eq!(request.await.expect("answered").status(), 204);
+}
+
+#[actix_web::test]
+async fn closing_tells_those_who_wait_that_nothing_is_durable() {
+    let server = start(HttpSettings::default(), IntakeSettings::default());
+    let request = server.post(list(1)).send();
+    let close = async {
+        server.read(1).await;
+        server.source.close().await.expect("closed");
+    };
+    let (response, ()) = tokio::join!(request, close);
+    assert_eq!(response.expect("answered").status(), 503);
+    assert_eq!(
+        server
+            .post(list(1))
+            .send()
+            .await
+            .expect("answered")
+            .status(),
+        503
+    );
+}
+
+#[actix_web::test]
+async fn a_pong_comes_when_everything_before_it_is_durable() {
+    const NUM: usize = 5000;
+    let server = start(with_auth(), IntakeSettings::default());
+    let mut client = server.authenticated().await;
+    for _ in 0..NUM {
+        client
+            .feed(Message::text(event().to_string()))
+            .await
+            .expect("sent");
+    }
+    client
+        .send(Message::Ping("done?".into()))
+        .await
+        .expect("sent");
+    let mut entries = server.read(NUM).await;
+    nothing_comes(&mut client, &server).await;
+    let last = entries.split_off(NUM - 1);
+    server.acknowledge(&entries).await;
+    nothing_comes(&mut client, &server).await;
+    server.acknowledge(&last).await;
+    assert_eq!(next(&mut client).await, Message::Pong("done?".into()));
+    assert_eq!(server.intake.held().num_events, 0);
+}
+
+#[actix_web::test]
+async fn a_ping_with_nothing_before_it_is_answered_even_before_authentication() {
+    let server = start(with_auth(), IntakeSettings::default());
+    let mut client = server.connect(Some("prefect")).await.expect("connected");
+    client
+        .send(Message::Ping("there?".into()))
+        .await
+        .expect("sent");
+    assert_eq!(next(&mut client).await, Message::Pong("there?".into()));
+    client
+        .send(auth(json!("admin:secret")))
+        .await
+        .expect("sent");
+    assert_eq!(text(&mut client).await, r#"{"type":"auth_success"}"#);
+    client
+        .send(Message::Ping("again".into()))
+        .await
+        .expect("sent");
+    assert_eq!(next(&mut client).await, Message::Pong("again".into()));
+}
+
+#[actix_web::test]
+async fn who_does_not_authenticate_is_closed_with_1008() {
+    let settings = HttpSettings {
+        auth_timeout: Duration::from_millis(200),
+        ..with_auth()
+    };
+    let server = start(settings, IntakeSettings::default());
+    for message in [
+        auth(json!("wrong")),
+        auth(json!("")),
+        auth(Value::Null),
+        auth(json!(17)),
+        Message::text(r#"{"type":"auth"}"#),
+        Message::text(r#"{"type":"filter","token":"admin:secret"}"#),
+        Message::text("nonsense"),
+        Message::Ping("only this, and then nothing".into()),
+    ] {
+        let mut client = server.connect(Some("prefect")).await.expect("connected");
+        let is_ping = message.is_ping();
+        client.send(message.clone()).await.expect("sent");
+        if is_ping {
+            next(&mut client).await;
+        }
+        assert_eq!(
+            u16::from(closed(&mut client).await.code),
+            1008,
+            "{message:?}"
+        );
+    }
+    let Err(Error::Http(response)) = server.connect(None).await else {
+        panic!("let in without the subprotocol");
+    };
+    assert_eq!(response.status(), 403);
+    assert_eq!(server.intake.held().num_events, 0);
+}
+
+#[actix_web::test]
+async fn without_an_auth_string_any_token_will_do_and_old_clients_need_none() {
+    let server = start(HttpSettings::default(), IntakeSettings::default());
+    for token in [Value::Null, json!("whatever")] {
+        let mut client = server
+            .connect(Some("other, prefect"))
+            .await
+            .expect("connected");
+        client.send(auth(token)).await.expect("sent");
+        assert_eq!(text(&mut client).await, r#"{"type":"auth_success"}"#);
+    }
+    let mut client = server.connect(None).await.expect("connected");
+    client
+        .send(Message::text(event().to_string()))
+        .await
+        .expect("sent");
+    assert!(server.read(1).await[0].1.event().is_some());
+}
+
+#[actix_web::test]
+async fn an_invalid_message_becomes_a_rejection_and_the_connection_stays() {
+    let server = start(with_auth(), IntakeSettings::default());
+    let mut client = server.authenticated().await;
+    client.send(Message::text("no event")).await.expect("sent");
+    let not_utf_8 = Frame::message(&b"\xff\xfe"[..], OpCode::Data(Data::Text), true);
+    client.send(Message::Frame(not_utf_8)).await.expect("sent");
+    client
+        .send(Message::binary(event().to_string()))
+        .await
+        .expect("sent");
+    client
+        .send(Message::Ping("done?".into()))
+        .await
+        .expect("sent");
+    let entries = server.read(3).await;
+    let raws: Vec<&[u8]> = entries[..2].iter().map(|(_, entry)| entry.raw()).collect();
+    assert_eq!(raws, [&b"no event"[..], b"\xff\xfe"]);
+    for (_, entry) in &entries[..2] {
+        assert!(matches!(&entry.content, Content::Rejected(why) if !why.reason.is_empty()));
+    }
+    assert!(entries[2].1.event().is_some());
+    server.acknowledge(&entries).await;
+    assert_eq!(next(&mut client).await, Message::Pong("done?".into()));
+
+    // The same message again is the same dead letter.
+    let mut client = server.authenticated().await;
+    client.send(Message::text("no event")).await.expect("sent");
+    let again = server.read(1).await;
+    assert_eq!(again[0].1.position, entries[0].1.position);
+    assert_eq!(again[0].1.source, entries[0].1.source);
+}
+
+#[actix_web::test]
+async fn while_the_intake_is_full_nothing_is_read_and_due_pongs_still_go_out() {
+    let intake = IntakeSettings {
+        max_events: 2.try_into().expect("not zero"),
+        ..IntakeSettings::default()
+    };
+    let server = start(with_auth(), intake);
+    let mut client = server.authenticated().await;
+    for number in 0..2 {
+        client
+            .send(Message::text(event().to_string()))
+            .await
+            .expect("sent");
+        client
+            .send(Message::Ping(number.to_string().into()))
+            .await
+            .expect("sent");
+    }
+    for _ in 0..3 {
+        client
+            .send(Message::text(event().to_string()))
+            .await
+            .expect("sent");
+    }
+    client
+        .send(Message::Ping("last".into()))
+        .await
+        .expect("sent");
+    let held = server.read(2).await;
+    nothing_comes(&mut client, &server).await;
+    assert_eq!(server.intake.held().num_events, 2);
+    server.acknowledge(&held[..1]).await;
+    assert_eq!(next(&mut client).await, Message::Pong("0".into()));
+    assert_eq!(
+        server.intake.held().num_events,
+        2,
+        "the next one has taken its place"
+    );
+    server.acknowledge(&held[1..]).await;
+    assert_eq!(next(&mut client).await, Message::Pong("1".into()));
+    let mut num = 0;
+    while num < 3 {
+        let entries = server.read(1).await;
+        num += entries.len();
+        server.acknowledge(&entries).await;
+    }
+    assert_eq!(next(&mut client).await, Message::Pong("last".into()));
+}
+
+#[actix_web::test]
+async fn what_was_read_stays_when_the_connection_ends_and_its_repetition_joins() {
+    let server = start(with_auth(), IntakeSettings::default());
+    let text = event().to_string();
+    let mut client = server.authenticated().await;
+    client
+        .send(Message::text(text.clone()))
+        .await
+        .expect("sent");
+    client.close(None).await.expect("sent");
+    let Message::Close(_) = next(&mut client).await else {
+        panic!("the close is not answered");
+    };
+    drop(client);
+    let mut client = server.authenticated().await;
+    client.send(Message::text(text)).await.expect("sent");
+    client
+        .send(Message::Ping("done?".into()))
+        .await
+        .expect("sent");
+    let entries = server.read(1).await;
+    nothing_comes(&mut client, &server).await;
+    assert_eq!(server.intake.held().num_events, 1);
+    server.acknowledge(&entries).await;
+    assert_eq!(next(&mut client).await, Message::Pong("done?".into()));
+}
+
+#[actix_web::test]
+async fn events_sent_just_before_a_close_are_all_taken() {
+    let intake = IntakeSettings {
+        max_events: 10.try_into().expect("not zero"),
+        ..IntakeSettings::default()
+    };
+    let server = start(with_auth(), intake);
+    let mut client = server.authenticated().await;
+    for _ in 0..100 {
+        client
+            .feed(Message::text(event().to_string()))
+            .await
+            .expect("sent");
+    }
+    client.close(None).await.expect("sent");
+    let mut num = 0;
+    while num < 100 {
+        let entries = server.read(1).await;
+        num += entries.len();
+        server.acknowledge(&entries).await;
+    }
+}
+
+#[actix_web::test]
+async fn a_message_that_is_too_large_closes_with_1009() {
+    let settings = HttpSettings {
+        max_frame_bytes: 300_000.try_into().expect("not zero"),
+        max_event_bytes: Some(250_000.try_into().expect("not zero")),
+        ..with_auth()
+    };
+    let server = start(settings, IntakeSettings::default());
+    let mut client = server.authenticated().await;
+    let mut event = event();
+    event["payload"] = json!({"x": "x".repeat(200_000)});
+    client
+        .send(Message::text(event.to_string()))
+        .await
+        .expect("sent");
+    assert!(server.read(1).await[0].1.event().is_some());
+    // Beyond the limit of events, within that of messages: kept as a dead letter.
+    event["payload"] = json!({"x": "x".repeat(260_000)});
+    client
+        .send(Message::text(event.to_string()))
+        .await
+        .expect("sent");
+    assert!(server.read(1).await[0].1.event().is_none());
+    event["payload"] = json!({"x": "x".repeat(300_000)});
+    client
+        .send(Message::text(event.to_string()))
+        .await
+        .expect("sent");
+    assert_eq!(u16::from(closed(&mut client).await.code), 1009);
+}
+
+#[actix_web::test]
+async fn draining_confirms_what_becomes_durable_and_closes_with_1001() {
+    let server = start(with_auth(), IntakeSettings::default());
+    let mut idle = server.authenticated().await;
+    let mut client = server.authenticated().await;
+    client
+        .send(Message::text(event().to_string()))
+        .await
+        .expect("sent");
+    client
+        .send(Message::Ping("done?".into()))
+        .await
+        .expect("sent");
+    let entries = server.read(1).await;
+    // Its ping is read before the drain begins.
+    nothing_comes(&mut client, &server).await;
+    server.intake.stop_accepting();
+    assert_eq!(u16::from(closed(&mut idle).await.code), 1001);
+    server.acknowledge(&entries).await;
+    assert_eq!(next(&mut client).await, Message::Pong("done?".into()));
+    assert_eq!(u16::from(closed(&mut client).await.code), 1001);
+    assert_eq!(
+        server
+            .post(list(1))
+            .basic_auth("admin", Some("secret"))
+            .send()
+            .await
+            .expect("answered")
+            .status(),
+        503
+    );
+}
+
+#[actix_web::test]
+async fn closing_never_confirms_what_is_not_durable() {
+    let server = start(with_auth(), IntakeSettings::default());
+    let mut client = server.authenticated().await;
+    client
+        .send(Message::text(event().to_string()))
+        .await
+        .expect("sent");
+    client
+        .send(Message::Ping("done?".into()))
+        .await
+        .expect("sent");
+    server.read(1).await;
+    server.source.close().await.expect("closed");
+    assert_eq!(u16::from(closed(&mut client).await.code), 1001);
+}
