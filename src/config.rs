@@ -59,6 +59,10 @@ pub(crate) struct Effective {
     pub(crate) value: Option<String>,
     /// Who says so.
     pub(crate) origin: Origin,
+    /// The variable that would set it.
+    pub(crate) variable: String,
+    /// What it does.
+    pub(crate) help: &'static str,
 }
 
 /// `[database]`
@@ -127,6 +131,12 @@ impl Config {
     /// Of this process's environment and the file that flags or environment name.
     pub(crate) fn load(flags: &Flags) -> Result<Self, ConfigError> {
         Self::from_parts(flags, std::env::vars_os())
+    }
+
+    /// Of nothing but the defaults.
+    #[cfg(test)]
+    pub(crate) fn of_defaults() -> Result<Self, ConfigError> {
+        Self::from_parts(&Flags::default(), [])
     }
 
     fn from_parts(
@@ -216,6 +226,8 @@ impl Layers {
                         .as_ref()
                         .and_then(|(input, _)| (setting.show)(input).ok()),
                     origin: found.map_or(Origin::Default, |(_, origin)| origin),
+                    variable: setting.variable(),
+                    help: setting.help,
                 });
             }
         }

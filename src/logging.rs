@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use env_logger::fmt::Formatter;
 use indicatif::MultiProgress;
 use log::Record;
+use serde::Serialize;
 
 use crate::config::{Log, LogFormat};
 
@@ -13,6 +14,10 @@ use crate::config::{Log, LogFormat};
 pub(crate) fn start(settings: &Log) -> anyhow::Result<MultiProgress> {
     let progress = MultiProgress::new();
     let mut builder = env_logger::Builder::new();
+    if settings.level.eq_ignore_ascii_case("info") {
+        // What it does with its threads is news only to those who ask for more.
+        builder.filter_module("actix_server", log::LevelFilter::Warn);
+    }
     builder
         .parse_filters(&settings.level)
         .target(env_logger::Target::Pipe(Box::new(Lines {
@@ -28,23 +33,27 @@ pub(crate) fn start(settings: &Log) -> anyhow::Result<MultiProgress> {
 
 fn write_text(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     let time = line.timestamp_millis();
-    let message = escape(&record.args().to_string());
+    // One record stays one line, and nothing in it reaches the terminal as a command.
+    let message = crate::output::one_line(&record.args().to_string());
     writeln!(line, "{time} {:<5} {message}", record.level())
 }
 
 fn write_json(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
-    let object = serde_json::json!({
-        "timestamp": line.timestamp_millis().to_string(),
-        "level": record.level().as_str(),
-        "target": record.target(),
-        "message": record.args().to_string(),
-    });
+    let object = serde_json::to_string(&Line {
+        timestamp: line.timestamp_millis().to_string(),
+        level: record.level().as_str(),
+        target: record.target(),
+        message: record.args().to_string(),
+    })?;
     writeln!(line, "{object}")
 }
 
-/// One record stays one line, and nothing in it reaches the terminal as a command.
-fn escape(message: &str) -> String {
-    crate::output::one_line(message)
+#[derive(Serialize)]
+struct Line<'a> {
+    timestamp: String,
+    level: &'a str,
+    target: &'a str,
+    message: String,
 }
 
 /// Standard error, with the progress bar lifted while a line is written.

@@ -1,7 +1,7 @@
 //! Where the database is, in the two forms that operators have at hand: ours and SQLAlchemy's.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::value::{Input, SettingValue};
 
@@ -30,13 +30,6 @@ pub(crate) enum DatabaseUrl {
 }
 
 impl DatabaseUrl {
-    /// The SQLite file.
-    pub(crate) fn sqlite_path(&self) -> &Path {
-        match self {
-            Self::Sqlite { path, .. } => path,
-        }
-    }
-
     fn parse(text: &str) -> Result<Self, String> {
         let Some((scheme, rest)) = text.split_once(':') else {
             return Err(EXPECTED.to_owned());
@@ -159,7 +152,8 @@ mod tests {
     use super::*;
 
     fn path(url: &str) -> PathBuf {
-        DatabaseUrl::parse(url).unwrap().sqlite_path().to_owned()
+        let DatabaseUrl::Sqlite { path, .. } = DatabaseUrl::parse(url).unwrap();
+        path
     }
 
     fn error(url: &str) -> String {

@@ -24,7 +24,6 @@ pub(crate) struct Setting {
     /// The default, as one would write it; `None` where there is none.
     pub(crate) default: Option<&'static str>,
     /// What it does and what it trades, in one line.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the README's table"))]
     pub(crate) help: &'static str,
     /// Its flag, if it has one.
     pub(crate) flag: Option<&'static str>,
@@ -207,7 +206,7 @@ settings! {
         "Retention of single event names, shorter or longer: a table in the file, `name=30d,other=1h` or JSON in a variable. Replaces the default.",
     );
     TRIM_BATCH_SIZE: NonZeroUsize = Key::new(
-        "trim", "batch_size", Some("1000"),
+        "trim", "batch_size", Some("500"),
         "Events deleted in one transaction; fewer lets writers in sooner, more finishes earlier.",
     );
 

@@ -1,3 +1,4 @@
 //! End-to-end and contract tests: one binary.
 
+mod cli;
 mod support;
