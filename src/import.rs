@@ -12,7 +12,6 @@ use anyhow::{Context as _, bail};
 use event_persister_actors::messages::{Drain, Drained, Finish};
 use event_persister_actors::metrics::{LedgerCounts, Metrics};
 use event_persister_actors::pipeline::PipelineActor;
-use event_persister_actors::source::file::FileProgress;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -20,7 +19,7 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::output;
 use crate::signals::{Signals, Stop};
-use crate::wiring;
+use crate::wiring::{self, FileProgress};
 
 /// How often the bar moves; faster is more than an eye sees.
 const TICK: Duration = Duration::from_millis(100);

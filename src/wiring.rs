@@ -10,6 +10,7 @@ use event_persister_actors::event::EventLimits;
 use event_persister_actors::metrics::Metrics;
 use event_persister_actors::pipeline::{PipelineParts, PipelineSettings};
 use event_persister_actors::source::EventSource;
+pub(crate) use event_persister_actors::source::file::FileProgress;
 use event_persister_actors::source::file::{DEFAULT_MAX_LINE_BYTES, FileSource};
 use event_persister_actors::source::http::HttpSettings;
 pub(crate) use event_persister_actors::source::http::{AuthString, EventRoutes};

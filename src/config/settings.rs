@@ -266,4 +266,25 @@ mod tests {
             assert!(setting.help.ends_with('.'), "{}", setting.name());
         }
     }
+
+    /// The rows of the README's table, from which they are copied:
+    /// `cargo test --bin event-persister print_readme_table -- --ignored --nocapture`.
+    #[test]
+    #[ignore = "prints, and checks nothing"]
+    fn print_readme_table() {
+        println!("| setting | default | what it does |\n|---|---|---|");
+        for setting in ALL.iter().filter(|setting| !setting.hidden) {
+            let default = setting
+                .default
+                .map_or_else(|| "none".to_owned(), |default| format!("`{default}`"));
+            let flag = setting
+                .flag
+                .map_or_else(String::new, |flag| format!(" (`{flag}`)"));
+            println!(
+                "| `{}`{flag} | {default} | {} |",
+                setting.name(),
+                setting.help
+            );
+        }
+    }
 }

@@ -10,9 +10,11 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// The binary in an empty folder, with nothing in its environment.
@@ -443,6 +445,14 @@ impl Served {
         response
     }
 
+    /// Asks until it is ready, which takes as long as making its tables.
+    fn wait_until_ready(&self) {
+        let started = Instant::now();
+        while !self.get("/api/ready").starts_with("HTTP/1.1 200") {
+            assert!(started.elapsed() < Duration::from_secs(20), "never ready");
+        }
+    }
+
     /// Ends it with SIGTERM; its exit code and what it logged since it started.
     fn terminate(mut self) -> (Option<i32>, String) {
         let sent = Command::new("kill")
@@ -461,6 +471,7 @@ fn a_service_says_how_it_is_and_ends_in_good_order() {
     let folder = Folder::new();
     let served = Served::start(folder.command(&["--listen", "127.0.0.1:0"]));
     assert!(served.get("/api/health").starts_with("HTTP/1.1 200"));
+    served.wait_until_ready();
     let metrics = served.get("/metrics");
     assert!(
         metrics.contains("event_persister_received_total"),
