@@ -62,10 +62,14 @@ impl fmt::Debug for Secret {
 
 impl SettingValue for Secret {
     fn read(input: &Input) -> Result<Self, String> {
+        // Secrets come out of files, whose last line end nobody means and nobody sees.
         match input {
-            Input::Text(text) if !text.is_empty() => Ok(Self(text.clone())),
-            _ => Err("give a text that is not empty".to_owned()),
+            Input::Text(text) => Some(text.trim_end_matches(['\r', '\n'])),
+            _ => None,
         }
+        .filter(|text| !text.is_empty())
+        .map(|text| Self(text.to_owned()))
+        .ok_or_else(|| "give a text that is not empty".to_owned())
     }
 
     fn show(&self) -> String {
@@ -112,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_never_shown() {
-        let secret: Secret = read("user:password").unwrap();
+        let secret: Secret = read("user:password\n").unwrap();
         assert_eq!(secret.reveal(), "user:password");
         assert_eq!(secret.show(), "***");
         assert_eq!(format!("{secret:?}"), "***");
