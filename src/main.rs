@@ -1,3 +1,78 @@
-//! The event persister as a server process.
+//! The event persister as a server process: command line → configuration → logging → one command.
 
-fn main() {}
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+use indicatif::MultiProgress;
+
+use crate::cli::Command;
+use crate::config::Config;
+
+mod check;
+mod cli;
+mod config;
+mod dead_letters;
+mod http;
+mod import;
+mod logging;
+mod migrate;
+mod output;
+mod serve;
+mod signals;
+mod trim;
+mod wiring;
+
+const DONE: i32 = 0;
+/// The work itself failed.
+const FAILED: i32 = 1;
+/// Wrong usage or configuration: nothing was tried.
+const WRONG_USAGE: i32 = 2;
+
+fn main() {
+    // Ended so, rather than by returning, since a thread that waits for a terminal or a pipe would
+    // hold the end of the runtime up.
+    std::process::exit(run());
+}
+
+fn run() -> i32 {
+    let (flags, command) = match cli::parse(std::env::args_os()) {
+        Ok(parsed) => parsed,
+        // Help and version come this way as well, and are no errors.
+        Err(error) => error.exit(),
+    };
+    let config = match Config::load(&flags) {
+        Ok(config) => config,
+        Err(error) => {
+            output::error(&error.to_string());
+            return WRONG_USAGE;
+        }
+    };
+    let done = logging::start(&config.log)
+        .and_then(|screen| actix_rt::System::new().block_on(execute(&command, &config, &screen)));
+    match done {
+        Ok(true) => DONE,
+        Ok(false) => FAILED,
+        Err(error) => {
+            output::error(&format!("{error:#}"));
+            FAILED
+        }
+    }
+}
+
+/// Runs one command; whether it did all that it was asked.
+async fn execute(
+    command: &Command,
+    config: &Config,
+    screen: &MultiProgress,
+) -> anyhow::Result<bool> {
+    match command {
+        Command::Serve => serve::run(config).await?,
+        Command::Import { file, output } => {
+            return import::run(config, screen, file, output.json).await;
+        }
+        Command::Check { output } => return check::run(config, output.json).await,
+        Command::Migrate { output } => migrate::run(config, output.json).await?,
+        Command::Trim { dry_run, output } => trim::run(config, *dry_run, output.json).await?,
+        Command::DeadLetters { command } => dead_letters::run(config, command).await?,
+    }
+    Ok(true)
+}

@@ -1,6 +1,7 @@
 //! End-to-end and contract tests: one binary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod cli;
 mod http_source;
 mod source_contract;
 mod store_contract;

@@ -1,0 +1,280 @@
+//! The command line.
+//!
+//! The variables that stand beside the flags are here for `--help` only: which value counts is
+//! decided by the configuration, where an empty variable is unset and every origin is kept.
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::Flags;
+
+/// Moves event messages to a database as fast as the database can take them, and never loses one.
+///
+/// Without a command it serves: events come in by HTTP and WebSocket and go to an SQLite file in
+/// the working directory.
+#[derive(Debug, Parser)]
+#[command(
+    name = "event-persister",
+    version,
+    arg_required_else_help = false,
+    after_help = EXAMPLES,
+    after_long_help = EXAMPLES,
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    settings: SettingFlags,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  event-persister                                       serve on 127.0.0.1:4280, write to ./event-persister.db
+  event-persister --database-url sqlite:///var/lib/e.db --listen 127.0.0.1:8080
+  event-persister import events.jsonl
+  zcat events.jsonl.gz | event-persister import -
+  event-persister check --config event-persister.toml
+  event-persister dead-letters list
+
+Every setting `key` of a `[section]` of the configuration file is also the environment variable
+EVENT_PERSISTER_<SECTION>_<KEY>; flags come before variables, variables before the file.
+`event-persister check` lists all settings, their values and where each came from.
+
+Exit codes: 0 done, 1 the work itself failed, 2 wrong usage or configuration.";
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Settings")]
+struct SettingFlags {
+    /// The configuration file (TOML)
+    // Not a `PathBuf`, which clap would refuse to be empty: an empty variable is unset.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "EVENT_PERSISTER_CONFIG",
+        hide_env_values = true
+    )]
+    config: Option<OsString>,
+
+    /// Where events go [default: sqlite://event-persister.db]
+    ///
+    /// Everything after `sqlite://` is the path, relative or absolute: sqlite://events.db,
+    /// sqlite:///var/lib/events.db. SQLAlchemy's sqlite+aiosqlite:///relative.db and
+    /// sqlite+aiosqlite:////absolute.db are understood too.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "EVENT_PERSISTER_DATABASE_URL",
+        hide_env_values = true
+    )]
+    database_url: Option<String>,
+
+    /// Where events come from besides HTTP
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "EVENT_PERSISTER_REDIS_URL",
+        hide_env_values = true,
+        hide = true
+    )]
+    redis_url: Option<String>,
+
+    /// Where to listen, or `off` [default: 127.0.0.1:4280]
+    ///
+    /// Beyond loopback without an auth string (http.auth_string) only the two health paths are
+    /// served.
+    #[arg(
+        long,
+        global = true,
+        value_name = "HOST:PORT",
+        env = "EVENT_PERSISTER_LISTEN",
+        hide_env_values = true
+    )]
+    listen: Option<String>,
+
+    /// Connections that write to the database [default: 2]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NUMBER",
+        env = "EVENT_PERSISTER_WRITERS",
+        hide_env_values = true,
+        allow_negative_numbers = true
+    )]
+    writers: Option<String>,
+
+    /// How log lines look: text or json [default: text]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        env = "EVENT_PERSISTER_LOG_FORMAT",
+        hide_env_values = true
+    )]
+    log_format: Option<String>,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum Command {
+    /// Take events in and write them, until SIGTERM or SIGINT (the default)
+    ///
+    /// Events come by `POST /api/events` (a JSON list) and the WebSocket `/api/events/in`; a 204
+    /// or a pong means that they are committed. `/api/health`, `/api/ready` and `/metrics` tell
+    /// how it goes. A first signal writes what is held and exits; a second exits at once.
+    Serve,
+
+    /// Write events from a file, one JSON object a line
+    ///
+    /// A line that is no event becomes a dead letter with its line number and does not stop the
+    /// rest; the exit code is 1 then. Importing a file again changes nothing: events that are
+    /// there already are counted as duplicates.
+    #[command(after_help = "Examples:
+  event-persister import events.jsonl
+  zcat events.jsonl.gz | event-persister import - --json")]
+    Import {
+        /// The file, or `-` for standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        #[command(flatten)]
+        output: Output,
+    },
+
+    /// Show the configuration in effect and where each value came from, then try the database
+    Check {
+        #[command(flatten)]
+        output: Output,
+    },
+
+    /// Create or upgrade the database's tables, Prefect's two included
+    ///
+    /// Not for a database that Prefect's server uses or will use: its own migrations create the
+    /// two tables.
+    Migrate {
+        #[command(flatten)]
+        output: Output,
+    },
+
+    /// Delete the events that retention no longer keeps, once and now
+    Trim {
+        /// Count what would be deleted and delete nothing
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+
+    /// Look at the messages that are no events or that the database refused
+    DeadLetters {
+        #[command(subcommand)]
+        command: DeadLettersCommand,
+    },
+}
+
+/// What to do with dead letters.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum DeadLettersCommand {
+    /// List them, the newest first
+    List {
+        /// How many at most
+        #[arg(long, value_name = "NUMBER", default_value = "100")]
+        limit: NonZeroUsize,
+        /// Only those with a smaller id: the last one of the page before
+        #[arg(long, value_name = "ID")]
+        before: Option<i64>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show one, with its message as it came (in hexadecimal where it is not UTF-8)
+    Show {
+        /// Its id, as `list` shows it
+        id: i64,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub(crate) struct Output {
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Reads the command line; the error is clap's own, help and version included.
+pub(crate) fn parse(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<(Flags, Command), clap::Error> {
+    let matches = Cli::command().try_get_matches_from(arguments)?;
+    let cli = Cli::from_arg_matches(&matches)?;
+    let typed = |id: &str| is_typed(&matches, id);
+    let settings = cli.settings;
+    let flags = Flags {
+        config: settings
+            .config
+            .filter(|_| typed("config"))
+            .map(PathBuf::from),
+        database_url: settings.database_url.filter(|_| typed("database_url")),
+        redis_url: settings.redis_url.filter(|_| typed("redis_url")),
+        listen: settings.listen.filter(|_| typed("listen")),
+        writers: settings.writers.filter(|_| typed("writers")),
+        log_format: settings.log_format.filter(|_| typed("log_format")),
+    };
+    Ok((flags, cli.command.unwrap_or(Command::Serve)))
+}
+
+/// Whether an argument stands on the command line, before or behind the command.
+fn is_typed(matches: &clap::ArgMatches, id: &str) -> bool {
+    matches.value_source(id) == Some(ValueSource::CommandLine)
+        || matches
+            .subcommand()
+            .is_some_and(|(_, nested)| nested.try_contains_id(id).is_ok() && is_typed(nested, id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_line(line: &str) -> (Flags, Command) {
+        parse(line.split(' ').map(OsString::from)).unwrap()
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn without_a_command_it_serves() {
+        let (flags, command) = parse_line("event-persister --writers 4");
+        assert_eq!(command, Command::Serve);
+        assert_eq!(flags.writers.as_deref(), Some("4"));
+        assert_eq!(flags.listen, None);
+    }
+
+    #[test]
+    fn settings_stand_before_or_behind_the_command() {
+        for line in [
+            "event-persister --listen off dead-letters list",
+            "event-persister dead-letters --listen off list",
+            "event-persister dead-letters list --listen off",
+        ] {
+            let (flags, _) = parse_line(line);
+            assert_eq!(flags.listen.as_deref(), Some("off"), "{line}");
+        }
+    }
+
+    #[test]
+    fn standard_input_is_a_hyphen() {
+        let (_, command) = parse_line("event-persister import -");
+        assert!(matches!(command, Command::Import { file, .. } if file.as_os_str() == "-"));
+    }
+}

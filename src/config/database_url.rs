@@ -1,0 +1,246 @@
+//! Where the database is, in the two forms that operators have at hand: ours and SQLAlchemy's.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::value::{Input, SettingValue};
+
+const EXPECTED: &str = "give sqlite://PATH, where everything after `sqlite://` is the path, such as \
+     sqlite://event-persister.db or sqlite:///var/lib/event-persister/events.db";
+
+/// Query parameters of Python's driver that say nothing about which file is meant.
+const HARMLESS_PARAMETERS: [&str; 5] = [
+    "timeout",
+    "check_same_thread",
+    "isolation_level",
+    "cached_statements",
+    "detect_types",
+];
+
+/// A database that this program can write to.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum DatabaseUrl {
+    /// An SQLite file.
+    Sqlite {
+        /// As it was written.
+        text: String,
+        /// The file, relative to the working directory or absolute.
+        path: PathBuf,
+    },
+}
+
+impl DatabaseUrl {
+    fn parse(text: &str) -> Result<Self, String> {
+        let Some((scheme, rest)) = text.split_once(':') else {
+            return Err(EXPECTED.to_owned());
+        };
+        let scheme = scheme.to_ascii_lowercase();
+        let path = match (scheme.as_str(), rest.strip_prefix("//")) {
+            ("sqlite", Some(path)) => path.to_owned(),
+            ("sqlite+aiosqlite" | "sqlite+pysqlite", Some(rest)) => sqlalchemy_path(rest)?,
+            ("postgresql" | "postgres" | "postgresql+asyncpg" | "postgresql+psycopg2", _) => {
+                return Err(format!(
+                    "PostgreSQL is not built in yet; until then {EXPECTED}"
+                ));
+            }
+            _ => return Err(EXPECTED.to_owned()),
+        };
+        if path.is_empty() || path == ":memory:" {
+            return Err(format!(
+                "a database in memory would be lost with each connection; {EXPECTED}"
+            ));
+        }
+        if path.contains('\0') {
+            return Err("a path cannot hold a NUL character".to_owned());
+        }
+        Ok(Self::Sqlite {
+            text: text.to_owned(),
+            path: PathBuf::from(path),
+        })
+    }
+}
+
+/// What SQLAlchemy takes for the path in what follows `sqlite+aiosqlite://`: a third slash ends
+/// the empty host, so three are relative and four absolute.
+fn sqlalchemy_path(rest: &str) -> Result<String, String> {
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let Some(path) = rest.strip_prefix('/') else {
+        return Err(if rest.is_empty() {
+            "without a path it is a database in memory, which would be lost; give \
+             sqlite+aiosqlite:///relative/path or sqlite+aiosqlite:////absolute/path"
+        } else {
+            "after `sqlite+aiosqlite:` come three slashes for a relative path and four for an \
+             absolute one"
+        }
+        .to_owned());
+    };
+    let unknown = query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split_once('=').map_or(pair, |(name, _)| name))
+        .find(|name| !HARMLESS_PARAMETERS.contains(name));
+    match unknown {
+        Some(name) => Err(format!(
+            "the parameter {name:?} has no meaning here; remove it"
+        )),
+        None => Ok(path.to_owned()),
+    }
+}
+
+impl SettingValue for DatabaseUrl {
+    fn read(input: &Input) -> Result<Self, String> {
+        match input {
+            Input::Text(text) => Self::parse(text.trim()),
+            _ => Err(EXPECTED.to_owned()),
+        }
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// With the password masked.
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite { text, .. } => f.write_str(&mask_url(text)),
+        }
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A URL without its password, for people and logs.
+///
+/// Everything between the first colon of the user part and the last `@` is taken for the
+/// password, since people put `/`, `@` and `?` into passwords without escaping them.
+pub(crate) fn mask_url(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
+    if scheme.to_ascii_lowercase().starts_with("sqlite") {
+        return url.to_owned();
+    }
+    let rest = match rest.rsplit_once('@') {
+        Some((user, host)) => match user.split_once(':') {
+            Some((name, _)) => format!("{name}:***@{host}"),
+            None => rest.to_owned(),
+        },
+        None => rest.to_owned(),
+    };
+    let Some((place, query)) = rest.split_once('?') else {
+        return format!("{scheme}://{rest}");
+    };
+    let query: Vec<String> = query.split('&').map(mask_parameter).collect();
+    format!("{scheme}://{place}?{}", query.join("&"))
+}
+
+fn mask_parameter(pair: &str) -> String {
+    match pair.split_once('=') {
+        Some((name, _)) if name.to_ascii_lowercase().contains("pass") => format!("{name}=***"),
+        _ => pair.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(url: &str) -> PathBuf {
+        let DatabaseUrl::Sqlite { path, .. } = DatabaseUrl::parse(url).unwrap();
+        path
+    }
+
+    fn error(url: &str) -> String {
+        DatabaseUrl::parse(url).unwrap_err()
+    }
+
+    #[test]
+    fn everything_after_sqlite_and_two_slashes_is_the_path() {
+        assert_eq!(
+            path("sqlite://event-persister.db"),
+            PathBuf::from("event-persister.db")
+        );
+        assert_eq!(
+            path("sqlite:///var/lib/events.db"),
+            PathBuf::from("/var/lib/events.db")
+        );
+        assert_eq!(path("sqlite://./a b?c=d.db"), PathBuf::from("./a b?c=d.db"));
+    }
+
+    #[test]
+    fn sqlalchemy_counts_slashes_otherwise() {
+        assert_eq!(
+            path("sqlite+aiosqlite:///prefect.db"),
+            PathBuf::from("prefect.db")
+        );
+        assert_eq!(
+            path("sqlite+aiosqlite:////root/.prefect/prefect.db"),
+            PathBuf::from("/root/.prefect/prefect.db"),
+        );
+        assert_eq!(
+            path("sqlite+aiosqlite:///prefect.db?timeout=60&check_same_thread=false"),
+            PathBuf::from("prefect.db"),
+        );
+        assert!(error("sqlite+aiosqlite://prefect.db").contains("three slashes"));
+        assert!(error("sqlite+aiosqlite:///file:x?mode=ro").contains("\"mode\""));
+    }
+
+    #[test]
+    fn a_database_in_memory_is_refused() {
+        for url in [
+            "sqlite://",
+            "sqlite://:memory:",
+            "sqlite+aiosqlite://",
+            "sqlite+aiosqlite:///:memory:",
+        ] {
+            assert!(error(url).contains("in memory"), "{url}");
+        }
+    }
+
+    #[test]
+    fn other_databases_are_named() {
+        for url in [
+            "postgresql://u:p@db/prefect",
+            "postgres://db/prefect",
+            "postgresql+asyncpg://db/prefect",
+        ] {
+            assert!(
+                error(url).contains("PostgreSQL is not built in yet"),
+                "{url}"
+            );
+        }
+        for url in [
+            "mysql://db",
+            "event-persister.db",
+            "/tmp/x.db",
+            "sqlite:x.db",
+        ] {
+            assert!(error(url).contains("sqlite://PATH"), "{url}");
+        }
+    }
+
+    #[test]
+    fn passwords_are_masked_wherever_they_stand() {
+        assert_eq!(
+            mask_url("postgresql://u:p@db:5432/x"),
+            "postgresql://u:***@db:5432/x"
+        );
+        assert_eq!(
+            mask_url("postgresql://u:p/a@s?s@db/x"),
+            "postgresql://u:***@db/x"
+        );
+        assert_eq!(mask_url("redis://:p@r:6379/0"), "redis://:***@r:6379/0");
+        assert_eq!(mask_url("postgresql://u@db/x"), "postgresql://u@db/x");
+        assert_eq!(
+            mask_url("postgresql://db/x?user=u&password=p&sslmode=require"),
+            "postgresql://db/x?user=u&password=***&sslmode=require",
+        );
+        assert_eq!(mask_url("sqlite:///me:x@home.db"), "sqlite:///me:x@home.db");
+    }
+}

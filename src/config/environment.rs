@@ -1,0 +1,222 @@
+//! The layer of the environment variables.
+
+use std::ffi::OsString;
+
+use super::error::{ConfigError, nearest};
+use super::layer::{Layer, Origin};
+use super::settings::{ALL, PREFIX, Setting};
+use super::value::Input;
+
+/// Names the configuration file, so it is no setting.
+pub(super) const CONFIG_VARIABLE: &str = "EVENT_PERSISTER_CONFIG";
+
+/// Our variables, the empty ones left out: an empty variable is unset.
+pub(super) type Variables = Vec<(String, String)>;
+
+/// Picks our variables out of the environment.
+pub(super) fn ours(
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Variables, ConfigError> {
+    let mut variables = Variables::new();
+    let mut errors = ConfigError::default();
+    for (name, value) in environment {
+        let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else {
+            continue;
+        };
+        match value.into_string() {
+            Ok(value) if value.is_empty() => {}
+            Ok(value) => variables.push((name.to_owned(), value)),
+            Err(_) => errors.add(format!("{name}: the value is not UTF-8")),
+        }
+    }
+    // In an order that does not change from run to run.
+    variables.sort();
+    errors.into_result().map(|()| variables)
+}
+
+/// Reads the settings among them.
+pub(super) fn read(variables: &Variables) -> Result<Layer, ConfigError> {
+    let mut layer = Layer::default();
+    let mut errors = ConfigError::default();
+    for setting in ALL {
+        match given(setting, variables) {
+            Ok(Some((name, value))) => layer.set(
+                setting,
+                Input::Text(value.clone()),
+                Origin::Variable(name.clone()),
+            ),
+            Ok(None) => {}
+            Err(problem) => errors.add(problem),
+        }
+    }
+    for (name, value) in variables {
+        let known = name == CONFIG_VARIABLE
+            || ALL
+                .iter()
+                .any(|setting| setting.variables().any(|variable| variable == *name));
+        if !known && !is_injected(name, value) {
+            errors.add(unknown(name));
+        }
+    }
+    errors.into_result().map(|()| layer)
+}
+
+/// The variable that sets a setting; two that differ leave open which was meant.
+fn given<'a>(
+    setting: &Setting,
+    variables: &'a Variables,
+) -> Result<Option<&'a (String, String)>, String> {
+    let mut found: Option<&(String, String)> = None;
+    for name in setting.variables() {
+        let Some(variable) = variables.iter().find(|(given, _)| *given == name) else {
+            continue;
+        };
+        match found {
+            Some((other, value)) if *value != variable.1 => {
+                return Err(format!(
+                    "{other} and {name} both set {} and differ; keep one",
+                    setting.name()
+                ));
+            }
+            Some(_) => {}
+            None => found = Some(variable),
+        }
+    }
+    Ok(found)
+}
+
+fn unknown(name: &str) -> String {
+    let known: Vec<String> = ALL
+        .iter()
+        .filter(|setting| !setting.hidden)
+        .flat_map(|setting| setting.variables())
+        .chain([CONFIG_VARIABLE.to_owned()])
+        .collect();
+    // The prefix is no merit of a name: compare what follows it.
+    let rest = |name: &str| name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
+    let rests: Vec<String> = known.iter().map(|name| rest(name)).collect();
+    let hint = match nearest(&rest(name), rests.iter().map(String::as_str)) {
+        Some(near) => format!("did you mean {PREFIX}{near}?"),
+        None => "`event-persister check` lists all settings, and the variable of `section.key` is \
+                 EVENT_PERSISTER_<SECTION>_<KEY>"
+            .to_owned(),
+    };
+    format!("unknown variable {name}; {hint}")
+}
+
+/// Whether Kubernetes or Docker put it there, for a service or container of our name.
+///
+/// Both give ports as URLs, by which `EVENT_PERSISTER_HTTP_PORT=8080`, a mistake, differs.
+fn is_injected(name: &str, value: &str) -> bool {
+    let rest = name.strip_prefix(PREFIX).unwrap_or(name);
+    let is_or_ends = |suffix: &str| {
+        rest.strip_suffix(suffix)
+            .is_some_and(|before| before.is_empty() || before.ends_with('_'))
+    };
+    let is_url = ["tcp://", "udp://", "sctp://"]
+        .iter()
+        .any(|scheme| value.starts_with(scheme));
+    is_or_ends("SERVICE_HOST")
+        || is_or_ends("SERVICE_PORT")
+        || format!("_{rest}").contains("_SERVICE_PORT_")
+        || (is_or_ends("PORT") && is_url)
+        || is_single_port(rest)
+        || (rest == "NAME" && value.starts_with('/'))
+        || rest.starts_with("ENV_")
+}
+
+/// `PORT_4280_TCP` and its `_PROTO`, `_PORT`, `_ADDR`; also behind the rest of a service's name.
+fn is_single_port(rest: &str) -> bool {
+    let rest = format!("_{rest}");
+    let Some((_, port)) = rest
+        .rsplit_once("_PORT_")
+        .filter(|(_, port)| port.starts_with(|c: char| c.is_ascii_digit()))
+    else {
+        return false;
+    };
+    let mut parts = port.split('_');
+    let is_number = parts
+        .next()
+        .is_some_and(|number| number.chars().all(|c| c.is_ascii_digit()));
+    let is_protocol = matches!(parts.next(), Some("TCP" | "UDP" | "SCTP"));
+    is_number
+        && is_protocol
+        && matches!(parts.next(), None | Some("PROTO" | "PORT" | "ADDR"))
+        && parts.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::settings;
+
+    fn layer(pairs: &[(&str, &str)]) -> Result<Layer, String> {
+        ours(
+            pairs
+                .iter()
+                .map(|(name, value)| (name.into(), value.into())),
+        )
+        .and_then(|variables| read(&variables))
+        .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_short_variable_sets_the_same_as_the_full_one() {
+        for name in ["EVENT_PERSISTER_LISTEN", "EVENT_PERSISTER_HTTP_LISTEN"] {
+            let layer = layer(&[(name, "off")]).unwrap();
+            let (input, origin) = layer.get(&settings::HTTP_LISTEN.setting).unwrap();
+            assert_eq!(*input, Input::Text("off".to_owned()));
+            assert_eq!(origin.to_string(), name);
+        }
+        let differ = [
+            ("EVENT_PERSISTER_WRITERS", "2"),
+            ("EVENT_PERSISTER_PIPELINE_WRITERS", "3"),
+        ];
+        assert!(layer(&differ).unwrap_err().contains("keep one"));
+    }
+
+    #[test]
+    fn an_empty_variable_is_unset() {
+        let empty = [
+            ("EVENT_PERSISTER_WRITERS", ""),
+            ("EVENT_PERSISTER_NONSENSE", ""),
+        ];
+        assert_eq!(layer(&empty), Ok(Layer::default()));
+    }
+
+    #[test]
+    fn an_unknown_variable_is_an_error_that_suggests_the_nearest() {
+        assert_eq!(
+            layer(&[("EVENT_PERSISTER_WRITTERS", "2")]).unwrap_err(),
+            "unknown variable EVENT_PERSISTER_WRITTERS; did you mean EVENT_PERSISTER_WRITERS?"
+        );
+        let far = layer(&[("EVENT_PERSISTER_COLOUR", "red")]).unwrap_err();
+        assert!(far.contains("EVENT_PERSISTER_<SECTION>_<KEY>"), "{far}");
+        let port = layer(&[("EVENT_PERSISTER_HTTP_PORT", "8080")]).unwrap_err();
+        assert!(
+            port.contains("unknown variable EVENT_PERSISTER_HTTP_PORT"),
+            "{port}"
+        );
+    }
+
+    #[test]
+    fn what_kubernetes_and_docker_inject_is_let_be() {
+        let injected = [
+            ("EVENT_PERSISTER_SERVICE_HOST", "10.0.0.1"),
+            ("EVENT_PERSISTER_SERVICE_PORT", "4280"),
+            ("EVENT_PERSISTER_SERVICE_PORT_HTTP", "4280"),
+            ("EVENT_PERSISTER_PORT", "tcp://10.0.0.1:4280"),
+            ("EVENT_PERSISTER_PORT_4280_TCP", "tcp://10.0.0.1:4280"),
+            ("EVENT_PERSISTER_PORT_4280_TCP_PROTO", "tcp"),
+            ("EVENT_PERSISTER_PORT_4280_TCP_PORT", "4280"),
+            ("EVENT_PERSISTER_PORT_4280_TCP_ADDR", "10.0.0.1"),
+            ("EVENT_PERSISTER_METRICS_SERVICE_HOST", "10.0.0.1"),
+            ("EVENT_PERSISTER_METRICS_PORT", "tcp://10.0.0.1:9090"),
+            ("EVENT_PERSISTER_METRICS_PORT_9090_TCP_ADDR", "10.0.0.1"),
+            ("EVENT_PERSISTER_NAME", "/web/event-persister"),
+            ("EVENT_PERSISTER_ENV_PATH", "/bin"),
+            ("PATH", "/bin"),
+        ];
+        assert_eq!(layer(&injected), Ok(Layer::default()));
+    }
+}

@@ -1,0 +1,205 @@
+use std::io::Write as _;
+
+use tempfile::NamedTempFile;
+
+use super::*;
+
+fn file(text: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::with_suffix(".toml").unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+fn load(flags: &Flags, environment: &[(&str, &str)]) -> Result<Config, String> {
+    Config::from_parts(
+        flags,
+        environment
+            .iter()
+            .map(|(name, value)| (name.into(), value.into())),
+    )
+    .map_err(|error| error.to_string())
+}
+
+fn effective<'a>(config: &'a Config, name: &str) -> &'a Effective {
+    config
+        .effective
+        .iter()
+        .find(|effective| effective.name == name)
+        .unwrap()
+}
+
+#[test]
+fn without_any_settings_the_defaults_count() {
+    let config = load(&Flags::default(), &[("PATH", "/bin")]).unwrap();
+    assert_eq!(config.http.listen, Listen::At("127.0.0.1:4280".to_owned()));
+    assert_eq!(config.pipeline.writers.get(), 2);
+    assert_eq!(config.batch.linger, Duration::from_millis(5));
+    assert_eq!(config.trim.every, Some(Duration::from_secs(900)));
+    assert_eq!(config.trim.overrides.0.len(), 1);
+    assert_eq!(config.http.auth_string, None);
+    assert!(config.effective.iter().all(|e| e.origin == Origin::Default));
+    assert_eq!(effective(&config, "http.auth_string").value, None);
+}
+
+#[test]
+fn flags_come_before_variables_before_the_file_before_defaults() {
+    let file = file("[pipeline]\nwriters = 3\n[batch]\nmax_events = 30\nmax_bytes = 300\n");
+    let path = file.path().to_owned();
+    let flags = Flags {
+        config: Some(path.clone()),
+        writers: Some("5".to_owned()),
+        ..Flags::default()
+    };
+    let environment = [
+        ("EVENT_PERSISTER_WRITERS", "4"),
+        ("EVENT_PERSISTER_BATCH_MAX_EVENTS", "40"),
+        ("EVENT_PERSISTER_BATCH_MAX_BYTES", ""),
+    ];
+    let config = load(&flags, &environment).unwrap();
+    assert_eq!(config.pipeline.writers.get(), 5);
+    assert_eq!(config.batch.max_events.get(), 40);
+    assert_eq!(config.batch.max_bytes.get(), 300);
+    let origin = |name| effective(&config, name).origin.clone();
+    assert_eq!(origin("pipeline.writers"), Origin::Flag("--writers"));
+    assert_eq!(
+        origin("batch.max_events"),
+        Origin::Variable("EVENT_PERSISTER_BATCH_MAX_EVENTS".to_owned())
+    );
+    assert_eq!(origin("batch.max_bytes"), Origin::File { path, line: 5 });
+    assert_eq!(origin("batch.linger"), Origin::Default);
+}
+
+#[test]
+fn the_file_can_be_named_by_a_variable() {
+    let file = file("[log]\nformat = \"json\"\n");
+    let name = file.path().to_str().unwrap();
+    let config = load(&Flags::default(), &[("EVENT_PERSISTER_CONFIG", name)]).unwrap();
+    assert_eq!(config.log.format, LogFormat::Json);
+
+    let missing = load(
+        &Flags::default(),
+        &[("EVENT_PERSISTER_CONFIG", "/no/such.toml")],
+    );
+    assert!(
+        missing
+            .unwrap_err()
+            .contains("cannot read the configuration file /no/such.toml")
+    );
+}
+
+#[test]
+fn every_setting_is_a_key_of_the_file_and_a_variable() {
+    for setting in ALL.iter().filter(|setting| !setting.hidden) {
+        let value = setting.default.unwrap_or("user:password");
+        let file = file(&format!(
+            "[{}]\n{} = {value:?}\n",
+            setting.section, setting.key
+        ));
+        let flags = Flags {
+            config: Some(file.path().to_owned()),
+            ..Flags::default()
+        };
+        let config = load(&flags, &[]).unwrap();
+        assert!(
+            matches!(
+                effective(&config, &setting.name()).origin,
+                Origin::File { line: 2, .. }
+            ),
+            "{}",
+            setting.name()
+        );
+        let config = load(&flags, &[(&setting.variable(), value)]).unwrap();
+        assert_eq!(
+            effective(&config, &setting.name()).origin,
+            Origin::Variable(setting.variable())
+        );
+    }
+}
+
+#[test]
+fn a_wrong_value_is_named_with_its_place_and_what_would_be_right() {
+    let flags = Flags {
+        writers: Some("none".to_owned()),
+        ..Flags::default()
+    };
+    assert_eq!(
+        load(&flags, &[]).unwrap_err(),
+        "--writers: \"none\" is not right for pipeline.writers: give a whole number of at least 1"
+    );
+    let variable = load(&Flags::default(), &[("EVENT_PERSISTER_LISTEN", "4280")]).unwrap_err();
+    assert!(variable.starts_with("EVENT_PERSISTER_LISTEN: \"4280\" is not right for http.listen"));
+    let file = file("[batch]\nlinger = 5\n");
+    let flags = Flags {
+        config: Some(file.path().to_owned()),
+        ..Flags::default()
+    };
+    let wrong = load(&flags, &[]).unwrap_err();
+    assert!(
+        wrong.contains(".toml:2: 5 is not right for batch.linger"),
+        "{wrong}"
+    );
+    assert!(wrong.contains("\"5s\""), "{wrong}");
+}
+
+#[test]
+fn faults_of_all_places_are_named_together() {
+    let file = file("[batch]\nlingr = \"5ms\"\n");
+    let flags = Flags {
+        config: Some(file.path().to_owned()),
+        listen: Some("nowhere".to_owned()),
+        ..Flags::default()
+    };
+    let error = load(&flags, &[("EVENT_PERSISTER_WRITERZ", "1")]).unwrap_err();
+    for part in ["lingr", "--listen", "EVENT_PERSISTER_WRITERZ"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn a_wrong_value_is_an_error_even_where_another_hides_it() {
+    let flags = Flags {
+        writers: Some("2".to_owned()),
+        ..Flags::default()
+    };
+    let error = load(&flags, &[("EVENT_PERSISTER_WRITERS", "many")]).unwrap_err();
+    assert!(
+        error.starts_with("EVENT_PERSISTER_WRITERS: \"many\""),
+        "{error}"
+    );
+}
+
+#[test]
+fn secrets_stay_secret() {
+    let config = load(
+        &Flags::default(),
+        &[("EVENT_PERSISTER_HTTP_AUTH_STRING", "admin:hunter2")],
+    )
+    .unwrap();
+    assert_eq!(
+        config.http.auth_string.as_ref().unwrap().reveal(),
+        "admin:hunter2"
+    );
+    assert_eq!(
+        effective(&config, "http.auth_string").value.as_deref(),
+        Some("***")
+    );
+    assert!(!format!("{config:?}").contains("hunter2"));
+
+    let flags = Flags {
+        database_url: Some("postgresql://u:hunter2@db/x".to_owned()),
+        redis_url: Some("redis://:hunter2@r".to_owned()),
+        ..Flags::default()
+    };
+    let error = load(&flags, &[]).unwrap_err();
+    assert!(
+        error.contains("--database-url: \"postgresql://u:***@db/x\""),
+        "{error}"
+    );
+    assert!(
+        error.contains(
+            "--redis-url: wrong value for redis.url: reading from Redis is not built in yet"
+        ),
+        "{error}"
+    );
+    assert!(!error.contains("hunter2"), "{error}");
+}

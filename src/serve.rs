@@ -1,0 +1,178 @@
+//! The service: the pipeline, the listener in front of it, and an end in good order.
+
+use std::future::pending;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use actix::{Actor as _, Addr};
+use actix_web::dev::{Server, ServerHandle};
+use anyhow::{Context as _, bail};
+use event_persister_actors::messages::Drain;
+use event_persister_actors::metrics::Metrics;
+use event_persister_actors::pipeline::PipelineActor;
+use prometheus::Registry;
+use tokio::task::JoinHandle;
+
+use crate::config::{Config, Listen};
+use crate::http::{self, Listener, Place};
+use crate::signals::Signals;
+use crate::wiring::{self, Intake};
+
+/// How often it is looked at whether the pipeline is still there.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// Serves until a signal ends it.
+pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+    let metrics = Metrics::new().context("cannot set the metrics up")?;
+    let place = match &config.http.listen {
+        Listen::Off => None,
+        Listen::At(address) => Some(Place::resolve(address)?),
+    };
+    let intake = wiring::intake(config);
+    let parts = wiring::pipeline_parts(config, vec![intake.source()], metrics.clone());
+    // An actor does nothing until this thread next awaits, and the listener is bound before that:
+    // a second process on the same address ends here, and has not touched the database.
+    let pipeline = PipelineActor::new(wiring::pipeline_settings(config), parts).start();
+    let mut running = match &place {
+        None => None,
+        Some(place) => Some(listen(place, &intake, &pipeline, &metrics)?),
+    };
+    announce(config, &intake, place.as_ref(), running.as_ref());
+    let ended = tokio::select! {
+        stop = signals.next() => {
+            log::info!("{stop}; taking nothing more in, writing what is held");
+            Ok(())
+        }
+        () = gone(&pipeline) => Err("the pipeline has stopped by itself"),
+        () = listener_ended(running.as_mut()) => Err("the listener has stopped by itself"),
+    };
+    signals.next_is_final();
+    shut_down(config, &intake, &pipeline, running, &metrics).await;
+    if let Err(what) = ended {
+        bail!("{what}; what was not acknowledged stays with its source. Start the service again");
+    }
+    Ok(())
+}
+
+/// A listener at work.
+struct Running {
+    addresses: Vec<SocketAddr>,
+    handle: ServerHandle,
+    server: JoinHandle<std::io::Result<()>>,
+}
+
+fn listen(
+    place: &Place,
+    intake: &Intake,
+    pipeline: &Addr<PipelineActor>,
+    metrics: &Metrics,
+) -> anyhow::Result<Running> {
+    let registry = Registry::new();
+    metrics
+        .register(&registry)
+        .context("cannot set the metrics up")?;
+    let listener = Listener {
+        pipeline: pipeline.clone(),
+        events: intake.routes(),
+        open: is_open(place, intake),
+        auth: intake.auth(),
+        registry,
+    };
+    let (server, addresses): (Server, _) = http::start(place, listener)?;
+    Ok(Running {
+        addresses,
+        handle: server.handle(),
+        server: actix_rt::spawn(server),
+    })
+}
+
+/// Whoever forgets the auth string opens nothing to the network.
+fn is_open(place: &Place, intake: &Intake) -> bool {
+    place.is_loopback() || intake.auth().is_some()
+}
+
+fn announce(config: &Config, intake: &Intake, place: Option<&Place>, running: Option<&Running>) {
+    let addresses: Vec<String> = running
+        .iter()
+        .flat_map(|running| &running.addresses)
+        .map(|address| format!("http://{address}"))
+        .collect();
+    let listen = if addresses.is_empty() {
+        "off".to_owned()
+    } else {
+        addresses.join(",")
+    };
+    log::info!(
+        "event-persister {} started listen={listen} store={} writers={}",
+        env!("CARGO_PKG_VERSION"),
+        config.database.url,
+        config.pipeline.writers
+    );
+    match place {
+        None => log::warn!("the listener is off and there is no other source: no events come in"),
+        Some(place) if !is_open(place, intake) => log::warn!(
+            "reachable from beyond this machine without an auth string: only /api/health and \
+             /api/ready are served; set http.auth_string (EVENT_PERSISTER_HTTP_AUTH_STRING), or \
+             listen on 127.0.0.1"
+        ),
+        Some(_) => {}
+    }
+}
+
+/// Resolves when the pipeline's actor is no longer there, which it never should.
+async fn gone(pipeline: &Addr<PipelineActor>) {
+    while pipeline.connected() {
+        actix_rt::time::sleep(WATCH_EVERY).await;
+    }
+}
+
+async fn listener_ended(running: Option<&mut Running>) {
+    match running {
+        None => pending().await,
+        Some(running) => match (&mut running.server).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::error!("the listener has failed error={error}"),
+            Err(error) => log::error!("the listener has failed error={error}"),
+        },
+    }
+}
+
+/// Takes nothing more in, makes durable what is held, lets whoever waits have the answer, stops.
+async fn shut_down(
+    config: &Config,
+    intake: &Intake,
+    pipeline: &Addr<PipelineActor>,
+    running: Option<Running>,
+    metrics: &Metrics,
+) {
+    intake.stop_accepting();
+    let drain = Drain {
+        timeout: config.pipeline.drain_timeout,
+    };
+    match pipeline.send(drain).await {
+        Ok(drained) if drained.released > 0 => log::warn!(
+            "the store did not take everything in time; whoever sent it was told so and sends it \
+             again messages={}",
+            drained.released
+        ),
+        Ok(_) => {}
+        Err(error) => log::error!("the pipeline was gone before it could drain error={error}"),
+    }
+    if let Some(running) = running {
+        running.handle.stop(true).await;
+    }
+    let ledger = metrics.ledger();
+    log::info!(
+        "stopped received={} redelivered={} stored={} duplicates={} dead_lettered={} ignored={} \
+         released={} in_flight={}",
+        ledger.received,
+        ledger.redelivered,
+        ledger.stored,
+        ledger.duplicates,
+        ledger.dead_lettered,
+        ledger.ignored,
+        ledger.released,
+        ledger.in_flight
+    );
+}
