@@ -281,7 +281,7 @@ async fn two_stores_write_at_once(fixture: &impl Fixture) {
             store.write(two).await.unwrap();
         }
     };
-    futures_util::join!(write(a), write(b));
+    tokio::join!(write(a), write(b));
     assert_eq!(fixture.rows().len(), 40);
 }
 
