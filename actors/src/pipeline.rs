@@ -1,6 +1,6 @@
 //! Starts, watches, drains and restarts the others; the one address that a host sees.
 //!
-//! Receives [`Drain`], [`Finish`], [`Status`], [`Trim`], [`Retire`]; sends what these take to the others.
+//! Receives [`Drain`], [`Finish`], [`Status`], [`Trim`], [`Retire`](crate::messages::Retire); sends what these take to the others.
 //! Guarantee: a part that dies is replaced. A writer or the trimmer alone: the batcher still has
 //! what they were working on. When a consumer or the batcher is gone, everything is retired, the
 //! sources hand out again what was not acknowledged, and a new *generation* starts.
@@ -13,28 +13,31 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::dev::ToEnvelope;
 use actix::prelude::*;
 use futures_util::future::{join, join_all};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::backoff::Backoff;
-use crate::batcher::{BatcherActor, BatcherParts, BatcherSettings};
+use crate::batcher::BatcherSettings;
 use crate::clock::Clock;
-use crate::consumer::{ConsumerActor, ConsumerParts, Downstream};
 use crate::db_writer::DbWriterActor;
 use crate::event::EventLimits;
-use crate::lifeline::{Lifeline, Watch, lifeline};
+use crate::lifeline::Watch;
 use crate::messages::{
-    AwaitEnd, Drain, Drained, Finish, ReplaceWriter, Retire, SourceIndex, Status, StopReading,
-    Trim, TrimError, stops_when_retired,
+    AwaitEnd, Drain, Drained, Finish, ReplaceWriter, Status, Trim, TrimError, stops_when_retired,
 };
 use crate::metrics::Metrics;
 use crate::source::EventSource;
-use crate::status::{Component, PipelineStatus, State, error_chain};
+use crate::status::error_chain;
 use crate::store::{EventStore, OpenStore, Trimmed};
-use crate::trim::{TrimActor, TrimParts, TrimSettings};
+use crate::trim::{TrimActor, TrimSettings};
 use crate::waiters::Waiters;
+
+mod children;
+mod health;
+
+use children::{Children, Starter};
+use health::Components;
 
 /// On which threads the parts run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -91,7 +94,8 @@ pub struct PipelineActor {
     settings: PipelineSettings,
     parts: PipelineParts,
     components: Components,
-    arbiters: Option<Arbiters>,
+    /// Made with the first generation, and with it the threads that all of them share.
+    starter: Option<Starter>,
     probe: Arc<dyn EventStore>,
     phase: Phase,
     generation: u64,
@@ -113,30 +117,6 @@ enum Phase {
     Drained,
 }
 
-#[derive(Clone)]
-struct Components {
-    store: Component,
-    sources: Vec<Component>,
-    trim: Option<Component>,
-}
-
-impl Components {
-    fn all(&self) -> impl Iterator<Item = &Component> {
-        self.sources.iter().chain([&self.store]).chain(&self.trim)
-    }
-}
-
-/// One generation.
-#[derive(Clone)]
-struct Children {
-    batcher: Addr<BatcherActor>,
-    consumers: Vec<Addr<ConsumerActor>>,
-    writers: Vec<Addr<DbWriterActor>>,
-    trim: Option<Addr<TrimActor>>,
-    /// The batcher and the consumers, without which a generation cannot go on.
-    core: Vec<Watch>,
-}
-
 /// A part that is replaced alone.
 #[derive(Debug, Clone, Copy)]
 enum Replaceable {
@@ -144,82 +124,20 @@ enum Replaceable {
     Trimmer,
 }
 
-struct Arbiters {
-    core: Arbiter,
-    writers: Vec<Arbiter>,
-    trim: Arbiter,
-}
-
-impl Arbiters {
-    fn new(num_writers: usize) -> Self {
-        Self {
-            core: Arbiter::new(),
-            writers: (0..num_writers).map(|_| Arbiter::new()).collect(),
-            trim: Arbiter::new(),
-        }
-    }
-}
-
-impl Drop for Arbiters {
-    fn drop(&mut self) {
-        for arbiter in self.writers.iter().chain([&self.core, &self.trim]) {
-            arbiter.stop();
-        }
-    }
-}
-
-/// Starts an actor here or on an arbiter, with a lifeline to watch.
-fn start<A>(
-    on: Option<&Arbiter>,
-    make: impl FnOnce(Lifeline) -> A + Send + 'static,
-) -> (Addr<A>, Watch)
-where
-    A: Actor<Context = Context<A>>,
-{
-    let (alive, watch) = lifeline();
-    let addr = match on {
-        Some(arbiter) => A::start_in_arbiter(&arbiter.handle(), move |_| make(alive)),
-        None => make(alive).start(),
-    };
-    (addr, watch)
-}
-
-/// Tells an actor to stop; one that is gone already need not be told.
-async fn retire<A>(addr: Addr<A>)
-where
-    A: Actor + Handler<Retire>,
-    A::Context: ToEnvelope<A, Retire>,
-{
-    if let Err(error) = addr.send(Retire).await {
-        log::trace!("retired one that was gone error={error}");
-    }
-}
-
 /// Generations that live this long are healthy: the next restart is again the first in a row.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
-/// How often readiness is looked at, and the store probed while it is away.
-const TICK: Duration = Duration::from_secs(1);
-/// How often the store is probed while it is there and nothing is written.
-const PROBE_EVERY: Duration = Duration::from_secs(5);
-/// How long sources and stores may take to close once everything else is over.
+/// How long sources may take to close once everything else is over.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 impl PipelineActor {
     /// A pipeline that starts when the actor does.
     pub fn new(settings: PipelineSettings, parts: PipelineParts) -> Self {
-        let named =
-            |source: &Arc<dyn EventSource>| Component::new(format!("source.{}", source.name()));
-        let components = Components {
-            store: Component::new("store"),
-            sources: parts.sources.iter().map(named).collect(),
-            trim: settings.trim.as_ref().map(|_| Component::new("trim")),
-        };
         Self {
             probe: (parts.open_store)(),
+            components: Components::new(&settings, &parts),
             settings,
             parts,
-            components,
-            arbiters: None,
+            starter: None,
             phase: Phase::Starting,
             generation: 0,
             started_at: Instant::now(),
@@ -269,21 +187,18 @@ impl PipelineActor {
         self.generation += 1;
         self.started_at = Instant::now();
         self.parts.metrics.set_generation(self.generation);
-        if self.settings.placement == Placement::OwnArbiters && self.arbiters.is_none() {
-            self.arbiters = Some(Arbiters::new(self.settings.writers.get()));
-        }
+        let starter = self
+            .starter
+            .take()
+            .unwrap_or_else(|| Starter::new(&self.settings, &self.parts, &self.components));
         let writers: Vec<_> = (0..self.settings.writers.get())
-            .map(|index| self.start_writer(index, ctx))
+            .map(|index| self.start_writer(&starter, index, ctx))
             .collect();
-        let (batcher, batcher_watch) = self.start_batcher(&writers);
-        let mut core = vec![batcher_watch];
-        let mut consumers = Vec::new();
-        for index in 0..self.parts.sources.len() {
-            if let Some((consumer, watch)) = self.start_consumer(index, &batcher) {
-                consumers.push(consumer);
-                core.push(watch);
-            }
-        }
+        let (batcher, batcher_watch) = starter.batcher(&writers);
+        let (consumers, mut core): (Vec<_>, Vec<_>) = (0..self.parts.sources.len())
+            .filter_map(|index| starter.consumer(index, &batcher))
+            .unzip();
+        core.push(batcher_watch);
         for watch in &core {
             self.restart_when_gone(watch.clone(), ctx);
         }
@@ -291,9 +206,10 @@ impl PipelineActor {
             batcher,
             consumers,
             writers,
-            trim: self.start_trimmer(ctx),
+            trim: self.start_trimmer(&starter, ctx),
             core,
         });
+        self.starter = Some(starter);
         self.phase = Phase::Running;
         log::debug!("started generation={}", self.generation);
         if !self.finishing.is_empty() {
@@ -301,64 +217,19 @@ impl PipelineActor {
         }
     }
 
-    fn start_batcher(&self, writers: &[Addr<DbWriterActor>]) -> (Addr<BatcherActor>, Watch) {
-        let settings = self.settings.batch.clone();
-        let parts = BatcherParts {
-            store: self.components.store.clone(),
-            metrics: self.parts.metrics.clone(),
-            clock: Arc::clone(&self.parts.clock),
-        };
-        let num_sources = self.parts.sources.len();
-        let writers = writers.iter().map(|w| w.clone().recipient()).collect();
-        start(self.arbiters.as_ref().map(|a| &a.core), move |alive| {
-            BatcherActor::new(settings, parts, num_sources, writers, alive)
-        })
-    }
-
-    fn start_consumer(
+    fn start_writer(
         &self,
+        starter: &Starter,
         index: usize,
-        batcher: &Addr<BatcherActor>,
-    ) -> Option<(Addr<ConsumerActor>, Watch)> {
-        let source = Arc::clone(self.parts.sources.get(index)?);
-        let downstream = Downstream {
-            index: SourceIndex(index),
-            join: batcher.clone().recipient(),
-            enqueue: batcher.clone().recipient(),
-        };
-        let parts = ConsumerParts {
-            component: self.components.sources.get(index)?.clone(),
-            limits: self.parts.event_limits.clone(),
-            metrics: self.parts.metrics.clone(),
-            clock: Arc::clone(&self.parts.clock),
-            backoff: self.backoff(),
-        };
-        let on = self.arbiters.as_ref().map(|arbiters| &arbiters.core);
-        Some(start(on, move |alive| {
-            ConsumerActor::new(source, downstream, parts, alive)
-        }))
-    }
-
-    fn start_writer(&self, index: usize, ctx: &mut Context<Self>) -> Addr<DbWriterActor> {
-        let on = self.arbiters.as_ref().and_then(|a| a.writers.get(index));
-        let open = Arc::clone(&self.parts.open_store);
-        let (writer, watch) = start(on, move |alive| DbWriterActor::new(open(), alive));
+        ctx: &mut Context<Self>,
+    ) -> Addr<DbWriterActor> {
+        let (writer, watch) = starter.writer(index);
         self.replace_when_gone(Replaceable::Writer(index), watch, ctx);
         writer
     }
 
-    fn start_trimmer(&self, ctx: &mut Context<Self>) -> Option<Addr<TrimActor>> {
-        let settings = self.settings.trim.clone()?;
-        let parts = TrimParts {
-            component: self.components.trim.clone()?,
-            metrics: self.parts.metrics.clone(),
-            clock: Arc::clone(&self.parts.clock),
-        };
-        let open = Arc::clone(&self.parts.open_store);
-        let on = self.arbiters.as_ref().map(|arbiters| &arbiters.trim);
-        let (trimmer, watch) = start(on, move |alive| {
-            TrimActor::new(open(), settings, parts, alive)
-        });
+    fn start_trimmer(&self, starter: &Starter, ctx: &mut Context<Self>) -> Option<Addr<TrimActor>> {
+        let (trimmer, watch) = starter.trimmer()?;
         self.replace_when_gone(Replaceable::Trimmer, watch, ctx);
         Some(trimmer)
     }
@@ -403,18 +274,14 @@ impl PipelineActor {
 
     fn replace(&mut self, part: Replaceable, ctx: &mut Context<Self>) {
         log::error!("a part has died and is replaced, nothing is lost part={part:?}");
+        let (Some(starter), Some(mut children)) = (self.starter.take(), self.children.take())
+        else {
+            return;
+        };
         match part {
-            Replaceable::Trimmer => {
-                let trimmer = self.start_trimmer(ctx);
-                if let Some(children) = &mut self.children {
-                    children.trim = trimmer;
-                }
-            }
+            Replaceable::Trimmer => children.trim = self.start_trimmer(&starter, ctx),
             Replaceable::Writer(index) => {
-                let writer = self.start_writer(index, ctx);
-                let Some(children) = &mut self.children else {
-                    return;
-                };
+                let writer = self.start_writer(&starter, index, ctx);
                 let replaced = children.batcher.send(ReplaceWriter {
                     index,
                     writer: writer.clone().recipient(),
@@ -426,6 +293,8 @@ impl PipelineActor {
                 ctx.spawn(replaced.into_actor(self).map(|_, _, _| ()));
             }
         }
+        self.starter = Some(starter);
+        self.children = Some(children);
     }
 
     /// Drains once every source has ended and all of it is durable and acknowledged.
@@ -461,7 +330,7 @@ impl PipelineActor {
             let closing = join_all(sources.iter().map(|source| source.close()));
             let closed = timeout(CLOSE_WITHIN, join(closing, probe.close())).await;
             if closed.is_err() {
-                log::warn!("a source or the store did not close within {CLOSE_WITHIN:?}");
+                log::warn!("a source did not close within {CLOSE_WITHIN:?}");
             }
             if let Some(children) = children {
                 children.retire().await;
@@ -487,68 +356,6 @@ impl PipelineActor {
         self.draining.answer(&drained);
         self.finishing.answer(&drained);
     }
-
-    fn status(&self) -> PipelineStatus {
-        let components: Vec<_> = self.components.all().map(Component::snapshot).collect();
-        let reason = match self.phase {
-            Phase::Starting => Some("the pipeline is starting".to_owned()),
-            Phase::Draining | Phase::Drained => Some("the pipeline is draining".to_owned()),
-            Phase::Running => components.iter().find_map(|component| {
-                let error = component.last_error.as_deref().unwrap_or("no error told");
-                match component.state {
-                    // Without the trimmer the tables grow, but no event is refused or lost.
-                    _ if component.name == "trim" => None,
-                    State::Starting => Some(format!("{} has not answered yet", component.name)),
-                    State::Failing => Some(format!("{}: {error}", component.name)),
-                    State::Ok | State::Ended => None,
-                }
-            }),
-        };
-        PipelineStatus {
-            ready: reason.is_none(),
-            reason,
-            generation: self.generation,
-            draining: matches!(self.phase, Phase::Draining | Phase::Drained),
-            components,
-            ledger: self.parts.metrics.ledger(),
-            oldest_unflushed: self.parts.metrics.oldest_unflushed(),
-        }
-    }
-
-    /// Asks the store how it is while no writer does; with messages in flight their word counts.
-    fn watch_store(&mut self, ctx: &mut Context<Self>) {
-        self.parts.metrics.set_ready(self.status().ready);
-        let state = self.components.store.snapshot().state;
-        if matches!(self.phase, Phase::Draining | Phase::Drained) {
-            return;
-        }
-        if state != State::Starting && self.parts.metrics.ledger().in_flight > 0 {
-            ctx.run_later(TICK, |actor, ctx| actor.watch_store(ctx));
-            return;
-        }
-        let probe = Arc::clone(&self.probe);
-        let check = async move { probe.check().await };
-        ctx.spawn(check.into_actor(self).map(|result, actor, ctx| {
-            let next = match result {
-                Ok(()) => {
-                    if actor.components.store.succeeded() {
-                        log::info!("the store is back");
-                    }
-                    PROBE_EVERY
-                }
-                Err(error) => {
-                    let error = error_chain(&error);
-                    let at = actor.parts.clock.now();
-                    if actor.components.store.failed(error.clone(), at) {
-                        log::warn!("the store is not ready; asking until it is error={error}");
-                    }
-                    TICK
-                }
-            };
-            actor.parts.metrics.set_ready(actor.status().ready);
-            ctx.run_later(next, |actor, ctx| actor.watch_store(ctx));
-        }));
-    }
 }
 
 /// Rewinds until it works: without it, what the last generation held would be lost to this one.
@@ -563,55 +370,6 @@ async fn rewind(source: &dyn EventSource, backoff: Backoff) {
             error_chain(&error)
         );
         sleep(delay).await;
-    }
-}
-
-impl Children {
-    /// Waits until all that was enqueued is durable and acknowledged; false if a part has died.
-    async fn settle(&self, within: Duration) -> bool {
-        let drain = Drain { timeout: within };
-        let flushed = self.batcher.send(drain).await;
-        let acknowledged = join_all(self.consumers.iter().map(|c| c.send(drain))).await;
-        flushed.is_ok() && acknowledged.iter().all(Result::is_ok)
-    }
-
-    /// Stops reading and settles what is held, for as long as the time allows.
-    async fn drain(&self, within: Duration) {
-        let orderly = async {
-            // The batcher refuses permits from now on, which lets waiting consumers go. A chunk
-            // may still be on its way to it, so it is asked again once they have stopped.
-            let refuse = self.batcher.send(Drain { timeout: within });
-            let stop = join_all(self.consumers.iter().map(|c| c.send(StopReading)));
-            let (refused, _) = join(refuse, stop).await;
-            refused.is_ok() && self.settle(within).await
-        };
-        if timeout(within, orderly).await.is_err() && !within.is_zero() {
-            log::warn!(
-                "the store did not take everything within {within:?}; the rest stays with its source"
-            );
-        }
-        let close = Drain {
-            timeout: CLOSE_WITHIN,
-        };
-        let writers = join_all(self.writers.iter().map(|writer| writer.send(close)));
-        let trim = join_all(self.trim.iter().map(|trim| trim.send(close)));
-        if timeout(CLOSE_WITHIN, join(writers, trim)).await.is_err() {
-            log::warn!("a writer is still busy after {CLOSE_WITHIN:?} and is left behind");
-        }
-    }
-
-    /// Stops all and waits until no consumer and no batcher is left. A writer may still be at work
-    /// on a batch: what it commits, the next delivery finds as a duplicate.
-    async fn retire(self) {
-        for writer in self.writers {
-            actix_rt::spawn(retire(writer));
-        }
-        if let Some(trimmer) = self.trim {
-            actix_rt::spawn(retire(trimmer));
-        }
-        let consumers = join_all(self.consumers.into_iter().map(retire));
-        join(retire(self.batcher), consumers).await;
-        join_all(self.core.into_iter().map(Watch::gone)).await;
     }
 }
 

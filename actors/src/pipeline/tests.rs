@@ -7,6 +7,8 @@ use uuid::Uuid;
 use super::*;
 use crate::clock::SystemClock;
 use crate::delivery::Receipt;
+use crate::messages::Retire;
+use crate::status::PipelineStatus;
 use crate::testing::{MemorySource, MemoryStore};
 
 fn message(id: u128) -> Bytes {
@@ -117,7 +119,7 @@ async fn a_panicking_writer_is_replaced_and_its_batch_written() {
     assert_eq!(status.generation, 1, "a writer alone was replaced");
     assert_eq!(status.ledger.redelivered, 0);
     // Two writers, five replacements, and one to probe with.
-    assert_eq!(bench.store.num_opened(), 8);
+    until(&pipeline, |_| bench.store.num_opened() == 8).await;
 }
 
 #[actix::test]

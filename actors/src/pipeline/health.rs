@@ -1,0 +1,119 @@
+//! How the pipeline is: its parts, its readiness, and the probing of the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+
+use super::{Phase, PipelineActor, PipelineParts, PipelineSettings};
+use crate::source::EventSource;
+use crate::status::{Component, PipelineStatus, State, error_chain};
+use crate::store::StoreError;
+
+/// How often readiness is looked at, and the store probed while it is away.
+const TICK: Duration = Duration::from_secs(1);
+/// How often the store is probed while it is there and nothing is written.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// What is told of each part, over all generations.
+#[derive(Clone)]
+pub(super) struct Components {
+    pub(super) store: Component,
+    pub(super) sources: Vec<Component>,
+    pub(super) trim: Option<Component>,
+}
+
+impl Components {
+    pub(super) fn new(settings: &PipelineSettings, parts: &PipelineParts) -> Self {
+        let named =
+            |source: &Arc<dyn EventSource>| Component::new(format!("source.{}", source.name()));
+        Self {
+            store: Component::new("store"),
+            sources: parts.sources.iter().map(named).collect(),
+            trim: settings.trim.as_ref().map(|_| Component::new("trim")),
+        }
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Component> {
+        self.sources.iter().chain([&self.store]).chain(&self.trim)
+    }
+}
+
+impl PipelineActor {
+    pub(super) fn status(&self) -> PipelineStatus {
+        let reason = self.why_not_ready();
+        PipelineStatus {
+            ready: reason.is_none(),
+            reason,
+            generation: self.generation,
+            draining: matches!(self.phase, Phase::Draining | Phase::Drained),
+            components: self.components.all().map(Component::snapshot).collect(),
+            ledger: self.parts.metrics.ledger(),
+            oldest_unflushed: self.parts.metrics.oldest_unflushed(),
+        }
+    }
+
+    fn why_not_ready(&self) -> Option<String> {
+        match self.phase {
+            Phase::Starting => return Some("the pipeline is starting".to_owned()),
+            Phase::Draining | Phase::Drained => {
+                return Some("the pipeline is draining".to_owned());
+            }
+            Phase::Running => {}
+        }
+        // Without the trimmer the tables grow, but no event is refused or lost.
+        let needed = self
+            .components
+            .sources
+            .iter()
+            .chain([&self.components.store]);
+        needed
+            .map(Component::snapshot)
+            .find_map(|part| match part.state {
+                State::Starting => Some(format!("{} has not answered yet", part.name)),
+                State::Failing => {
+                    let error = part.last_error.unwrap_or_default();
+                    Some(format!("{}: {error}", part.name))
+                }
+                State::Ok | State::Ended => None,
+            })
+    }
+
+    /// Asks the store how it is while no writer does; with messages in flight their word counts.
+    pub(super) fn watch_store(&mut self, ctx: &mut Context<Self>) {
+        self.parts.metrics.set_ready(self.why_not_ready().is_none());
+        if matches!(self.phase, Phase::Draining | Phase::Drained) {
+            return;
+        }
+        let unknown = self.components.store.snapshot().state == State::Starting;
+        if !unknown && self.parts.metrics.ledger().in_flight > 0 {
+            ctx.run_later(TICK, |actor, ctx| actor.watch_store(ctx));
+            return;
+        }
+        let probe = Arc::clone(&self.probe);
+        let check = async move { probe.check().await };
+        ctx.spawn(check.into_actor(self).map(|result, actor, ctx| {
+            let next = if result.is_ok() { PROBE_EVERY } else { TICK };
+            actor.note_probe(result);
+            ctx.run_later(next, |actor, ctx| actor.watch_store(ctx));
+        }));
+    }
+
+    fn note_probe(&self, result: Result<(), StoreError>) {
+        match result {
+            Ok(()) => {
+                if self.components.store.succeeded() {
+                    log::info!("the store is back");
+                }
+            }
+            Err(error) => {
+                let error = error_chain(&error);
+                let at = self.parts.clock.now();
+                if self.components.store.failed(error.clone(), at) {
+                    log::warn!("the store is not ready; asking until it is error={error}");
+                }
+            }
+        }
+        self.parts.metrics.set_ready(self.why_not_ready().is_none());
+    }
+}
