@@ -584,6 +584,20 @@ async fn an_invalid_message_becomes_a_rejection_and_the_connection_stays() {
 }
 
 #[actix_web::test]
+async fn a_token_that_comes_again_is_checked_and_never_becomes_a_dead_letter() {
+    let server = start(with_auth(), IntakeSettings::default());
+    let mut client = server.authenticated().await;
+    client
+        .send(auth(json!("admin:secret")))
+        .await
+        .expect("sent");
+    assert_eq!(text(&mut client).await, r#"{"type":"auth_success"}"#);
+    client.send(auth(json!("wrong"))).await.expect("sent");
+    assert_eq!(u16::from(closed(&mut client).await.code), 1008);
+    assert_eq!(server.intake.held().num_events, 0);
+}
+
+#[actix_web::test]
 async fn while_the_intake_is_full_nothing_is_read_and_due_pongs_still_go_out() {
     let intake = IntakeSettings {
         max_events: 2.try_into().expect("not zero"),

@@ -18,22 +18,25 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
-use std::future::Future;
 use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 
 use futures_util::future::LocalBoxFuture;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::delivery::{Content, Entry, Receipt};
 
 use super::retained::{Retain, Retained};
 use super::{Body, Chunk, EventSource, More, Permit, SourceError};
+
+mod commit;
+mod room;
+
+use commit::Waiter;
+pub use commit::{Commit, NotCommitted};
+use room::{Bounds, Room};
 
 /// How much an intake holds: everything submitted and not yet durable.
 ///
@@ -71,28 +74,6 @@ pub enum SubmitError {
     Closed,
 }
 
-/// The intake was closed before the entries were durable. They may be all the same: send again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the service stopped before the events were stored; send them again once it is back")]
-pub struct NotCommitted;
-
-/// Resolves when every entry of a submission is durable.
-///
-/// Dropping it withdraws nothing.
-#[derive(Debug)]
-#[must_use = "entries are durable only once this resolves"]
-pub struct Commit(oneshot::Receiver<()>);
-
-impl Future for Commit {
-    type Output = Result<(), NotCommitted>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0)
-            .poll(cx)
-            .map(|outcome| outcome.map_err(|_| NotCommitted))
-    }
-}
-
 /// What an intake holds at a moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Held {
@@ -116,7 +97,7 @@ impl Intake {
 
     /// How many entries the intake holds at most.
     pub fn max_events(&self) -> usize {
-        self.shared.max_events
+        self.shared.bounds.max_events
     }
 
     /// Admits all of the entries at once, in order, or none.
@@ -135,18 +116,18 @@ impl Intake {
             let joins = state.find(key, &entry);
             if joins.is_none() {
                 num_events += 1;
-                num_bytes = num_bytes.saturating_add(self.shared.weight(&entry));
+                num_bytes = num_bytes.saturating_add(self.shared.bounds.weight(entry.num_bytes()));
             }
             places.push((entry, key, joins));
         }
         // A repetition within the list is counted here and gives its room back below. From here
         // on nothing can fail: there is room for all that do not join.
-        let mut room = self.shared.room_now(num_events, num_bytes)?;
+        let mut room = self.shared.bounds.room_now(num_events, num_bytes)?;
         for (entry, key, joins) in places {
             if let Some(receipt) = joins.or_else(|| state.find(key, &entry)) {
                 state.join(receipt, &waiter);
             } else {
-                let room = room.split(self.shared.weight(&entry));
+                let room = room.split(self.shared.bounds.weight(entry.num_bytes()));
                 state.admit(entry, key, room, Arc::clone(&waiter));
             }
         }
@@ -174,7 +155,11 @@ impl Intake {
                 return Ok(commit);
             }
         }
-        let room = self.shared.room(self.shared.weight(&entry)).await?;
+        let room = self
+            .shared
+            .bounds
+            .room(self.shared.bounds.weight(entry.num_bytes()))
+            .await?;
         let mut state = self.shared.lock_open()?;
         // The same message may have come by another connection in the meantime.
         if let Some(receipt) = state.find(key, &entry) {
@@ -223,18 +208,9 @@ pub struct IntakeSource {
 impl IntakeSource {
     /// An empty intake and the handle that fills it.
     pub fn new(name: impl Into<Arc<str>>, settings: IntakeSettings) -> (Arc<Self>, Intake) {
-        // A semaphore hands out at most this many permits at once.
-        let limit = usize::try_from(u32::MAX)
-            .unwrap_or(usize::MAX)
-            .min(Semaphore::MAX_PERMITS);
-        let max_events = settings.max_events.get().min(limit);
-        let max_bytes = settings.max_bytes.get().min(limit);
         let shared = Arc::new(Shared {
             name: name.into(),
-            max_events,
-            max_bytes,
-            events: Arc::new(Semaphore::new(max_events)),
-            bytes: Arc::new(Semaphore::new(max_bytes)),
+            bounds: Bounds::new(settings),
             hasher: RandomState::new(),
             available: Notify::new(),
             phase: watch::Sender::new(Phase::Open),
@@ -317,12 +293,7 @@ enum Phase {
 
 struct Shared {
     name: Arc<str>,
-    max_events: usize,
-    max_bytes: usize,
-    /// Room left. Semaphores are fair: a large entry at the head of the line is not overtaken for
-    /// ever by small ones. Both are taken in this order.
-    events: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
+    bounds: Bounds,
     hasher: RandomState,
     /// Something may be there for the one reader.
     available: Notify,
@@ -356,14 +327,8 @@ impl Shared {
                 later
             });
         }
-        self.events.close();
-        self.bytes.close();
+        self.bounds.close();
         self.available.notify_one();
-    }
-
-    /// What an entry takes of the room. One that is larger than all of it takes all of it.
-    fn weight(&self, entry: &Entry) -> usize {
-        entry.num_bytes().min(self.max_bytes)
     }
 
     fn key(&self, entry: &Entry) -> JoinKey {
@@ -373,34 +338,6 @@ impl Shared {
                 JoinKey::Rejection(self.hasher.hash_one((&entry.position, &rejection.raw)))
             }
         }
-    }
-
-    fn room_now(&self, num_events: usize, num_bytes: usize) -> Result<Room, SubmitError> {
-        if num_events > self.max_events || num_bytes > self.max_bytes {
-            return Err(SubmitError::TooLarge);
-        }
-        let take = |semaphore: &Arc<Semaphore>, num: usize| {
-            Arc::clone(semaphore)
-                .try_acquire_many_owned(as_permits(num))
-                .map_err(|_| SubmitError::Full)
-        };
-        Ok(Room {
-            events: Some(take(&self.events, num_events)?),
-            bytes: Some(take(&self.bytes, num_bytes)?),
-        })
-    }
-
-    async fn room(&self, num_bytes: usize) -> Result<Room, SubmitError> {
-        let take = async |semaphore: &Arc<Semaphore>, num: usize| {
-            Arc::clone(semaphore)
-                .acquire_many_owned(as_permits(num))
-                .await
-                .map_err(|_| SubmitError::Closed)
-        };
-        Ok(Room {
-            events: Some(take(&self.events, 1).await?),
-            bytes: Some(take(&self.bytes, num_bytes).await?),
-        })
     }
 
     fn hand_out(&self, permit: Permit) -> Option<Chunk> {
@@ -418,29 +355,6 @@ impl Shared {
             });
         }
         chunk
-    }
-}
-
-/// Both bounds are at most `u32::MAX`, and so is everything that is compared with them.
-fn as_permits(num: usize) -> u32 {
-    u32::try_from(num).unwrap_or(u32::MAX)
-}
-
-/// A place in the intake; given back when dropped.
-///
-/// `None` only where a part was asked of more than there is, which the callers' sums rule out.
-struct Room {
-    events: Option<OwnedSemaphorePermit>,
-    bytes: Option<OwnedSemaphorePermit>,
-}
-
-impl Room {
-    /// The place of one entry out of the place of many.
-    fn split(&mut self, num_bytes: usize) -> Self {
-        Self {
-            events: self.events.as_mut().and_then(|events| events.split(1)),
-            bytes: self.bytes.as_mut().and_then(|bytes| bytes.split(num_bytes)),
-        }
     }
 }
 
@@ -529,48 +443,6 @@ impl Retain for Waiting {
 
     fn body(&self) -> Body {
         Body::Entry(Arc::clone(&self.entry))
-    }
-}
-
-/// One submission: how many of its entries are not yet durable, and whom to tell.
-struct Waiter {
-    remaining: AtomicUsize,
-    done: Mutex<Option<oneshot::Sender<()>>>,
-}
-
-impl Waiter {
-    fn of(num_entries: usize) -> (Commit, Arc<Self>) {
-        let (sender, receiver) = oneshot::channel();
-        let waiter = Self {
-            remaining: AtomicUsize::new(num_entries),
-            done: Mutex::new(Some(sender)),
-        };
-        if num_entries == 0 {
-            waiter.tell();
-        }
-        (Commit(receiver), Arc::new(waiter))
-    }
-
-    fn one_is_durable(&self) {
-        if self.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.tell();
-        }
-    }
-
-    fn tell(&self) {
-        let sender = self.lock().take();
-        if let Some(sender) = sender {
-            // Whoever waited may have gone: then nobody needs to know.
-            sender.send(()).unwrap_or(());
-        }
-    }
-
-    fn is_abandoned(&self) -> bool {
-        self.lock().as_ref().is_none_or(oneshot::Sender::is_closed)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<oneshot::Sender<()>>> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,6 +1,7 @@
 use std::io::Cursor;
 use std::sync::mpsc::{Receiver, sync_channel};
 
+use super::lines::{MAX_KEPT_BYTES, READ_BUFFER_BYTES};
 use super::*;
 use crate::source::Message;
 

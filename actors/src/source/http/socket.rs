@@ -21,7 +21,7 @@ use futures_util::future::{Fuse, FusedFuture, FutureExt};
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::delivery::{Content, Entry, Rejection};
+use crate::delivery::{Content, Rejection};
 use crate::event::ParseError;
 use crate::source::intake::{Commit, SubmitError};
 
@@ -153,7 +153,12 @@ impl Connection {
                 None => return Err(End::Gone),
             }
         };
-        check_auth(&message, &self.shared)?;
+        let auth = Auth::read(&message).ok_or_else(|| refused("expected an 'auth' message"))?;
+        self.answer(&auth).await
+    }
+
+    async fn answer(&mut self, auth: &Auth) -> Result<(), End> {
+        auth.check(&self.shared)?;
         let success = ByteString::from_static(r#"{"type":"auth_success"}"#);
         self.writer.send(Outgoing::Text(success)).await?;
         Ok(())
@@ -187,7 +192,8 @@ impl Connection {
                     Err(error) => return Err(End::Close(CloseCode::Away, error.to_string())),
                 },
                 submitted = &mut submission, if !submission.is_terminated() => match submitted {
-                    Ok(commit) => pongs.event(commit),
+                    Ok(Submitted::Event(commit)) => pongs.event(commit),
+                    Ok(Submitted::Auth(auth)) => self.answer(&auth).await?,
                     // The event was not admitted: the client will not get a pong for it.
                     Err(_closed) => draining = true,
                 },
@@ -235,26 +241,43 @@ impl Connection {
     }
 }
 
+/// What became of a message.
+enum Submitted {
+    Event(Commit),
+    /// Authentication once more: when Prefect's client loses its connection while it waits for two
+    /// pongs, it reconnects twice at once and authenticates twice on the same connection. It is
+    /// answered, and its token must not become a dead letter.
+    Auth(Auth),
+}
+
 async fn submit(
     shared: Arc<Shared>,
     data: Bytes,
     reserved: Option<OwnedSemaphorePermit>,
-) -> Result<Commit, SubmitError> {
+) -> Result<Submitted, SubmitError> {
     let intake = shared.intake.clone();
-    let entry = if data.len() > MAX_INLINE_BYTES {
+    let content = if data.len() > MAX_INLINE_BYTES {
+        let shared = Arc::clone(&shared);
         web::block(move || shared.event_or_rejection(data))
             .await
             .map_err(|_| SubmitError::Closed)?
     } else {
         shared.event_or_rejection(data)
     };
-    let commit = intake.submit_when_room(entry).await;
+    if let Content::Rejected(rejection) = &content
+        && let Some(auth) = Auth::read(&rejection.raw)
+    {
+        return Ok(Submitted::Auth(auth));
+    }
+    let commit = intake
+        .submit_when_room(shared.entry(&shared.socket, content))
+        .await?;
     drop(reserved);
-    commit
+    Ok(Submitted::Event(commit))
 }
 
 impl Shared {
-    fn event_or_rejection(&self, data: Bytes) -> Entry {
+    fn event_or_rejection(&self, data: Bytes) -> Content {
         let data = own(data);
         let parsed = match ByteString::try_from(data.clone()) {
             Ok(text) => self.parse(text),
@@ -263,15 +286,14 @@ impl Shared {
                 event_id: None,
             }),
         };
-        let content = match parsed {
+        match parsed {
             Ok(event) => Content::Event(event),
             Err(error) => Content::Rejected(Rejection {
                 raw: data,
                 reason: error.reason,
                 event_id: error.event_id,
             }),
-        };
-        self.entry(&self.socket, content)
+        }
     }
 }
 
@@ -282,18 +304,25 @@ struct Auth {
     token: serde_json::Value,
 }
 
-fn check_auth(message: &[u8], shared: &Shared) -> Result<(), End> {
-    let auth: Auth = serde_json::from_slice(message)
-        .ok()
-        .filter(|auth: &Auth| auth.r#type == "auth")
-        .ok_or_else(|| refused("expected an 'auth' message"))?;
-    let Some(secret) = &shared.settings.auth else {
-        return Ok(());
-    };
-    match auth.token.as_str() {
-        None | Some("") => Err(refused("a token is required")),
-        Some(token) if secret.is(token.as_bytes()) => Ok(()),
-        Some(_) => Err(refused("the token is wrong")),
+impl Auth {
+    /// `None` if the message is another one.
+    fn read(message: &[u8]) -> Option<Self> {
+        if message.len() > MAX_AUTH_BYTES {
+            return None;
+        }
+        let auth: Self = serde_json::from_slice(message).ok()?;
+        (auth.r#type == "auth").then_some(auth)
+    }
+
+    fn check(&self, shared: &Shared) -> Result<(), End> {
+        let Some(secret) = &shared.settings.auth else {
+            return Ok(());
+        };
+        match self.token.as_str() {
+            None | Some("") => Err(refused("a token is required")),
+            Some(token) if secret.is(token.as_bytes()) => Ok(()),
+            Some(_) => Err(refused("the token is wrong")),
+        }
     }
 }
 
