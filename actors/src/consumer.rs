@@ -13,8 +13,8 @@ use bytes::Bytes;
 
 use crate::backoff::Backoff;
 use crate::clock::Clock;
-use crate::delivery::{Content, Delivery, Entry, Position, Receipt, Rejection};
-use crate::event::{EventLimits, Received, ReceivedEvent};
+use crate::delivery::{Delivery, Entry, Position, Receipt};
+use crate::event::{EventLimits, Received};
 use crate::lifeline::Lifeline;
 use crate::messages::{
     Ack, AwaitEnd, Drain, Drained, Enqueue, EnqueueRefused, Join, SourceIndex, StopReading,
@@ -220,20 +220,8 @@ impl ConsumerActor {
         let received = Received::FromText {
             default: self.parts.clock.now(),
         };
-        let parsed = ReceivedEvent::parse_bytes(data.clone(), &self.parts.limits, received);
-        let content = match parsed {
-            Ok(event) => Content::Event(event),
-            Err(error) => Content::Rejected(Rejection {
-                raw: data,
-                reason: error.reason,
-                event_id: error.event_id,
-            }),
-        };
-        Entry {
-            source: Arc::clone(&self.source_name),
-            position,
-            content,
-        }
+        let source = Arc::clone(&self.source_name);
+        Entry::parse(source, position, data, &self.parts.limits, received)
     }
 
     /// The batcher's answer to a chunk or to the first call: read on, or not.

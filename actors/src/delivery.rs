@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use crate::event::ReceivedEvent;
+use crate::event::{EventLimits, Received, ReceivedEvent};
 
 /// A source's own token for one message that it handed out; means nothing to anyone else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,6 +85,29 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Of a message that is yet to be read: an event, or a rejection with the reason why not.
+    pub fn parse(
+        source: Arc<str>,
+        position: Position,
+        raw: Bytes,
+        limits: &EventLimits,
+        received: Received,
+    ) -> Self {
+        let content = match ReceivedEvent::parse_bytes(raw.clone(), limits, received) {
+            Ok(event) => Content::Event(event),
+            Err(error) => Content::Rejected(Rejection {
+                raw,
+                reason: error.reason,
+                event_id: error.event_id,
+            }),
+        };
+        Self {
+            source,
+            position,
+            content,
+        }
+    }
+
     /// The message as it came, for a dead letter.
     pub fn raw(&self) -> &[u8] {
         match &self.content {

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::clock::SystemClock;
+use crate::delivery::Content;
 use crate::lifeline::lifeline;
 use crate::status::State;
 use crate::testing::{Asked, Inbox, MemorySource, probe};
