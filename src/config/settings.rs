@@ -267,24 +267,34 @@ mod tests {
         }
     }
 
-    /// The rows of the README's table, from which they are copied:
-    /// `cargo test --bin event-persister print_readme_table -- --ignored --nocapture`.
     #[test]
-    #[ignore = "prints, and checks nothing"]
-    fn print_readme_table() {
-        println!("| setting | default | what it does |\n|---|---|---|");
-        for setting in ALL.iter().filter(|setting| !setting.hidden) {
-            let default = setting
-                .default
-                .map_or_else(|| "none".to_owned(), |default| format!("`{default}`"));
-            let flag = setting
-                .flag
-                .map_or_else(String::new, |flag| format!(" (`{flag}`)"));
-            println!(
-                "| `{}`{flag} | {default} | {} |",
-                setting.name(),
-                setting.help
-            );
-        }
+    fn the_readmes_table_is_this_one() {
+        let rows: Vec<String> = ALL
+            .iter()
+            .filter(|setting| !setting.hidden)
+            .map(|setting| readme_row(setting))
+            .collect();
+        let readme = include_str!("../../README.md");
+        let found: Vec<&str> = readme
+            .lines()
+            .skip_while(|line| *line != "| setting | default | what it does |")
+            .skip(2)
+            .take_while(|line| line.starts_with('|'))
+            .collect();
+        assert_eq!(found, rows, "copy these rows:\n{}", rows.join("\n"));
+    }
+
+    fn readme_row(setting: &Setting) -> String {
+        let default = setting
+            .default
+            .map_or_else(|| "none".to_owned(), |default| format!("`{default}`"));
+        let flag = setting
+            .flag
+            .map_or_else(String::new, |flag| format!(" (`{flag}`)"));
+        format!(
+            "| `{}`{flag} | {default} | {} |",
+            setting.name(),
+            setting.help
+        )
     }
 }

@@ -203,3 +203,24 @@ fn secrets_stay_secret() {
     );
     assert!(!error.contains("hunter2"), "{error}");
 }
+
+#[test]
+fn the_readmes_example_is_right() {
+    let readme = include_str!("../../README.md");
+    let example = readme.split("```toml\n").nth(1).unwrap();
+    let example = example.split("```").next().unwrap();
+    let file = file(example);
+    let flags = Flags {
+        config: Some(file.path().to_owned()),
+        ..Flags::default()
+    };
+    let config = load(&flags, &[]).unwrap();
+    assert_eq!(config.http.listen, Listen::At("0.0.0.0:4280".to_owned()));
+    assert!(config.http.auth_string.is_some());
+    let days = |count: u64| Duration::from_secs(count * 24 * 60 * 60);
+    assert_eq!(config.trim.retention, days(30));
+    assert_eq!(
+        config.trim.overrides.0.get("prefect.flow-run.heartbeat"),
+        Some(&days(1))
+    );
+}
