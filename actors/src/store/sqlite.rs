@@ -34,6 +34,7 @@ mod letters;
 mod lock_holder;
 mod python_json;
 mod result_code;
+mod rows;
 mod schema;
 mod text;
 mod trim;

@@ -1,22 +1,24 @@
 //! A store in memory, with faults that can be switched on.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
 use crate::batch::Batch;
 use crate::clock::{Clock, SystemClock};
-use crate::delivery::{Content, Entry};
-use crate::event::{ReceivedEvent, Resource};
 use crate::store::{
-    Cutoffs, DeadLetter, DeadLetters, EventStore, OpenLetter, OpenStore, Outcome, Stage,
-    StoreError, TrimStep, Trimmed,
+    Cutoffs, DeadLetter, DeadLetters, EventStore, OpenLetter, OpenStore, Outcome, StoreError,
+    TrimStep, Trimmed,
 };
+
+mod rows;
+
+use rows::Rows;
+pub use rows::{StoredEvent, StoredResource};
 
 /// A store that a test can look into and make fail.
 ///
@@ -35,9 +37,7 @@ struct Core {
 }
 
 struct State {
-    events: BTreeMap<Uuid, StoredEvent>,
-    letters: Vec<OpenLetter>,
-    refused: HashMap<Uuid, String>,
+    rows: Rows,
     available: bool,
     fail_next: usize,
     panic_next: usize,
@@ -47,41 +47,6 @@ struct State {
     num_writes: usize,
     num_commits: usize,
     num_trims: usize,
-}
-
-/// A row of `events` and its rows of `event_resources`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StoredEvent {
-    /// The event.
-    pub event: ReceivedEvent,
-    /// When it was written.
-    pub recorded: DateTime<Utc>,
-    /// The primary resource, then the related ones in order.
-    pub resources: Vec<StoredResource>,
-}
-
-/// A row of `event_resources`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredResource {
-    /// The resource's id.
-    pub resource_id: String,
-    /// What it is to the event; empty for the primary resource.
-    pub role: String,
-    /// Its labels without id and role, in order.
-    pub labels: Vec<(String, String)>,
-}
-
-impl StoredResource {
-    fn new(resource: &Resource, role: &str) -> Self {
-        Self {
-            resource_id: resource.id().to_owned(),
-            role: role.to_owned(),
-            labels: resource
-                .other_labels()
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                .collect(),
-        }
-    }
 }
 
 impl Default for MemoryStore {
@@ -101,9 +66,7 @@ impl MemoryStore {
         Self {
             core: Arc::new(Core {
                 state: Mutex::new(State {
-                    events: BTreeMap::new(),
-                    letters: Vec::new(),
-                    refused: HashMap::new(),
+                    rows: Rows::default(),
                     available: true,
                     fail_next: 0,
                     panic_next: 0,
@@ -153,7 +116,7 @@ impl MemoryStore {
     /// From now on the event with this id is refused, as by a database that cannot hold it.
     pub fn refuse(&self, event_id: Uuid) {
         let reason = "the test refuses this event".to_owned();
-        self.state().refused.insert(event_id, reason);
+        self.state().rows.refused.insert(event_id, reason);
     }
 
     /// Makes writes wait, before they do anything, until [`Self::release`].
@@ -176,22 +139,22 @@ impl MemoryStore {
 
     /// The stored events by id, each with its resources.
     pub fn events(&self) -> BTreeMap<Uuid, StoredEvent> {
-        self.state().events.clone()
+        self.state().rows.events.clone()
     }
 
     /// The stored event with this id.
     pub fn event(&self, id: Uuid) -> Option<StoredEvent> {
-        self.state().events.get(&id).cloned()
+        self.state().rows.events.get(&id).cloned()
     }
 
     /// How many events are stored.
     pub fn num_events(&self) -> usize {
-        self.state().events.len()
+        self.state().rows.events.len()
     }
 
     /// The dead letters in the order in which they came first, each with its raw message.
     pub fn dead_letters(&self) -> Vec<OpenLetter> {
-        self.state().letters.clone()
+        self.state().rows.letters.clone()
     }
 
     /// How many handles were opened.
@@ -260,7 +223,7 @@ impl MemoryStore {
         let outcomes = batch
             .entries()
             .iter()
-            .map(|entry| state.write(entry, now))
+            .map(|entry| state.rows.write(entry, now))
             .collect();
         state.num_commits += 1;
         if take_one(&mut state.outcome_unknown_next) {
@@ -279,100 +242,6 @@ fn take_one(counter: &mut usize) -> bool {
     is_left
 }
 
-impl State {
-    fn write(&mut self, entry: &Entry, now: DateTime<Utc>) -> Outcome {
-        let event = match &entry.content {
-            Content::Rejected(rejection) => {
-                let (reason, event_id) = (rejection.reason.clone(), rejection.event_id);
-                self.write_letter(entry, Stage::Parse, reason, event_id, now);
-                return Outcome::RejectedAtParse;
-            }
-            Content::Event(event) => event,
-        };
-        if self.events.contains_key(&event.id) {
-            return Outcome::Duplicate;
-        }
-        if let Some(reason) = self.refused.get(&event.id).cloned() {
-            self.write_letter(entry, Stage::Store, reason, Some(event.id), now);
-            return Outcome::RefusedByStore;
-        }
-        let related = event
-            .related
-            .iter()
-            .map(|resource| StoredResource::new(resource, resource.role().unwrap_or_default()));
-        let stored = StoredEvent {
-            recorded: now,
-            resources: std::iter::once(StoredResource::new(&event.resource, ""))
-                .chain(related)
-                .collect(),
-            event: event.clone(),
-        };
-        self.events.insert(event.id, stored);
-        Outcome::Stored
-    }
-
-    fn write_letter(
-        &mut self,
-        entry: &Entry,
-        stage: Stage,
-        reason: String,
-        event_id: Option<Uuid>,
-        now: DateTime<Utc>,
-    ) {
-        let known = self.letters.iter_mut().find(|(letter, raw)| {
-            letter.source == *entry.source
-                && letter.position == entry.position.as_str()
-                && raw == entry.raw()
-        });
-        if let Some((letter, _)) = known {
-            letter.attempts += 1;
-            letter.last_seen = now;
-            return;
-        }
-        let letter = DeadLetter {
-            id: i64::try_from(self.letters.len() + 1).unwrap_or(i64::MAX),
-            source: entry.source.to_string(),
-            position: entry.position.to_string(),
-            stage,
-            reason,
-            sqlstate: None,
-            event_id,
-            attempts: 1,
-            first_seen: now,
-            last_seen: now,
-            num_bytes: entry.num_bytes() as u64,
-        };
-        self.letters.push((letter, entry.raw().to_vec()));
-    }
-
-    /// The expired events, oldest first.
-    fn expired(&self, cutoffs: &Cutoffs) -> Vec<Uuid> {
-        let mut expired: Vec<_> = self
-            .events
-            .values()
-            .map(|stored| &stored.event)
-            .filter(|event| {
-                let cutoff = cutoffs.overrides.get(&event.event);
-                event.occurred < *cutoff.unwrap_or(&cutoffs.default)
-            })
-            .map(|event| (event.occurred, event.id))
-            .collect();
-        expired.sort_unstable();
-        expired.into_iter().map(|(_, id)| id).collect()
-    }
-
-    fn remove(&mut self, ids: impl IntoIterator<Item = Uuid>) -> Trimmed {
-        let mut trimmed = Trimmed::default();
-        for id in ids {
-            if let Some(stored) = self.events.remove(&id) {
-                trimmed.events += 1;
-                trimmed.resources += stored.resources.len() as u64;
-            }
-        }
-        trimmed
-    }
-}
-
 impl EventStore for MemoryStore {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move { self.write_batch(&batch).await })
@@ -386,12 +255,12 @@ impl EventStore for MemoryStore {
         Box::pin(async move {
             let mut state = self.available()?;
             state.num_trims += 1;
-            let expired = state.expired(cutoffs);
+            let expired = state.rows.expired(cutoffs);
             if expired.is_empty() {
                 return Ok(TrimStep::Finished);
             }
             let oldest = expired.into_iter().take(max_events.get());
-            Ok(TrimStep::Removed(state.remove(oldest)))
+            Ok(TrimStep::Removed(state.rows.remove(oldest)))
         })
     }
 
@@ -401,10 +270,10 @@ impl EventStore for MemoryStore {
     ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>> {
         Box::pin(async move {
             let state = self.available()?;
-            let expired = state.expired(cutoffs);
+            let expired = state.rows.expired(cutoffs);
             let resources = expired
                 .iter()
-                .filter_map(|id| state.events.get(id))
+                .filter_map(|id| state.rows.events.get(id))
                 .map(|stored| stored.resources.len() as u64)
                 .sum();
             Ok(Trimmed {
@@ -435,6 +304,7 @@ impl DeadLetters for MemoryStore {
         Box::pin(async move {
             let state = self.available()?;
             Ok(state
+                .rows
                 .letters
                 .iter()
                 .rev()
@@ -450,6 +320,7 @@ impl DeadLetters for MemoryStore {
         Box::pin(async move {
             let state = self.available()?;
             Ok(state
+                .rows
                 .letters
                 .iter()
                 .find(|(letter, _)| letter.id == id)

@@ -11,6 +11,11 @@ use super::lock_holder;
 use super::result_code::{Class, CodedConnection, Failed, ResultCode};
 use crate::store::StoreError;
 
+/// How many KiB of pages a connection keeps. The pages that a batch of 1,000 events touches fit in,
+/// which makes it a fifth faster than SQLite's own 2,000 KiB do. Larger gains little more, and every
+/// writer and the trimmer may come to hold as much.
+const CACHE_KIB: u32 = 8_000;
+
 /// Why something could not be done.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -82,6 +87,7 @@ impl Connection {
         // An acknowledged event survives a power cut: every commit is synced.
         self.execute_batch("PRAGMA synchronous = FULL")?;
         self.execute_batch("PRAGMA foreign_keys = ON")?;
+        self.execute_batch(&format!("PRAGMA cache_size = -{CACHE_KIB}"))?;
         self.use_write_ahead_log()
     }
 

@@ -1,0 +1,147 @@
+//! The rows of the memory store, and what a write or a trim does to them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::delivery::{Content, Entry};
+use crate::event::{ReceivedEvent, Resource};
+use crate::store::{Cutoffs, DeadLetter, OpenLetter, Outcome, Stage, Trimmed};
+
+/// The tables, and the events that they refuse.
+#[derive(Default)]
+pub(super) struct Rows {
+    pub(super) events: BTreeMap<Uuid, StoredEvent>,
+    pub(super) letters: Vec<OpenLetter>,
+    pub(super) refused: HashMap<Uuid, String>,
+}
+
+/// A row of `events` and its rows of `event_resources`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredEvent {
+    /// The event.
+    pub event: ReceivedEvent,
+    /// When it was written.
+    pub recorded: DateTime<Utc>,
+    /// The primary resource, then the related ones in order.
+    pub resources: Vec<StoredResource>,
+}
+
+/// A row of `event_resources`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredResource {
+    /// The resource's id.
+    pub resource_id: String,
+    /// What it is to the event; empty for the primary resource.
+    pub role: String,
+    /// Its labels without id and role, in order.
+    pub labels: Vec<(String, String)>,
+}
+
+impl StoredResource {
+    fn new(resource: &Resource, role: &str) -> Self {
+        Self {
+            resource_id: resource.id().to_owned(),
+            role: role.to_owned(),
+            labels: resource
+                .other_labels()
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+        }
+    }
+}
+
+impl Rows {
+    pub(super) fn write(&mut self, entry: &Entry, now: DateTime<Utc>) -> Outcome {
+        let event = match &entry.content {
+            Content::Rejected(rejection) => {
+                let (reason, event_id) = (rejection.reason.clone(), rejection.event_id);
+                self.write_letter(entry, Stage::Parse, reason, event_id, now);
+                return Outcome::RejectedAtParse;
+            }
+            Content::Event(event) => event,
+        };
+        if self.events.contains_key(&event.id) {
+            return Outcome::Duplicate;
+        }
+        if let Some(reason) = self.refused.get(&event.id).cloned() {
+            self.write_letter(entry, Stage::Store, reason, Some(event.id), now);
+            return Outcome::RefusedByStore;
+        }
+        let related = event
+            .related
+            .iter()
+            .map(|resource| StoredResource::new(resource, resource.role().unwrap_or_default()));
+        let stored = StoredEvent {
+            recorded: now,
+            resources: std::iter::once(StoredResource::new(&event.resource, ""))
+                .chain(related)
+                .collect(),
+            event: event.clone(),
+        };
+        self.events.insert(event.id, stored);
+        Outcome::Stored
+    }
+
+    fn write_letter(
+        &mut self,
+        entry: &Entry,
+        stage: Stage,
+        reason: String,
+        event_id: Option<Uuid>,
+        now: DateTime<Utc>,
+    ) {
+        let known = self.letters.iter_mut().find(|(letter, raw)| {
+            letter.source == *entry.source
+                && letter.position == entry.position.as_str()
+                && raw == entry.raw()
+        });
+        if let Some((letter, _)) = known {
+            letter.attempts += 1;
+            letter.last_seen = now;
+            return;
+        }
+        let letter = DeadLetter {
+            id: i64::try_from(self.letters.len() + 1).unwrap_or(i64::MAX),
+            source: entry.source.to_string(),
+            position: entry.position.to_string(),
+            stage,
+            reason,
+            sqlstate: None,
+            event_id,
+            attempts: 1,
+            first_seen: now,
+            last_seen: now,
+            num_bytes: entry.num_bytes() as u64,
+        };
+        self.letters.push((letter, entry.raw().to_vec()));
+    }
+
+    /// The expired events, oldest first.
+    pub(super) fn expired(&self, cutoffs: &Cutoffs) -> Vec<Uuid> {
+        let mut expired: Vec<_> = self
+            .events
+            .values()
+            .map(|stored| &stored.event)
+            .filter(|event| {
+                let cutoff = cutoffs.overrides.get(&event.event);
+                event.occurred < *cutoff.unwrap_or(&cutoffs.default)
+            })
+            .map(|event| (event.occurred, event.id))
+            .collect();
+        expired.sort_unstable();
+        expired.into_iter().map(|(_, id)| id).collect()
+    }
+
+    pub(super) fn remove(&mut self, ids: impl IntoIterator<Item = Uuid>) -> Trimmed {
+        let mut trimmed = Trimmed::default();
+        for id in ids {
+            if let Some(stored) = self.events.remove(&id) {
+                trimmed.events += 1;
+                trimmed.resources += stored.resources.len() as u64;
+            }
+        }
+        trimmed
+    }
+}
