@@ -14,14 +14,12 @@ use event_persister_actors::source::{Body, EventSource, Permit};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
-use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 use uuid::Uuid;
 
-type Client = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+use super::support::socket::{self, Socket as Client, auth, closed, next, text};
 
 const ALL: Permit = Permit {
     max_messages: 100_000,
@@ -83,31 +81,12 @@ impl Server {
     }
 
     async fn connect(&self, subprotocol: Option<&'static str>) -> Result<Client, Error> {
-        let url = format!("ws://{}/api/events/in", self.address);
-        let mut request = url.into_client_request()?;
-        if let Some(subprotocol) = subprotocol {
-            let value = subprotocol.parse().expect("a header");
-            request
-                .headers_mut()
-                .insert("sec-websocket-protocol", value);
-        }
-        // Without delay, or frames wait on the client's side for the answer to earlier ones.
-        let (client, response) = connect_async_with_config(request, None, true).await?;
-        let answered = response.headers().get("sec-websocket-protocol");
-        assert_eq!(
-            answered.is_some_and(|answered| answered == "prefect"),
-            subprotocol.is_some_and(|subprotocol| subprotocol.contains("prefect")),
-        );
-        Ok(client)
+        socket::connect(&self.address.to_string(), subprotocol).await
     }
 
     async fn authenticated(&self) -> Client {
         let mut client = self.connect(Some("prefect")).await.expect("connected");
-        client
-            .send(auth(json!("admin:secret")))
-            .await
-            .expect("sent");
-        assert_eq!(text(&mut client).await, r#"{"type":"auth_success"}"#);
+        socket::authenticate(&mut client, json!("admin:secret")).await;
         client
     }
 
@@ -134,10 +113,6 @@ impl Server {
     }
 }
 
-fn auth(token: Value) -> Message {
-    Message::text(json!({"type": "auth", "token": token}).to_string())
-}
-
 fn event() -> Value {
     json!({
         "id": Uuid::new_v4(),
@@ -149,25 +124,6 @@ fn event() -> Value {
 
 fn list(num: usize) -> String {
     Value::from((0..num).map(|_| event()).collect::<Vec<_>>()).to_string()
-}
-
-async fn next(client: &mut Client) -> Message {
-    tokio::time::timeout(Duration::from_secs(20), client.next())
-        .await
-        .expect("an answer in time")
-        .expect("an open connection")
-        .expect("a frame")
-}
-
-async fn text(client: &mut Client) -> String {
-    next(client).await.into_text().expect("a text").to_string()
-}
-
-async fn closed(client: &mut Client) -> CloseFrame {
-    match next(client).await {
-        Message::Close(Some(frame)) => frame,
-        other => panic!("expected a close, got {other:?}"),
-    }
 }
 
 /// Asserts that nothing comes, by something that the server does in the meantime.
