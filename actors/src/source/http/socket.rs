@@ -6,8 +6,11 @@
 //! message, and no way in where an auth string is set.
 //!
 //! A message that is no event becomes a dead letter and the connection stays: a client whose
-//! connection is closed sends the same message again, for ever.
+//! connection is closed sends the same message again, for ever. An `auth` message is answered
+//! whenever it comes: Prefect's client, which reconnects from two places at once, at times sends
+//! it twice by one connection, and a token has no place among the dead letters.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +22,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use futures_util::future::{Fuse, FusedFuture, FutureExt};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::delivery::{Content, Entry, Rejection};
@@ -153,7 +157,11 @@ impl Connection {
                 None => return Err(End::Gone),
             }
         };
-        check_auth(&message, &self.shared)?;
+        self.answer_auth(&message).await
+    }
+
+    async fn answer_auth(&mut self, message: &[u8]) -> Result<(), End> {
+        check_auth(message, &self.shared)?;
         let success = ByteString::from_static(r#"{"type":"auth_success"}"#);
         self.writer.send(Outgoing::Text(success)).await?;
         Ok(())
@@ -187,7 +195,8 @@ impl Connection {
                     Err(error) => return Err(End::Close(CloseCode::Away, error.to_string())),
                 },
                 submitted = &mut submission, if !submission.is_terminated() => match submitted {
-                    Ok(commit) => pongs.event(commit),
+                    Ok(Taken::Event(commit)) => pongs.event(commit),
+                    Ok(Taken::Auth(message)) => self.answer_auth(&message).await?,
                     // The event was not admitted: the client will not get a pong for it.
                     Err(_closed) => draining = true,
                 },
@@ -235,11 +244,19 @@ impl Connection {
     }
 }
 
+/// What a message turned out to be.
+enum Taken {
+    /// An event, or something that is kept as if it were one.
+    Event(Commit),
+    /// The handshake once more.
+    Auth(Bytes),
+}
+
 async fn submit(
     shared: Arc<Shared>,
     data: Bytes,
     reserved: Option<OwnedSemaphorePermit>,
-) -> Result<Commit, SubmitError> {
+) -> Result<Taken, SubmitError> {
     let intake = shared.intake.clone();
     let entry = if data.len() > MAX_INLINE_BYTES {
         web::block(move || shared.event_or_rejection(data))
@@ -248,9 +265,14 @@ async fn submit(
     } else {
         shared.event_or_rejection(data)
     };
+    if let Content::Rejected(rejection) = &entry.content
+        && read_auth(&rejection.raw).is_some_and(|auth| auth.others.is_empty())
+    {
+        return Ok(Taken::Auth(rejection.raw.clone()));
+    }
     let commit = intake.submit_when_room(entry).await;
     drop(reserved);
-    commit
+    commit.map(Taken::Event)
 }
 
 impl Shared {
@@ -280,13 +302,22 @@ struct Auth {
     r#type: String,
     #[serde(default)]
     token: serde_json::Value,
+    /// Whatever else stands beside them.
+    #[serde(flatten)]
+    others: BTreeMap<String, IgnoredAny>,
+}
+
+fn read_auth(message: &[u8]) -> Option<Auth> {
+    if message.len() > MAX_AUTH_BYTES {
+        return None;
+    }
+    serde_json::from_slice(message)
+        .ok()
+        .filter(|auth: &Auth| auth.r#type == "auth")
 }
 
 fn check_auth(message: &[u8], shared: &Shared) -> Result<(), End> {
-    let auth: Auth = serde_json::from_slice(message)
-        .ok()
-        .filter(|auth: &Auth| auth.r#type == "auth")
-        .ok_or_else(|| refused("expected an 'auth' message"))?;
+    let auth = read_auth(message).ok_or_else(|| refused("expected an 'auth' message"))?;
     let Some(secret) = &shared.settings.auth else {
         return Ok(());
     };
