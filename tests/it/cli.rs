@@ -6,101 +6,13 @@
     reason = "helpers of tests, which the setting for tests does not reach"
 )]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::net::TcpListener;
+use std::process::Stdio;
 
-use serde_json::Value;
-use tempfile::TempDir;
-use tokio::time::Instant;
 use uuid::Uuid;
 
-/// The binary in an empty folder, with nothing in its environment.
-struct Folder(TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_event-persister"));
-        command
-            .args(arguments)
-            .current_dir(self.path())
-            .env_clear()
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Ran {
-        Ran::new(self.command(arguments).output().unwrap())
-    }
-
-    fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
-        let mut command = self.command(arguments);
-        command.envs(variables.iter().copied());
-        Ran::new(command.output().unwrap())
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path().join(name), text).unwrap();
-    }
-
-    fn is_empty(&self) -> bool {
-        std::fs::read_dir(self.path()).unwrap().next().is_none()
-    }
-}
-
-#[derive(Debug)]
-struct Ran {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Ran {
-    fn new(output: Output) -> Self {
-        Self {
-            code: output.status.code(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-
-    #[track_caller]
-    fn exits(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "{self:?}");
-        self
-    }
-
-    #[track_caller]
-    fn complains(self, parts: &[&str]) -> Self {
-        for part in parts {
-            assert!(self.stderr.contains(part), "no {part:?} in {self:?}");
-        }
-        self
-    }
-
-    #[track_caller]
-    fn prints(self, parts: &[&str]) -> Self {
-        for part in parts {
-            assert!(self.stdout.contains(part), "no {part:?} in {self:?}");
-        }
-        self
-    }
-
-    #[track_caller]
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in {self:?}"))
-    }
-}
+use super::support::binary::{Folder, Ran};
+use super::support::server::Server;
 
 fn event(occurred: &str) -> String {
     let id = Uuid::new_v4();
@@ -270,7 +182,7 @@ fn migrate_says_what_it_did_and_can_be_repeated() {
 fn import_counts_every_line_and_again_changes_nothing() {
     let folder = Folder::new();
     let lines = [event("2026-01-01T00:00:00Z"), event("2026-01-02T00:00:00Z")];
-    folder.write("events.jsonl", &lines.join("\n"));
+    folder.write("events.jsonl", lines.join("\n"));
     let ran = folder.run(&["import", "events.jsonl"]).exits(0);
     assert!(
         ran.stdout
@@ -333,18 +245,9 @@ fn a_line_that_is_no_event_becomes_a_dead_letter_that_can_be_looked_at() {
 
 #[test]
 fn import_reads_standard_input() {
-    let folder = Folder::new();
-    let mut child = folder
-        .command(&["import", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    writeln!(stdin, "{}", event("2026-01-01T00:00:00Z")).unwrap();
-    drop(stdin);
-    Ran::new(child.wait_with_output().unwrap())
+    let line = format!("{}\n", event("2026-01-01T00:00:00Z"));
+    Folder::new()
+        .run_on(&["import", "-"], line.as_bytes())
         .exits(0)
         .prints(&["read 1, stored 1"]);
 }
@@ -366,7 +269,7 @@ fn a_file_that_cannot_be_read_is_a_failure_that_names_it() {
 fn trim_deletes_what_is_old_and_a_dry_run_only_counts() {
     let folder = Folder::new();
     let lines = [event("2020-01-01T00:00:00Z"), event("2999-01-01T00:00:00Z")];
-    folder.write("events.jsonl", &lines.join("\n"));
+    folder.write("events.jsonl", lines.join("\n"));
     folder.run(&["import", "events.jsonl"]).exits(0);
     for _ in 0..2 {
         folder
@@ -407,122 +310,55 @@ fn an_address_that_is_taken_is_named() {
     assert!(folder.is_empty());
 }
 
-/// A service on a port of its own, and the lines that it logs.
-struct Served {
-    child: std::process::Child,
-    log: BufReader<std::process::ChildStderr>,
-    address: String,
-}
-
-impl Served {
-    fn start(mut command: Command) -> Self {
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        log.read_line(&mut line).unwrap();
-        let address = line
-            .split_once("listen=http://")
-            .and_then(|(_, rest)| rest.split(' ').next())
-            .unwrap_or_else(|| panic!("no address in {line:?}"))
-            .to_owned();
-        Self {
-            child,
-            log,
-            address,
-        }
-    }
-
-    fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
-            self.address
-        )
-        .unwrap();
-        let mut response = String::new();
-        stream.read_to_string(&mut response).unwrap();
-        response
-    }
-
-    /// Asks until it is ready, which takes as long as making its tables.
-    fn wait_until_ready(&self) {
-        let started = Instant::now();
-        while !self.get("/api/ready").starts_with("HTTP/1.1 200") {
-            assert!(started.elapsed() < Duration::from_secs(20), "never ready");
-        }
-    }
-
-    /// Ends it with SIGTERM; its exit code and what it logged since it started.
-    fn terminate(mut self) -> (Option<i32>, String) {
-        let sent = Command::new("kill")
-            .args(["-TERM", &self.child.id().to_string()])
-            .status()
-            .unwrap();
-        assert!(sent.success());
-        let mut rest = String::new();
-        self.log.read_to_string(&mut rest).unwrap();
-        (self.child.wait().unwrap().code(), rest)
-    }
-}
-
-#[test]
-fn a_service_says_how_it_is_and_ends_in_good_order() {
+#[tokio::test]
+async fn a_service_says_how_it_is_and_ends_in_good_order() {
     let folder = Folder::new();
-    let served = Served::start(folder.command(&["--listen", "127.0.0.1:0"]));
-    assert!(served.get("/api/health").starts_with("HTTP/1.1 200"));
-    served.wait_until_ready();
-    let metrics = served.get("/metrics");
+    let server = Server::start(&folder, &[]);
+    assert_eq!(server.get("/api/health").await.status(), 200);
+    let server = server.ready().await;
+    let metrics = server.get("/metrics").await.text().await.unwrap();
     assert!(
         metrics.contains("event_persister_received_total"),
         "{metrics}"
     );
-    let (code, log) = served.terminate();
-    assert_eq!(code, Some(0), "{log}");
-    let last = log.lines().last().unwrap();
-    assert!(last.contains("stopped received=0"), "{log}");
-    assert!(last.ends_with("in_flight=0"), "{log}");
+    let ended = server.terminate().in_good_order();
+    assert_eq!(ended.ledger()("received"), 0);
 }
 
-#[test]
-fn a_service_without_its_store_is_alive_and_says_why_it_is_not_ready() {
+#[tokio::test]
+async fn a_service_without_its_store_is_alive_and_says_why_it_is_not_ready() {
     let folder = Folder::new();
-    let mut command = folder.command(&["--listen", "127.0.0.1:0"]);
-    command.env("EVENT_PERSISTER_DATABASE_URL", "sqlite://missing/x.db");
-    let served = Served::start(command);
-    assert!(served.get("/api/health").starts_with("HTTP/1.1 200"));
-    let ready = served.get("/api/ready");
-    assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
-    let (code, log) = served.terminate();
-    assert_eq!(code, Some(0), "{log}");
-    assert!(log.contains("missing"), "{log}");
+    let url = ("EVENT_PERSISTER_DATABASE_URL", "sqlite://missing/x.db");
+    let server = Server::start(&folder, &[url]);
+    assert_eq!(server.get("/api/health").await.status(), 200);
+    assert_eq!(server.readiness().await.0, 503);
+    let ended = server.terminate().in_good_order();
+    assert!(ended.log.contains("missing"), "{}", ended.log);
 }
 
-#[test]
-fn beyond_loopback_without_an_auth_string_only_health_is_served() {
+#[tokio::test]
+async fn beyond_loopback_without_an_auth_string_only_health_is_served() {
     let folder = Folder::new();
-    let mut served = Served::start(folder.command(&["--listen", "0.0.0.0:0"]));
-    served.address = served.address.replace("0.0.0.0", "127.0.0.1");
-    assert!(served.get("/api/health").starts_with("HTTP/1.1 200"));
-    assert!(served.get("/metrics").starts_with("HTTP/1.1 404"));
-    assert!(served.get("/api/events").starts_with("HTTP/1.1 404"));
-    let (code, log) = served.terminate();
-    assert_eq!(code, Some(0), "{log}");
+    let server = Server::start(&folder, &[("EVENT_PERSISTER_LISTEN", "0.0.0.0:0")]);
+    assert_eq!(server.get("/api/health").await.status(), 200);
+    assert_eq!(server.get("/metrics").await.status(), 404);
+    assert_eq!(server.get("/api/events").await.status(), 404);
+    let ended = server.terminate().in_good_order();
+    let log = ended.log;
     assert!(log.contains("EVENT_PERSISTER_HTTP_AUTH_STRING"), "{log}");
 }
 
-#[test]
-fn an_auth_string_guards_all_but_health() {
+#[tokio::test]
+async fn an_auth_string_guards_all_but_health() {
     let folder = Folder::new();
-    let mut command = folder.command(&["--listen", "127.0.0.1:0"]);
-    command.env("EVENT_PERSISTER_HTTP_AUTH_STRING", "admin:hunter2");
-    let served = Served::start(command);
-    assert!(served.get("/api/health").starts_with("HTTP/1.1 200"));
-    let refused = served.get("/metrics");
-    assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");
-    assert!(
-        refused.ends_with(r#"{"exception_message":"Unauthorized"}"#),
-        "{refused}"
+    let secret = ("EVENT_PERSISTER_HTTP_AUTH_STRING", "admin:hunter2");
+    let server = Server::start(&folder, &[secret]);
+    assert_eq!(server.get("/api/health").await.status(), 200);
+    let refused = server.get("/metrics").await;
+    assert_eq!(refused.status(), 401);
+    assert_eq!(
+        refused.text().await.unwrap(),
+        r#"{"exception_message":"Unauthorized"}"#
     );
-    assert_eq!(served.terminate().0, Some(0));
+    server.terminate().in_good_order();
 }

@@ -14,14 +14,12 @@ use event_persister_actors::source::{Body, EventSource, Permit};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
-use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 use uuid::Uuid;
 
-type Client = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+use super::support::socket::{self, Socket as Client, auth, closed, next, text};
 
 const ALL: Permit = Permit {
     max_messages: 100_000,
@@ -83,31 +81,12 @@ impl Server {
     }
 
     async fn connect(&self, subprotocol: Option<&'static str>) -> Result<Client, Error> {
-        let url = format!("ws://{}/api/events/in", self.address);
-        let mut request = url.into_client_request()?;
-        if let Some(subprotocol) = subprotocol {
-            let value = subprotocol.parse().expect("a header");
-            request
-                .headers_mut()
-                .insert("sec-websocket-protocol", value);
-        }
-        // Without delay, or frames wait on the client's side for the answer to earlier ones.
-        let (client, response) = connect_async_with_config(request, None, true).await?;
-        let answered = response.headers().get("sec-websocket-protocol");
-        assert_eq!(
-            answered.is_some_and(|answered| answered == "prefect"),
-            subprotocol.is_some_and(|subprotocol| subprotocol.contains("prefect")),
-        );
-        Ok(client)
+        socket::connect(&self.address.to_string(), subprotocol).await
     }
 
     async fn authenticated(&self) -> Client {
         let mut client = self.connect(Some("prefect")).await.expect("connected");
-        client
-            .send(auth(json!("admin:secret")))
-            .await
-            .expect("sent");
-        assert_eq!(text(&mut client).await, r#"{"type":"auth_success"}"#);
+        socket::authenticate(&mut client, json!("admin:secret")).await;
         client
     }
 
@@ -134,10 +113,6 @@ impl Server {
     }
 }
 
-fn auth(token: Value) -> Message {
-    Message::text(json!({"type": "auth", "token": token}).to_string())
-}
-
 fn event() -> Value {
     json!({
         "id": Uuid::new_v4(),
@@ -149,25 +124,6 @@ fn event() -> Value {
 
 fn list(num: usize) -> String {
     Value::from((0..num).map(|_| event()).collect::<Vec<_>>()).to_string()
-}
-
-async fn next(client: &mut Client) -> Message {
-    tokio::time::timeout(Duration::from_secs(20), client.next())
-        .await
-        .expect("an answer in time")
-        .expect("an open connection")
-        .expect("a frame")
-}
-
-async fn text(client: &mut Client) -> String {
-    next(client).await.into_text().expect("a text").to_string()
-}
-
-async fn closed(client: &mut Client) -> CloseFrame {
-    match next(client).await {
-        Message::Close(Some(frame)) => frame,
-        other => panic!("expected a close, got {other:?}"),
-    }
 }
 
 /// Asserts that nothing comes, by something that the server does in the meantime.
@@ -548,6 +504,34 @@ async fn without_an_auth_string_any_token_will_do_and_old_clients_need_none() {
         .await
         .expect("sent");
     assert!(server.read(1).await[0].1.event().is_some());
+}
+
+/// Prefect's client sends it twice when two of its tasks reconnect at once.
+#[actix_web::test]
+async fn a_handshake_that_is_repeated_is_answered_and_its_token_is_not_kept() {
+    let server = start(with_auth(), IntakeSettings::default());
+    let mut client = server.authenticated().await;
+    let event = event();
+    client
+        .send(Message::text(event.to_string()))
+        .await
+        .expect("sent");
+    socket::authenticate(&mut client, json!("admin:secret")).await;
+    // Something that only looks like it is a message like any other.
+    let mut similar = json!({"type": "auth", "token": "admin:secret"});
+    similar["event"] = "x".into();
+    client
+        .send(Message::text(similar.to_string()))
+        .await
+        .expect("sent");
+    let entries = server.read(2).await;
+    assert_eq!(server.intake.held().num_events, 2);
+    assert!(entries[0].1.event().is_some());
+    assert_eq!(entries[1].1.raw(), similar.to_string().as_bytes());
+    server.acknowledge(&entries).await;
+    // Nobody stays in with a wrong token.
+    client.send(auth(json!("wrong"))).await.expect("sent");
+    assert_eq!(u16::from(closed(&mut client).await.code), 1008);
 }
 
 #[actix_web::test]

@@ -3,6 +3,8 @@
 
 mod cli;
 mod http_source;
+mod server;
 mod source_contract;
 mod store_contract;
 mod support;
+mod truth;

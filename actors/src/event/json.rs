@@ -111,10 +111,17 @@ impl<'t> Reader<'t> {
                 "nested too deeply at {position}: more than {MAX_NESTING} arrays and objects within one another"
             ),
             JiterErrorType::JsonError(error) => format!("not JSON: {error} at {position}"),
-            JiterErrorType::WrongType { actual, .. } => {
-                format!("not an event: must be an object, not {}", kind(actual))
-            }
+            JiterErrorType::WrongType { actual, .. } => match self.syntax_error() {
+                Some(error) => self.describe(&error),
+                None => format!("not an event: must be an object, not {}", kind(actual)),
+            },
         }
+    }
+
+    /// What makes the whole text no JSON. A kind was told from a first letter: `no` is no null.
+    fn syntax_error(&self) -> Option<JiterError> {
+        let mut jiter = Jiter::new(self.text.as_bytes()).with_allow_inf_nan();
+        jiter.next_skip().and_then(|()| jiter.finish()).err()
     }
 }
 

@@ -102,6 +102,25 @@ fn tells_where_the_text_stops_being_json() {
         reason("[]"),
         "not an event: must be an object, not an array"
     );
+    // A first letter tells no kind.
+    for (text, expected) in [
+        ("no", "not JSON: expected ident at line 1 column 2"),
+        (
+            "true story",
+            "not JSON: trailing characters at line 1 column 6",
+        ),
+        (
+            "\"",
+            "not JSON: EOF while parsing a string at line 1 column 1",
+        ),
+        (
+            "[1",
+            "not JSON: EOF while parsing a list at line 1 column 2",
+        ),
+    ] {
+        assert_eq!(reason(text), expected);
+    }
+    assert_eq!(reason("null "), "not an event: must be an object, not null");
     let not_text = ReceivedEvent::parse_bytes(
         Bytes::from_static(b"{\"event\":\"\xff\"}"),
         &EventLimits::default(),
