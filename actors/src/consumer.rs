@@ -23,7 +23,7 @@ use crate::messages::{
 use crate::metrics::Metrics;
 use crate::source::{Body, Chunk, EventSource, Message, More, Permit, SourceError};
 use crate::status::{Component, error_chain};
-use crate::waiters::Waiters;
+use crate::waiters::{Owed, Waiters};
 
 /// What a consumer shares with the rest of its pipeline.
 #[derive(Clone)]
@@ -329,10 +329,10 @@ impl Handler<Ack> for ConsumerActor {
 }
 
 impl Handler<StopReading> for ConsumerActor {
-    type Result = ResponseFuture<()>;
+    type Result = Owed<()>;
 
     fn handle(&mut self, _: StopReading, ctx: &mut Self::Context) -> Self::Result {
-        let reply = self.stopping.wait(());
+        let reply = self.stopping.wait();
         match self.stage {
             // What the read may have taken stays with the source.
             Stage::AtSource(handle) => {
@@ -347,10 +347,10 @@ impl Handler<StopReading> for ConsumerActor {
 }
 
 impl Handler<AwaitEnd> for ConsumerActor {
-    type Result = ResponseFuture<()>;
+    type Result = Owed<()>;
 
     fn handle(&mut self, _: AwaitEnd, _: &mut Self::Context) -> Self::Result {
-        let reply = self.ending.wait(());
+        let reply = self.ending.wait();
         if matches!(self.stage, Stage::Ended) {
             self.ending.answer(&());
         }
@@ -359,11 +359,11 @@ impl Handler<AwaitEnd> for ConsumerActor {
 }
 
 impl Handler<Drain> for ConsumerActor {
-    type Result = ResponseFuture<Drained>;
+    type Result = Owed<Drained>;
 
     /// Answered once every receipt that the batcher sent is back with the source.
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
-        let reply = self.draining.wait(Drained { released: 0 });
+        let reply = self.draining.wait();
         if self.acks.is_empty() {
             self.draining.answer(&Drained { released: 0 });
         }

@@ -238,6 +238,22 @@ async fn finish_waits_for_the_end_of_every_source_and_for_the_store() {
 }
 
 #[actix::test]
+async fn one_that_is_gone_never_says_that_it_has_finished_or_drained() {
+    let bench = Bench::new();
+    bench.store.set_available(false);
+    let pipeline = bench.pipeline(settings(2, 10)).start();
+    bench.push(0..5);
+    bench.source.end();
+    until(&pipeline, |status| status.ledger.in_flight == 5).await;
+    let finished = actix_rt::spawn(pipeline.send(Finish));
+    let drained = actix_rt::spawn(pipeline.send(a_minute()));
+    until(&pipeline, |status| status.draining).await;
+    pipeline.send(Retire).await.unwrap();
+    assert!(finished.await.unwrap().is_err(), "nothing is stored");
+    assert!(drained.await.unwrap().is_err(), "nothing is stored");
+}
+
+#[actix::test]
 async fn a_host_supervisor_can_restart_it() {
     let bench = Bench::new();
     bench.store.hold();
