@@ -134,9 +134,7 @@ impl ConsumerActor {
         match chunk {
             Ok(chunk) => {
                 self.failed_reads = 0;
-                if self.parts.component.succeeded() {
-                    log::info!("the source is back source.name={}", self.source_name);
-                }
+                self.note_success();
                 self.forward(chunk, permit, ctx);
             }
             Err(error) => self.read_failed(&error, permit, ctx),
@@ -149,6 +147,16 @@ impl ConsumerActor {
         self.note_failure("could not be read", error);
         let handle = ctx.run_later(delay, move |actor, ctx| actor.read(permit, ctx));
         self.stage = Stage::AtSource(handle);
+    }
+
+    /// A success ends a failure once neither reading nor acknowledging fails any more.
+    fn note_success(&self) {
+        if self.failed_reads > 0 || self.acks.failures > 0 {
+            return;
+        }
+        if self.parts.component.succeeded() {
+            log::info!("the source is back source.name={}", self.source_name);
+        }
     }
 
     fn note_failure(&self, what: &str, error: &SourceError) {
@@ -285,7 +293,9 @@ impl ConsumerActor {
         match result {
             Ok(()) => {
                 self.acks.under_way = false;
-                self.acks.failures = 0;
+                if mem::take(&mut self.acks.failures) > 0 {
+                    self.note_success();
+                }
                 self.acknowledge(Vec::new(), ctx);
                 if self.acks.is_empty() {
                     self.draining.answer(&Drained { released: 0 });

@@ -182,6 +182,18 @@ async fn an_idle_pipeline_notices_that_the_store_has_gone_and_come_back() {
 }
 
 #[actix::test]
+async fn is_ready_again_once_a_source_takes_its_receipts_back() {
+    let bench = Bench::new();
+    let pipeline = bench.pipeline(settings(1, 10)).start();
+    bench.source.fail_acks(3);
+    bench.push(0..1);
+    until(&pipeline, |status| !status.ready).await;
+    bench.source.wait_for_acknowledged(1).await;
+    // The source has nothing more to read, so that no read can tell that it is back.
+    until(&pipeline, |status| status.ready).await;
+}
+
+#[actix::test]
 async fn drain_flushes_what_is_held_and_closes_everything() {
     let bench = Bench::new();
     bench.store.hold();
