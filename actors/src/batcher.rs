@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::source::Permit;
 use crate::status::{Component, error_chain};
 use crate::store::StoreError;
-use crate::waiters::Waiters;
+use crate::waiters::{Owed, Waiters};
 
 /// When batches leave, and how much may be held.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -407,10 +407,10 @@ impl Handler<ReplaceWriter> for BatcherActor {
 }
 
 impl Handler<Drain> for BatcherActor {
-    type Result = ResponseFuture<Drained>;
+    type Result = Owed<Drained>;
 
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
-        let reply = self.draining.wait(Drained { released: 0 });
+        let reply = self.draining.wait();
         self.is_draining = true;
         self.queue.start_draining();
         for (_, asker) in self.asking.drain(..) {

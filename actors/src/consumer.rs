@@ -23,7 +23,7 @@ use crate::messages::{
 use crate::metrics::Metrics;
 use crate::source::{Body, Chunk, EventSource, Message, More, Permit, SourceError};
 use crate::status::{Component, error_chain};
-use crate::waiters::Waiters;
+use crate::waiters::{Owed, Waiters};
 
 /// What a consumer shares with the rest of its pipeline.
 #[derive(Clone)]
@@ -134,9 +134,7 @@ impl ConsumerActor {
         match chunk {
             Ok(chunk) => {
                 self.failed_reads = 0;
-                if self.parts.component.succeeded() {
-                    log::info!("the source is back source.name={}", self.source_name);
-                }
+                self.note_success();
                 self.forward(chunk, permit, ctx);
             }
             Err(error) => self.read_failed(&error, permit, ctx),
@@ -149,6 +147,16 @@ impl ConsumerActor {
         self.note_failure("could not be read", error);
         let handle = ctx.run_later(delay, move |actor, ctx| actor.read(permit, ctx));
         self.stage = Stage::AtSource(handle);
+    }
+
+    /// A success ends a failure once neither reading nor acknowledging fails any more.
+    fn note_success(&self) {
+        if self.failed_reads > 0 || self.acks.failures > 0 {
+            return;
+        }
+        if self.parts.component.succeeded() {
+            log::info!("the source is back source.name={}", self.source_name);
+        }
     }
 
     fn note_failure(&self, what: &str, error: &SourceError) {
@@ -285,7 +293,9 @@ impl ConsumerActor {
         match result {
             Ok(()) => {
                 self.acks.under_way = false;
-                self.acks.failures = 0;
+                if mem::take(&mut self.acks.failures) > 0 {
+                    self.note_success();
+                }
                 self.acknowledge(Vec::new(), ctx);
                 if self.acks.is_empty() {
                     self.draining.answer(&Drained { released: 0 });
@@ -329,10 +339,10 @@ impl Handler<Ack> for ConsumerActor {
 }
 
 impl Handler<StopReading> for ConsumerActor {
-    type Result = ResponseFuture<()>;
+    type Result = Owed<()>;
 
     fn handle(&mut self, _: StopReading, ctx: &mut Self::Context) -> Self::Result {
-        let reply = self.stopping.wait(());
+        let reply = self.stopping.wait();
         match self.stage {
             // What the read may have taken stays with the source.
             Stage::AtSource(handle) => {
@@ -347,10 +357,10 @@ impl Handler<StopReading> for ConsumerActor {
 }
 
 impl Handler<AwaitEnd> for ConsumerActor {
-    type Result = ResponseFuture<()>;
+    type Result = Owed<()>;
 
     fn handle(&mut self, _: AwaitEnd, _: &mut Self::Context) -> Self::Result {
-        let reply = self.ending.wait(());
+        let reply = self.ending.wait();
         if matches!(self.stage, Stage::Ended) {
             self.ending.answer(&());
         }
@@ -359,11 +369,11 @@ impl Handler<AwaitEnd> for ConsumerActor {
 }
 
 impl Handler<Drain> for ConsumerActor {
-    type Result = ResponseFuture<Drained>;
+    type Result = Owed<Drained>;
 
     /// Answered once every receipt that the batcher sent is back with the source.
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
-        let reply = self.draining.wait(Drained { released: 0 });
+        let reply = self.draining.wait();
         if self.acks.is_empty() {
             self.draining.answer(&Drained { released: 0 });
         }

@@ -31,7 +31,7 @@ use crate::source::EventSource;
 use crate::status::error_chain;
 use crate::store::{EventStore, OpenStore, Trimmed};
 use crate::trim::{TrimActor, TrimSettings};
-use crate::waiters::Waiters;
+use crate::waiters::{Owed, Waiters};
 
 mod children;
 mod health;
@@ -406,28 +406,28 @@ impl Supervised for PipelineActor {
 }
 
 impl Handler<Drain> for PipelineActor {
-    type Result = ResponseFuture<Drained>;
+    type Result = Owed<Drained>;
 
     fn handle(&mut self, Drain { timeout }: Drain, ctx: &mut Self::Context) -> Self::Result {
         if let Some(drained) = self.drained {
-            return Box::pin(std::future::ready(drained));
+            return Owed::at_once(drained);
         }
         if self.phase != Phase::Draining {
             self.drain(timeout, ctx);
         }
-        self.draining.wait(Drained { released: 0 })
+        self.draining.wait()
     }
 }
 
 impl Handler<Finish> for PipelineActor {
-    type Result = ResponseFuture<Drained>;
+    type Result = Owed<Drained>;
 
     fn handle(&mut self, _: Finish, ctx: &mut Self::Context) -> Self::Result {
         if let Some(drained) = self.drained {
-            return Box::pin(std::future::ready(drained));
+            return Owed::at_once(drained);
         }
         let first = self.finishing.is_empty();
-        let reply = self.finishing.wait(Drained { released: 0 });
+        let reply = self.finishing.wait();
         if first && self.phase == Phase::Running {
             self.finish_when_ended(ctx);
         }

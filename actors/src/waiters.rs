@@ -1,9 +1,11 @@
 //! Those who wait for the same news of an actor.
 
-use actix::ResponseFuture;
+use actix::dev::{MessageResponse, OneshotSender};
+use actix::prelude::*;
 use tokio::sync::oneshot;
 
-/// Replies that are owed; dropping them answers with what each was promised otherwise.
+/// Replies that are owed. Where the actor goes before it has given them, whoever waits hears that
+/// it is gone, and never that all is well.
 #[derive(Debug)]
 pub(crate) struct Waiters<T>(Vec<oneshot::Sender<T>>);
 
@@ -13,12 +15,12 @@ impl<T> Default for Waiters<T> {
     }
 }
 
-impl<T: Clone + 'static> Waiters<T> {
-    /// A reply that comes with the next [`Waiters::answer`]; `otherwise` if that never comes.
-    pub(crate) fn wait(&mut self, otherwise: T) -> ResponseFuture<T> {
+impl<T: Clone> Waiters<T> {
+    /// A reply that comes with the next [`Waiters::answer`].
+    pub(crate) fn wait(&mut self) -> Owed<T> {
         let (waiting, reply) = oneshot::channel();
         self.0.push(waiting);
-        Box::pin(async move { reply.await.unwrap_or(otherwise) })
+        Owed(reply)
     }
 
     /// Answers all; one who has given up does not mind.
@@ -31,5 +33,36 @@ impl<T: Clone + 'static> Waiters<T> {
     /// Whether nobody waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+/// A reply that may come later than the actor's next message, or not at all.
+///
+/// Not a future like actix's own, since a future has to resolve to some answer: here the sender
+/// gets a [`MailboxError`] if there is none.
+#[derive(Debug)]
+pub struct Owed<T>(oneshot::Receiver<T>);
+
+impl<T> Owed<T> {
+    /// A reply that is there already.
+    pub(crate) fn at_once(reply: T) -> Self {
+        let (waiting, owed) = oneshot::channel();
+        waiting.send(reply).ok();
+        Self(owed)
+    }
+}
+
+impl<A, M> MessageResponse<A, M> for Owed<M::Result>
+where
+    A: Actor,
+    M: Message,
+{
+    fn handle(self, _: &mut A::Context, tx: Option<OneshotSender<M::Result>>) {
+        actix_rt::spawn(async move {
+            if let (Ok(reply), Some(tx)) = (self.0.await, tx) {
+                // Whoever asked may have gone.
+                tx.send(reply).ok();
+            }
+        });
     }
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::clock::SystemClock;
 use crate::delivery::{Content, Delivery, Entry, Position, Receipt, Rejection};
 use crate::lifeline::lifeline;
+use crate::messages::Retire;
 use crate::testing::{Asked, Inbox, probe};
 
 const SOURCE: SourceIndex = SourceIndex(0);
@@ -310,6 +311,18 @@ async fn drain_flushes_what_is_held() {
     assert_eq!(late, Err(EnqueueRefused));
     commit(bench.flush(0).await);
     assert_eq!(bench.acknowledged().await, [3], "refused, and yet not lost");
+}
+
+#[actix::test]
+async fn one_that_dies_never_says_that_all_is_durable() {
+    let mut bench = Bench::start(1, 10).await;
+    drop(bench.enqueue(0..3, false));
+    let _unanswered = bench.flush(0).await;
+    let timeout = Duration::from_secs(1);
+    let drained = actix_rt::spawn(bench.batcher.send(Drain { timeout }));
+    settle().await;
+    bench.batcher.send(Retire).await.unwrap();
+    assert!(drained.await.unwrap().is_err());
 }
 
 #[actix::test]

@@ -182,6 +182,18 @@ async fn an_idle_pipeline_notices_that_the_store_has_gone_and_come_back() {
 }
 
 #[actix::test]
+async fn is_ready_again_once_a_source_takes_its_receipts_back() {
+    let bench = Bench::new();
+    let pipeline = bench.pipeline(settings(1, 10)).start();
+    bench.source.fail_acks(3);
+    bench.push(0..1);
+    until(&pipeline, |status| !status.ready).await;
+    bench.source.wait_for_acknowledged(1).await;
+    // The source has nothing more to read, so that no read can tell that it is back.
+    until(&pipeline, |status| status.ready).await;
+}
+
+#[actix::test]
 async fn drain_flushes_what_is_held_and_closes_everything() {
     let bench = Bench::new();
     bench.store.hold();
@@ -235,6 +247,22 @@ async fn finish_waits_for_the_end_of_every_source_and_for_the_store() {
     assert_eq!(finished.await.unwrap().unwrap(), Drained { released: 0 });
     assert_eq!(bench.store.num_events(), 100);
     assert_eq!(bench.source.acknowledged().len(), 100);
+}
+
+#[actix::test]
+async fn one_that_is_gone_never_says_that_it_has_finished_or_drained() {
+    let bench = Bench::new();
+    bench.store.set_available(false);
+    let pipeline = bench.pipeline(settings(2, 10)).start();
+    bench.push(0..5);
+    bench.source.end();
+    until(&pipeline, |status| status.ledger.in_flight == 5).await;
+    let finished = actix_rt::spawn(pipeline.send(Finish));
+    let drained = actix_rt::spawn(pipeline.send(a_minute()));
+    until(&pipeline, |status| status.draining).await;
+    pipeline.send(Retire).await.unwrap();
+    assert!(finished.await.unwrap().is_err(), "nothing is stored");
+    assert!(drained.await.unwrap().is_err(), "nothing is stored");
 }
 
 #[actix::test]

@@ -20,6 +20,7 @@ use std::time::Duration;
 use futures_util::future::LocalBoxFuture;
 
 use self::connection::{Connection, Failure, Missing, Place};
+use self::in_place::{OpenFile, Token, moved_meanwhile};
 pub use self::schema::CreateSchema;
 use self::trim::Resume;
 use crate::batch::Batch;
@@ -30,6 +31,7 @@ use crate::store::{
 };
 
 mod connection;
+mod in_place;
 mod letters;
 mod lock_holder;
 mod python_json;
@@ -70,32 +72,56 @@ struct Shared {
     clock: Arc<dyn Clock>,
     /// Held while writing; fair, unlike SQLite's lock.
     turn: Arc<tokio::sync::Mutex<()>>,
+    file: OpenFile,
+}
+
+impl Shared {
+    fn new(settings: SqliteSettings, clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
+            clock,
+            turn: Arc::default(),
+            file: OpenFile::default(),
+        })
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            path: self.settings.path.clone(),
+            busy_timeout: self.settings.busy_timeout,
+        }
+    }
+
+    /// The connection that is there, if its file still is, or another.
+    fn connection(
+        &self,
+        idle: Option<(Connection, Token)>,
+    ) -> Result<(Connection, Token), StoreError> {
+        let path = &self.settings.path;
+        if let Some(idle) = idle.filter(|(_, file)| file.is_at(path)) {
+            return Ok(idle);
+        }
+        let create = self.settings.create_schema;
+        self.file.open(path, || connect(&self.place(), create))
+    }
 }
 
 /// One connection to an SQLite database.
 pub struct SqliteStore {
     shared: Arc<Shared>,
-    idle: Mutex<Option<Connection>>,
+    idle: Mutex<Option<(Connection, Token)>>,
     resume: Mutex<Resume>,
 }
 
 impl SqliteStore {
     /// A store that connects when it is first used.
     pub fn new(settings: SqliteSettings, clock: Arc<dyn Clock>) -> Self {
-        Self::sharing(Arc::new(Shared {
-            settings,
-            clock,
-            turn: Arc::default(),
-        }))
+        Self::sharing(Shared::new(settings, clock))
     }
 
     /// Opens stores that take turns at writing.
     pub fn open_store(settings: SqliteSettings, clock: Arc<dyn Clock>) -> OpenStore {
-        let shared = Arc::new(Shared {
-            settings,
-            clock,
-            turn: Arc::default(),
-        });
+        let shared = Shared::new(settings, clock);
         Arc::new(move || Arc::new(Self::sharing(Arc::clone(&shared))))
     }
 
@@ -114,20 +140,13 @@ impl SqliteStore {
     ///
     /// The database cannot be reached or changed, or Prefect has yet to make its tables.
     pub async fn migrate(&self) -> Result<Vec<String>, StoreError> {
-        let place = self.place();
+        let place = self.shared.place();
         blocking(move || {
             let mut connection = Connection::open(&place, Missing::Create)?;
             schema::prepare(&mut connection, CreateSchema::Everything)
                 .map_err(|failure| connection.store_error("migrate", failure))
         })
         .await?
-    }
-
-    fn place(&self) -> Place {
-        Place {
-            path: self.shared.settings.path.clone(),
-            busy_timeout: self.shared.settings.busy_timeout,
-        }
     }
 
     /// Runs `work` on the connection, which is made if there is none.
@@ -137,15 +156,12 @@ impl SqliteStore {
         work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
         let idle = self.lock_idle().take();
-        let place = self.place();
-        let create = self.shared.settings.create_schema;
+        let shared = Arc::clone(&self.shared);
         let (connection, done) = blocking(move || {
-            let mut connection = match idle {
-                Some(connection) => connection,
-                None => connect(&place, create)?,
-            };
+            let (mut connection, file) = shared.connection(idle)?;
             match work(&mut connection) {
-                Ok(done) => Ok((connection, done)),
+                Ok(done) if file.is_at(&shared.settings.path) => Ok(((connection, file), done)),
+                Ok(_) => Err(moved_meanwhile(&shared.settings.path)),
                 Err(failure) => Err(connection.store_error(doing, failure)),
             }
         })
@@ -161,7 +177,7 @@ impl SqliteStore {
         empty: T,
         work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let place = self.place();
+        let place = self.shared.place();
         blocking(move || {
             let mut connection = Connection::open(&place, Missing::Refuse)?;
             let read = schema::has_letters(&mut connection).and_then(|has_letters| {
@@ -176,7 +192,7 @@ impl SqliteStore {
         .await?
     }
 
-    fn lock_idle(&self) -> std::sync::MutexGuard<'_, Option<Connection>> {
+    fn lock_idle(&self) -> std::sync::MutexGuard<'_, Option<(Connection, Token)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

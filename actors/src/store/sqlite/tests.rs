@@ -570,6 +570,54 @@ async fn a_panic_is_an_error_and_the_next_write_works() {
 }
 
 #[actix::test]
+async fn acknowledges_nothing_that_is_in_no_file() {
+    let directory = TempDir::new().unwrap();
+    let settings = settings(&directory);
+    let open = SqliteStore::open_store(settings.clone(), Arc::new(SystemClock));
+    let (store, other) = (open(), open());
+    store.write(one_event()).await.unwrap();
+    other.check().await.unwrap();
+    let moved = directory.path().join("moved.db");
+    std::fs::rename(&settings.path, &moved).unwrap();
+    for _ in 0..2 {
+        let error = unavailable(store.write(one_event()).await);
+        assert!(error.contains("put it back"), "{error}");
+    }
+    assert!(!settings.path.exists(), "made while the old one is in use");
+
+    std::fs::rename(&moved, &settings.path).unwrap();
+    store.write(one_event()).await.unwrap();
+    assert_eq!(num_events(&mut connect(&settings)), 2);
+
+    // With the last connection on it the old file is let go.
+    std::fs::rename(&settings.path, &moved).unwrap();
+    unavailable(store.write(one_event()).await);
+    other.check().await.unwrap();
+    store.write(one_event()).await.unwrap();
+    assert_eq!(num_events(&mut connect(&settings)), 1);
+}
+
+#[actix::test]
+async fn a_commit_to_a_file_that_was_just_removed_is_made_again() {
+    let directory = TempDir::new().unwrap();
+    let settings = settings(&directory);
+    let store = store(&settings);
+    store.check().await.unwrap();
+    let path = settings.path.clone();
+    let removed = store.with_connection("write to", move |_| {
+        std::fs::remove_file(path).unwrap();
+        Ok(())
+    });
+    let error = removed.await.unwrap_err();
+    assert!(
+        matches!(error, StoreError::OutcomeUnknown { .. }),
+        "{error:?}"
+    );
+    store.write(one_event()).await.unwrap();
+    assert_eq!(num_events(&mut connect(&settings)), 1);
+}
+
+#[actix::test]
 async fn refuses_to_trim_up_to_a_moment_that_has_not_come() {
     let directory = TempDir::new().unwrap();
     let (store, mut connection) = store_with_tables(&directory).await;

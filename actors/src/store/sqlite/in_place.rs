@@ -1,0 +1,84 @@
+//! Whether an open connection still writes to the file that stands at its path.
+//!
+//! SQLite goes on with a file that was moved or removed as if nothing had happened: what is
+//! committed there is acknowledged, and nobody finds it. And as long as one connection of this
+//! process is open on the old file, no other may be opened at the path: both would use the `-wal`
+//! and `-shm` files that stand beside it, and damage one another's database.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::store::StoreError;
+
+/// The file that the open connections of one process use.
+#[derive(Default)]
+pub(super) struct OpenFile(Mutex<Weak<FileId>>);
+
+/// Held with a connection for as long as it is open.
+pub(super) type Token = Arc<FileId>;
+
+/// Tells one file from another at the same path; `None` where the system does not tell.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct FileId(Option<(u64, u64)>);
+
+impl FileId {
+    #[cfg(unix)]
+    fn at(path: &Path) -> Self {
+        use std::os::unix::fs::MetadataExt;
+
+        let metadata = std::fs::metadata(path).ok();
+        Self(metadata.map(|metadata| (metadata.dev(), metadata.ino())))
+    }
+
+    #[cfg(not(unix))]
+    fn at(_path: &Path) -> Self {
+        Self(None)
+    }
+
+    /// Whether it is the file at the path.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        *self == Self::at(path)
+    }
+}
+
+impl OpenFile {
+    /// Opens a connection, unless another one is still open on a file that stood there before.
+    pub(super) fn open<C>(
+        &self,
+        path: &Path,
+        connect: impl FnOnce() -> Result<C, StoreError>,
+    ) -> Result<(C, Token), StoreError> {
+        let used = self.lock().upgrade();
+        if used.is_some_and(|used| !used.is_at(path)) {
+            return Err(StoreError::unavailable(format!(
+                "the SQLite database {} was moved, replaced or removed while it was in use: put it \
+                 back, or start this process again to go on with what stands there now",
+                path.display()
+            )));
+        }
+        let connection = connect()?;
+        let mut open = self.lock();
+        let token = open.upgrade().unwrap_or_else(|| {
+            let token = Arc::new(FileId::at(path));
+            *open = Arc::downgrade(&token);
+            token
+        });
+        Ok((connection, token))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Weak<FileId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// For a call that succeeded on a file that no longer stands at the path.
+pub(super) fn moved_meanwhile(path: &Path) -> StoreError {
+    StoreError::OutcomeUnknown {
+        what: format!(
+            "the SQLite database {} was moved, replaced or removed while it was in use; what was \
+             written last is written again once it is back",
+            path.display()
+        ),
+        source: None,
+    }
+}
