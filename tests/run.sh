@@ -6,6 +6,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# A test that hangs is a test that fails.
+limited() { timeout --kill-after=10s 20m "$@"; }
+
 step() { printf '\n== %s\n' "$*"; }
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
@@ -53,10 +56,10 @@ step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --all-features --no-deps
 
 step "tests of the library without features"
-cargo test -p event-persister-actors --no-default-features
+limited cargo test -p event-persister-actors --no-default-features
 
 step "the example of a host"
-cargo run --quiet -p event-persister-actors --features sqlite --example embedded
+limited cargo run --quiet -p event-persister-actors --features sqlite --example embedded
 
 step "all tests"
-cargo test --workspace --all-features
+limited cargo test --workspace --all-features

@@ -381,6 +381,7 @@ impl Actor for PipelineActor {
             Phase::Starting | Phase::Running => {
                 self.renew(Duration::ZERO, ctx);
                 self.watch_store(ctx);
+                self.show_readiness(ctx);
             }
             Phase::Draining => self.drain(Duration::ZERO, ctx),
             Phase::Drained => {}

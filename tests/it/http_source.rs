@@ -507,32 +507,6 @@ async fn without_an_auth_string_any_token_will_do_and_old_clients_need_none() {
 }
 
 /// Prefect's client sends it twice when two of its tasks reconnect at once.
-#[actix_web::test]
-async fn a_handshake_that_is_repeated_is_answered_and_its_token_is_not_kept() {
-    let server = start(with_auth(), IntakeSettings::default());
-    let mut client = server.authenticated().await;
-    let event = event();
-    client
-        .send(Message::text(event.to_string()))
-        .await
-        .expect("sent");
-    socket::authenticate(&mut client, json!("admin:secret")).await;
-    // Something that only looks like it is a message like any other.
-    let mut similar = json!({"type": "auth", "token": "admin:secret"});
-    similar["event"] = "x".into();
-    client
-        .send(Message::text(similar.to_string()))
-        .await
-        .expect("sent");
-    let entries = server.read(2).await;
-    assert_eq!(server.intake.held().num_events, 2);
-    assert!(entries[0].1.event().is_some());
-    assert_eq!(entries[1].1.raw(), similar.to_string().as_bytes());
-    server.acknowledge(&entries).await;
-    // Nobody stays in with a wrong token.
-    client.send(auth(json!("wrong"))).await.expect("sent");
-    assert_eq!(u16::from(closed(&mut client).await.code), 1008);
-}
 
 #[actix_web::test]
 async fn an_invalid_message_becomes_a_rejection_and_the_connection_stays() {

@@ -79,14 +79,22 @@ impl PipelineActor {
             })
     }
 
+    /// Keeps the readiness that is scraped no older than a tick.
+    pub(super) fn show_readiness(&self, ctx: &mut Context<Self>) {
+        ctx.run_interval(TICK, |actor, _| {
+            actor
+                .parts
+                .metrics
+                .set_ready(actor.why_not_ready().is_none());
+        });
+    }
+
     /// Asks the store how it is while no writer does; with messages in flight their word counts.
     pub(super) fn watch_store(&mut self, ctx: &mut Context<Self>) {
-        self.parts.metrics.set_ready(self.why_not_ready().is_none());
         if matches!(self.phase, Phase::Draining | Phase::Drained) {
             return;
         }
-        let unknown = self.components.store.snapshot().state == State::Starting;
-        if !unknown && self.parts.metrics.ledger().in_flight > 0 {
+        if self.writers_know() {
             ctx.run_later(TICK, |actor, ctx| actor.watch_store(ctx));
             return;
         }
@@ -99,7 +107,16 @@ impl PipelineActor {
         }));
     }
 
+    /// Whether there is something to write, so that the writers find out how the store is.
+    fn writers_know(&self) -> bool {
+        let unknown = self.components.store.snapshot().state == State::Starting;
+        !unknown && self.parts.metrics.ledger().in_flight > 0
+    }
+
     fn note_probe(&self, result: Result<(), StoreError>) {
+        if self.writers_know() {
+            return;
+        }
         match result {
             Ok(()) => {
                 if self.components.store.succeeded() {
