@@ -14,7 +14,12 @@ use crate::wiring::{self, Missing};
 pub(crate) async fn run(config: &Config, dry_run: bool, json: bool) -> anyhow::Result<()> {
     let settings = wiring::trim_settings(config);
     let cutoffs = cutoffs(&settings, SystemClock.now())?;
-    let store = wiring::open_store(config, Missing::Refuse)();
+    let missing = if dry_run {
+        Missing::Ignore
+    } else {
+        Missing::Refuse
+    };
+    let store = wiring::open_store(config, missing)();
     let trimmed = if dry_run {
         store
             .count_expired(&cutoffs)

@@ -91,8 +91,10 @@ pub(crate) fn pipeline_parts(
 pub(crate) enum Missing {
     /// Make them: events come in and want to be stored.
     Create,
-    /// Say so: there is nothing to look at or to delete.
+    /// Say so: there is nothing to delete.
     Refuse,
+    /// Make nothing at all, not even our own tables: somebody only looks.
+    Ignore,
 }
 
 /// Opens the configured database.
@@ -108,6 +110,7 @@ fn sqlite_settings(config: &Config, missing: Missing) -> SqliteSettings {
         create_schema: match missing {
             Missing::Create => CreateSchema::Everything,
             Missing::Refuse => CreateSchema::OwnOnly,
+            Missing::Ignore => CreateSchema::Nothing,
         },
     }
 }
@@ -138,7 +141,7 @@ pub(crate) async fn migrate(config: &Config) -> anyhow::Result<Vec<String>> {
 /// The dead letters of the configured database.
 pub(crate) fn dead_letters(config: &Config) -> Arc<dyn DeadLetters> {
     Arc::new(SqliteStore::new(
-        sqlite_settings(config, Missing::Refuse),
+        sqlite_settings(config, Missing::Ignore),
         clock(),
     ))
 }

@@ -121,7 +121,11 @@ impl fmt::Debug for DatabaseUrl {
 /// password, since people put `/`, `@` and `?` into passwords without escaping them.
 pub(crate) fn mask_url(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
-        return url.to_owned();
+        // No URL, but perhaps meant for one, with its password.
+        return match url.rsplit_once('@') {
+            Some((_, host)) => format!("***@{host}"),
+            None => url.to_owned(),
+        };
     };
     if scheme.to_ascii_lowercase().starts_with("sqlite") {
         return url.to_owned();
@@ -242,5 +246,6 @@ mod tests {
             "postgresql://db/x?user=u&password=***&sslmode=require",
         );
         assert_eq!(mask_url("sqlite:///me:x@home.db"), "sqlite:///me:x@home.db");
+        assert_eq!(mask_url("postgresql:/u:p@db/x"), "***@db/x");
     }
 }

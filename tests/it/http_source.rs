@@ -40,6 +40,10 @@ impl Drop for Server {
 }
 
 fn start(settings: HttpSettings, intake: IntakeSettings) -> Server {
+    start_with(settings, intake, 1_000)
+}
+
+fn start_with(settings: HttpSettings, intake: IntakeSettings, max_connections: usize) -> Server {
     let (source, intake) = IntakeSource::new("http", intake);
     let routes = EventRoutes::new(
         intake.clone(),
@@ -52,6 +56,7 @@ fn start(settings: HttpSettings, intake: IntakeSettings) -> Server {
         App::new().configure(move |app| routes.configure(app))
     })
     .workers(1)
+    .max_connections(max_connections)
     .disable_signals()
     .bind(("127.0.0.1", 0))
     .expect("a free port");
@@ -602,6 +607,67 @@ async fn while_the_intake_is_full_nothing_is_read_and_due_pongs_still_go_out() {
         server.acknowledge(&entries).await;
     }
     assert_eq!(next(&mut client).await, Message::Pong("last".into()));
+}
+
+/// While nothing is read from a connection, only a write finds out that the client has gone.
+#[actix_web::test]
+async fn a_client_that_goes_while_the_intake_is_full_leaves_no_connection_behind() {
+    let settings = HttpSettings {
+        request_timeout: Duration::from_millis(100),
+        ping_every: Duration::from_millis(50),
+        ..with_auth()
+    };
+    let intake = IntakeSettings {
+        max_events: 1.try_into().expect("not zero"),
+        ..IntakeSettings::default()
+    };
+    // There is room for one connection: another is served once the first has been let go.
+    let server = start_with(settings, intake, 1);
+    let mut client = server.authenticated().await;
+    for _ in 0..2_000 {
+        let sent = client.send(Message::text(event().to_string()));
+        sent.await.expect("sent");
+    }
+    let held = server.read(1).await;
+    drop(client);
+    let next = tokio::time::timeout(Duration::from_secs(20), server.authenticated());
+    next.await.expect("the first connection is still held");
+    server.acknowledge(&held).await;
+}
+
+#[actix_web::test]
+async fn who_stops_in_the_middle_keeps_the_room_for_large_messages_from_nobody() {
+    let settings = HttpSettings {
+        request_timeout: Duration::from_millis(100),
+        max_body_bytes: 100_000.try_into().expect("not zero"),
+        max_frame_bytes: 100_000.try_into().expect("not zero"),
+        max_buffered_bytes: 1.try_into().expect("not zero"),
+        ..HttpSettings::default()
+    };
+    let server = start(settings, IntakeSettings::default());
+    let mut client = server.authenticated().await;
+    // The head of a frame of 100,000 bytes, and a few of them.
+    let mut head = vec![0x81, 0xff];
+    head.extend(100_000_u64.to_be_bytes());
+    head.extend([0; 100]);
+    let MaybeTlsStream::Plain(stream) = client.get_mut() else {
+        panic!("no TLS here");
+    };
+    stream.write_all(&head).await.expect("sent");
+    let close = closed(&mut client).await;
+    assert_eq!(u16::from(close.code), 1013, "{close:?}");
+
+    let mut request = tokio::net::TcpStream::connect(server.address)
+        .await
+        .expect("connected");
+    let head = "POST /api/events HTTP/1.1\r\nhost: x\r\ncontent-length: 90000\r\n\r\n[";
+    request.write_all(head.as_bytes()).await.expect("sent");
+    let mut status = [0; 12];
+    request.read_exact(&mut status).await.expect("an answer");
+    assert_eq!(&status, b"HTTP/1.1 408");
+
+    let answer = server.post("[]").send().await.expect("an answer");
+    assert_eq!(answer.status(), 204);
 }
 
 #[actix_web::test]

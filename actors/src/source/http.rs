@@ -66,10 +66,13 @@ pub struct HttpSettings {
     /// The largest event; a larger one is invalid. `None`, the default, leaves it at the bounds
     /// above.
     pub max_event_bytes: Option<NonZeroUsize>,
-    /// How long a request waits until its events are durable (30 s).
+    /// How long a request waits until its events are durable, and how long a body or a large
+    /// message may come to rest on its way in (30 s).
     pub request_timeout: Duration,
     /// How long a WebSocket may take to authenticate (10 s).
     pub auth_timeout: Duration,
+    /// How often a WebSocket is pinged, which finds out who has gone without a word (20 s).
+    pub ping_every: Duration,
 }
 
 impl Default for HttpSettings {
@@ -82,6 +85,7 @@ impl Default for HttpSettings {
             max_event_bytes: None,
             request_timeout: Duration::from_secs(30),
             auth_timeout: Duration::from_secs(10),
+            ping_every: Duration::from_secs(20),
         }
     }
 }

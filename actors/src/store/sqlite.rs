@@ -200,7 +200,7 @@ impl SqliteStore {
 fn connect(place: &Place, create: CreateSchema) -> Result<Connection, StoreError> {
     let missing = match create {
         CreateSchema::Everything => Missing::Create,
-        CreateSchema::OwnOnly => Missing::Refuse,
+        CreateSchema::OwnOnly | CreateSchema::Nothing => Missing::Refuse,
     };
     let mut connection = Connection::open(place, missing)?;
     let run = schema::prepare(&mut connection, create)
@@ -279,7 +279,8 @@ impl EventStore for SqliteStore {
     }
 
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.with_connection("read", schema::check))
+        let create = self.shared.settings.create_schema;
+        Box::pin(self.with_connection("read", move |connection| schema::check(connection, create)))
     }
 
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {

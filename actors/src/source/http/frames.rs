@@ -10,13 +10,16 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use actix_codec::{Decoder, Encoder};
 use actix_http::ws::{CloseReason, Codec, Frame, Item, Message as Outgoing, ProtocolError};
+use actix_web::error::PayloadError;
 use actix_web::web;
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, timeout_at};
 
 /// Messages below this are read without asking the budget for buffers: that many bytes every
 /// connection may hold. Larger saves questions, smaller saves memory.
@@ -37,6 +40,8 @@ pub(super) enum Incoming {
 pub(super) enum FrameError {
     #[error("a message has more than {limit} bytes")]
     TooLarge { limit: usize },
+    #[error("a message stopped in its middle for {stalled:?}; send it again")]
+    Stalled { stalled: Duration },
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
 }
@@ -157,16 +162,26 @@ pub(super) struct Reader {
     frames: Frames,
     budget: Arc<Semaphore>,
     reserved: Option<OwnedSemaphorePermit>,
+    /// Who holds a part of the budget may let the connection rest for so long, from the last byte.
+    stall_timeout: Duration,
+    last_data: Instant,
     ended: bool,
 }
 
 impl Reader {
-    pub(super) fn new(payload: web::Payload, limit: usize, budget: Arc<Semaphore>) -> Self {
+    pub(super) fn new(
+        payload: web::Payload,
+        limit: usize,
+        budget: Arc<Semaphore>,
+        stall_timeout: Duration,
+    ) -> Self {
         Self {
             payload,
             frames: Frames::new(limit),
             budget,
             reserved: None,
+            stall_timeout,
+            last_data: Instant::now(),
             ended: false,
         }
     }
@@ -191,13 +206,30 @@ impl Reader {
                 let reserved = Arc::clone(&self.budget).acquire_many_owned(num).await;
                 // The budget is never closed.
                 self.reserved = reserved.ok();
+                self.last_data = Instant::now();
             }
-            match self.payload.next().await {
-                Some(Ok(data)) => self.frames.extend(&data),
+            match self.next_data().await? {
+                Some(Ok(data)) => {
+                    self.last_data = Instant::now();
+                    self.frames.extend(&data);
+                }
                 // How a connection broke is nobody's concern: what came whole was read.
                 Some(Err(_)) | None => self.ended = true,
             }
         }
+    }
+
+    /// More bytes; a client that stops in the middle of a large message must not keep the budget
+    /// from all others.
+    async fn next_data(&mut self) -> Result<Option<Result<Bytes, PayloadError>>, FrameError> {
+        if self.reserved.is_none() {
+            return Ok(self.payload.next().await);
+        }
+        timeout_at(self.last_data + self.stall_timeout, self.payload.next())
+            .await
+            .map_err(|_| FrameError::Stalled {
+                stalled: self.stall_timeout,
+            })
     }
 
     /// What the message that was read last has taken of the budget; to be kept as long as it.
@@ -218,6 +250,8 @@ impl Reader {
             }
         }
         self.frames.buffer = BytesMut::new();
+        self.frames.parts = None;
+        self.reserved = None;
         while let Some(Ok(_)) = self.payload.next().await {}
     }
 }
@@ -248,6 +282,19 @@ impl Writer {
         let mut frame = BytesMut::new();
         self.codec.encode(message, &mut frame).map_err(|_| Gone)?;
         self.frames.send(frame.freeze()).await.map_err(|_| Gone)
+    }
+
+    /// Sends a ping, unless something else is on its way, which serves as well.
+    pub(super) fn ping(&mut self) {
+        let mut frame = BytesMut::new();
+        if self
+            .codec
+            .encode(Outgoing::Ping(Bytes::new()), &mut frame)
+            .is_ok()
+        {
+            // Whether the connection has gone is for `gone` to say.
+            self.frames.try_send(frame.freeze()).ok();
+        }
     }
 
     /// Resolves when the connection has gone.

@@ -15,6 +15,7 @@ use crate::source::intake::{Commit, NotCommitted};
 pub(super) struct PongQueue {
     queue: VecDeque<Waiting>,
     limit: usize,
+    abandoned: bool,
 }
 
 enum Waiting {
@@ -28,17 +29,30 @@ impl PongQueue {
         Self {
             queue: VecDeque::new(),
             limit,
+            abandoned: false,
         }
     }
 
     /// An event was admitted.
     pub(super) fn event(&mut self, commit: Commit) {
-        self.queue.push_back(Waiting::Event(commit));
+        self.push(Waiting::Event(commit));
     }
 
     /// A ping came.
     pub(super) fn ping(&mut self, data: Bytes) {
-        self.queue.push_back(Waiting::Ping(data));
+        self.push(Waiting::Ping(data));
+    }
+
+    fn push(&mut self, waiting: Waiting) {
+        if !self.abandoned {
+            self.queue.push_back(waiting);
+        }
+    }
+
+    /// The client has gone: no pong is wanted any more, and nothing is kept for one.
+    pub(super) fn abandon(&mut self) {
+        self.abandoned = true;
+        self.queue = VecDeque::new();
     }
 
     /// Whether nothing waits.
@@ -186,6 +200,17 @@ mod tests {
         fixture.durable(&[0]);
         assert_eq!(fixture.pongs.next().now_or_never(), Some(Ok(None)));
         assert!(!fixture.pongs.is_full());
+    }
+
+    #[test]
+    fn keeps_nothing_for_a_client_that_has_gone() {
+        let mut fixture = Fixture::new(1);
+        fixture.event();
+        assert!(fixture.pongs.is_full());
+        fixture.pongs.abandon();
+        fixture.event();
+        fixture.pongs.ping(Bytes::from_static(b"1"));
+        assert!(fixture.pongs.is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `POST /api/events`: a list of events, answered once it is durable.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_ENCODING, RETRY_AFTER};
@@ -108,7 +109,12 @@ async fn read(
     // Memory that is never written costs nothing: what counts is what arrives.
     let mut data = BytesMut::with_capacity(announced);
     let mut buffered: Option<OwnedSemaphorePermit> = None;
-    while let Some(chunk) = payload.next().await {
+    // A client that stops in the middle must not keep the budget from all others.
+    let timeout = shared.settings.request_timeout;
+    while let Some(chunk) = tokio::time::timeout(timeout, payload.next())
+        .await
+        .map_err(|_elapsed| Refusal::Stalled(timeout))?
+    {
         let chunk = chunk.map_err(|error| Refusal::Unreadable(error.to_string()))?;
         if data.len() + chunk.len() > limit {
             return Err(too_large());
@@ -179,6 +185,7 @@ enum Refusal {
     Unauthorized,
     Encoded,
     Unreadable(String),
+    Stalled(Duration),
     NotJson(String),
     TooLarge(String),
     Invalid(Vec<Invalid>),
@@ -225,6 +232,10 @@ impl Refusal {
             Self::Encoded => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "compressed bodies are not taken; send the list as it is".to_owned(),
+            ),
+            Self::Stalled(timeout) => (
+                StatusCode::REQUEST_TIMEOUT,
+                format!("the body stopped in its middle for {timeout:?}; send it again"),
             ),
             Self::Unreadable(reason) | Self::NotJson(reason) => (StatusCode::BAD_REQUEST, reason),
             Self::TooLarge(reason) => (StatusCode::PAYLOAD_TOO_LARGE, reason),

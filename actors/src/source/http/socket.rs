@@ -20,6 +20,7 @@ use bytestring::ByteString;
 use futures_util::future::{Fuse, FusedFuture, FutureExt};
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 
 use crate::delivery::{Content, Rejection};
 use crate::event::ParseError;
@@ -59,7 +60,12 @@ pub(super) async fn connect(
     let shared = shared.into_inner();
     let (writer, body) = Writer::new();
     let connection = Connection {
-        reader: Reader::new(payload, MAX_AUTH_BYTES, Arc::clone(&shared.buffered)),
+        reader: Reader::new(
+            payload,
+            MAX_AUTH_BYTES,
+            Arc::clone(&shared.buffered),
+            shared.settings.request_timeout,
+        ),
         writer,
         shared,
     };
@@ -105,6 +111,7 @@ impl From<FrameError> for End {
         let code = match error {
             FrameError::TooLarge { .. } => CloseCode::Size,
             FrameError::Protocol(_) => CloseCode::Protocol,
+            FrameError::Stalled { .. } => CloseCode::Again,
         };
         Self::Close(code, error.to_string())
     }
@@ -177,6 +184,8 @@ impl Connection {
     async fn exchange(&mut self) -> Result<std::convert::Infallible, End> {
         let mut pongs = PongQueue::new(MAX_WAITING);
         let mut draining = false;
+        let mut pings = pings(self.shared.settings.ping_every);
+        let mut left_until: Option<Instant> = None;
         // At most one event waits for room: meanwhile nothing is read, and the client feels it.
         let mut submission = std::pin::pin!(Fuse::terminated());
         loop {
@@ -198,6 +207,7 @@ impl Connection {
                     Err(_closed) => draining = true,
                 },
                 () = self.shared.intake.stopped(), if !draining => draining = true,
+                _ = pings.tick() => self.writer.ping(),
                 message = self.reader.next(), if reads => match message? {
                     Some(Incoming::Data(data)) => {
                         let reserved = self.reader.take_reserved();
@@ -209,8 +219,14 @@ impl Connection {
                     Some(Incoming::Close(reason)) => return Err(End::ClosedByClient(reason)),
                     None => return Err(End::Gone),
                 },
-                // Only while there is nothing to read: what came before the end still counts.
-                () = self.writer.gone(), if reads => return Err(End::Gone),
+                () = self.writer.gone(), if left_until.is_none() => {
+                    // When there is nothing left to read: what came before the end still counts.
+                    if reads { return Err(End::Gone) }
+                    // It comes again, and again, while the store is away: nobody may stay for ever.
+                    pongs.abandon();
+                    left_until = Some(Instant::now() + self.shared.settings.request_timeout);
+                }
+                () = until(left_until), if left_until.is_some() => return Err(End::Gone),
             }
         }
     }
@@ -238,6 +254,20 @@ impl Connection {
                 .await
                 .unwrap_or(());
         }
+    }
+}
+
+/// When the client is to be pinged: only a write finds out that it has gone while nothing is read.
+fn pings(every: Duration) -> Interval {
+    let mut pings = interval_at(Instant::now() + every, every);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pings
+}
+
+/// The end of the time for which is still taken what a client had sent before it went.
+async fn until(deadline: Option<Instant>) {
+    if let Some(deadline) = deadline {
+        sleep_until(deadline).await;
     }
 }
 

@@ -53,7 +53,7 @@ impl OpenFile {
             return Err(StoreError::unavailable(format!(
                 "the SQLite database {} was moved, replaced or removed while it was in use: put it \
                  back, or start this process again to go on with what stands there now",
-                path.display()
+                shown(path)
             )));
         }
         let connection = connect()?;
@@ -77,8 +77,14 @@ pub(super) fn moved_meanwhile(path: &Path) -> StoreError {
         what: format!(
             "the SQLite database {} was moved, replaced or removed while it was in use; what was \
              written last is written again once it is back",
-            path.display()
+            shown(path)
         ),
         source: None,
     }
+}
+
+/// As all errors of this store name it: absolute.
+fn shown(path: &Path) -> String {
+    let absolute = std::path::absolute(path);
+    absolute.as_deref().unwrap_or(path).display().to_string()
 }

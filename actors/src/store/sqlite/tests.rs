@@ -190,6 +190,29 @@ async fn makes_only_its_own_tables_in_a_database_of_prefects() {
 }
 
 #[actix::test]
+async fn makes_nothing_for_somebody_who_only_looks() {
+    let directory = TempDir::new().unwrap();
+    let settings = SqliteSettings {
+        create_schema: CreateSchema::Nothing,
+        ..settings(&directory)
+    };
+    let mut connection = connect(&settings);
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/data/prefect-schema-sqlite.sql"
+    );
+    connection
+        .batch_execute(&std::fs::read_to_string(path).unwrap())
+        .unwrap();
+    store(&settings).check().await.unwrap();
+    let tables = "SELECT name AS text FROM sqlite_master WHERE type = 'table' ORDER BY name";
+    assert_eq!(
+        texts(&mut connection, tables),
+        ["event_resources", "events"]
+    );
+}
+
+#[actix::test]
 async fn leaves_the_tables_to_prefect_where_it_has_begun() {
     let directory = TempDir::new().unwrap();
     let settings = settings(&directory);
