@@ -650,7 +650,7 @@ async fn who_stops_in_the_middle_keeps_the_room_for_large_messages_from_nobody()
     let mut head = vec![0x81, 0xff];
     head.extend(100_000_u64.to_be_bytes());
     head.extend([0; 100]);
-    let MaybeTlsStream::Plain(stream) = client.get_mut() else {
+    let tokio_tungstenite::MaybeTlsStream::Plain(stream) = client.get_mut() else {
         panic!("no TLS here");
     };
     stream.write_all(&head).await.expect("sent");
