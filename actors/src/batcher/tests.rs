@@ -210,6 +210,29 @@ async fn back_off_grows_is_capped_and_resets() {
 }
 
 #[actix::test]
+async fn a_success_ends_the_back_off_of_the_others() {
+    let mut bench = Bench::start(2, 2).await;
+    drop(bench.enqueue(0..2, true));
+    let mut first = bench.flush(0).await;
+    drop(bench.enqueue(2..4, true));
+    let second = bench.flush(1).await;
+    for _ in 0..8 {
+        first.answer(Err(StoreError::unavailable("away")));
+        first = bench.flush(0).await;
+    }
+    first.answer(Err(StoreError::unavailable("away")));
+    settle().await;
+    let failed_at = Instant::now();
+    commit(second);
+    assert_eq!(positions(&bench.flush(0).await), ["0", "1"]);
+    let waited = failed_at.elapsed();
+    assert!(
+        waited < Duration::from_millis(10),
+        "{waited:?} of 1.5 s or more"
+    );
+}
+
+#[actix::test]
 async fn an_outage_is_told_once_and_its_end_too() {
     let mut bench = Bench::start(1, 10).await;
     drop(bench.enqueue(0..1, false));

@@ -196,11 +196,13 @@ async fn gives_receipts_back_until_the_source_takes_them() {
 
 #[actix::test]
 async fn stops_reading_when_told_and_leaves_the_rest() {
-    let bench = Bench::start().await;
+    let mut bench = Bench::start().await;
+    settle().await; // Now it waits for the source.
     bench.consumer.send(StopReading).await.unwrap();
     bench.source.push(EVENT);
     settle().await;
-    assert_eq!(bench.source.num_held(), 1, "took what it should have left");
+    assert_eq!(bench.source.num_reads(), 0, "took what it should have left");
+    assert!(bench.chunks.try_next().is_none());
 }
 
 #[actix::test]
