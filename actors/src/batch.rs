@@ -140,6 +140,8 @@ pub struct HeldBatch {
     pub receipts: Vec<(SourceIndex, Receipt)>,
     /// How often it could not be written.
     pub failures: u32,
+    /// Whether others were written between its last two failures: then it is not the store.
+    pub is_stubborn: bool,
     /// When its oldest entry came.
     pub oldest: Instant,
 }
@@ -155,10 +157,23 @@ pub enum Next {
     Nothing,
 }
 
+impl HeldBatch {
+    /// Whether newer batches wait for this one while its back-off lasts.
+    ///
+    /// They do at first: in an outage trying them all is of no use. But one that fails again and
+    /// again, or while others succeed, may be the only one that does, and must not hold the others
+    /// up for ever.
+    fn holds_up_others(&self) -> bool {
+        const PATIENCE: u32 = 3;
+        !self.is_stubborn && self.failures < PATIENCE
+    }
+}
+
 /// All that waits for a writer: batches that came back, then entries not yet in a batch.
 ///
 /// Batches leave in the order of their ids, which is the order in which their entries came. One
-/// that came back goes first, and while its back-off lasts nothing newer overtakes it.
+/// that came back goes first, and while its back-off lasts nothing newer overtakes it, unless it
+/// has failed too often for that.
 #[derive(Debug)]
 pub struct BatchQueue {
     limits: BatchLimits,
@@ -218,10 +233,13 @@ impl BatchQueue {
         self.returned.insert(held.batch.id, (held, not_before));
     }
 
-    /// Ends every back-off: a write has succeeded, so the store is there again.
+    /// Ends the back-offs: a write has succeeded, so the store is there again. Those of stubborn
+    /// batches last: other batches' successes tell nothing about them.
     pub fn end_backoff(&mut self, now: Instant) {
-        for (_, not_before) in self.returned.values_mut() {
-            *not_before = (*not_before).min(now);
+        for (held, not_before) in self.returned.values_mut() {
+            if !held.is_stubborn {
+                *not_before = (*not_before).min(now);
+            }
         }
     }
 
@@ -244,17 +262,26 @@ impl BatchQueue {
 
     /// The next batch for a writer that is idle now.
     pub fn next(&mut self, now: Instant) -> Next {
-        if let Some(first) = self.returned.first_entry() {
-            let not_before = first.get().1;
-            if not_before > now {
-                return Next::WaitUntil(not_before);
+        let mut wake = None;
+        for (id, (held, not_before)) in &self.returned {
+            if *not_before <= now {
+                let id = *id;
+                return match self.returned.remove(&id) {
+                    Some((held, _)) => Next::Write(held, FlushReason::Retry),
+                    None => Next::Nothing,
+                };
             }
-            return Next::Write(first.remove().0, FlushReason::Retry);
+            if held.holds_up_others() {
+                return Next::WaitUntil(*not_before);
+            }
+            wake = Some(wake.map_or(*not_before, |at: Instant| at.min(*not_before)));
         }
         match self.flush_reason(now) {
             Ok(reason) => Next::Write(self.take_batch(now), reason),
-            Err(Some(at)) => Next::WaitUntil(at),
-            Err(None) => Next::Nothing,
+            Err(at) => match at.into_iter().chain(wake).min() {
+                Some(at) => Next::WaitUntil(at),
+                None => Next::Nothing,
+            },
         }
     }
 
@@ -311,6 +338,7 @@ impl BatchQueue {
             batch: Arc::new(Batch::new(id, entries)),
             receipts,
             failures: 0,
+            is_stubborn: false,
             oldest,
         }
     }

@@ -3,7 +3,8 @@
 //! Receives [`Join`], [`Enqueue`], [`ReplaceWriter`], [`Drain`]; sends [`Flush`], then [`Ack`].
 //! Guarantee: a receipt is acknowledged only once its batch is durable.
 //! A batch that failed goes back to the front, in order, until it is written; while its back-off
-//! lasts, nothing newer overtakes it. A writer that dies loses nothing: its batch is still here.
+//! lasts, nothing newer overtakes it, unless it is the only one that fails. A writer that dies
+//! loses nothing: its batch is still here.
 //! When this actor dies, what it held is forgotten, and the sources hand it out again.
 
 use std::collections::{HashMap, VecDeque};
@@ -16,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
-use crate::batch::{BatchLimits, BatchQueue, FlushReason, HeldBatch, Next};
+use crate::batch::{BatchId, BatchLimits, BatchQueue, FlushReason, HeldBatch, Next};
 use crate::clock::Clock;
 use crate::credit::Credit;
 use crate::lifeline::Lifeline;
@@ -117,6 +118,9 @@ pub struct BatcherActor {
     draining: Waiters<Drained>,
     timer: Option<(Instant, SpawnHandle)>,
     hand_outs: HandOut,
+    /// How many batches were written, and at which count each that waits has failed last.
+    successes: u64,
+    failed_at: HashMap<BatchId, u64>,
     _lifeline: Lifeline,
 }
 
@@ -165,6 +169,8 @@ impl BatcherActor {
             draining: Waiters::default(),
             timer: None,
             hand_outs: 0,
+            successes: 0,
+            failed_at: HashMap::new(),
             _lifeline: lifeline,
         }
     }
@@ -260,6 +266,8 @@ impl BatcherActor {
         if self.parts.store.succeeded() {
             log::info!("the store is back batch.id={}", held.batch.id);
         }
+        self.successes += 1;
+        self.failed_at.remove(&held.batch.id);
         self.queue.end_backoff(Instant::now());
         let mut by_source: HashMap<SourceIndex, Vec<_>> = HashMap::new();
         for (source, receipt) in held.receipts {
@@ -282,6 +290,8 @@ impl BatcherActor {
     /// The batch is not durable: it goes back to the front and out again after a back-off.
     fn retry_later(&mut self, mut held: HeldBatch, error: &str) {
         held.failures = held.failures.saturating_add(1);
+        let failed_before = self.failed_at.insert(held.batch.id, self.successes);
+        held.is_stubborn = failed_before.is_some_and(|at| at < self.successes);
         let delay = self.settings.backoff.random_delay(held.failures);
         self.parts.metrics.batch_failed();
         let at = self.parts.clock.now();

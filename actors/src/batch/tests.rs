@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -149,14 +149,60 @@ fn a_returned_batch_goes_first_and_is_not_overtaken() {
     );
 }
 
+#[test]
+fn a_batch_that_fails_again_and_again_holds_nothing_up() {
+    let now = Instant::now();
+    let mut queue = queue(2, 1_000);
+    queue.push(SOURCE, deliveries(4), false, now);
+    let (mut first, _) = write(queue.next(now));
+    let later = now + Duration::from_secs(3);
+    for failures in 1..3 {
+        first.failures = failures;
+        queue.put_back(first, later);
+        assert_eq!(wait(queue.next(now)), later, "after {failures} failures");
+        first = write(queue.next(later)).0;
+    }
+    first.failures = 3;
+    queue.put_back(first, later);
+    assert_eq!(write(queue.next(now)).0.batch.id, BatchId(2));
+    assert_eq!(wait(queue.next(now)), later, "and is not forgotten");
+}
+
+#[test]
+fn a_stubborn_batch_keeps_its_back_off_whatever_others_do() {
+    let now = Instant::now();
+    let mut queue = queue(2, 1_000);
+    queue.push(SOURCE, deliveries(4), false, now);
+    let (mut first, _) = write(queue.next(now));
+    let later = now + Duration::from_secs(3);
+    first.failures = 2;
+    first.is_stubborn = true;
+    queue.put_back(first, later);
+    queue.end_backoff(now);
+    assert_eq!(write(queue.next(now)).0.batch.id, BatchId(2));
+    assert_eq!(wait(queue.next(now)), later);
+    assert_eq!(write(queue.next(later)).0.batch.id, BatchId(1));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
-    Push { sizes: Vec<usize>, more_ready: bool },
+    Push {
+        sizes: Vec<usize>,
+        more_ready: bool,
+    },
     Next,
-    PutBack { which: usize, after_millis: u64 },
-    Commit { which: usize },
+    PutBack {
+        which: usize,
+        after_millis: u64,
+        is_stubborn: bool,
+    },
+    Commit {
+        which: usize,
+    },
     EndBackoff,
-    Wait { millis: u64 },
+    Wait {
+        millis: u64,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -164,8 +210,10 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (prop::collection::vec(0_usize..60, 0..9), any::<bool>())
             .prop_map(|(sizes, more_ready)| Step::Push { sizes, more_ready }),
         4 => Just(Step::Next),
-        1 => (any::<usize>(), 0_u64..3_000)
-            .prop_map(|(which, after_millis)| Step::PutBack { which, after_millis }),
+        2 => (any::<usize>(), 0_u64..3_000, any::<bool>())
+            .prop_map(|(which, after_millis, is_stubborn)| {
+                Step::PutBack { which, after_millis, is_stubborn }
+            }),
         2 => any::<usize>().prop_map(|which| Step::Commit { which }),
         1 => Just(Step::EndBackoff),
         2 => (0_u64..1_500).prop_map(|millis| Step::Wait { millis }),
@@ -178,8 +226,8 @@ struct Game {
     now: Instant,
     pushed: u64,
     out: Vec<HeldBatch>,
-    /// Ids that were put back and wait.
-    back: HashSet<BatchId>,
+    /// Ids that were put back and wait, and whether they hold up others.
+    back: BTreeMap<BatchId, bool>,
     highest: u64,
     committed: Vec<u64>,
 }
@@ -199,9 +247,12 @@ impl Game {
             Step::PutBack {
                 which,
                 after_millis,
+                is_stubborn,
             } if !self.out.is_empty() => {
-                let held = self.out.swap_remove(which % self.out.len());
-                self.back.insert(held.batch.id);
+                let mut held = self.out.swap_remove(which % self.out.len());
+                held.failures += 1;
+                held.is_stubborn = is_stubborn;
+                self.back.insert(held.batch.id, held.holds_up_others());
                 let not_before = self.now + Duration::from_millis(after_millis);
                 self.queue.put_back(held, not_before);
             }
@@ -236,10 +287,11 @@ impl Game {
             .windows(2)
             .all(|pair| pair[0].1.0 + 1 == pair[1].1.0);
         prop_assert!(in_order, "entries out of order");
-        if let Some(first_back) = self.back.iter().min().copied() {
-            prop_assert_eq!(held.batch.id, first_back, "overtook a returned batch");
+        let overtaken = self.back.range(..held.batch.id);
+        let held_up = overtaken.filter(|(_, holds_up)| **holds_up).count();
+        prop_assert_eq!(held_up, 0, "overtook a batch that others wait for");
+        if self.back.remove(&held.batch.id).is_some() {
             prop_assert_eq!(reason, FlushReason::Retry);
-            self.back.remove(&first_back);
         } else {
             prop_assert_eq!(held.batch.id.0, self.highest + 1, "out of sequence");
             self.highest = held.batch.id.0;
@@ -261,7 +313,7 @@ proptest! {
             now: Instant::now(),
             pushed: 0,
             out: Vec::new(),
-            back: HashSet::new(),
+            back: BTreeMap::new(),
             highest: 0,
             committed: Vec::new(),
         };

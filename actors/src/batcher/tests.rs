@@ -177,6 +177,40 @@ async fn a_failed_batch_goes_back_to_the_front() {
     assert_eq!(order, ["0", "1", "2", "3", "4", "5"]);
 }
 
+/// A minute in which an event comes every twentieth of a second, and the first one always fails.
+async fn one_that_always_fails(num_writers: usize) {
+    let mut bench = Bench::start(num_writers, 1).await;
+    let (mut attempts, mut stored) = (0, 0);
+    drop(bench.enqueue(0..1, false));
+    for number in 1..=1_200 {
+        drop(bench.enqueue(number..number + 1, false));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        while let Some(flush) = bench.writers.iter_mut().find_map(Inbox::try_next) {
+            if positions(&flush) == ["0"] {
+                attempts += 1;
+                flush.answer(Err(StoreError::unavailable("this one never")));
+            } else {
+                stored += 1;
+                commit(flush);
+            }
+            settle().await;
+        }
+    }
+    assert!(attempts <= 60, "{attempts} attempts in a minute");
+    assert!(attempts >= 15, "{attempts} attempts: given up");
+    assert!(stored >= 1_150, "{stored} others were stored");
+}
+
+#[actix::test]
+async fn a_batch_that_alone_always_fails_holds_up_nothing_for_long() {
+    one_that_always_fails(1).await;
+}
+
+#[actix::test]
+async fn a_batch_that_alone_always_fails_does_not_spin_while_others_succeed() {
+    one_that_always_fails(2).await;
+}
+
 #[actix::test]
 async fn back_off_grows_is_capped_and_resets() {
     let mut bench = Bench::start(1, 10).await;
