@@ -1,4 +1,4 @@
-//! Reads one source and forwards what it brings, parsed, in chunks.
+//! Rewinds one source, reads it, and forwards what it brings, parsed, in chunks.
 //!
 //! Receives [`Ack`], [`StopReading`], [`AwaitEnd`], [`Drain`]; sends [`Join`], then [`Enqueue`].
 //! Guarantee: a receipt goes back to the source only after the batcher's `Ack`, or for a message
@@ -7,6 +7,7 @@
 
 use std::mem;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::prelude::*;
 use bytes::Bytes;
@@ -115,6 +116,46 @@ impl ConsumerActor {
         }
     }
 
+    /// Makes the source hand out again what an earlier consumer had taken, then goes on to join.
+    ///
+    /// Until that works nothing is read: it would be lost to this generation.
+    fn rewind(&mut self, ctx: &mut Context<Self>) {
+        let source = Arc::clone(&self.source);
+        let rewind = async move { source.rewind().await };
+        let handle = ctx.spawn(
+            rewind
+                .into_actor(self)
+                .map(|result, actor, ctx| actor.has_rewound(result, ctx)),
+        );
+        self.stage = Stage::AtSource(handle);
+    }
+
+    fn has_rewound(&mut self, result: Result<(), SourceError>, ctx: &mut Context<Self>) {
+        if let Err(error) = result {
+            let delay = self.next_delay();
+            self.note_failure("could not be rewound", &error);
+            let handle = ctx.run_later(delay, |actor, ctx| actor.rewind(ctx));
+            self.stage = Stage::AtSource(handle);
+            return;
+        }
+        self.failed_reads = 0;
+        self.stage = Stage::AtBatcher;
+        let join = self.downstream.join.send(Join {
+            source: self.downstream.index,
+            acks: ctx.address().recipient(),
+        });
+        ctx.spawn(
+            join.into_actor(self)
+                .map(|reply, actor, ctx| actor.permitted(reply, ctx)),
+        );
+    }
+
+    /// The back-off after another failure of the source.
+    fn next_delay(&mut self) -> Duration {
+        self.failed_reads = self.failed_reads.saturating_add(1);
+        self.parts.backoff.random_delay(self.failed_reads)
+    }
+
     fn read(&mut self, permit: Permit, ctx: &mut Context<Self>) {
         let source = Arc::clone(&self.source);
         let read = async move { source.read(permit).await };
@@ -142,8 +183,7 @@ impl ConsumerActor {
     }
 
     fn read_failed(&mut self, error: &SourceError, permit: Permit, ctx: &mut Context<Self>) {
-        self.failed_reads = self.failed_reads.saturating_add(1);
-        let delay = self.parts.backoff.random_delay(self.failed_reads);
+        let delay = self.next_delay();
         self.note_failure("could not be read", error);
         let handle = ctx.run_later(delay, move |actor, ctx| actor.read(permit, ctx));
         self.stage = Stage::AtSource(handle);
@@ -319,14 +359,7 @@ impl Actor for ConsumerActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let join = self.downstream.join.send(Join {
-            source: self.downstream.index,
-            acks: ctx.address().recipient(),
-        });
-        ctx.spawn(
-            join.into_actor(self)
-                .map(|reply, actor, ctx| actor.permitted(reply, ctx)),
-        );
+        self.rewind(ctx);
     }
 }
 

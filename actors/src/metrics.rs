@@ -68,6 +68,7 @@ pub struct Metrics(Arc<Inner>);
 struct Inner {
     ledger: Mutex<LedgerCounts>,
     oldest: Mutex<Option<Instant>>,
+    last_commit: Mutex<Option<Instant>>,
     exported: Exported,
     batches: IntCounterVec,
     failed_batches: IntCounter,
@@ -103,6 +104,7 @@ impl Metrics {
         Ok(Self(Arc::new(Inner {
             ledger: Mutex::default(),
             oldest: Mutex::default(),
+            last_commit: Mutex::default(),
             exported: Exported::new()?,
             batches: IntCounterVec::new(
                 Opts::new(
@@ -168,6 +170,14 @@ impl Metrics {
         lock(&self.0.oldest).map(|since| since.elapsed())
     }
 
+    /// For how long there has been something to write, and nothing was committed.
+    pub(crate) fn stalled(&self) -> Option<Duration> {
+        let waiting_since = (*lock(&self.0.oldest))?;
+        let last_commit = *lock(&self.0.last_commit);
+        let since = last_commit.map_or(waiting_since, |commit| commit.max(waiting_since));
+        Some(since.elapsed())
+    }
+
     pub(crate) fn received(&self, first_time: usize, again: usize) {
         let mut counts = lock(&self.0.ledger);
         counts.received += first_time as u64;
@@ -194,6 +204,7 @@ impl Metrics {
 
     pub(crate) fn batch_flushed(&self, flushed: &Flushed, took: Duration) {
         self.0.flush_seconds.observe(took.as_secs_f64());
+        *lock(&self.0.last_commit) = Some(Instant::now());
         let mut counts = lock(&self.0.ledger);
         counts.stored += flushed.inserted;
         counts.duplicates += flushed.duplicates;

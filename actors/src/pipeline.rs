@@ -28,7 +28,6 @@ use crate::messages::{
 };
 use crate::metrics::Metrics;
 use crate::source::EventSource;
-use crate::status::error_chain;
 use crate::store::{EventStore, OpenStore, Trimmed};
 use crate::trim::{TrimActor, TrimSettings};
 use crate::waiters::{Owed, Waiters};
@@ -153,12 +152,10 @@ impl PipelineActor {
         self.settings.batch.backoff
     }
 
-    /// Retires the generation that may be there, rewinds the sources, and starts another.
+    /// Retires the generation that may be there and starts another, which rewinds the sources.
     fn renew(&mut self, after: Duration, ctx: &mut Context<Self>) {
         self.phase = Phase::Starting;
         let old = self.children.take();
-        let sources = self.parts.sources.clone();
-        let backoff = self.backoff();
         let metrics = self.parts.metrics.clone();
         let prepare = async move {
             if let Some(old) = old {
@@ -169,12 +166,6 @@ impl PipelineActor {
                 log::info!("left to the sources, which hand it out again messages={released}");
             }
             sleep(after).await;
-            join_all(
-                sources
-                    .iter()
-                    .map(|source| rewind(source.as_ref(), backoff)),
-            )
-            .await;
         };
         ctx.spawn(prepare.into_actor(self).map(|(), actor, ctx| {
             if actor.phase == Phase::Starting {
@@ -355,21 +346,6 @@ impl PipelineActor {
         }
         self.draining.answer(&drained);
         self.finishing.answer(&drained);
-    }
-}
-
-/// Rewinds until it works: without it, what the last generation held would be lost to this one.
-async fn rewind(source: &dyn EventSource, backoff: Backoff) {
-    let mut failures = 0;
-    while let Err(error) = source.rewind().await {
-        failures += 1;
-        let delay = backoff.random_delay(failures);
-        log::warn!(
-            "a source could not be rewound source.name={} retry_in={delay:?} error={}",
-            source.name(),
-            error_chain(&error)
-        );
-        sleep(delay).await;
     }
 }
 

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use super::*;
 use crate::clock::SystemClock;
 use crate::delivery::Content;
@@ -82,6 +80,14 @@ async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;
     }
+}
+
+#[actix::test]
+async fn rewinds_its_source_before_it_reads() {
+    let mut bench = Bench::start().await;
+    bench.source.push(EVENT);
+    bench.chunk().await;
+    assert_eq!(bench.source.rewinds(), 1);
 }
 
 #[actix::test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
+use tokio::time::timeout;
 
 use super::{Phase, PipelineActor, PipelineParts, PipelineSettings};
 use crate::source::EventSource;
@@ -13,7 +14,14 @@ use crate::store::StoreError;
 /// How often readiness is looked at, and the store probed while it is away.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the store is probed while it is there and nothing is written.
-const PROBE_EVERY: Duration = Duration::from_secs(5);
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+
+/// How long the store may take to answer a probe. With the time between two probes this is how late
+/// an outage can show.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+/// How long writers may be at work without a single commit before that counts as an outage, whatever
+/// time-out the store itself has.
+const COMMITS_WITHIN: Duration = Duration::from_secs(4);
 
 /// What is told of each part, over all generations.
 #[derive(Clone)]
@@ -77,6 +85,18 @@ impl PipelineActor {
                 }
                 State::Ok | State::Ended => None,
             })
+            .or_else(|| self.why_stalled())
+    }
+
+    /// A store that does not answer says no error either.
+    fn why_stalled(&self) -> Option<String> {
+        let stalled = self.parts.metrics.stalled()?;
+        (stalled > COMMITS_WITHIN).then(|| {
+            format!(
+                "store: nothing was committed for {} s, though there is something to write",
+                stalled.as_secs()
+            )
+        })
     }
 
     /// Keeps the readiness that is scraped no older than a tick.
@@ -99,7 +119,15 @@ impl PipelineActor {
             return;
         }
         let probe = Arc::clone(&self.probe);
-        let check = async move { probe.check().await };
+        let check = async move {
+            timeout(ANSWERS_WITHIN, probe.check())
+                .await
+                .unwrap_or_else(|_| {
+                    Err(StoreError::unavailable(format!(
+                        "the store has not answered for {ANSWERS_WITHIN:?}"
+                    )))
+                })
+        };
         ctx.spawn(check.into_actor(self).map(|result, actor, ctx| {
             let next = if result.is_ok() { PROBE_EVERY } else { TICK };
             actor.note_probe(result);

@@ -194,6 +194,23 @@ async fn is_ready_again_once_a_source_takes_its_receipts_back() {
 }
 
 #[actix::test]
+async fn a_store_that_does_not_answer_shows_within_five_seconds() {
+    let bench = Bench::new();
+    let pipeline = bench.pipeline(settings(2, 10)).start();
+    until(&pipeline, |status| status.ready).await;
+    bench.store.hold();
+    bench.push(0..5);
+    sleep(Duration::from_secs(3)).await;
+    assert!(status(&pipeline).await.ready, "a slow write is no outage");
+    sleep(Duration::from_secs(2)).await;
+    let reason = status(&pipeline).await.reason.expect("not ready");
+    assert!(reason.contains("nothing was committed"), "{reason}");
+    bench.store.release();
+    bench.source.wait_for_acknowledged(5).await;
+    assert!(status(&pipeline).await.ready);
+}
+
+#[actix::test]
 async fn drain_flushes_what_is_held_and_closes_everything() {
     let bench = Bench::new();
     bench.store.hold();
