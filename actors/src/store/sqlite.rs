@@ -20,10 +20,10 @@ use std::time::Duration;
 use futures_util::future::LocalBoxFuture;
 
 use self::connection::{Connection, Failure, Missing, Place};
-pub use self::schema::CreateSchema;
 use self::trim::Resume;
 use crate::batch::Batch;
 use crate::clock::Clock;
+pub use crate::store::CreateSchema;
 use crate::store::{
     Cutoffs, DeadLetter, DeadLetters, EventStore, OpenLetter, OpenStore, Outcome, StoreError,
     TrimStep, Trimmed,
@@ -32,7 +32,6 @@ use crate::store::{
 mod connection;
 mod letters;
 mod lock_holder;
-mod python_json;
 mod result_code;
 mod rows;
 mod schema;

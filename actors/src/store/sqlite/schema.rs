@@ -11,6 +11,7 @@ use diesel::sqlite::Sqlite;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _, embed_migrations};
 
 use super::connection::{Connection, Failure};
+use crate::store::CreateSchema;
 
 /// Prefect's tables, to the letter. Never run on a database that is or may become Prefect's.
 pub(super) const EVENTS: EmbeddedMigrations = embed_migrations!("../migrations/sqlite/events");
@@ -66,16 +67,6 @@ diesel::table! {
 }
 
 diesel::allow_tables_to_appear_in_same_query!(events, event_resources);
-
-/// Which tables may be made in a database.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CreateSchema {
-    /// All of them: the file is our own. Where Prefect has been, its tables are left to it.
-    Everything,
-    /// Only `event_persister_*`: the database is Prefect's, or may become so. Its migrations fail
-    /// for ever on tables that exist already.
-    OwnOnly,
-}
 
 /// What is written, table by table.
 const WRITTEN: [(&str, &[&str]); 3] = [
