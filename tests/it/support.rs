@@ -1,1 +1,4 @@
 //! Shared helpers.
+
+#[cfg(feature = "service-tests")]
+pub(crate) mod redis;
