@@ -26,7 +26,7 @@ step "lints, no features"
 cargo clippy -p event-persister-actors --all-targets --no-default-features -- -D warnings
 
 step "each feature alone"
-for feature in file http sqlite testing; do
+for feature in file http redis sqlite testing; do
   cargo clippy -q -p event-persister-actors --no-default-features --features "$feature" -- -D warnings
 done
 

@@ -2,3 +2,5 @@
 
 #[cfg(feature = "service-tests")]
 pub(crate) mod postgres;
+#[cfg(feature = "service-tests")]
+pub(crate) mod redis;

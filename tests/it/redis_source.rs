@@ -1,0 +1,1 @@
+//! The Redis source against real servers.
