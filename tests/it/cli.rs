@@ -18,18 +18,18 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 /// The binary in an empty folder, with nothing in its environment.
-struct Folder(TempDir);
+pub(crate) struct Folder(TempDir);
 
 impl Folder {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_event-persister"));
         command
             .args(arguments)
@@ -39,30 +39,31 @@ impl Folder {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Ran {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
         Ran::new(self.command(arguments).output().unwrap())
     }
 
-    fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
+    pub(crate) fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
         let mut command = self.command(arguments);
         command.envs(variables.iter().copied());
         Ran::new(command.output().unwrap())
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         std::fs::write(self.path().join(name), text).unwrap();
     }
 
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         std::fs::read_dir(self.path()).unwrap().next().is_none()
     }
 }
 
+/// How a command ended.
 #[derive(Debug)]
-struct Ran {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Ran {
@@ -75,13 +76,13 @@ impl Ran {
     }
 
     #[track_caller]
-    fn exits(self, code: i32) -> Self {
+    pub(crate) fn exits(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{self:?}");
         self
     }
 
     #[track_caller]
-    fn complains(self, parts: &[&str]) -> Self {
+    pub(crate) fn complains(self, parts: &[&str]) -> Self {
         for part in parts {
             assert!(self.stderr.contains(part), "no {part:?} in {self:?}");
         }
@@ -89,7 +90,7 @@ impl Ran {
     }
 
     #[track_caller]
-    fn prints(self, parts: &[&str]) -> Self {
+    pub(crate) fn prints(self, parts: &[&str]) -> Self {
         for part in parts {
             assert!(self.stdout.contains(part), "no {part:?} in {self:?}");
         }
@@ -97,7 +98,7 @@ impl Ran {
     }
 
     #[track_caller]
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
 }
@@ -180,16 +181,33 @@ fn wrong_configuration_exits_with_2_and_says_what_would_be_right() {
 #[test]
 fn what_is_not_built_in_yet_is_refused_without_showing_passwords() {
     let folder = Folder::new();
-    for arguments in [
-        ["--database-url", "postgresql://u:hunter2@db/x"],
-        ["--redis-url", "redis://:hunter2@redis"],
-    ] {
-        let ran = folder
-            .run(&arguments)
-            .exits(2)
-            .complains(&[arguments[0], "not built in yet"]);
-        assert!(!ran.stderr.contains("hunter2"), "{ran:?}");
-    }
+    let url = "redis+sentinel://:hunter2@a:26379,b:26379/mymaster";
+    let ran = folder
+        .run(&["--redis-url", url])
+        .exits(2)
+        .complains(&["--redis-url", "Sentinel is not built in yet"]);
+    assert!(!ran.stderr.contains("hunter2"), "{ran:?}");
+}
+
+#[test]
+fn settings_that_cannot_work_together_exit_with_2() {
+    let folder = Folder::new();
+    let variables = [
+        ("EVENT_PERSISTER_REDIS_URL", "redis://127.0.0.1:1"),
+        ("EVENT_PERSISTER_REDIS_GUARD_GROUP", "ephemeral-guard"),
+    ];
+    folder
+        .run_with(&["check"], &variables)
+        .exits(2)
+        .complains(&["ephemeral-guard"]);
+    folder
+        .run(&[
+            "check",
+            "--database-url",
+            "postgresql://h/d?keepalives_idle=x",
+        ])
+        .exits(2)
+        .complains(&["database.url"]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod cli;
 mod http_source;
+mod prefect_environment;
 #[cfg(feature = "service-tests")]
 mod redis_source;
 mod source_contract;

@@ -57,7 +57,7 @@ impl SqliteSettings {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
-            busy_timeout: Duration::from_secs(10),
+            busy_timeout: Duration::from_secs(4),
             create_schema: CreateSchema::Everything,
         }
     }
@@ -118,6 +118,21 @@ impl SqliteStore {
             let mut connection = Connection::open(&place, Missing::Create)?;
             schema::prepare(&mut connection, CreateSchema::Everything)
                 .map_err(|failure| connection.store_error("migrate", failure))
+        })
+        .await?
+    }
+
+    /// The revision of Prefect's schema; `None` where Prefect has not been. Makes nothing.
+    ///
+    /// # Errors
+    ///
+    /// The file is not there or cannot be read.
+    pub async fn prefect_revision(&self) -> Result<Option<String>, StoreError> {
+        let place = self.place();
+        blocking(move || {
+            let mut connection = Connection::open(&place, Missing::Refuse)?;
+            schema::prefect_revision(&mut connection)
+                .map_err(|failure| connection.store_error("read", failure))
         })
         .await?
     }

@@ -244,6 +244,21 @@ struct Column {
     required: bool,
 }
 
+/// The revision that Prefect's migrations have noted; `None` where they were never run.
+pub(super) fn prefect_revision(connection: &mut Connection) -> Result<Option<String>, Failure> {
+    let revisions = connection.run(|connection| {
+        if Found::in_database(connection)?.has("alembic_version") {
+            names(
+                connection,
+                "SELECT version_num AS name FROM alembic_version",
+            )
+        } else {
+            Ok(BTreeSet::new())
+        }
+    })?;
+    Ok(revisions.into_iter().next_back())
+}
+
 /// Whether every column that is written is there, and no other must be written.
 pub(super) fn check(connection: &mut Connection) -> Result<(), Failure> {
     let found = connection.run(Found::in_database)?;
