@@ -9,11 +9,14 @@ use crate::source::SourceError;
 /// A failed command as the port's error: where, what and the remedy; the cause is its source.
 pub(super) fn unavailable(server: &str, doing: &str, error: RedisError) -> SourceError {
     let remedy = remedy(&error);
-    SourceError::unavailable(
-        format!("Redis at {server}: {doing} failed; {remedy}"),
-        error,
-    )
+    let what = format!("Redis at {server}: {doing} failed; {remedy}");
+    SourceError::unavailable(what, Cause(error))
 }
+
+/// The client's error without its own source, whose text it repeats.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Cause(RedisError);
 
 /// A time-out of ours as the client's error, so that all failures look alike.
 pub(super) fn timed_out(what: &'static str) -> RedisError {
@@ -89,7 +92,8 @@ fn without_answer(error: &RedisError) -> &'static str {
         return "nothing listens there: start it, or correct host and port of the URL";
     }
     if error.is_timeout() {
-        return "it does not answer in time: see whether it is stalled or the network is down";
+        return "it does not answer in time: see whether it is stalled, the network is down, or the URL is \
+                wrong about TLS";
     }
     match error.kind() {
         ErrorKind::AuthenticationFailed => "user or password is wrong: correct the URL",
