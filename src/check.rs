@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use event_persister_actors::source::SourceError;
 use event_persister_actors::status::error_chain;
 use serde_json::{Value, json};
 
@@ -18,7 +19,14 @@ struct Findings {
     /// `None` where it could not be asked for.
     prefects: Option<Prefects>,
     /// `None` where Redis is no source.
-    redis: Option<Result<GuardReport, String>>,
+    redis: Option<Result<Stream, String>>,
+}
+
+/// What was found in Redis.
+struct Stream {
+    /// The server's version, if it says.
+    version: Option<String>,
+    report: GuardReport,
 }
 
 impl Findings {
@@ -73,12 +81,18 @@ async fn look_for_prefect(config: &Config) -> Option<Prefects> {
     }
 }
 
-async fn check_redis(config: &Config) -> Option<Result<GuardReport, String>> {
+async fn check_redis(config: &Config) -> Option<Result<Stream, String>> {
     let guard = match wiring::guard(config) {
         Ok(guard) => guard?,
         Err(error) => return Some(Err(format!("{error:#}"))),
     };
-    Some(within(async { guard.show().await.map_err(|error| error_chain(&error)) }).await)
+    let look = async {
+        Ok(Stream {
+            version: guard.server_version().await?,
+            report: guard.show().await?,
+        })
+    };
+    Some(within(async { look.await.map_err(|error: SourceError| error_chain(&error)) }).await)
 }
 
 async fn within<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
@@ -111,7 +125,13 @@ fn print(config: &Config, findings: &Findings) -> anyhow::Result<()> {
     match &findings.redis {
         None => output::line("redis: not a source"),
         Some(Err(error)) => output::line(&format!("redis: {error}")),
-        Some(Ok(report)) => output::line(&format!("redis: reachable\n{}", guard::describe(report))),
+        Some(Ok(Stream { version, report })) => {
+            let version = version.as_deref().unwrap_or("unknown");
+            output::line(&format!(
+                "redis: reachable, version {version}\n{}",
+                guard::describe(report)
+            ))
+        }
     }
 }
 
@@ -134,10 +154,10 @@ fn print_settings(config: &Config) -> anyhow::Result<()> {
 }
 
 fn describe(prefects: &Prefects) -> String {
-    let tested_with = prefects.tested_with;
+    let tested_with = prefects.tested_with.join(", ");
     let found = match prefects.revision.as_deref() {
         None => "Prefect has not been in this database".to_owned(),
-        Some(revision) if revision == tested_with => {
+        Some(revision) if prefects.tested_with.contains(&revision) => {
             format!("revision {revision}, which this version was tested with")
         }
         Some(revision) => format!(
@@ -186,7 +206,8 @@ fn document(config: &Config, findings: &Findings) -> Value {
         })),
         "redis": findings.redis.as_ref().map(|redis| json!({
             "ok": redis.is_ok(),
-            "found": redis.as_ref().ok().map(guard::document),
+            "version": redis.as_ref().ok().and_then(|stream| stream.version.as_ref()),
+            "found": redis.as_ref().ok().map(|stream| guard::document(&stream.report)),
             "error": redis.as_ref().err(),
         })),
     })
@@ -202,14 +223,14 @@ mod tests {
             describe(&Prefects {
                 server: None,
                 revision: revision.map(str::to_owned),
-                tested_with: "abc",
+                tested_with: &["abc", "xyz"],
             })
         };
         assert!(prefects(None).contains("has not been"));
         assert!(prefects(Some("abc")).contains("which this version was tested with"));
         let other = prefects(Some("def"));
         assert!(
-            other.contains("revision def; this version was tested with abc"),
+            other.contains("revision def; this version was tested with abc, xyz"),
             "{other}"
         );
     }

@@ -188,9 +188,13 @@ pub(crate) struct Prefects {
     pub(crate) server: Option<String>,
     /// The revision of its schema; `None` where Prefect has not been.
     pub(crate) revision: Option<String>,
-    /// The revision that this version was tested with.
-    pub(crate) tested_with: &'static str,
+    /// The revisions that this version was tested with.
+    pub(crate) tested_with: &'static [&'static str],
 }
+
+/// The last revisions of Prefect 3.8.0 and 3.8.8.
+const TESTED_WITH_SQLITE: [&str; 2] = ["f416ea180ae1", "a3b9c7d2e5f1"];
+const TESTED_WITH_POSTGRES: [&str; 2] = ["9e9dadc36797", "d4a7e1c93f52"];
 
 /// Looks for Prefect's schema.
 pub(crate) async fn prefects_schema(config: &Config) -> anyhow::Result<Prefects> {
@@ -200,14 +204,14 @@ pub(crate) async fn prefects_schema(config: &Config) -> anyhow::Result<Prefects>
             revision: SqliteStore::new(settings, clock())
                 .prefect_revision()
                 .await?,
-            tested_with: "f416ea180ae1",
+            tested_with: &TESTED_WITH_SQLITE,
         }),
         Settings::Postgres(settings) => {
             let info = PostgresStore::new(*settings, clock()).describe().await?;
             Ok(Prefects {
                 server: Some(format!("PostgreSQL {}", info.server_version)),
                 revision: info.prefect_revision,
-                tested_with: "9e9dadc36797",
+                tested_with: &TESTED_WITH_POSTGRES,
             })
         }
     }

@@ -187,6 +187,17 @@ impl Commands<'_> {
         Ok(replies::number(self.send(&command).await?)? > 0)
     }
 
+    /// The server's version; `None` if it does not say.
+    pub(super) async fn server_version(&mut self) -> RedisResult<Option<String>> {
+        let mut command = redis::cmd("INFO");
+        command.arg("server");
+        let info: String = redis::from_redis_value(self.send(&command).await?)?;
+        let version = info
+            .lines()
+            .find_map(|line| line.strip_prefix("redis_version:"));
+        Ok(version.map(|version| version.trim().to_owned()))
+    }
+
     /// Whether the stream is there.
     pub(super) async fn stream_exists(&mut self) -> RedisResult<bool> {
         let command = self.stream_command("EXISTS");

@@ -101,6 +101,19 @@ impl RedisGuard {
             .map_err(|error| self.failed("looking at the groups", error))
     }
 
+    /// The version of the server that was reached; `None` if it does not say, or not to us.
+    ///
+    /// # Errors
+    ///
+    /// Redis cannot be reached.
+    pub async fn server_version(&self) -> Result<Option<String>, SourceError> {
+        let asked = async { self.commands().await?.server_version().await };
+        match asked.await {
+            Err(error) if failure::is_answer(&error) => Ok(None),
+            asked => asked.map_err(|error| self.failed("asking for the version", error)),
+        }
+    }
+
     /// Removes it, so that others trim as they did without us. Returns whether it was there.
     ///
     /// A source that still runs with the guard on makes it again.
