@@ -103,7 +103,7 @@ impl Ran {
     }
 }
 
-fn event(occurred: &str) -> String {
+pub(crate) fn event(occurred: &str) -> String {
     let id = Uuid::new_v4();
     format!(
         r#"{{"id":"{id}","occurred":"{occurred}","event":"it","resource":{{"prefect.resource.id":"r"}}}}"#
@@ -426,14 +426,14 @@ fn an_address_that_is_taken_is_named() {
 }
 
 /// A service on a port of its own, and the lines that it logs.
-struct Served {
+pub(crate) struct Served {
     child: std::process::Child,
     log: BufReader<std::process::ChildStderr>,
     address: String,
 }
 
 impl Served {
-    fn start(mut command: Command) -> Self {
+    pub(crate) fn start(mut command: Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
@@ -450,7 +450,7 @@ impl Served {
         }
     }
 
-    fn get(&self, path: &str) -> String {
+    pub(crate) fn get(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         write!(
             stream,
@@ -464,7 +464,7 @@ impl Served {
     }
 
     /// Asks until it is ready, which takes as long as making its tables.
-    fn wait_until_ready(&self) {
+    pub(crate) fn wait_until_ready(&self) {
         let started = Instant::now();
         while !self.get("/api/ready").starts_with("HTTP/1.1 200") {
             assert!(started.elapsed() < Duration::from_secs(20), "never ready");
@@ -472,7 +472,7 @@ impl Served {
     }
 
     /// Ends it with SIGTERM; its exit code and what it logged since it started.
-    fn terminate(mut self) -> (Option<i32>, String) {
+    pub(crate) fn terminate(mut self) -> (Option<i32>, String) {
         let sent = Command::new("kill")
             .args(["-TERM", &self.child.id().to_string()])
             .status()

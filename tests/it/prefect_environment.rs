@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 
 use crate::cli::Folder;
 
+#[cfg(feature = "service-tests")]
+mod with_servers;
+
 /// Nobody listens there.
 const NO_REDIS: (&str, &str) = (
     "PREFECT_REDIS_MESSAGING_URL",
