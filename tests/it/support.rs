@@ -1,4 +1,6 @@
 //! Shared helpers.
 
 #[cfg(feature = "service-tests")]
+pub(crate) mod logs;
+#[cfg(feature = "service-tests")]
 pub(crate) mod redis;
