@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The test command: checks and tests everything, on any Debian machine with Rust.
 #
-# What is missing (a C compiler for the bundled SQLite, cargo-machete) is installed and named.
+# What is missing (a C compiler for the bundled SQLite, redis-server, cargo-machete) is installed
+# and named.
 # Nothing outside the repository and the system's temporary folder is written to.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,6 +16,16 @@ if ! command -v cc >/dev/null; then
   as_root apt-get update -qq
   as_root apt-get install -y -qq gcc libc6-dev
 fi
+
+# Servers that the tests start themselves; the certificates of the encrypted ones come from openssl.
+for program in redis-server openssl; do
+  if ! command -v "$program" >/dev/null; then
+    step "installing $program (Debian package of that name)"
+    as_root apt-get update -qq
+    # Installed to be started by the tests alone: no service of its own.
+    as_root env RUNLEVEL=1 apt-get install -y -qq --no-install-recommends "$program"
+  fi
+done
 
 step "format"
 cargo fmt --all --check

@@ -64,7 +64,8 @@ pub use url::{RedisUrl, RedisUrlError};
 /// The source's name in dead letters, metrics and logs.
 pub const SOURCE_NAME: &str = "redis";
 
-/// How long a close waits for Redis; beyond that the rest is left for others to claim.
+/// How long a close waits for Redis, beyond a read that is under way; then the rest is left for
+/// others to claim.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Hands out the entries of one stream, as one consumer of its group.
@@ -245,7 +246,8 @@ impl EventSource for RedisSource {
             if let Some(keeper) = self.tasks().keeper.take() {
                 keeper.abort();
             }
-            let left = timeout(CLOSE_TIMEOUT, self.leave()).await;
+            let patience = self.shared.settings.block + CLOSE_TIMEOUT;
+            let left = timeout(patience, self.leave()).await;
             self.end();
             match left {
                 Ok(left) => left,

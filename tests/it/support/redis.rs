@@ -53,7 +53,7 @@ impl RedisServer {
     pub(crate) fn launch(&mut self) {
         assert!(self.process.is_none(), "it runs");
         let directory = self.directory.path();
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(setting("TEST_REDIS_SERVER", "redis-server"));
         command.args(["--bind", "127.0.0.1", "--save", "", "--dir"]);
         command.arg(directory);
         let port = self.port.to_string();
@@ -176,6 +176,13 @@ impl Drop for RedisServer {
     }
 }
 
+/// A setting of the tests themselves: `TEST_REDIS_SERVER` is the program to start, for trying
+/// other versions; `TEST_REDIS_URL` a server to use where any will do.
+fn setting(name: &str, default: &str) -> String {
+    #[expect(clippy::disallowed_methods, reason = "the tests' own settings")]
+    std::env::var(name).unwrap_or_else(|_| default.to_owned())
+}
+
 /// A port that nobody listens on.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
@@ -256,8 +263,7 @@ impl TestStream {
     /// A stream that nobody else uses: on the server that the environment names, or on one that is
     /// started for it.
     pub(crate) fn anywhere() -> (Self, Option<RedisServer>) {
-        #[expect(clippy::disallowed_methods, reason = "the tests' own setting")]
-        let url = std::env::var("TEST_REDIS_URL").unwrap_or_default();
+        let url = setting("TEST_REDIS_URL", "");
         if url.is_empty() {
             let server = RedisServer::start();
             return (server.stream(), Some(server));
@@ -268,6 +274,11 @@ impl TestStream {
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// As the source names the server, without secrets.
+    pub(crate) fn server(&self) -> String {
+        self.url.parse::<RedisUrl>().unwrap().to_string()
     }
 
     /// Settings for a consumer of this stream that no other test disturbs.
@@ -319,6 +330,12 @@ impl TestStream {
             ids.extend(added);
         }
         ids
+    }
+
+    /// Whether it counts what was added and read: since Redis 7.0.
+    pub(crate) fn counts_entries(&self) -> bool {
+        let info: String = self.command("INFO server");
+        !info.contains("redis_version:6.")
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -34,9 +34,15 @@ pub(super) fn code(error: &RedisError) -> Option<String> {
     errors.first().map(|(_, error)| error.code().to_owned())
 }
 
-/// Whether the server answered, so that the connection itself is sound.
+/// Whether the server answered, with a refusal.
 pub(super) fn is_answer(error: &RedisError) -> bool {
     code(error).is_some()
+}
+
+/// Whether it is no use to connect anew. A server that has become a replica may have a successor
+/// under the same name.
+pub(super) fn leaves_connections_sound(error: &RedisError) -> bool {
+    code(error).is_some_and(|code| code != "READONLY" && code != "MASTERDOWN")
 }
 
 /// Whether the stream or our group is gone.

@@ -217,7 +217,13 @@ impl Shared {
             }
             Ok(()) => {}
             Err(error) => {
-                let error = self.failed("keeping what is held", error);
+                let doing = "keeping what is held";
+                // A refusal of something here must not disturb the reads.
+                let error = if failure::leaves_connections_sound(&error) {
+                    failure::unavailable(&self.server, doing, error)
+                } else {
+                    self.failed(doing, error)
+                };
                 let level = if *failing {
                     log::Level::Debug
                 } else {

@@ -181,9 +181,12 @@ impl Shared {
         }
     }
 
-    /// After any failure: new connections, and nothing is taken for granted.
+    /// After any failure: new connections, unless the server answered on sound ones, and nothing
+    /// is taken for granted.
     pub(super) fn failed(&self, doing: &str, error: RedisError) -> SourceError {
-        self.connections.reset();
+        if !failure::leaves_connections_sound(&error) {
+            self.connections.reset();
+        }
         let mut state = self.lock();
         state.joined = false;
         state.count_losses = true;

@@ -337,3 +337,6 @@ impl Taken {
         };
     }
 }
+
+#[cfg(test)]
+mod tests;
