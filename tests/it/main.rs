@@ -3,6 +3,8 @@
 
 mod cli;
 mod http_source;
+#[cfg(feature = "service-tests")]
+mod postgres_store;
 mod source_contract;
 mod store_contract;
 mod support;
