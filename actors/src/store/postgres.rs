@@ -180,7 +180,9 @@ impl PostgresStore {
                     *self.lock_idle() = Some(connection);
                     return Ok(done);
                 }
-                Err(failure) if was_kept && failure.is_lost_connection() => {
+                Err(failure)
+                    if was_kept && failure.is_before_commit() && connection.is_lost().await =>
+                {
                     was_kept = false;
                     connection = self.connect().await?;
                 }

@@ -23,18 +23,23 @@ impl Moment {
         Self(at.timestamp_micros().saturating_sub(EPOCH_MICROS))
     }
 
-    /// As Prefect's driver sends it: the first moment that it knows is `-infinity`, the last is the
-    /// beginning of the year 10000. `None` outside the years 0001 to 9999, which it refuses.
-    pub(super) fn as_prefect_sends(at: DateTime<Utc>) -> Option<Self> {
+    /// As Prefect stores it: it counts seconds since 2000 in floating point, which is exact for the
+    /// centuries around and some microseconds off in the year 9999; the first moment that it knows
+    /// becomes `-infinity`. `None` outside the years 0001 to 9999, which it refuses.
+    pub(super) fn as_prefect_stores(at: DateTime<Utc>) -> Option<Self> {
+        const MICROS: i64 = 1_000_000;
+        const YEAR_1: i64 = -63_082_281_600 * MICROS;
         if !(1..=9999).contains(&at.year()) {
             return None;
         }
-        let moment = Self::new(at);
-        Some(match moment.0 {
-            -63_082_281_600_000_000 => Self::FIRST,
-            252_455_615_999_999_999 => Self(252_455_616_000_000_000),
-            _ => moment,
-        })
+        let Self(exact) = Self::new(at);
+        if exact == YEAR_1 {
+            return Some(Self::FIRST);
+        }
+        let fraction = exact.rem_euclid(MICROS) as f64 / MICROS as f64;
+        let seconds = exact.div_euclid(MICROS) as f64 + fraction;
+        let micros = (seconds.fract() * MICROS as f64).round_ties_even();
+        Some(Self(seconds.trunc() as i64 * MICROS + micros as i64))
     }
 }
 
@@ -123,28 +128,33 @@ impl<R, const N: usize> fmt::Debug for FixedColumn<'_, R, N> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
+    fn stored(text: &str) -> Option<i64> {
+        let at: DateTime<Utc> = text.parse().unwrap();
+        Moment::as_prefect_stores(at).map(|moment| moment.0)
+    }
+
     #[test]
-    fn sends_moments_as_prefect_does() {
-        let moment = |text: &str| {
-            let at: DateTime<Utc> = text.parse().unwrap();
-            Moment::as_prefect_sends(at).map(|moment| moment.0)
-        };
-        assert_eq!(moment("2000-01-01T00:00:00.000001Z"), Some(1));
-        assert_eq!(moment("1999-12-31T23:59:59.999999Z"), Some(-1));
-        assert_eq!(moment("0001-01-01T00:00:00Z"), Some(i64::MIN));
-        assert_eq!(
-            moment("0001-01-01T00:00:00.000001Z"),
-            Some(-63_082_281_599_999_999)
-        );
-        assert_eq!(moment("0001-01-01T00:00:00+00:01"), None);
-        let last = Some(252_455_616_000_000_000);
-        assert_eq!(moment("9999-12-31T23:59:59.999999Z"), last);
-        assert_eq!(
-            moment("9999-12-31T23:59:59.999998Z"),
-            last.map(|last| last - 2)
-        );
-        assert_eq!(moment("9999-12-31T23:59:59-00:01"), None);
+    fn stores_the_ends_of_time_as_prefect_does() {
+        assert_eq!(stored("0001-01-01T00:00:00Z"), Some(i64::MIN));
+        let second = -63_082_281_599_000_000;
+        assert_eq!(stored("0001-01-01T00:00:01Z"), Some(second));
+        assert_eq!(stored("0001-01-01T00:00:00+00:01"), None);
+        let next_year = 252_455_616_000_000_000;
+        assert_eq!(stored("9999-12-31T23:59:59.999999Z"), Some(next_year));
+        let off = next_year - 1_007;
+        assert_eq!(stored("9999-12-31T23:59:59.999Z"), Some(off));
+        assert_eq!(stored("9999-12-31T23:59:59-00:01"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn stores_other_times_exactly(seconds in -2_208_988_800_i64..4_102_444_800, micros in 0_i64..1_000_000) {
+            let at = DateTime::from_timestamp_micros(seconds * 1_000_000 + micros).unwrap();
+            prop_assert_eq!(Moment::as_prefect_stores(at), Some(Moment::new(at)));
+        }
     }
 }

@@ -101,6 +101,14 @@ impl Connection {
         Ok(self.pg.batch_execute(&begin).await?)
     }
 
+    /// Whether the server no longer answers, after a failure.
+    pub(super) async fn is_lost(&mut self) -> bool {
+        // A server that is there answers this at once.
+        let rolled_back = self.pg.batch_execute("ROLLBACK");
+        let answer = tokio::time::timeout(Duration::from_secs(1), rolled_back).await;
+        !matches!(answer, Ok(Ok(())))
+    }
+
     /// Ends the transaction; from here on it is durable.
     pub(super) async fn commit(&mut self) -> Result<(), Failure> {
         self.pg

@@ -34,15 +34,9 @@ impl From<DieselError> for Failure {
 }
 
 impl Failure {
-    /// Whether the connection broke before anything could be committed.
-    pub(super) fn is_lost_connection(&self) -> bool {
-        matches!(
-            self,
-            Self::Database(DieselError::DatabaseError(
-                DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection,
-                _
-            ))
-        )
+    /// Whether it came before anything could be committed.
+    pub(super) fn is_before_commit(&self) -> bool {
+        matches!(self, Self::Database(_))
     }
 
     /// Whether a lock was not given in time.

@@ -97,7 +97,7 @@ impl<'a> EventRow<'a> {
             sqlstate: Some(sqlstate.to_owned()),
         };
         let moment = |name: &str, at| {
-            Moment::as_prefect_sends(at).ok_or_else(|| {
+            Moment::as_prefect_stores(at).ok_or_else(|| {
                 let reason = format!("{name}: the year is outside 0001 to 9999");
                 refusal(reason, "22008")
             })
