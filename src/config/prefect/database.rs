@@ -179,6 +179,10 @@ fn tls(reader: &mut Reader<'_>) {
         &[TLS_CA_FILE],
         text,
     );
+    certificate_of_ours(reader);
+}
+
+fn certificate_of_ours(reader: &mut Reader<'_>) {
     let [cert, key] = [TLS_CERT_FILE, TLS_KEY_FILE].map(|name| reader.variables.get(name));
     if cert.is_some() && key.is_some() {
         reader.take(
