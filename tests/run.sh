@@ -22,8 +22,7 @@ for program in redis-server openssl; do
   if ! command -v "$program" >/dev/null; then
     step "installing $program (Debian package of that name)"
     as_root apt-get update -qq
-    # Installed to be started by the tests alone: no service of its own.
-    as_root env RUNLEVEL=1 apt-get install -y -qq --no-install-recommends "$program"
+    as_root apt-get install -y -qq --no-install-recommends "$program"
   fi
 done
 
