@@ -150,14 +150,12 @@ impl Bouncer {
         let directory = tempfile::tempdir().unwrap();
         let port = free_port();
         let configuration = format!(
-            "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+            "[databases]\n* = user=postgres host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
              listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\n\
              default_pool_size = {pool_size}\nmin_pool_size = 0\nserver_reset_query =\n\
              ignore_startup_parameters = extra_float_digits\n",
             server.port()
         );
-        // With this, any name is good, but all are one user to the server.
-        let configuration = configuration.replace("* = host", "* = user=postgres host");
         let file = directory.path().join("pgbouncer.ini");
         std::fs::write(&file, configuration).unwrap();
         let mut command = if crate::support::postgres::is_root() {
