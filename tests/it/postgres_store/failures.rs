@@ -323,3 +323,31 @@ async fn a_write_that_nobody_waits_for_leaves_the_store_usable() {
         JOIN event_resources r ON r.event_id = e.id";
     assert_eq!(database.value(counts), "100 200");
 }
+
+#[actix::test]
+async fn writers_that_meet_the_same_ids_do_not_deadlock() {
+    let (database, _) = migrated().await;
+    let events: Vec<_> = (0..300).map(|_| any_event()).collect();
+    let bad: Vec<_> = (0..10).map(|_| with_payload(NUL)).collect();
+    let forwards: Vec<_> = events.iter().chain(&bad).cloned().collect();
+    let backwards: Vec<_> = forwards.iter().rev().cloned().collect();
+    let write = async |events: Vec<ReceivedEvent>| {
+        let store = store(database.settings());
+        let mut num_stored = 0;
+        for chunk in events.chunks(62) {
+            let outcomes = store.write(of_events(chunk.to_vec())).await.unwrap();
+            let stored = outcomes
+                .iter()
+                .filter(|outcome| **outcome == Outcome::Stored);
+            num_stored += stored.count();
+        }
+        num_stored
+    };
+    let (one, two, three) =
+        tokio::join!(write(forwards.clone()), write(backwards), write(forwards));
+    assert_eq!(one + two + three, 300);
+    let counts = "SELECT (SELECT count(*) FROM events) || ' ' || \
+        (SELECT count(*) FROM event_resources) || ' ' || \
+        (SELECT count(*) || ' ' || sum(attempts) FROM event_persister_dead_letters)";
+    assert_eq!(database.value(counts), "300 600 10 30");
+}

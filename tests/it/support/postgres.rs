@@ -4,6 +4,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -127,6 +128,8 @@ impl Server {
         let mut keeper = command("sh", &["-c", KEEPER, "sh", text(&bin), text(&directory)])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // Whoever interrupts the tests must not kill it before it has stopped the server.
+            .process_group(0)
             .spawn()
             .unwrap();
         let mut line = String::new();
@@ -237,7 +240,7 @@ fn execute(url: &str, sql: &str) -> TextRows {
     thread.join().unwrap()
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let id = Command::new("id").arg("-u").output().unwrap();
     id.stdout == b"0\n"
 }
