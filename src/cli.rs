@@ -14,8 +14,9 @@ use crate::config::Flags;
 
 /// Moves event messages to a database as fast as the database can take them, and never loses one.
 ///
-/// Without a command it serves: events come in by HTTP and WebSocket and go to an SQLite file in
-/// the working directory.
+/// Without a command it serves: events come in by HTTP and WebSocket, and from Redis if there is
+/// one, and go to an SQLite file in the working directory or to the database that is named. In the
+/// environment of a Prefect server it takes the place of Prefect's own persister.
 #[derive(Debug, Parser)]
 #[command(
     name = "event-persister",
@@ -36,13 +37,15 @@ const EXAMPLES: &str = "\
 Examples:
   event-persister                                       serve on 127.0.0.1:4280, write to ./event-persister.db
   event-persister --database-url sqlite:///var/lib/e.db --listen 127.0.0.1:8080
+  event-persister --redis-url redis://localhost --database-url postgresql://me@localhost/events
   event-persister import events.jsonl
   zcat events.jsonl.gz | event-persister import -
   event-persister check --config event-persister.toml
   event-persister dead-letters list
 
 Every setting `key` of a `[section]` of the configuration file is also the environment variable
-EVENT_PERSISTER_<SECTION>_<KEY>; flags come before variables, variables before the file.
+EVENT_PERSISTER_<SECTION>_<KEY>; flags come before variables, variables before the file, and the
+file before the PREFECT_… variables of a Prefect server.
 `event-persister check` lists all settings, their values and where each came from.
 
 Exit codes: 0 done, 1 the work itself failed, 2 wrong usage or configuration.";
@@ -64,8 +67,9 @@ struct SettingFlags {
     /// Where events go [default: sqlite://event-persister.db]
     ///
     /// Everything after `sqlite://` is the path, relative or absolute: sqlite://events.db,
-    /// sqlite:///var/lib/events.db. SQLAlchemy's sqlite+aiosqlite:///relative.db and
-    /// sqlite+aiosqlite:////absolute.db are understood too.
+    /// sqlite:///var/lib/events.db. Or postgresql://user:password@host:5432/database. SQLAlchemy's
+    /// sqlite+aiosqlite:///relative.db, sqlite+aiosqlite:////absolute.db and
+    /// postgresql+asyncpg://… are understood too.
     #[arg(
         long,
         global = true,
@@ -75,14 +79,15 @@ struct SettingFlags {
     )]
     database_url: Option<String>,
 
-    /// Where events come from besides HTTP
+    /// The Redis whose stream is read, besides HTTP; `off` for none
+    ///
+    /// redis://user:password@host:6379/0, rediss:// for TLS.
     #[arg(
         long,
         global = true,
         value_name = "URL",
         env = "EVENT_PERSISTER_REDIS_URL",
-        hide_env_values = true,
-        hide = true
+        hide_env_values = true
     )]
     redis_url: Option<String>,
 
@@ -147,7 +152,11 @@ pub(crate) enum Command {
         output: Output,
     },
 
-    /// Show the configuration in effect and where each value came from, then try the database
+    /// Show the configuration in effect and where each value came from, then try Redis and the
+    /// database
+    ///
+    /// Also: which variables of a Prefect server were seen and not taken over, what in them does
+    /// not fit, and which revision Prefect's schema has.
     Check {
         #[command(flatten)]
         output: Output,
@@ -167,6 +176,12 @@ pub(crate) enum Command {
         /// Count what would be deleted and delete nothing
         #[arg(long)]
         dry_run: bool,
+        /// Also delete events without resources and resources without an event
+        ///
+        /// Prefect's own persister leaves them behind when it crashes. PostgreSQL only; without
+        /// this flag they are only counted.
+        #[arg(long)]
+        remove_half_events: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -175,6 +190,30 @@ pub(crate) enum Command {
     DeadLetters {
         #[command(subcommand)]
         command: DeadLettersCommand,
+    },
+
+    /// Look at the trim guard in Redis, or remove it
+    ///
+    /// The guard is a consumer group without consumers: it keeps Prefect's consumers from trimming
+    /// entries that are not committed yet.
+    Guard {
+        #[command(subcommand)]
+        command: GuardCommand,
+    },
+}
+
+/// What to do with the trim guard.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum GuardCommand {
+    /// Show where it and the consumer group stand, and how long the stream is
+    Show {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove it, once event-persister is stopped for good: else the stream grows until Redis is full
+    Remove {
+        #[command(flatten)]
+        output: Output,
     },
 }
 

@@ -1,29 +1,34 @@
 //! The configuration, and the only reader of the file and the environment that it comes from.
 //!
-//! Four places say what a setting is, and the first that says anything counts: flags, environment
-//! variables, the TOML file, the default.
+//! Five places say what a setting is, and the first that says anything counts: flags, environment
+//! variables, the TOML file, the environment of Prefect's server, the default.
 
 use std::ffi::OsString;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::time::Duration;
 
+mod compose;
 mod database_url;
 mod environment;
 mod error;
 mod file;
 mod layer;
+mod prefect;
+mod redis_url;
+mod sections;
 mod settings;
+mod url_parts;
 mod value;
 
-pub(crate) use database_url::DatabaseUrl;
+pub(crate) use database_url::{DatabaseUrl, PostgresUrl};
 pub(crate) use error::ConfigError;
 pub(crate) use layer::Origin;
-pub(crate) use value::{Listen, LogFormat, Overrides, Secret};
+pub(crate) use prefect::Prefect;
+pub(crate) use sections::{Batch, Database, Events, Http, Log, Pipeline, Redis, Tls, Trim};
+pub(crate) use value::{Listen, LogFormat, TlsMode};
 
+use compose::Layers;
 use layer::Layer;
-use settings::{ALL, Key, Setting};
-use value::{Input, NonZeroDuration, SettingValue, Size};
+use value::Input;
 
 /// What the command line says; `None` where it says nothing.
 #[derive(Debug, Default, Clone)]
@@ -40,6 +45,8 @@ pub(crate) struct Flags {
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) database: Database,
+    /// `None` when events do not come from there.
+    pub(crate) redis: Option<Redis>,
     pub(crate) http: Http,
     pub(crate) pipeline: Pipeline,
     pub(crate) batch: Batch,
@@ -48,6 +55,8 @@ pub(crate) struct Config {
     pub(crate) log: Log,
     /// Each setting as it is in effect, for people.
     pub(crate) effective: Vec<Effective>,
+    /// What else the environment of Prefect's server says.
+    pub(crate) prefect: Prefect,
 }
 
 /// One setting as it is in effect.
@@ -65,68 +74,6 @@ pub(crate) struct Effective {
     pub(crate) help: &'static str,
 }
 
-/// `[database]`
-#[derive(Debug)]
-pub(crate) struct Database {
-    pub(crate) url: DatabaseUrl,
-    pub(crate) busy_timeout: Duration,
-}
-
-/// `[http]`
-#[derive(Debug)]
-pub(crate) struct Http {
-    pub(crate) listen: Listen,
-    pub(crate) auth_string: Option<Secret>,
-    pub(crate) max_body_bytes: NonZeroUsize,
-    pub(crate) max_event_bytes: NonZeroUsize,
-    pub(crate) max_buffered_bytes: NonZeroUsize,
-    pub(crate) request_timeout: Duration,
-    pub(crate) max_waiting_events: NonZeroUsize,
-    pub(crate) max_waiting_bytes: NonZeroUsize,
-}
-
-/// `[pipeline]`
-#[derive(Debug)]
-pub(crate) struct Pipeline {
-    pub(crate) writers: NonZeroUsize,
-    pub(crate) max_bytes_in_flight: NonZeroUsize,
-    pub(crate) drain_timeout: Duration,
-}
-
-/// `[batch]`
-#[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) max_events: NonZeroUsize,
-    pub(crate) max_bytes: NonZeroUsize,
-    pub(crate) linger: Duration,
-    pub(crate) max_age: Duration,
-}
-
-/// `[trim]`
-#[derive(Debug)]
-pub(crate) struct Trim {
-    /// `None` when it is off.
-    pub(crate) every: Option<Duration>,
-    pub(crate) retention: Duration,
-    pub(crate) overrides: Overrides,
-    pub(crate) batch_size: NonZeroUsize,
-}
-
-/// `[events]`
-#[derive(Debug)]
-pub(crate) struct Events {
-    pub(crate) max_labels_per_resource: NonZeroUsize,
-    pub(crate) max_related_resources: NonZeroUsize,
-    pub(crate) max_event_name_length: NonZeroUsize,
-}
-
-/// `[log]`
-#[derive(Debug)]
-pub(crate) struct Log {
-    pub(crate) format: LogFormat,
-    pub(crate) level: String,
-}
-
 impl Config {
     /// Of this process's environment and the file that flags or environment name.
     pub(crate) fn load(flags: &Flags) -> Result<Self, ConfigError> {
@@ -139,10 +86,22 @@ impl Config {
         Self::from_parts(&Flags::default(), [])
     }
 
+    /// Of these variables and the defaults.
+    #[cfg(test)]
+    pub(crate) fn of_variables(variables: &[(&str, &str)]) -> Result<Self, ConfigError> {
+        let variables = variables.iter();
+        Self::from_parts(
+            &Flags::default(),
+            variables.map(|(name, value)| (name.into(), value.into())),
+        )
+    }
+
     fn from_parts(
         flags: &Flags,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, ConfigError> {
+        let environment: Vec<(OsString, OsString)> = environment.into_iter().collect();
+        let prefects = prefect::Variables::of(&environment);
         let variables = environment::ours(environment)?;
         let path = flags.config.clone().or_else(|| {
             variables
@@ -161,12 +120,16 @@ impl Config {
                 Err(error) => errors.extend(error),
             }
         }
-        // Another place to look, such as another program's environment, goes last: here.
+        let (layer, prefect, read) = prefect::read(&prefects, &layers);
+        layers.push(layer);
+        if let Err(error) = read {
+            errors.extend(error);
+        }
         let layers = Layers(layers);
         match layers.effective() {
             Ok(effective) => {
                 errors.into_result()?;
-                layers.typed(effective)
+                layers.typed(effective, prefect)
             }
             Err(wrong_values) => {
                 errors.extend(wrong_values);
@@ -191,133 +154,6 @@ fn flags_layer(flags: &Flags) -> Layer {
         }
     }
     layer
-}
-
-/// From the one that counts most to the one that counts least.
-struct Layers(Vec<Layer>);
-
-impl Layers {
-    fn find(&self, setting: &Setting) -> Option<(Input, Origin)> {
-        self.0
-            .iter()
-            .find_map(|layer| layer.get(setting).cloned())
-            .or_else(|| {
-                let default = setting.default?;
-                Some((Input::Text(default.to_owned()), Origin::Default))
-            })
-    }
-
-    /// Shows the values that count; checks also those that others hide, since they would count
-    /// once the other is gone.
-    fn effective(&self) -> Result<Vec<Effective>, ConfigError> {
-        let mut effective = Vec::new();
-        let mut errors = ConfigError::default();
-        for setting in ALL {
-            for (input, origin) in self.0.iter().filter_map(|layer| layer.get(setting)) {
-                if let Err(expected) = (setting.show)(input) {
-                    errors.add(wrong_value(setting, input, origin, &expected));
-                }
-            }
-            let found = self.find(setting);
-            if !setting.hidden {
-                effective.push(Effective {
-                    name: setting.name(),
-                    value: found
-                        .as_ref()
-                        .and_then(|(input, _)| (setting.show)(input).ok()),
-                    origin: found.map_or(Origin::Default, |(_, origin)| origin),
-                    variable: setting.variable(),
-                    help: setting.help,
-                });
-            }
-        }
-        errors.into_result().map(|()| effective)
-    }
-
-    fn get<T: SettingValue>(&self, key: &Key<T>) -> Result<T, ConfigError> {
-        self.get_optional(key)?
-            .ok_or_else(|| ConfigError::new(format!("{} has no value; set it", key.setting.name())))
-    }
-
-    fn get_optional<T: SettingValue>(&self, key: &Key<T>) -> Result<Option<T>, ConfigError> {
-        self.find(&key.setting)
-            .map(|(input, origin)| {
-                T::read(&input).map_err(|expected| {
-                    ConfigError::new(wrong_value(&key.setting, &input, &origin, &expected))
-                })
-            })
-            .transpose()
-    }
-
-    fn duration(&self, key: &Key<NonZeroDuration>) -> Result<Duration, ConfigError> {
-        self.get(key).map(|duration| duration.0)
-    }
-
-    fn size(&self, key: &Key<Size>) -> Result<NonZeroUsize, ConfigError> {
-        self.get(key).map(|size| size.0)
-    }
-
-    fn typed(&self, effective: Vec<Effective>) -> Result<Config, ConfigError> {
-        Ok(Config {
-            database: Database {
-                url: self.get(&settings::DATABASE_URL)?,
-                busy_timeout: self.duration(&settings::DATABASE_BUSY_TIMEOUT)?,
-            },
-            http: self.http()?,
-            pipeline: Pipeline {
-                writers: self.get(&settings::PIPELINE_WRITERS)?,
-                max_bytes_in_flight: self.size(&settings::PIPELINE_MAX_BYTES_IN_FLIGHT)?,
-                drain_timeout: self.get(&settings::PIPELINE_DRAIN_TIMEOUT)?,
-            },
-            batch: Batch {
-                max_events: self.get(&settings::BATCH_MAX_EVENTS)?,
-                max_bytes: self.size(&settings::BATCH_MAX_BYTES)?,
-                linger: self.get(&settings::BATCH_LINGER)?,
-                max_age: self.duration(&settings::BATCH_MAX_AGE)?,
-            },
-            trim: Trim {
-                every: self.get(&settings::TRIM_EVERY)?.0,
-                retention: self.duration(&settings::TRIM_RETENTION)?,
-                overrides: self.get(&settings::TRIM_OVERRIDES)?,
-                batch_size: self.get(&settings::TRIM_BATCH_SIZE)?,
-            },
-            events: Events {
-                max_labels_per_resource: self.get(&settings::EVENTS_MAX_LABELS_PER_RESOURCE)?,
-                max_related_resources: self.get(&settings::EVENTS_MAX_RELATED_RESOURCES)?,
-                max_event_name_length: self.get(&settings::EVENTS_MAX_EVENT_NAME_LENGTH)?,
-            },
-            log: Log {
-                format: self.get(&settings::LOG_FORMAT)?,
-                level: self.get(&settings::LOG_LEVEL)?.0,
-            },
-            effective,
-        })
-    }
-
-    fn http(&self) -> Result<Http, ConfigError> {
-        Ok(Http {
-            listen: self.get(&settings::HTTP_LISTEN)?,
-            auth_string: self.get_optional(&settings::HTTP_AUTH_STRING)?,
-            max_body_bytes: self.size(&settings::HTTP_MAX_BODY_BYTES)?,
-            max_event_bytes: self.size(&settings::HTTP_MAX_EVENT_BYTES)?,
-            max_buffered_bytes: self.size(&settings::HTTP_MAX_BUFFERED_BYTES)?,
-            request_timeout: self.duration(&settings::HTTP_REQUEST_TIMEOUT)?,
-            max_waiting_events: self.get(&settings::HTTP_MAX_WAITING_EVENTS)?,
-            max_waiting_bytes: self.size(&settings::HTTP_MAX_WAITING_BYTES)?,
-        })
-    }
-}
-
-fn wrong_value(setting: &Setting, input: &Input, origin: &Origin, expected: &str) -> String {
-    let name = setting.name();
-    if setting.secret {
-        format!("{origin}: wrong value for {name}: {expected}")
-    } else {
-        format!(
-            "{origin}: {} is not right for {name}: {expected}",
-            input.quote()
-        )
-    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::{output, wiring};
 
 /// Lists them or shows one.
 pub(crate) async fn run(config: &Config, command: &DeadLettersCommand) -> anyhow::Result<()> {
-    let letters = wiring::dead_letters(config);
+    let letters = wiring::dead_letters(config)?;
     match command {
         DeadLettersCommand::List {
             limit,

@@ -37,7 +37,7 @@ pub(crate) async fn run(
     let source = wiring::file_source(input.reader, input.name.clone())?;
     let progress = source.progress();
     let metrics = Metrics::new().context("cannot set the metrics up")?;
-    let parts = wiring::pipeline_parts(config, vec![source], metrics.clone());
+    let parts = wiring::pipeline_parts(config, vec![source], metrics.clone())?;
     let import = Import {
         name: input.name,
         drain: Drain {

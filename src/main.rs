@@ -11,11 +11,13 @@ mod check;
 mod cli;
 mod config;
 mod dead_letters;
+mod guard;
 mod http;
 mod import;
 mod logging;
 mod migrate;
 mod output;
+mod redis_metrics;
 mod serve;
 mod signals;
 mod trim;
@@ -46,6 +48,11 @@ fn run() -> i32 {
             return WRONG_USAGE;
         }
     };
+    if let Err(error) = wiring::validate(&config).and_then(|()| guard::validate(&command, &config))
+    {
+        output::error(&format!("{error:#}"));
+        return WRONG_USAGE;
+    }
     let done = logging::start(&config.log)
         .and_then(|screen| actix_rt::System::new().block_on(execute(&command, &config, &screen)));
     match done {
@@ -71,8 +78,20 @@ async fn execute(
         }
         Command::Check { output } => return check::run(config, output.json).await,
         Command::Migrate { output } => migrate::run(config, output.json).await?,
-        Command::Trim { dry_run, output } => trim::run(config, *dry_run, output.json).await?,
+        Command::Trim {
+            dry_run,
+            remove_half_events,
+            output,
+        } => {
+            let wishes = trim::Wishes {
+                dry_run: *dry_run,
+                remove_half_events: *remove_half_events,
+                json: output.json,
+            };
+            trim::run(config, wishes).await?;
+        }
         Command::DeadLetters { command } => dead_letters::run(config, command).await?,
+        Command::Guard { command } => guard::run(config, command).await?,
     }
     Ok(true)
 }

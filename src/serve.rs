@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor as _, Addr};
@@ -10,13 +11,15 @@ use anyhow::{Context as _, bail};
 use event_persister_actors::messages::Drain;
 use event_persister_actors::metrics::Metrics;
 use event_persister_actors::pipeline::PipelineActor;
+use event_persister_actors::source::EventSource;
 use prometheus::Registry;
 use tokio::task::JoinHandle;
 
 use crate::config::{Config, Listen};
 use crate::http::{self, Listener, Place};
+use crate::redis_metrics::RedisMetrics;
 use crate::signals::Signals;
-use crate::wiring::{self, Intake};
+use crate::wiring::{self, Bus, Intake};
 
 /// How often it is looked at whether the pipeline is still there.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -30,15 +33,23 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
         Listen::At(address) => Some(Place::resolve(address)?),
     };
     let intake = wiring::intake(config);
-    let parts = wiring::pipeline_parts(config, vec![intake.source()], metrics.clone());
+    let bus = wiring::bus(config)?;
+    let sources = sources(&intake, bus.as_ref(), place.is_some());
+    let names: Vec<String> = sources
+        .iter()
+        .map(|source| source.name().to_owned())
+        .collect();
+    let parts = wiring::pipeline_parts(config, sources, metrics.clone())?;
+    let registry = registry(&metrics, bus.as_ref())?;
     // An actor does nothing until this thread next awaits, and the listener is bound before that:
     // a second process on the same address ends here, and has not touched the database.
     let pipeline = PipelineActor::new(wiring::pipeline_settings(config), parts).start();
     let mut running = match &place {
         None => None,
-        Some(place) => Some(listen(place, &intake, &pipeline, &metrics)?),
+        Some(place) => Some(listen(place, &intake, &pipeline, registry)?),
     };
-    announce(config, &intake, place.as_ref(), running.as_ref());
+    announce(config, &names.join(","), running.as_ref());
+    warn(config, &intake, place.as_ref());
     let ended = tokio::select! {
         stop = signals.next() => {
             log::info!("{stop}; taking nothing more in, writing what is held");
@@ -55,6 +66,24 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Each has a consumer of its own. Where nobody listens and there is Redis, nothing comes by HTTP.
+fn sources(intake: &Intake, bus: Option<&Bus>, listens: bool) -> Vec<Arc<dyn EventSource>> {
+    let redis = bus.map(|bus| Arc::clone(&bus.source));
+    let http = (listens || redis.is_none()).then(|| intake.source());
+    redis.into_iter().chain(http).collect()
+}
+
+fn registry(metrics: &Metrics, bus: Option<&Bus>) -> anyhow::Result<Registry> {
+    const FAILED: &str = "cannot set the metrics up";
+    let registry = Registry::new();
+    metrics.register(&registry).context(FAILED)?;
+    if let Some(bus) = bus {
+        let of_redis = RedisMetrics::new(bus.stats.clone()).context(FAILED)?;
+        registry.register(Box::new(of_redis)).context(FAILED)?;
+    }
+    Ok(registry)
+}
+
 /// A listener at work.
 struct Running {
     addresses: Vec<SocketAddr>,
@@ -66,12 +95,8 @@ fn listen(
     place: &Place,
     intake: &Intake,
     pipeline: &Addr<PipelineActor>,
-    metrics: &Metrics,
+    registry: Registry,
 ) -> anyhow::Result<Running> {
-    let registry = Registry::new();
-    metrics
-        .register(&registry)
-        .context("cannot set the metrics up")?;
     let listener = Listener {
         pipeline: pipeline.clone(),
         events: intake.routes(),
@@ -92,7 +117,7 @@ fn is_open(place: &Place, intake: &Intake) -> bool {
     place.is_loopback() || intake.auth().is_some()
 }
 
-fn announce(config: &Config, intake: &Intake, place: Option<&Place>, running: Option<&Running>) {
+fn announce(config: &Config, sources: &str, running: Option<&Running>) {
     let addresses: Vec<String> = running
         .iter()
         .flat_map(|running| &running.addresses)
@@ -103,20 +128,33 @@ fn announce(config: &Config, intake: &Intake, place: Option<&Place>, running: Op
     } else {
         addresses.join(",")
     };
+    let redis = config
+        .redis
+        .as_ref()
+        .map_or_else(|| "off".to_owned(), |redis| redis.address.to_string());
     log::info!(
-        "event-persister {} started listen={listen} store={} writers={}",
+        "event-persister {} started listen={listen} sources={sources} redis={redis} store={} \
+         writers={}",
         env!("CARGO_PKG_VERSION"),
         config.database.url,
         config.pipeline.writers
     );
+}
+
+fn warn(config: &Config, intake: &Intake, place: Option<&Place>) {
+    for warning in &config.prefect.warnings {
+        log::warn!("{warning}");
+    }
     match place {
-        None => log::warn!("the listener is off and there is no other source: no events come in"),
+        None if config.redis.is_none() => {
+            log::warn!("the listener is off and there is no other source: no events come in");
+        }
         Some(place) if !is_open(place, intake) => log::warn!(
             "reachable from beyond this machine without an auth string: only /api/health and \
              /api/ready are served; set http.auth_string (EVENT_PERSISTER_HTTP_AUTH_STRING), or \
              listen on 127.0.0.1"
         ),
-        Some(_) => {}
+        _ => {}
     }
 }
 

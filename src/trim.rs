@@ -8,19 +8,29 @@ use serde_json::json;
 
 use crate::config::Config;
 use crate::output;
-use crate::wiring::{self, Missing};
+use crate::wiring::{self, HalfEvents, Missing};
+
+/// What to do, beside the configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wishes {
+    /// Count, and delete nothing.
+    pub(crate) dry_run: bool,
+    /// Delete also events without resources and resources without an event.
+    pub(crate) remove_half_events: bool,
+    pub(crate) json: bool,
+}
 
 /// Deletes what retention no longer keeps, or only counts it.
-pub(crate) async fn run(config: &Config, dry_run: bool, json: bool) -> anyhow::Result<()> {
+pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<()> {
     let settings = wiring::trim_settings(config);
     let cutoffs = cutoffs(&settings, SystemClock.now())?;
-    let missing = if dry_run {
+    let missing = if wishes.dry_run {
         Missing::Ignore
     } else {
         Missing::Refuse
     };
-    let store = wiring::open_store(config, missing)();
-    let trimmed = if dry_run {
+    let store = wiring::open_store(config, missing)?();
+    let trimmed = if wishes.dry_run {
         store
             .count_expired(&cutoffs)
             .await
@@ -31,20 +41,82 @@ pub(crate) async fn run(config: &Config, dry_run: bool, json: bool) -> anyhow::R
             .context("cannot delete what retention no longer keeps")
     };
     wiring::close(store.as_ref()).await;
-    print(trimmed?, dry_run, json)
+    let trimmed = trimmed?;
+    let halves = if wishes.remove_half_events && !wishes.dry_run {
+        wiring::remove_half_events(config).await?
+    } else {
+        count_half_events(config).await
+    };
+    print(trimmed, halves, wishes)
 }
 
-fn print(trimmed: Trimmed, dry_run: bool, json: bool) -> anyhow::Result<()> {
-    if json {
+/// That they cannot be counted is no failure of what was asked for.
+async fn count_half_events(config: &Config) -> Option<HalfEvents> {
+    wiring::half_events(config).await.unwrap_or_else(|error| {
+        log::warn!("cannot count half events error={error:#}");
+        None
+    })
+}
+
+fn print(trimmed: Trimmed, halves: Option<HalfEvents>, wishes: Wishes) -> anyhow::Result<()> {
+    let removed = wishes.remove_half_events && !wishes.dry_run;
+    if wishes.json {
         return output::json(&json!({
-            "dry_run": dry_run,
+            "dry_run": wishes.dry_run,
             "events": trimmed.events,
             "resources": trimmed.resources,
+            "half_events": halves,
+            "half_events_removed": removed,
         }));
     }
-    let what = if dry_run { "would delete" } else { "deleted" };
+    let what = if wishes.dry_run {
+        "would delete"
+    } else {
+        "deleted"
+    };
     output::line(&format!(
         "{what} {} events and {} resources",
         trimmed.events, trimmed.resources
-    ))
+    ))?;
+    match halves {
+        Some(halves) if halves != HalfEvents::default() || removed => {
+            output::line(&describe(halves, removed))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn describe(halves: HalfEvents, removed: bool) -> String {
+    let counts = format!(
+        "{} events without resources and {} resources without an event",
+        halves.events, halves.resources
+    );
+    if removed {
+        format!("removed {counts}")
+    } else {
+        format!(
+            "found {counts}, which another writer's crash left behind; \
+             `event-persister trim --remove-half-events` removes them"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_events_come_with_the_way_to_be_rid_of_them() {
+        let halves = HalfEvents {
+            events: 2,
+            resources: 1,
+        };
+        let found = describe(halves, false);
+        assert!(
+            found.contains("2 events without resources and 1 resources"),
+            "{found}"
+        );
+        assert!(found.contains("--remove-half-events"), "{found}");
+        assert!(describe(halves, true).starts_with("removed 2 events"));
+    }
 }

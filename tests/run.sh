@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The test command: checks and tests everything, on any Debian machine with Rust.
 #
-# What is missing (a C compiler for the bundled SQLite, cargo-machete) is installed and named.
+# What is missing (a C compiler for the bundled SQLite; PostgreSQL, PgBouncer, Redis and openssl for
+# the tests, which start servers of their own; cargo-machete) is installed and named.
 # Nothing outside the repository and the system's temporary folder is written to.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,6 +20,22 @@ if ! command -v cc >/dev/null; then
   as_root apt-get install -y -qq gcc libc6-dev
 fi
 
+missing=()
+if [ -z "${TEST_DATABASE_URL:-}" ] && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
+  && ! command -v pg_config >/dev/null; then
+  missing+=(postgresql)
+fi
+command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
+for program in redis-server openssl; do
+  command -v "$program" >/dev/null || missing+=("$program")
+done
+if [ "${#missing[@]}" -gt 0 ]; then
+  step "installing servers for the tests (Debian packages ${missing[*]})"
+  as_root apt-get update -qq
+  as_root apt-get install -y -qq --no-install-recommends "${missing[@]}"
+fi
+PATH="$PATH:/usr/sbin"
+
 step "format"
 cargo fmt --all --check
 
@@ -29,13 +46,13 @@ step "lints, no features"
 cargo clippy -p event-persister-actors --all-targets --no-default-features -- -D warnings
 
 step "each feature alone"
-for feature in file http sqlite testing; do
+for feature in file http postgres redis sqlite testing; do
   cargo clippy -q -p event-persister-actors --no-default-features --features "$feature" -- -D warnings
 done
 
 step "the library without features knows neither databases nor the web"
 graph=$(cargo tree -p event-persister-actors --no-default-features --edges normal --prefix none)
-if grep -E '^(diesel|redis|actix-web|actix-http|libsqlite3-sys)' <<<"$graph"; then
+if grep -E '^(diesel|redis|tokio-postgres|rustls|actix-web|actix-http|libsqlite3-sys)' <<<"$graph"; then
   echo "the crates above must not be needed by ports, actors and pipeline" >&2
   exit 1
 fi

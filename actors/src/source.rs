@@ -19,6 +19,8 @@ pub(crate) mod retained;
 pub mod file;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 /// How much may be read next. Never zero of either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

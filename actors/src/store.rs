@@ -16,8 +16,30 @@ use uuid::Uuid;
 
 use crate::batch::Batch;
 
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg_attr(
+    not(feature = "sqlite"),
+    allow(dead_code, reason = "only SQLite keeps payloads as text")
+)]
+mod python_json;
+
+/// Which tables a store may make in its database.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CreateSchema {
+    /// All of them: the database is our own. Where Prefect has been, its tables are left to it.
+    Everything,
+    /// Only `event_persister_*`: the database is Prefect's, or may become so. Its migrations fail
+    /// for ever on tables that exist already.
+    OwnOnly,
+    /// None: somebody only looks. Our own may be missing, since whoever writes makes them.
+    Nothing,
+}
 
 /// What became of one entry of a batch that was committed.
 #[derive(Debug, Clone, PartialEq, Eq)]

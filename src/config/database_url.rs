@@ -5,8 +5,14 @@ use std::path::PathBuf;
 
 use super::value::{Input, SettingValue};
 
+mod postgres;
+
+pub(super) use postgres::Parameters;
+pub(crate) use postgres::PostgresUrl;
+
 const EXPECTED: &str = "give sqlite://PATH, where everything after `sqlite://` is the path, such as \
-     sqlite://event-persister.db or sqlite:///var/lib/event-persister/events.db";
+     sqlite://event-persister.db or sqlite:///var/lib/event-persister/events.db, or \
+     postgresql://USER:PASSWORD@HOST:PORT/DATABASE";
 
 /// Query parameters of Python's driver that say nothing about which file is meant.
 const HARMLESS_PARAMETERS: [&str; 5] = [
@@ -27,6 +33,13 @@ pub(crate) enum DatabaseUrl {
         /// The file, relative to the working directory or absolute.
         path: PathBuf,
     },
+    /// A PostgreSQL server.
+    Postgres {
+        /// As it was written.
+        text: String,
+        /// What it says.
+        url: Box<PostgresUrl>,
+    },
 }
 
 impl DatabaseUrl {
@@ -38,10 +51,11 @@ impl DatabaseUrl {
         let path = match (scheme.as_str(), rest.strip_prefix("//")) {
             ("sqlite", Some(path)) => path.to_owned(),
             ("sqlite+aiosqlite" | "sqlite+pysqlite", Some(rest)) => sqlalchemy_path(rest)?,
-            ("postgresql" | "postgres" | "postgresql+asyncpg" | "postgresql+psycopg2", _) => {
-                return Err(format!(
-                    "PostgreSQL is not built in yet; until then {EXPECTED}"
-                ));
+            (scheme, Some(rest)) if is_postgres(scheme) => {
+                return PostgresUrl::parse(rest).map(|url| Self::Postgres {
+                    text: text.to_owned(),
+                    url: Box::new(url),
+                });
             }
             _ => return Err(EXPECTED.to_owned()),
         };
@@ -58,6 +72,14 @@ impl DatabaseUrl {
             path: PathBuf::from(path),
         })
     }
+}
+
+/// With any of Python's drivers, which are the same to the server.
+fn is_postgres(scheme: &str) -> bool {
+    let dialect = scheme
+        .split_once('+')
+        .map_or(scheme, |(dialect, _)| dialect);
+    dialect == "postgresql" || dialect == "postgres"
 }
 
 /// What SQLAlchemy takes for the path in what follows `sqlite+aiosqlite://`: a third slash ends
@@ -104,7 +126,7 @@ impl SettingValue for DatabaseUrl {
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Sqlite { text, .. } => f.write_str(&mask_url(text)),
+            Self::Sqlite { text, .. } | Self::Postgres { text, .. } => f.write_str(&mask_url(text)),
         }
     }
 }
@@ -156,8 +178,10 @@ mod tests {
     use super::*;
 
     fn path(url: &str) -> PathBuf {
-        let DatabaseUrl::Sqlite { path, .. } = DatabaseUrl::parse(url).unwrap();
-        path
+        match DatabaseUrl::parse(url).unwrap() {
+            DatabaseUrl::Sqlite { path, .. } => path,
+            other => panic!("{other} is not SQLite"),
+        }
     }
 
     fn error(url: &str) -> String {
@@ -208,22 +232,28 @@ mod tests {
     }
 
     #[test]
-    fn other_databases_are_named() {
-        for url in [
-            "postgresql://u:p@db/prefect",
-            "postgres://db/prefect",
-            "postgresql+asyncpg://db/prefect",
+    fn postgres_has_several_names() {
+        for scheme in [
+            "postgresql",
+            "postgres",
+            "postgresql+asyncpg",
+            "postgresql+psycopg2",
+            "PostgreSQL",
         ] {
-            assert!(
-                error(url).contains("PostgreSQL is not built in yet"),
-                "{url}"
-            );
+            let url = DatabaseUrl::parse(&format!("{scheme}://u:p@db/x")).unwrap();
+            assert!(matches!(url, DatabaseUrl::Postgres { .. }), "{scheme}");
+            assert_eq!(url.show(), format!("{scheme}://u:***@db/x"));
         }
+    }
+
+    #[test]
+    fn other_databases_are_refused() {
         for url in [
             "mysql://db",
             "event-persister.db",
             "/tmp/x.db",
             "sqlite:x.db",
+            "postgresql:x",
         ] {
             assert!(error(url).contains("sqlite://PATH"), "{url}");
         }

@@ -88,7 +88,6 @@ fn given<'a>(
 fn unknown(name: &str) -> String {
     let known: Vec<String> = ALL
         .iter()
-        .filter(|setting| !setting.hidden)
         .flat_map(|setting| setting.variables())
         .chain([CONFIG_VARIABLE.to_owned()])
         .collect();

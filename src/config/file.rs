@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, nearest};
 use super::layer::{Layer, Origin};
-use super::settings::{ALL, Setting};
+use super::settings::ALL;
 use super::value::Input;
 
 /// Reads the file.
@@ -119,12 +119,9 @@ fn convert(value: &DeValue<'_>) -> Input {
     }
 }
 
-fn shown() -> impl Iterator<Item = &'static Setting> {
-    ALL.iter().copied().filter(|setting| !setting.hidden)
-}
-
 fn outside_of_sections(key: &str) -> String {
-    let keys: Vec<String> = shown()
+    let keys: Vec<String> = ALL
+        .iter()
         .filter(|setting| setting.key == key)
         .map(|setting| format!("[{}]", setting.section))
         .collect();
@@ -137,7 +134,7 @@ fn outside_of_sections(key: &str) -> String {
 }
 
 fn unknown_section(name: &str) -> String {
-    let hint = match nearest(name, shown().map(|setting| setting.section)) {
+    let hint = match nearest(name, ALL.iter().map(|setting| setting.section)) {
         Some(near) => format!("did you mean [{near}]?"),
         None => format!("the sections are {}", sections().join(", ")),
     };
@@ -145,10 +142,10 @@ fn unknown_section(name: &str) -> String {
 }
 
 fn unknown_key(section: &str, key: &str) -> String {
-    let of_section = || shown().filter(|setting| setting.section == section);
+    let of_section = || ALL.iter().filter(|setting| setting.section == section);
     let hint = match nearest(key, of_section().map(|setting| setting.key)) {
         Some(near) => format!("did you mean {near:?}?"),
-        None => match shown().find(|setting| setting.key == key) {
+        None => match ALL.iter().find(|setting| setting.key == key) {
             Some(elsewhere) => format!("it belongs into [{}]", elsewhere.section),
             None => {
                 let keys: Vec<&str> = of_section().map(|setting| setting.key).collect();
@@ -160,7 +157,8 @@ fn unknown_key(section: &str, key: &str) -> String {
 }
 
 fn sections() -> Vec<String> {
-    let mut sections: Vec<String> = shown()
+    let mut sections: Vec<String> = ALL
+        .iter()
         .map(|setting| format!("[{}]", setting.section))
         .collect();
     sections.dedup();
@@ -201,7 +199,7 @@ mod tests {
         assert!(error("[http]\nretention = \"1d\"\n").contains("it belongs into [trim]"));
         assert!(error("[trim]\nxyz = 1\n").contains("the keys there are every, retention,"));
         assert!(error("writers = 2\n").contains("it belongs into [pipeline]"));
-        assert!(error("[prefect]\n").contains("[database], [http]"));
+        assert!(error("[prefect]\n").contains("[database], [redis], [http]"));
     }
 
     #[test]

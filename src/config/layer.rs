@@ -21,6 +21,8 @@ pub(crate) enum Origin {
     },
     /// In this environment variable.
     Variable(String),
+    /// In these variables of Prefect's server.
+    Prefect(String),
     /// In this flag of the command line.
     Flag(&'static str),
 }
@@ -30,7 +32,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Default => f.write_str("default"),
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
-            Self::Variable(name) => f.write_str(name),
+            Self::Variable(name) | Self::Prefect(name) => f.write_str(name),
             Self::Flag(name) => f.write_str(name),
         }
     }

@@ -3,13 +3,15 @@
 //! File keys, variable names, the output of `check` and the README's table all follow from it.
 
 use std::marker::PhantomData;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::database_url::DatabaseUrl;
+use super::redis_url::RedisUrl;
 use super::value::{
-    Input, Listen, LogFilter, LogFormat, NonZeroDuration, Overrides, RedisUrl, Secret,
-    SettingValue, Size, Switchable,
+    Input, Listen, LogFilter, LogFormat, NonZeroDuration, Overrides, Secret, SettingValue, Size,
+    Switchable, TlsMode, Toggle,
 };
 
 /// What every environment variable of ours begins with.
@@ -31,8 +33,6 @@ pub(crate) struct Setting {
     pub(crate) short_variable: Option<&'static str>,
     /// Whether the value must not be repeated, not even in an error.
     pub(crate) secret: bool,
-    /// Known, so that it can be refused with a reason, but not offered.
-    pub(crate) hidden: bool,
     /// Reads a value only to show it.
     pub(crate) show: fn(&Input) -> Result<String, String>,
 }
@@ -76,7 +76,6 @@ impl<T: SettingValue> Key<T> {
                 flag: None,
                 short_variable: None,
                 secret: false,
-                hidden: false,
                 show: show::<T>,
             },
             value: PhantomData,
@@ -95,11 +94,6 @@ impl<T: SettingValue> Key<T> {
 
     const fn secret(mut self) -> Self {
         self.setting.secret = true;
-        self
-    }
-
-    const fn hidden(mut self) -> Self {
-        self.setting.hidden = true;
         self
     }
 }
@@ -121,14 +115,93 @@ macro_rules! settings {
 settings! {
     DATABASE_URL: DatabaseUrl = Key::new(
         "database", "url", Some("sqlite://event-persister.db"),
-        "Where events go. `sqlite://` and a path, relative or absolute; SQLAlchemy's `sqlite+aiosqlite:///` works too.",
+        "Where events go. `sqlite://` and a path, relative or absolute, or `postgresql://user:password@host:port/database`; SQLAlchemy's `sqlite+aiosqlite:///` and `postgresql+asyncpg://` work too.",
     ).flag("--database-url");
     DATABASE_BUSY_TIMEOUT: NonZeroDuration = Key::new(
-        "database", "busy_timeout", Some("10s"),
+        "database", "busy_timeout", Some("4s"),
         "How long a write waits for another process that holds the SQLite file before it backs off; longer hides contention, shorter reports it sooner.",
     );
-    REDIS_URL: RedisUrl = Key::new("redis", "url", None, "Not built in yet.")
-        .flag("--redis-url").secret().hidden();
+    DATABASE_CONNECT_TIMEOUT: NonZeroDuration = Key::new(
+        "database", "connect_timeout", Some("4s"),
+        "PostgreSQL: how long a connection may take to be made before it is tried again.",
+    );
+    DATABASE_STATEMENT_TIMEOUT: NonZeroDuration = Key::new(
+        "database", "statement_timeout", Some("30s"),
+        "PostgreSQL: how long one statement may take before the batch is tried again; longer suits a slow server, shorter finds a hung one sooner.",
+    );
+    DATABASE_LOCK_TIMEOUT: NonZeroDuration = Key::new(
+        "database", "lock_timeout", Some("4s"),
+        "PostgreSQL: how long a statement waits for a lock before it backs off; longer hides contention, shorter reports it sooner.",
+    );
+    DATABASE_SEARCH_PATH: String = Key::new(
+        "database", "search_path", None,
+        "PostgreSQL: the schemas to look for tables in, such as `prefect, public`; the server's own if not set.",
+    );
+    DATABASE_APPLICATION_NAME: String = Key::new(
+        "database", "application_name", Some("event-persister"),
+        "PostgreSQL: how the connections are called in `pg_stat_activity`.",
+    );
+    DATABASE_PREPARED_STATEMENTS: Toggle = Key::new(
+        "database", "prepared_statements", Some("on"),
+        "PostgreSQL: `off` behind a PgBouncer in transaction mode that knows no prepared statements (older than 1.21, or `max_prepared_statements` is 0); costs some speed.",
+    );
+    DATABASE_TLS: TlsMode = Key::new(
+        "database", "tls", Some("prefer"),
+        "PostgreSQL: `disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`, as libpq's `sslmode`. Only the last two know whom they talk to.",
+    );
+    DATABASE_TLS_CHECK_HOSTNAME: Toggle = Key::new(
+        "database", "tls_check_hostname", Some("on"),
+        "PostgreSQL: `off` makes `verify-full` a `verify-ca`.",
+    );
+    DATABASE_TLS_CA_FILE: PathBuf = Key::new(
+        "database", "tls_ca_file", None,
+        "PostgreSQL: the authorities that may sign the server's certificate (PEM); the system's if not set.",
+    );
+    DATABASE_TLS_CERT_FILE: PathBuf = Key::new(
+        "database", "tls_cert_file", None,
+        "PostgreSQL: the certificate to log in with (PEM), with `tls_key_file`.",
+    );
+    DATABASE_TLS_KEY_FILE: PathBuf = Key::new(
+        "database", "tls_key_file", None,
+        "PostgreSQL: the key of `tls_cert_file` (PEM).",
+    );
+
+    REDIS_URL: RedisUrl = Key::new(
+        "redis", "url", None,
+        "A Redis whose stream is read, `redis://user:password@host:port/database` or `rediss://` for TLS; `off` reads none, whatever Prefect's environment says.",
+    ).flag("--redis-url").secret();
+    REDIS_STREAM: String = Key::new(
+        "redis", "stream", Some("events"),
+        "The stream to read. Prefect's own name.",
+    );
+    REDIS_GROUP: String = Key::new(
+        "redis", "group", Some("event-persister"),
+        "The consumer group to read as; all replicas share one. Prefect's own name, so that it goes on where Prefect's persister stopped.",
+    );
+    REDIS_CLAIM_IDLE: NonZeroDuration = Key::new(
+        "redis", "claim_idle", Some("20s"),
+        "After how long without a sign of life another replica's entries are taken over; shorter takes them from one that only stalls.",
+    );
+    REDIS_GUARD: Toggle = Key::new(
+        "redis", "guard", Some("on"),
+        "Whether a second group keeps Prefect from trimming entries that are not committed; `off` loses events in outages. `event-persister guard remove` removes it.",
+    );
+    REDIS_GUARD_GROUP: String = Key::new(
+        "redis", "guard_group", Some("event-persister-guard"),
+        "That group's name; must not begin with `ephemeral`, which Prefect deletes.",
+    );
+    REDIS_GUARD_MAX_ENTRIES: NonZeroU64 = Key::new(
+        "redis", "guard_max_entries", Some("1000000"),
+        "Entries in the stream above which a warning says that it grows; nothing is let go.",
+    );
+    REDIS_TRIM_STREAM: Toggle = Key::new(
+        "redis", "trim_stream", Some("off"),
+        "Whether committed entries are removed from the stream. For a stream without Prefect, which trims its own.",
+    );
+    REDIS_CA_FILE: PathBuf = Key::new(
+        "redis", "ca_file", None,
+        "With `rediss://`: the authorities that may sign the server's certificate (PEM); the system's if not set.",
+    );
 
     HTTP_LISTEN: Listen = Key::new(
         "http", "listen", Some("127.0.0.1:4280"),
@@ -269,11 +342,7 @@ mod tests {
 
     #[test]
     fn the_readmes_table_is_this_one() {
-        let rows: Vec<String> = ALL
-            .iter()
-            .filter(|setting| !setting.hidden)
-            .map(|setting| readme_row(setting))
-            .collect();
+        let rows: Vec<String> = ALL.iter().map(|setting| readme_row(setting)).collect();
         let readme = include_str!("../../README.md");
         let found: Vec<&str> = readme
             .lines()

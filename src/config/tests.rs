@@ -1,7 +1,9 @@
 use std::io::Write as _;
+use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
+use super::settings::ALL;
 use super::*;
 
 fn file(text: &str) -> NamedTempFile {
@@ -10,7 +12,7 @@ fn file(text: &str) -> NamedTempFile {
     file
 }
 
-fn load(flags: &Flags, environment: &[(&str, &str)]) -> Result<Config, String> {
+pub(super) fn load(flags: &Flags, environment: &[(&str, &str)]) -> Result<Config, String> {
     Config::from_parts(
         flags,
         environment
@@ -20,7 +22,7 @@ fn load(flags: &Flags, environment: &[(&str, &str)]) -> Result<Config, String> {
     .map_err(|error| error.to_string())
 }
 
-fn effective<'a>(config: &'a Config, name: &str) -> &'a Effective {
+pub(super) fn effective<'a>(config: &'a Config, name: &str) -> &'a Effective {
     config
         .effective
         .iter()
@@ -89,8 +91,11 @@ fn the_file_can_be_named_by_a_variable() {
 
 #[test]
 fn every_setting_is_a_key_of_the_file_and_a_variable() {
-    for setting in ALL.iter().filter(|setting| !setting.hidden) {
-        let value = setting.default.unwrap_or("user:password");
+    for setting in ALL {
+        let value = setting.default.unwrap_or(match setting.name().as_str() {
+            "redis.url" => "redis://r:6379/0",
+            _ => "user:password",
+        });
         let file = file(&format!(
             "[{}]\n{} = {value:?}\n",
             setting.section, setting.key
@@ -99,7 +104,15 @@ fn every_setting_is_a_key_of_the_file_and_a_variable() {
             config: Some(file.path().to_owned()),
             ..Flags::default()
         };
-        let config = load(&flags, &[]).unwrap();
+        // Two that stand together have to.
+        let other = match setting.key {
+            "tls_cert_file" => Some("EVENT_PERSISTER_DATABASE_TLS_KEY_FILE"),
+            "tls_key_file" => Some("EVENT_PERSISTER_DATABASE_TLS_CERT_FILE"),
+            _ => None,
+        };
+        let mut variables: Vec<(&str, &str)> =
+            other.map(|other| (other, "x")).into_iter().collect();
+        let config = load(&flags, &variables).unwrap();
         assert!(
             matches!(
                 effective(&config, &setting.name()).origin,
@@ -108,7 +121,9 @@ fn every_setting_is_a_key_of_the_file_and_a_variable() {
             "{}",
             setting.name()
         );
-        let config = load(&flags, &[(&setting.variable(), value)]).unwrap();
+        let variable = setting.variable();
+        variables.push((&variable, value));
+        let config = load(&flags, &variables).unwrap();
         assert_eq!(
             effective(&config, &setting.name()).origin,
             Origin::Variable(setting.variable())
@@ -186,22 +201,43 @@ fn secrets_stay_secret() {
     assert!(!format!("{config:?}").contains("hunter2"));
 
     let flags = Flags {
-        database_url: Some("postgresql://u:hunter2@db/x".to_owned()),
-        redis_url: Some("redis://:hunter2@r".to_owned()),
+        database_url: Some("postgresql://u:hunter2@db:x/x".to_owned()),
+        redis_url: Some("redis:/:hunter2@r".to_owned()),
         ..Flags::default()
     };
     let error = load(&flags, &[]).unwrap_err();
     assert!(
-        error.contains("--database-url: \"postgresql://u:***@db/x\""),
+        error.contains("--database-url: \"postgresql://u:***@db:x/x\""),
         "{error}"
     );
     assert!(
-        error.contains(
-            "--redis-url: wrong value for redis.url: reading from Redis is not built in yet"
-        ),
+        error.contains("--redis-url: wrong value for redis.url: give redis://"),
         "{error}"
     );
     assert!(!error.contains("hunter2"), "{error}");
+}
+
+#[test]
+fn what_a_url_says_counts_unless_its_own_setting_says_something() {
+    let url = "postgresql://h/d?sslmode=require&connect_timeout=3&application_name=mine";
+    let pairs = [
+        ("EVENT_PERSISTER_DATABASE_URL", url),
+        ("EVENT_PERSISTER_DATABASE_CONNECT_TIMEOUT", "9s"),
+    ];
+    let config = load(&Flags::default(), &pairs).unwrap();
+    assert_eq!(config.database.tls.mode, TlsMode::Require);
+    assert_eq!(config.database.application_name, "mine");
+    assert_eq!(config.database.connect_timeout, Duration::from_secs(9));
+    let tls = effective(&config, "database.tls");
+    assert_eq!(tls.value.as_deref(), Some("require"));
+    assert_eq!(tls.origin.to_string(), "EVENT_PERSISTER_DATABASE_URL");
+}
+
+#[test]
+fn a_certificate_without_its_key_is_an_error() {
+    let pairs = [("EVENT_PERSISTER_DATABASE_TLS_CERT_FILE", "/c.pem")];
+    let error = load(&Flags::default(), &pairs).unwrap_err();
+    assert!(error.contains("database.tls_key_file"), "{error}");
 }
 
 #[test]

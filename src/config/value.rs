@@ -6,10 +6,12 @@ use super::database_url::mask_url;
 
 mod numbers;
 mod overrides;
+mod texts;
 mod words;
 
-pub(crate) use numbers::{NonZeroDuration, Size, Switchable};
+pub(crate) use numbers::{LONGEST, NonZeroDuration, Size, Switchable};
 pub(crate) use overrides::Overrides;
+pub(crate) use texts::{TlsMode, Toggle};
 pub(crate) use words::{Listen, LogFilter, LogFormat};
 
 /// A value as a layer gives it. Variables and flags are always text.
@@ -48,6 +50,11 @@ pub(crate) trait SettingValue: Sized {
 pub(crate) struct Secret(String);
 
 impl Secret {
+    /// Of a text that came by another way than a setting of its own.
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+
     /// The text itself, for the one who compares it.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
@@ -74,24 +81,6 @@ impl SettingValue for Secret {
 
     fn show(&self) -> String {
         "***".to_owned()
-    }
-}
-
-/// The address of a bus that this build cannot read yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RedisUrl;
-
-impl SettingValue for RedisUrl {
-    fn read(_: &Input) -> Result<Self, String> {
-        Err(
-            "reading from Redis is not built in yet; remove this setting, and send events by \
-             HTTP, WebSocket or `event-persister import`"
-                .to_owned(),
-        )
-    }
-
-    fn show(&self) -> String {
-        String::new()
     }
 }
 

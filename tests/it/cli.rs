@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::support::binary::{Folder, Ran};
 use super::support::server::Server;
 
-fn event(occurred: &str) -> String {
+pub(crate) fn event(occurred: &str) -> String {
     let id = Uuid::new_v4();
     format!(
         r#"{{"id":"{id}","occurred":"{occurred}","event":"it","resource":{{"prefect.resource.id":"r"}}}}"#
@@ -92,16 +92,33 @@ fn wrong_configuration_exits_with_2_and_says_what_would_be_right() {
 #[test]
 fn what_is_not_built_in_yet_is_refused_without_showing_passwords() {
     let folder = Folder::new();
-    for arguments in [
-        ["--database-url", "postgresql://u:hunter2@db/x"],
-        ["--redis-url", "redis://:hunter2@redis"],
-    ] {
-        let ran = folder
-            .run(&arguments)
-            .exits(2)
-            .complains(&[arguments[0], "not built in yet"]);
-        assert!(!ran.stderr.contains("hunter2"), "{ran:?}");
-    }
+    let url = "redis+sentinel://:hunter2@a:26379,b:26379/mymaster";
+    let ran = folder
+        .run(&["--redis-url", url])
+        .exits(2)
+        .complains(&["--redis-url", "Sentinel is not built in yet"]);
+    assert!(!ran.stderr.contains("hunter2"), "{ran:?}");
+}
+
+#[test]
+fn settings_that_cannot_work_together_exit_with_2() {
+    let folder = Folder::new();
+    let variables = [
+        ("EVENT_PERSISTER_REDIS_URL", "redis://127.0.0.1:1"),
+        ("EVENT_PERSISTER_REDIS_GUARD_GROUP", "ephemeral-guard"),
+    ];
+    folder
+        .run_with(&["check"], &variables)
+        .exits(2)
+        .complains(&["ephemeral-guard"]);
+    folder
+        .run(&[
+            "check",
+            "--database-url",
+            "postgresql://h/d?keepalives_idle=x",
+        ])
+        .exits(2)
+        .complains(&["database.url"]);
 }
 
 #[test]

@@ -3,6 +3,11 @@
 
 mod cli;
 mod http_source;
+#[cfg(feature = "service-tests")]
+mod postgres_store;
+mod prefect_environment;
+#[cfg(feature = "service-tests")]
+mod redis_source;
 mod server;
 mod source_contract;
 mod store_contract;

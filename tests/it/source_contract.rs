@@ -3,12 +3,13 @@
 //! A subject is a source that already holds some messages, handed out in order and told apart by
 //! their raw bytes.
 
+use std::any::Any;
 use std::io::Cursor;
 use std::sync::Arc;
 
 use event_persister_actors::delivery::{Content, Entry, Position, Receipt, Rejection};
 use event_persister_actors::source::file::FileSource;
-use event_persister_actors::source::intake::{Intake, IntakeSettings, IntakeSource};
+use event_persister_actors::source::intake::{IntakeSettings, IntakeSource};
 use event_persister_actors::source::{Body, EventSource, Message, More, Permit};
 use event_persister_actors::testing::MemorySource;
 
@@ -20,7 +21,7 @@ const WIDE: Permit = Permit {
 /// A source that holds `messages`, and what must stay alive with it.
 struct Subject {
     source: Arc<dyn EventSource>,
-    _intake: Option<Intake>,
+    _alive: Box<dyn Any>,
 }
 
 fn memory(messages: &[String]) -> Subject {
@@ -30,7 +31,7 @@ fn memory(messages: &[String]) -> Subject {
     }
     Subject {
         source: Arc::new(source),
-        _intake: None,
+        _alive: Box::new(()),
     }
 }
 
@@ -50,7 +51,7 @@ fn intake(messages: &[String]) -> Subject {
     }
     Subject {
         source,
-        _intake: Some(intake),
+        _alive: Box::new(intake),
     }
 }
 
@@ -59,7 +60,7 @@ fn file(messages: &[String]) -> Subject {
     let source = FileSource::new(Box::new(Cursor::new(text)), "in", 1_000_000).expect("a thread");
     Subject {
         source: Arc::new(source),
-        _intake: None,
+        _alive: Box::new(()),
     }
 }
 
@@ -100,7 +101,8 @@ async fn read_num(source: &dyn EventSource, num: usize) -> Vec<Message> {
 async fn respects_permits(new: fn(&[String]) -> Subject) {
     let mut all = numbered(20);
     all[7] = "x".repeat(500);
-    let source = new(&all).source;
+    let subject = new(&all);
+    let source = Arc::clone(&subject.source);
     let permit = Permit {
         max_messages: 3,
         max_bytes: 100,
@@ -127,7 +129,8 @@ async fn respects_permits(new: fn(&[String]) -> Subject) {
 }
 
 async fn forgets_what_is_acknowledged(new: fn(&[String]) -> Subject) {
-    let source = new(&numbered(6)).source;
+    let subject = new(&numbered(6));
+    let source = Arc::clone(&subject.source);
     let messages = read_num(&*source, 6).await;
     assert!(messages.iter().all(|message| !message.redelivered));
     let [first, second, third, fourth, fifth, _] = receipts(&messages)[..] else {
@@ -154,7 +157,8 @@ async fn forgets_what_is_acknowledged(new: fn(&[String]) -> Subject) {
 }
 
 async fn hands_out_again_before_anything_new(new: fn(&[String]) -> Subject) {
-    let source = new(&numbered(8)).source;
+    let subject = new(&numbered(8));
+    let source = Arc::clone(&subject.source);
     let first = read_num(&*source, 4).await;
     source
         .acknowledge(&receipts(&first)[1..2])
@@ -183,7 +187,8 @@ async fn hands_out_again_before_anything_new(new: fn(&[String]) -> Subject) {
 }
 
 async fn takes_receipts_from_before_a_rewind(new: fn(&[String]) -> Subject) {
-    let source = new(&numbered(4)).source;
+    let subject = new(&numbered(4));
+    let source = Arc::clone(&subject.source);
     let first = read_num(&*source, 3).await;
     source.rewind().await.expect("rewound");
     source
@@ -196,7 +201,8 @@ async fn takes_receipts_from_before_a_rewind(new: fn(&[String]) -> Subject) {
 
 async fn loses_nothing_when_a_read_is_dropped(new: fn(&[String]) -> Subject) {
     let all = numbered(50);
-    let source = new(&all).source;
+    let subject = new(&all);
+    let source = Arc::clone(&subject.source);
     let mut seen = Vec::new();
     let mut round = 0;
     while seen.len() < all.len() {
@@ -224,7 +230,8 @@ async fn loses_nothing_when_a_read_is_dropped(new: fn(&[String]) -> Subject) {
 }
 
 async fn lets_go_when_closed(new: fn(&[String]) -> Subject) {
-    let source = new(&numbered(4)).source;
+    let subject = new(&numbered(4));
+    let source = Arc::clone(&subject.source);
     let first = read_num(&*source, 2).await;
     source.close().await.expect("closed");
     source.close().await.expect("twice does no harm");
@@ -237,20 +244,34 @@ async fn lets_go_when_closed(new: fn(&[String]) -> Subject) {
     assert_eq!((chunk.messages.len(), chunk.more), (0, More::Ended));
 }
 
-macro_rules! suite {
-    ($($source:ident),*) => {$(
-        mod $source {
-            suite!(@ $source respects_permits forgets_what_is_acknowledged
-                hands_out_again_before_anything_new takes_receipts_from_before_a_rewind
-                loses_nothing_when_a_read_is_dropped lets_go_when_closed);
-        }
-    )*};
-    (@ $source:ident $($test:ident)*) => {$(
+/// Every test of the suite, for one kind of subject.
+macro_rules! source_contract_tests {
+    ($subject:path) => {
+        $crate::source_contract::source_contract_tests!(@ $subject;
+            respects_permits forgets_what_is_acknowledged hands_out_again_before_anything_new
+            takes_receipts_from_before_a_rewind loses_nothing_when_a_read_is_dropped
+            lets_go_when_closed);
+    };
+    (@ $subject:path; $($test:ident)*) => {$(
         #[actix_web::test]
         async fn $test() {
-            super::$test(super::$source).await;
+            $crate::source_contract::$test($subject).await;
         }
     )*};
 }
+use source_contract_tests;
 
-suite!(memory, intake, file);
+mod of_memory {
+    super::source_contract_tests!(super::memory);
+}
+
+mod of_intake {
+    super::source_contract_tests!(super::intake);
+}
+
+mod of_file {
+    super::source_contract_tests!(super::file);
+}
+
+#[cfg(feature = "service-tests")]
+mod redis;

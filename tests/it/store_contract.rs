@@ -19,6 +19,8 @@ use event_persister_actors::testing::{EventFixture, event, event_entry, rejected
 use uuid::Uuid;
 
 mod memory;
+#[cfg(feature = "service-tests")]
+mod postgres;
 mod sqlite;
 
 /// A database under test, with what the port does not show.

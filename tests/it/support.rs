@@ -1,8 +1,14 @@
 //! What end-to-end tests need: the binary in a folder of its own, a served process, its database as
-//! somebody else sees it, events, and a WebSocket client.
+//! somebody else sees it, events, a WebSocket client, and servers that are thrown away.
 
 pub(crate) mod binary;
 pub(crate) mod database;
 pub(crate) mod events;
+#[cfg(feature = "service-tests")]
+pub(crate) mod logs;
+#[cfg(feature = "service-tests")]
+pub(crate) mod postgres;
+#[cfg(feature = "service-tests")]
+pub(crate) mod redis;
 pub(crate) mod server;
 pub(crate) mod socket;

@@ -21,10 +21,10 @@ use futures_util::future::LocalBoxFuture;
 
 use self::connection::{Connection, Failure, Missing, Place};
 use self::in_place::{OpenFile, Token, moved_meanwhile};
-pub use self::schema::CreateSchema;
 use self::trim::Resume;
 use crate::batch::Batch;
 use crate::clock::Clock;
+pub use crate::store::CreateSchema;
 use crate::store::{
     Cutoffs, DeadLetter, DeadLetters, EventStore, OpenLetter, OpenStore, Outcome, StoreError,
     TrimStep, Trimmed,
@@ -34,7 +34,6 @@ mod connection;
 mod in_place;
 mod letters;
 mod lock_holder;
-mod python_json;
 mod result_code;
 mod rows;
 mod schema;
@@ -60,7 +59,7 @@ impl SqliteSettings {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
-            busy_timeout: Duration::from_secs(10),
+            busy_timeout: Duration::from_secs(4),
             create_schema: CreateSchema::Everything,
         }
     }
@@ -145,6 +144,21 @@ impl SqliteStore {
             let mut connection = Connection::open(&place, Missing::Create)?;
             schema::prepare(&mut connection, CreateSchema::Everything)
                 .map_err(|failure| connection.store_error("migrate", failure))
+        })
+        .await?
+    }
+
+    /// The revision of Prefect's schema; `None` where Prefect has not been. Makes nothing.
+    ///
+    /// # Errors
+    ///
+    /// The file is not there or cannot be read.
+    pub async fn prefect_revision(&self) -> Result<Option<String>, StoreError> {
+        let place = self.shared.place();
+        blocking(move || {
+            let mut connection = Connection::open(&place, Missing::Refuse)?;
+            schema::prefect_revision(&mut connection)
+                .map_err(|failure| connection.store_error("read", failure))
         })
         .await?
     }

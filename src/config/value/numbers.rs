@@ -1,6 +1,6 @@
 //! Numbers, sizes and durations.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::time::Duration;
 
 use super::{Input, SettingValue};
@@ -10,6 +10,21 @@ impl SettingValue for NonZeroUsize {
         match input {
             Input::Text(text) => text.trim().parse().ok(),
             Input::Integer(number) => usize::try_from(*number).ok().and_then(Self::new),
+            Input::Table(_) | Input::Other(_) => None,
+        }
+        .ok_or_else(|| "give a whole number of at least 1".to_owned())
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl SettingValue for NonZeroU64 {
+    fn read(input: &Input) -> Result<Self, String> {
+        match input {
+            Input::Text(text) => text.trim().parse().ok(),
+            Input::Integer(number) => u64::try_from(*number).ok().and_then(Self::new),
             Input::Table(_) | Input::Other(_) => None,
         }
         .ok_or_else(|| "give a whole number of at least 1".to_owned())
@@ -82,7 +97,7 @@ impl SettingValue for Size {
 const DURATION_EXPECTED: &str = "give a duration with its unit, such as \"5s\", \"15m\" or \"7d\"";
 
 /// Longer than anything that is meant, and short enough to be added to any date or timer.
-const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
 impl SettingValue for Duration {
     fn read(input: &Input) -> Result<Self, String> {

@@ -8,10 +8,10 @@ use diesel::sqlite::Sqlite;
 use uuid::Uuid;
 
 use super::connection::Failure;
-use super::python_json::{rewrite, write_array, write_object, write_string};
 use super::result_code::{Failed, ResultCode};
 use super::text::write_timestamp;
 use crate::event::{ReceivedEvent, Resource};
+use crate::store::python_json::{rewrite, write_array, write_object, write_string};
 
 /// Why the database does not take an event.
 pub(super) struct Refusal {

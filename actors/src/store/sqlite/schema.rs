@@ -11,6 +11,7 @@ use diesel::sqlite::Sqlite;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _, embed_migrations};
 
 use super::connection::{Connection, Failure};
+use crate::store::CreateSchema;
 
 /// Prefect's tables, to the letter. Never run on a database that is or may become Prefect's.
 pub(super) const EVENTS: EmbeddedMigrations = embed_migrations!("../migrations/sqlite/events");
@@ -66,18 +67,6 @@ diesel::table! {
 }
 
 diesel::allow_tables_to_appear_in_same_query!(events, event_resources);
-
-/// Which tables may be made in a database.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CreateSchema {
-    /// All of them: the file is our own. Where Prefect has been, its tables are left to it.
-    Everything,
-    /// Only `event_persister_*`: the database is Prefect's, or may become so. Its migrations fail
-    /// for ever on tables that exist already.
-    OwnOnly,
-    /// None: somebody only looks. Our own may be missing, since whoever writes makes them.
-    Nothing,
-}
 
 /// What is written, table by table.
 const WRITTEN: [(&str, &[&str]); 3] = [
@@ -256,6 +245,21 @@ struct Column {
     /// Whether an insert that leaves it out fails.
     #[diesel(sql_type = Bool)]
     required: bool,
+}
+
+/// The revision that Prefect's migrations have noted; `None` where they were never run.
+pub(super) fn prefect_revision(connection: &mut Connection) -> Result<Option<String>, Failure> {
+    let revisions = connection.run(|connection| {
+        if Found::in_database(connection)?.has("alembic_version") {
+            names(
+                connection,
+                "SELECT version_num AS name FROM alembic_version",
+            )
+        } else {
+            Ok(BTreeSet::new())
+        }
+    })?;
+    Ok(revisions.into_iter().next_back())
 }
 
 /// Whether every column that is written is there, and no other must be written.

@@ -256,9 +256,10 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::store::CreateSchema;
     use crate::store::sqlite::SqliteSettings;
     use crate::store::sqlite::connection::{Missing, Place};
-    use crate::store::sqlite::schema::{CreateSchema, prepare};
+    use crate::store::sqlite::schema::prepare;
 
     /// The query, to be explained instead of run.
     struct Explain<Q>(Q);

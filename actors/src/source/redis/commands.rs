@@ -1,0 +1,274 @@
+//! The commands that are sent, each with its answer understood.
+
+use std::time::Duration;
+
+use redis::{Cmd, RedisResult, Value};
+
+use super::connection::Connection;
+use super::replies::{self, Claimed, Group, Pending, RawEntry};
+use super::scripts;
+use super::settings::RedisSettings;
+use super::stream_id::StreamId;
+
+/// Ids in one command at most: a command that names more holds up the server for longer than
+/// others should wait.
+const IDS_AT_ONCE: usize = 1000;
+
+/// What a guard transaction saw, at one moment.
+pub(super) struct Sight {
+    pub(super) groups: Vec<Group>,
+    pub(super) pending: Pending,
+    pub(super) length: u64,
+}
+
+/// What making the groups did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Made {
+    pub(super) guard: bool,
+    pub(super) group: bool,
+    pub(super) moved: bool,
+}
+
+/// A connection and the names that its commands are about.
+pub(super) struct Commands<'a> {
+    pub(super) connection: Connection,
+    pub(super) settings: &'a RedisSettings,
+}
+
+impl Commands<'_> {
+    async fn send(&mut self, command: &Cmd) -> RedisResult<Value> {
+        match self.connection.redis.send_packed_command(command).await? {
+            Value::ServerError(error) => Err(error.into()),
+            value => Ok(value),
+        }
+    }
+
+    fn stream_command(&self, name: &str) -> Cmd {
+        let mut command = redis::cmd(name);
+        command.arg(&self.settings.stream);
+        command
+    }
+
+    fn group_command(&self, name: &str) -> Cmd {
+        let mut command = self.stream_command(name);
+        command.arg(&self.settings.group);
+        command
+    }
+
+    fn script(&self, script: &str) -> Cmd {
+        let mut command = redis::cmd("EVAL");
+        command.arg(script).arg(1).arg(&self.settings.stream);
+        command.arg(&self.settings.group);
+        command
+    }
+
+    fn read_group(&self, count: usize) -> Cmd {
+        let mut command = redis::cmd("XREADGROUP");
+        command.arg("GROUP").arg(&self.settings.group);
+        command.arg(&self.settings.consumer_name);
+        command.arg("COUNT").arg(count);
+        command
+    }
+
+    /// Takes entries that nobody was given yet; waits for the first.
+    pub(super) async fn read_new(&mut self, count: usize) -> RedisResult<Vec<RawEntry>> {
+        let mut command = self.read_group(count);
+        command.arg("BLOCK").arg(millis(self.settings.block));
+        command.arg("STREAMS").arg(&self.settings.stream).arg(">");
+        replies::entries_read(self.send(&command).await?)
+    }
+
+    /// Reads own pending entries again, behind an id.
+    pub(super) async fn read_pending(
+        &mut self,
+        behind: StreamId,
+        count: usize,
+    ) -> RedisResult<Vec<RawEntry>> {
+        let mut command = self.read_group(count);
+        command.arg("STREAMS").arg(&self.settings.stream);
+        command.arg(behind.to_string());
+        replies::entries_read(self.send(&command).await?)
+    }
+
+    /// The ids of all own pending entries, in order.
+    pub(super) async fn own_pending(&mut self) -> RedisResult<Vec<StreamId>> {
+        let mut all: Vec<StreamId> = Vec::new();
+        loop {
+            let start = match all.last() {
+                Some(last) => format!("({last}"),
+                None => "-".to_owned(),
+            };
+            let mut command = self.group_command("XPENDING");
+            command.arg(start).arg("+").arg(IDS_AT_ONCE);
+            command.arg(&self.settings.consumer_name);
+            let page = replies::pending_ids(self.send(&command).await?)?;
+            let is_last = page.len() < IDS_AT_ONCE;
+            all.extend(page);
+            if is_last {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Takes entries that their consumer has not touched for too long.
+    pub(super) async fn claim_idle(
+        &mut self,
+        from: StreamId,
+        count: usize,
+    ) -> RedisResult<Claimed> {
+        let mut command = self.group_command("XAUTOCLAIM");
+        command.arg(&self.settings.consumer_name);
+        command
+            .arg(millis(self.settings.claim_idle))
+            .arg(from.to_string());
+        command.arg("COUNT").arg(count);
+        replies::claimed(self.send(&command).await?)
+    }
+
+    /// Marks entries as ours and in work, without transferring them.
+    pub(super) async fn keep(&mut self, ids: &[StreamId]) -> RedisResult<()> {
+        for ids in ids.chunks(IDS_AT_ONCE) {
+            let mut command = self.group_command("XCLAIM");
+            command.arg(&self.settings.consumer_name).arg(0);
+            for id in ids {
+                command.arg(id.to_string());
+            }
+            command.arg("JUSTID");
+            self.send(&command).await?;
+        }
+        Ok(())
+    }
+
+    /// Acknowledges one portion of ids; returns how many it took.
+    pub(super) async fn acknowledge(&mut self, ids: &[StreamId]) -> RedisResult<usize> {
+        // One command for a batch; only what is far larger than any batch is split.
+        let portion = &ids[..ids.len().min(10 * IDS_AT_ONCE)];
+        let mut command = self.group_command("XACK");
+        for id in portion {
+            command.arg(id.to_string());
+        }
+        self.send(&command).await?;
+        Ok(portion.len())
+    }
+
+    /// Groups, what is pending in ours, and the length of the stream, all at one moment.
+    pub(super) async fn look(&mut self) -> RedisResult<Sight> {
+        let mut pipeline = redis::pipe();
+        pipeline.atomic();
+        pipeline
+            .cmd("XINFO")
+            .arg("GROUPS")
+            .arg(&self.settings.stream);
+        pipeline.add_command(self.group_command("XPENDING"));
+        pipeline.add_command(self.stream_command("XLEN"));
+        let (groups, pending, length): (Value, Value, u64) =
+            pipeline.query_async(&mut self.connection.redis).await?;
+        Ok(Sight {
+            groups: replies::groups(groups)?,
+            pending: replies::pending(pending)?,
+            length,
+        })
+    }
+
+    pub(super) async fn set_guard(&mut self, position: StreamId) -> RedisResult<()> {
+        let mut command = redis::cmd("XGROUP");
+        command.arg("SETID").arg(&self.settings.stream);
+        command
+            .arg(&self.settings.guard_group)
+            .arg(position.to_string());
+        self.send(&command).await.map(drop)
+    }
+
+    /// Removes a group; whether it was there.
+    pub(super) async fn destroy_guard(&mut self) -> RedisResult<bool> {
+        let mut command = redis::cmd("XGROUP");
+        command.arg("DESTROY").arg(&self.settings.stream);
+        command.arg(&self.settings.guard_group);
+        Ok(replies::number(self.send(&command).await?)? > 0)
+    }
+
+    /// The server's version; `None` if it does not say.
+    pub(super) async fn server_version(&mut self) -> RedisResult<Option<String>> {
+        let mut command = redis::cmd("INFO");
+        command.arg("server");
+        let info: String = redis::from_redis_value(self.send(&command).await?)?;
+        let version = info
+            .lines()
+            .find_map(|line| line.strip_prefix("redis_version:"));
+        Ok(version.map(|version| version.trim().to_owned()))
+    }
+
+    /// Whether the stream is there.
+    pub(super) async fn stream_exists(&mut self) -> RedisResult<bool> {
+        let command = self.stream_command("EXISTS");
+        Ok(replies::number(self.send(&command).await?)? > 0)
+    }
+
+    /// All groups of the stream and its length, whether ours is among them or not.
+    pub(super) async fn all_groups(&mut self) -> RedisResult<Vec<Group>> {
+        let mut command = redis::cmd("XINFO");
+        command.arg("GROUPS").arg(&self.settings.stream);
+        replies::groups(self.send(&command).await?)
+    }
+
+    pub(super) async fn length(&mut self) -> RedisResult<u64> {
+        let command = self.stream_command("XLEN");
+        replies::number(self.send(&command).await?)
+    }
+
+    pub(super) async fn pending(&mut self) -> RedisResult<Pending> {
+        let command = self.group_command("XPENDING");
+        replies::pending(self.send(&command).await?)
+    }
+
+    /// Removes what is older than a position.
+    pub(super) async fn trim(&mut self, position: StreamId) -> RedisResult<u64> {
+        let mut command = self.stream_command("XTRIM");
+        // In whole nodes, and not too much at once: exact trimming holds up everyone else.
+        command.arg("MINID").arg("~").arg(position.to_string());
+        command.arg("LIMIT").arg(100_000);
+        replies::number(self.send(&command).await?)
+    }
+
+    pub(super) async fn make_groups(&mut self) -> RedisResult<Made> {
+        let mut command = self.script(scripts::MAKE_GROUPS);
+        command.arg(if self.settings.guard {
+            self.settings.guard_group.as_str()
+        } else {
+            ""
+        });
+        let [guard, group, moved] = replies::numbers(self.send(&command).await?)?;
+        Ok(Made {
+            guard: guard > 0,
+            group: group > 0,
+            moved: moved > 0,
+        })
+    }
+
+    /// How many entries were removed before the group could read them, and not yet counted.
+    pub(super) async fn count_losses(&mut self) -> RedisResult<usize> {
+        let command = self.script(scripts::COUNT_LOSSES);
+        let [lost] = replies::numbers(self.send(&command).await?)?;
+        Ok(usize::try_from(lost).unwrap_or(usize::MAX))
+    }
+
+    /// Removes the consumers of others that are long gone; answers their names.
+    pub(super) async fn remove_dead_consumers(&mut self) -> RedisResult<Vec<String>> {
+        let mut command = self.script(scripts::REMOVE_CONSUMERS);
+        command.arg(millis(self.settings.consumer_idle_removal));
+        command.arg(&self.settings.consumer_name).arg("");
+        replies::texts(self.send(&command).await?)
+    }
+
+    /// Removes our own consumer if nothing of it is pending; whether it did.
+    pub(super) async fn remove_own_consumer(&mut self) -> RedisResult<bool> {
+        let mut command = self.script(scripts::REMOVE_CONSUMERS);
+        command.arg(0).arg("").arg(&self.settings.consumer_name);
+        let removed = replies::texts(self.send(&command).await?)?;
+        Ok(!removed.is_empty())
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,133 @@
+//! What must happen in one step in Redis, as scripts: whatever checks and then changes.
+//!
+//! Errors are returned rather than raised, so that their codes are the same in every version.
+
+/// Makes the guard and then the group, at an id that Prefect's trimming respects.
+///
+/// A group at `0-0` counts for nothing there, and one that is made without `ENTRIESREAD` cannot
+/// tell what it lost. Answers whether the guard was made, the group made, the group moved.
+pub(super) const MAKE_GROUPS: &str = r#"
+local stream, group, guard = KEYS[1], ARGV[1], ARGV[2]
+
+local function named(list)
+  local map = {}
+  for i = 1, #list, 2 do map[list[i]] = list[i + 1] end
+  return map
+end
+
+local function make(name)
+  local made = redis.pcall('XGROUP', 'CREATE', stream, name, '0-1', 'MKSTREAM')
+  if made.err then
+    if string.find(made.err, 'BUSYGROUP', 1, true) then return 0 end
+    return made
+  end
+  return 1
+end
+
+local guarded = 0
+if guard ~= '' then
+  guarded = make(guard)
+  if type(guarded) == 'table' then return guarded end
+end
+local made = make(group)
+if type(made) == 'table' then return made end
+
+local moved = 0
+if made == 0 then
+  for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local other = named(info)
+    if other['name'] == group and other['last-delivered-id'] == '0-0' then moved = 1 end
+  end
+end
+if made == 1 or moved == 1 then
+  local info = named(redis.call('XINFO', 'STREAM', stream))
+  local moving = {'XGROUP', 'SETID', stream, group, '0-1'}
+  if info['entries-added'] then
+    table.insert(moving, 'ENTRIESREAD')
+    table.insert(moving, string.format('%.0f', info['entries-added'] - info['length']))
+  end
+  local set = redis.pcall(unpack(moving))
+  if set.err then return set end
+end
+return {guarded, made, moved}
+"#;
+
+/// Counts what was removed from the stream before the group could read it, and moves the group
+/// behind it, so that no replica counts it twice. There is nothing to be read in between.
+///
+/// Redis counts what was added, what is there and what the group has read: once everything that
+/// the group read is gone too, what is missing was never read. Before 7.0 it does not count.
+pub(super) const COUNT_LOSSES: &str = r#"
+local stream, group = KEYS[1], ARGV[1]
+
+local function named(list)
+  local map = {}
+  for i = 1, #list, 2 do map[list[i]] = list[i + 1] end
+  return map
+end
+
+local function parts(id)
+  local millis, number = string.match(id, '^(%d+)%-(%d+)$')
+  return millis, number
+end
+
+local function less(a, b)
+  local am, an = parts(a)
+  local bm, bn = parts(b)
+  am, an, bm, bn = tonumber(am), tonumber(an), tonumber(bm), tonumber(bn)
+  return am < bm or (am == bm and an < bn)
+end
+
+local function previous(id)
+  local millis, number = parts(id)
+  if #millis > 15 or #number > 15 then return nil end
+  if number == '0' then
+    return string.format('%.0f', tonumber(millis) - 1) .. '-18446744073709551615'
+  end
+  return millis .. '-' .. string.format('%.0f', tonumber(number) - 1)
+end
+
+local info = redis.pcall('XINFO', 'STREAM', stream)
+if info.err then return info end
+info = named(info)
+if not info['entries-added'] then return {0} end
+local ours
+for _, other in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+  other = named(other)
+  if other['name'] == group then ours = other end
+end
+if not ours or not ours['entries-read'] then return {0} end
+local first = info['first-entry'] and info['first-entry'][1]
+if first and not less(ours['last-delivered-id'], first) then return {0} end
+local removed = info['entries-added'] - info['length']
+local lost = removed - ours['entries-read']
+if lost <= 0 then return {0} end
+local target = info['last-generated-id']
+if first then target = previous(first) end
+if not target then return {0} end
+local set = redis.pcall('XGROUP', 'SETID', stream, group, target, 'ENTRIESREAD', string.format('%.0f', removed))
+if set.err then return set end
+return {lost}
+"#;
+
+/// Removes consumers with nothing pending that were idle for longer than given: all but one, or
+/// one alone. To remove a consumer discards what it has pending, hence check and removal in one.
+/// Answers the names.
+pub(super) const REMOVE_CONSUMERS: &str = r#"
+local stream, group = KEYS[1], ARGV[1]
+local idle, except, only = tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local consumers = redis.pcall('XINFO', 'CONSUMERS', stream, group)
+if consumers.err then return consumers end
+local removed = {}
+for _, list in ipairs(consumers) do
+  local consumer = {}
+  for i = 1, #list, 2 do consumer[list[i]] = list[i + 1] end
+  local name = consumer['name']
+  local chosen = name ~= except and (only == '' or name == only)
+  if chosen and consumer['pending'] == 0 and consumer['idle'] >= idle then
+    redis.call('XGROUP', 'DELCONSUMER', stream, group, name)
+    table.insert(removed, name)
+  end
+end
+return removed
+"#;

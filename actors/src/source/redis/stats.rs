@@ -1,0 +1,118 @@
+//! What is known about the stream, to be looked at from anywhere.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A handle on what the source knows about its stream; cheap to clone, for any thread.
+#[derive(Debug, Clone, Default)]
+pub struct RedisStats {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    lost: AtomicU64,
+    claimed: AtomicU64,
+    rejoined: AtomicU64,
+    view: Mutex<View>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct View {
+    own_pending: u64,
+    group_pending: u64,
+    length: u64,
+    lag: Option<u64>,
+    guard_position: Option<String>,
+    alarm: bool,
+}
+
+/// What is known about the stream at a moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RedisStatus {
+    /// Entries that were gone from the stream before they could be read, as far as Redis lets
+    /// them be counted.
+    pub num_lost: u64,
+    /// Entries that were taken over from consumers that had not touched them for too long.
+    pub num_claimed: u64,
+    /// How often the stream or the group had vanished and was made again.
+    pub num_rejoined: u64,
+    /// Entries that this consumer was given and that are not acknowledged.
+    pub own_pending: u64,
+    /// The same of the whole group.
+    pub group_pending: u64,
+    /// Entries in the stream.
+    pub stream_length: u64,
+    /// Entries that the group was not given yet; Redis does not always know, and is wrong for a
+    /// while after a stream was trimmed.
+    pub lag: Option<u64>,
+    /// Where the trim guard stands; `None` without one, `abandoned` if one is there although the
+    /// guard is off.
+    pub guard_position: Option<String>,
+    /// Whether the stream is longer than the alarm allows.
+    pub alarm: bool,
+}
+
+impl RedisStats {
+    /// What is known now.
+    pub fn status(&self) -> RedisStatus {
+        let view = self.view().clone();
+        RedisStatus {
+            num_lost: self.shared.lost.load(Ordering::Relaxed),
+            num_claimed: self.shared.claimed.load(Ordering::Relaxed),
+            num_rejoined: self.shared.rejoined.load(Ordering::Relaxed),
+            own_pending: view.own_pending,
+            group_pending: view.group_pending,
+            stream_length: view.length,
+            lag: view.lag,
+            guard_position: view.guard_position,
+            alarm: view.alarm,
+        }
+    }
+
+    pub(super) fn lost(&self, num: usize) {
+        let num = u64::try_from(num).unwrap_or(u64::MAX);
+        self.shared.lost.fetch_add(num, Ordering::Relaxed);
+    }
+
+    pub(super) fn claimed(&self, num: usize) {
+        let num = u64::try_from(num).unwrap_or(u64::MAX);
+        self.shared.claimed.fetch_add(num, Ordering::Relaxed);
+    }
+
+    pub(super) fn rejoined(&self) {
+        self.shared.rejoined.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn saw_pending(&self, own: u64, group: u64) {
+        let mut view = self.view();
+        view.own_pending = own;
+        view.group_pending = group;
+    }
+
+    /// Returns whether the alarm has changed.
+    pub(super) fn saw_stream(&self, length: u64, lag: Option<u64>, alarm: bool) -> bool {
+        let mut view = self.view();
+        view.length = length;
+        view.lag = lag;
+        let changed = view.alarm != alarm;
+        view.alarm = alarm;
+        changed
+    }
+
+    /// Returns whether it stands elsewhere than before.
+    pub(super) fn saw_guard(&self, position: Option<String>) -> bool {
+        let mut view = self.view();
+        let changed = view.guard_position != position;
+        view.guard_position = position;
+        changed
+    }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        // Every change is complete before anything that could panic.
+        self.shared
+            .view
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,310 @@
+//! Store: PostgreSQL, version 13 or newer, in the tables of a Prefect server or in tables like them.
+//!
+//! A batch is written by one call of a function that our own migrations install
+//! (`event_persister_store_v1`): it isolates the events that the database refuses inside the
+//! transaction, so that all others and the dead letters commit together. A connection is out of its
+//! place while it is used and is put back only after success: what failed, panicked or was forgotten
+//! ends with its connection, prepared statements included, and the next call opens another.
+//!
+//! # Why a function
+//!
+//! Whether an error is an event's own fault or the server's is told by its SQLSTATE alone, which
+//! diesel does not show, and a savepoint for each event would cost a round trip each. Inside the server
+//! the code is there, a culprit is found by splitting, and a batch without one costs nothing more.
+//!
+//! # PgBouncer
+//!
+//! Everything runs in explicit transactions with settings that end with them; there are no session
+//! locks and no temporary tables. In transaction mode, prepared statements need PgBouncer 1.21 with
+//! `max_prepared_statements`, else `prepared_statements: false`.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::LocalBoxFuture;
+
+use self::connection::Connection;
+use self::failure::Failure;
+pub use self::halves::HalfEvents;
+pub use self::schema::ServerInfo;
+pub use self::settings::{InvalidUrl, PostgresSettings, TlsMode, TlsSettings};
+use self::trim::Resume;
+use crate::batch::Batch;
+use crate::clock::Clock;
+pub use crate::store::CreateSchema;
+use crate::store::{
+    Cutoffs, DeadLetter, DeadLetters, EventStore, OpenLetter, OpenStore, Outcome, StoreError,
+    TrimStep, Trimmed,
+};
+
+mod columns;
+mod connection;
+mod failure;
+mod halves;
+mod letters;
+mod lock_holder;
+mod rows;
+mod schema;
+mod settings;
+mod tls;
+mod trim;
+mod write;
+
+/// What a call may take beyond the statement's own limit before the connection counts as dead.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// One connection to a PostgreSQL database.
+pub struct PostgresStore {
+    settings: Arc<PostgresSettings>,
+    clock: Arc<dyn Clock>,
+    idle: Mutex<Option<Connection>>,
+    resume: Mutex<Resume>,
+}
+
+impl PostgresStore {
+    /// A store that connects when it is first used.
+    pub fn new(settings: PostgresSettings, clock: Arc<dyn Clock>) -> Self {
+        Self::sharing(Arc::new(settings), clock)
+    }
+
+    /// Opens stores with the same settings.
+    pub fn open_store(settings: PostgresSettings, clock: Arc<dyn Clock>) -> OpenStore {
+        let settings = Arc::new(settings);
+        Arc::new(move || Arc::new(Self::sharing(Arc::clone(&settings), Arc::clone(&clock))))
+    }
+
+    fn sharing(settings: Arc<PostgresSettings>, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            settings,
+            clock,
+            idle: Mutex::new(None),
+            resume: Mutex::new(None),
+        }
+    }
+
+    /// Makes or upgrades the schema, Prefect's two tables included unless Prefect has been here;
+    /// returns the names of the migrations that were run.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be reached or changed, or Prefect has yet to make its tables.
+    pub async fn migrate(&self) -> Result<Vec<String>, StoreError> {
+        let connection = Connection::open(&self.settings).await?;
+        let (_, run) = self.prepare(connection, CreateSchema::Everything).await?;
+        Ok(run)
+    }
+
+    /// Counts the halves of events that other writers left behind. Reads both tables as a whole.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be reached or read.
+    pub async fn half_events(&self) -> Result<HalfEvents, StoreError> {
+        self.with_connection("read", None, halves::count).await
+    }
+
+    /// Removes the halves of events that other writers left behind; returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be reached or changed.
+    pub async fn remove_half_events(&self) -> Result<HalfEvents, StoreError> {
+        let remove = async |connection: &mut Connection| halves::remove(connection).await;
+        self.with_connection("remove half events from", None, remove)
+            .await
+    }
+
+    /// Tells what the server is, whatever tables it has.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be reached or read.
+    pub async fn describe(&self) -> Result<ServerInfo, StoreError> {
+        let mut connection = Connection::open(&self.settings).await?;
+        schema::describe(&mut connection)
+            .await
+            .map_err(|failure| self.store_error("read", failure, None))
+    }
+
+    async fn connect(&self) -> Result<Connection, StoreError> {
+        let connection = Connection::open(&self.settings).await?;
+        let (connection, run) = self
+            .prepare(connection, self.settings.create_schema)
+            .await?;
+        if !run.is_empty() {
+            let place = self.settings.place();
+            log::info!(
+                "tables made store.host={} store.database={} store.migrations={}",
+                place.host,
+                place.database,
+                run.join(",")
+            );
+        }
+        Ok(connection)
+    }
+
+    async fn prepare(
+        &self,
+        connection: Connection,
+        create: CreateSchema,
+    ) -> Result<(Connection, Vec<String>), StoreError> {
+        schema::prepare(connection, create, &self.settings.place())
+            .await
+            .map_err(|failure| self.store_error("make the tables of", failure, None))
+    }
+
+    /// Runs `work` on the connection, which is made if there is none, and made again if the one that
+    /// was kept has died meanwhile.
+    async fn with_connection<T>(
+        &self,
+        doing: &'static str,
+        limit: Option<Duration>,
+        work: impl AsyncFn(&mut Connection) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
+        let kept = self.lock_idle().take();
+        let mut was_kept = kept.is_some();
+        let mut connection = match kept {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
+        loop {
+            let worked = match limit {
+                None => work(&mut connection).await,
+                Some(limit) => tokio::time::timeout(limit, work(&mut connection))
+                    .await
+                    .unwrap_or(Err(Failure::Late(limit))),
+            };
+            match worked {
+                Ok(done) => {
+                    *self.lock_idle() = Some(connection);
+                    return Ok(done);
+                }
+                Err(failure)
+                    if was_kept && failure.is_before_commit() && connection.is_lost().await =>
+                {
+                    was_kept = false;
+                    connection = self.connect().await?;
+                }
+                Err(failure) => {
+                    let holders = lock_holder::describe(&mut connection, &failure).await;
+                    return Err(self.store_error(doing, failure, holders.as_deref()));
+                }
+            }
+        }
+    }
+
+    fn store_error(&self, doing: &str, failure: Failure, holders: Option<&str>) -> StoreError {
+        failure.into_store_error(doing, &self.settings.place(), holders)
+    }
+
+    /// How long a call with few statements may take; `None` where a statement may take for ever.
+    fn limit(&self) -> Option<Duration> {
+        let timeout = self.settings.statement_timeout;
+        (!timeout.is_zero()).then(|| timeout.saturating_mul(2).saturating_add(GRACE))
+    }
+
+    fn lock_idle(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_resume(&self) -> MutexGuard<'_, Resume> {
+        self.resume.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A clock that ran ahead must not empty the tables.
+    fn refuse_future(&self, cutoffs: &Cutoffs) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let mut all = cutoffs.overrides.values().chain([&cutoffs.default]);
+        match all.find(|cutoff| **cutoff > now) {
+            None => Ok(()),
+            Some(cutoff) => Err(StoreError::unavailable(format!(
+                "the cutoff {cutoff} lies in the future (it is {now}), so nothing was trimmed: set a \
+                 retention that is not negative, and the clock right"
+            ))),
+        }
+    }
+}
+
+impl EventStore for PostgresStore {
+    fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
+        Box::pin(async move {
+            let write = async |connection: &mut Connection| {
+                write::write(connection, &batch, self.clock.now()).await
+            };
+            self.with_connection("write to", self.limit(), write).await
+        })
+    }
+
+    fn trim<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+        max_events: NonZeroUsize,
+    ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
+        Box::pin(async move {
+            self.refuse_future(cutoffs)?;
+            let resume = self.lock_resume().take();
+            let trim = async |connection: &mut Connection| {
+                let mut resume = resume;
+                let now = self.clock.now();
+                let step = trim::step(connection, cutoffs, max_events, &mut resume, now).await?;
+                Ok((step, resume))
+            };
+            let limit = self.limit();
+            let (step, resume) = self.with_connection("trim", limit, trim).await?;
+            *self.lock_resume() = resume;
+            Ok(step)
+        })
+    }
+
+    fn count_expired<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+    ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>> {
+        Box::pin(async move {
+            self.refuse_future(cutoffs)?;
+            let count = async |connection: &mut Connection| {
+                trim::count(connection, cutoffs, self.clock.now()).await
+            };
+            self.with_connection("read", None, count).await
+        })
+    }
+
+    fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let place = self.settings.place();
+            let create = self.settings.create_schema;
+            let check =
+                async |connection: &mut Connection| schema::check(connection, create, &place).await;
+            self.with_connection("read", self.limit(), check).await
+        })
+    }
+
+    fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        drop(self.lock_idle().take());
+        Box::pin(async { Ok(()) })
+    }
+}
+
+impl DeadLetters for PostgresStore {
+    fn list(
+        &self,
+        before: Option<i64>,
+        limit: NonZeroUsize,
+    ) -> LocalBoxFuture<'_, Result<Vec<DeadLetter>, StoreError>> {
+        Box::pin(async move {
+            let list =
+                async |connection: &mut Connection| letters::list(connection, before, limit).await;
+            self.with_connection("read dead letters of", self.limit(), list)
+                .await
+        })
+    }
+
+    fn show(&self, id: i64) -> LocalBoxFuture<'_, Result<Option<OpenLetter>, StoreError>> {
+        Box::pin(async move {
+            let show = async |connection: &mut Connection| letters::show(connection, id).await;
+            self.with_connection("read dead letters of", self.limit(), show)
+                .await
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! Arrays as parameters, written straight from the batch into the message to the server.
+
+use std::fmt;
+use std::io::Write as _;
+
+use chrono::{DateTime, Datelike as _, Utc};
+use diesel::pg::Pg;
+use diesel::serialize::{IsNull, Output, Result, ToSql};
+use diesel::sql_types::{Array, HasSqlType, Text};
+
+/// From 1970 to 2000, where PostgreSQL's time begins.
+const EPOCH_MICROS: i64 = 946_684_800_000_000;
+
+/// A moment as PostgreSQL counts it: microseconds since 2000.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Moment(pub(super) i64);
+
+impl Moment {
+    /// `-infinity`, which is before every other.
+    pub(super) const FIRST: Self = Self(i64::MIN);
+
+    pub(super) fn new(at: DateTime<Utc>) -> Self {
+        Self(at.timestamp_micros().saturating_sub(EPOCH_MICROS))
+    }
+
+    /// As Prefect stores it: it counts seconds since 2000 in floating point, which is exact for the
+    /// centuries around and some microseconds off in the year 9999; the first moment that it knows
+    /// becomes `-infinity`. `None` outside the years 0001 to 9999, which it refuses.
+    pub(super) fn as_prefect_stores(at: DateTime<Utc>) -> Option<Self> {
+        const MICROS: i64 = 1_000_000;
+        const YEAR_1: i64 = -63_082_281_600 * MICROS;
+        if !(1..=9999).contains(&at.year()) {
+            return None;
+        }
+        let Self(exact) = Self::new(at);
+        if exact == YEAR_1 {
+            return Some(Self::FIRST);
+        }
+        let fraction = exact.rem_euclid(MICROS) as f64 / MICROS as f64;
+        let seconds = exact.div_euclid(MICROS) as f64 + fraction;
+        let micros = (seconds.fract() * MICROS as f64).round_ties_even();
+        Some(Self(seconds.trunc() as i64 * MICROS + micros as i64))
+    }
+}
+
+/// An element type's number in every PostgreSQL.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Oid {
+    Int4 = 23,
+    Text = 25,
+    Timestamptz = 1184,
+    Uuid = 2950,
+}
+
+/// A column of texts: one of each row, which is either there or written into the buffer.
+pub(super) struct TextColumn<'a, R> {
+    pub(super) rows: &'a [R],
+    pub(super) text: for<'r> fn(&'r R, &'r mut String) -> &'r str,
+}
+
+/// A column of values of one size.
+pub(super) struct FixedColumn<'a, R, const N: usize> {
+    pub(super) rows: &'a [R],
+    pub(super) oid: Oid,
+    pub(super) bytes: fn(&R) -> Option<[u8; N]>,
+}
+
+impl<R> ToSql<Array<Text>, Pg> for TextColumn<'_, R> {
+    fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> Result {
+        header(out, Oid::Text, self.rows.len(), false)?;
+        let mut buffer = String::new();
+        for row in self.rows {
+            buffer.clear();
+            let text = (self.text)(row, &mut buffer);
+            out.write_all(&i32::try_from(text.len())?.to_be_bytes())?;
+            out.write_all(text.as_bytes())?;
+        }
+        Ok(IsNull::No)
+    }
+}
+
+impl<R, const N: usize, T> ToSql<Array<T>, Pg> for FixedColumn<'_, R, N>
+where
+    Pg: HasSqlType<T>,
+{
+    fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> Result {
+        let has_null = self.rows.iter().any(|row| (self.bytes)(row).is_none());
+        header(out, self.oid, self.rows.len(), has_null)?;
+        let length = i32::try_from(N)?.to_be_bytes();
+        for row in self.rows {
+            match (self.bytes)(row) {
+                Some(bytes) => {
+                    out.write_all(&length)?;
+                    out.write_all(&bytes)?;
+                }
+                None => out.write_all(&(-1_i32).to_be_bytes())?,
+            }
+        }
+        Ok(IsNull::No)
+    }
+}
+
+/// What stands before the elements of an array of one dimension.
+fn header(out: &mut Output<'_, '_, Pg>, oid: Oid, length: usize, has_null: bool) -> Result {
+    let num_dimensions = i32::from(length > 0);
+    out.write_all(&num_dimensions.to_be_bytes())?;
+    out.write_all(&i32::from(has_null).to_be_bytes())?;
+    out.write_all(&(oid as u32).to_be_bytes())?;
+    if length > 0 {
+        out.write_all(&i32::try_from(length)?.to_be_bytes())?;
+        out.write_all(&1_i32.to_be_bytes())?;
+    }
+    Ok(IsNull::No)
+}
+
+/// Lengths only, never the values.
+impl<R> fmt::Debug for TextColumn<'_, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} texts", self.rows.len())
+    }
+}
+
+impl<R, const N: usize> fmt::Debug for FixedColumn<'_, R, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} values", self.rows.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stored(text: &str) -> Option<i64> {
+        let at: DateTime<Utc> = text.parse().unwrap();
+        Moment::as_prefect_stores(at).map(|moment| moment.0)
+    }
+
+    #[test]
+    fn stores_the_ends_of_time_as_prefect_does() {
+        assert_eq!(stored("0001-01-01T00:00:00Z"), Some(i64::MIN));
+        let second = -63_082_281_599_000_000;
+        assert_eq!(stored("0001-01-01T00:00:01Z"), Some(second));
+        assert_eq!(stored("0001-01-01T00:00:00+00:01"), None);
+        let next_year = 252_455_616_000_000_000;
+        assert_eq!(stored("9999-12-31T23:59:59.999999Z"), Some(next_year));
+        let off = next_year - 1_007;
+        assert_eq!(stored("9999-12-31T23:59:59.999Z"), Some(off));
+        assert_eq!(stored("9999-12-31T23:59:59-00:01"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn stores_other_times_exactly(seconds in -2_208_988_800_i64..4_102_444_800, micros in 0_i64..1_000_000) {
+            let at = DateTime::from_timestamp_micros(seconds * 1_000_000 + micros).unwrap();
+            prop_assert_eq!(Moment::as_prefect_stores(at), Some(Moment::new(at)));
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! One open connection: how it is made, and what its transactions are.
+//!
+//! Everything runs inside an explicit transaction with its settings, the connection's own set-up
+//! included: behind PgBouncer in transaction mode nothing else stays with one server.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
+use futures_util::future::{Either, select};
+use rustls::Error as TlsError;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config, NoTls, Socket};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::failure::{Failure, connect_error};
+use super::settings::{PostgresSettings, TlsMode};
+use super::tls;
+use crate::store::StoreError;
+
+/// A connection with our settings.
+pub(super) struct Connection {
+    pub(super) pg: AsyncPgConnection,
+    /// Settings of every transaction.
+    pub(super) configure: String,
+    /// Whether the last batch held events that were there already.
+    pub(super) expects_duplicates: bool,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error(transparent)]
+    Postgres(#[from] tokio_postgres::Error),
+    #[error(transparent)]
+    Diesel(#[from] diesel::ConnectionError),
+    #[error("the server closed the connection at once")]
+    Closed,
+    #[error("nothing was heard of it for {0:?}")]
+    Late(Duration),
+    #[error("{0}")]
+    Tls(String),
+}
+
+impl ConnectError {
+    pub(super) fn code(&self) -> Option<&SqlState> {
+        match self {
+            Self::Postgres(error) => error.code(),
+            _ => None,
+        }
+    }
+
+    /// Whether encryption may be the reason, so that the other way is worth a try.
+    fn may_be_encryption(&self) -> bool {
+        self.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) || self.is_tls()
+    }
+
+    /// Whether the two could not agree on encryption.
+    pub(super) fn is_tls(&self) -> bool {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            let inner = error
+                .downcast_ref::<std::io::Error>()
+                .and_then(|io| io.get_ref());
+            if error.is::<TlsError>() || inner.is_some_and(|inner| inner.is::<TlsError>()) {
+                return true;
+            }
+            cause = error.source();
+        }
+        matches!(self, Self::Tls(_))
+    }
+}
+
+impl Connection {
+    /// Connects; the transaction that it was set up in is over when this returns.
+    pub(super) async fn open(settings: &PostgresSettings) -> Result<Self, StoreError> {
+        let place = settings.place();
+        let num_hosts = u32::try_from(settings.config.get_hosts().len()).unwrap_or(u32::MAX);
+        let limit = settings
+            .connect_timeout
+            .saturating_mul(num_hosts.saturating_mul(2));
+        let established = tokio::time::timeout(limit, establish(settings)).await;
+        established
+            .unwrap_or(Err(ConnectError::Late(limit)))
+            .map_err(|error| connect_error(&place, error))
+    }
+
+    /// Starts a transaction.
+    pub(super) async fn begin(&mut self) -> Result<(), Failure> {
+        let begin = begin(&self.configure);
+        Ok(self.pg.batch_execute(&begin).await?)
+    }
+
+    /// Starts a transaction that only reads, sees one moment, and may take its time.
+    pub(super) async fn begin_snapshot(&mut self) -> Result<(), Failure> {
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {}; SET LOCAL statement_timeout = 0",
+            self.configure
+        );
+        Ok(self.pg.batch_execute(&begin).await?)
+    }
+
+    /// Whether the server no longer answers, after a failure.
+    pub(super) async fn is_lost(&mut self) -> bool {
+        // A server that is there answers this at once.
+        let rolled_back = self.pg.batch_execute("ROLLBACK");
+        let answer = tokio::time::timeout(Duration::from_secs(1), rolled_back).await;
+        !matches!(answer, Ok(Ok(())))
+    }
+
+    /// Ends the transaction; from here on it is durable.
+    pub(super) async fn commit(&mut self) -> Result<(), Failure> {
+        self.pg
+            .batch_execute("COMMIT")
+            .await
+            .map_err(Failure::Commit)
+    }
+}
+
+/// Rows that others committed meanwhile must be seen by the next statement, and an error of a
+/// deferred constraint must come up where it can be told whose it is.
+pub(super) fn begin(configure: &str) -> String {
+    format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET CONSTRAINTS ALL IMMEDIATE; {configure}")
+}
+
+/// The settings as one statement; they end with the transaction.
+fn configure(settings: &PostgresSettings) -> String {
+    let millis = |duration: Duration| duration.as_millis().min(i32::MAX as u128).to_string();
+    let mut values = vec![
+        ("statement_timeout", millis(settings.statement_timeout)),
+        ("lock_timeout", millis(settings.lock_timeout)),
+        // A client that went away in the middle must not hold locks for ever.
+        ("idle_in_transaction_session_timeout", "60000".to_owned()),
+        ("timezone", "UTC".to_owned()),
+    ];
+    if let Some(search_path) = &settings.search_path {
+        values.push(("search_path", search_path.replace('\'', "''")));
+    }
+    let calls: Vec<_> = values
+        .into_iter()
+        .map(|(name, value)| format!("set_config('{name}', '{value}', true)"))
+        .collect();
+    format!("SELECT {}", calls.join(", "))
+}
+
+async fn establish(settings: &PostgresSettings) -> Result<Connection, ConnectError> {
+    let mut config = settings.config.clone();
+    config
+        .application_name(&settings.application_name)
+        .connect_timeout(settings.connect_timeout)
+        // A peer that is gone without a word is noticed within a minute.
+        .keepalives_idle(Duration::from_secs(30))
+        .keepalives_interval(Duration::from_secs(10))
+        .keepalives_retries(3);
+    if config.get_tcp_user_timeout().is_none() {
+        config.tcp_user_timeout(Duration::from_secs(60));
+    }
+    let configure = configure(settings);
+    let mut pg = encrypted_or_not(config, settings, &begin(&configure)).await?;
+    if !settings.prepared_statements {
+        use diesel_async::AsyncConnection as _;
+        pg.set_prepared_statement_cache_size(diesel::connection::CacheSize::Disabled);
+    }
+    pg.batch_execute("COMMIT")
+        .await
+        .map_err(diesel::ConnectionError::CouldntSetupConfiguration)?;
+    Ok(Connection {
+        pg,
+        configure,
+        expects_duplicates: false,
+    })
+}
+
+/// Tries the ways that the mode allows, one after another.
+async fn encrypted_or_not(
+    mut config: Config,
+    settings: &PostgresSettings,
+    begin: &str,
+) -> Result<AsyncPgConnection, ConnectError> {
+    let (first, second) = match settings.tls.mode {
+        TlsMode::Disable => (SslMode::Disable, None),
+        TlsMode::Allow => (SslMode::Disable, Some(SslMode::Require)),
+        TlsMode::Prefer => (SslMode::Prefer, Some(SslMode::Disable)),
+        TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => (SslMode::Require, None),
+    };
+    let tls = match settings.tls.mode {
+        TlsMode::Disable => None,
+        _ => Some(tls::connector(&settings.tls).map_err(ConnectError::Tls)?),
+    };
+    config.ssl_mode(first);
+    match (connect(&config, tls.clone(), begin).await, second) {
+        (Err(error), Some(second)) if error.may_be_encryption() => {
+            config.ssl_mode(second);
+            // The first answer tells more than that the other way is barred too.
+            connect(&config, tls, begin).await.map_err(|_| error)
+        }
+        (connected, _) => connected,
+    }
+}
+
+async fn connect(
+    config: &Config,
+    tls: Option<MakeRustlsConnect>,
+    begin: &str,
+) -> Result<AsyncPgConnection, ConnectError> {
+    match tls {
+        None => {
+            let (client, connection) = config.connect(NoTls).await?;
+            adopt(client, connection, begin).await
+        }
+        Some(tls) => {
+            let (client, connection) = config.connect(tls).await?;
+            adopt(client, connection, begin).await
+        }
+    }
+}
+
+/// Makes it diesel's, inside a transaction that is left open: diesel prepares statements of its own
+/// here, which PgBouncer must not spread over several servers.
+async fn adopt<S>(
+    client: Client,
+    mut connection: tokio_postgres::Connection<Socket, S>,
+    begin: &str,
+) -> Result<AsyncPgConnection, ConnectError>
+where
+    S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
+{
+    match select(pin!(client.batch_execute(begin)), &mut connection).await {
+        Either::Left((begun, _)) => begun?,
+        Either::Right((Err(error), _)) => return Err(error.into()),
+        Either::Right((Ok(()), _)) => return Err(ConnectError::Closed),
+    }
+    Ok(AsyncPgConnection::try_from_client_and_connection(client, connection).await?)
+}

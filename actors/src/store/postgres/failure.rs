@@ -1,0 +1,154 @@
+//! What went wrong, as the port tells it: what was tried, where, and what to do next.
+//!
+//! Decisions never hang on these texts: whatever the store function did not return as an event's own
+//! fault means "again, later". The SQLSTATE only chooses the advice.
+
+use std::time::Duration;
+
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use tokio_postgres::error::SqlState;
+
+use super::connection::ConnectError;
+use super::settings::Place;
+use crate::store::StoreError;
+
+/// Why something could not be done.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// PostgreSQL or diesel said no, and nothing was written.
+    Database(DieselError),
+    /// COMMIT failed: it may have happened all the same.
+    Commit(DieselError),
+    /// Nothing was heard for this long.
+    Late(Duration),
+    /// A call ended without saying what it did.
+    Lost(tokio::task::JoinError),
+    /// The database is not what it should be; says what and what to do.
+    Unfit(String),
+}
+
+impl From<DieselError> for Failure {
+    fn from(error: DieselError) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl Failure {
+    /// Whether it came before anything could be committed.
+    pub(super) fn is_before_commit(&self) -> bool {
+        matches!(self, Self::Database(_))
+    }
+
+    /// Whether a lock was not given in time.
+    pub(super) fn is_lock_timeout(&self) -> bool {
+        matches!(self, Self::Database(error) if sqlstate(error) == Some("55P03"))
+    }
+
+    pub(super) fn into_store_error(
+        self,
+        doing: &str,
+        place: &Place,
+        holders: Option<&str>,
+    ) -> StoreError {
+        match self {
+            Self::Unfit(what) => StoreError::unavailable(what),
+            Self::Database(error) => StoreError::Unavailable {
+                what: format!(
+                    "cannot {doing} {place}: {}{}",
+                    advice(&error, place),
+                    holders.unwrap_or_default()
+                ),
+                source: Some(Box::new(error)),
+            },
+            Self::Commit(error) => StoreError::OutcomeUnknown {
+                what: format!(
+                    "the commit to {place} failed, and it may have happened all the same; it is made \
+                     again, which doubles nothing"
+                ),
+                source: Some(Box::new(error)),
+            },
+            Self::Late(limit) => StoreError::OutcomeUnknown {
+                what: format!(
+                    "{place} did not answer for {limit:?}, and what was asked of it may have happened \
+                     all the same; it is made again, which doubles nothing: look at the server and the \
+                     network"
+                ),
+                source: None,
+            },
+            Self::Lost(error) => StoreError::OutcomeUnknown {
+                what: format!(
+                    "a call to {place} ended before it could say what it did; it is made again"
+                ),
+                source: Some(Box::new(error)),
+            },
+        }
+    }
+}
+
+/// The code that the store function tells in the detail of what it raises again.
+fn sqlstate(error: &DieselError) -> Option<&str> {
+    let DieselError::DatabaseError(kind, information) = error else {
+        return None;
+    };
+    match kind {
+        DatabaseErrorKind::ReadOnlyTransaction => Some("25006"),
+        DatabaseErrorKind::SerializationFailure => Some("40001"),
+        DatabaseErrorKind::NotNullViolation => Some("23502"),
+        _ => information.details()?.strip_prefix("SQLSTATE ")?.get(..5),
+    }
+}
+
+fn advice(error: &DieselError, place: &Place) -> String {
+    let known = match sqlstate(error) {
+        Some("55P03") => {
+            let timeout = place.lock_timeout;
+            return format!("another session kept a table locked for longer than {timeout:?}");
+        }
+        Some("25006") => "it only takes reads: connect to the primary, or end its read-only mode",
+        Some("40001" | "40P01") => "another session was in the way; it is tried again",
+        Some("23502") => {
+            "a column that this version does not write must have a value: upgrade event-persister"
+        }
+        Some("42501") => "the role lacks a privilege: GRANT what the error names",
+        Some("53100") => "its disk is full: make room",
+        Some("53200" | "53400") => "it is short of memory: look at its limits and its log",
+        Some("42P01" | "42703" | "42883") => {
+            "the schema has changed: see `event-persister check`, then run `event-persister migrate`"
+        }
+        _ => match error {
+            DieselError::DatabaseError(
+                DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection,
+                _,
+            ) => "the connection was lost; it is made again",
+            _ => "the server refused; it is tried again, and its own words and log say why",
+        },
+    };
+    known.to_owned()
+}
+
+/// Why a connection could not be made.
+pub(super) fn connect_error(place: &Place, error: ConnectError) -> StoreError {
+    let advice = match error.code() {
+        Some(code) if code.code().starts_with("28") => {
+            "user, password or pg_hba.conf do not fit together; encryption is part of that"
+        }
+        Some(code) if *code == SqlState::INVALID_CATALOG_NAME => {
+            "there is no such database: create it, or correct the URL"
+        }
+        Some(code) if *code == SqlState::TOO_MANY_CONNECTIONS => {
+            "it has no connection left: raise max_connections, or use fewer writers"
+        }
+        Some(code) if *code == SqlState::CANNOT_CONNECT_NOW => {
+            "it is starting or stopping; it is tried again"
+        }
+        Some(_) => "the server refused",
+        None if error.is_tls() => {
+            "encryption failed: sslmode, the certificates and the host's name must fit together"
+        }
+        None => "is the server running there, and does the network let us through?",
+    };
+    StoreError::Unavailable {
+        what: format!("cannot connect to {place}: {advice}"),
+        source: Some(Box::new(error)),
+    }
+}

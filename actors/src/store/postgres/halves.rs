@@ -1,0 +1,60 @@
+//! Events without resources and resources without an event: what a crash of a writer that does not
+//! write both in one transaction leaves behind. This store makes none.
+
+use diesel::prelude::QueryableByName;
+use diesel::sql_query;
+use diesel::sql_types::BigInt;
+use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
+
+use super::connection::Connection;
+use super::failure::Failure;
+
+/// How many halves of events there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, QueryableByName, serde::Serialize)]
+pub struct HalfEvents {
+    /// Rows of `events` of which there is no row in `event_resources`.
+    #[diesel(sql_type = BigInt)]
+    pub events: i64,
+    /// Rows of `event_resources` whose event is not in `events`.
+    #[diesel(sql_type = BigInt)]
+    pub resources: i64,
+}
+
+const COUNT: &str = "SELECT \
+    (SELECT count(*) FROM events WHERE NOT EXISTS \
+    (SELECT FROM event_resources WHERE event_resources.event_id = events.id)) AS events, \
+    (SELECT count(*) FROM event_resources WHERE NOT EXISTS \
+    (SELECT FROM events WHERE events.id = event_resources.event_id)) AS resources";
+
+const REMOVE_EVENTS: &str = "DELETE FROM events WHERE NOT EXISTS \
+    (SELECT FROM event_resources WHERE event_resources.event_id = events.id)";
+
+const REMOVE_RESOURCES: &str = "DELETE FROM event_resources WHERE NOT EXISTS \
+    (SELECT FROM events WHERE events.id = event_resources.event_id)";
+
+/// Counts the halves, all of the same moment. Reads both tables as a whole.
+pub(super) async fn count(connection: &mut Connection) -> Result<HalfEvents, Failure> {
+    connection.begin_snapshot().await?;
+    let found = sql_query(COUNT).get_result(&mut connection.pg).await?;
+    connection.commit().await?;
+    Ok(found)
+}
+
+/// Removes the halves. Each statement sees whole transactions only, so that an event that is being
+/// written meanwhile is in both tables for it or in neither.
+pub(super) async fn remove(connection: &mut Connection) -> Result<HalfEvents, Failure> {
+    connection.begin().await?;
+    connection
+        .pg
+        .batch_execute("SET LOCAL statement_timeout = 0")
+        .await?;
+    let events = sql_query(REMOVE_EVENTS).execute(&mut connection.pg).await?;
+    let resources = sql_query(REMOVE_RESOURCES)
+        .execute(&mut connection.pg)
+        .await?;
+    connection.commit().await?;
+    Ok(HalfEvents {
+        events: i64::try_from(events).unwrap_or(i64::MAX),
+        resources: i64::try_from(resources).unwrap_or(i64::MAX),
+    })
+}

@@ -1,0 +1,1 @@
+DROP TABLE event_persister_dead_letters;

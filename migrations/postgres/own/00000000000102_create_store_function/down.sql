@@ -1,0 +1,1 @@
+DROP FUNCTION event_persister_store_v1;

@@ -1,0 +1,284 @@
+//! The layer of Prefect's own environment, which counts least of all but the defaults.
+//!
+//! What an operator has told Prefect's server about its database, its bus and its events holds for
+//! us too. What was chosen for another program's ways of working is reported and not taken over.
+//! Values are read as Prefect reads them: an environment that its server starts in must not stop
+//! us, and what it refuses is refused here. Variables whose settings are given elsewhere are not
+//! looked into at all.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use super::error::ConfigError;
+use super::layer::{Layer, Origin};
+use super::settings::{self, Setting};
+use super::value::Input;
+
+mod database;
+mod not_taken_over;
+mod pydantic;
+mod redis;
+mod retention;
+
+const PREFIX: &str = "PREFECT_";
+
+/// What begins so belongs to Prefect's server, and not to one of its clients.
+const OF_THE_SERVER: [&str; 7] = [
+    "PREFECT_SERVER_",
+    "PREFECT_REDIS_",
+    "PREFECT_MESSAGING_",
+    "PREFECT_EVENTS_M",
+    "PREFECT_EVENTS_RETENTION_PERIOD",
+    "PREFECT_API_DATABASE_",
+    "PREFECT_API_SERVICES_",
+];
+
+const PERSISTER_ENABLED: [&str; 2] = [
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED",
+    "PREFECT_API_SERVICES_EVENT_PERSISTER_ENABLED",
+];
+
+/// What Prefect's environment says beside the values that were taken over.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Prefect {
+    /// Variables that are set and not in effect, in the order of their names.
+    pub(crate) not_taken_over: Vec<Seen>,
+    /// What does not fit together, and what to do about it.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// A variable that is known and was left alone.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Seen {
+    pub(crate) variable: String,
+    /// Why.
+    pub(crate) reason: String,
+}
+
+/// Prefect's variables by their names in capitals, for Prefect does not tell them apart; the empty
+/// ones are left out.
+#[derive(Debug, Default)]
+pub(super) struct Variables(BTreeMap<String, String>);
+
+impl Variables {
+    /// Picks them out of the environment.
+    pub(super) fn of(environment: &[(OsString, OsString)]) -> Self {
+        let variables = environment.iter().filter_map(|(name, value)| {
+            let name = name.to_str()?.to_ascii_uppercase();
+            let value = value.to_string_lossy();
+            // The home is not Prefect's, but its default database stands in it.
+            ((name.starts_with(PREFIX) || name == database::HOME) && !value.is_empty())
+                .then(|| (name, value.into_owned()))
+        });
+        Self(variables.collect())
+    }
+
+    /// The first of these names that is set.
+    fn first(&self, names: &[&'static str]) -> Option<(&'static str, &str)> {
+        names.iter().find_map(|name| Some((*name, self.get(name)?)))
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    fn are_of_a_server(&self) -> bool {
+        self.0
+            .keys()
+            .any(|name| OF_THE_SERVER.iter().any(|prefix| name.starts_with(prefix)))
+    }
+}
+
+/// Reads the layer; `higher` are those that count more.
+pub(super) fn read(
+    variables: &Variables,
+    higher: &[Layer],
+) -> (Layer, Prefect, Result<(), ConfigError>) {
+    let mut reader = Reader {
+        variables,
+        higher,
+        layer: Layer::default(),
+        prefect: Prefect::default(),
+        errors: ConfigError::default(),
+    };
+    database::read(&mut reader);
+    redis::read(&mut reader);
+    retention::read(&mut reader);
+    reader.limits();
+    reader.take(
+        &settings::HTTP_AUTH_STRING.setting,
+        &["PREFECT_SERVER_API_AUTH_STRING"],
+        text,
+    );
+    not_taken_over::report(&mut reader);
+    reader.warn_of_prefects_persister();
+    reader.prefect.not_taken_over.sort();
+    (reader.layer, reader.prefect, reader.errors.into_result())
+}
+
+/// What a text means to us.
+enum Reading {
+    Value(Input),
+    /// Prefect takes it and we cannot: why.
+    Unusable(String),
+}
+
+struct Reader<'a> {
+    variables: &'a Variables,
+    higher: &'a [Layer],
+    layer: Layer,
+    prefect: Prefect,
+    errors: ConfigError,
+}
+
+impl<'a> Reader<'a> {
+    /// Takes a setting over from the first of these variables that is set.
+    fn take(
+        &mut self,
+        setting: &Setting,
+        names: &[&'static str],
+        read: impl FnOnce(&str) -> Result<Reading, String>,
+    ) {
+        let Some((name, value)) = self.variables.first(names) else {
+            return;
+        };
+        self.see_all(
+            names.iter().filter(|other| **other != name),
+            &format!("{name} comes before it"),
+        );
+        if let Some(reason) = self.is_set_elsewhere(setting) {
+            self.see(name, reason);
+            return;
+        }
+        match read(value) {
+            Ok(Reading::Value(input)) => self.set(setting, input, name),
+            Ok(Reading::Unusable(reason)) => self.see(name, reason),
+            Err(expected) => self.refuse(name, (!setting.secret).then_some(value), &expected),
+        }
+    }
+
+    fn set(&mut self, setting: &Setting, input: Input, variables: &str) {
+        self.layer
+            .set(setting, input, Origin::Prefect(variables.to_owned()));
+    }
+
+    /// Why a setting needs no value from here, if it needs none.
+    fn is_set_elsewhere(&self, setting: &Setting) -> Option<String> {
+        self.higher
+            .iter()
+            .find_map(|layer| layer.get(setting))
+            .map(|(_, origin)| format!("{} is set by {origin}", setting.name()))
+    }
+
+    /// Notes a variable that is set and not taken over.
+    fn see(&mut self, name: &str, reason: impl Into<String>) {
+        self.prefect.not_taken_over.push(Seen {
+            variable: name.to_owned(),
+            reason: reason.into(),
+        });
+    }
+
+    fn see_all<'n>(&mut self, names: impl IntoIterator<Item = &'n &'static str>, reason: &str) {
+        for name in names {
+            if self.variables.get(name).is_some() {
+                self.see(name, reason);
+            }
+        }
+    }
+
+    /// Notes a value that Prefect refuses too; `None` if it must not be repeated.
+    fn refuse(&mut self, name: &str, value: Option<&str>, expected: &str) {
+        let value = value.map_or_else(
+            || "the value".to_owned(),
+            |value| Input::Text(value.to_owned()).quote(),
+        );
+        self.errors.add(format!(
+            "{name}: {value} is nothing that Prefect's server would start with: {expected}"
+        ));
+    }
+
+    /// A switch of Prefect's; `None` if it is not set or cannot be read.
+    fn switch(&mut self, names: &[&'static str]) -> Option<(&'static str, bool)> {
+        let (name, value) = self.variables.first(names)?;
+        let switch = pydantic::boolean(value);
+        if switch.is_none() {
+            self.refuse(name, Some(value), "give true or false");
+        }
+        switch.map(|switch| (name, switch))
+    }
+
+    /// The validation of events.
+    fn limits(&mut self) {
+        self.take(
+            &settings::EVENTS_MAX_LABELS_PER_RESOURCE.setting,
+            &[
+                "PREFECT_SERVER_EVENTS_MAXIMUM_LABELS_PER_RESOURCE",
+                "PREFECT_EVENTS_MAXIMUM_LABELS_PER_RESOURCE",
+            ],
+            limit,
+        );
+        self.take(
+            &settings::EVENTS_MAX_RELATED_RESOURCES.setting,
+            &[
+                "PREFECT_SERVER_EVENTS_MAXIMUM_RELATED_RESOURCES",
+                "PREFECT_EVENTS_MAXIMUM_RELATED_RESOURCES",
+            ],
+            limit,
+        );
+        // Prefect checks the size where events come in by HTTP; what is on the bus is stored.
+        self.take(
+            &settings::HTTP_MAX_EVENT_BYTES.setting,
+            &[
+                "PREFECT_SERVER_EVENTS_MAXIMUM_SIZE_BYTES",
+                "PREFECT_EVENTS_MAXIMUM_SIZE_BYTES",
+            ],
+            limit,
+        );
+        self.take(
+            &settings::EVENTS_MAX_EVENT_NAME_LENGTH.setting,
+            &["PREFECT_SERVER_EVENTS_MAXIMUM_EVENT_NAME_LENGTH"],
+            |value| match pydantic::integer(value) {
+                Some(number) if number < 1 => Err("give a number above 0".to_owned()),
+                _ => limit(value),
+            },
+        );
+    }
+
+    fn warn_of_prefects_persister(&mut self) {
+        if !self.variables.are_of_a_server() {
+            return;
+        }
+        let enabled = self.switch(&PERSISTER_ENABLED);
+        let [name, _] = PERSISTER_ENABLED;
+        let how = match enabled {
+            Some((_, false)) => return,
+            Some((given, true)) => format!("{given} is on"),
+            None => format!("{name} is not set, and the default is on"),
+        };
+        self.prefect.warnings.push(format!(
+            "Prefect's own persister is enabled in this environment ({how}): it takes a share of the \
+             events and acknowledges them before they are stored. Set {name}=false for Prefect's \
+             server and restart it"
+        ));
+    }
+}
+
+/// As it stands.
+fn text(value: &str) -> Result<Reading, String> {
+    Ok(Reading::Value(Input::Text(value.to_owned())))
+}
+
+fn limit(value: &str) -> Result<Reading, String> {
+    // More than this are not to be had in memory; both mean that there is no limit.
+    const NO_LIMIT: i128 = 1 << 40;
+    match pydantic::integer(value) {
+        None => Err("give a whole number".to_owned()),
+        Some(number) if number < 1 => Ok(Reading::Unusable(
+            "with less than 1 every event would be refused; the default counts".to_owned(),
+        )),
+        Some(number) => Ok(Reading::Value(Input::Integer(number.min(NO_LIMIT)))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

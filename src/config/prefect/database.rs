@@ -1,0 +1,230 @@
+//! Prefect's database.
+
+use crate::config::settings;
+use crate::config::url_parts::encode;
+use crate::config::value::Input;
+
+use super::{Reader, Reading, pydantic, text};
+
+/// Where Prefect keeps its SQLite file, in a folder of its own, if nothing says otherwise.
+pub(super) const HOME: &str = "HOME";
+
+const URL: [&str; 2] = [
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL",
+    "PREFECT_API_DATABASE_CONNECTION_URL",
+];
+const DRIVER: [&str; 2] = [
+    "PREFECT_SERVER_DATABASE_DRIVER",
+    "PREFECT_API_DATABASE_DRIVER",
+];
+const HOST: [&str; 2] = ["PREFECT_SERVER_DATABASE_HOST", "PREFECT_API_DATABASE_HOST"];
+const PORT: [&str; 2] = ["PREFECT_SERVER_DATABASE_PORT", "PREFECT_API_DATABASE_PORT"];
+const USER: [&str; 2] = ["PREFECT_SERVER_DATABASE_USER", "PREFECT_API_DATABASE_USER"];
+const NAME: [&str; 2] = ["PREFECT_SERVER_DATABASE_NAME", "PREFECT_API_DATABASE_NAME"];
+const PASSWORD: [&str; 2] = [
+    "PREFECT_SERVER_DATABASE_PASSWORD",
+    "PREFECT_API_DATABASE_PASSWORD",
+];
+
+const TLS_ENABLED: &str = "PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_ENABLED";
+const TLS_CA_FILE: &str = "PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_CA_FILE";
+const TLS_CERT_FILE: &str = "PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_CERT_FILE";
+const TLS_KEY_FILE: &str = "PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_KEY_FILE";
+const TLS_CHECK_HOSTNAME: &str =
+    "PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_CHECK_HOSTNAME";
+const SEARCH_PATH: &str = "PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_SEARCH_PATH";
+const STATEMENT_CACHES: [&str; 2] = [
+    "PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_STATEMENT_CACHE_SIZE",
+    "PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_PREPARED_STATEMENT_CACHE_SIZE",
+];
+
+pub(super) fn read(reader: &mut Reader<'_>) {
+    url(reader);
+    tls(reader);
+    reader.take(
+        &settings::DATABASE_SEARCH_PATH.setting,
+        &[SEARCH_PATH],
+        text,
+    );
+    prepared_statements(reader);
+}
+
+/// The parts of a URL, each of which may be a variable of its own.
+fn parts() -> impl Iterator<Item = &'static &'static str> {
+    [&DRIVER, &HOST, &PORT, &USER, &NAME, &PASSWORD]
+        .into_iter()
+        .flatten()
+}
+
+fn url(reader: &mut Reader<'_>) {
+    let setting = &settings::DATABASE_URL.setting;
+    let variables = reader.variables;
+    if let Some((name, value)) = variables.first(&URL) {
+        let uses_password = PASSWORD.iter().any(|password| value.contains(password));
+        reader.see_all(
+            parts().filter(|part| !(uses_password && PASSWORD.contains(part))),
+            &format!("{name} comes before it"),
+        );
+        let password = variables.first(&PASSWORD).map(|(_, password)| password);
+        reader.take(setting, &URL, |value| with_password(value, password));
+    } else if let Some((name, driver)) = variables.first(&DRIVER) {
+        if let Some(reason) = reader.is_set_elsewhere(setting) {
+            reader.see_all(parts(), &reason);
+            return;
+        }
+        match from_parts(reader, driver) {
+            Ok(url) => {
+                let origin: Vec<&str> = parts()
+                    .copied()
+                    .filter(|part| variables.get(part).is_some())
+                    .collect();
+                reader.set(setting, Input::Text(url), &origin.join(", "));
+            }
+            Err(expected) => reader.refuse(name, Some(driver), &expected),
+        }
+    } else {
+        let [driver, _] = DRIVER;
+        let [url, _] = URL;
+        let reason = format!("neither {url} nor {driver} is set");
+        reader.see_all(parts(), &reason);
+    }
+}
+
+/// Prefect puts the password of its own variable where the URL names that variable, as it is:
+/// whoever had to escape it has done so.
+fn with_password(url: &str, password: Option<&str>) -> Result<Reading, String> {
+    let [server, api] = PASSWORD;
+    let mut url = url.to_owned();
+    if PASSWORD.iter().any(|name| url.contains(name)) {
+        let password = password.ok_or_else(|| format!("{server} is named in it and not set"))?;
+        for name in [api, server] {
+            url = url.replace(&format!("${{{name}}}"), password);
+        }
+    }
+    text(&url)
+}
+
+fn from_parts(reader: &Reader<'_>, driver: &str) -> Result<String, String> {
+    let part = |names: &[&'static str]| reader.variables.first(names).map(|(_, value)| value);
+    match driver {
+        "postgresql+asyncpg" => {
+            let required = |names: &[&'static str; 2]| {
+                part(names).ok_or_else(|| format!("it needs {} as well", names[0]))
+            };
+            let port = match part(&PORT) {
+                None => 5432,
+                Some(port) => pydantic::integer(port)
+                    .and_then(|port| u16::try_from(port).ok())
+                    .ok_or_else(|| format!("{} is not the number of a port", PORT[0]))?,
+            };
+            let host = required(&HOST)?;
+            let host = if host.contains(':') {
+                format!("[{host}]")
+            } else {
+                encode(host)
+            };
+            Ok(format!(
+                "postgresql+asyncpg://{}{}@{host}:{port}/{}",
+                encode(required(&USER)?),
+                part(&PASSWORD)
+                    .map_or_else(String::new, |password| format!(":{}", encode(password))),
+                encode(required(&NAME)?)
+            ))
+        }
+        "sqlite+aiosqlite" => {
+            let home = || match (part(&["PREFECT_HOME"]), part(&[HOME])) {
+                (Some(home), _) => Ok(format!("{home}/prefect.db")),
+                (None, Some(home)) => Ok(format!("{home}/.prefect/prefect.db")),
+                (None, None) => Err(format!("{} says which file is meant", NAME[0])),
+            };
+            let path = part(&NAME).map_or_else(home, |name| Ok(name.to_owned()))?;
+            Ok(format!("sqlite+aiosqlite:///{path}"))
+        }
+        _ => Err("give postgresql+asyncpg or sqlite+aiosqlite".to_owned()),
+    }
+}
+
+fn tls(reader: &mut Reader<'_>) {
+    let is_enabled = match reader.switch(&[TLS_ENABLED]) {
+        Some((_, is_enabled)) => is_enabled,
+        None => false,
+    };
+    if !is_enabled {
+        let files = [
+            TLS_ENABLED,
+            TLS_CA_FILE,
+            TLS_CERT_FILE,
+            TLS_KEY_FILE,
+            TLS_CHECK_HOSTNAME,
+        ];
+        let reason = "without TLS_ENABLED=true Prefect asks for none of it";
+        reader.see_all(&files, reason);
+        return;
+    }
+    // Prefect then believes no server whose certificate it cannot verify.
+    reader.take(&settings::DATABASE_TLS.setting, &[TLS_ENABLED], |_| {
+        text("verify-full")
+    });
+    reader.take(
+        &settings::DATABASE_TLS_CHECK_HOSTNAME.setting,
+        &[TLS_CHECK_HOSTNAME],
+        |value| {
+            pydantic::boolean(value)
+                .ok_or_else(|| "give true or false".to_owned())
+                .and_then(|checks| text(if checks { "on" } else { "off" }))
+        },
+    );
+    reader.take(
+        &settings::DATABASE_TLS_CA_FILE.setting,
+        &[TLS_CA_FILE],
+        text,
+    );
+    certificate_of_ours(reader);
+}
+
+fn certificate_of_ours(reader: &mut Reader<'_>) {
+    let [cert, key] = [TLS_CERT_FILE, TLS_KEY_FILE].map(|name| reader.variables.get(name));
+    if cert.is_some() && key.is_some() {
+        reader.take(
+            &settings::DATABASE_TLS_CERT_FILE.setting,
+            &[TLS_CERT_FILE],
+            text,
+        );
+        reader.take(
+            &settings::DATABASE_TLS_KEY_FILE.setting,
+            &[TLS_KEY_FILE],
+            text,
+        );
+    } else {
+        reader.see_all(
+            &[TLS_CERT_FILE, TLS_KEY_FILE],
+            "a certificate and its key are used together, and the other one is not set",
+        );
+    }
+}
+
+/// Operators set one of the caches to 0 behind a PgBouncer, where nothing can be prepared.
+fn prepared_statements(reader: &mut Reader<'_>) {
+    for name in STATEMENT_CACHES {
+        let setting = &settings::DATABASE_PREPARED_STATEMENTS.setting;
+        if reader.layer.get(setting).is_some() {
+            reader.see_all(&[name], "the other cache of statements is off already");
+            continue;
+        }
+        reader.take(setting, &[name], |value| match pydantic::integer(value) {
+            None => Err("give a whole number".to_owned()),
+            Some(0) => text("off"),
+            Some(_) => Ok(Reading::Unusable(
+                "there is one statement for a batch, which needs no cache; 0 would mean \
+                 database.prepared_statements=off"
+                    .to_owned(),
+            )),
+        });
+    }
+}
+
+/// Whether events go to Prefect's database.
+pub(super) fn is_taken_over(reader: &Reader<'_>) -> bool {
+    let setting = &settings::DATABASE_URL.setting;
+    reader.layer.get(setting).is_some()
+}

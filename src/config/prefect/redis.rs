@@ -1,0 +1,124 @@
+//! Prefect's event bus, if it is one that other processes can read.
+
+use crate::config::redis_url::Discrete;
+use crate::config::settings;
+use crate::config::value::Input;
+
+use super::{Reader, database, pydantic};
+
+const BROKER: [&str; 2] = [
+    "PREFECT_SERVER_EVENTS_MESSAGING_BROKER",
+    "PREFECT_MESSAGING_BROKER",
+];
+/// The package whose modules carry messages through Redis.
+const OF_REDIS: &str = "prefect_redis";
+
+const URL: &str = "PREFECT_REDIS_MESSAGING_URL";
+const HOST: &str = "PREFECT_REDIS_MESSAGING_HOST";
+const PORT: &str = "PREFECT_REDIS_MESSAGING_PORT";
+const DB: &str = "PREFECT_REDIS_MESSAGING_DB";
+const USERNAME: &str = "PREFECT_REDIS_MESSAGING_USERNAME";
+const PASSWORD: &str = "PREFECT_REDIS_MESSAGING_PASSWORD";
+const SSL: &str = "PREFECT_REDIS_MESSAGING_SSL";
+const DISCRETE: [&str; 6] = [HOST, PORT, DB, USERNAME, PASSWORD, SSL];
+
+pub(super) fn read(reader: &mut Reader<'_>) {
+    let setting = &settings::REDIS_URL.setting;
+    let variables = reader.variables;
+    let broker = variables.first(&BROKER);
+    let broker_is_redis = broker.is_some_and(|(_, broker)| broker.contains(OF_REDIS));
+    if let Some(reason) = reader.is_set_elsewhere(setting) {
+        reader.see_all(&[URL], &reason);
+        reader.see_all(&DISCRETE, &reason);
+        return;
+    }
+    if let Some(url) = variables.get(URL) {
+        reader.set(setting, Input::Text(url.to_owned()), URL);
+        reader.see_all(&DISCRETE, &format!("{URL} comes before it"));
+    } else if broker_is_redis || variables.get(HOST).is_some() {
+        match from_parts(reader) {
+            Ok(url) => {
+                let origin: Vec<&str> = broker
+                    .filter(|_| broker_is_redis)
+                    .map(|(name, _)| name)
+                    .into_iter()
+                    .chain(
+                        DISCRETE
+                            .into_iter()
+                            .filter(|name| variables.get(name).is_some()),
+                    )
+                    .collect();
+                reader.set(setting, Input::Text(url), &origin.join(", "));
+            }
+            Err((name, value, expected)) => {
+                reader.refuse(name, Some(&value), expected);
+                return;
+            }
+        }
+    } else {
+        let [_, name] = BROKER;
+        reader.see_all(
+            &DISCRETE,
+            &format!("none of {URL}, {HOST} and {name}=prefect_redis.messaging is set"),
+        );
+    }
+    warn_of_another_bus(reader, broker, broker_is_redis);
+}
+
+fn from_parts(reader: &Reader<'_>) -> Result<String, (&'static str, String, &'static str)> {
+    let integer = |name: &'static str, default: i64, max: i64, expected: &'static str| {
+        let Some(value) = reader.variables.get(name) else {
+            return Ok(default);
+        };
+        pydantic::integer(value)
+            .and_then(|number| i64::try_from(number).ok())
+            .filter(|number| (0..=max).contains(number))
+            .ok_or_else(|| (name, value.to_owned(), expected))
+    };
+    let port = integer(PORT, 6379, i64::from(u16::MAX), "give the number of a port")?;
+    let database = integer(DB, 0, i64::MAX, "give the number of a database")?;
+    let is_tls = match reader.variables.get(SSL) {
+        None => false,
+        Some(value) => {
+            pydantic::boolean(value).ok_or((SSL, value.to_owned(), "give true or false"))?
+        }
+    };
+    let text = |name, default| reader.variables.get(name).unwrap_or(default);
+    let discrete = Discrete {
+        is_tls,
+        host: text(HOST, "localhost"),
+        port: u16::try_from(port).unwrap_or_default(),
+        database,
+        user: text(USERNAME, "default"),
+        password: text(PASSWORD, ""),
+    };
+    Ok(discrete.url())
+}
+
+/// A Redis that Prefect publishes nothing to, or events that nobody can read.
+fn warn_of_another_bus(
+    reader: &mut Reader<'_>,
+    broker: Option<(&'static str, &str)>,
+    broker_is_redis: bool,
+) {
+    if broker_is_redis {
+        return;
+    }
+    let [_, name] = BROKER;
+    let how = broker.map_or_else(
+        || format!("{name} is not set, and the default is memory"),
+        |(name, broker)| format!("{name} is {broker:?}"),
+    );
+    let reads_redis = reader.layer.get(&settings::REDIS_URL.setting).is_some();
+    if reads_redis {
+        reader.prefect.warnings.push(format!(
+            "a Prefect server with this environment publishes no events to Redis ({how}): set \
+             {name}=prefect_redis.messaging for it"
+        ));
+    } else if database::is_taken_over(reader) {
+        reader.prefect.warnings.push(format!(
+            "the events of a Prefect server with this environment cannot be read by another process \
+             ({how}): set {name}=prefect_redis.messaging for it, and where Redis is"
+        ));
+    }
+}

@@ -1,0 +1,131 @@
+//! How long Prefect keeps events.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::config::settings;
+use crate::config::value::{Input, LONGEST, SettingValue as _};
+
+use super::pydantic::{self, TimeDelta};
+use super::{Reader, Reading, text};
+
+const PERIOD: [&str; 2] = [
+    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD",
+    "PREFECT_EVENTS_RETENTION_PERIOD",
+];
+const OVERRIDES: &str = "PREFECT_SERVER_SERVICES_DB_VACUUM_EVENT_RETENTION_OVERRIDES";
+const VACUUM_ENABLED: &str = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED";
+const LOOP_SECONDS: &str = "PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS";
+
+pub(super) fn read(reader: &mut Reader<'_>) {
+    reader.take(
+        &settings::TRIM_RETENTION.setting,
+        &PERIOD,
+        |value| match pydantic::time_delta(value) {
+            None => Err("give a duration such as 7d, P7D or 12:00:00".to_owned()),
+            Some(period) if !period.is_positive => Ok(Reading::Unusable(
+                "not even events of this moment would be kept; the default counts".to_owned(),
+            )),
+            Some(period) => duration(period.length),
+        },
+    );
+    reader.take(&settings::TRIM_OVERRIDES.setting, &[OVERRIDES], overrides);
+    every(reader);
+}
+
+fn duration(length: Duration) -> Result<Reading, String> {
+    text(&shown(length))
+}
+
+/// As a setting would say it. What is longer than a setting may be means "for ever" as well.
+fn shown(length: Duration) -> String {
+    length.min(LONGEST).show()
+}
+
+fn every(reader: &mut Reader<'_>) {
+    let setting = &settings::TRIM_EVERY.setting;
+    // Whoever told Prefect to keep its events for ever must not lose them to us.
+    if let Some(value) = reader.variables.get(VACUUM_ENABLED) {
+        match vacuums_events(value) {
+            Ok(true) => {
+                reader.see(
+                    VACUUM_ENABLED,
+                    "it includes events, which are trimmed in any case",
+                );
+            }
+            Ok(false) => {
+                reader.take(setting, &[VACUUM_ENABLED], |_| text("off"));
+                reader.see_all(
+                    &[LOOP_SECONDS],
+                    &format!("{VACUUM_ENABLED} does not include events"),
+                );
+                return;
+            }
+            Err(expected) => {
+                reader.refuse(VACUUM_ENABLED, Some(value), &expected);
+                return;
+            }
+        }
+    }
+    reader.take(setting, &[LOOP_SECONDS], |value| {
+        match pydantic::number(value) {
+            Some(seconds) if seconds > 0.0 => {
+                let every = Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST);
+                duration(every.max(Duration::from_millis(1)))
+            }
+            _ => Err("give a number of seconds above 0".to_owned()),
+        }
+    });
+}
+
+fn vacuums_events(value: &str) -> Result<bool, String> {
+    // Booleans are from before there was a choice, when events were always among it.
+    if matches!(
+        value.trim().to_ascii_lowercase().as_str(),
+        "true" | "1" | "false" | "0" | ""
+    ) {
+        return Ok(true);
+    }
+    let kinds: Vec<&str> = value
+        .split(',')
+        .map(str::trim)
+        .filter(|kind| !kind.is_empty())
+        .collect();
+    match kinds
+        .iter()
+        .find(|kind| !["events", "flow_runs", "orphans"].contains(kind))
+    {
+        Some(unknown) => Err(format!("{unknown:?} is none of events, flow_runs, orphans")),
+        None => Ok(kinds.contains(&"events")),
+    }
+}
+
+fn overrides(value: &str) -> Result<Reading, String> {
+    let object = match serde_json::from_str(value) {
+        Ok(Value::Object(object)) => object,
+        Ok(Value::Null) => {
+            return Ok(Reading::Unusable("null means the default".to_owned()));
+        }
+        _ => return Err("give a JSON object of seconds by event name".to_owned()),
+    };
+    let pairs = object
+        .into_iter()
+        .map(|(name, value)| match period(&value) {
+            Some(period) if period.is_positive => Ok((name, Input::Text(shown(period.length)))),
+            _ => Err(format!("for {name:?} give a number of seconds above 0")),
+        })
+        .collect::<Result<Vec<_>, String>>()?;
+    // A name that is empty is no event's.
+    let pairs = pairs.into_iter().filter(|(name, _)| !name.is_empty());
+    Ok(Reading::Value(Input::Table(pairs.collect())))
+}
+
+fn period(value: &Value) -> Option<TimeDelta> {
+    match value {
+        Value::Number(number) => pydantic::time_delta_of_seconds(number.as_f64()?),
+        Value::String(text) => pydantic::seconds_or_time_delta(text),
+        Value::Bool(value) => pydantic::time_delta_of_seconds(f64::from(u8::from(*value))),
+        _ => None,
+    }
+}

@@ -1,0 +1,141 @@
+//! The trim guard, for an operator who wants to look at it or to go back to Prefect's persister.
+
+use anyhow::{Context as _, bail};
+use serde_json::{Value, json};
+
+use crate::cli::{Command, GuardCommand};
+use crate::config::Config;
+use crate::output;
+use crate::wiring::{self, GuardReport};
+
+const NO_REDIS: &str = "no Redis is configured, so there is no guard; give --redis-url or \
+     EVENT_PERSISTER_REDIS_URL, or run this in the environment of the Prefect server";
+
+/// Without Redis these commands have no meaning.
+pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()> {
+    match command {
+        Command::Guard { .. } if config.redis.is_none() => bail!("{NO_REDIS}"),
+        _ => Ok(()),
+    }
+}
+
+/// Shows or removes it.
+pub(crate) async fn run(config: &Config, command: &GuardCommand) -> anyhow::Result<()> {
+    let guard = wiring::guard(config)?.context(NO_REDIS)?;
+    match command {
+        GuardCommand::Show { output } => {
+            let report = guard.show().await.context("cannot look at the guard")?;
+            if output.json {
+                output::json(&document(&report))
+            } else {
+                output::line(&describe(&report))
+            }
+        }
+        GuardCommand::Remove { output } => {
+            let was_there = guard.remove().await.context("cannot remove the guard")?;
+            if output.json {
+                return output::json(&json!({ "removed": was_there }));
+            }
+            output::line(if was_there {
+                "removed the guard; whoever still serves with redis.guard on makes it again"
+            } else {
+                "there was no guard"
+            })
+        }
+    }
+}
+
+/// The guard and the group as a document.
+pub(crate) fn document(report: &GuardReport) -> Value {
+    json!({
+        "stream": report.stream,
+        "stream_length": report.stream_length,
+        "guard_group": report.guard_group,
+        "guard_position": report.guard_position,
+        "group": report.group,
+        "group_state": report.group_state.as_ref().map(|group| json!({
+            "last_delivered": group.last_delivered,
+            "smallest_pending": group.smallest_pending,
+            "pending": group.num_pending,
+            "consumers": group.num_consumers,
+            "lag": group.lag,
+        })),
+    })
+}
+
+/// The same for people.
+pub(crate) fn describe(report: &GuardReport) -> String {
+    let unknown = || "unknown".to_owned();
+    let Some(length) = report.stream_length else {
+        return format!(
+            "there is no stream {} yet; `serve` makes it with its groups",
+            report.stream
+        );
+    };
+    let mut lines = vec![format!("stream {}: {length} entries", report.stream)];
+    lines.push(match &report.group_state {
+        None => format!("group {}: not there yet; `serve` makes it", report.group),
+        Some(group) => format!(
+            "group {}: delivered up to {}, {} pending{}, not delivered yet: {}, consumers: {}",
+            report.group,
+            group.last_delivered,
+            group.num_pending,
+            group
+                .smallest_pending
+                .as_ref()
+                .map_or_else(String::new, |id| format!(" from {id}")),
+            group.lag.map_or_else(unknown, |lag| lag.to_string()),
+            group.num_consumers
+        ),
+    });
+    lines.push(match &report.guard_position {
+        None => format!("guard {}: not there", report.guard_group),
+        Some(position) => format!(
+            "guard {}: others trim nothing from {position} on",
+            report.guard_group
+        ),
+    });
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> GuardReport {
+        GuardReport {
+            stream: "events".to_owned(),
+            stream_length: None,
+            guard_group: "guard".to_owned(),
+            guard_position: None,
+            group: "event-persister".to_owned(),
+            group_state: None,
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_said_to_be_missing() {
+        assert!(describe(&report()).contains("no stream events yet"));
+        let report = GuardReport {
+            stream_length: Some(3),
+            ..report()
+        };
+        let text = describe(&report);
+        assert!(text.contains("stream events: 3 entries"), "{text}");
+        assert!(text.contains("guard guard: not there"), "{text}");
+        assert_eq!(document(&report)["guard_position"], Value::Null);
+    }
+
+    #[test]
+    fn commands_about_the_guard_need_a_redis() {
+        let config = Config::of_defaults().unwrap();
+        let show = Command::Guard {
+            command: GuardCommand::Show {
+                output: crate::cli::Output { json: false },
+            },
+        };
+        let error = validate(&show, &config).unwrap_err().to_string();
+        assert!(error.contains("--redis-url"), "{error}");
+        assert!(validate(&Command::Serve, &config).is_ok());
+    }
+}

@@ -1,0 +1,147 @@
+//! What is known about the stream in Redis, for `/metrics`.
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntCounter, IntGauge};
+
+use crate::wiring::RedisStats;
+
+/// Reads the numbers whenever somebody looks.
+pub(crate) struct RedisMetrics {
+    stats: RedisStats,
+    lost: IntCounter,
+    claimed: IntCounter,
+    rejoined: IntCounter,
+    own_pending: IntGauge,
+    group_pending: IntGauge,
+    stream_length: IntGauge,
+    lag: IntGauge,
+    guard: IntGauge,
+    alarm: IntGauge,
+}
+
+impl RedisMetrics {
+    /// Of one stream.
+    pub(crate) fn new(stats: RedisStats) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            stats,
+            lost: IntCounter::new(
+                "event_persister_redis_lost_total",
+                "Entries that were trimmed from the stream before they could be read, as far as \
+                 Redis lets them be counted.",
+            )?,
+            claimed: IntCounter::new(
+                "event_persister_redis_claimed_total",
+                "Entries taken over from consumers that had not touched them for too long.",
+            )?,
+            rejoined: IntCounter::new(
+                "event_persister_redis_rejoined_total",
+                "Times that the stream or the group had vanished and was made again.",
+            )?,
+            own_pending: IntGauge::new(
+                "event_persister_redis_own_pending",
+                "Entries that this process was given and has not acknowledged.",
+            )?,
+            group_pending: IntGauge::new(
+                "event_persister_redis_group_pending",
+                "Entries that the whole group was given and has not acknowledged.",
+            )?,
+            stream_length: IntGauge::new(
+                "event_persister_redis_stream_length",
+                "Entries in the stream.",
+            )?,
+            lag: IntGauge::new(
+                "event_persister_redis_lag",
+                "Entries that the group was not given yet; left out while Redis does not know.",
+            )?,
+            guard: IntGauge::new(
+                "event_persister_redis_guard",
+                "1 while the trim guard is in place, else 0.",
+            )?,
+            alarm: IntGauge::new(
+                "event_persister_redis_guard_alarm",
+                "1 while the stream is longer than redis.guard_max_entries, else 0.",
+            )?,
+        })
+    }
+
+    fn all(&self) -> [&dyn Collector; 9] {
+        [
+            &self.lost,
+            &self.claimed,
+            &self.rejoined,
+            &self.own_pending,
+            &self.group_pending,
+            &self.stream_length,
+            &self.lag,
+            &self.guard,
+            &self.alarm,
+        ]
+    }
+}
+
+impl Collector for RedisMetrics {
+    fn desc(&self) -> Vec<&Desc> {
+        self.all()
+            .into_iter()
+            .flat_map(|metric| metric.desc())
+            .collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let status = self.stats.status();
+        for (counter, value) in [
+            (&self.lost, status.num_lost),
+            (&self.claimed, status.num_claimed),
+            (&self.rejoined, status.num_rejoined),
+        ] {
+            // Two who look at once would count twice if this only added; the numbers never fall.
+            counter.reset();
+            counter.inc_by(value);
+        }
+        for (gauge, value) in [
+            (&self.own_pending, status.own_pending),
+            (&self.group_pending, status.group_pending),
+            (&self.stream_length, status.stream_length),
+            (&self.lag, status.lag.unwrap_or_default()),
+            (&self.guard, u64::from(status.guard_position.is_some())),
+            (&self.alarm, u64::from(status.alarm)),
+        ] {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+        let knows_lag = status.lag.is_some();
+        self.all()
+            .into_iter()
+            .flat_map(|metric| metric.collect())
+            .filter(|family| knows_lag || family.name() != "event_persister_redis_lag")
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::{Encoder as _, Registry, TextEncoder};
+
+    use super::*;
+
+    #[test]
+    fn the_numbers_of_the_stream_are_there_and_none_that_is_unknown() {
+        let registry = Registry::new();
+        let metrics = RedisMetrics::new(RedisStats::default()).unwrap();
+        registry.register(Box::new(metrics)).unwrap();
+        let mut text = Vec::new();
+        TextEncoder::new()
+            .encode(&registry.gather(), &mut text)
+            .unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(
+            text.contains("event_persister_redis_lost_total 0"),
+            "{text}"
+        );
+        assert!(
+            text.contains("event_persister_redis_stream_length 0"),
+            "{text}"
+        );
+        assert!(!text.contains("event_persister_redis_lag"), "{text}");
+    }
+}

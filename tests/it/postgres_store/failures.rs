@@ -1,0 +1,353 @@
+//! Bad events harm nobody else; bad times lose nothing.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use event_persister_actors::store::{DeadLetters as _, EventStore as _, Outcome};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+
+const NUL: &str = r#"{"k": "\u0000"}"#;
+
+async fn isolates(num_culprits: usize) {
+    let (database, store) = migrated().await;
+    let mut events: Vec<_> = (0..1_000).map(|_| any_event()).collect();
+    let step = events.len() / num_culprits;
+    for culprit in events.iter_mut().step_by(step).take(num_culprits) {
+        *culprit = with_payload(NUL);
+    }
+    let culprits: BTreeSet<_> = (0..num_culprits).map(|culprit| culprit * step).collect();
+    let outcomes = store.write(of_events(events)).await.unwrap();
+    let refused: BTreeSet<_> = (0..)
+        .zip(&outcomes)
+        .filter(|(_, outcome)| **outcome == Outcome::RefusedByStore)
+        .map(|(index, _)| index)
+        .collect();
+    assert_eq!(refused, culprits);
+    let counts = "SELECT (SELECT count(*) FROM events) || ' ' || \
+        (SELECT count(*) FROM event_resources) || ' ' || \
+        (SELECT count(*) FROM event_persister_dead_letters WHERE sqlstate = '22P05')";
+    let num_stored = 1_000 - num_culprits;
+    let expected = format!("{num_stored} {} {num_culprits}", 2 * num_stored);
+    assert_eq!(database.value(counts), expected);
+}
+
+#[actix::test]
+async fn one_culprit_in_a_thousand_is_named() {
+    isolates(1).await;
+}
+
+#[actix::test]
+async fn seven_culprits_in_a_thousand_are_named() {
+    isolates(7).await;
+}
+
+#[actix::test]
+async fn a_hundred_culprits_in_a_thousand_are_named() {
+    isolates(100).await;
+}
+
+#[actix::test]
+async fn every_event_of_a_batch_may_be_a_culprit() {
+    isolates(1_000).await;
+}
+
+#[actix::test]
+async fn a_culprit_leaves_its_id_to_a_better_event() {
+    let (database, store) = migrated().await;
+    let bad = with_payload(NUL);
+    let good = event(bad.id);
+    let again = event(bad.id);
+    let known = any_event();
+    store.write(of_events([known.clone()])).await.unwrap();
+    let batch = of_events([bad, known, good, any_event(), again]);
+    let outcomes = store.write(Arc::clone(&batch)).await.unwrap();
+    let expected = [
+        Outcome::RefusedByStore,
+        Outcome::Duplicate,
+        Outcome::Stored,
+        Outcome::Stored,
+        Outcome::Duplicate,
+    ];
+    assert_eq!(outcomes, expected);
+    let outcomes = store.write(batch).await.unwrap();
+    assert_eq!(outcomes[0], Outcome::RefusedByStore);
+    assert!(
+        outcomes[1..]
+            .iter()
+            .all(|outcome| *outcome == Outcome::Duplicate)
+    );
+    assert_eq!(database.value("SELECT count(*) FROM event_resources"), "6");
+}
+
+#[actix::test]
+async fn what_fails_on_its_way_to_the_server_is_refused_before() {
+    let (_database, store) = migrated().await;
+    let bad_name = EventFixture {
+        event: "a\0b".to_owned(),
+        ..EventFixture::default()
+    };
+    let bad_id = EventFixture {
+        resource_id: "a\0b".to_owned(),
+        ..EventFixture::default()
+    };
+    let bad_related = EventFixture {
+        related: vec![("a".to_owned(), "r\0".to_owned())],
+        ..EventFixture::default()
+    };
+    let too_late = EventFixture {
+        occurred: "9999-12-31T23:59:59-01:00".parse().unwrap(),
+        ..EventFixture::default()
+    };
+    let bad = [bad_name, bad_id, bad_related, too_late].map(EventFixture::build);
+    let outcomes = store
+        .write(of_events(bad.into_iter().chain([any_event()])))
+        .await
+        .unwrap();
+    assert_eq!(outcomes[4], Outcome::Stored);
+    assert!(
+        outcomes[..4]
+            .iter()
+            .all(|outcome| *outcome == Outcome::RefusedByStore)
+    );
+    let letters = store.list(None, NonZeroUsize::MAX).await.unwrap();
+    let codes: BTreeSet<_> = letters.into_iter().map(|letter| letter.sqlstate).collect();
+    let expected = ["22008", "22021"].map(|code| Some(code.to_owned()));
+    assert_eq!(codes, BTreeSet::from(expected));
+}
+
+#[actix::test]
+async fn a_row_that_a_trigger_swallows_does_not_pass_for_a_duplicate() {
+    for table in ["events", "event_resources"] {
+        let (database, store) = migrated().await;
+        let victim = any_event();
+        let column = if table == "events" { "id" } else { "event_id" };
+        database.execute(&format!(
+            "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN RETURN NULL; END $$; \
+             CREATE TRIGGER swallow BEFORE INSERT ON {table} FOR EACH ROW \
+             WHEN (NEW.{column} = '{}') EXECUTE FUNCTION swallow()",
+            victim.id
+        ));
+        let known = any_event();
+        store.write(of_events([known.clone()])).await.unwrap();
+        let batch = of_events([any_event(), victim, known, any_event()]);
+        let outcomes = store.write(batch).await.unwrap();
+        let expected = [
+            Outcome::Stored,
+            Outcome::RefusedByStore,
+            Outcome::Duplicate,
+            Outcome::Stored,
+        ];
+        assert_eq!(outcomes, expected, "{table}");
+        let letters = store.list(None, NonZeroUsize::MAX).await.unwrap();
+        assert!(letters[0].reason.contains("trigger"), "{letters:?}");
+        assert_eq!(letters[0].sqlstate, None);
+    }
+}
+
+#[actix::test]
+async fn constraints_of_an_operator_refuse_single_events_even_when_deferred() {
+    let (database, store) = migrated().await;
+    database.execute(
+        "ALTER TABLE events ADD CONSTRAINT no_evil CHECK (event <> 'evil'); \
+         ALTER TABLE events ADD CONSTRAINT once UNIQUE (follows) DEFERRABLE INITIALLY DEFERRED",
+    );
+    let evil = EventFixture {
+        event: "evil".to_owned(),
+        ..EventFixture::default()
+    };
+    let follows = Some(Uuid::new_v4());
+    let [one, two] = [1, 2].map(|id| EventFixture {
+        id: Uuid::from_u128(id),
+        follows,
+        ..EventFixture::default()
+    });
+    let batch = of_events([evil.build(), one.build(), two.build(), any_event()]);
+    let outcomes = store.write(batch).await.unwrap();
+    let expected = [
+        Outcome::RefusedByStore,
+        Outcome::Stored,
+        Outcome::RefusedByStore,
+        Outcome::Stored,
+    ];
+    assert_eq!(outcomes, expected);
+}
+
+#[actix::test]
+async fn a_column_that_is_not_known_makes_no_dead_letters() {
+    let (database, store) = migrated().await;
+    store.write(of_events([any_event()])).await.unwrap();
+    database.execute(
+        "ALTER TABLE events ADD COLUMN tenant text; \
+         ALTER TABLE events ADD CONSTRAINT filled CHECK (true), ALTER tenant SET DEFAULT 'a'; \
+         UPDATE events SET tenant = 'a'; \
+         ALTER TABLE events ALTER tenant SET NOT NULL, ALTER tenant DROP DEFAULT",
+    );
+    let batch = of_events([any_event(), with_payload(NUL)]);
+    let error = store.write(Arc::clone(&batch)).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
+    assert!(chain(&error).contains("tenant"), "{}", chain(&error));
+    // From now on it is known by the check of a new connection.
+    let error = store.write(Arc::clone(&batch)).await.unwrap_err();
+    assert!(error.to_string().contains("column tenant"), "{error}");
+    assert_eq!(
+        database.value("SELECT count(*) FROM event_persister_dead_letters"),
+        "0"
+    );
+    database.execute("ALTER TABLE events DROP COLUMN tenant");
+    let outcomes = store.write(batch).await.unwrap();
+    assert_eq!(outcomes, [Outcome::Stored, Outcome::RefusedByStore]);
+}
+
+#[actix::test]
+async fn a_locked_table_is_waited_for_and_its_holder_named() {
+    let database = Server::shared().database();
+    let mut settings = database.settings();
+    settings.lock_timeout = Duration::from_millis(200);
+    let store = store(settings);
+    store.check().await.unwrap();
+    let (client, connection) = tokio_postgres::connect(&database.url, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    actix::spawn(connection);
+    client
+        .batch_execute("SET application_name = 'the holder'; BEGIN; LOCK TABLE events")
+        .await
+        .unwrap();
+    let batch = of_events([any_event()]);
+    let error = store.write(Arc::clone(&batch)).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
+    assert!(error.to_string().contains("(the holder)"), "{error}");
+    client.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(store.write(batch).await.unwrap(), [Outcome::Stored]);
+}
+
+#[actix::test]
+async fn a_connection_killed_in_the_middle_loses_and_doubles_nothing() {
+    let (database, store) = migrated().await;
+    store.write(of_events([any_event()])).await.unwrap();
+    database.execute(
+        "CREATE FUNCTION kill() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END $$; \
+         CREATE TRIGGER kill AFTER INSERT ON event_resources EXECUTE FUNCTION kill()",
+    );
+    let batch = of_events([any_event(), any_event()]);
+    let error = store.write(Arc::clone(&batch)).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
+    database.execute("DROP TRIGGER kill ON event_resources");
+    let outcomes = store.write(batch).await.unwrap();
+    assert_eq!(outcomes, [Outcome::Stored, Outcome::Stored]);
+    assert_eq!(database.value("SELECT count(*) FROM event_resources"), "6");
+}
+
+#[actix::test]
+async fn a_connection_that_died_while_idle_is_made_again_at_once() {
+    let (database, store) = migrated().await;
+    store.write(of_events([any_event()])).await.unwrap();
+    let kill = format!(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
+         WHERE datname = '{}' AND pid <> pg_backend_pid()",
+        database.name
+    );
+    assert_eq!(database.value(&kill), "t");
+    let outcomes = store.write(of_events([any_event()])).await.unwrap();
+    assert_eq!(outcomes, [Outcome::Stored]);
+}
+
+/// Passes everything on to `port`, and cuts the connection when the server has answered a COMMIT; the
+/// first of a connection ends its set-up and gets through. Returns its own port.
+async fn cut_after_commit(port: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own_port = listener.local_addr().unwrap().port();
+    actix::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            let mut num_commits = 0;
+            let (mut sent, mut answer) = ([0; 65_536], [0; 65_536]);
+            loop {
+                tokio::select! {
+                    Ok(length) = client.read(&mut sent) => {
+                        if length == 0 { break; }
+                        let sent = &sent[..length];
+                        num_commits += usize::from(sent.windows(7).any(|text| text == b"COMMIT\0"));
+                        server.write_all(sent).await.unwrap();
+                    }
+                    Ok(length) = server.read(&mut answer) => {
+                        if length == 0 || num_commits == 4 { break; }
+                        client.write_all(&answer[..length]).await.unwrap();
+                    }
+                }
+            }
+        }
+    });
+    own_port
+}
+
+#[actix::test]
+async fn a_commit_whose_answer_is_lost_may_have_happened_and_is_found_again() {
+    let (database, _store) = migrated().await;
+    let port = Server::shared().port();
+    let proxy = cut_after_commit(port).await;
+    let url = database
+        .url
+        .replace(&format!(":{port}/"), &format!(":{proxy}/"));
+    let store = store(PostgresSettings::from_url(&url).unwrap());
+    let batch = of_events([any_event(), with_payload(NUL)]);
+    let error = store.write(Arc::clone(&batch)).await.unwrap_err();
+    assert!(
+        matches!(error, StoreError::OutcomeUnknown { .. }),
+        "{error:?}"
+    );
+    let store = self::store(database.settings());
+    let outcomes = store.write(batch).await.unwrap();
+    assert_eq!(outcomes, [Outcome::Duplicate, Outcome::RefusedByStore]);
+    let letters = store.list(None, NonZeroUsize::MAX).await.unwrap();
+    assert_eq!((letters.len(), letters[0].attempts), (1, 2));
+}
+
+#[actix::test]
+async fn a_write_that_nobody_waits_for_leaves_the_store_usable() {
+    let (database, store) = migrated().await;
+    let batch = of_events((0..100).map(|_| any_event()));
+    for millis in [0, 1, 3, 8] {
+        let write = store.write(Arc::clone(&batch));
+        let limit = Duration::from_millis(millis);
+        drop(tokio::time::timeout(limit, write).await);
+    }
+    store.write(batch).await.unwrap();
+    let counts = "SELECT count(DISTINCT e.id) || ' ' || count(*) FROM events e \
+        JOIN event_resources r ON r.event_id = e.id";
+    assert_eq!(database.value(counts), "100 200");
+}
+
+#[actix::test]
+async fn writers_that_meet_the_same_ids_do_not_deadlock() {
+    let (database, _) = migrated().await;
+    let events: Vec<_> = (0..300).map(|_| any_event()).collect();
+    let bad: Vec<_> = (0..10).map(|_| with_payload(NUL)).collect();
+    let forwards: Vec<_> = events.iter().chain(&bad).cloned().collect();
+    let backwards: Vec<_> = forwards.iter().rev().cloned().collect();
+    let write = async |events: Vec<ReceivedEvent>| {
+        let store = store(database.settings());
+        let mut num_stored = 0;
+        for chunk in events.chunks(62) {
+            let outcomes = store.write(of_events(chunk.to_vec())).await.unwrap();
+            let stored = outcomes
+                .iter()
+                .filter(|outcome| **outcome == Outcome::Stored);
+            num_stored += stored.count();
+        }
+        num_stored
+    };
+    let (one, two, three) =
+        tokio::join!(write(forwards.clone()), write(backwards), write(forwards));
+    assert_eq!(one + two + three, 300);
+    let counts = "SELECT (SELECT count(*) FROM events) || ' ' || \
+        (SELECT count(*) FROM event_resources) || ' ' || \
+        (SELECT count(*) || ' ' || sum(attempts) FROM event_persister_dead_letters)";
+    assert_eq!(database.value(counts), "300 600 10 30");
+}

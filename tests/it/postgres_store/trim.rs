@@ -1,0 +1,209 @@
+//! Trimming follows indexes, one trimmer at a time.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use event_persister_actors::clock::Clock;
+use event_persister_actors::store::postgres::HalfEvents;
+use event_persister_actors::store::{Cutoffs, EventStore as _, TrimStep, Trimmed};
+
+use super::*;
+
+fn cutoffs(default: DateTime<Utc>) -> Cutoffs {
+    Cutoffs {
+        default,
+        overrides: BTreeMap::new(),
+    }
+}
+
+fn aged(days: i64) -> ReceivedEvent {
+    EventFixture {
+        occurred: SystemClock.now() - TimeDelta::days(days),
+        ..EventFixture::default()
+    }
+    .build()
+}
+
+const MAX: NonZeroUsize = NonZeroUsize::new(500).unwrap();
+
+#[actix::test]
+async fn one_trimmer_at_a_time() {
+    let (database, store) = migrated().await;
+    store.write(of_events([aged(9)])).await.unwrap();
+    let (client, connection) = tokio_postgres::connect(&database.url, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    actix::spawn(connection);
+    let lock =
+        "BEGIN; SELECT pg_try_advisory_xact_lock(1953655149, hashoid('events'::regclass::oid))";
+    client.batch_execute(lock).await.unwrap();
+    let cutoffs = cutoffs(SystemClock.now() - TimeDelta::days(7));
+    let step = store.trim(&cutoffs, MAX).await.unwrap();
+    assert_eq!(step, TrimStep::TakenByAnother);
+    client.batch_execute("COMMIT").await.unwrap();
+    let step = store.trim(&cutoffs, MAX).await.unwrap();
+    assert!(matches!(step, TrimStep::Removed(_)), "{step:?}");
+}
+
+#[actix::test]
+async fn two_trimmers_remove_everything_once() {
+    let (database, _) = migrated().await;
+    let [one, two] = [(); 2].map(|()| store(database.settings()));
+    one.write(of_events((0..300).map(|_| aged(9))))
+        .await
+        .unwrap();
+    let cutoffs = cutoffs(SystemClock.now() - TimeDelta::days(7));
+    let trim = async |store: &PostgresStore| {
+        let mut total = Trimmed::default();
+        loop {
+            match store
+                .trim(&cutoffs, NonZeroUsize::new(10).unwrap())
+                .await
+                .unwrap()
+            {
+                TrimStep::Removed(trimmed) => total += trimmed,
+                TrimStep::TakenByAnother => {
+                    actix::clock::sleep(TimeDelta::milliseconds(1).to_std().unwrap()).await
+                }
+                TrimStep::Finished => return total,
+            }
+        }
+    };
+    let (mut total, other) = tokio::join!(trim(&one), trim(&two));
+    total += other;
+    assert_eq!((total.events, total.resources), (300, 600));
+}
+
+/// A clock that runs ahead of the server's.
+struct Ahead(TimeDelta);
+
+impl Clock for Ahead {
+    fn now(&self) -> DateTime<Utc> {
+        SystemClock.now() + self.0
+    }
+}
+
+#[actix::test]
+async fn a_clock_that_runs_ahead_removes_nothing_too_early() {
+    let (database, _) = migrated().await;
+    let clock = Ahead(TimeDelta::days(5));
+    let now = clock.now();
+    let store = PostgresStore::new(database.settings(), Arc::new(clock));
+    let old = aged(8);
+    store.write(of_events([aged(6), old])).await.unwrap();
+    // Seven days by a clock that is five days ahead are two days.
+    let cutoffs_ = cutoffs(now - TimeDelta::days(7));
+    let counted = store.count_expired(&cutoffs_).await.unwrap();
+    assert_eq!(counted.events, 1);
+    let step = store.trim(&cutoffs_, MAX).await.unwrap();
+    assert!(
+        matches!(step, TrimStep::Removed(Trimmed { events: 1, .. })),
+        "{step:?}"
+    );
+    assert_eq!(
+        store.trim(&cutoffs_, MAX).await.unwrap(),
+        TrimStep::Finished
+    );
+    let future = cutoffs(now + TimeDelta::days(1));
+    let error = store.trim(&future, MAX).await.unwrap_err().to_string();
+    assert!(error.contains("in the future"), "{error}");
+}
+
+#[actix::test]
+async fn the_first_moment_of_all_is_trimmed_too() {
+    let (database, store) = migrated().await;
+    let first = EventFixture {
+        occurred: "0001-01-01T00:00:00Z".parse().unwrap(),
+        ..EventFixture::default()
+    };
+    store.write(of_events([first.build()])).await.unwrap();
+    let cutoffs = cutoffs(SystemClock.now() - TimeDelta::days(7));
+    let step = store.trim(&cutoffs, MAX).await.unwrap();
+    assert!(matches!(step, TrimStep::Removed(_)), "{step:?}");
+    assert_eq!(database.value("SELECT count(*) FROM events"), "0");
+}
+
+#[actix::test]
+async fn half_events_are_counted_and_removed_on_request() {
+    let (database, store) = migrated().await;
+    let [whole, headless, bare] = [(); 3].map(|()| any_event());
+    let ids = [&headless, &bare].map(|event| event.id);
+    store
+        .write(of_events([whole, headless, bare]))
+        .await
+        .unwrap();
+    database.execute(&format!("DELETE FROM events WHERE id = '{}'", ids[0]));
+    database.execute(&format!(
+        "DELETE FROM event_resources WHERE event_id = '{}'",
+        ids[1]
+    ));
+    let halves = HalfEvents {
+        events: 1,
+        resources: 2,
+    };
+    assert_eq!(store.half_events().await.unwrap(), halves);
+    assert_eq!(store.remove_half_events().await.unwrap(), halves);
+    assert_eq!(store.half_events().await.unwrap(), HalfEvents::default());
+    let left = "SELECT (SELECT count(*) FROM events) || ' ' || count(*) FROM event_resources";
+    assert_eq!(database.value(left), "1 2");
+}
+
+/// Blocks of the two tables and their indexes that the store's session read.
+fn blocks(database: &Database) -> u64 {
+    let blocks = database.value(
+        "SELECT (sum(heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit))::text \
+         FROM pg_statio_user_tables WHERE relname IN ('events', 'event_resources')",
+    );
+    blocks.parse().unwrap()
+}
+
+#[actix::test]
+async fn a_step_costs_the_same_whatever_is_kept() {
+    let mut costs = Vec::new();
+    for num_kept in [1_000, 50_000] {
+        let (database, store) = migrated().await;
+        // Names with and without a cutoff of their own, and old rows that are kept for longer.
+        database.execute(&format!(
+            "INSERT INTO events (occurred, event, resource_id, resource, payload, received, recorded) \
+             SELECT now() - n * interval '1 second' - CASE WHEN n % 2 = 0 THEN interval '20 days' \
+             ELSE interval '0' END, CASE WHEN n % 2 = 0 THEN 'long' ELSE 'plain' END, 'r', '{{}}', \
+             '{{}}', now(), now() FROM generate_series(1, {num_kept}) AS n; \
+             INSERT INTO event_resources (occurred, resource_id, resource_role, resource, event_id) \
+             SELECT occurred, 'r', '', '{{}}', id FROM events; ANALYZE"
+        ));
+        store
+            .write(of_events((0..40).map(|_| aged(9))))
+            .await
+            .unwrap();
+        let mut cutoffs = cutoffs(SystemClock.now() - TimeDelta::days(7));
+        let thirty = SystemClock.now() - TimeDelta::days(30);
+        cutoffs.overrides.insert("long".to_owned(), thirty);
+        // The first step passes over what is kept for longer; it is told apart from the others.
+        let ten = NonZeroUsize::new(10).unwrap();
+        store.trim(&cutoffs, ten).await.unwrap();
+        store.close().await.unwrap();
+        let before = settled_blocks(&database).await;
+        for _ in 0..2 {
+            let step = store.trim(&cutoffs, ten).await.unwrap();
+            assert!(matches!(step, TrimStep::Removed(_)), "{step:?}");
+        }
+        store.close().await.unwrap();
+        costs.push(settled_blocks(&database).await - before);
+    }
+    assert!(costs[1] < costs[0] * 2 + 200, "{costs:?}");
+}
+
+/// After all sessions have reported.
+async fn settled_blocks(database: &Database) -> u64 {
+    let others = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND pid <> pg_backend_pid() \
+         AND backend_type = 'client backend'",
+        database.name
+    );
+    while database.value(&others) != "0" {
+        // The connection's task closes it on this very thread.
+        tokio::task::yield_now().await;
+    }
+    blocks(database)
+}

@@ -1,0 +1,119 @@
+//! The same beside servers that are there.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{BROKER, PERSISTER_OFF};
+use crate::cli::event;
+use crate::support::binary::Folder;
+use crate::support::postgres;
+use crate::support::redis::RedisServer;
+use crate::support::server::Server;
+
+/// Asks again until it is so.
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < Duration::from_secs(30), "never {what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn events_go_from_prefects_redis_to_prefects_database_and_the_guard_can_be_removed() {
+    let redis = RedisServer::start();
+    let stream = redis.stream();
+    let database = postgres::Server::shared().database();
+    let folder = Folder::new();
+    let url = database
+        .url
+        .replacen("postgresql://", "postgresql+asyncpg://", 1)
+        .replace("sslmode=", "ssl=");
+    let redis_url = redis.url();
+    let variables = [
+        BROKER,
+        PERSISTER_OFF,
+        ("PREFECT_API_DATABASE_CONNECTION_URL", url.as_str()),
+        ("PREFECT_REDIS_MESSAGING_URL", redis_url.as_str()),
+    ];
+    let run = |arguments: &[&str]| folder.run_with(arguments, &variables);
+    run(&["check"]).exits(1).prints(&[
+        "waiting for Prefect's migrations",
+        "redis: reachable, version ",
+    ]);
+    run(&["guard", "show"])
+        .exits(0)
+        .prints(&["no stream events yet"]);
+
+    let server = Server::start(&folder, &variables);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let get = |path| {
+        runtime.block_on(async {
+            let response = server.get(path).await;
+            (response.status().as_u16(), response.text().await.unwrap())
+        })
+    };
+    stream.publish(&[event("2999-01-01T00:00:00Z"), event("2999-01-01T00:00:00Z")]);
+    wait_until("said why it is not ready", || {
+        let (status, why) = get("/api/ready");
+        status == 503 && why.contains("waiting for Prefect's migrations")
+    });
+    // As Prefect's migrations would.
+    folder
+        .run(&["migrate", "--database-url", &database.url])
+        .exits(0)
+        .prints(&["ran "]);
+    wait_until("stored", || {
+        database.execute("SELECT 1 FROM events").len() == 2
+    });
+    runtime.block_on(server.until_ready_is(200));
+    run(&["check"]).exits(0).prints(&[
+        "its tables are right",
+        "stream events: 2 entries",
+        "guard event-persister-guard: others trim nothing from",
+    ]);
+    let (_, metrics) = get("/metrics");
+    assert!(
+        metrics.contains("event_persister_redis_guard 1"),
+        "{metrics}"
+    );
+    let ended = server.terminate().in_good_order();
+    assert!(ended.log.contains("stored=2"), "{}", ended.log);
+
+    let removed = run(&["guard", "remove", "--json"]).exits(0).json();
+    assert_eq!(removed["removed"], true);
+    run(&["guard", "remove"])
+        .exits(0)
+        .prints(&["there was no guard"]);
+    assert_eq!(stream.group("event-persister-guard"), None);
+}
+
+#[test]
+fn trim_counts_half_events_and_removes_them_on_request() {
+    let database = postgres::Server::shared().database();
+    let folder = Folder::new();
+    let run = |arguments: &[&str]| {
+        let url = ["--database-url", database.url.as_str()];
+        folder.run(&[arguments, &url].concat()).exits(0)
+    };
+    run(&["migrate"]);
+    database.execute(
+        "INSERT INTO event_resources \
+         (id, occurred, resource_id, resource_role, resource, event_id, created, updated) \
+         VALUES (gen_random_uuid(), '2999-01-01', 'r', '', '{}', gen_random_uuid(), now(), now())",
+    );
+    let halves = ["0 events without resources and 1 resources without an event"];
+    run(&["trim"])
+        .prints(&halves)
+        .prints(&["found", "--remove-half-events"]);
+    run(&["trim", "--dry-run", "--remove-half-events"]).prints(&["found"]);
+    run(&["trim", "--remove-half-events"])
+        .prints(&halves)
+        .prints(&["removed"]);
+    let document = run(&["trim", "--json"]).json();
+    assert_eq!(document["half_events"]["resources"], 0);
+}

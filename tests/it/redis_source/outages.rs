@@ -1,0 +1,336 @@
+//! What happens to the server and to the line, and that the source goes on by itself.
+
+use std::time::Duration;
+
+use event_persister_actors::source::EventSource as _;
+use event_persister_actors::source::redis::{RedisSettings, RedisTls};
+use event_persister_actors::status::error_chain;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{WIDE, acknowledge, consume_all, join, next_error, numbered, raws, read_num, source};
+use crate::support::redis::{RedisServer, ServerOptions};
+
+#[actix_web::test]
+async fn goes_on_after_a_restart_of_the_server() {
+    let mut server = RedisServer::start_with(ServerOptions {
+        durable: true,
+        ..ServerOptions::default()
+    });
+    let stream = server.stream();
+    let source = source(stream.settings());
+    let first = numbered(0..100);
+    stream.publish(&first);
+    let held = read_num(&source, 100).await;
+    acknowledge(&source, &held[..40]).await;
+    server.kill();
+    let error = next_error(&source).await;
+    assert!(
+        error_chain(&error).contains("Redis at 127.0.0.1:"),
+        "{error}"
+    );
+    source
+        .acknowledge(&super::receipts(&held[40..70]))
+        .await
+        .expect_err("it is down");
+    server.launch();
+    let since = Instant::now();
+    stream.publish(&numbered(100..200));
+    assert_eq!(raws(&read_num(&source, 100).await), numbered(100..200));
+    assert!(since.elapsed() < Duration::from_secs(5));
+    // What could not be acknowledged then was acknowledged since.
+    assert_eq!(stream.num_pending(), 130);
+    acknowledge(&source, &held[70..]).await;
+    assert_eq!(stream.num_pending(), 100);
+}
+
+#[actix_web::test]
+async fn goes_on_after_everything_was_deleted() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let source = source(stream.settings());
+    stream.publish(&numbered(0..10));
+    let held = read_num(&source, 10).await;
+    let (chunk, ()) = tokio::join!(source.read(WIDE), async {
+        sleep(Duration::from_millis(30)).await;
+        stream.command::<()>("FLUSHALL");
+    });
+    drop(chunk);
+    let since = Instant::now();
+    let events = numbered(10..60);
+    stream.publish(&events);
+    assert_eq!(consume_all(&source, &events).await, 50);
+    assert!(since.elapsed() < Duration::from_secs(5));
+    acknowledge(&source, &held).await;
+    assert_eq!(source.stats().status().num_rejoined, 1);
+    assert_eq!(stream.num_pending(), 0);
+    assert!(stream.last_delivered("event-persister-guard").is_some());
+}
+
+#[actix_web::test]
+async fn goes_on_after_the_groups_were_destroyed() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let source = source(stream.settings());
+    let events = numbered(0..10);
+    stream.publish(&events);
+    let held = read_num(&source, 10).await;
+    stream.command::<()>("XGROUP DESTROY events event-persister");
+    stream.command::<()>("XGROUP DESTROY events event-persister-guard");
+    // What is still in the stream comes again; the store knows what it has.
+    assert_eq!(consume_all(&source, &events).await, 10);
+    acknowledge(&source, &held).await;
+    assert_eq!(stream.num_pending(), 0);
+    assert!(stream.last_delivered("event-persister-guard").is_some());
+}
+
+#[actix_web::test]
+async fn makes_the_guard_again_while_nobody_reads() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let source = source(stream.settings());
+    join(&source).await;
+    stream.command::<()>("XGROUP DESTROY events event-persister-guard");
+    super::until("the guard is back", || {
+        stream.last_delivered("event-persister-guard").is_some()
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn goes_on_after_the_server_was_stalled() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let source = source(stream.settings());
+    stream.publish(&numbered(0..50));
+    let held = read_num(&source, 50).await;
+    stream.publish(&numbered(50..100));
+    server.stall();
+    let since = Instant::now();
+    let error = next_error(&source).await;
+    assert!(
+        error.to_string().contains("does not answer in time"),
+        "{error}"
+    );
+    assert!(
+        since.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        since.elapsed()
+    );
+    source
+        .acknowledge(&super::receipts(&held))
+        .await
+        .expect_err("it is stalled");
+    sleep(Duration::from_secs(1)).await;
+    server.resume();
+    let since = Instant::now();
+    assert_eq!(
+        consume_all(&source, &numbered(50..100)).await,
+        50,
+        "each once"
+    );
+    assert!(
+        since.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        since.elapsed()
+    );
+    acknowledge(&source, &held).await;
+    assert_eq!(stream.num_pending(), 0);
+}
+
+/// Passes bytes on, until it is told to cut or to swallow what the server answers.
+struct Proxy {
+    port: u16,
+    mode: watch::Sender<Mode>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Pass,
+    /// Answers vanish; the connection stays.
+    Swallow,
+    Cut,
+}
+
+impl Proxy {
+    async fn start(server_port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (mode, watching) = watch::channel(Mode::Pass);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(("127.0.0.1", server_port)).await;
+                if let Ok(server) = server {
+                    tokio::spawn(pass(client, server, watching.clone()));
+                }
+            }
+        });
+        Self { port, mode }
+    }
+}
+
+async fn pass(client: TcpStream, server: TcpStream, mut mode: watch::Receiver<Mode>) {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let answers = mode.clone();
+    let requests = async {
+        tokio::io::copy(&mut from_client, &mut to_server)
+            .await
+            .map(drop)
+    };
+    let answering = async {
+        let mut bytes = vec![0; 1 << 16];
+        loop {
+            let num = from_server.read(&mut bytes).await?;
+            if num == 0 {
+                return std::io::Result::Ok(());
+            }
+            let passes = *answers.borrow() == Mode::Pass;
+            if passes {
+                to_client.write_all(&bytes[..num]).await?;
+            }
+        }
+    };
+    tokio::select! {
+        _ = requests => {}
+        _ = answering => {}
+        _ = mode.wait_for(|mode| *mode == Mode::Cut) => {}
+    }
+}
+
+#[actix_web::test]
+async fn what_a_lost_answer_took_comes_again() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let proxy = Proxy::start(server.port()).await;
+    let source = source(RedisSettings {
+        url: format!("redis://127.0.0.1:{}", proxy.port).parse().unwrap(),
+        ..stream.settings()
+    });
+    join(&source).await;
+    // The next answer never arrives: what it brings is pending for us, and we do not know.
+    proxy.mode.send(Mode::Swallow).unwrap();
+    let events = numbered(0..100);
+    stream.publish(&events);
+    let read = timeout(Duration::from_millis(500), source.read(WIDE)).await;
+    assert!(read.is_err() || read.unwrap().is_ok_and(|chunk| chunk.messages.is_empty()));
+    assert!(stream.num_pending() > 0, "the server has answered");
+    proxy.mode.send(Mode::Cut).unwrap();
+    sleep(Duration::from_millis(50)).await;
+    proxy.mode.send(Mode::Pass).unwrap();
+    let since = Instant::now();
+    assert_eq!(consume_all(&source, &events).await, 100, "each once");
+    assert!(since.elapsed() < Duration::from_secs(5));
+    assert_eq!(stream.num_pending(), 0);
+}
+
+#[actix_web::test]
+async fn a_dropped_connection_in_the_middle_of_reads_loses_and_doubles_nothing() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let proxy = Proxy::start(server.port()).await;
+    let source = source(RedisSettings {
+        url: format!("redis://127.0.0.1:{}", proxy.port).parse().unwrap(),
+        ..stream.settings()
+    });
+    let events = numbered(0..5000);
+    let publisher = stream.clone();
+    let published = events.clone();
+    let publishing = std::thread::spawn(move || {
+        for part in published.chunks(50) {
+            publisher.publish(part);
+        }
+    });
+    let cutting = async {
+        for _ in 0..10 {
+            sleep(Duration::from_millis(60)).await;
+            proxy.mode.send(Mode::Cut).unwrap();
+            sleep(Duration::from_millis(5)).await;
+            proxy.mode.send(Mode::Pass).unwrap();
+        }
+    };
+    let (num, ()) = tokio::join!(consume_all(&source, &events), cutting);
+    publishing.join().unwrap();
+    assert_eq!(num, 5000);
+    super::until("all is acknowledged", || stream.num_pending() == 0).await;
+}
+
+#[actix_web::test]
+async fn errors_name_the_server_and_the_remedy_and_no_secret() {
+    let server = RedisServer::start_with(ServerOptions {
+        password: Some("right".to_owned()),
+        ..ServerOptions::default()
+    });
+    let stream = server.stream();
+    let at = format!("127.0.0.1:{}", server.port());
+    let says = async |url: String| {
+        let source = source(RedisSettings {
+            url: url.parse().unwrap(),
+            ..stream.settings()
+        });
+        let error = error_chain(&next_error(&source).await);
+        assert!(!error.contains("secret"), "{error}");
+        error
+    };
+    let error = says(format!("redis://:secret@{at}/0")).await;
+    assert!(
+        error.starts_with(&format!("Redis at {at}/0: connecting failed")),
+        "{error}"
+    );
+    assert!(error.contains("password is wrong"), "{error}");
+    let error = says(format!("redis://{at}/0")).await;
+    assert!(error.contains("wants a password"), "{error}");
+    let error = says(format!("redis://:right@{at}/99")).await;
+    assert!(error.contains("no database of that number"), "{error}");
+    let error = says(format!("rediss://:secret@{at}/0")).await;
+    assert!(error.contains("TLS"), "{error}");
+    let nobody = crate::support::redis::free_port();
+    let error = says(format!("redis://127.0.0.1:{nobody}/0")).await;
+    assert!(error.contains("nothing listens there"), "{error}");
+    let source = source(stream.settings());
+    stream.command::<()>("SET events text");
+    let error = error_chain(&next_error(&source).await);
+    assert!(error.contains("something other than a stream"), "{error}");
+    stream.command::<()>("DEL events");
+    let events = numbered(0..3);
+    stream.publish(&events);
+    consume_all(&source, &events).await;
+}
+
+#[actix_web::test]
+async fn speaks_tls_and_checks_the_certificate() {
+    let server = RedisServer::start_with(ServerOptions {
+        tls: true,
+        password: Some("right".to_owned()),
+        ..ServerOptions::default()
+    });
+    let stream = server.stream();
+    let with = |tls| {
+        source(RedisSettings {
+            tls,
+            ..stream.settings()
+        })
+    };
+    let trusting = with(RedisTls {
+        ca_file: Some(server.ca_file()),
+        insecure: false,
+    });
+    join(&trusting).await;
+    trusting.close().await.unwrap();
+    let careless = with(RedisTls {
+        ca_file: None,
+        insecure: true,
+    });
+    join(&careless).await;
+    let distrusting = with(RedisTls::default());
+    let error = error_chain(&next_error(&distrusting).await);
+    assert!(error.to_lowercase().contains("certificate"), "{error}");
+    let missing = with(RedisTls {
+        ca_file: Some("/nowhere/ca.pem".into()),
+        insecure: false,
+    });
+    let error = error_chain(&next_error(&missing).await);
+    assert!(error.contains("/nowhere/ca.pem cannot be read"), "{error}");
+}

@@ -1,0 +1,128 @@
+//! The whole pipeline between a Redis stream and a store in memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor as _, Addr};
+use event_persister_actors::clock::SystemClock;
+use event_persister_actors::event::EventLimits;
+use event_persister_actors::messages::{Drain, Status};
+use event_persister_actors::metrics::Metrics;
+use event_persister_actors::pipeline::{PipelineActor, PipelineParts, PipelineSettings};
+use event_persister_actors::source::redis::{RedisSource, RedisStats};
+use event_persister_actors::testing::MemoryStore;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use super::{source, until};
+use crate::support::redis::{RedisServer, TestStream};
+
+fn event(id: Uuid) -> String {
+    format!(
+        r#"{{"id":"{id}","occurred":"2026-11-24T03:00:00Z","event":"e","resource":{{"prefect.resource.id":"r"}},"related":[],"payload":{{}}}}"#
+    )
+}
+
+fn events(num: usize) -> Vec<String> {
+    (0..num).map(|_| event(Uuid::new_v4())).collect()
+}
+
+struct Bench {
+    store: MemoryStore,
+    stats: RedisStats,
+    pipeline: Addr<PipelineActor>,
+}
+
+fn start(stream: &TestStream) -> Bench {
+    let source: RedisSource = source(stream.settings());
+    let store = MemoryStore::new();
+    let stats = source.stats();
+    let parts = PipelineParts {
+        sources: vec![Arc::new(source)],
+        open_store: store.open_store(),
+        event_limits: EventLimits::default(),
+        clock: Arc::new(SystemClock),
+        metrics: Metrics::new().unwrap(),
+    };
+    let settings = PipelineSettings {
+        trim: None,
+        ..PipelineSettings::default()
+    };
+    Bench {
+        store,
+        stats,
+        pipeline: PipelineActor::new(settings, parts).start(),
+    }
+}
+
+#[actix_web::test]
+async fn everything_is_stored_once_and_acknowledged() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let bench = start(&stream);
+    stream.publish(&events(5000));
+    stream.publish(&["no event", ""]);
+    until("all is stored", || bench.store.num_events() == 5000).await;
+    until("all is acknowledged", || {
+        stream.num_pending() == 0 && bench.store.dead_letters().len() == 1
+    })
+    .await;
+    let status = bench.pipeline.send(Status).await.unwrap();
+    assert!(status.ready, "{:?}", status.reason);
+    assert!(status.ledger.balances(), "{:?}", status.ledger);
+    assert_eq!(status.ledger.received, 5002);
+    assert_eq!(status.ledger.duplicates, 0);
+    assert_eq!((status.ledger.ignored, status.ledger.dead_lettered), (1, 1));
+    let timeout = Duration::from_secs(10);
+    let drained = bench.pipeline.send(Drain { timeout }).await.unwrap();
+    assert_eq!(drained.released, 0);
+    assert!(
+        stream.consumers("event-persister").is_empty(),
+        "it has left"
+    );
+}
+
+#[actix_web::test]
+async fn an_outage_of_the_store_and_a_death_in_the_pipeline_lose_nothing() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let bench = start(&stream);
+    bench.store.set_available(false);
+    stream.publish(&events(9000));
+    until("the pipeline is full", || {
+        bench.stats.status().own_pending >= 3000
+    })
+    .await;
+    sleep(Duration::from_millis(1500)).await;
+    let status = bench.stats.status();
+    assert!(status.own_pending <= 5000, "{status:?}");
+    bench.store.panic_next(2);
+    bench.store.set_available(true);
+    until("all is stored", || bench.store.num_events() == 9000).await;
+    until("all is acknowledged", || stream.num_pending() == 0).await;
+    let status = bench.pipeline.send(Status).await.unwrap();
+    assert!(status.ledger.balances(), "{:?}", status.ledger);
+    assert_eq!(bench.stats.status().num_lost, 0);
+}
+
+#[actix_web::test]
+async fn two_pipelines_and_a_server_that_is_killed_lose_and_double_nothing() {
+    let mut server = RedisServer::start_with(crate::support::redis::ServerOptions {
+        durable: true,
+        ..Default::default()
+    });
+    let stream = server.stream();
+    let benches = [start(&stream), start(&stream)];
+    for _ in 0..3 {
+        stream.publish(&events(1000));
+        server.kill();
+        server.launch();
+    }
+    let stored = || {
+        let mut all = benches[0].store.events();
+        all.extend(benches[1].store.events());
+        all.len()
+    };
+    until("all is stored", || stored() == 3000).await;
+    until("all is acknowledged", || stream.num_pending() == 0).await;
+}

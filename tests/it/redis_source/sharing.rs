@@ -1,0 +1,181 @@
+//! One group, several consumers: replicas, peers of Prefect, and the dead.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use event_persister_actors::source::EventSource as _;
+use event_persister_actors::source::redis::RedisSettings;
+use redis::Value;
+use tokio::time::{Instant, sleep};
+
+use super::{WIDE, acknowledge, consume_all, numbered, raw, raws, read_num, source, until};
+use crate::support::redis::{RedisServer, TestStream};
+
+fn impatient(stream: &TestStream) -> RedisSettings {
+    RedisSettings {
+        claim_idle: Duration::from_millis(500),
+        claim_every: Duration::from_millis(100),
+        heartbeat_every: Duration::from_millis(100),
+        ..stream.settings()
+    }
+}
+
+#[actix_web::test]
+async fn replicas_share_without_doubling() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let replicas = [0, 1, 2].map(|_| source(stream.settings()));
+    let all = numbered(0..6000);
+    let mut seen = Vec::new();
+    for part in all.chunks(1000) {
+        stream.publish(part);
+        let (a, b, c) = tokio::join!(
+            replicas[0].read(WIDE),
+            replicas[1].read(WIDE),
+            replicas[2].read(WIDE)
+        );
+        for (replica, chunk) in replicas.iter().zip([a, b, c]) {
+            let messages = chunk.unwrap().messages;
+            seen.extend(messages.iter().map(raw));
+            acknowledge(replica, &messages).await;
+        }
+    }
+    while seen.len() < all.len() {
+        let messages = replicas[0].read(WIDE).await.unwrap().messages;
+        seen.extend(messages.iter().map(raw));
+        acknowledge(&replicas[0], &messages).await;
+        if messages.is_empty() {
+            let messages = replicas[1].read(WIDE).await.unwrap().messages;
+            seen.extend(messages.iter().map(raw));
+            acknowledge(&replicas[1], &messages).await;
+        }
+    }
+    let distinct: BTreeSet<&String> = seen.iter().collect();
+    assert_eq!((seen.len(), distinct.len()), (6000, 6000));
+    assert_eq!(stream.num_pending(), 0);
+}
+
+#[actix_web::test]
+async fn what_is_held_is_not_taken_by_a_peer() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let source = source(stream.settings());
+    stream.publish(&numbered(0..2500));
+    let held = read_num(&source, 2500).await;
+    // Nobody reads: the pipeline is full, and a peer of Prefect looks for idle entries.
+    let end = Instant::now() + Duration::from_secs(12);
+    while Instant::now() < end {
+        let reply: Vec<Value> =
+            stream.command("XAUTOCLAIM events event-persister prefect 5000 0-0 COUNT 100");
+        assert_eq!(reply[1], Value::Array(Vec::new()), "a peer took some");
+        sleep(Duration::from_millis(250)).await;
+    }
+    acknowledge(&source, &held).await;
+    assert_eq!(stream.num_pending(), 0);
+}
+
+#[actix_web::test]
+async fn takes_over_from_the_dead_and_in_time_removes_them() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    stream.command::<()>("XGROUP CREATE events event-persister 0-1 MKSTREAM");
+    let all = numbered(0..1200);
+    stream.publish(&all);
+    stream.command::<Value>("XREADGROUP GROUP event-persister dead COUNT 1200 STREAMS events >");
+    let source = source(RedisSettings {
+        consumer_idle_removal: Duration::from_millis(600),
+        ..impatient(&stream)
+    });
+    assert_eq!(consume_all(&source, &all).await, 1200, "each once");
+    assert_eq!(source.stats().status().num_claimed, 1200);
+    until("the dead consumer is removed", || {
+        let names = stream.consumers("event-persister");
+        names.iter().all(|(name, _, _)| name != "dead")
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_dead_consumer_with_entries_is_not_removed() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    stream.command::<()>("XGROUP CREATE events event-persister 0-1 MKSTREAM");
+    stream.publish(&numbered(0..3));
+    stream.command::<Value>("XREADGROUP GROUP event-persister dead COUNT 3 STREAMS events >");
+    stream.command::<Value>("XGROUP CREATECONSUMER events event-persister empty");
+    let source = source(RedisSettings {
+        // Long enough that nothing is claimed here.
+        claim_idle: Duration::from_secs(100),
+        consumer_idle_removal: Duration::from_millis(100),
+        ..stream.settings()
+    });
+    super::join(&source).await;
+    until("the empty one is removed", || {
+        let consumers = stream.consumers("event-persister");
+        consumers.iter().all(|(name, _, _)| name != "empty")
+    })
+    .await;
+    assert_eq!(stream.num_pending(), 3);
+}
+
+#[actix_web::test]
+async fn leaves_the_group_if_nothing_is_pending() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let leaving = source(stream.settings());
+    stream.publish(&numbered(0..10));
+    let messages = read_num(&leaving, 10).await;
+    acknowledge(&leaving, &messages).await;
+    assert_eq!(stream.consumers("event-persister").len(), 1);
+    leaving.close().await.unwrap();
+    assert_eq!(stream.consumers("event-persister").len(), 0);
+
+    let staying = source(impatient(&stream));
+    stream.publish(&numbered(10..20));
+    let messages = read_num(&staying, 10).await;
+    acknowledge(&staying, &messages[..4]).await;
+    staying.close().await.unwrap();
+    assert_eq!(stream.num_pending(), 6, "what was not acknowledged stays");
+    let heir = source(impatient(&stream));
+    assert_eq!(raws(&read_num(&heir, 6).await), numbered(14..20));
+}
+
+#[actix_web::test]
+async fn no_read_takes_entries_after_the_source_has_left() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let leaving = source(stream.settings());
+    super::join(&leaving).await;
+    // A read is dropped while it waits in Redis, as at a shutdown.
+    tokio::time::timeout(Duration::from_millis(20), leaving.read(WIDE))
+        .await
+        .unwrap_err();
+    leaving.close().await.unwrap();
+    stream.publish(&numbered(0..10));
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(stream.num_pending(), 0);
+    assert!(stream.consumers("event-persister").is_empty());
+}
+
+#[actix_web::test]
+async fn nothing_runs_on_when_the_source_is_dropped() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let dropped = source(impatient(&stream));
+    stream.publish(&numbered(0..5));
+    read_num(&dropped, 5).await;
+    let num_clients = || {
+        let clients: String = stream.command("CLIENT LIST");
+        clients
+            .lines()
+            .filter(|client| {
+                client.contains("lib-name=event-persister") || client.contains("cmd=x")
+            })
+            .count()
+    };
+    until("the task beside the reads runs", || num_clients() >= 1).await;
+    drop(dropped);
+    until("its connections are closed", || num_clients() == 0).await;
+    let heir = source(impatient(&stream));
+    assert_eq!(read_num(&heir, 5).await.len(), 5, "nobody keeps them");
+}

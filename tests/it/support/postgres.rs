@@ -1,0 +1,288 @@
+//! A throw-away PostgreSQL server for the tests of one process, with a database for each test.
+//!
+//! `TEST_DATABASE_URL` names a server to use instead; its role must be allowed to create databases.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use event_persister_actors::store::postgres::{CreateSchema, PostgresSettings};
+use tokio_postgres::{NoTls, SimpleQueryMessage};
+
+/// Rows as texts.
+pub(crate) type TextRows = Vec<Vec<Option<String>>>;
+
+/// A server that ends with this process, however it ends.
+pub(crate) struct Server {
+    /// `postgresql://user:password@host:port/`, without a database.
+    base: String,
+    /// Certificates and logs; `None` for a server that is not ours.
+    directory: Option<PathBuf>,
+    /// Holds the pipe whose end stops the server.
+    _keeper: Option<Child>,
+}
+
+/// Runs the server until its input ends, then stops it and removes its folder.
+const KEEPER: &str = r#"
+"$1/pg_ctl" -D "$2/data" -l "$2/log" -w -s start && echo ready
+cat > /dev/null
+"$1/pg_ctl" -D "$2/data" -m immediate -s stop
+rm -rf "$2"
+"#;
+
+/// Self-made certificates: a CA, one for `localhost`, one for the client `postgres`.
+const CERTIFICATES: &str = r#"
+cd "$1"
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=ca \
+  -keyout ca.key -out ca.pem
+for name in localhost postgres; do
+  openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj "/CN=$name" \
+    -keyout "$name.key" -out "$name.csr"
+  printf 'subjectAltName=DNS:%s\n' "$name" > "$name.ext"
+  openssl x509 -req -in "$name.csr" -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 \
+    -extfile "$name.ext" -out "$name.pem"
+  chmod 600 "$name.key"
+done
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=other \
+  -keyout other.key -out other.pem
+chmod 644 ./*.pem
+"#;
+
+/// Who may come in how, by the name of the database.
+const HBA: &str = "\
+local all all trust
+hostnossl tls_only all all reject
+hostssl no_tls all all reject
+hostnossl cert_only all all reject
+hostssl cert_only all all cert
+host password_only all all scram-sha-256
+host all all all trust
+";
+
+impl Server {
+    /// The server that all tests of this process share.
+    pub(crate) fn shared() -> &'static Self {
+        static SHARED: OnceLock<Server> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            #[expect(clippy::disallowed_methods, reason = "the tests' own setting")]
+            let given = std::env::var("TEST_DATABASE_URL");
+            match given {
+                Ok(url) if !url.is_empty() => Self {
+                    base: url[..=url.rfind('/').unwrap()].to_owned(),
+                    directory: None,
+                    _keeper: None,
+                },
+                _ => Self::start("fsync = off\n"),
+            }
+        })
+    }
+
+    /// Starts one of its own, with these lines in its configuration.
+    pub(crate) fn start(settings: &str) -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("event-persister-postgres-")
+            .tempdir()
+            .unwrap()
+            .keep();
+        let bin = bin_directory();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .unwrap()
+            .port();
+        if is_root() {
+            let mut chown = Command::new("chown");
+            let chowned = chown.arg("postgres").arg(&directory).status();
+            assert!(chowned.unwrap().success());
+        }
+        run("sh", &["-c", CERTIFICATES, "sh", text(&directory)]);
+        let data = directory.join("data");
+        run(
+            text(&bin.join("initdb")),
+            &[
+                "-D",
+                text(&data),
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-N",
+                "-E",
+                "UTF8",
+                "--locale=C",
+            ],
+        );
+        let configuration = format!(
+            "port = {port}\nlisten_addresses = '127.0.0.1'\n\
+             unix_socket_directories = '{directory}'\nmax_connections = 200\nssl = on\n\
+             ssl_ca_file = '{directory}/ca.pem'\nssl_cert_file = '{directory}/localhost.pem'\n\
+             ssl_key_file = '{directory}/localhost.key'\n{settings}",
+            directory = directory.display()
+        );
+        // Both exist, so that they keep their owner.
+        std::fs::write(data.join("postgresql.auto.conf"), configuration).unwrap();
+        std::fs::write(data.join("pg_hba.conf"), HBA).unwrap();
+        let mut keeper = command("sh", &["-c", KEEPER, "sh", text(&bin), text(&directory)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // Whoever interrupts the tests must not kill it before it has stopped the server.
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(keeper.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "ready\n", "the server did not start");
+        Self {
+            base: format!("postgresql://postgres@127.0.0.1:{port}/"),
+            directory: Some(directory),
+            _keeper: Some(keeper),
+        }
+    }
+
+    /// Where the certificates and the log are; `None` for a server that is not ours.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
+    }
+
+    /// The port that it listens on.
+    pub(crate) fn port(&self) -> u16 {
+        let port = self.base.trim_end_matches('/').rsplit(':').next().unwrap();
+        port.parse().unwrap()
+    }
+
+    /// A new database without tables.
+    pub(crate) fn database(&self) -> Database {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.database_named(&format!("it_{}_{number}", std::process::id()))
+    }
+
+    /// A new database with this name.
+    pub(crate) fn database_named(&self, name: &str) -> Database {
+        let admin = format!("{}postgres", self.base);
+        execute(&admin, &format!("DROP DATABASE IF EXISTS {name}"));
+        execute(&admin, &format!("CREATE DATABASE {name}"));
+        Database {
+            url: format!("{}{name}?sslmode=disable", self.base),
+            drop_through: self.directory.is_none().then_some(admin),
+            name: name.to_owned(),
+        }
+    }
+}
+
+/// The database of one test.
+pub(crate) struct Database {
+    /// With everything that it takes to connect.
+    pub(crate) url: String,
+    pub(crate) name: String,
+    /// Set where the server outlives the tests.
+    drop_through: Option<String>,
+}
+
+impl Database {
+    /// Settings with which everything may be made.
+    pub(crate) fn settings(&self) -> PostgresSettings {
+        let mut settings = PostgresSettings::from_url(&self.url).unwrap();
+        settings.create_schema = CreateSchema::Everything;
+        settings
+    }
+
+    /// Runs SQL on a connection of its own, which sees only what is committed.
+    pub(crate) fn execute(&self, sql: &str) -> TextRows {
+        execute(&self.url, sql)
+    }
+
+    /// The first column of the first row.
+    pub(crate) fn value(&self, sql: &str) -> String {
+        self.execute(sql)[0][0].clone().unwrap()
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        if let Some(admin) = &self.drop_through {
+            execute(admin, &format!("DROP DATABASE {} WITH (FORCE)", self.name));
+        }
+    }
+}
+
+/// Blocks, on a thread of its own since tests run inside a runtime.
+fn execute(url: &str, sql: &str) -> TextRows {
+    let (url, sql) = (url.to_owned(), sql.to_owned());
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+            tokio::spawn(connection);
+            let messages = client.simple_query(&sql).await.unwrap();
+            messages
+                .into_iter()
+                .filter_map(|message| match message {
+                    SimpleQueryMessage::Row(row) => Some(row),
+                    _ => None,
+                })
+                .map(|row| {
+                    (0..row.len())
+                        .map(|column| row.get(column).map(str::to_owned))
+                        .collect()
+                })
+                .collect()
+        })
+    });
+    thread.join().unwrap()
+}
+
+pub(crate) fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").output().unwrap();
+    id.stdout == b"0\n"
+}
+
+/// As the user `postgres` where we are root, since the server refuses to run as root.
+fn command(program: &str, arguments: &[&str]) -> Command {
+    let mut command = if is_root() {
+        let mut command = Command::new("runuser");
+        command.args(["-u", "postgres", "--", program]);
+        command
+    } else {
+        Command::new(program)
+    };
+    command.args(arguments).current_dir("/");
+    command
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let output = command(program, arguments).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program}: {errors}");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Where the newest installed version has its programs.
+fn bin_directory() -> PathBuf {
+    let debian = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten();
+    let newest = debian
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
+        .filter(|bin| bin.join("initdb").exists())
+        .max_by_key(|bin| {
+            let version = bin.parent().and_then(Path::file_name);
+            version.and_then(|version| version.to_str()?.parse::<u32>().ok())
+        });
+    newest.unwrap_or_else(|| {
+        let output = Command::new("pg_config").arg("--bindir").output();
+        let output = output.expect("PostgreSQL is installed (Debian package postgresql)");
+        String::from_utf8(output.stdout).unwrap().trim().into()
+    })
+}
