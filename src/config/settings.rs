@@ -245,7 +245,7 @@ settings! {
         "Bytes of events between source and commit; the bound on memory. One event larger than this still passes, alone.",
     );
     PIPELINE_DRAIN_TIMEOUT: Duration = Key::new(
-        "pipeline", "drain_timeout", Some("30s"),
+        "pipeline", "drain_timeout", Some("20s"),
         "How long a shutdown may take to write what is held; what is left then stays with its source. Keep it below your supervisor's kill time.",
     );
 
