@@ -121,7 +121,8 @@ impl RedisSource {
         }
         state.fetching = true;
         drop(state);
-        let task = tokio::spawn(fetch::fetch(Arc::clone(&self.shared), permit));
+        let turn = fetch::Turn::new(Arc::clone(&self.shared));
+        let task = tokio::spawn(fetch::fetch(turn, permit));
         self.tasks().fetch = Some(task.abort_handle());
     }
 

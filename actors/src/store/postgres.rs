@@ -129,9 +129,14 @@ impl PostgresStore {
 
     async fn connect(&self) -> Result<Connection, StoreError> {
         let connection = Connection::open(&self.settings).await?;
-        let (connection, run) = self
-            .prepare(connection, self.settings.create_schema)
-            .await?;
+        let prepare = self.prepare(connection, self.settings.create_schema);
+        let (connection, run) = match self.limit() {
+            None => prepare.await?,
+            // A server that stalls in the middle of this must not hold us for ever either.
+            Some(limit) => tokio::time::timeout(limit, prepare)
+                .await
+                .unwrap_or_else(|_| Err(self.store_error("look at", Failure::Late(limit), None)))?,
+        };
         if !run.is_empty() {
             let place = self.settings.place();
             log::info!(
@@ -187,7 +192,9 @@ impl PostgresStore {
                     connection = self.connect().await?;
                 }
                 Err(failure) => {
-                    let holders = lock_holder::describe(&mut connection, &failure).await;
+                    let holders = lock_holder::describe(&mut connection, &failure);
+                    // Good to know, but not worth waiting for.
+                    let holders = tokio::time::timeout(GRACE, holders).await.unwrap_or(None);
                     return Err(self.store_error(doing, failure, holders.as_deref()));
                 }
             }

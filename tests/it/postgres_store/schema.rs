@@ -141,6 +141,31 @@ async fn works_in_the_schema_of_the_search_path() {
 }
 
 #[actix::test]
+async fn a_function_that_writes_to_another_schema_is_not_used() {
+    // A first trial in one schema, and Prefect's tables in another that comes before it.
+    let (database, trial) = migrated().await;
+    trial.write(of_events([any_event()])).await.unwrap();
+    database.execute("CREATE SCHEMA prefect");
+    database.execute(&prefect_tables().replace("public.", "prefect."));
+    let mut settings = own_only(&database);
+    settings.search_path = Some("prefect, public".to_owned());
+    let store = store(settings);
+    let error = store.write(of_events([any_event()])).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
+    let message = error.to_string();
+    assert!(
+        message.contains("public.event_persister_store_v1"),
+        "{message}"
+    );
+    assert_eq!(database.value("SELECT count(*) FROM public.events"), "1");
+    let mut settings = own_only(&database);
+    settings.search_path = Some("prefect".to_owned());
+    let store = super::store(settings);
+    store.write(of_events([any_event()])).await.unwrap();
+    assert_eq!(database.value("SELECT count(*) FROM prefect.events"), "1");
+}
+
+#[actix::test]
 async fn a_role_that_may_only_write_works_on_what_is_there() {
     let (database, _store) = migrated().await;
     let role = format!("{}_writer", database.name);

@@ -117,3 +117,23 @@ fn trim_counts_half_events_and_removes_them_on_request() {
     let document = run(&["trim", "--json"]).json();
     assert_eq!(document["half_events"]["resources"], 0);
 }
+
+#[test]
+fn counting_what_would_be_deleted_makes_no_tables() {
+    let database = postgres::Server::shared().database();
+    let folder = Folder::new();
+    let run = |arguments: &[&str]| {
+        let url = ["--database-url", &database.url];
+        folder.run(&[arguments, &url[..]].concat())
+    };
+    run(&["migrate"]).exits(0);
+    database.execute(
+        "DROP TABLE event_persister_dead_letters, __diesel_schema_migrations; \
+         DROP FUNCTION event_persister_store_v1",
+    );
+    run(&["trim", "--dry-run"])
+        .exits(0)
+        .prints(&["would delete 0 events"]);
+    let made = "SELECT count(*) FROM pg_class WHERE relname LIKE 'event\\_persister%'";
+    assert_eq!(database.value(made), "0");
+}

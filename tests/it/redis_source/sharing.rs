@@ -75,6 +75,28 @@ async fn what_is_held_is_not_taken_by_a_peer() {
 }
 
 #[actix_web::test]
+async fn nothing_that_is_held_is_idle_for_nearly_two_beats() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let source = source(stream.settings());
+    // Taken at any time between two beats, of which there is one each 2 s.
+    let end = Instant::now() + Duration::from_secs(8);
+    let mut num_held = 0;
+    while Instant::now() < end {
+        stream.publish(&numbered(num_held..num_held + 1));
+        read_num(&source, 1).await;
+        num_held += 1;
+        let idle: Vec<Value> = stream.command("XPENDING events event-persister IDLE 3600 - + 10");
+        assert_eq!(
+            idle,
+            Vec::new(),
+            "a peer of Prefect takes what is idle for 5 s"
+        );
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[actix_web::test]
 async fn takes_over_from_the_dead_and_in_time_removes_them() {
     let server = RedisServer::start();
     let stream = server.stream();

@@ -35,10 +35,10 @@ const PACE: Duration = Duration::from_millis(15);
 const LONG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Leaves the state right however the fetch ends, also if it is aborted.
-struct Turn(Arc<Shared>);
+pub(super) struct Turn(Arc<Shared>);
 
 impl Turn {
-    fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
         shared.lock().taken.watch();
         Self(shared)
     }
@@ -55,8 +55,9 @@ impl Drop for Turn {
 }
 
 /// Fetches entries for a permit, and leaves the outcome for the reader.
-pub(super) async fn fetch(shared: Arc<Shared>, permit: Permit) {
-    let turn = Turn::new(shared);
+///
+/// The turn is made before the task: it must end also if the task's thread does before its first poll.
+pub(super) async fn fetch(turn: Turn, permit: Permit) {
     let shared = &turn.0;
     let result = shared.fetch_or_rejoin(permit).await;
     let outcome = match result {

@@ -94,7 +94,9 @@ impl Shared {
         let now = Instant::now();
         let (held, committed) = {
             let state = self.lock();
-            let held = state.taken.to_keep(now, self.settings.heartbeat_every);
+            // What is younger would wait for the next beat, and be idle for twice the time by then:
+            // too close to the 5 s of Prefect's consumers for a beat that comes late.
+            let held = state.taken.to_keep(now, self.settings.heartbeat_every / 2);
             (held, state.taken.committed())
         };
         if !held.is_empty() {

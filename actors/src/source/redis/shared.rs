@@ -140,6 +140,9 @@ impl Shared {
             // nothing may be known by its id; what is left in the stream comes again.
             state.taken.clear();
             state.more = More::Later;
+            // If the keeper made it, the reader may have taken of it before this was known.
+            state.recovery.due = true;
+            state.recovery.runs = None;
             self.stats.rejoined();
         }
         drop(state);

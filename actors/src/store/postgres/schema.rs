@@ -9,7 +9,7 @@ use diesel::migration::{Migration, MigrationConnection as _, MigrationSource as 
 use diesel::pg::Pg;
 use diesel::prelude::{QueryResult, QueryableByName};
 use diesel::sql_query;
-use diesel::sql_types::{Bool, Nullable, Text};
+use diesel::sql_types::{Bool, Nullable, Oid, Text};
 use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _, embed_migrations};
@@ -307,7 +307,58 @@ pub(super) async fn check(
             "permission denied in {place}: the role needs GRANT {privilege}"
         )));
     }
+    check_function(connection, place).await?;
     connection.commit().await
+}
+
+/// The tables that a search path leads to.
+#[derive(PartialEq, Eq, QueryableByName)]
+struct Targets {
+    #[diesel(sql_type = Nullable<Oid>)]
+    events: Option<u32>,
+    #[diesel(sql_type = Nullable<Oid>)]
+    event_resources: Option<u32>,
+}
+
+const TARGETS: &str = "SELECT to_regclass('events')::oid AS events, \
+    to_regclass('event_resources')::oid AS event_resources";
+
+#[derive(QueryableByName)]
+struct OfFunction {
+    #[diesel(sql_type = Text)]
+    schema: String,
+    #[diesel(sql_type = Text)]
+    search_path: String,
+}
+
+/// What the store function goes by; from here to the end of the transaction so does everything else.
+const FOLLOW_FUNCTION: &str = "SELECT pronamespace::regnamespace::text AS schema, \
+    set_config('search_path', substr(setting, 13), true) AS search_path \
+    FROM pg_catalog.pg_proc, unnest(proconfig) AS setting \
+    WHERE oid = to_regproc('event_persister_store_v1')::oid AND setting LIKE 'search\\_path=%'";
+
+/// Whether the function writes to the tables that were looked at: its search path is of the time when
+/// it was made, and another schema of ours may hold a function that an earlier one left there.
+async fn check_function(connection: &mut Connection, place: &Place) -> Result<(), Failure> {
+    let ours: Targets = sql_query(TARGETS).get_result(&mut connection.pg).await?;
+    let of_function: Vec<OfFunction> = sql_query(FOLLOW_FUNCTION).load(&mut connection.pg).await?;
+    let Some(of_function) = of_function.into_iter().next() else {
+        return Ok(());
+    };
+    let targets: Targets = sql_query(TARGETS).get_result(&mut connection.pg).await?;
+    if targets == ours {
+        return Ok(());
+    }
+    let OfFunction {
+        schema,
+        search_path,
+    } = of_function;
+    Err(Failure::Unfit(format!(
+        "the function {schema}.event_persister_store_v1 of {place} was made for the search path \
+         {search_path}, where it finds other tables than with the present one: set database.search_path \
+         so that it leads to the schema of Prefect's tables alone, or drop the function and its row in \
+         {schema}.__diesel_schema_migrations"
+    )))
 }
 
 fn check_table(
