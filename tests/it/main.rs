@@ -1,6 +1,8 @@
 //! End-to-end and contract tests: one binary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[cfg(feature = "service-tests")]
+mod bus_truth;
 mod cli;
 mod http_source;
 #[cfg(feature = "service-tests")]
