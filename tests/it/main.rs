@@ -10,6 +10,8 @@ mod postgres_store;
 mod prefect_environment;
 #[cfg(feature = "service-tests")]
 mod redis_source;
+#[cfg(feature = "service-tests")]
+mod replicas;
 mod server;
 mod source_contract;
 mod store_contract;

@@ -1,12 +1,15 @@
 //! The binary between a Redis and a database, as an operator runs it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::binary::Folder;
-use super::postgres::Database;
+use super::events;
+use super::postgres::{Database, TextRows};
 use super::redis::{RedisServer, ServerOptions, TestStream};
 use super::server::Server;
 
@@ -18,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A Redis, and what the binary needs to know to read it.
 pub(crate) struct Bus {
-    _redis: RedisServer,
+    pub(crate) redis: RedisServer,
     pub(crate) stream: TestStream,
     pub(crate) folder: Folder,
     variables: Vec<(&'static str, String)>,
@@ -50,7 +53,7 @@ impl Bus {
                 // The least that it takes.
                 ("EVENT_PERSISTER_REDIS_CLAIM_IDLE", "4s".to_owned()),
             ],
-            _redis: redis,
+            redis,
         }
     }
 
@@ -90,4 +93,74 @@ impl Bus {
 /// The `attributes` that Prefect's publisher adds to an event.
 pub(crate) fn attributes(event: &Value) -> String {
     json!({"id": event["id"], "event": event["event"]}).to_string()
+}
+
+/// Every event that was published is there once, with all of its resources and nothing else.
+#[track_caller]
+pub(crate) fn has_exactly(database: &Database, ids: &[String]) {
+    database.execute("CREATE TABLE published (id uuid PRIMARY KEY)");
+    for ids in ids.chunks(1000) {
+        let values: Vec<_> = ids.iter().map(|id| format!("('{id}')")).collect();
+        database.execute(&format!(
+            "INSERT INTO published VALUES {}",
+            values.join(",")
+        ));
+    }
+    let none = TextRows::new();
+    let wrong = database.execute(
+        "SELECT 'event missing', id FROM (SELECT id FROM published EXCEPT ALL SELECT id FROM events) a \
+         UNION ALL \
+         SELECT 'event too much', id FROM (SELECT id FROM events EXCEPT ALL SELECT id FROM published) b \
+         UNION ALL \
+         SELECT 'half an event', e.id FROM events AS e WHERE jsonb_array_length(e.related::jsonb) + 1 \
+             != (SELECT count(*) FROM event_resources AS r WHERE r.event_id = e.id) \
+         UNION ALL \
+         SELECT 'resource without event', event_id FROM event_resources \
+             WHERE event_id NOT IN (SELECT id FROM events) \
+         UNION ALL \
+         SELECT 'dead letter: ' || reason, event_id FROM event_persister_dead_letters",
+    );
+    database.execute("DROP TABLE published");
+    assert_eq!(wrong, none);
+}
+
+/// Somebody who publishes events until told to stop.
+pub(crate) struct Publisher {
+    stop: std::sync::Arc<AtomicBool>,
+    thread: JoinHandle<Vec<String>>,
+}
+
+impl Publisher {
+    /// Publishes some every 50 ms, each this often; what Redis does not confirm is published again.
+    pub(crate) fn start(stream: &TestStream, num_copies: usize) -> Self {
+        let (stream, stop) = (stream.clone(), std::sync::Arc::new(AtomicBool::new(false)));
+        let stopped = std::sync::Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut ids = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let events = events::events(50);
+                let mut entries: Vec<_> = (events.iter())
+                    .map(|event| (event.to_string().into_bytes(), attributes(event)))
+                    .collect();
+                for _ in 0..num_copies {
+                    while stream.try_publish(&entries).is_err() {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    // The copies come the other way round, so that replicas that wrote in the order
+                    // of arrival would wait for each other.
+                    entries.reverse();
+                }
+                ids.extend(events::ids(&events));
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            ids
+        });
+        Self { stop, thread }
+    }
+
+    /// The ids of all that it published.
+    pub(crate) fn stop(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
 }
