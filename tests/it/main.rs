@@ -1,6 +1,8 @@
 //! End-to-end and contract tests: one binary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[cfg(feature = "service-tests")]
+mod bus_truth;
 mod cli;
 mod http_source;
 #[cfg(feature = "service-tests")]
@@ -8,6 +10,8 @@ mod postgres_store;
 mod prefect_environment;
 #[cfg(feature = "service-tests")]
 mod redis_source;
+#[cfg(feature = "service-tests")]
+mod replicas;
 mod server;
 mod source_contract;
 mod store_contract;

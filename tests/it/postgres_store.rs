@@ -17,7 +17,7 @@ mod connect;
 mod failures;
 mod schema;
 mod trim;
-mod truth;
+pub(crate) mod truth;
 
 fn store(settings: PostgresSettings) -> PostgresStore {
     PostgresStore::new(settings, Arc::new(SystemClock))

@@ -2,6 +2,8 @@
 //! somebody else sees it, events, a WebSocket client, and servers that are thrown away.
 
 pub(crate) mod binary;
+#[cfg(feature = "service-tests")]
+pub(crate) mod bus;
 pub(crate) mod database;
 pub(crate) mod events;
 #[cfg(feature = "service-tests")]

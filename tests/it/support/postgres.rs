@@ -149,6 +149,36 @@ impl Server {
         self.directory.as_deref()
     }
 
+    /// What it has logged, if it is ours.
+    pub(crate) fn log(&self) -> String {
+        let directory = self.directory().unwrap();
+        std::fs::read_to_string(directory.join("log")).unwrap()
+    }
+
+    /// Stops it as `pg_ctl stop` does in this mode.
+    pub(crate) fn stop(&self, mode: &str) {
+        self.control(&["-m", mode, "stop"]);
+    }
+
+    /// Starts it again once it was stopped.
+    pub(crate) fn start_again(&self) {
+        let log = self.directory().unwrap().join("log");
+        self.control(&["-l", text(&log), "start"]);
+    }
+
+    fn control(&self, arguments: &[&str]) {
+        let data = self.directory().unwrap().join("data");
+        let program = bin_directory().join("pg_ctl");
+        let always = ["-D", text(&data), "-w", "-s"];
+        // Its output would stay open for as long as the server runs.
+        let status = command(text(&program), &[&always, arguments].concat())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        assert!(status.unwrap().success(), "pg_ctl {arguments:?}");
+    }
+
     /// The port that it listens on.
     pub(crate) fn port(&self) -> u16 {
         let port = self.base.trim_end_matches('/').rsplit(':').next().unwrap();

@@ -315,21 +315,30 @@ impl TestStream {
 
     /// Publishes events as Prefect does; returns their ids.
     pub(crate) fn publish<T: AsRef<[u8]>>(&self, events: &[T]) -> Vec<String> {
-        let mut ids = Vec::with_capacity(events.len());
-        let mut connection = self.connect();
-        for events in events.chunks(1000) {
+        let entries: Vec<_> = (events.iter())
+            .map(|event| (event, r#"{"id":"","event":""}"#))
+            .collect();
+        self.try_publish(&entries).unwrap()
+    }
+
+    /// Publishes events with these attributes; returns their ids.
+    pub(crate) fn try_publish<T: AsRef<[u8]>, A: AsRef<str>>(
+        &self,
+        entries: &[(T, A)],
+    ) -> redis::RedisResult<Vec<String>> {
+        let mut ids = Vec::with_capacity(entries.len());
+        let mut connection = redis::Client::open(self.url.as_str())?.get_connection()?;
+        for entries in entries.chunks(1000) {
             let mut pipeline = redis::pipe();
-            for event in events {
+            for (event, attributes) in entries {
                 pipeline.cmd("XADD").arg(&self.name).arg("*");
                 pipeline.arg("data").arg(event.as_ref());
-                pipeline
-                    .arg("attributes")
-                    .arg("{\"id\":\"\",\"event\":\"\"}");
+                pipeline.arg("attributes").arg(attributes.as_ref());
             }
-            let added: Vec<String> = pipeline.query(&mut connection).unwrap();
+            let added: Vec<String> = pipeline.query(&mut connection)?;
             ids.extend(added);
         }
-        ids
+        Ok(ids)
     }
 
     /// Whether it counts what was added and read: since Redis 7.0.

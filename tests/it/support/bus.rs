@@ -1,0 +1,166 @@
+//! The binary between a Redis and a database, as an operator runs it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::binary::Folder;
+use super::events;
+use super::postgres::{Database, TextRows};
+use super::redis::{RedisServer, ServerOptions, TestStream};
+use super::server::Server;
+
+/// The tables as Prefect's own migrations leave them.
+const PREFECTS_TABLES: &str = include_str!("../../data/prefect-schema-postgres.sql");
+
+/// Nothing here takes longer, on however busy a machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A Redis, and what the binary needs to know to read it.
+pub(crate) struct Bus {
+    pub(crate) redis: RedisServer,
+    pub(crate) stream: TestStream,
+    pub(crate) folder: Folder,
+    variables: Vec<(&'static str, String)>,
+}
+
+impl Bus {
+    /// What comes over it ends up in Prefect's tables of this database, which must be empty.
+    pub(crate) fn into_postgres(database: &Database) -> Self {
+        database.execute(PREFECTS_TABLES);
+        let mut bus = Self::into_sqlite();
+        bus.variables
+            .push(("EVENT_PERSISTER_DATABASE_URL", database.url.clone()));
+        bus
+    }
+
+    /// What comes over it ends up in the file `event-persister.db` of its folder.
+    pub(crate) fn into_sqlite() -> Self {
+        // It survives a kill, as a Redis does that matters to somebody.
+        let redis = RedisServer::start_with(ServerOptions {
+            durable: true,
+            ..ServerOptions::default()
+        });
+        Self {
+            stream: redis.stream(),
+            folder: Folder::new(),
+            variables: vec![
+                ("EVENT_PERSISTER_REDIS_URL", redis.url()),
+                ("EVENT_PERSISTER_TRIM_EVERY", "off".to_owned()),
+                // The least that it takes.
+                ("EVENT_PERSISTER_REDIS_CLAIM_IDLE", "4s".to_owned()),
+            ],
+            redis,
+        }
+    }
+
+    /// Starts a replica; returns once it listens.
+    pub(crate) fn start(&self) -> Server {
+        let variables: Vec<_> = (self.variables.iter())
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        Server::start(&self.folder, &variables)
+    }
+
+    /// Waits until all entries were delivered and acknowledged.
+    pub(crate) async fn until_settled(&self, server: &Server) {
+        let started = Instant::now();
+        while !self.is_settled() {
+            let rest = self.stream.num_pending();
+            assert!(
+                started.elapsed() < PATIENCE,
+                "{rest} pending: {}",
+                server.log()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        let info: Vec<redis::Value> = self.stream.command("XINFO STREAM events");
+        let mut last = info.iter().skip_while(
+            |field| !matches!(field, redis::Value::BulkString(name) if name == b"last-generated-id"),
+        );
+        let last: String = redis::from_redis_value(last.nth(1).unwrap().clone()).unwrap();
+        self.stream.last_delivered("event-persister").as_ref() == Some(&last)
+            && self.stream.num_pending() == 0
+    }
+}
+
+/// The `attributes` that Prefect's publisher adds to an event.
+pub(crate) fn attributes(event: &Value) -> String {
+    json!({"id": event["id"], "event": event["event"]}).to_string()
+}
+
+/// Every event that was published is there once, with all of its resources and nothing else.
+#[track_caller]
+pub(crate) fn has_exactly(database: &Database, ids: &[String]) {
+    database.execute("CREATE TABLE published (id uuid PRIMARY KEY)");
+    for ids in ids.chunks(1000) {
+        let values: Vec<_> = ids.iter().map(|id| format!("('{id}')")).collect();
+        database.execute(&format!(
+            "INSERT INTO published VALUES {}",
+            values.join(",")
+        ));
+    }
+    let none = TextRows::new();
+    let wrong = database.execute(
+        "SELECT 'event missing', id FROM (SELECT id FROM published EXCEPT ALL SELECT id FROM events) a \
+         UNION ALL \
+         SELECT 'event too much', id FROM (SELECT id FROM events EXCEPT ALL SELECT id FROM published) b \
+         UNION ALL \
+         SELECT 'half an event', e.id FROM events AS e WHERE jsonb_array_length(e.related::jsonb) + 1 \
+             != (SELECT count(*) FROM event_resources AS r WHERE r.event_id = e.id) \
+         UNION ALL \
+         SELECT 'resource without event', event_id FROM event_resources \
+             WHERE event_id NOT IN (SELECT id FROM events) \
+         UNION ALL \
+         SELECT 'dead letter: ' || reason, event_id FROM event_persister_dead_letters",
+    );
+    database.execute("DROP TABLE published");
+    assert_eq!(wrong, none);
+}
+
+/// Somebody who publishes events until told to stop.
+pub(crate) struct Publisher {
+    stop: std::sync::Arc<AtomicBool>,
+    thread: JoinHandle<Vec<String>>,
+}
+
+impl Publisher {
+    /// Publishes some every 50 ms, each this often; what Redis does not confirm is published again.
+    pub(crate) fn start(stream: &TestStream, num_copies: usize) -> Self {
+        let (stream, stop) = (stream.clone(), std::sync::Arc::new(AtomicBool::new(false)));
+        let stopped = std::sync::Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut ids = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let events = events::events(50);
+                let mut entries: Vec<_> = (events.iter())
+                    .map(|event| (event.to_string().into_bytes(), attributes(event)))
+                    .collect();
+                for _ in 0..num_copies {
+                    while stream.try_publish(&entries).is_err() {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    // The copies come the other way round, so that replicas that wrote in the order
+                    // of arrival would wait for each other.
+                    entries.reverse();
+                }
+                ids.extend(events::ids(&events));
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            ids
+        });
+        Self { stop, thread }
+    }
+
+    /// The ids of all that it published.
+    pub(crate) fn stop(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
