@@ -211,3 +211,18 @@ async fn a_read_only_server_is_told_apart() {
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
     assert!(error.to_string().contains("only takes reads"), "{error}");
 }
+
+#[actix::test]
+async fn a_database_that_cannot_hold_every_character_is_refused() {
+    let database = Server::shared().database();
+    let name = format!("{}_latin1", database.name);
+    database.execute(&format!(
+        "CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    ));
+    let url = database.url.replace(&database.name, &name);
+    let mut settings = PostgresSettings::from_url(&url).unwrap();
+    settings.create_schema = CreateSchema::Everything;
+    let error = store(settings).check().await.unwrap_err().to_string();
+    assert!(error.contains("ENCODING 'UTF8'"), "{error}");
+    database.execute(&format!("DROP DATABASE {name} WITH (FORCE)"));
+}

@@ -128,6 +128,9 @@ struct Found {
     function: bool,
     #[diesel(sql_type = Bool)]
     versions: bool,
+    /// Whether every character that an event may hold can be stored.
+    #[diesel(sql_type = Bool)]
+    utf8: bool,
 }
 
 const FIND: &str = "SELECT \
@@ -135,7 +138,8 @@ const FIND: &str = "SELECT \
     to_regclass('alembic_version') IS NOT NULL AS alembic, \
     to_regclass('event_persister_dead_letters') IS NOT NULL AS letters, \
     to_regproc('event_persister_store_v1') IS NOT NULL AS function, \
-    to_regclass('__diesel_schema_migrations') IS NOT NULL AS versions";
+    to_regclass('__diesel_schema_migrations') IS NOT NULL AS versions, \
+    current_setting('server_encoding') = 'UTF8' AS utf8";
 
 impl Found {
     /// Whether Prefect's tables are to be made.
@@ -285,6 +289,12 @@ pub(super) async fn check(
 ) -> Result<(), Failure> {
     connection.begin().await?;
     let found: Found = sql_query(FIND).get_result(&mut connection.pg).await?;
+    if !found.utf8 {
+        return Err(Failure::Unfit(format!(
+            "{place} has another encoding than UTF8, in which not every event can be stored: create a \
+             database with ENCODING 'UTF8'"
+        )));
+    }
     let only_looks = create == CreateSchema::Nothing && !found.has_own();
     let columns: Vec<Column> = sql_query(COLUMNS).load(&mut connection.pg).await?;
     for (table, written) in WRITTEN {
