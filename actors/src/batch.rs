@@ -106,17 +106,6 @@ pub enum FlushReason {
 }
 
 impl FlushReason {
-    /// Every reason, for metrics.
-    pub const ALL: [Self; 7] = [
-        Self::MaxEvents,
-        Self::MaxBytes,
-        Self::SourceIdle,
-        Self::Linger,
-        Self::MaxAge,
-        Self::Retry,
-        Self::Draining,
-    ];
-
     /// The name in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -142,6 +131,8 @@ pub struct HeldBatch {
     pub failures: u32,
     /// Whether others were written between its last two failures: then it is not the store.
     pub is_stubborn: bool,
+    /// How many batches had been written when it failed last.
+    failed_after: Option<u64>,
     /// When its oldest entry came.
     pub oldest: Instant,
 }
@@ -158,6 +149,13 @@ pub enum Next {
 }
 
 impl HeldBatch {
+    /// Notes that it could not be written; `successes` counts the batches that were, so far.
+    pub fn failed(&mut self, successes: u64) {
+        self.failures = self.failures.saturating_add(1);
+        let before = self.failed_after.replace(successes);
+        self.is_stubborn = before.is_some_and(|before| before < successes);
+    }
+
     /// Whether newer batches wait for this one while its back-off lasts.
     ///
     /// They do at first: in an outage trying them all is of no use. But one that fails again and
@@ -339,6 +337,7 @@ impl BatchQueue {
             receipts,
             failures: 0,
             is_stubborn: false,
+            failed_after: None,
             oldest,
         }
     }

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
-use crate::batch::{BatchId, BatchLimits, BatchQueue, FlushReason, HeldBatch, Next};
+use crate::batch::{BatchLimits, BatchQueue, FlushReason, HeldBatch, Next};
 use crate::clock::Clock;
 use crate::credit::Credit;
 use crate::lifeline::Lifeline;
@@ -118,9 +118,8 @@ pub struct BatcherActor {
     draining: Waiters<Drained>,
     timer: Option<(Instant, SpawnHandle)>,
     hand_outs: HandOut,
-    /// How many batches were written, and at which count each that waits has failed last.
+    /// How many batches were written.
     successes: u64,
-    failed_at: HashMap<BatchId, u64>,
     _lifeline: Lifeline,
 }
 
@@ -170,7 +169,6 @@ impl BatcherActor {
             timer: None,
             hand_outs: 0,
             successes: 0,
-            failed_at: HashMap::new(),
             _lifeline: lifeline,
         }
     }
@@ -267,7 +265,6 @@ impl BatcherActor {
             log::info!("the store is back batch.id={}", held.batch.id);
         }
         self.successes += 1;
-        self.failed_at.remove(&held.batch.id);
         self.queue.end_backoff(Instant::now());
         let mut by_source: HashMap<SourceIndex, Vec<_>> = HashMap::new();
         for (source, receipt) in held.receipts {
@@ -289,9 +286,7 @@ impl BatcherActor {
 
     /// The batch is not durable: it goes back to the front and out again after a back-off.
     fn retry_later(&mut self, mut held: HeldBatch, error: &str) {
-        held.failures = held.failures.saturating_add(1);
-        let failed_before = self.failed_at.insert(held.batch.id, self.successes);
-        held.is_stubborn = failed_before.is_some_and(|at| at < self.successes);
+        held.failed(self.successes);
         let delay = self.settings.backoff.random_delay(held.failures);
         self.parts.metrics.batch_failed();
         let at = self.parts.clock.now();
