@@ -36,6 +36,8 @@ fn main() {
 }
 
 fn run() -> i32 {
+    #[cfg(feature = "failpoints")]
+    let _failpoints = fail::FailScenario::setup();
     let (flags, command) = match cli::parse(std::env::args_os()) {
         Ok(parsed) => parsed,
         // Help and version come this way as well, and are no errors.

@@ -4,6 +4,8 @@
 #[cfg(feature = "service-tests")]
 mod bus_truth;
 mod cli;
+#[cfg(feature = "service-tests")]
+mod faults;
 mod http_source;
 #[cfg(feature = "service-tests")]
 mod postgres_store;
