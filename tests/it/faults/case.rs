@@ -129,6 +129,11 @@ impl<'a> Case<'a> {
         self.publisher = Some(Publisher::start(&self.bus.stream, num_copies));
     }
 
+    /// Publishes a few at a time from now on, for cases that take long.
+    pub(crate) fn publish_some(&mut self) {
+        self.publisher = Some(Publisher::start_with(&self.bus.stream, 1, 10));
+    }
+
     /// Publishes this many good events, at once.
     pub(crate) fn publish(&mut self, num: usize) {
         let events = events::events(num);

@@ -1,6 +1,5 @@
 //! Everything is killed again and again, at any moment: two replicas, PostgreSQL and Redis.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -24,6 +23,7 @@ const VICTIMS: [Victim; 4] = [
     Victim::Redis,
 ];
 
+#[expect(clippy::print_stderr, reason = "half an hour is long without a word")]
 /// Kills in rounds; whoever is killed is started again at once.
 async fn kill(
     case: &mut Case<'_>,
@@ -57,9 +57,7 @@ async fn kill(
         if round % 50 == 0 {
             // As Prefect's consumers do: whatever all groups have been given, but for the guard.
             case.bus.trim_as_prefect_does();
-            // By hand, since nobody would see what a test prints before its end.
-            let line = format!("{round} rounds in {:?}, kills {kills:?}", started.elapsed());
-            writeln!(std::io::stderr(), "{line}").unwrap();
+            eprintln!("{round} rounds in {:?}, kills {kills:?}", started.elapsed());
         }
     }
     assert!(
@@ -73,7 +71,8 @@ async fn everything_is_killed(fault: &'static str, num: usize) {
     let database = postgres.database();
     let mut case = Case::postgres(fault, &database);
     let mut replicas = vec![case.start().await, case.start().await];
-    case.load().await;
+    case.publish_some();
+    case.until_more_is_stored().await;
     kill(&mut case, &postgres, &mut replicas, num).await;
     case.cured();
     case.until_more_is_stored().await;

@@ -207,14 +207,19 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes some every 50 ms, each this often; what Redis does not confirm is published again.
+    /// Publishes 50 every 50 ms, each this often; what Redis does not confirm is published again.
     pub(crate) fn start(stream: &TestStream, num_copies: usize) -> Self {
+        Self::start_with(stream, num_copies, 50)
+    }
+
+    /// The same with this many every 50 ms.
+    pub(crate) fn start_with(stream: &TestStream, num_copies: usize, num_events: usize) -> Self {
         let (stream, stop) = (stream.clone(), std::sync::Arc::new(AtomicBool::new(false)));
         let stopped = std::sync::Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let mut ids = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
-                let events = events::events(50);
+                let events = events::events(num_events);
                 let mut entries: Vec<_> = (events.iter())
                     .map(|event| (event.to_string().into_bytes(), attributes(event)))
                     .collect();
