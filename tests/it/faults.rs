@@ -8,6 +8,7 @@
 
 mod case;
 mod kills;
+mod memory;
 mod persister;
 mod poison;
 mod postgresql;

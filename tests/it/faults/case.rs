@@ -231,12 +231,17 @@ pub(crate) fn until(
     }
 }
 
+/// How long a fault may last at most, if somebody has said so.
+pub(crate) fn trouble() -> Option<Duration> {
+    #[expect(clippy::disallowed_methods, reason = "the tests' own setting")]
+    let seconds = std::env::var("TEST_SECONDS_OF_TROUBLE").ok()?;
+    Some(Duration::from_secs(seconds.parse().unwrap()))
+}
+
 /// A fault of this many seconds, or as much of it as everybody can wait for.
 pub(crate) async fn for_seconds(seconds: u64) {
-    #[expect(clippy::disallowed_methods, reason = "the tests' own setting")]
-    let at_most = std::env::var("TEST_SECONDS_OF_TROUBLE");
-    let at_most = at_most.map_or(2, |seconds| seconds.parse().unwrap());
-    sleep(Duration::from_secs(seconds.min(at_most))).await;
+    let at_most = trouble().unwrap_or(Duration::from_secs(2));
+    sleep(at_most.min(Duration::from_secs(seconds))).await;
 }
 
 /// A small file system of its own, gone when it is dropped; `None` where only root could make one.
