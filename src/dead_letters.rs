@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, SecondsFormat, Utc};
-use event_persister_actors::store::DeadLetter;
+use event_persister_actors::store::{DeadLetter, LetterFilter};
 use serde::Serialize;
 
 use crate::cli::DeadLettersCommand;
@@ -21,7 +21,7 @@ pub(crate) async fn run(config: &Config, command: &DeadLettersCommand) -> anyhow
             output,
         } => {
             let listed = letters
-                .list(*before, *limit)
+                .list(&LetterFilter::default(), *before, *limit)
                 .await
                 .context("cannot list the dead letters")?;
             if output.json {

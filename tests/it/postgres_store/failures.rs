@@ -1,10 +1,9 @@
 //! Bad events harm nobody else; bad times lose nothing.
 
 use std::collections::BTreeSet;
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use event_persister_actors::store::{DeadLetters as _, EventStore as _, Outcome};
+use event_persister_actors::store::{EventStore as _, Outcome};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -113,7 +112,7 @@ async fn what_fails_on_its_way_to_the_server_is_refused_before() {
             .iter()
             .all(|outcome| *outcome == Outcome::RefusedByStore)
     );
-    let letters = store.list(None, NonZeroUsize::MAX).await.unwrap();
+    let letters = all_letters(&store).await;
     let codes: BTreeSet<_> = letters.into_iter().map(|letter| letter.sqlstate).collect();
     let expected = ["22008", "22021"].map(|code| Some(code.to_owned()));
     assert_eq!(codes, BTreeSet::from(expected));
@@ -143,7 +142,7 @@ async fn a_row_that_a_trigger_swallows_does_not_pass_for_a_duplicate() {
             Outcome::Stored,
         ];
         assert_eq!(outcomes, expected, "{table}");
-        let letters = store.list(None, NonZeroUsize::MAX).await.unwrap();
+        let letters = all_letters(&store).await;
         assert!(letters[0].reason.contains("trigger"), "{letters:?}");
         assert_eq!(letters[0].sqlstate, None);
     }
@@ -305,7 +304,7 @@ async fn a_commit_whose_answer_is_lost_may_have_happened_and_is_found_again() {
     let store = self::store(database.settings());
     let outcomes = store.write(batch).await.unwrap();
     assert_eq!(outcomes, [Outcome::Duplicate, Outcome::RefusedByStore]);
-    let letters = store.list(None, NonZeroUsize::MAX).await.unwrap();
+    let letters = all_letters(&store).await;
     assert_eq!((letters.len(), letters[0].attempts), (1, 2));
 }
 
