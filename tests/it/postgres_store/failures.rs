@@ -148,6 +148,49 @@ async fn a_row_that_a_trigger_swallows_does_not_pass_for_a_duplicate() {
     }
 }
 
+/// Any number that nobody else locks.
+const PAUSE: i64 = 17;
+
+#[actix::test]
+async fn an_event_whose_older_self_is_trimmed_while_it_is_written_is_stored() {
+    let (database, store) = migrated().await;
+    let event = any_event();
+    store.write(of_events([event.clone()])).await.unwrap();
+    // Stops every insert between its end and the look at what was there already.
+    database.execute(&format!(
+        "CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN PERFORM pg_advisory_xact_lock_shared({PAUSE}); RETURN NULL; END $$; \
+         CREATE TRIGGER pause AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION pause()"
+    ));
+    let (client, connection) = tokio_postgres::connect(&database.url, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    client
+        .batch_execute(&format!("SELECT pg_advisory_lock({PAUSE})"))
+        .await
+        .unwrap();
+    let trim = async {
+        let waits = format!(
+            "SELECT FROM pg_locks JOIN pg_database ON pg_database.oid = database \
+             WHERE datname = current_database() AND objid = {PAUSE} AND NOT granted"
+        );
+        while client.query(&waits, &[]).await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let trim = format!(
+            "DELETE FROM event_resources; DELETE FROM events; SELECT pg_advisory_unlock({PAUSE})"
+        );
+        client.batch_execute(&trim).await.unwrap();
+    };
+    let (outcomes, ()) = tokio::join!(store.write(of_events([event])), trim);
+    connection.abort();
+    assert_eq!(outcomes.unwrap(), [Outcome::Stored]);
+    assert_eq!(all_letters(&store).await, []);
+    let resources = "SELECT count(*) FROM event_resources";
+    assert_eq!(database.value(resources), "2");
+}
+
 #[actix::test]
 async fn constraints_of_an_operator_refuse_single_events_even_when_deferred() {
     let (database, store) = migrated().await;
