@@ -4,6 +4,7 @@
 #[cfg(feature = "service-tests")]
 mod bus_truth;
 mod cli;
+mod dead_letters;
 mod http_source;
 #[cfg(feature = "service-tests")]
 mod postgres_store;
