@@ -11,6 +11,7 @@ mod check;
 mod cli;
 mod config;
 mod dead_letters;
+mod finite_run;
 mod guard;
 mod http;
 mod import;
@@ -92,7 +93,9 @@ async fn execute(
             };
             trim::run(config, wishes).await?;
         }
-        Command::DeadLetters { command } => dead_letters::run(config, command).await?,
+        Command::DeadLetters { command } => {
+            return dead_letters::run(config, screen, command).await;
+        }
         Command::Guard { command } => guard::run(config, command).await?,
     }
     Ok(true)

@@ -4,6 +4,7 @@
 #[cfg(feature = "service-tests")]
 mod bus_truth;
 mod cli;
+mod dead_letters;
 #[cfg(feature = "service-tests")]
 mod faults;
 mod http_source;
