@@ -4,13 +4,16 @@
 //! decided by the configuration, where an empty variable is unset and every origin is kept.
 
 use std::ffi::OsString;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::Flags;
+
+mod letters;
+
+pub(crate) use letters::{DeadLettersCommand, LetterFlags, Letters};
 
 /// Moves event messages to a database as fast as the database can take them, and never loses one.
 ///
@@ -186,7 +189,8 @@ pub(crate) enum Command {
         output: Output,
     },
 
-    /// Look at the messages that are no events or that the database refused
+    /// Look at the messages that are no events or that the database refused, try them again, or
+    /// throw them away
     DeadLetters {
         #[command(subcommand)]
         command: DeadLettersCommand,
@@ -212,29 +216,6 @@ pub(crate) enum GuardCommand {
     },
     /// Remove it, once event-persister is stopped for good: else the stream grows until Redis is full
     Remove {
-        #[command(flatten)]
-        output: Output,
-    },
-}
-
-/// What to do with dead letters.
-#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
-pub(crate) enum DeadLettersCommand {
-    /// List them, the newest first
-    List {
-        /// How many at most
-        #[arg(long, value_name = "NUMBER", default_value = "100")]
-        limit: NonZeroUsize,
-        /// Only those with a smaller id: the last one of the page before
-        #[arg(long, value_name = "ID")]
-        before: Option<i64>,
-        #[command(flatten)]
-        output: Output,
-    },
-    /// Show one, with its message as it came (in hexadecimal where it is not UTF-8)
-    Show {
-        /// Its id, as `list` shows it
-        id: i64,
         #[command(flatten)]
         output: Output,
     },

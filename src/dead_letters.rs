@@ -1,205 +1,127 @@
-//! The dead letters, for an operator who wants to know what became of a message.
+//! The dead letters, for an operator who wants to know what became of a message, and to do something
+//! about it: one file a command.
 
-use std::fmt::Write as _;
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, SecondsFormat, Utc};
-use event_persister_actors::store::DeadLetter;
-use serde::Serialize;
+use event_persister_actors::clock::{Clock as _, SystemClock};
+use event_persister_actors::store::{DeadLetters, LetterFilter};
+use indicatif::MultiProgress;
 
-use crate::cli::DeadLettersCommand;
+use crate::cli::{DeadLettersCommand, LetterFlags, Letters};
 use crate::config::Config;
-use crate::{output, wiring};
+use crate::wiring;
 
-/// Lists them or shows one.
-pub(crate) async fn run(config: &Config, command: &DeadLettersCommand) -> anyhow::Result<()> {
+mod list;
+mod purge;
+mod replay;
+mod show;
+
+/// Runs one of the commands; whether it did all that it was asked.
+pub(crate) async fn run(
+    config: &Config,
+    screen: &MultiProgress,
+    command: &DeadLettersCommand,
+) -> anyhow::Result<bool> {
     let letters = wiring::dead_letters(config)?;
     match command {
         DeadLettersCommand::List {
             limit,
             before,
+            filter,
             output,
         } => {
-            let listed = letters
-                .list(*before, *limit)
-                .await
-                .context("cannot list the dead letters")?;
-            if output.json {
-                output::json(&listed)
-            } else {
-                list(&listed, limit.get())
-            }
-        }
-        DeadLettersCommand::Show { id, output } => {
-            let shown = letters
-                .show(*id)
-                .await
-                .with_context(|| format!("cannot show the dead letter {id}"))?;
-            let Some((letter, raw)) = shown else {
-                bail!(
-                    "there is no dead letter {id}; `event-persister dead-letters list` shows which \
-                     there are"
-                );
+            let page = list::Page {
+                filter: filter_of(filter),
+                before: *before,
+                limit: *limit,
             };
-            let message = Message::new(raw);
-            if output.json {
-                output::json(&Shown { letter, message })
-            } else {
-                output::line(&describe(&letter, &message))
-            }
+            list::run(&*letters, &page, output.json).await?;
         }
+        DeadLettersCommand::Show { id, output } => show::run(&*letters, *id, output.json).await?,
+        DeadLettersCommand::Replay {
+            letters: meant,
+            output,
+        } => {
+            let meant = Meant::find(&*letters, meant).await?;
+            return replay::run(config, screen, letters, meant, output.json).await;
+        }
+        DeadLettersCommand::Purge {
+            letters: meant,
+            yes,
+            output,
+        } => {
+            let meant = Meant::find(&*letters, meant).await?;
+            return purge::run(&*letters, &meant, *yes, output.json).await;
+        }
+    }
+    Ok(true)
+}
+
+fn filter_of(flags: &LetterFlags) -> LetterFilter {
+    let now = SystemClock.now();
+    LetterFilter {
+        ids: None,
+        source: flags.source.clone(),
+        stage: flags.stage,
+        reason: flags.reason.clone(),
+        code: flags.code.clone(),
+        since: flags.since.map(|since| since.at(now)),
+        until: flags.until.map(|until| until.at(now)),
     }
 }
 
-fn list(letters: &[DeadLetter], limit: usize) -> anyhow::Result<()> {
-    let rows: Vec<Vec<String>> = letters
-        .iter()
-        .map(|letter| {
-            vec![
-                letter.id.to_string(),
-                time(letter.last_seen),
-                output::one_line(&letter.position),
-                letter.stage.as_str().to_owned(),
-                letter.attempts.to_string(),
-                letter.num_bytes.to_string(),
-                output::one_line(&letter.reason),
-            ]
+/// The letters that something is to be done to, as they were found.
+struct Meant {
+    filter: LetterFilter,
+    /// Larger ids came later, and are not meant.
+    before: Option<i64>,
+    num_letters: u64,
+}
+
+impl Meant {
+    /// Fails, naming them, if there are ids that no letter has.
+    async fn find(letters: &dyn DeadLetters, meant: &Letters) -> anyhow::Result<Self> {
+        let mut filter = filter_of(&meant.filter);
+        if !meant.ids.is_empty() {
+            filter.ids = Some(meant.ids.clone());
+            all_are_there(letters, &filter, &meant.ids).await?;
+        }
+        let newest = letters.list(&filter, None, NonZeroUsize::MIN).await;
+        let newest = newest.context("cannot look for the dead letters")?;
+        let before = newest.first().map(|letter| letter.id.saturating_add(1));
+        let num_letters = letters.count(&filter, before).await;
+        Ok(Self {
+            num_letters: num_letters.context("cannot count the dead letters")?,
+            filter,
+            before,
         })
-        .collect();
-    if rows.is_empty() {
-        return output::line("no dead letters");
-    }
-    output::table(
-        &[
-            "ID",
-            "LAST SEEN",
-            "POSITION",
-            "STAGE",
-            "ATTEMPTS",
-            "BYTES",
-            "REASON",
-        ],
-        &rows,
-    )?;
-    match letters.last() {
-        Some(last) if letters.len() == limit => {
-            output::line(&format!("there may be more: --before {}", last.id))
-        }
-        _ => Ok(()),
     }
 }
 
-/// The message as it came, in the form that can be printed.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Message {
-    Raw(String),
-    /// Two digits a byte, where it is not UTF-8.
-    RawHex(String),
-}
-
-impl Message {
-    fn new(raw: Vec<u8>) -> Self {
-        match String::from_utf8(raw) {
-            Ok(text) => Self::Raw(text),
-            Err(error) => {
-                let mut hex = String::new();
-                for byte in error.as_bytes() {
-                    // Writing to a string cannot fail.
-                    write!(hex, "{byte:02x}").unwrap_or_default();
-                }
-                Self::RawHex(hex)
-            }
-        }
+async fn all_are_there(
+    letters: &dyn DeadLetters,
+    filter: &LetterFilter,
+    ids: &[i64],
+) -> anyhow::Result<()> {
+    let limit = NonZeroUsize::new(ids.len()).unwrap_or(NonZeroUsize::MIN);
+    let found = letters.list(filter, None, limit).await;
+    let found = found.context("cannot look for the dead letters")?;
+    let found: BTreeSet<_> = found.iter().map(|letter| letter.id).collect();
+    let missing: BTreeSet<_> = ids.iter().filter(|id| !found.contains(id)).collect();
+    if missing.is_empty() {
+        return Ok(());
     }
-}
-
-#[derive(Serialize)]
-struct Shown {
-    #[serde(flatten)]
-    letter: DeadLetter,
-    #[serde(flatten)]
-    message: Message,
-}
-
-fn describe(letter: &DeadLetter, message: &Message) -> String {
-    let missing = || "-".to_owned();
-    let event_id = letter.event_id.map_or_else(missing, |id| id.to_string());
-    let sqlstate = letter.sqlstate.clone().unwrap_or_else(missing);
-    let fields = [
-        ("id", letter.id.to_string()),
-        ("source", letter.source.clone()),
-        ("position", output::one_line(&letter.position)),
-        ("stage", letter.stage.as_str().to_owned()),
-        ("reason", output::one_line(&letter.reason)),
-        ("code", sqlstate),
-        ("event id", event_id),
-        ("attempts", letter.attempts.to_string()),
-        ("first seen", time(letter.first_seen)),
-        ("last seen", time(letter.last_seen)),
-        ("bytes", letter.num_bytes.to_string()),
-    ];
-    let mut text = String::new();
-    for (name, value) in fields {
-        writeln!(text, "{name:<11} {value}").unwrap_or_default();
-    }
-    match message {
-        Message::Raw(raw) => text.push_str(&format!("\n{raw}")),
-        Message::RawHex(hex) => text.push_str(&format!("\nnot UTF-8, in hexadecimal:\n{hex}")),
-    }
-    text
+    let missing: Vec<_> = missing.into_iter().map(ToString::to_string).collect();
+    bail!(
+        "there is no dead letter {}, and nothing was done; `event-persister dead-letters list` shows \
+         which there are",
+        missing.join(", ")
+    );
 }
 
 fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
-}
-
-#[cfg(test)]
-mod tests {
-    use event_persister_actors::store::Stage;
-
-    use super::*;
-
-    fn letter() -> DeadLetter {
-        DeadLetter {
-            id: 7,
-            source: "file".to_owned(),
-            position: "events.jsonl:17".to_owned(),
-            stage: Stage::Parse,
-            reason: "id: missing".to_owned(),
-            sqlstate: None,
-            event_id: None,
-            attempts: 2,
-            first_seen: DateTime::UNIX_EPOCH,
-            last_seen: DateTime::UNIX_EPOCH,
-            num_bytes: 2,
-        }
-    }
-
-    #[test]
-    fn a_message_that_is_not_text_is_shown_in_hexadecimal() {
-        assert_eq!(Message::new(b"{}".to_vec()), Message::Raw("{}".to_owned()));
-        assert_eq!(
-            Message::new(vec![0xff, 0x0a]),
-            Message::RawHex("ff0a".to_owned())
-        );
-    }
-
-    #[test]
-    fn a_letter_is_one_object_with_its_message() {
-        let shown = Shown {
-            letter: letter(),
-            message: Message::new(vec![0xff]),
-        };
-        let json = serde_json::to_value(shown).unwrap();
-        assert_eq!(json["id"], 7);
-        assert_eq!(json["raw_hex"], "ff");
-    }
-
-    #[test]
-    fn the_message_comes_last_and_unchanged() {
-        let text = describe(&letter(), &Message::new(b"{\n}".to_vec()));
-        assert!(text.starts_with("id          7\n"), "{text}");
-        assert!(text.ends_with("\n\n{\n}"), "{text}");
-    }
 }

@@ -3,26 +3,21 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor as _, Addr};
 use anyhow::{Context as _, bail};
-use event_persister_actors::messages::{Drain, Drained, Finish};
-use event_persister_actors::metrics::{LedgerCounts, Metrics};
-use event_persister_actors::pipeline::PipelineActor;
+use event_persister_actors::metrics::LedgerCounts;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
-use tokio::time::Instant;
 
 use crate::config::Config;
+use crate::finite_run::{End, FiniteRun};
 use crate::output;
-use crate::signals::{Signals, Stop};
+use crate::signals::Signals;
 use crate::wiring::{self, FileProgress};
 
-/// How often the bar moves; faster is more than an eye sees.
-const TICK: Duration = Duration::from_millis(100);
+const AGAIN: &str = "import the file again, events that are stored are recognised";
 
 /// Imports; whether all of it arrived as events.
 pub(crate) async fn run(
@@ -35,23 +30,16 @@ pub(crate) async fn run(
     let input = Input::open(path)?;
     let bar = screen.add(progress_bar(input.num_bytes));
     let source = wiring::file_source(input.reader, input.name.clone())?;
-    let progress = source.progress();
-    let metrics = Metrics::new().context("cannot set the metrics up")?;
-    let parts = wiring::pipeline_parts(config, vec![source], metrics.clone())?;
     let import = Import {
         name: input.name,
-        drain: Drain {
-            timeout: config.pipeline.drain_timeout,
-        },
-        pipeline: PipelineActor::new(wiring::import_settings(config), parts).start(),
-        started: Instant::now(),
-        progress,
-        metrics,
+        progress: source.progress(),
+        run: FiniteRun::start(config, source, AGAIN)?,
         bar,
     };
-    let end = import.run(&mut signals).await?;
+    let look = |ledger: &LedgerCounts| import.look(ledger);
+    let end = import.run.to_end(&mut signals, look).await?;
     import.bar.finish_and_clear();
-    let summary = Summary::new(&import.metrics.ledger(), import.started.elapsed());
+    let summary = Summary::new(&import.run.ledger(), import.run.elapsed());
     if json {
         output::json(&summary)?;
     } else {
@@ -112,68 +100,25 @@ fn progress_bar(num_bytes: Option<u64>) -> ProgressBar {
     }
 }
 
-/// How an import came to its end.
-enum End {
-    Finished,
-    Interrupted(Stop, Drained),
-    /// The file could not be read further.
-    Failed(String),
-}
-
 struct Import {
     name: String,
-    drain: Drain,
-    pipeline: Addr<PipelineActor>,
-    started: Instant,
+    run: FiniteRun,
     progress: Arc<FileProgress>,
-    metrics: Metrics,
     bar: ProgressBar,
 }
 
 impl Import {
-    async fn run(&self, signals: &mut Signals) -> anyhow::Result<End> {
-        const GONE: &str = "the pipeline has stopped by itself; import the file again, events that \
-             are stored are recognised";
-        let mut finish = pin!(self.pipeline.send(Finish));
-        let mut ticks = actix_rt::time::interval(TICK);
-        loop {
-            tokio::select! {
-                finished = &mut finish => {
-                    finished.context(GONE)?;
-                    return Ok(End::Finished);
-                }
-                stop = signals.next() => {
-                    log::info!("{stop}; writing what is held, then stopping");
-                    exit_at_once_on_another()?;
-                    let drained = self.pipeline.send(self.drain).await.context(GONE)?;
-                    return Ok(End::Interrupted(stop, drained));
-                }
-                _ = ticks.tick() => {
-                    self.show();
-                    if let Some(failure) = self.failure() {
-                        self.pipeline.send(self.drain).await.context(GONE)?;
-                        return Ok(End::Failed(failure));
-                    }
-                }
-            }
-        }
-    }
-
-    fn show(&self) {
-        let ledger = self.metrics.ledger();
+    /// Moves the bar; says why the file cannot be read further, once all that was read of it is in the
+    /// pipeline.
+    fn look(&self, ledger: &LedgerCounts) -> Option<String> {
         self.bar.set_position(self.progress.num_bytes());
         self.bar.set_message(format!(
             "{} events, {} dead letters, {}/s",
             ledger.stored + ledger.duplicates,
             ledger.dead_lettered,
-            rate(&ledger, self.started.elapsed())
+            rate(ledger, self.run.elapsed())
         ));
-    }
-
-    /// Why the file cannot be read further, once all that was read of it is in the pipeline.
-    fn failure(&self) -> Option<String> {
         let failure = self.progress.failure()?;
-        let ledger = self.metrics.ledger();
         (ledger.received >= self.progress.num_lines()).then_some(failure)
     }
 
@@ -205,11 +150,6 @@ impl Import {
             End::Finished => Ok(true),
         }
     }
-}
-
-fn exit_at_once_on_another() -> anyhow::Result<()> {
-    Signals::listen()?.next_is_final();
-    Ok(())
 }
 
 fn rate(ledger: &LedgerCounts, elapsed: Duration) -> u64 {

@@ -11,6 +11,7 @@ mod check;
 mod cli;
 mod config;
 mod dead_letters;
+mod finite_run;
 mod guard;
 mod http;
 mod import;
@@ -36,6 +37,8 @@ fn main() {
 }
 
 fn run() -> i32 {
+    #[cfg(feature = "failpoints")]
+    let _failpoints = fail::FailScenario::setup();
     let (flags, command) = match cli::parse(std::env::args_os()) {
         Ok(parsed) => parsed,
         // Help and version come this way as well, and are no errors.
@@ -90,7 +93,9 @@ async fn execute(
             };
             trim::run(config, wishes).await?;
         }
-        Command::DeadLetters { command } => dead_letters::run(config, command).await?,
+        Command::DeadLetters { command } => {
+            return dead_letters::run(config, screen, command).await;
+        }
         Command::Guard { command } => guard::run(config, command).await?,
     }
     Ok(true)

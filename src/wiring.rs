@@ -13,6 +13,8 @@ use event_persister_actors::source::EventSource;
 pub(crate) use event_persister_actors::source::file::FileProgress;
 use event_persister_actors::source::file::{DEFAULT_MAX_LINE_BYTES, FileSource};
 pub(crate) use event_persister_actors::source::http::{AuthString, EventRoutes};
+use event_persister_actors::source::letters::LetterSource;
+use event_persister_actors::store::{DeadLetters, LetterFilter};
 use event_persister_actors::trim::TrimSettings;
 
 use crate::config::Config;
@@ -39,12 +41,12 @@ pub(crate) fn pipeline_settings(config: &Config) -> PipelineSettings {
             every,
             ..trim_settings(config)
         }),
-        ..import_settings(config)
+        ..finite_settings(config)
     }
 }
 
-/// The same without retention: what is imported stays until the service looks at it.
-pub(crate) fn import_settings(config: &Config) -> PipelineSettings {
+/// The same without retention: what is imported or replayed stays until the service looks at it.
+pub(crate) fn finite_settings(config: &Config) -> PipelineSettings {
     PipelineSettings {
         writers: config.pipeline.writers,
         batch: BatcherSettings {
@@ -110,6 +112,17 @@ pub(crate) fn file_source(
         .context("cannot start reading")
 }
 
+/// Dead letters, to be tried again.
+pub(crate) fn letter_source(
+    config: &Config,
+    letters: Arc<dyn DeadLetters>,
+    filter: LetterFilter,
+    before: Option<i64>,
+) -> Arc<LetterSource> {
+    let limits = event_limits(config);
+    Arc::new(LetterSource::new(letters, filter, before, limits))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,8 +136,8 @@ mod tests {
     }
 
     #[test]
-    fn an_import_never_trims() {
+    fn what_has_an_end_never_trims() {
         let config = Config::of_defaults().unwrap();
-        assert_eq!(import_settings(&config).trim, None);
+        assert_eq!(finite_settings(&config).trim, None);
     }
 }

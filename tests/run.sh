@@ -4,8 +4,22 @@
 # What is missing (a C compiler for the bundled SQLite; PostgreSQL, PgBouncer, Redis and openssl for
 # the tests, which start servers of their own; cargo-machete) is installed and named.
 # Nothing outside the repository and the system's temporary folder is written to.
+#
+#   tests/run.sh              all checks and tests, faults in their short form
+#   tests/run.sh --faults     every fault at full length; writes tests/FAULTS.md
+#   tests/run.sh --kills 1000 kills replicas, PostgreSQL and Redis with SIGKILL, that many rounds
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+mode=${1:-all}
+rounds=${2:-1000}
+case "$mode" in
+all | --faults | --kills) ;;
+*)
+  sed -n 's/^#   //p' "$0" >&2
+  exit 2
+  ;;
+esac
 
 # A test that hangs is a test that fails.
 limited() { timeout --kill-after=10s 20m "$@"; }
@@ -35,6 +49,25 @@ if [ "${#missing[@]}" -gt 0 ]; then
   as_root apt-get install -y -qq --no-install-recommends "${missing[@]}"
 fi
 PATH="$PATH:/usr/sbin"
+
+it() { cargo test --all-features --test it -- "$@"; }
+
+if [ "$mode" = --faults ]; then
+  step "everything that may break, broken"
+  outcomes=$(mktemp)
+  trap 'rm -f "$outcomes"' EXIT
+  export TEST_FAULTS_OUTCOMES=$outcomes TEST_SECONDS_OF_TROUBLE=60
+  failed=0
+  it faults:: --test-threads=4 || failed=$?
+  it --ignored --exact faults::table::is_written_from_the_outcomes
+  exit "$failed"
+fi
+
+if [ "$mode" = --kills ]; then
+  step "$rounds rounds of SIGKILL"
+  TEST_KILLS=$rounds it --ignored --exact --nocapture faults::kills::as_often_as_asked
+  exit
+fi
 
 step "format"
 cargo fmt --all --check

@@ -16,6 +16,7 @@ use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::delivery::{Delivery, Entry, Position, Receipt};
 use crate::event::{EventLimits, Received};
+use crate::failpoint;
 use crate::lifeline::Lifeline;
 use crate::messages::{
     Ack, AwaitEnd, Drain, Drained, Enqueue, EnqueueRefused, Join, SourceIndex, StopReading,
@@ -314,7 +315,9 @@ impl ConsumerActor {
         let receipts = mem::take(&mut self.acks.waiting);
         let source = Arc::clone(&self.source);
         let acknowledge = async move {
+            failpoint::pass("consumer::before-acknowledge");
             let result = source.acknowledge(&receipts).await;
+            failpoint::pass("consumer::after-acknowledge");
             (receipts, result)
         };
         ctx.spawn(

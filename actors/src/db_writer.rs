@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use actix::prelude::*;
 
+use crate::failpoint;
 use crate::lifeline::Lifeline;
 use crate::messages::{Drain, Drained, Flush, Flushed, stops_when_retired};
 use crate::status::error_chain;
@@ -40,7 +41,9 @@ impl Handler<Flush> for DbWriterActor {
     fn handle(&mut self, Flush { batch }: Flush, _: &mut Self::Context) -> Self::Result {
         let store = Arc::clone(&self.store);
         let write = async move {
+            failpoint::pass("writer::before-write");
             let outcomes = store.write(Arc::clone(&batch)).await?;
+            failpoint::pass("writer::after-commit");
             if outcomes.len() != batch.len() {
                 return Err(StoreError::unavailable(format!(
                     "the store told {} outcomes for a batch of {}",

@@ -26,6 +26,7 @@ pub mod pipeline;
 
 pub mod backoff;
 pub mod clock;
+mod failpoint;
 pub mod lifeline;
 pub mod metrics;
 pub mod status;

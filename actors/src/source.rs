@@ -13,6 +13,7 @@ use futures_util::future::LocalBoxFuture;
 use crate::delivery::{Entry, Position, Receipt};
 
 pub mod intake;
+pub mod letters;
 pub(crate) mod retained;
 
 #[cfg(feature = "file")]

@@ -4,6 +4,9 @@
 #[cfg(feature = "service-tests")]
 mod bus_truth;
 mod cli;
+mod dead_letters;
+#[cfg(feature = "service-tests")]
+mod faults;
 mod http_source;
 #[cfg(feature = "service-tests")]
 mod postgres_store;

@@ -1,13 +1,14 @@
 //! What the PostgreSQL store promises beyond the contract of all stores.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use event_persister_actors::batch::{Batch, BatchId};
 use event_persister_actors::clock::SystemClock;
 use event_persister_actors::delivery::Entry;
 use event_persister_actors::event::ReceivedEvent;
-use event_persister_actors::store::StoreError;
 use event_persister_actors::store::postgres::{PostgresSettings, PostgresStore};
+use event_persister_actors::store::{DeadLetter, DeadLetters as _, LetterFilter, StoreError};
 use event_persister_actors::testing::{EventFixture, event, event_entry};
 use uuid::Uuid;
 
@@ -41,6 +42,12 @@ fn of_events(events: impl IntoIterator<Item = ReceivedEvent>) -> Arc<Batch> {
 
 fn any_event() -> ReceivedEvent {
     event(Uuid::new_v4())
+}
+
+/// The newest first.
+async fn all_letters(store: &PostgresStore) -> Vec<DeadLetter> {
+    let all = LetterFilter::default();
+    store.list(&all, None, NonZeroUsize::MAX).await.unwrap()
 }
 
 /// An event with this JSON text as its payload.

@@ -7,11 +7,16 @@ use std::any::Any;
 use std::io::Cursor;
 use std::sync::Arc;
 
+use event_persister_actors::batch::{Batch, BatchId};
 use event_persister_actors::delivery::{Content, Entry, Position, Receipt, Rejection};
+use event_persister_actors::event::EventLimits;
 use event_persister_actors::source::file::FileSource;
 use event_persister_actors::source::intake::{IntakeSettings, IntakeSource};
+use event_persister_actors::source::letters::LetterSource;
 use event_persister_actors::source::{Body, EventSource, Message, More, Permit};
-use event_persister_actors::testing::MemorySource;
+use event_persister_actors::store::{EventStore as _, LetterFilter};
+use event_persister_actors::testing::{MemorySource, MemoryStore, rejected_entry};
+use futures_util::FutureExt as _;
 
 const WIDE: Permit = Permit {
     max_messages: 1000,
@@ -58,6 +63,23 @@ fn intake(messages: &[String]) -> Subject {
 fn file(messages: &[String]) -> Subject {
     let text = messages.join("\n");
     let source = FileSource::new(Box::new(Cursor::new(text)), "in", 1_000_000).expect("a thread");
+    Subject {
+        source: Arc::new(source),
+        _alive: Box::new(()),
+    }
+}
+
+/// The newest letter comes first.
+fn letters(messages: &[String]) -> Subject {
+    let store = MemoryStore::new();
+    let oldest_first = messages.iter().rev().zip(0..);
+    let entries = oldest_first
+        .map(|(message, at)| rejected_entry(&format!("{at}"), message.as_bytes(), "no event"));
+    let batch = Batch::new(BatchId(0), entries.collect());
+    let write = store.write(Arc::new(batch));
+    write.now_or_never().expect("at once").expect("written");
+    let everything = LetterFilter::default();
+    let source = LetterSource::new(Arc::new(store), everything, None, EventLimits::default());
     Subject {
         source: Arc::new(source),
         _alive: Box::new(()),
@@ -271,6 +293,10 @@ mod of_intake {
 
 mod of_file {
     super::source_contract_tests!(super::file);
+}
+
+mod of_letters {
+    super::source_contract_tests!(super::letters);
 }
 
 #[cfg(feature = "service-tests")]

@@ -11,6 +11,8 @@ pub(crate) mod logs;
 #[cfg(feature = "service-tests")]
 pub(crate) mod postgres;
 #[cfg(feature = "service-tests")]
+pub(crate) mod proxy;
+#[cfg(feature = "service-tests")]
 pub(crate) mod redis;
 pub(crate) mod server;
 pub(crate) mod socket;

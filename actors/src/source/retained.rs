@@ -56,6 +56,12 @@ impl<T: Retain> Retained<T> {
         self.messages.get_mut(&receipt.0)
     }
 
+    /// A message that was handed out and is still here.
+    pub(crate) fn handed_out(&self, receipt: Receipt) -> Option<&T> {
+        let known = receipt.0 < self.handed_out;
+        self.messages.get(&receipt.0).filter(|_| known)
+    }
+
     /// How many messages are here, handed out or not.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn len(&self) -> usize {

@@ -34,8 +34,8 @@ use crate::batch::Batch;
 use crate::clock::Clock;
 pub use crate::store::CreateSchema;
 use crate::store::{
-    Cutoffs, DeadLetter, DeadLetters, EventStore, OpenLetter, OpenStore, Outcome, StoreError,
-    TrimStep, Trimmed,
+    Cutoffs, DeadLetter, DeadLetters, EventStore, LetterFilter, LetterVersion, OpenLetter,
+    OpenStore, Outcome, StoreError, TrimStep, Trimmed,
 };
 
 mod columns;
@@ -293,24 +293,71 @@ impl EventStore for PostgresStore {
     }
 }
 
+const READ_LETTERS: &str = "read dead letters of";
+const REMOVE_LETTERS: &str = "remove dead letters from";
+
 impl DeadLetters for PostgresStore {
-    fn list(
-        &self,
+    fn list<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
         before: Option<i64>,
         limit: NonZeroUsize,
-    ) -> LocalBoxFuture<'_, Result<Vec<DeadLetter>, StoreError>> {
+    ) -> LocalBoxFuture<'a, Result<Vec<DeadLetter>, StoreError>> {
         Box::pin(async move {
-            let list =
-                async |connection: &mut Connection| letters::list(connection, before, limit).await;
-            self.with_connection("read dead letters of", self.limit(), list)
+            let list = async |connection: &mut Connection| {
+                letters::list(connection, filter, before, limit).await
+            };
+            self.with_connection(READ_LETTERS, self.limit(), list).await
+        })
+    }
+
+    fn count<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        before: Option<i64>,
+    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
+        Box::pin(async move {
+            let count = async |connection: &mut Connection| {
+                letters::count(connection, filter, before).await
+            };
+            self.with_connection(READ_LETTERS, self.limit(), count)
                 .await
         })
     }
 
-    fn show(&self, id: i64) -> LocalBoxFuture<'_, Result<Option<OpenLetter>, StoreError>> {
+    fn open<'a>(
+        &'a self,
+        ids: &'a [i64],
+    ) -> LocalBoxFuture<'a, Result<Vec<OpenLetter>, StoreError>> {
         Box::pin(async move {
-            let show = async |connection: &mut Connection| letters::show(connection, id).await;
-            self.with_connection("read dead letters of", self.limit(), show)
+            let open = async |connection: &mut Connection| letters::open(connection, ids).await;
+            self.with_connection(READ_LETTERS, self.limit(), open).await
+        })
+    }
+
+    fn remove<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        before: Option<i64>,
+    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
+        Box::pin(async move {
+            let remove = async |connection: &mut Connection| {
+                letters::remove(connection, filter, before).await
+            };
+            self.with_connection(REMOVE_LETTERS, self.limit(), remove)
+                .await
+        })
+    }
+
+    fn remove_unchanged<'a>(
+        &'a self,
+        letters: &'a [LetterVersion],
+    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
+        Box::pin(async move {
+            let remove = async |connection: &mut Connection| {
+                letters::remove_unchanged(connection, letters).await
+            };
+            self.with_connection(REMOVE_LETTERS, self.limit(), remove)
                 .await
         })
     }

@@ -26,8 +26,8 @@ use crate::batch::Batch;
 use crate::clock::Clock;
 pub use crate::store::CreateSchema;
 use crate::store::{
-    Cutoffs, DeadLetter, DeadLetters, EventStore, OpenLetter, OpenStore, Outcome, StoreError,
-    TrimStep, Trimmed,
+    Cutoffs, DeadLetter, DeadLetters, EventStore, LetterFilter, LetterVersion, OpenLetter,
+    OpenStore, Outcome, StoreError, TrimStep, Trimmed,
 };
 
 mod connection;
@@ -188,6 +188,7 @@ impl SqliteStore {
     /// dead letters yet.
     async fn with_letters<T: Send + 'static>(
         &self,
+        doing: &'static str,
         empty: T,
         work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
@@ -201,7 +202,7 @@ impl SqliteStore {
                     Ok(empty)
                 }
             });
-            read.map_err(|failure| connection.store_error("read dead letters of", failure))
+            read.map_err(|failure| connection.store_error(doing, failure))
         })
         .await?
     }
@@ -328,19 +329,66 @@ impl SqliteStore {
     }
 }
 
+const READ_LETTERS: &str = "read dead letters of";
+const REMOVE_LETTERS: &str = "remove dead letters from";
+
 impl DeadLetters for SqliteStore {
-    fn list(
-        &self,
+    fn list<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
         before: Option<i64>,
         limit: NonZeroUsize,
-    ) -> LocalBoxFuture<'_, Result<Vec<DeadLetter>, StoreError>> {
-        Box::pin(self.with_letters(Vec::new(), move |connection| {
-            letters::list(connection, before, limit)
+    ) -> LocalBoxFuture<'a, Result<Vec<DeadLetter>, StoreError>> {
+        let filter = filter.clone();
+        Box::pin(
+            self.with_letters(READ_LETTERS, Vec::new(), move |connection| {
+                letters::list(connection, &filter, before, limit)
+            }),
+        )
+    }
+
+    fn count<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        before: Option<i64>,
+    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
+        let filter = filter.clone();
+        Box::pin(self.with_letters(READ_LETTERS, 0, move |connection| {
+            letters::count(connection, &filter, before)
         }))
     }
 
-    fn show(&self, id: i64) -> LocalBoxFuture<'_, Result<Option<OpenLetter>, StoreError>> {
-        Box::pin(self.with_letters(None, move |connection| letters::show(connection, id)))
+    fn open<'a>(
+        &'a self,
+        ids: &'a [i64],
+    ) -> LocalBoxFuture<'a, Result<Vec<OpenLetter>, StoreError>> {
+        let ids = ids.to_vec();
+        Box::pin(
+            self.with_letters(READ_LETTERS, Vec::new(), move |connection| {
+                letters::open(connection, &ids)
+            }),
+        )
+    }
+
+    fn remove<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        before: Option<i64>,
+    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
+        let filter = filter.clone();
+        Box::pin(self.with_letters(REMOVE_LETTERS, 0, move |connection| {
+            letters::remove(connection, &filter, before)
+        }))
+    }
+
+    fn remove_unchanged<'a>(
+        &'a self,
+        letters: &'a [LetterVersion],
+    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
+        let letters = letters.to_vec();
+        Box::pin(self.with_letters(REMOVE_LETTERS, 0, move |connection| {
+            letters::remove_unchanged(connection, &letters)
+        }))
     }
 }
 

@@ -11,8 +11,8 @@ use uuid::Uuid;
 use crate::batch::Batch;
 use crate::clock::{Clock, SystemClock};
 use crate::store::{
-    Cutoffs, DeadLetter, DeadLetters, EventStore, OpenLetter, OpenStore, Outcome, StoreError,
-    TrimStep, Trimmed,
+    Cutoffs, DeadLetter, DeadLetters, EventStore, LetterFilter, LetterVersion, OpenLetter,
+    OpenStore, Outcome, StoreError, TrimStep, Trimmed,
 };
 
 mod rows;
@@ -117,6 +117,11 @@ impl MemoryStore {
     pub fn refuse(&self, event_id: Uuid) {
         let reason = "the test refuses this event".to_owned();
         self.state().rows.refused.insert(event_id, reason);
+    }
+
+    /// From now on the event with this id is taken again.
+    pub fn accept(&self, event_id: Uuid) {
+        self.state().rows.refused.remove(&event_id);
     }
 
     /// Makes writes wait, before they do anything, until [`Self::release`].
@@ -296,35 +301,93 @@ impl EventStore for MemoryStore {
 }
 
 impl DeadLetters for MemoryStore {
-    fn list(
-        &self,
+    fn list<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
         before: Option<i64>,
         limit: NonZeroUsize,
-    ) -> LocalBoxFuture<'_, Result<Vec<DeadLetter>, StoreError>> {
+    ) -> LocalBoxFuture<'a, Result<Vec<DeadLetter>, StoreError>> {
         Box::pin(async move {
             let state = self.available()?;
-            Ok(state
-                .rows
-                .letters
-                .iter()
-                .rev()
-                .map(|(letter, _)| letter)
-                .filter(|letter| before.is_none_or(|before| letter.id < before))
-                .take(limit.get())
-                .cloned()
-                .collect())
+            let newest_first = state.rows.letters.iter().rev().map(|(letter, _)| letter);
+            let matching = newest_first.filter(|letter| matches(filter, before, letter));
+            Ok(matching.take(limit.get()).cloned().collect())
         })
     }
 
-    fn show(&self, id: i64) -> LocalBoxFuture<'_, Result<Option<OpenLetter>, StoreError>> {
+    fn count<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        before: Option<i64>,
+    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
         Box::pin(async move {
             let state = self.available()?;
-            Ok(state
-                .rows
-                .letters
-                .iter()
-                .find(|(letter, _)| letter.id == id)
-                .cloned())
+            let letters = state.rows.letters.iter().map(|(letter, _)| letter);
+            let matching = letters.filter(|letter| matches(filter, before, letter));
+            Ok(matching.count() as u64)
         })
     }
+
+    fn open<'a>(
+        &'a self,
+        ids: &'a [i64],
+    ) -> LocalBoxFuture<'a, Result<Vec<OpenLetter>, StoreError>> {
+        Box::pin(async move {
+            let state = self.available()?;
+            let newest_first = state.rows.letters.iter().rev();
+            let opened = newest_first.filter(|(letter, _)| ids.contains(&letter.id));
+            Ok(opened.cloned().collect())
+        })
+    }
+
+    fn remove<'a>(
+        &'a self,
+        filter: &'a LetterFilter,
+        before: Option<i64>,
+    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
+        Box::pin(async move {
+            let mut state = self.available()?;
+            let remove = |letter: &DeadLetter| matches(filter, before, letter);
+            Ok(state.rows.remove_letters(remove))
+        })
+    }
+
+    fn remove_unchanged<'a>(
+        &'a self,
+        letters: &'a [LetterVersion],
+    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
+        Box::pin(async move {
+            let mut state = self.available()?;
+            Ok(state.rows.remove_letters(|letter| {
+                letters.contains(&LetterVersion {
+                    id: letter.id,
+                    attempts: letter.attempts,
+                })
+            }))
+        })
+    }
+}
+
+fn matches(filter: &LetterFilter, before: Option<i64>, letter: &DeadLetter) -> bool {
+    let LetterFilter {
+        ids,
+        source,
+        stage,
+        reason,
+        code,
+        since,
+        until,
+    } = filter;
+    before.is_none_or(|before| letter.id < before)
+        && ids.as_ref().is_none_or(|ids| ids.contains(&letter.id))
+        && source
+            .as_ref()
+            .is_none_or(|source| letter.source == *source)
+        && stage.is_none_or(|stage| letter.stage == stage)
+        && reason
+            .as_ref()
+            .is_none_or(|reason| letter.reason.contains(reason))
+        && (code.is_none() || letter.sqlstate == *code)
+        && since.is_none_or(|since| letter.last_seen >= since)
+        && until.is_none_or(|until| letter.last_seen < until)
 }

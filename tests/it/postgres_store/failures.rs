@@ -1,10 +1,9 @@
 //! Bad events harm nobody else; bad times lose nothing.
 
 use std::collections::BTreeSet;
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use event_persister_actors::store::{DeadLetters as _, EventStore as _, Outcome};
+use event_persister_actors::store::{EventStore as _, Outcome};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -113,7 +112,7 @@ async fn what_fails_on_its_way_to_the_server_is_refused_before() {
             .iter()
             .all(|outcome| *outcome == Outcome::RefusedByStore)
     );
-    let letters = store.list(None, NonZeroUsize::MAX).await.unwrap();
+    let letters = all_letters(&store).await;
     let codes: BTreeSet<_> = letters.into_iter().map(|letter| letter.sqlstate).collect();
     let expected = ["22008", "22021"].map(|code| Some(code.to_owned()));
     assert_eq!(codes, BTreeSet::from(expected));
@@ -143,10 +142,53 @@ async fn a_row_that_a_trigger_swallows_does_not_pass_for_a_duplicate() {
             Outcome::Stored,
         ];
         assert_eq!(outcomes, expected, "{table}");
-        let letters = store.list(None, NonZeroUsize::MAX).await.unwrap();
+        let letters = all_letters(&store).await;
         assert!(letters[0].reason.contains("trigger"), "{letters:?}");
         assert_eq!(letters[0].sqlstate, None);
     }
+}
+
+/// Any number that nobody else locks.
+const PAUSE: i64 = 17;
+
+#[actix::test]
+async fn an_event_whose_older_self_is_trimmed_while_it_is_written_is_stored() {
+    let (database, store) = migrated().await;
+    let event = any_event();
+    store.write(of_events([event.clone()])).await.unwrap();
+    // Stops every insert between its end and the look at what was there already.
+    database.execute(&format!(
+        "CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN PERFORM pg_advisory_xact_lock_shared({PAUSE}); RETURN NULL; END $$; \
+         CREATE TRIGGER pause AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION pause()"
+    ));
+    let (client, connection) = tokio_postgres::connect(&database.url, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    client
+        .batch_execute(&format!("SELECT pg_advisory_lock({PAUSE})"))
+        .await
+        .unwrap();
+    let trim = async {
+        let waits = format!(
+            "SELECT FROM pg_locks JOIN pg_database ON pg_database.oid = database \
+             WHERE datname = current_database() AND objid = {PAUSE} AND NOT granted"
+        );
+        while client.query(&waits, &[]).await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let trim = format!(
+            "DELETE FROM event_resources; DELETE FROM events; SELECT pg_advisory_unlock({PAUSE})"
+        );
+        client.batch_execute(&trim).await.unwrap();
+    };
+    let (outcomes, ()) = tokio::join!(store.write(of_events([event])), trim);
+    connection.abort();
+    assert_eq!(outcomes.unwrap(), [Outcome::Stored]);
+    assert_eq!(all_letters(&store).await, []);
+    let resources = "SELECT count(*) FROM event_resources";
+    assert_eq!(database.value(resources), "2");
 }
 
 #[actix::test]
@@ -305,7 +347,7 @@ async fn a_commit_whose_answer_is_lost_may_have_happened_and_is_found_again() {
     let store = self::store(database.settings());
     let outcomes = store.write(batch).await.unwrap();
     assert_eq!(outcomes, [Outcome::Duplicate, Outcome::RefusedByStore]);
-    let letters = store.list(None, NonZeroUsize::MAX).await.unwrap();
+    let letters = all_letters(&store).await;
     assert_eq!((letters.len(), letters[0].attempts), (1, 2));
 }
 

@@ -30,20 +30,23 @@ pub(crate) struct Bus {
 impl Bus {
     /// What comes over it ends up in Prefect's tables of this database, which must be empty.
     pub(crate) fn into_postgres(database: &Database) -> Self {
-        database.execute(PREFECTS_TABLES);
         let mut bus = Self::into_sqlite();
-        bus.variables
-            .push(("EVENT_PERSISTER_DATABASE_URL", database.url.clone()));
+        bus.write_to(database);
         bus
     }
 
     /// What comes over it ends up in the file `event-persister.db` of its folder.
     pub(crate) fn into_sqlite() -> Self {
         // It survives a kill, as a Redis does that matters to somebody.
-        let redis = RedisServer::start_with(ServerOptions {
+        Self::of(ServerOptions {
             durable: true,
             ..ServerOptions::default()
-        });
+        })
+    }
+
+    /// With a Redis of this kind, into the file of its folder.
+    pub(crate) fn of(options: ServerOptions) -> Self {
+        let redis = RedisServer::start_with(options);
         Self {
             stream: redis.stream(),
             folder: Folder::new(),
@@ -57,11 +60,34 @@ impl Bus {
         }
     }
 
+    /// What comes over it ends up in Prefect's tables of this database, which must be empty.
+    pub(crate) fn write_to(&mut self, database: &Database) {
+        database.execute(PREFECTS_TABLES);
+        self.set("EVENT_PERSISTER_DATABASE_URL", database.url.clone());
+    }
+
+    /// Sets a variable for the replicas that are started from now on.
+    pub(crate) fn set(&mut self, name: &'static str, value: impl Into<String>) {
+        self.variables.push((name, value.into()));
+    }
+
+    /// What the binary needs to know.
+    pub(crate) fn variables(&self) -> Vec<(&str, &str)> {
+        let variables = self.variables.iter();
+        variables
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect()
+    }
+
     /// Starts a replica; returns once it listens.
     pub(crate) fn start(&self) -> Server {
-        let variables: Vec<_> = (self.variables.iter())
-            .map(|(name, value)| (*name, value.as_str()))
-            .collect();
+        Server::start(&self.folder, &self.variables())
+    }
+
+    /// Starts a replica that has one more variable.
+    pub(crate) fn start_with(&self, name: &str, value: &str) -> Server {
+        let mut variables = self.variables();
+        variables.push((name, value));
         Server::start(&self.folder, &variables)
     }
 
@@ -79,15 +105,59 @@ impl Bus {
         }
     }
 
-    fn is_settled(&self) -> bool {
+    /// Waits until what has been published by now was acknowledged.
+    pub(crate) async fn until_settled_now(&self) {
+        let last = self.last_id();
+        let started = Instant::now();
+        loop {
+            let delivered = self.stream.last_delivered("event-persister");
+            let pending: (u64, redis::Value, redis::Value, redis::Value) =
+                self.stream.command("XPENDING events event-persister");
+            let first: Option<String> = redis::from_redis_value(pending.1).unwrap();
+            let past =
+                |id: &Option<String>| id.as_ref().is_none_or(|id| parsed(id) > parsed(&last));
+            let reached = delivered.is_some_and(|id| parsed(&id) >= parsed(&last));
+            if reached && past(&first) {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "not acknowledged: {last}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Removes what all groups have been given, the guard included, as Prefect's consumers do.
+    pub(crate) fn trim_as_prefect_does(&self) {
+        let guard = self.stream.last_delivered("event-persister-guard");
+        let main = self.stream.last_delivered("event-persister");
+        if let (Some(guard), Some(main)) = (guard, main) {
+            let least = if parsed(&guard) < parsed(&main) {
+                guard
+            } else {
+                main
+            };
+            let _: u64 = self.stream.command(&format!("XTRIM events MINID {least}"));
+        }
+    }
+
+    fn last_id(&self) -> String {
         let info: Vec<redis::Value> = self.stream.command("XINFO STREAM events");
         let mut last = info.iter().skip_while(
             |field| !matches!(field, redis::Value::BulkString(name) if name == b"last-generated-id"),
         );
-        let last: String = redis::from_redis_value(last.nth(1).unwrap().clone()).unwrap();
+        redis::from_redis_value(last.nth(1).unwrap().clone()).unwrap()
+    }
+
+    fn is_settled(&self) -> bool {
+        let last = self.last_id();
         self.stream.last_delivered("event-persister").as_ref() == Some(&last)
             && self.stream.num_pending() == 0
     }
+}
+
+/// A stream id as numbers, which sort as the entries do.
+fn parsed(id: &str) -> (u64, u64) {
+    let (time, number) = id.split_once('-').unwrap();
+    (time.parse().unwrap(), number.parse().unwrap())
 }
 
 /// The `attributes` that Prefect's publisher adds to an event.
@@ -98,6 +168,14 @@ pub(crate) fn attributes(event: &Value) -> String {
 /// Every event that was published is there once, with all of its resources and nothing else.
 #[track_caller]
 pub(crate) fn has_exactly(database: &Database, ids: &[String]) {
+    has_exactly_beside_letters(database, ids);
+    let letters = database.execute("SELECT reason FROM event_persister_dead_letters");
+    assert_eq!(letters, TextRows::new());
+}
+
+/// As [`has_exactly`], whatever else became a dead letter.
+#[track_caller]
+pub(crate) fn has_exactly_beside_letters(database: &Database, ids: &[String]) {
     database.execute("CREATE TABLE published (id uuid PRIMARY KEY)");
     for ids in ids.chunks(1000) {
         let values: Vec<_> = ids.iter().map(|id| format!("('{id}')")).collect();
@@ -116,9 +194,7 @@ pub(crate) fn has_exactly(database: &Database, ids: &[String]) {
              != (SELECT count(*) FROM event_resources AS r WHERE r.event_id = e.id) \
          UNION ALL \
          SELECT 'resource without event', event_id FROM event_resources \
-             WHERE event_id NOT IN (SELECT id FROM events) \
-         UNION ALL \
-         SELECT 'dead letter: ' || reason, event_id FROM event_persister_dead_letters",
+             WHERE event_id NOT IN (SELECT id FROM events)",
     );
     database.execute("DROP TABLE published");
     assert_eq!(wrong, none);
@@ -131,14 +207,19 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes some every 50 ms, each this often; what Redis does not confirm is published again.
+    /// Publishes 50 every 50 ms, each this often; what Redis does not confirm is published again.
     pub(crate) fn start(stream: &TestStream, num_copies: usize) -> Self {
+        Self::start_with(stream, num_copies, 50)
+    }
+
+    /// The same with this many every 50 ms.
+    pub(crate) fn start_with(stream: &TestStream, num_copies: usize, num_events: usize) -> Self {
         let (stream, stop) = (stream.clone(), std::sync::Arc::new(AtomicBool::new(false)));
         let stopped = std::sync::Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let mut ids = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
-                let events = events::events(50);
+                let events = events::events(num_events);
                 let mut entries: Vec<_> = (events.iter())
                     .map(|event| (event.to_string().into_bytes(), attributes(event)))
                     .collect();

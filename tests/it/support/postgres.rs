@@ -166,6 +166,32 @@ impl Server {
         self.control(&["-l", text(&log), "start"]);
     }
 
+    /// Starts it again at another port, as a standby that takes over would.
+    pub(crate) fn start_again_at(&mut self, port: u16) {
+        let log = self.directory().unwrap().join("log");
+        self.control(&["-l", text(&log), "-o", &format!("-p {port}"), "start"]);
+        self.base = format!("postgresql://postgres@127.0.0.1:{port}/");
+    }
+
+    /// Kills it with all of its processes.
+    pub(crate) fn kill_9(&self) {
+        const KILL: &str = r#"
+            postmaster=$(head -n 1 "$1/postmaster.pid")
+            children=$(pgrep -P "$postmaster")
+            kill -9 "$postmaster" $children
+            # It could not start while one of them is still there.
+            for process in "$postmaster" $children; do
+                while kill -0 "$process" && ! grep -q "State:.Z" "/proc/$process/status"; do
+                    sleep 0.01
+                done
+            done 2> /dev/null
+            # Nobody may have asked yet how it ended, and then its number still counts as alive.
+            rm "$1/postmaster.pid" "$1"/../.s.PGSQL.*
+        "#;
+        let data = self.directory().unwrap().join("data");
+        run("sh", &["-c", KILL, "sh", text(&data)]);
+    }
+
     fn control(&self, arguments: &[&str]) {
         let data = self.directory().unwrap().join("data");
         let program = bin_directory().join("pg_ctl");
@@ -176,7 +202,11 @@ impl Server {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status();
-        assert!(status.unwrap().success(), "pg_ctl {arguments:?}");
+        assert!(
+            status.unwrap().success(),
+            "pg_ctl {arguments:?}: {}",
+            self.log()
+        );
     }
 
     /// The port that it listens on.
@@ -190,6 +220,12 @@ impl Server {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         self.database_named(&format!("it_{}_{number}", std::process::id()))
+    }
+
+    /// Makes a folder that the server may use.
+    pub(crate) fn own_folder(&self, folder: &Path) {
+        run("mkdir", &[text(folder)]);
+        run("chmod", &["700", text(folder)]);
     }
 
     /// A new database with this name.
@@ -220,6 +256,27 @@ impl Database {
         let mut settings = PostgresSettings::from_url(&self.url).unwrap();
         settings.create_schema = CreateSchema::Everything;
         settings
+    }
+
+    /// The same database for a role of its own, which is no superuser and has a password.
+    pub(crate) fn for_a_role(&self) -> (String, String) {
+        let role = format!("role_of_{}", self.name);
+        self.execute(&format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'first'; GRANT ALL ON SCHEMA public TO {role}; \
+             GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; \
+             GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}"
+        ));
+        let (_, place) = self.url.split_once('@').unwrap();
+        (role.clone(), format!("postgresql://{role}:first@{place}"))
+    }
+
+    /// The same database, reached with another URL.
+    pub(crate) fn at(&self, url: String) -> Self {
+        Self {
+            url,
+            name: self.name.clone(),
+            drop_through: None,
+        }
     }
 
     /// Runs SQL on a connection of its own, which sees only what is committed.

@@ -216,6 +216,16 @@ impl Server {
         Ended { status, log }
     }
 
+    /// The most memory that it has had resident so far, in MiB.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = format!("/proc/{}/status", self.child.lock().unwrap().id());
+        let status = std::fs::read_to_string(status).unwrap();
+        let mut lines = status.lines();
+        let peak = lines.find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+        kib / 1024
+    }
+
     pub(crate) fn has_ended(&self) -> bool {
         self.child.lock().unwrap().try_wait().unwrap().is_some()
     }

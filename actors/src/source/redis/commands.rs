@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::{Cmd, RedisResult, Value};
 
 use super::connection::Connection;
-use super::replies::{self, Claimed, Group, Pending, RawEntry};
+use super::replies::{self, Claimed, Group, NewEntries, Pending, RawEntry};
 use super::scripts;
 use super::settings::RedisSettings;
 use super::stream_id::StreamId;
@@ -13,6 +13,10 @@ use super::stream_id::StreamId;
 /// Ids in one command at most: a command that names more holds up the server for longer than
 /// others should wait.
 const IDS_AT_ONCE: usize = 1000;
+
+/// Entries that may be asked for without a look at their sizes: events may be of a megabyte or two,
+/// and a reply is in memory more than once while it is understood.
+const FEW: usize = 32;
 
 /// What a guard transaction saw, at one moment.
 pub(super) struct Sight {
@@ -70,12 +74,31 @@ impl Commands<'_> {
         command
     }
 
-    /// Takes entries that nobody was given yet; waits for the first.
-    pub(super) async fn read_new(&mut self, count: usize) -> RedisResult<Vec<RawEntry>> {
+    /// Takes entries that nobody was given yet, as many as stay within so many bytes, but at least
+    /// one. There are none where it is `None`.
+    pub(super) async fn read_many(
+        &mut self,
+        count: usize,
+        max_bytes: usize,
+    ) -> RedisResult<Option<NewEntries>> {
+        let mut command = self.script(scripts::READ_WITHIN);
+        command.arg(&self.settings.consumer_name);
+        command.arg(count).arg(max_bytes);
+        let read = replies::read_within(self.send(&command).await?)?;
+        Ok(Some(read).filter(|read| !read.entries.is_empty()))
+    }
+
+    /// Takes a few entries that nobody was given yet; waits for the first.
+    pub(super) async fn read_few(&mut self, count: usize) -> RedisResult<NewEntries> {
+        let count = count.min(FEW);
         let mut command = self.read_group(count);
         command.arg("BLOCK").arg(millis(self.settings.block));
         command.arg("STREAMS").arg(&self.settings.stream).arg(">");
-        replies::entries_read(self.send(&command).await?)
+        let entries = replies::entries_read(self.send(&command).await?)?;
+        Ok(NewEntries {
+            more: entries.len() == count,
+            entries,
+        })
     }
 
     /// Reads own pending entries again, behind an id.

@@ -309,11 +309,21 @@ impl Shared {
     /// Waits for new entries, as many as the permit allows for.
     async fn read_new(&self, commands: &mut Commands<'_>, permit: Permit) -> RedisResult<Outcome> {
         self.keep_the_pace().await;
-        let count = self.lock().sizes.count(permit);
-        let entries = commands.read_new(count).await?;
-        let num = entries.len();
+        let (count, are_few) = {
+            let state = self.lock();
+            (state.sizes.count(permit), state.last_was_short)
+        };
+        let many = match are_few {
+            true => None,
+            false => commands.read_many(count, permit.max_bytes).await?,
+        };
+        let read = match many {
+            Some(read) => read,
+            None => commands.read_few(count).await?,
+        };
+        let num = read.entries.len();
         // Delivered just now: one without text is unheard of, but must not stay pending.
-        let (entries, gone) = self.split(entries);
+        let (entries, gone) = self.split(read.entries);
         if !gone.is_empty() {
             commands.acknowledge(&gone).await?;
             self.note_lost(gone.len(), "while they were read");
@@ -322,12 +332,8 @@ impl Shared {
         let mut state = self.lock();
         state.taken.take_new(entries, now);
         state.last_new_read = now;
-        state.last_was_short = num > 0 && num < count.div_ceil(2);
-        state.more = if num == count {
-            More::Ready
-        } else {
-            More::Later
-        };
+        state.last_was_short = num > 0 && !read.more;
+        state.more = if read.more { More::Ready } else { More::Later };
         Ok(if num == 0 {
             Outcome::Nothing
         } else {

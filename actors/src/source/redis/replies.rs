@@ -58,6 +58,21 @@ pub(super) fn entries_read(reply: Value) -> RedisResult<Vec<RawEntry>> {
     Ok(entries)
 }
 
+/// Entries that nobody was given before.
+pub(super) struct NewEntries {
+    /// Whether there are more at once.
+    pub(super) more: bool,
+    pub(super) entries: Vec<RawEntry>,
+}
+
+/// What the script that reads within a number of bytes has taken.
+pub(super) fn read_within(reply: Value) -> RedisResult<NewEntries> {
+    let mut parts = array(reply)?.into_iter();
+    let more = number(parts.next().unwrap_or(Value::Nil))? > 0;
+    let entries = entries_read(parts.next().unwrap_or(Value::Nil))?;
+    Ok(NewEntries { more, entries })
+}
+
 pub(super) fn claimed(reply: Value) -> RedisResult<Claimed> {
     let mut parts = array(reply)?.into_iter();
     let next = id(parts.next().unwrap_or(Value::Nil))?;

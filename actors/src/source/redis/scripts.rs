@@ -131,3 +131,52 @@ for _, list in ipairs(consumers) do
 end
 return removed
 "#;
+
+/// Takes new entries for a consumer, as many as stay within a number of bytes, but at least one.
+/// Answers whether there was more, then what XREADGROUP answers.
+///
+/// How large entries are shows only when they are read, and what XREADGROUP has handed out cannot
+/// be given back: behind thousands of small events there may stand a backlog of huge ones. So their
+/// sizes are looked at first, so few at a time that it is quickly done whatever their sizes, and
+/// they are taken in the same step.
+pub(super) const READ_WITHIN: &str = r#"
+local stream, group, consumer = KEYS[1], ARGV[1], ARGV[2]
+local count, max_bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
+
+local function read(num)
+  return redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', num, 'STREAMS', stream, '>')
+end
+
+local groups = redis.pcall('XINFO', 'GROUPS', stream)
+if groups.err then return read(1) end
+local last
+for _, list in ipairs(groups) do
+  local info = {}
+  for i = 1, #list, 2 do info[list[i]] = list[i + 1] end
+  if info['name'] == group then last = info['last-delivered-id'] end
+end
+if not last then return read(1) end
+
+local num, bytes, full = 0, 0, false
+local step = 32
+while num < count and not full do
+  local asked = math.min(step, count - num)
+  local entries = redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', asked)
+  for _, entry in ipairs(entries) do
+    for _, text in ipairs(entry[2]) do bytes = bytes + #text end
+    if num > 0 and bytes > max_bytes then
+      full = true
+      break
+    end
+    num = num + 1
+    last = entry[1]
+  end
+  if #entries < asked then break end
+  step = 96
+end
+if num == 0 then return {0} end
+local entries = read(num)
+if entries.err then return entries end
+if full or num == count then return {1, entries} end
+return {0, entries}
+"#;

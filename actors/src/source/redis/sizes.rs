@@ -6,8 +6,9 @@ use tokio::time::Instant;
 
 use crate::source::Permit;
 
-/// Entries of one read at most: more is no faster, and makes replies that others wait behind.
-pub(super) const MAX_COUNT: usize = 512;
+/// Entries of one read at most, as many as a batch takes: more is no faster, and makes replies that
+/// others wait behind.
+pub(super) const MAX_COUNT: usize = 1000;
 
 /// What an event is assumed to have before any was seen.
 const FIRST_GUESS: usize = 256 * 1024;
@@ -100,7 +101,7 @@ mod tests {
                 sizes.count(PERMIT)
             })
             .collect();
-        assert_eq!(counts[..4], [256, 128, 64, 32]);
+        assert_eq!(counts[..4], [500, 250, 125, 62]);
         assert_eq!(counts[10], 1);
         sizes.succeeded();
         assert_eq!(sizes.count(PERMIT), MAX_COUNT);

@@ -1,4 +1,4 @@
-//! Dead letters: written with their batch, listed and shown for an operator.
+//! Dead letters: written with their batch, read and removed for an operator.
 
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
@@ -7,7 +7,9 @@ use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
-use diesel::sql_types::{Array, BigInt, Binary, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{
+    Array, BigInt, Binary, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid,
+};
 use diesel_async::RunQueryDsl;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -16,7 +18,7 @@ use super::connection::Connection;
 use super::failure::Failure;
 use super::schema::event_persister_dead_letters::{self as table, dsl};
 use crate::delivery::{Content, Entry};
-use crate::store::{DeadLetter, OpenLetter, Stage};
+use crate::store::{DeadLetter, LetterFilter, LetterVersion, OpenLetter, Stage, ids_by_attempts};
 
 /// The longest source or position that is kept whole, in bytes: an index entry holds 2,704 for both.
 const MAX_KEY_BYTES: usize = 1_000;
@@ -74,9 +76,13 @@ fn without_nul(text: &str) -> Cow<'_, str> {
 }
 
 /// The text, or its beginning and a hash of the whole.
+///
+/// What comes of it stays as it is when it comes here again, as it does when a letter is replayed: the
+/// key must lead to the same letter.
 fn key_text(text: &str) -> Cow<'_, str> {
+    let text = without_nul(text);
     if text.len() <= MAX_KEY_BYTES {
-        return without_nul(text);
+        return text;
     }
     let hash = Sha256::digest(text.as_bytes());
     let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -85,7 +91,7 @@ fn key_text(text: &str) -> Cow<'_, str> {
         end -= 1;
     }
     let beginning = text.get(..end).unwrap_or_default();
-    Cow::Owned(format!("{}#{hash}", without_nul(beginning)))
+    Cow::Owned(format!("{beginning}#{hash}"))
 }
 
 /// Writes the letters inside the open transaction, in the order of their keys.
@@ -122,7 +128,7 @@ pub(super) async fn insert(
     Ok(())
 }
 
-/// Inserts letters, or notes that they came again.
+/// Inserts letters, or notes that they came again and what is wrong with them now.
 struct InsertLetters<'a> {
     sources: Vec<&'a str>,
     positions: Vec<&'a str>,
@@ -170,7 +176,9 @@ impl QueryFragment<Pg> for InsertLetters<'_> {
         out.push_bind_param::<Timestamptz, _>(&self.now)?;
         out.push_sql(
             " ON CONFLICT (source, position, raw_hash) DO UPDATE SET \
-             attempts = kept.attempts + excluded.attempts, last_seen = excluded.last_seen",
+             attempts = kept.attempts + excluded.attempts, last_seen = excluded.last_seen, \
+             event_id = excluded.event_id, stage = excluded.stage, reason = excluded.reason, \
+             sqlstate = excluded.sqlstate",
         );
         Ok(())
     }
@@ -218,17 +226,60 @@ diesel::define_sql_function! {
     fn octet_length(value: Binary) -> Integer;
 }
 
+diesel::define_sql_function! {
+    /// Where a part begins in a text, from 1; 0 if nowhere.
+    fn strpos(text: Text, part: Text) -> Integer;
+}
+
+/// A condition on letters, for reading and for removing them.
+type Condition<'a> = Box<dyn BoxableExpression<table::table, Pg, SqlType = Bool> + 'a>;
+
+fn matching<'a>(filter: &'a LetterFilter, before: Option<i64>) -> Condition<'a> {
+    let LetterFilter {
+        ids,
+        source,
+        stage,
+        reason,
+        code,
+        since,
+        until,
+    } = filter;
+    let mut all: Condition<'a> = Box::new(table::id.lt(before.unwrap_or(i64::MAX)));
+    if let Some(ids) = ids {
+        all = Box::new(all.and(table::id.eq_any(ids)));
+    }
+    if let Some(source) = source {
+        all = Box::new(all.and(table::source.eq(without_nul(source))));
+    }
+    if let Some(stage) = stage {
+        all = Box::new(all.and(table::stage.eq(stage.as_str())));
+    }
+    if let Some(reason) = reason {
+        all = Box::new(all.and(strpos(table::reason, without_nul(reason)).gt(0)));
+    }
+    if let Some(code) = code {
+        all = Box::new(all.and(table::sqlstate.is_not_distinct_from(without_nul(code))));
+    }
+    if let Some(since) = since {
+        all = Box::new(all.and(table::last_seen.ge(since)));
+    }
+    if let Some(until) = until {
+        all = Box::new(all.and(table::last_seen.lt(until)));
+    }
+    all
+}
+
 /// The newest letters, largest id first.
 pub(super) async fn list(
     connection: &mut Connection,
+    filter: &LetterFilter,
     before: Option<i64>,
     limit: NonZeroUsize,
 ) -> Result<Vec<DeadLetter>, Failure> {
-    let before = before.unwrap_or(i64::MAX);
     let limit = i64::try_from(limit.get()).unwrap_or(i64::MAX);
     connection.begin().await?;
     let rows: Vec<(Row, i32)> = dsl::event_persister_dead_letters
-        .filter(table::id.lt(before))
+        .filter(matching(filter, before))
         .order(table::id.desc())
         .limit(limit)
         .select((Row::as_select(), octet_length(table::raw)))
@@ -241,25 +292,84 @@ pub(super) async fn list(
     Ok(rows.into_iter().map(letter).collect())
 }
 
-/// One letter with its bytes.
-pub(super) async fn show(
+/// How many letters there are.
+pub(super) async fn count(
     connection: &mut Connection,
-    id: i64,
-) -> Result<Option<OpenLetter>, Failure> {
+    filter: &LetterFilter,
+    before: Option<i64>,
+) -> Result<u64, Failure> {
     connection.begin().await?;
-    let row: Option<(Row, Vec<u8>)> = dsl::event_persister_dead_letters
-        .find(id)
-        .select((Row::as_select(), table::raw))
-        .first(&mut connection.pg)
-        .await
-        .optional()?;
+    let count: i64 = dsl::event_persister_dead_letters
+        .filter(matching(filter, before))
+        .count()
+        .get_result(&mut connection.pg)
+        .await?;
     connection.commit().await?;
-    Ok(row.map(|(row, raw)| (row.into_letter(raw.len() as u64), raw)))
+    Ok(u64::try_from(count).unwrap_or_default())
+}
+
+/// Letters with their bytes.
+pub(super) async fn open(
+    connection: &mut Connection,
+    ids: &[i64],
+) -> Result<Vec<OpenLetter>, Failure> {
+    connection.begin().await?;
+    let rows: Vec<(Row, Vec<u8>)> = dsl::event_persister_dead_letters
+        .filter(table::id.eq_any(ids))
+        .order(table::id.desc())
+        .select((Row::as_select(), table::raw))
+        .load(&mut connection.pg)
+        .await?;
+    connection.commit().await?;
+    let letter = |(row, raw): (Row, Vec<u8>)| (row.into_letter(raw.len() as u64), raw);
+    Ok(rows.into_iter().map(letter).collect())
+}
+
+/// Removes letters.
+pub(super) async fn remove(
+    connection: &mut Connection,
+    filter: &LetterFilter,
+    before: Option<i64>,
+) -> Result<u64, Failure> {
+    connection.begin().await?;
+    let num_removed =
+        diesel::delete(dsl::event_persister_dead_letters.filter(matching(filter, before)))
+            .execute(&mut connection.pg)
+            .await?;
+    connection.commit().await?;
+    Ok(num_removed as u64)
+}
+
+/// Removes letters that have not come again.
+pub(super) async fn remove_unchanged(
+    connection: &mut Connection,
+    letters: &[LetterVersion],
+) -> Result<u64, Failure> {
+    let mut num_removed = 0;
+    connection.begin().await?;
+    for (attempts, ids) in ids_by_attempts(letters) {
+        let unchanged = table::attempts.eq(attempts).and(table::id.eq_any(ids));
+        let remove = diesel::delete(dsl::event_persister_dead_letters.filter(unchanged));
+        num_removed += remove.execute(&mut connection.pg).await?;
+    }
+    connection.commit().await?;
+    Ok(num_removed as u64)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_key_is_its_own_key(text in "(a|\u{0}|é|#){0,1200}") {
+            let key = key_text(&text).into_owned();
+            prop_assert!(key.len() <= MAX_KEY_BYTES, "{} bytes", key.len());
+            prop_assert_eq!(&key_text(&key), &key);
+        }
+    }
 
     #[test]
     fn a_long_key_stays_its_own_and_fits_into_an_index() {

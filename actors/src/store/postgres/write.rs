@@ -19,6 +19,7 @@ use super::letters::{self, NewLetter};
 use super::rows::{EventRow, Refusal, ResourceRow, Rows};
 use crate::batch::Batch;
 use crate::delivery::Content;
+use crate::failpoint;
 use crate::store::{Outcome, Stage};
 
 /// From this share of a batch on, one in so many, the next one is expected to hold duplicates too. Too
@@ -74,6 +75,7 @@ pub(super) async fn write(
         }
     }
     keep(connection, batch, &refused, now).await?;
+    failpoint::pass("postgres::before-commit");
     connection.commit().await?;
     connection.expects_duplicates = num_duplicates * EXPECT_DUPLICATES_FROM > rows.events.len();
     Ok(outcomes)

@@ -1,20 +1,21 @@
-//! Dead letters: written with their batch, listed and shown for an operator.
+//! Dead letters: written with their batch, read and removed for an operator.
 
 use std::num::NonZeroUsize;
 
 use chrono::{DateTime, Utc};
+use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
-use diesel::sql_types::{Binary, Nullable, Text};
+use diesel::sql_types::{Binary, Bool, Nullable, Text};
 use diesel::sqlite::Sqlite;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::connection::{Connection, Failure};
 use super::schema::event_persister_dead_letters::{self as table, dsl};
-use super::text::read_timestamp;
+use super::text::{read_timestamp, timestamp_bound};
 use crate::delivery::{Content, Entry};
-use crate::store::{DeadLetter, Stage};
+use crate::store::{DeadLetter, LetterFilter, LetterVersion, OpenLetter, Stage, ids_by_attempts};
 
 /// A message that is to be kept, and why.
 pub(super) struct NewLetter<'a> {
@@ -79,7 +80,7 @@ pub(super) fn insert(
     Ok(())
 }
 
-/// Inserts one letter, or notes that it came again.
+/// Inserts one letter, or notes that it came again and what is wrong with it now.
 struct InsertLetter<'a> {
     letter: &'a NewLetter<'a>,
     event_id: Option<&'a str>,
@@ -121,7 +122,9 @@ impl QueryFragment<Sqlite> for InsertLetter<'_> {
         out.push_bind_param::<Text, str>(self.now)?;
         out.push_sql(
             ") ON CONFLICT (source, position, raw_hash) \
-             DO UPDATE SET attempts = attempts + 1, last_seen = excluded.last_seen",
+             DO UPDATE SET attempts = attempts + 1, last_seen = excluded.last_seen, \
+             event_id = excluded.event_id, stage = excluded.stage, reason = excluded.reason, \
+             sqlstate = excluded.sqlstate",
         );
         Ok(())
     }
@@ -179,17 +182,68 @@ diesel::define_sql_function! {
     fn length(value: Binary) -> BigInt;
 }
 
+diesel::define_sql_function! {
+    /// Where a part begins in a text, from 1; 0 if nowhere.
+    fn instr(text: Text, part: Text) -> BigInt;
+}
+
+/// A condition on letters, for reading and for removing them.
+type Condition<'a> = Box<dyn BoxableExpression<table::table, Sqlite, SqlType = Bool> + 'a>;
+
+fn matching<'a>(filter: &'a LetterFilter, before: Option<i64>) -> Condition<'a> {
+    let LetterFilter {
+        ids,
+        source,
+        stage,
+        reason,
+        code,
+        since,
+        until,
+    } = filter;
+    let mut all: Condition<'a> = Box::new(table::id.lt(before.unwrap_or(i64::MAX)));
+    if let Some(ids) = ids {
+        all = Box::new(all.and(is_one_of(ids)));
+    }
+    if let Some(source) = source {
+        all = Box::new(all.and(table::source.eq(source)));
+    }
+    if let Some(stage) = stage {
+        all = Box::new(all.and(table::stage.eq(stage.as_str())));
+    }
+    if let Some(reason) = reason {
+        all = Box::new(all.and(instr(table::reason, reason).gt(0)));
+    }
+    if let Some(code) = code {
+        all = Box::new(all.and(table::sqlstate.is(code)));
+    }
+    if let Some(since) = since {
+        all = Box::new(all.and(table::last_seen.ge(timestamp_bound(*since))));
+    }
+    if let Some(until) = until {
+        all = Box::new(all.and(table::last_seen.lt(timestamp_bound(*until))));
+    }
+    all
+}
+
+/// One parameter, however many ids there are: a statement takes only so many.
+fn is_one_of(ids: &[i64]) -> Condition<'static> {
+    let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
+    let list = format!("[{}]", ids.join(","));
+    let is_in = sql::<Bool>("id IN (SELECT value FROM json_each(").bind::<Text, _>(list);
+    Box::new(is_in.sql("))"))
+}
+
 /// The newest letters, largest id first.
 pub(super) fn list(
     connection: &mut Connection,
+    filter: &LetterFilter,
     before: Option<i64>,
     limit: NonZeroUsize,
 ) -> Result<Vec<DeadLetter>, Failure> {
-    let before = before.unwrap_or(i64::MAX);
     let limit = i64::try_from(limit.get()).unwrap_or(i64::MAX);
     let rows: Vec<(Row, i64)> = connection.run(|connection| {
         dsl::event_persister_dead_letters
-            .filter(table::id.lt(before))
+            .filter(matching(filter, before))
             .order(table::id.desc())
             .limit(limit)
             .select((Row::as_select(), length(table::raw)))
@@ -200,21 +254,65 @@ pub(super) fn list(
         .collect()
 }
 
-/// One letter with its bytes.
-pub(super) fn show(
+/// How many letters there are.
+pub(super) fn count(
     connection: &mut Connection,
-    id: i64,
-) -> Result<Option<(DeadLetter, Vec<u8>)>, Failure> {
-    let row: Option<(Row, Vec<u8>)> = connection.run(|connection| {
+    filter: &LetterFilter,
+    before: Option<i64>,
+) -> Result<u64, Failure> {
+    let count: i64 = connection.run(|connection| {
         dsl::event_persister_dead_letters
-            .find(id)
-            .select((Row::as_select(), table::raw))
-            .first(connection)
-            .optional()
+            .filter(matching(filter, before))
+            .count()
+            .get_result(connection)
     })?;
-    row.map(|(row, raw)| {
+    Ok(u64::try_from(count).unwrap_or_default())
+}
+
+/// Letters with their bytes.
+pub(super) fn open(connection: &mut Connection, ids: &[i64]) -> Result<Vec<OpenLetter>, Failure> {
+    let rows: Vec<(Row, Vec<u8>)> = connection.run(|connection| {
+        dsl::event_persister_dead_letters
+            .filter(is_one_of(ids))
+            .order(table::id.desc())
+            .select((Row::as_select(), table::raw))
+            .load(connection)
+    })?;
+    let letter = |(row, raw): (Row, Vec<u8>)| {
         let num_bytes = i64::try_from(raw.len()).unwrap_or(i64::MAX);
         Ok((row.into_letter(num_bytes, connection)?, raw))
-    })
-    .transpose()
+    };
+    rows.into_iter().map(letter).collect()
+}
+
+/// Removes letters.
+pub(super) fn remove(
+    connection: &mut Connection,
+    filter: &LetterFilter,
+    before: Option<i64>,
+) -> Result<u64, Failure> {
+    connection.begin()?;
+    let num_removed = connection.run(|connection| {
+        diesel::delete(dsl::event_persister_dead_letters.filter(matching(filter, before)))
+            .execute(connection)
+    })?;
+    connection.commit()?;
+    Ok(num_removed as u64)
+}
+
+/// Removes letters that have not come again.
+pub(super) fn remove_unchanged(
+    connection: &mut Connection,
+    letters: &[LetterVersion],
+) -> Result<u64, Failure> {
+    let mut num_removed = 0;
+    connection.begin()?;
+    for (attempts, ids) in ids_by_attempts(letters) {
+        let unchanged = table::attempts.eq(attempts).and(is_one_of(&ids));
+        num_removed += connection.run(|connection| {
+            diesel::delete(dsl::event_persister_dead_letters.filter(unchanged)).execute(connection)
+        })?;
+    }
+    connection.commit()?;
+    Ok(num_removed as u64)
 }

@@ -54,6 +54,12 @@ fn of_events(events: impl IntoIterator<Item = ReceivedEvent>) -> Arc<Batch> {
     batch(events.into_iter().map(event_entry).collect())
 }
 
+/// The newest first.
+async fn all_letters(store: &SqliteStore) -> Vec<DeadLetter> {
+    let all = LetterFilter::default();
+    store.list(&all, None, NonZeroUsize::MAX).await.unwrap()
+}
+
 fn one_event() -> Arc<Batch> {
     of_events([event(Uuid::new_v4())])
 }
@@ -367,7 +373,7 @@ async fn a_full_disk_is_waited_for() {
 
 /// The names of the codes of all dead letters, with their reasons.
 async fn refusals(store: &SqliteStore) -> BTreeMap<String, String> {
-    let letters = store.list(None, NonZeroUsize::MAX).await.unwrap();
+    let letters = all_letters(store).await;
     letters
         .into_iter()
         .map(|letter| (letter.sqlstate.unwrap_or_default(), letter.reason))
@@ -426,7 +432,7 @@ async fn every_way_to_refuse_an_event_leaves_its_neighbours_alone() {
         "{refusals:?}"
     );
     assert!(refusals[""].contains("a trigger"), "{refusals:?}");
-    assert_eq!(store.list(None, NonZeroUsize::MAX).await.unwrap().len(), 5);
+    assert_eq!(all_letters(&store).await.len(), 5);
 }
 
 #[actix::test]
@@ -495,7 +501,7 @@ async fn a_time_that_cannot_be_written_is_refused() {
         .unwrap();
     use Outcome::{RefusedByStore, Stored};
     assert_eq!(outcomes, [Stored, RefusedByStore, RefusedByStore, Stored]);
-    let letters = store.list(None, NonZeroUsize::MAX).await.unwrap();
+    let letters = all_letters(&store).await;
     let reasons: Vec<_> = letters.iter().map(|letter| &*letter.reason).collect();
     assert!(reasons.contains(&"occurred: the year is outside 0001 to 9999"));
     assert!(reasons.contains(&"received: the year is outside 0001 to 9999"));
@@ -730,7 +736,7 @@ async fn letters_of_a_database_without_them_are_none() {
     connect(&settings)
         .batch_execute("CREATE TABLE t (a)")
         .unwrap();
-    assert_eq!(store.list(None, NonZeroUsize::MAX).await.unwrap(), []);
+    assert_eq!(all_letters(&store).await, []);
     assert_eq!(store.show(1).await.unwrap(), None);
 }
 
@@ -740,7 +746,7 @@ async fn letters_are_numbered_in_the_order_of_their_keys() {
     let (store, _connection) = store_with_tables(&directory).await;
     let letters = ["3", "1", "2"].map(|position| rejected_entry(position, b"{", "not JSON"));
     store.write(batch(letters.to_vec())).await.unwrap();
-    let letters = store.list(None, NonZeroUsize::MAX).await.unwrap();
+    let letters = all_letters(&store).await;
     let positions: Vec<_> = letters.iter().map(|letter| &*letter.position).collect();
     assert_eq!(positions, ["3", "2", "1"], "the newest first");
 }

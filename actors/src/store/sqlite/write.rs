@@ -21,6 +21,7 @@ use super::schema::events;
 use crate::batch::Batch;
 use crate::delivery::{Content, Entry};
 use crate::event::ReceivedEvent;
+use crate::failpoint;
 use crate::store::{Outcome, Stage};
 
 /// What became of one event.
@@ -85,6 +86,7 @@ pub(super) fn write(
         connection.begin()?;
         match attempt(connection, batch.entries(), &mut texts, care, &poison) {
             Ok(outcomes) => {
+                failpoint::pass("sqlite::before-commit");
                 connection.commit()?;
                 return Ok(outcomes);
             }
@@ -205,6 +207,7 @@ fn insert(
             None => Err(Stop::Refused(ignored("events"))),
         };
     }
+    failpoint::pass("sqlite::between-inserts");
     let primary = (&event.resource, "");
     let related = event
         .related

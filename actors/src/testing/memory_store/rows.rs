@@ -14,6 +14,8 @@ use crate::store::{Cutoffs, DeadLetter, OpenLetter, Outcome, Stage, Trimmed};
 pub(super) struct Rows {
     pub(super) events: BTreeMap<Uuid, StoredEvent>,
     pub(super) letters: Vec<OpenLetter>,
+    /// The largest id of a letter so far, removed ones included.
+    last_letter: i64,
     pub(super) refused: HashMap<Uuid, String>,
 }
 
@@ -100,10 +102,15 @@ impl Rows {
         if let Some((letter, _)) = known {
             letter.attempts += 1;
             letter.last_seen = now;
+            // What is wrong with it now, which may be something else than before.
+            letter.stage = stage;
+            letter.reason = reason;
+            letter.event_id = event_id;
             return;
         }
+        self.last_letter += 1;
         let letter = DeadLetter {
-            id: i64::try_from(self.letters.len() + 1).unwrap_or(i64::MAX),
+            id: self.last_letter,
             source: entry.source.to_string(),
             position: entry.position.to_string(),
             stage,
@@ -116,6 +123,13 @@ impl Rows {
             num_bytes: entry.num_bytes() as u64,
         };
         self.letters.push((letter, entry.raw().to_vec()));
+    }
+
+    /// Removes the letters that are meant; returns how many there were.
+    pub(super) fn remove_letters(&mut self, is_meant: impl Fn(&DeadLetter) -> bool) -> u64 {
+        let num_before = self.letters.len();
+        self.letters.retain(|(letter, _)| !is_meant(letter));
+        (num_before - self.letters.len()) as u64
     }
 
     /// The expired events, oldest first.

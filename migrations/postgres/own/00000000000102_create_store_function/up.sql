@@ -48,6 +48,8 @@ DECLARE
     step integer;
     r_lo integer;
     r_hi integer;
+    -- The event that is tried once more after it was swallowed.
+    tried_again integer := 0;
     -- Takes duplicates as they come; slower where there are none.
     tolerant boolean := expects_duplicates;
     num_written integer;
@@ -209,6 +211,11 @@ BEGIN
                     HINT = hint,
                     TABLE = table_of_error,
                     CONSTRAINT = constraint_of_error;
+            ELSIF code = swallowed AND lo = hi AND tried_again <> lo THEN
+                -- Its id may have been there, and trimmed before it was looked for. A trigger swallows
+                -- it again.
+                tried_again := lo;
+                depth := depth + 1;
             ELSIF lo = hi THEN
                 event_number := lo;
                 RETURN NEXT;

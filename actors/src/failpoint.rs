@@ -1,0 +1,16 @@
+//! The exact moments at which tests make something break.
+//!
+//! Only a build with the feature `failpoints`, which is for tests, has them; what happens where is
+//! then told by the variable `FAILPOINTS`, in the syntax of the crate `fail`: `return` ends the
+//! process on the spot, as `kill -9` would; `panic`, `sleep` and `pause` do what they say.
+
+/// Passes one of the moments.
+#[cfg(feature = "failpoints")]
+pub(crate) fn pass(moment: &'static str) {
+    fail::fail_point!(moment, |_| std::process::abort());
+}
+
+/// Passes one of the moments: nothing happens in a build that is not for tests.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub(crate) fn pass(_: &'static str) {}

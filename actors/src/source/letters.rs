@@ -1,0 +1,224 @@
+//! Source: the dead letters of a store, once more.
+//!
+//! Each letter is handed out as the message that it was: with its own source, position and bytes, so
+//! that one that is refused again is the same letter, come once more. It is removed when it is
+//! acknowledged, unless it has come again since it was read: then its batch, or another writer, has
+//! just refused it, in the transaction that raised its attempts.
+//!
+//! The newest come first. Letters that are written meanwhile are newer, so that this comes to an end.
+//! Should the process die between the commit and the removal, the letter stays; the next time its event
+//! is found to be there already, and it goes. Memory holds one page without its bytes, and what the
+//! pipeline has not acknowledged.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::future::LocalBoxFuture;
+
+use crate::delivery::{Entry, Position, Receipt};
+use crate::event::{EventLimits, Received};
+use crate::store::{DeadLetter, DeadLetters, LetterFilter, LetterVersion, OpenLetter, StoreError};
+
+use super::retained::{Retain, Retained};
+use super::{Body, Chunk, EventSource, More, Permit, SourceError};
+
+/// The source's name in metrics and logs; a letter keeps that of its own source.
+pub const SOURCE_NAME: &str = "dead-letters";
+
+/// Hands out dead letters, each of them once.
+pub struct LetterSource {
+    letters: Arc<dyn DeadLetters>,
+    filter: LetterFilter,
+    limits: EventLimits,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    kept: Retained<Letter>,
+    /// Letters with this id or a larger one have been read.
+    before: Option<i64>,
+    ended: bool,
+}
+
+/// A letter that is not yet acknowledged.
+struct Letter {
+    version: LetterVersion,
+    entry: Arc<Entry>,
+}
+
+impl Retain for Letter {
+    fn num_bytes(&self) -> usize {
+        self.entry.num_bytes()
+    }
+
+    fn body(&self) -> Body {
+        Body::Entry(Arc::clone(&self.entry))
+    }
+}
+
+impl State {
+    /// What a read returns at once; `None` if letters have to be read first.
+    fn take(&mut self, permit: Permit) -> Option<Chunk> {
+        let when_empty = if self.ended { More::Ended } else { More::Ready };
+        let chunk = self.kept.hand_out(permit, when_empty);
+        chunk.or_else(|| {
+            self.ended.then_some(Chunk {
+                messages: Vec::new(),
+                more: More::Ended,
+            })
+        })
+    }
+}
+
+impl LetterSource {
+    /// Hands out the letters that fit the filter and have ids below `before`, if given.
+    pub fn new(
+        letters: Arc<dyn DeadLetters>,
+        filter: LetterFilter,
+        before: Option<i64>,
+        limits: EventLimits,
+    ) -> Self {
+        Self {
+            letters,
+            filter,
+            limits,
+            state: Mutex::new(State {
+                before,
+                ..State::default()
+            }),
+        }
+    }
+
+    /// Reads as many letters as the permit allows, or one, and keeps them; none means the end.
+    async fn read_on(&self, permit: Permit) -> Result<(), StoreError> {
+        let before = self.lock().before;
+        let limit = NonZeroUsize::new(permit.max_messages).unwrap_or(NonZeroUsize::MIN);
+        let listed = self.letters.list(&self.filter, before, limit).await?;
+        let ids = ids_within(&listed, permit.max_bytes);
+        let opened = if ids.is_empty() {
+            Vec::new()
+        } else {
+            self.letters.open(&ids).await?
+        };
+        // Nothing is awaited from here on, so that a read that is dropped has either read or not.
+        let letters: Vec<_> = opened.into_iter().map(|open| self.letter(open)).collect();
+        let mut state = self.lock();
+        match ids.last() {
+            Some(last) => state.before = Some(*last),
+            None => state.ended = true,
+        }
+        if !state.ended {
+            for letter in letters {
+                state.kept.push(letter);
+            }
+        }
+        Ok(())
+    }
+
+    fn letter(&self, (letter, raw): OpenLetter) -> Letter {
+        let received = Received::FromText {
+            default: letter.first_seen,
+        };
+        let entry = Entry::parse(
+            letter.source.into(),
+            Position::new(letter.position),
+            raw.into(),
+            &self.limits,
+            received,
+        );
+        Letter {
+            version: LetterVersion {
+                id: letter.id,
+                attempts: letter.attempts,
+            },
+            entry: Arc::new(entry),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change is complete before anything that could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The first letters, as many as fit; at least one.
+fn ids_within(letters: &[DeadLetter], max_bytes: usize) -> Vec<i64> {
+    let max_bytes = u64::try_from(max_bytes).unwrap_or(u64::MAX);
+    let mut num_bytes = 0_u64;
+    let fitting = letters.iter().enumerate().take_while(|(index, letter)| {
+        num_bytes = num_bytes.saturating_add(letter.num_bytes);
+        *index == 0 || num_bytes <= max_bytes
+    });
+    fitting.map(|(_, letter)| letter.id).collect()
+}
+
+impl EventSource for LetterSource {
+    fn name(&self) -> &str {
+        SOURCE_NAME
+    }
+
+    fn read(&self, permit: Permit) -> LocalBoxFuture<'_, Result<Chunk, SourceError>> {
+        Box::pin(async move {
+            loop {
+                // One poll looks and takes, so that a read that is dropped has taken nothing.
+                if let Some(chunk) = self.lock().take(permit) {
+                    return Ok(chunk);
+                }
+                let read = self.read_on(permit).await;
+                read.map_err(|error| {
+                    SourceError::unavailable("the dead letters cannot be read", error)
+                })?;
+            }
+        })
+    }
+
+    fn acknowledge<'a>(
+        &'a self,
+        receipts: &'a [Receipt],
+    ) -> LocalBoxFuture<'a, Result<(), SourceError>> {
+        Box::pin(async move {
+            let durable: Vec<_> = {
+                let state = self.lock();
+                let letters = receipts.iter().filter_map(|it| state.kept.handed_out(*it));
+                letters.map(|letter| letter.version).collect()
+            };
+            if durable.is_empty() {
+                return Ok(());
+            }
+            let removed = self.letters.remove_unchanged(&durable).await;
+            removed.map_err(|error| {
+                SourceError::unavailable(
+                    "dead letters whose events are stored cannot be removed",
+                    error,
+                )
+            })?;
+            let mut state = self.lock();
+            for receipt in receipts {
+                state.kept.acknowledge(*receipt);
+            }
+            Ok(())
+        })
+    }
+
+    fn rewind(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move {
+            self.lock().kept.rewind();
+            Ok(())
+        })
+    }
+
+    fn close(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move {
+            let mut state = self.lock();
+            state.ended = true;
+            let let_go = state.kept.clear();
+            drop(state);
+            drop(let_go);
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,212 @@
+//! The command line of `dead-letters`.
+
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use clap::{ArgGroup, Args, Subcommand};
+use event_persister_actors::store::Stage;
+
+use super::Output;
+
+/// What to do with dead letters.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum DeadLettersCommand {
+    /// List them, the newest first
+    List {
+        /// How many at most
+        #[arg(long, value_name = "NUMBER", default_value = "100")]
+        limit: NonZeroUsize,
+        /// Only those with a smaller id: the last one of the page before
+        #[arg(long, value_name = "ID")]
+        before: Option<i64>,
+        #[command(flatten)]
+        filter: LetterFlags,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show one, with its message as it came (in hexadecimal where it is not UTF-8)
+    Show {
+        /// Its id, as `list` shows it
+        id: i64,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Send them through the pipeline once more, and remove those that are stored then
+    ///
+    /// For when the cause is cured: a limit raised, an index dropped, a trigger corrected. What is
+    /// refused again stays as it is, with one attempt more and the newest reason; the exit code is 1
+    /// then. Works beside a service, and needs no Redis.
+    #[command(after_help = "Examples:
+  event-persister dead-letters replay 17 18
+  event-persister dead-letters replay --code 54000 --since 2h
+  event-persister dead-letters replay --all --json")]
+    Replay {
+        #[command(flatten)]
+        letters: Letters,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove them for good, with their messages
+    #[command(after_help = "Examples:
+  event-persister dead-letters purge 17 18
+  event-persister dead-letters purge --stage parse --until 30d --yes
+  event-persister dead-letters purge --all")]
+    Purge {
+        #[command(flatten)]
+        letters: Letters,
+        /// Do not ask; needed where standard input is no terminal
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// Which letters something is done to: some must be meant.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(group = ArgGroup::new("letters").required(true).multiple(true).args([
+    "ids", "all", "source", "stage", "reason", "code", "since", "until",
+]))]
+pub(crate) struct Letters {
+    /// Their ids, as `list` shows them
+    #[arg(
+        value_name = "ID",
+        conflicts_with_all = ["all", "source", "stage", "reason", "code", "since", "until"]
+    )]
+    pub(crate) ids: Vec<i64>,
+    /// All that there are, or all that the other flags leave
+    #[arg(long)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) filter: LetterFlags,
+}
+
+/// What letters must have in common to be meant.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Which letters")]
+pub(crate) struct LetterFlags {
+    /// Only those that came from this source, such as redis, http or file
+    #[arg(long, value_name = "NAME")]
+    pub(crate) source: Option<String>,
+    /// Only those that the parser refused, or only those that the database refused
+    #[arg(
+        long,
+        value_name = "STAGE",
+        value_parser = PossibleValuesParser::new(STAGES.map(Stage::as_str)).map(stage)
+    )]
+    pub(crate) stage: Option<Stage>,
+    /// Only those with this in their reason, letter for letter
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// Only those with this code of the database, such as 54000 or SQLITE_CONSTRAINT_CHECK
+    #[arg(long, value_name = "SQLSTATE")]
+    pub(crate) code: Option<String>,
+    /// Only those that came last at this time or later: 2026-01-31T12:00:00Z, or so long ago: 2h
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<Moment>,
+    /// Only those that came last before this time
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<Moment>,
+}
+
+const STAGES: [Stage; 2] = [Stage::Parse, Stage::Store];
+
+fn stage(name: String) -> Stage {
+    let named = STAGES.into_iter().find(|stage| stage.as_str() == name);
+    // There are no other names: the parser before this one has seen to it.
+    named.unwrap_or(Stage::Parse)
+}
+
+/// A time, or a span before now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    At(DateTime<Utc>),
+    Ago(Duration),
+}
+
+impl Moment {
+    /// The time, given what time it is.
+    pub(crate) fn at(self, now: DateTime<Utc>) -> DateTime<Utc> {
+        match self {
+            Self::At(at) => at,
+            Self::Ago(span) => TimeDelta::from_std(span)
+                .ok()
+                .and_then(|span| now.checked_sub_signed(span))
+                .unwrap_or(DateTime::<Utc>::MIN_UTC),
+        }
+    }
+}
+
+impl FromStr for Moment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Ok(at) = DateTime::parse_from_rfc3339(text) {
+            return Ok(Self::At(at.to_utc()));
+        }
+        humantime::parse_duration(text).map(Self::Ago).map_err(|_| {
+            "neither a time such as 2026-01-31T12:00:00Z nor a span before now such as 2h or 30d"
+                .to_owned()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+    use crate::cli::{Command, parse};
+
+    fn parsed(line: &str) -> Option<DeadLettersCommand> {
+        let words = format!("event-persister dead-letters {line}");
+        let (_, command) = parse(words.split(' ').map(OsString::from)).ok()?;
+        match command {
+            Command::DeadLetters { command } => Some(command),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn some_letters_must_be_meant() {
+        for command in ["replay", "purge"] {
+            for wrong in [
+                "",
+                " --yes",
+                " 7 --all",
+                " 7 --stage parse",
+                " --stage both",
+            ] {
+                assert_eq!(parsed(&format!("{command}{wrong}")), None, "{wrong}");
+            }
+            for right in ["7", "7 8", "--all", "--code 54000", "--all --since 2h"] {
+                assert!(parsed(&format!("{command} {right}")).is_some(), "{right}");
+            }
+        }
+        assert!(parsed("list").is_some());
+    }
+
+    #[test]
+    fn flags_arrive_as_what_they_mean() {
+        let Some(DeadLettersCommand::List { filter, .. }) =
+            parsed("list --stage store --since 2026-01-31T13:00:00+01:00 --until 90m")
+        else {
+            panic!("not understood");
+        };
+        let now: DateTime<Utc> = "2026-02-01T00:00:00Z".parse().unwrap();
+        let at = |moment: Option<Moment>| moment.unwrap().at(now).to_rfc3339();
+        assert_eq!(filter.stage, Some(Stage::Store));
+        assert_eq!(at(filter.since), "2026-01-31T12:00:00+00:00");
+        assert_eq!(at(filter.until), "2026-01-31T22:30:00+00:00");
+    }
+
+    #[test]
+    fn a_span_longer_than_time_is_the_beginning_of_time() {
+        let moment: Moment = "500000000years".parse().unwrap();
+        assert_eq!(moment.at(DateTime::UNIX_EPOCH), DateTime::<Utc>::MIN_UTC);
+        "yesterday".parse::<Moment>().unwrap_err();
+    }
+}

@@ -1,0 +1,110 @@
+//! `dead-letters replay`: letters go through the pipeline once more.
+
+use std::sync::Arc;
+
+use anyhow::bail;
+use event_persister_actors::metrics::LedgerCounts;
+use event_persister_actors::store::DeadLetters;
+use indicatif::{MultiProgress, ProgressBar};
+use serde::Serialize;
+
+use super::Meant;
+use crate::config::Config;
+use crate::finite_run::{End, FiniteRun};
+use crate::signals::Signals;
+use crate::{output, wiring};
+
+const AGAIN: &str = "replay again, letters whose events are stored go then";
+
+/// Replays the letters; whether all of them are stored now.
+pub(super) async fn run(
+    config: &Config,
+    screen: &MultiProgress,
+    letters: Arc<dyn DeadLetters>,
+    meant: Meant,
+    json: bool,
+) -> anyhow::Result<bool> {
+    // With nothing to replay nothing is made either.
+    let (end, summary) = if meant.num_letters == 0 {
+        (End::Finished, Summary::default())
+    } else {
+        replay(config, screen, letters, meant).await?
+    };
+    if json {
+        output::json(&summary)?;
+    } else {
+        output::table(&Summary::HEADER, &[summary.row()])?;
+    }
+    judge(&end, &summary)
+}
+
+async fn replay(
+    config: &Config,
+    screen: &MultiProgress,
+    letters: Arc<dyn DeadLetters>,
+    meant: Meant,
+) -> anyhow::Result<(End, Summary)> {
+    let mut signals = Signals::listen()?;
+    let bar = screen.add(ProgressBar::new(meant.num_letters));
+    let source = wiring::letter_source(config, letters, meant.filter, meant.before);
+    let run = FiniteRun::start(config, source, AGAIN)?;
+    let show = |ledger: &LedgerCounts| {
+        bar.set_position(ledger.stored + ledger.duplicates + ledger.dead_lettered);
+        None
+    };
+    let end = run.to_end(&mut signals, show).await?;
+    bar.finish_and_clear();
+    Ok((end, Summary::new(&run.ledger())))
+}
+
+fn judge(end: &End, summary: &Summary) -> anyhow::Result<bool> {
+    match end {
+        End::Failed(failure) => bail!("{failure}"),
+        End::Interrupted(stop, _) => bail!(
+            "stopped by {stop}; the letters that were not stored by then are all there; {AGAIN}"
+        ),
+        End::Finished if summary.still_refused > 0 => {
+            log::warn!(
+                "some letters were refused again; `event-persister dead-letters list` shows why \
+                 letters={}",
+                summary.still_refused
+            );
+            Ok(false)
+        }
+        End::Finished => Ok(true),
+    }
+}
+
+/// What became of the letters.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+struct Summary {
+    replayed: u64,
+    stored: u64,
+    /// Their events had been there already.
+    duplicates: u64,
+    still_refused: u64,
+}
+
+impl Summary {
+    const HEADER: [&str; 4] = ["REPLAYED", "STORED", "DUPLICATES", "STILL REFUSED"];
+
+    fn new(ledger: &LedgerCounts) -> Self {
+        Self {
+            replayed: ledger.stored + ledger.duplicates + ledger.dead_lettered,
+            stored: ledger.stored,
+            duplicates: ledger.duplicates,
+            still_refused: ledger.dead_lettered,
+        }
+    }
+
+    fn row(&self) -> Vec<String> {
+        [
+            self.replayed,
+            self.stored,
+            self.duplicates,
+            self.still_refused,
+        ]
+        .map(|count| count.to_string())
+        .into()
+    }
+}

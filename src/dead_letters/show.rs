@@ -1,0 +1,140 @@
+//! `dead-letters show`: all of one letter, with its message.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, bail};
+use event_persister_actors::store::{DeadLetter, DeadLetters};
+use serde::Serialize;
+
+use super::time;
+use crate::output;
+
+pub(super) async fn run(letters: &dyn DeadLetters, id: i64, json: bool) -> anyhow::Result<()> {
+    let shown = letters
+        .show(id)
+        .await
+        .with_context(|| format!("cannot show the dead letter {id}"))?;
+    let Some((letter, raw)) = shown else {
+        bail!(
+            "there is no dead letter {id}; `event-persister dead-letters list` shows which there are"
+        );
+    };
+    let message = Message::new(raw);
+    if json {
+        output::json(&Shown { letter, message })
+    } else {
+        output::line(&describe(&letter, &message))
+    }
+}
+
+/// The message as it came, in the form that can be printed.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Message {
+    Raw(String),
+    /// Two digits a byte, where it is not UTF-8.
+    RawHex(String),
+}
+
+impl Message {
+    fn new(raw: Vec<u8>) -> Self {
+        match String::from_utf8(raw) {
+            Ok(text) => Self::Raw(text),
+            Err(error) => {
+                let mut hex = String::new();
+                for byte in error.as_bytes() {
+                    // Writing to a string cannot fail.
+                    write!(hex, "{byte:02x}").unwrap_or_default();
+                }
+                Self::RawHex(hex)
+            }
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    letter: DeadLetter,
+    #[serde(flatten)]
+    message: Message,
+}
+
+fn describe(letter: &DeadLetter, message: &Message) -> String {
+    let missing = || "-".to_owned();
+    let event_id = letter.event_id.map_or_else(missing, |id| id.to_string());
+    let sqlstate = letter.sqlstate.clone().unwrap_or_else(missing);
+    let fields = [
+        ("id", letter.id.to_string()),
+        ("source", letter.source.clone()),
+        ("position", output::one_line(&letter.position)),
+        ("stage", letter.stage.as_str().to_owned()),
+        ("reason", output::one_line(&letter.reason)),
+        ("code", sqlstate),
+        ("event id", event_id),
+        ("attempts", letter.attempts.to_string()),
+        ("first seen", time(letter.first_seen)),
+        ("last seen", time(letter.last_seen)),
+        ("bytes", letter.num_bytes.to_string()),
+    ];
+    let mut text = String::new();
+    for (name, value) in fields {
+        writeln!(text, "{name:<11} {value}").unwrap_or_default();
+    }
+    match message {
+        Message::Raw(raw) => text.push_str(&format!("\n{raw}")),
+        Message::RawHex(hex) => text.push_str(&format!("\nnot UTF-8, in hexadecimal:\n{hex}")),
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+    use event_persister_actors::store::Stage;
+
+    use super::*;
+
+    fn letter() -> DeadLetter {
+        DeadLetter {
+            id: 7,
+            source: "file".to_owned(),
+            position: "events.jsonl:17".to_owned(),
+            stage: Stage::Parse,
+            reason: "id: missing".to_owned(),
+            sqlstate: None,
+            event_id: None,
+            attempts: 2,
+            first_seen: DateTime::UNIX_EPOCH,
+            last_seen: DateTime::UNIX_EPOCH,
+            num_bytes: 2,
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_not_text_is_shown_in_hexadecimal() {
+        assert_eq!(Message::new(b"{}".to_vec()), Message::Raw("{}".to_owned()));
+        assert_eq!(
+            Message::new(vec![0xff, 0x0a]),
+            Message::RawHex("ff0a".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_letter_is_one_object_with_its_message() {
+        let shown = Shown {
+            letter: letter(),
+            message: Message::new(vec![0xff]),
+        };
+        let json = serde_json::to_value(shown).unwrap();
+        assert_eq!(json["id"], 7);
+        assert_eq!(json["raw_hex"], "ff");
+    }
+
+    #[test]
+    fn the_message_comes_last_and_unchanged() {
+        let text = describe(&letter(), &Message::new(b"{\n}".to_vec()));
+        assert!(text.starts_with("id          7\n"), "{text}");
+        assert!(text.ends_with("\n\n{\n}"), "{text}");
+    }
+}

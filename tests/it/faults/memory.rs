@@ -1,0 +1,52 @@
+//! A backlog of events that are large, behind many that are small.
+
+use super::case::{Case, Store, trouble};
+use crate::support::bus::Bus;
+use crate::support::database::Database as SqliteFile;
+use crate::support::events;
+use crate::support::postgres;
+use crate::support::redis::ServerOptions;
+
+/// A thousand events of 1.5 MB, or as many as everybody can wait for.
+fn num_large() -> usize {
+    trouble().map_or(
+        150,
+        |trouble| if trouble.as_secs() < 30 { 150 } else { 1_000 },
+    )
+}
+
+async fn large_ones_behind_small_ones(mut case: Case<'_>) {
+    case.publish(5_000);
+    for _ in 0..num_large() {
+        let mut event = events::event();
+        let text: String = (0..1_500_000).map(|_| fastrand::alphanumeric()).collect();
+        event["payload"]["text"] = text.into();
+        case.bus.stream.publish(&[event.to_string()]);
+        case.expect([events::id(&event)]);
+    }
+    let server = case.start().await;
+    case.cured();
+    case.ends_well(vec![server]).await;
+}
+
+/// Not durable: the append-only file would hold it all as well.
+fn bus() -> Bus {
+    Bus::of(ServerOptions::default())
+}
+
+#[tokio::test]
+async fn into_postgres() {
+    let database = postgres::Server::shared().database();
+    let mut bus = bus();
+    bus.write_to(&database);
+    let fault = "memory: 1,000 events of 1.5 MB behind 5,000 small ones (PostgreSQL)";
+    large_ones_behind_small_ones(Case::new(fault, bus, Store::Postgres(&database))).await;
+}
+
+#[tokio::test]
+async fn into_sqlite() {
+    let bus = bus();
+    let file = SqliteFile::new(&bus.folder.path().join("event-persister.db"));
+    let fault = "memory: 1,000 events of 1.5 MB behind 5,000 small ones (SQLite)";
+    large_ones_behind_small_ones(Case::new(fault, bus, Store::Sqlite(file))).await;
+}
