@@ -96,7 +96,8 @@ impl Config {
         )
     }
 
-    fn from_parts(
+    /// Of this environment and the file that flags or environment name.
+    pub(crate) fn from_parts(
         flags: &Flags,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, ConfigError> {

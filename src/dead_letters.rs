@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
 use anyhow::{Context as _, bail};
-use chrono::{DateTime, SecondsFormat, Utc};
 use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::store::{DeadLetters, LetterFilter};
 use indicatif::MultiProgress;
@@ -18,6 +17,10 @@ mod list;
 mod purge;
 mod replay;
 mod show;
+
+// For the tests that play odd letters.
+#[cfg(test)]
+pub(crate) use {list::page, show::describe};
 
 /// Runs one of the commands; whether it did all that it was asked.
 pub(crate) async fn run(
@@ -120,8 +123,4 @@ async fn all_are_there(
          which there are",
         missing.join(", ")
     );
-}
-
-fn time(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }

@@ -24,6 +24,11 @@ mod signals;
 mod trim;
 mod wiring;
 
+/// The bodies of the fuzz targets, which play their seeds here.
+#[cfg(test)]
+#[path = "../tests/fuzz/src/targets/mod.rs"]
+mod fuzz;
+
 const DONE: i32 = 0;
 /// The work itself failed.
 const FAILED: i32 = 1;

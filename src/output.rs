@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
 /// Writes a text and the end of the line.
@@ -21,12 +22,18 @@ pub(crate) fn json(document: &impl Serialize) -> anyhow::Result<()> {
     line(&serde_json::to_string_pretty(document)?)
 }
 
-/// Writes rows in columns, each as wide as its widest cell.
+/// A moment, to the second.
+pub(crate) fn time(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+/// Writes rows in columns.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
     line(&format_table(header, rows))
 }
 
-fn format_table(header: &[&str], rows: &[Vec<String>]) -> String {
+/// Rows in columns, each as wide as its widest cell.
+pub(crate) fn format_table(header: &[&str], rows: &[Vec<String>]) -> String {
     let header: Vec<String> = header.iter().map(|cell| (*cell).to_owned()).collect();
     let rows: Vec<&Vec<String>> = std::iter::once(&header).chain(rows).collect();
     let widths: Vec<usize> = (0..header.len())
@@ -58,17 +65,23 @@ pub(crate) fn error(text: &str) {
     drop(writeln!(io::stderr().lock(), "error: {text}"));
 }
 
-/// A text on one line and without control characters, for a cell of a table.
+/// A text on one line, for a cell of a table: what tells a terminal to do anything is escaped.
 pub(crate) fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() {
+        if c.is_control() || breaks_lines_or_turns_them(c) {
             line.extend(c.escape_default());
         } else {
             line.push(c);
         }
     }
     line
+}
+
+/// Unicode's own ends of lines and paragraphs, and what makes text run from right to left, by which
+/// a name can be made to look like another.
+fn breaks_lines_or_turns_them(c: char) -> bool {
+    matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -87,5 +100,6 @@ mod tests {
     #[test]
     fn a_cell_stays_on_its_line() {
         assert_eq!(one_line("a\nb\u{1b}[31m"), "a\\nb\\u{1b}[31m");
+        assert_eq!(one_line("a\u{202e}b\u{2028}c"), "a\\u{202e}b\\u{2028}c");
     }
 }

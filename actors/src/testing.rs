@@ -8,7 +8,7 @@ mod memory_store;
 mod probe;
 
 pub use clock::ManualClock;
-pub use events::{EventFixture, event, event_entry, rejected_entry};
+pub use events::{EventFixture, event, event_entry, json_of, rejected_entry};
 pub use memory_source::MemorySource;
 pub use memory_store::{MemoryStore, StoredEvent, StoredResource};
 pub use probe::{Asked, Inbox, probe};

@@ -5,7 +5,6 @@ use std::num::NonZeroUsize;
 use anyhow::Context as _;
 use event_persister_actors::store::{DeadLetter, DeadLetters, LetterFilter};
 
-use super::time;
 use crate::output;
 
 /// Which letters are listed.
@@ -26,34 +25,41 @@ const HEADER: [&str; 8] = [
     "REASON",
 ];
 
-pub(super) async fn run(letters: &dyn DeadLetters, page: &Page, json: bool) -> anyhow::Result<()> {
+pub(super) async fn run(
+    letters: &dyn DeadLetters,
+    wanted: &Page,
+    json: bool,
+) -> anyhow::Result<()> {
     let listed = letters
-        .list(&page.filter, page.before, page.limit)
+        .list(&wanted.filter, wanted.before, wanted.limit)
         .await
         .context("cannot list the dead letters")?;
     if json {
         return output::json(&listed);
     }
-    if listed.is_empty() {
-        return output::line("no dead letters");
-    }
+    output::line(&page(&listed, wanted.limit))
+}
+
+/// The letters as a table, one line a letter.
+pub(crate) fn page(listed: &[DeadLetter], limit: NonZeroUsize) -> String {
+    let Some(last) = listed.last() else {
+        return "no dead letters".to_owned();
+    };
     let rows: Vec<Vec<String>> = listed.iter().map(row).collect();
-    output::table(&HEADER, &rows)?;
-    match listed.last() {
-        Some(last) if listed.len() == page.limit.get() => {
-            output::line(&format!("there may be more: --before {}", last.id))
-        }
-        _ => Ok(()),
+    let mut page = output::format_table(&HEADER, &rows);
+    if listed.len() == limit.get() {
+        page.push_str(&format!("\nthere may be more: --before {}", last.id));
     }
+    page
 }
 
 fn row(letter: &DeadLetter) -> Vec<String> {
     vec![
         letter.id.to_string(),
-        time(letter.last_seen),
+        output::time(letter.last_seen),
         output::one_line(&letter.position),
         letter.stage.as_str().to_owned(),
-        letter.sqlstate.clone().unwrap_or_else(|| "-".to_owned()),
+        output::one_line(letter.sqlstate.as_deref().unwrap_or("-")),
         letter.attempts.to_string(),
         letter.num_bytes.to_string(),
         output::one_line(&letter.reason),

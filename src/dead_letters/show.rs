@@ -6,7 +6,6 @@ use anyhow::{Context as _, bail};
 use event_persister_actors::store::{DeadLetter, DeadLetters};
 use serde::Serialize;
 
-use super::time;
 use crate::output;
 
 pub(super) async fn run(letters: &dyn DeadLetters, id: i64, json: bool) -> anyhow::Result<()> {
@@ -19,11 +18,11 @@ pub(super) async fn run(letters: &dyn DeadLetters, id: i64, json: bool) -> anyho
             "there is no dead letter {id}; `event-persister dead-letters list` shows which there are"
         );
     };
-    let message = Message::new(raw);
     if json {
+        let message = Message::new(raw);
         output::json(&Shown { letter, message })
     } else {
-        output::line(&describe(&letter, &message))
+        output::line(&describe(&letter, raw))
     }
 }
 
@@ -60,28 +59,30 @@ struct Shown {
     message: Message,
 }
 
-fn describe(letter: &DeadLetter, message: &Message) -> String {
-    let missing = || "-".to_owned();
-    let event_id = letter.event_id.map_or_else(missing, |id| id.to_string());
-    let sqlstate = letter.sqlstate.clone().unwrap_or_else(missing);
+/// The letter, one line a field, and then its message as it came.
+pub(crate) fn describe(letter: &DeadLetter, raw: Vec<u8>) -> String {
+    let event_id = letter
+        .event_id
+        .map_or_else(|| "-".to_owned(), |id| id.to_string());
+    let sqlstate = letter.sqlstate.as_deref().unwrap_or("-");
     let fields = [
         ("id", letter.id.to_string()),
-        ("source", letter.source.clone()),
+        ("source", output::one_line(&letter.source)),
         ("position", output::one_line(&letter.position)),
         ("stage", letter.stage.as_str().to_owned()),
         ("reason", output::one_line(&letter.reason)),
-        ("code", sqlstate),
+        ("code", output::one_line(sqlstate)),
         ("event id", event_id),
         ("attempts", letter.attempts.to_string()),
-        ("first seen", time(letter.first_seen)),
-        ("last seen", time(letter.last_seen)),
+        ("first seen", output::time(letter.first_seen)),
+        ("last seen", output::time(letter.last_seen)),
         ("bytes", letter.num_bytes.to_string()),
     ];
     let mut text = String::new();
     for (name, value) in fields {
         writeln!(text, "{name:<11} {value}").unwrap_or_default();
     }
-    match message {
+    match Message::new(raw) {
         Message::Raw(raw) => text.push_str(&format!("\n{raw}")),
         Message::RawHex(hex) => text.push_str(&format!("\nnot UTF-8, in hexadecimal:\n{hex}")),
     }
@@ -133,8 +134,26 @@ mod tests {
 
     #[test]
     fn the_message_comes_last_and_unchanged() {
-        let text = describe(&letter(), &Message::new(b"{\n}".to_vec()));
+        let text = describe(&letter(), b"{\n}".to_vec());
         assert!(text.starts_with("id          7\n"), "{text}");
         assert!(text.ends_with("\n\n{\n}"), "{text}");
+    }
+
+    #[test]
+    fn only_the_message_reaches_the_terminal_as_it_is() {
+        let odd = DeadLetter {
+            source: "a\u{1b}[2J".to_owned(),
+            position: "b\nc".to_owned(),
+            sqlstate: Some("\u{7f}".to_owned()),
+            reason: "\u{202e}d".to_owned(),
+            ..letter()
+        };
+        let text = describe(&odd, b"\x1b".to_vec());
+        let (fields, message) = text.split_once("\n\n").unwrap();
+        assert_eq!(fields.lines().count(), 11, "{fields:?}");
+        assert!(fields.is_ascii(), "{fields:?}");
+        let is_line = |c: char| c == '\n' || !c.is_control();
+        assert!(fields.chars().all(is_line), "{fields:?}");
+        assert_eq!(message, "\u{1b}");
     }
 }

@@ -100,7 +100,7 @@ fn loses_and_doubles_nothing_of_three_entries_if_transactions_end_with_their_wri
 #[test]
 #[ignore = "three million states: takes minutes"]
 fn loses_and_doubles_nothing_of_three_entries() {
-    keeps_its_promises(Protocol::new(&three(), None), 3_000_000, None);
+    keeps_its_promises(Protocol::new(&three(), None), 2_500_000, None);
 }
 
 #[test]

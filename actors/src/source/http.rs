@@ -43,6 +43,9 @@ mod post;
 mod socket;
 
 pub use auth::AuthString;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub use frames::{CutMessages, cut_messages};
 
 /// Texts longer than this are parsed by a thread for blocking work: on the connections' thread
 /// they would hold up everybody else on it for milliseconds.

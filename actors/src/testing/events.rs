@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Datelike as _, TimeDelta, Utc};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::delivery::{Content, Entry, Position, Rejection};
@@ -104,4 +105,41 @@ impl EventFixture {
             payload: ByteString::from(self.payload),
         }
     }
+}
+
+/// The event's columns as the JSON text of an event, as they would be read back from a database.
+pub fn json_of(event: &ReceivedEvent) -> String {
+    let string = |text: &str| Value::from(text).to_string();
+    let labels = |resource: &Resource| {
+        let labels = resource.labels();
+        let labels: Vec<_> = labels
+            .map(|(key, value)| format!("{}:{}", string(key), string(value)))
+            .collect();
+        format!("{{{}}}", labels.join(","))
+    };
+    let related: Vec<_> = event.related.iter().map(labels).collect();
+    format!(
+        r#"{{"id":"{}","occurred":"{}","received":"{}","event":{},"resource":{},"related":[{}],"follows":{},"payload":{}}}"#,
+        event.id,
+        written(event.occurred),
+        written(event.received),
+        string(&event.event),
+        labels(&event.resource),
+        related.join(","),
+        event
+            .follows
+            .map_or("null".to_owned(), |id| format!("\"{id}\"")),
+        event.payload(),
+    )
+}
+
+/// In an offset in which the year is one that can be written: 1 to 9999.
+fn written(moment: DateTime<Utc>) -> String {
+    let (offset, minutes) = match moment.year() {
+        ..1 => ("+23:59", 1_439),
+        1..=9999 => ("+00:00", 0),
+        _ => ("-23:59", -1_439),
+    };
+    let local = moment + TimeDelta::minutes(minutes);
+    format!("{}{offset}", local.format("%Y-%m-%d %H:%M:%S%.6f"))
 }

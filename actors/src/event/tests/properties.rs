@@ -5,6 +5,7 @@ use jiter::Jiter;
 use proptest::prelude::*;
 
 use super::*;
+use crate::testing::json_of;
 
 type Labels = Vec<(String, String)>;
 
@@ -296,32 +297,6 @@ fn event_of(columns: &Columns, payload: &str) -> ReceivedEvent {
         payload: payload.into(),
         text: ByteString::new(),
     }
-}
-
-/// The event's columns as one JSON text, as they would be read back from a database.
-fn json_of(event: &ReceivedEvent) -> String {
-    let string = |text: &str| serde_json::to_string(text).unwrap();
-    let labels = |resource: &Resource| {
-        let labels = resource.labels();
-        let labels: Vec<_> = labels
-            .map(|(key, value)| format!("{}:{}", string(key), string(value)))
-            .collect();
-        format!("{{{}}}", labels.join(","))
-    };
-    let related: Vec<_> = event.related.iter().map(labels).collect();
-    format!(
-        r#"{{"id":"{}","occurred":"{}","received":"{}","event":{},"resource":{},"related":[{}],"follows":{},"payload":{}}}"#,
-        event.id,
-        event.occurred.format("%Y-%m-%d %H:%M:%S%.6f"),
-        event.received.format("%Y-%m-%d %H:%M:%S%.6f"),
-        string(&event.event),
-        labels(&event.resource),
-        related.join(","),
-        event
-            .follows
-            .map_or("null".to_owned(), |id| format!("\"{id}\"")),
-        event.payload(),
-    )
 }
 
 fn check_any(bytes: Vec<u8>) {

@@ -156,6 +156,45 @@ impl Frames {
     }
 }
 
+/// What [`cut_messages`] made of some bytes.
+#[cfg(feature = "testing")]
+#[derive(Debug)]
+pub struct CutMessages {
+    /// The messages, as debug output shows them.
+    pub messages: Vec<String>,
+    /// Why the rest was refused.
+    pub error: Option<String>,
+    /// The most bytes that were in memory between two pieces.
+    pub most_held: usize,
+}
+
+/// Cuts bytes that arrive in pieces into messages, as a connection does; for tests from outside.
+#[cfg(feature = "testing")]
+pub fn cut_messages<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limit: usize) -> CutMessages {
+    let mut frames = Frames::new(limit);
+    let mut cut = CutMessages {
+        messages: Vec::new(),
+        error: None,
+        most_held: 0,
+    };
+    for piece in pieces {
+        frames.extend(&Bytes::copy_from_slice(piece));
+        loop {
+            match frames.next() {
+                Ok(Some(message)) => cut.messages.push(format!("{message:?}")),
+                Ok(None) => break,
+                Err(error) => {
+                    cut.error = Some(error.to_string());
+                    return cut;
+                }
+            }
+        }
+        let in_parts = frames.parts.as_ref().map_or(0, BytesMut::len);
+        cut.most_held = cut.most_held.max(frames.buffer.len() + in_parts);
+    }
+    cut
+}
+
 /// Reads the messages of one connection.
 pub(super) struct Reader {
     payload: web::Payload,
