@@ -23,9 +23,9 @@ pub(crate) enum DeadLettersCommand {
         #[arg(long, value_name = "ID")]
         before: Option<i64>,
         #[command(flatten)]
-        filter: LetterFlags,
-        #[command(flatten)]
         output: Output,
+        #[command(flatten)]
+        filter: LetterFlags,
     },
     /// Show one, with its message as it came (in hexadecimal where it is not UTF-8)
     Show {
@@ -45,9 +45,9 @@ pub(crate) enum DeadLettersCommand {
   event-persister dead-letters replay --all --json")]
     Replay {
         #[command(flatten)]
-        letters: Letters,
-        #[command(flatten)]
         output: Output,
+        #[command(flatten)]
+        letters: Letters,
     },
     /// Remove them for good, with their messages
     #[command(after_help = "Examples:
@@ -55,13 +55,13 @@ pub(crate) enum DeadLettersCommand {
   event-persister dead-letters purge --stage parse --until 30d --yes
   event-persister dead-letters purge --all")]
     Purge {
-        #[command(flatten)]
-        letters: Letters,
         /// Do not ask; needed where standard input is no terminal
         #[arg(long)]
         yes: bool,
         #[command(flatten)]
         output: Output,
+        #[command(flatten)]
+        letters: Letters,
     },
 }
 
