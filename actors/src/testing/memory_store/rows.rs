@@ -15,6 +15,7 @@ pub(super) struct Rows {
     pub(super) events: BTreeMap<Uuid, StoredEvent>,
     pub(super) letters: Vec<OpenLetter>,
     pub(super) refused: HashMap<Uuid, String>,
+    pub(super) refuses_all: bool,
 }
 
 /// A row of `events` and its rows of `event_resources`.
@@ -65,7 +66,9 @@ impl Rows {
         if self.events.contains_key(&event.id) {
             return Outcome::Duplicate;
         }
-        if let Some(reason) = self.refused.get(&event.id).cloned() {
+        let reason = self.refused.get(&event.id).cloned();
+        let all = || "the test refuses every event".to_owned();
+        if let Some(reason) = reason.or_else(|| self.refuses_all.then(all)) {
             self.write_letter(entry, Stage::Store, reason, Some(event.id), now);
             return Outcome::RefusedByStore;
         }
