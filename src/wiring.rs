@@ -41,12 +41,20 @@ pub(crate) fn pipeline_settings(config: &Config) -> PipelineSettings {
             every,
             ..trim_settings(config)
         }),
-        ..finite_settings(config)
+        ..settings_without_retention(config)
     }
 }
 
-/// The same without retention: what is imported or replayed stays until the service looks at it.
+/// The same without retention: what is imported or replayed stays until the service looks at it. And
+/// without a pause where the database refuses nearly everything: nobody would mend it before the
+/// end, which would only take longer to come, and the letters can be no more than there was to read.
 pub(crate) fn finite_settings(config: &Config) -> PipelineSettings {
+    let mut settings = settings_without_retention(config);
+    settings.batch.pauses_when_refused = false;
+    settings
+}
+
+fn settings_without_retention(config: &Config) -> PipelineSettings {
     PipelineSettings {
         writers: config.pipeline.writers,
         batch: BatcherSettings {

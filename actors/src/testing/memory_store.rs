@@ -124,6 +124,11 @@ impl MemoryStore {
         self.state().rows.refused.remove(&event_id);
     }
 
+    /// While true, every new event is refused, as by a trigger that somebody got wrong.
+    pub fn refuse_all(&self, refuse: bool) {
+        self.state().rows.refuses_all = refuse;
+    }
+
     /// Makes writes wait, before they do anything, until [`Self::release`].
     pub fn hold(&self) {
         self.core.held.send_replace(true);
