@@ -262,13 +262,6 @@ pub trait DeadLetters: Send + Sync {
         ids: &'a [i64],
     ) -> LocalBoxFuture<'a, Result<Vec<OpenLetter>, StoreError>>;
 
-    /// Removes letters for good; returns how many there were.
-    fn remove<'a>(
-        &'a self,
-        filter: &'a LetterFilter,
-        before: Option<i64>,
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>>;
-
     /// Removes those of these letters that have not come again since they were read; returns how many
     /// these were.
     fn remove_unchanged<'a>(

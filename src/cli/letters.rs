@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser as _};
 use clap::{ArgGroup, Args, Subcommand};
 use event_persister_actors::store::Stage;
 
@@ -89,7 +89,8 @@ pub(crate) struct Letters {
 #[command(next_help_heading = "Which letters")]
 pub(crate) struct LetterFlags {
     /// Only those that came from this source, such as redis, http or file
-    #[arg(long, value_name = "NAME")]
+    // What is empty would mean every letter, which nobody says in this way.
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) source: Option<String>,
     /// Only those that the parser refused, or only those that the database refused
     #[arg(
@@ -99,10 +100,10 @@ pub(crate) struct LetterFlags {
     )]
     pub(crate) stage: Option<Stage>,
     /// Only those with this in their reason, letter for letter
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) reason: Option<String>,
     /// Only those with this code of the database, such as 54000 or SQLITE_CONSTRAINT_CHECK
-    #[arg(long, value_name = "SQLSTATE")]
+    #[arg(long, value_name = "SQLSTATE", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) code: Option<String>,
     /// Only those that came last at this time or later: 2026-01-31T12:00:00Z, or so long ago: 2h
     #[arg(long, value_name = "TIME")]

@@ -385,7 +385,7 @@ macro_rules! store_contract_tests {
             lists_the_newest_letters_first_and_in_pages
             a_letter_shows_what_is_wrong_with_it_now
             finds_the_letters_that_fit_every_part_of_a_filter
-            removes_the_letters_that_it_finds_and_no_others
+            removes_the_letters_that_it_is_given_and_no_others
             a_letter_that_came_again_is_not_removed_as_it_was
             opens_many_letters_at_once
             a_write_after_a_failed_one_works

@@ -335,20 +335,6 @@ impl DeadLetters for PostgresStore {
         })
     }
 
-    fn remove<'a>(
-        &'a self,
-        filter: &'a LetterFilter,
-        before: Option<i64>,
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
-        Box::pin(async move {
-            let remove = async |connection: &mut Connection| {
-                letters::remove(connection, filter, before).await
-            };
-            self.with_connection(REMOVE_LETTERS, self.limit(), remove)
-                .await
-        })
-    }
-
     fn remove_unchanged<'a>(
         &'a self,
         letters: &'a [LetterVersion],

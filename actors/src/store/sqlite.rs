@@ -370,17 +370,6 @@ impl DeadLetters for SqliteStore {
         )
     }
 
-    fn remove<'a>(
-        &'a self,
-        filter: &'a LetterFilter,
-        before: Option<i64>,
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
-        let filter = filter.clone();
-        Box::pin(self.with_letters(REMOVE_LETTERS, 0, move |connection| {
-            letters::remove(connection, &filter, before)
-        }))
-    }
-
     fn remove_unchanged<'a>(
         &'a self,
         letters: &'a [LetterVersion],

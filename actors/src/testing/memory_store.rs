@@ -345,18 +345,6 @@ impl DeadLetters for MemoryStore {
         })
     }
 
-    fn remove<'a>(
-        &'a self,
-        filter: &'a LetterFilter,
-        before: Option<i64>,
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
-        Box::pin(async move {
-            let mut state = self.available()?;
-            let remove = |letter: &DeadLetter| matches(filter, before, letter);
-            Ok(state.rows.remove_letters(remove))
-        })
-    }
-
     fn remove_unchanged<'a>(
         &'a self,
         letters: &'a [LetterVersion],

@@ -23,6 +23,16 @@ async fn among_good_ones(fault: &'static str, entry: &[(&str, &[u8])], num_lette
         add.query::<Value>(&mut connection).unwrap();
     }
     case.cured();
+    case.bus.until_settled_now().await;
+    // Each is kept as it came.
+    if let Some((_, data)) = entry.iter().find(|(name, _)| *name == "data") {
+        let hex: String = data.iter().map(|byte| format!("{byte:02x}")).collect();
+        let kept = database.value(&format!(
+            "SELECT count(*) FROM event_persister_dead_letters WHERE raw = '\\x{hex}' \
+             AND source = 'redis' AND reason != ''"
+        ));
+        assert_eq!(kept, num_letters.to_string());
+    }
     case.ends_with_letters(vec![server], num_letters).await;
 }
 
@@ -64,9 +74,19 @@ async fn no_data() {
 
 #[tokio::test]
 async fn bad_attributes() {
-    let fault = "poison: an event with bad attributes";
-    let text = b"{\"id\": 1}";
-    among_good_ones(fault, &[("data", text), ("attributes", b"no JSON")], 20).await;
+    let fault = "poison: bad attributes, which harm no event";
+    let database = postgres::Server::shared().database();
+    let mut case = Case::postgres(fault, &database);
+    let server = case.start().await;
+    case.load().await;
+    let events = events::events(20);
+    let entries: Vec<_> = (events.iter())
+        .map(|event| (event.to_string(), "no JSON"))
+        .collect();
+    case.bus.stream.try_publish(&entries).unwrap();
+    case.expect(events::ids(&events));
+    case.cured();
+    case.ends_well(vec![server]).await;
 }
 
 /// Text that does not shrink when it is compressed, so that no index takes it.

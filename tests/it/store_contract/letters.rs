@@ -152,21 +152,21 @@ pub(super) async fn finds_the_letters_that_fit_every_part_of_a_filter(fixture: &
     }
 }
 
-pub(super) async fn removes_the_letters_that_it_finds_and_no_others(fixture: &impl Fixture) {
+pub(super) async fn removes_the_letters_that_it_is_given_and_no_others(fixture: &impl Fixture) {
     let both = write_two_letters(fixture).await;
     let dead_letters = fixture.dead_letters();
-    let of = |stage| LetterFilter {
-        stage: Some(stage),
-        ..LetterFilter::default()
-    };
-    let remove = async |filter: &LetterFilter, before| {
-        let removed = dead_letters.remove(filter, before).await.unwrap();
+    let remove = async |letter: &DeadLetter| {
+        let version = LetterVersion {
+            id: letter.id,
+            attempts: letter.attempts,
+        };
+        let removed = dead_letters.remove_unchanged(&[version]).await.unwrap();
         (removed, letters(fixture).await.len())
     };
-    assert_eq!(remove(&of(Stage::Store), Some(both[1].id)).await, (0, 2));
-    assert_eq!(remove(&of(Stage::Store), None).await, (1, 1));
-    assert_eq!(remove(&of(Stage::Store), None).await, (0, 1));
-    assert_eq!(remove(&LetterFilter::default(), None).await, (1, 0));
+    assert_eq!(remove(&both[1]).await, (1, 1));
+    assert_eq!(remove(&both[1]).await, (0, 1));
+    assert_eq!(letters(fixture).await[0].id, both[0].id);
+    assert_eq!(remove(&both[0]).await, (1, 0));
     // An id is not given to another letter, or an operator would remove what he has not seen.
     let store = (fixture.open_store())();
     let again = batch(vec![rejected_entry("1", b"{", "not JSON")]);
