@@ -21,6 +21,7 @@ mod redis_metrics;
 mod serve;
 mod signals;
 mod trim;
+mod verify;
 mod wiring;
 
 const DONE: i32 = 0;
@@ -94,6 +95,18 @@ async fn execute(
         }
         Command::DeadLetters { command } => dead_letters::run(config, command).await?,
         Command::Guard { command } => guard::run(config, command).await?,
+        Command::Verify {
+            since,
+            limit,
+            output,
+        } => {
+            let wishes = verify::Wishes {
+                since: *since,
+                limit: *limit,
+                json: output.json,
+            };
+            return verify::run(config, wishes).await;
+        }
     }
     Ok(true)
 }
