@@ -24,9 +24,9 @@ mod redis;
 mod stores;
 
 pub(crate) use intake::{Intake, intake};
-pub(crate) use redis::{Bus, GuardReport, RedisStats, bus, guard};
+pub(crate) use redis::{BUS_NAME, Bus, BusAudit, GuardReport, RedisStats, bus, bus_audit, guard};
 pub(crate) use stores::{
-    HalfEvents, Missing, Prefects, close, dead_letters, half_events, migrate, not_there_yet,
+    HalfEvents, Missing, Prefects, audit, close, dead_letters, half_events, migrate, not_there_yet,
     open_store, prefects_schema, remove_half_events,
 };
 
@@ -80,7 +80,8 @@ pub(crate) fn trim_settings(config: &Config) -> TrimSettings {
     }
 }
 
-fn event_limits(config: &Config) -> EventLimits {
+/// What an event may hold.
+pub(crate) fn event_limits(config: &Config) -> EventLimits {
     EventLimits {
         max_labels_per_resource: config.events.max_labels_per_resource.get(),
         max_related_resources: config.events.max_related_resources.get(),

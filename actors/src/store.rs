@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::batch::Batch;
 
+pub mod audit;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "sqlite")]

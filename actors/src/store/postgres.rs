@@ -38,6 +38,7 @@ use crate::store::{
     OpenStore, Outcome, StoreError, TrimStep, Trimmed,
 };
 
+mod audit;
 mod columns;
 mod connection;
 mod failure;

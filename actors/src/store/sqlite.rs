@@ -30,6 +30,7 @@ use crate::store::{
     OpenStore, Outcome, StoreError, TrimStep, Trimmed,
 };
 
+mod audit;
 mod connection;
 mod in_place;
 mod letters;

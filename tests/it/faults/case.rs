@@ -183,6 +183,9 @@ impl<'a> Case<'a> {
         }
         self.bus.until_settled(&servers[0]).await;
         self.row.settled_after = self.cured.elapsed();
+        // The operator's own judge, before ours.
+        let verify = self.bus.folder.run_with(&["verify"], &self.bus.variables());
+        verify.exits(0);
         let stored = self.store.ids();
         let mut expected = self.ids.clone();
         let survived = self.forgivable.iter().filter(|id| stored.contains(*id));

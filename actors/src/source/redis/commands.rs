@@ -208,6 +208,20 @@ impl Commands<'_> {
         Ok(replies::number(self.send(&command).await?)? > 0)
     }
 
+    /// Reads entries behind one id and up to another, as many as stay within so many bytes, but at
+    /// least one, and takes none; with the ids of those that are pending.
+    pub(super) async fn read_page(
+        &mut self,
+        behind: StreamId,
+        last: StreamId,
+        max_bytes: usize,
+    ) -> RedisResult<(Vec<RawEntry>, Vec<StreamId>)> {
+        let mut command = self.script(scripts::READ_PAGE);
+        command.arg(behind.to_string()).arg(last.to_string());
+        command.arg(IDS_AT_ONCE).arg(max_bytes);
+        replies::page(self.send(&command).await?)
+    }
+
     /// The server's version; `None` if it does not say.
     pub(super) async fn server_version(&mut self) -> RedisResult<Option<String>> {
         let mut command = redis::cmd("INFO");

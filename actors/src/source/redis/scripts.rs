@@ -177,3 +177,41 @@ end
 if num == 0 then return {0} end
 return read(num, num == count and 1 or 0)
 "#;
+
+/// Reads a page of the stream and takes nothing: as many entries as stay within a number of bytes,
+/// but at least one, and the ids of those on the page that are pending in the group.
+///
+/// Both in one step, so that what is not pending was acknowledged before anyone sees the page.
+pub(super) const READ_PAGE: &str = r#"
+local stream, group = KEYS[1], ARGV[1]
+local after, last = ARGV[2], ARGV[3]
+local count, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[5])
+
+local page, bytes, full = {}, 0, false
+while #page < count and not full do
+  local asked = math.min(32, count - #page)
+  local entries = redis.pcall('XRANGE', stream, '(' .. after, last, 'COUNT', asked)
+  if entries.err then return entries end
+  for _, entry in ipairs(entries) do
+    for _, text in ipairs(entry[2]) do bytes = bytes + #text end
+    if #page > 0 and bytes > max_bytes then
+      full = true
+      break
+    end
+    table.insert(page, entry)
+    after = entry[1]
+  end
+  if #entries < asked then break end
+end
+if #page == 0 then return {{}, {}} end
+
+local pending, from = {}, page[1][1]
+while true do
+  local some = redis.pcall('XPENDING', stream, group, from, after, 1000)
+  if some.err then return some end
+  for _, entry in ipairs(some) do table.insert(pending, entry[1]) end
+  if #some < 1000 then break end
+  from = '(' .. pending[#pending]
+end
+return {page, pending}
+"#;
