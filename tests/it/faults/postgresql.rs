@@ -276,14 +276,21 @@ async fn every_statement_takes_half_a_second() {
 }
 
 /// As [`for_a_while`], for a role that is no superuser; `{role}` stands for its name.
-async fn for_a_role(fault: &'static str, database: &Database, harm: &str, cure: &str, why: &str) {
+async fn for_a_role(
+    fault: &'static str,
+    database: &Database,
+    harm: &[&str],
+    cure: &str,
+    why: &str,
+) {
     let mut case = Case::postgres(fault, database);
     let (role, url) = database.for_a_role();
     case.bus.set("EVENT_PERSISTER_DATABASE_URL", url);
     let server = case.start().await;
     case.load().await;
-    database.execute(&harm.replace("{role}", &role));
-    database.execute(CUT_OFF);
+    for harm in harm {
+        database.execute(&harm.replace("{role}", &role));
+    }
     let answer = server.until_ready_is(503).await;
     until(why, || {
         server.log().contains(why) || answer.to_string().contains(why)
@@ -304,7 +311,7 @@ async fn it_is_out_of_connections() {
     for_a_role(
         "PostgreSQL: out of connections",
         &database,
-        "ALTER ROLE {role} CONNECTION LIMIT 0",
+        &["ALTER ROLE {role} CONNECTION LIMIT 0", CUT_OFF],
         "ALTER ROLE {role} CONNECTION LIMIT -1",
         "no connection left",
     )
@@ -317,7 +324,7 @@ async fn a_permission_is_revoked() {
     for_a_role(
         "PostgreSQL: permission revoked",
         &database,
-        "REVOKE INSERT ON event_resources FROM {role}",
+        &["REVOKE INSERT ON event_resources FROM {role}"],
         "GRANT INSERT ON event_resources TO {role}",
         "lacks a privilege",
     )
