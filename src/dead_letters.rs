@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 
 use anyhow::{Context as _, bail};
 use event_persister_actors::clock::{Clock as _, SystemClock};
-use event_persister_actors::store::{DeadLetters, LetterFilter};
+use event_persister_actors::store::{DeadLetters, LetterFilter, LetterVersion};
 use indicatif::MultiProgress;
 
 use crate::cli::{DeadLettersCommand, LetterFlags, Letters};
@@ -21,6 +21,12 @@ mod show;
 // For the tests that play odd letters.
 #[cfg(test)]
 pub(crate) use {list::page, show::describe};
+
+/// Letters that are read, or removed in one transaction, at a time.
+const PAGE: NonZeroUsize = match NonZeroUsize::new(1_000) {
+    Some(page) => page,
+    None => NonZeroUsize::MIN,
+};
 
 /// Runs one of the commands; whether it did all that it was asked.
 pub(crate) async fn run(
@@ -57,7 +63,8 @@ pub(crate) async fn run(
             output,
         } => {
             let meant = Meant::find(&*letters, meant).await?;
-            return purge::run(&*letters, &meant, *yes, output.json).await;
+            let shown = meant.versions(&*letters).await?;
+            return purge::run(&*letters, &shown, *yes, output.json).await;
         }
     }
     Ok(true)
@@ -101,6 +108,25 @@ impl Meant {
             filter,
             before,
         })
+    }
+}
+
+impl Meant {
+    /// Each of them as it is now.
+    async fn versions(&self, letters: &dyn DeadLetters) -> anyhow::Result<Vec<LetterVersion>> {
+        let mut versions: Vec<LetterVersion> = Vec::new();
+        loop {
+            let before = versions.last().map(|last| last.id).or(self.before);
+            let page = letters.list(&self.filter, before, PAGE).await;
+            let page = page.context("cannot look for the dead letters")?;
+            if page.is_empty() {
+                return Ok(versions);
+            }
+            versions.extend(page.iter().map(|letter| LetterVersion {
+                id: letter.id,
+                attempts: letter.attempts,
+            }));
+        }
     }
 }
 

@@ -22,6 +22,7 @@ mod redis_metrics;
 mod serve;
 mod signals;
 mod trim;
+mod verify;
 mod wiring;
 
 /// The bodies of the fuzz targets, which play their seeds here.
@@ -102,6 +103,18 @@ async fn execute(
             return dead_letters::run(config, screen, command).await;
         }
         Command::Guard { command } => guard::run(config, command).await?,
+        Command::Verify {
+            since,
+            limit,
+            output,
+        } => {
+            let wishes = verify::Wishes {
+                since: *since,
+                limit: *limit,
+                json: output.json,
+            };
+            return verify::run(config, wishes).await;
+        }
     }
     Ok(true)
 }

@@ -24,9 +24,9 @@ mod redis;
 mod stores;
 
 pub(crate) use intake::{Intake, intake};
-pub(crate) use redis::{Bus, GuardReport, RedisStats, bus, guard};
+pub(crate) use redis::{BUS_NAME, Bus, BusAudit, GuardReport, RedisStats, bus, bus_audit, guard};
 pub(crate) use stores::{
-    HalfEvents, Missing, Prefects, close, dead_letters, half_events, migrate, not_there_yet,
+    HalfEvents, Missing, Prefects, audit, close, dead_letters, half_events, migrate, not_there_yet,
     open_store, prefects_schema, remove_half_events,
 };
 
@@ -41,12 +41,20 @@ pub(crate) fn pipeline_settings(config: &Config) -> PipelineSettings {
             every,
             ..trim_settings(config)
         }),
-        ..finite_settings(config)
+        ..settings_without_retention(config)
     }
 }
 
-/// The same without retention: what is imported or replayed stays until the service looks at it.
+/// The same without retention: what is imported or replayed stays until the service looks at it. And
+/// without a pause where the database refuses nearly everything: nobody would mend it before the
+/// end, which would only take longer to come, and the letters can be no more than there was to read.
 pub(crate) fn finite_settings(config: &Config) -> PipelineSettings {
+    let mut settings = settings_without_retention(config);
+    settings.batch.pauses_when_refused = false;
+    settings
+}
+
+fn settings_without_retention(config: &Config) -> PipelineSettings {
     PipelineSettings {
         writers: config.pipeline.writers,
         batch: BatcherSettings {
@@ -72,7 +80,8 @@ pub(crate) fn trim_settings(config: &Config) -> TrimSettings {
     }
 }
 
-fn event_limits(config: &Config) -> EventLimits {
+/// What an event may hold.
+pub(crate) fn event_limits(config: &Config) -> EventLimits {
     EventLimits {
         max_labels_per_resource: config.events.max_labels_per_resource.get(),
         max_related_resources: config.events.max_related_resources.get(),

@@ -5,10 +5,12 @@
 //! A batch that failed goes back to the front, in order, until it is written; while its back-off
 //! lasts, nothing newer overtakes it, unless it is the only one that fails. A writer that dies
 //! loses nothing: its batch is still here.
+//! While the database refuses nearly everything, reading pauses: no permits are granted, and one
+//! batch a back-off goes out as a probe ([`Refusals`] decides). What is held stays held, bounded by
+//! the credit as ever, and a drain writes all of it.
 //! When this actor dies, what it held is forgotten, and the sources hand it out again.
 
 use std::collections::{HashMap, VecDeque};
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +18,7 @@ use actix::prelude::*;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::backoff::Backoff;
-use crate::batch::{BatchLimits, BatchQueue, FlushReason, HeldBatch, Next};
+use crate::batch::{BatchQueue, FlushReason, HeldBatch, Next};
 use crate::clock::Clock;
 use crate::credit::Credit;
 use crate::lifeline::Lifeline;
@@ -26,77 +27,26 @@ use crate::messages::{
     stops_when_retired,
 };
 use crate::metrics::Metrics;
+use crate::refusals::Refusals;
 use crate::source::Permit;
 use crate::status::{Component, error_chain};
 use crate::store::StoreError;
 use crate::waiters::{Owed, Waiters};
 
-/// When batches leave, and how much may be held.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BatcherSettings {
-    /// Events in a batch at most (1,000). More make a transaction longer, fewer make more of them.
-    pub max_events: NonZeroUsize,
-    /// Bytes in a batch at most (8 MiB); a larger event makes a batch of its own.
-    pub max_bytes: NonZeroUsize,
-    /// How long to wait for a source that had more (5 ms).
-    pub linger: Duration,
-    /// How long an event may wait for its batch to fill (1 s).
-    pub max_age: Duration,
-    /// Bytes in flight at most (64 MiB), plus the largest event of each source.
-    pub max_bytes_in_flight: NonZeroUsize,
-    /// Delays between attempts to write.
-    pub backoff: Backoff,
-}
+mod pausing;
+mod settings;
+mod writer;
 
-impl Default for BatcherSettings {
-    fn default() -> Self {
-        const fn at_least_one(count: usize) -> NonZeroUsize {
-            match NonZeroUsize::new(count) {
-                Some(count) => count,
-                None => NonZeroUsize::MIN,
-            }
-        }
-        Self {
-            max_events: at_least_one(1_000),
-            max_bytes: at_least_one(8 << 20),
-            linger: Duration::from_millis(5),
-            max_age: Duration::from_secs(1),
-            max_bytes_in_flight: at_least_one(64 << 20),
-            backoff: Backoff::default(),
-        }
-    }
-}
-
-impl BatcherSettings {
-    fn credit(&self, num_writers: usize, num_sources: usize) -> Credit {
-        let largest = Permit {
-            max_messages: self.max_events.get(),
-            max_bytes: self.max_bytes.get(),
-        };
-        let max_messages = (num_writers + 2).saturating_mul(self.max_events.get());
-        Credit::new(
-            max_messages,
-            self.max_bytes_in_flight.get(),
-            largest,
-            num_sources,
-        )
-    }
-
-    fn limits(&self) -> BatchLimits {
-        BatchLimits {
-            max_events: self.max_events,
-            max_bytes: self.max_bytes,
-            linger: self.linger,
-            max_age: self.max_age,
-        }
-    }
-}
+pub use settings::BatcherSettings;
+use writer::{HandOut, Writer};
 
 /// What a batcher shares with the rest of its pipeline.
 #[derive(Clone)]
 pub struct BatcherParts {
     /// Notes what happens to the store.
     pub store: Component,
+    /// Fails while reading pauses because the store refuses nearly everything.
+    pub refusals: Component,
     /// Accounts for every message.
     pub metrics: Metrics,
     /// Dates errors.
@@ -111,6 +61,7 @@ pub struct BatcherActor {
     acks: HashMap<SourceIndex, Recipient<Ack>>,
     queue: BatchQueue,
     credit: Credit,
+    refusals: Refusals,
     /// Who waits for room, in the order in which they asked.
     asking: VecDeque<(SourceIndex, oneshot::Sender<Result<Permit, EnqueueRefused>>)>,
     is_draining: bool,
@@ -122,27 +73,6 @@ pub struct BatcherActor {
     successes: u64,
     _lifeline: Lifeline,
 }
-
-struct Writer {
-    recipient: Recipient<Flush>,
-    /// What it is writing, and under which number that was handed out; an idle one writes nothing.
-    writing: Option<(HandOut, HeldBatch)>,
-    /// Its mailbox has closed; it gets nothing until it is replaced.
-    gone: bool,
-}
-
-impl Writer {
-    fn new(recipient: Recipient<Flush>) -> Self {
-        Self {
-            recipient,
-            writing: None,
-            gone: false,
-        }
-    }
-}
-
-/// One handing out of a batch; a reply to an earlier one is stale.
-type HandOut = u64;
 
 /// A writer's reply as it arrives, its own death included.
 type FlushReply = Result<Result<Flushed, StoreError>, MailboxError>;
@@ -159,6 +89,7 @@ impl BatcherActor {
         Self {
             queue: BatchQueue::new(settings.limits()),
             credit: settings.credit(writers.len(), num_sources),
+            refusals: Refusals::new(settings.backoff),
             settings,
             parts,
             writers: writers.into_iter().map(Writer::new).collect(),
@@ -176,24 +107,28 @@ impl BatcherActor {
     /// Hands out batches for as long as there is one due and a writer idle.
     fn pump(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
-        while let Some(index) = self.idle_writer() {
+        while let Some(index) = self.writers.iter().position(Writer::is_idle) {
+            if self.waits_for_probe(now, ctx) {
+                break;
+            }
             match self.queue.next(now) {
                 Next::Write(held, reason) => self.hand_out(index, held, reason, ctx),
                 Next::WaitUntil(at) => {
                     self.wake_at(at, ctx);
                     break;
                 }
-                Next::Nothing => break,
+                Next::Nothing => {
+                    self.read_a_probe(now, ctx);
+                    break;
+                }
             }
         }
         self.parts.metrics.set_oldest(self.oldest());
         self.answer_drained();
     }
 
-    fn idle_writer(&self) -> Option<usize> {
-        self.writers
-            .iter()
-            .position(|writer| writer.writing.is_none() && !writer.gone)
+    fn is_writing(&self) -> bool {
+        self.writers.iter().any(|writer| writer.writing.is_some())
     }
 
     fn oldest(&self) -> Option<Instant> {
@@ -266,6 +201,7 @@ impl BatcherActor {
         }
         self.successes += 1;
         self.queue.end_backoff(Instant::now());
+        self.judge(flushed);
         let mut by_source: HashMap<SourceIndex, Vec<_>> = HashMap::new();
         for (source, receipt) in held.receipts {
             by_source.entry(source).or_default().push(receipt);
@@ -310,7 +246,17 @@ impl BatcherActor {
 
     /// Gives permits to those who wait, for as long as there is room.
     fn grant(&mut self) {
+        if !self.is_paused() {
+            self.grant_to(self.asking.len());
+        }
+    }
+
+    /// Gives at most so many permits.
+    fn grant_to(&mut self, mut num_permits: usize) {
         for _ in 0..self.asking.len() {
+            if num_permits == 0 {
+                break;
+            }
             let Some((source, asker)) = self.asking.pop_front() else {
                 break;
             };
@@ -319,7 +265,9 @@ impl BatcherActor {
             }
             match self.credit.grant(source) {
                 Some(permit) => {
-                    if asker.send(Ok(permit)).is_err() {
+                    if asker.send(Ok(permit)).is_ok() {
+                        num_permits -= 1;
+                    } else {
                         self.credit.spend(source, 0, 0);
                     }
                 }
@@ -328,13 +276,21 @@ impl BatcherActor {
         }
     }
 
-    fn ask(&mut self, source: SourceIndex) -> ResponseFuture<Result<Permit, EnqueueRefused>> {
+    fn ask(
+        &mut self,
+        source: SourceIndex,
+        ctx: &mut Context<Self>,
+    ) -> ResponseFuture<Result<Permit, EnqueueRefused>> {
         if self.is_draining {
             return Box::pin(std::future::ready(Err(EnqueueRefused)));
         }
         let (asker, answer) = oneshot::channel();
         self.asking.push_back((source, asker));
-        self.grant();
+        if self.is_paused() {
+            self.pump(ctx);
+        } else {
+            self.grant();
+        }
         Box::pin(async move { answer.await.unwrap_or(Err(EnqueueRefused)) })
     }
 
@@ -355,8 +311,7 @@ impl BatcherActor {
     }
 
     fn answer_drained(&mut self) {
-        let busy = self.writers.iter().any(|writer| writer.writing.is_some());
-        if busy || !self.queue.is_empty() {
+        if self.is_writing() || !self.queue.is_empty() {
             return;
         }
         self.draining.answer(&Drained { released: 0 });
@@ -365,14 +320,19 @@ impl BatcherActor {
 
 impl Actor for BatcherActor {
     type Context = Context<Self>;
+
+    fn started(&mut self, _: &mut Self::Context) {
+        // An earlier generation may have paused; this one knows nothing of refusals yet.
+        self.reads_on();
+    }
 }
 
 impl Handler<Join> for BatcherActor {
     type Result = ResponseFuture<Result<Permit, EnqueueRefused>>;
 
-    fn handle(&mut self, Join { source, acks }: Join, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, Join { source, acks }: Join, ctx: &mut Self::Context) -> Self::Result {
         self.acks.insert(source, acks);
-        self.ask(source)
+        self.ask(source, ctx)
     }
 }
 
@@ -392,7 +352,7 @@ impl Handler<Enqueue> for BatcherActor {
         );
         // Timers fire only once the mailbox is empty, so what is due leaves here as well.
         self.pump(ctx);
-        self.ask(chunk.source)
+        self.ask(chunk.source, ctx)
     }
 }
 

@@ -15,6 +15,7 @@ pub mod consumer;
 pub mod batch;
 pub mod batcher;
 pub mod credit;
+pub mod refusals;
 
 pub mod db_writer;
 

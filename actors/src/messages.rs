@@ -176,7 +176,10 @@ pub struct Drain {
 
 /// Read every source to its end, make all of it durable, acknowledge it, and stop.
 ///
-/// Waits for as long as the store is away. A source without an end never lets it finish.
+/// Waits for as long as the store is away. A source without an end never lets it finish. Where the
+/// store may refuse nearly everything, switch
+/// [`pauses_when_refused`](crate::batcher::BatcherSettings::pauses_when_refused) off: a pause would
+/// let one batch through in three seconds and come to the same end, later.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "Drained")]
 pub struct Finish;

@@ -79,6 +79,7 @@ struct Inner {
     trimmed_resources: IntCounter,
     generation: IntGauge,
     ready: IntGauge,
+    reading_paused: IntGauge,
 }
 
 /// What is copied from the ledger, whole, whenever somebody looks.
@@ -147,6 +148,10 @@ impl Metrics {
             ready: IntGauge::new(
                 "event_persister_ready",
                 "1 while events that are sent will be stored, else 0.",
+            )?,
+            reading_paused: IntGauge::new(
+                "event_persister_reading_paused",
+                "1 while reading pauses because the database refuses nearly everything, else 0.",
             )?,
         })))
     }
@@ -236,6 +241,10 @@ impl Metrics {
         self.0
             .generation
             .set(i64::try_from(generation).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn set_reading_paused(&self, paused: bool) {
+        self.0.reading_paused.set(i64::from(paused));
     }
 
     pub(crate) fn set_ready(&self, ready: bool) {
@@ -328,7 +337,7 @@ impl Exported {
 
 impl Inner {
     fn collectors(&self) -> impl Iterator<Item = &dyn Collector> {
-        let own: [&dyn Collector; 9] = [
+        let own: [&dyn Collector; 10] = [
             &self.batches,
             &self.failed_batches,
             &self.batch_events,
@@ -338,6 +347,7 @@ impl Inner {
             &self.trimmed_resources,
             &self.generation,
             &self.ready,
+            &self.reading_paused,
         ];
         self.exported.collectors().into_iter().chain(own)
     }

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::batch::Batch;
 
+pub mod audit;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "sqlite")]
@@ -261,13 +262,6 @@ pub trait DeadLetters: Send + Sync {
         &'a self,
         ids: &'a [i64],
     ) -> LocalBoxFuture<'a, Result<Vec<OpenLetter>, StoreError>>;
-
-    /// Removes letters for good; returns how many there were.
-    fn remove<'a>(
-        &'a self,
-        filter: &'a LetterFilter,
-        before: Option<i64>,
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>>;
 
     /// Removes those of these letters that have not come again since they were read; returns how many
     /// these were.

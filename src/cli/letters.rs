@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser as _};
 use clap::{ArgGroup, Args, Subcommand};
 use event_persister_actors::store::Stage;
 
@@ -23,9 +23,9 @@ pub(crate) enum DeadLettersCommand {
         #[arg(long, value_name = "ID")]
         before: Option<i64>,
         #[command(flatten)]
-        filter: LetterFlags,
-        #[command(flatten)]
         output: Output,
+        #[command(flatten)]
+        filter: LetterFlags,
     },
     /// Show one, with its message as it came (in hexadecimal where it is not UTF-8)
     Show {
@@ -45,9 +45,9 @@ pub(crate) enum DeadLettersCommand {
   event-persister dead-letters replay --all --json")]
     Replay {
         #[command(flatten)]
-        letters: Letters,
-        #[command(flatten)]
         output: Output,
+        #[command(flatten)]
+        letters: Letters,
     },
     /// Remove them for good, with their messages
     #[command(after_help = "Examples:
@@ -55,13 +55,13 @@ pub(crate) enum DeadLettersCommand {
   event-persister dead-letters purge --stage parse --until 30d --yes
   event-persister dead-letters purge --all")]
     Purge {
-        #[command(flatten)]
-        letters: Letters,
         /// Do not ask; needed where standard input is no terminal
         #[arg(long)]
         yes: bool,
         #[command(flatten)]
         output: Output,
+        #[command(flatten)]
+        letters: Letters,
     },
 }
 
@@ -89,7 +89,8 @@ pub(crate) struct Letters {
 #[command(next_help_heading = "Which letters")]
 pub(crate) struct LetterFlags {
     /// Only those that came from this source, such as redis, http or file
-    #[arg(long, value_name = "NAME")]
+    // What is empty would mean every letter, which nobody says in this way.
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) source: Option<String>,
     /// Only those that the parser refused, or only those that the database refused
     #[arg(
@@ -99,10 +100,10 @@ pub(crate) struct LetterFlags {
     )]
     pub(crate) stage: Option<Stage>,
     /// Only those with this in their reason, letter for letter
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) reason: Option<String>,
     /// Only those with this code of the database, such as 54000 or SQLITE_CONSTRAINT_CHECK
-    #[arg(long, value_name = "SQLSTATE")]
+    #[arg(long, value_name = "SQLSTATE", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) code: Option<String>,
     /// Only those that came last at this time or later: 2026-01-31T12:00:00Z, or so long ago: 2h
     #[arg(long, value_name = "TIME")]

@@ -3,28 +3,31 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, bail};
-use event_persister_actors::store::DeadLetters;
+use event_persister_actors::store::{DeadLetters, LetterVersion};
 use serde_json::json;
 
-use super::Meant;
+use super::PAGE;
 use crate::output;
 
-/// Removes the letters; whether that was allowed.
+/// Removes the letters, but for those that have come again since they were looked at; whether that
+/// was allowed.
 pub(super) async fn run(
     letters: &dyn DeadLetters,
-    meant: &Meant,
+    shown: &[LetterVersion],
     yes: bool,
     json: bool,
 ) -> anyhow::Result<bool> {
-    let is_allowed = yes || meant.num_letters == 0 || ask(meant.num_letters).await?;
-    let num_removed = if is_allowed {
-        let removed = letters.remove(&meant.filter, meant.before).await;
-        removed.context("cannot remove the dead letters")?
-    } else {
-        0
-    };
+    let matching = shown.len() as u64;
+    let is_allowed = yes || matching == 0 || ask(matching).await?;
+    let mut num_removed = 0;
+    if is_allowed {
+        for page in shown.chunks(PAGE.get()) {
+            let removed = letters.remove_unchanged(page).await;
+            num_removed += removed.context("cannot remove the dead letters")?;
+        }
+    }
     if json {
-        output::json(&json!({ "matching": meant.num_letters, "removed": num_removed }))?;
+        output::json(&json!({ "matching": matching, "removed": num_removed }))?;
     } else {
         output::line(&format!("removed {}", num_letters(num_removed)))?;
     }

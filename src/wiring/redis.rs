@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use event_persister_actors::source::EventSource;
 pub(crate) use event_persister_actors::source::redis::{
-    GuardReport, RedisGuard as Guard, RedisStats,
+    GuardReport, RedisAudit as BusAudit, RedisGuard as Guard, RedisStats, SOURCE_NAME as BUS_NAME,
 };
 use event_persister_actors::source::redis::{RedisSettings, RedisSource, RedisTls, consumer_name};
 
@@ -35,6 +35,15 @@ pub(crate) fn guard(config: &Config) -> anyhow::Result<Option<Guard>> {
         .redis
         .as_ref()
         .map(|redis| Guard::new(settings(redis)?).context("redis"))
+        .transpose()
+}
+
+/// The configured stream for somebody who only looks, if any.
+pub(crate) fn bus_audit(config: &Config) -> anyhow::Result<Option<BusAudit>> {
+    config
+        .redis
+        .as_ref()
+        .map(|redis| BusAudit::new(settings(redis)?).context("redis"))
         .transpose()
 }
 

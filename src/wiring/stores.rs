@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use event_persister_actors::store::audit::Audit;
 pub(crate) use event_persister_actors::store::postgres::HalfEvents;
 use event_persister_actors::store::postgres::{self, PostgresSettings, PostgresStore, TlsSettings};
 use event_persister_actors::store::sqlite::{CreateSchema, SqliteSettings, SqliteStore};
@@ -159,6 +160,14 @@ pub(crate) async fn migrate(config: &Config) -> anyhow::Result<Vec<String>> {
 
 /// The dead letters of the configured database.
 pub(crate) fn dead_letters(config: &Config) -> anyhow::Result<Arc<dyn DeadLetters>> {
+    Ok(match Settings::new(config, Missing::Ignore)? {
+        Settings::Sqlite(settings) => Arc::new(SqliteStore::new(settings, clock())),
+        Settings::Postgres(settings) => Arc::new(PostgresStore::new(*settings, clock())),
+    })
+}
+
+/// The tables of the configured database, for somebody who only looks.
+pub(crate) fn audit(config: &Config) -> anyhow::Result<Arc<dyn Audit>> {
     Ok(match Settings::new(config, Missing::Ignore)? {
         Settings::Sqlite(settings) => Arc::new(SqliteStore::new(settings, clock())),
         Settings::Postgres(settings) => Arc::new(PostgresStore::new(*settings, clock())),

@@ -20,3 +20,5 @@ mod source_contract;
 mod store_contract;
 mod support;
 mod truth;
+#[cfg(feature = "service-tests")]
+mod verify;

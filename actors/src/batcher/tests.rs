@@ -1,3 +1,5 @@
+use std::num::NonZeroUsize;
+
 use bytes::Bytes;
 
 use super::*;
@@ -61,6 +63,7 @@ impl Bench {
         let store = Component::new("store");
         let parts = BatcherParts {
             store: store.clone(),
+            refusals: Component::new("store.refusals"),
             metrics: metrics.clone(),
             clock: Arc::new(SystemClock),
         };

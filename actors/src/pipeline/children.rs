@@ -114,6 +114,7 @@ impl Starter {
         let settings = self.settings.batch.clone();
         let parts = BatcherParts {
             store: self.components.store.clone(),
+            refusals: self.components.refusals.clone(),
             metrics: self.parts.metrics.clone(),
             clock: Arc::clone(&self.parts.clock),
         };

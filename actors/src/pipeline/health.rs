@@ -27,6 +27,7 @@ const COMMITS_WITHIN: Duration = Duration::from_secs(4);
 #[derive(Clone)]
 pub(super) struct Components {
     pub(super) store: Component,
+    pub(super) refusals: Component,
     pub(super) sources: Vec<Component>,
     pub(super) trim: Option<Component>,
 }
@@ -37,13 +38,15 @@ impl Components {
             |source: &Arc<dyn EventSource>| Component::new(format!("source.{}", source.name()));
         Self {
             store: Component::new("store"),
+            refusals: Component::new("store.refusals"),
             sources: parts.sources.iter().map(named).collect(),
             trim: settings.trim.as_ref().map(|_| Component::new("trim")),
         }
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Component> {
-        self.sources.iter().chain([&self.store]).chain(&self.trim)
+        let store = [&self.store, &self.refusals];
+        self.sources.iter().chain(store).chain(&self.trim)
     }
 }
 
@@ -70,11 +73,13 @@ impl PipelineActor {
             Phase::Running => {}
         }
         // Without the trimmer the tables grow, but no event is refused or lost.
-        let needed = self
-            .components
-            .sources
-            .iter()
-            .chain([&self.components.store]);
+        let Components {
+            sources,
+            store,
+            refusals,
+            trim: _,
+        } = &self.components;
+        let needed = sources.iter().chain([store, refusals]);
         needed
             .map(Component::snapshot)
             .find_map(|part| match part.state {

@@ -11,6 +11,8 @@ use crate::messages::Retire;
 use crate::status::PipelineStatus;
 use crate::testing::{MemorySource, MemoryStore};
 
+mod refusals;
+
 fn message(id: u128) -> Bytes {
     let id = Uuid::from_u128(id);
     format!(

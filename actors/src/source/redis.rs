@@ -35,6 +35,7 @@ use crate::delivery::Receipt;
 
 use super::{Chunk, EventSource, More, Permit, SourceError};
 
+mod audit;
 mod commands;
 mod connection;
 mod entries;
@@ -56,6 +57,7 @@ mod url;
 use connection::Use;
 use shared::{Outcome, Shared};
 
+pub use audit::{RedisAudit, StreamPage, StreamWalk};
 pub use guard::{GroupState, GuardReport, RedisGuard};
 pub use settings::{RedisSettings, RedisSettingsError, RedisTls, consumer_name};
 pub use stats::{RedisStats, RedisStatus};

@@ -38,6 +38,7 @@ use crate::store::{
     OpenStore, Outcome, StoreError, TrimStep, Trimmed,
 };
 
+mod audit;
 mod columns;
 mod connection;
 mod failure;
@@ -332,20 +333,6 @@ impl DeadLetters for PostgresStore {
         Box::pin(async move {
             let open = async |connection: &mut Connection| letters::open(connection, ids).await;
             self.with_connection(READ_LETTERS, self.limit(), open).await
-        })
-    }
-
-    fn remove<'a>(
-        &'a self,
-        filter: &'a LetterFilter,
-        before: Option<i64>,
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
-        Box::pin(async move {
-            let remove = async |connection: &mut Connection| {
-                letters::remove(connection, filter, before).await
-            };
-            self.with_connection(REMOVE_LETTERS, self.limit(), remove)
-                .await
         })
     }
 

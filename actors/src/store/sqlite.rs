@@ -30,6 +30,7 @@ use crate::store::{
     OpenStore, Outcome, StoreError, TrimStep, Trimmed,
 };
 
+mod audit;
 mod connection;
 mod in_place;
 mod letters;
@@ -368,17 +369,6 @@ impl DeadLetters for SqliteStore {
                 letters::open(connection, &ids)
             }),
         )
-    }
-
-    fn remove<'a>(
-        &'a self,
-        filter: &'a LetterFilter,
-        before: Option<i64>,
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
-        let filter = filter.clone();
-        Box::pin(self.with_letters(REMOVE_LETTERS, 0, move |connection| {
-            letters::remove(connection, &filter, before)
-        }))
     }
 
     fn remove_unchanged<'a>(

@@ -124,6 +124,11 @@ impl MemoryStore {
         self.state().rows.refused.remove(&event_id);
     }
 
+    /// While true, every new event is refused, as by a trigger that somebody got wrong.
+    pub fn refuse_all(&self, refuse: bool) {
+        self.state().rows.refuses_all = refuse;
+    }
+
     /// Makes writes wait, before they do anything, until [`Self::release`].
     pub fn hold(&self) {
         self.core.held.send_replace(true);
@@ -337,18 +342,6 @@ impl DeadLetters for MemoryStore {
             let newest_first = state.rows.letters.iter().rev();
             let opened = newest_first.filter(|(letter, _)| ids.contains(&letter.id));
             Ok(opened.cloned().collect())
-        })
-    }
-
-    fn remove<'a>(
-        &'a self,
-        filter: &'a LetterFilter,
-        before: Option<i64>,
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
-        Box::pin(async move {
-            let mut state = self.available()?;
-            let remove = |letter: &DeadLetter| matches(filter, before, letter);
-            Ok(state.rows.remove_letters(remove))
         })
     }
 

@@ -3,7 +3,7 @@
 use redis::Value;
 use serde_json::json;
 
-use super::case::Case;
+use super::case::{Case, for_seconds};
 use crate::support::events;
 use crate::support::postgres;
 
@@ -23,6 +23,16 @@ async fn among_good_ones(fault: &'static str, entry: &[(&str, &[u8])], num_lette
         add.query::<Value>(&mut connection).unwrap();
     }
     case.cured();
+    case.bus.until_settled_now().await;
+    // Each is kept as it came.
+    if let Some((_, data)) = entry.iter().find(|(name, _)| *name == "data") {
+        let hex: String = data.iter().map(|byte| format!("{byte:02x}")).collect();
+        let kept = database.value(&format!(
+            "SELECT count(*) FROM event_persister_dead_letters WHERE raw = '\\x{hex}' \
+             AND source = 'redis' AND reason != ''"
+        ));
+        assert_eq!(kept, num_letters.to_string());
+    }
     case.ends_with_letters(vec![server], num_letters).await;
 }
 
@@ -64,9 +74,19 @@ async fn no_data() {
 
 #[tokio::test]
 async fn bad_attributes() {
-    let fault = "poison: an event with bad attributes";
-    let text = b"{\"id\": 1}";
-    among_good_ones(fault, &[("data", text), ("attributes", b"no JSON")], 20).await;
+    let fault = "poison: bad attributes, which harm no event";
+    let database = postgres::Server::shared().database();
+    let mut case = Case::postgres(fault, &database);
+    let server = case.start().await;
+    case.load().await;
+    let events = events::events(20);
+    let entries: Vec<_> = (events.iter())
+        .map(|event| (event.to_string(), "no JSON"))
+        .collect();
+    case.bus.stream.try_publish(&entries).unwrap();
+    case.expect(events::ids(&events));
+    case.cured();
+    case.ends_well(vec![server]).await;
 }
 
 /// Text that does not shrink when it is compressed, so that no index takes it.
@@ -139,4 +159,35 @@ async fn the_same_id_across_replicas() {
     case.until_more_is_stored().await;
     case.cured();
     case.ends_well(replicas).await;
+}
+
+#[tokio::test]
+async fn a_flood_that_the_database_refuses() {
+    let database = postgres::Server::shared().database();
+    let fault = "poison: a flood that the database refuses, until its cause is cured";
+    let mut case = Case::postgres(fault, &database);
+    let server = case.start().await;
+    database.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN RAISE EXCEPTION 'not today'; END $$; \
+         CREATE TRIGGER refuse BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION refuse()",
+    );
+    case.publish(12_000);
+    let answer = server.until_ready_is(503).await;
+    let reason = answer["reason"].as_str().unwrap();
+    assert!(reason.contains("refused"), "{answer}");
+    for_seconds(5).await;
+    let num_letters = case.store.num_letters();
+    // What was in flight by then is refused as well, the rest is not even read.
+    assert!((500..9_000).contains(&num_letters), "{num_letters}");
+    database.execute("DROP TRIGGER refuse ON events");
+    case.cured();
+    server.until_ready_is(200).await;
+    case.bus.until_settled(&server).await;
+    let replay = ["dead-letters", "replay", "--all"];
+    case.bus
+        .folder
+        .run_with(&replay, &case.bus.variables())
+        .exits(0);
+    case.ends_well(vec![server]).await;
 }

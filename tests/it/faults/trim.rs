@@ -45,9 +45,13 @@ async fn trims_during_inserts(mut case: Case<'_>, num_trimmers: usize) {
         if output.status.success() {
             let trimmed: Value = serde_json::from_slice(&output.stdout).unwrap();
             num_trimmed += trimmed["events"].as_u64().unwrap();
+        } else {
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(error.contains("another process is trimming"), "{error}");
         }
     }
     assert!(num_trimmed > 0, "nobody trimmed");
+    case.num_trimmed = 3_000;
     case.until_more_is_stored().await;
     case.bus.until_settled_now().await;
     // What came after the pass goes with the next one.

@@ -91,14 +91,21 @@ impl Bus {
         Server::start(&self.folder, &variables)
     }
 
-    /// Waits until all entries were delivered and acknowledged.
+    /// Waits until all entries were delivered and acknowledged, for as long as there is progress.
     pub(crate) async fn until_settled(&self, server: &Server) {
-        let started = Instant::now();
+        let mut progress = (Instant::now(), None);
         while !self.is_settled() {
-            let rest = self.stream.num_pending();
+            let now = Some((
+                self.stream.num_pending(),
+                self.stream.last_delivered("event-persister"),
+            ));
+            if progress.1 != now {
+                progress = (Instant::now(), now);
+            }
+            let (since, now) = &progress;
             assert!(
-                started.elapsed() < PATIENCE,
-                "{rest} pending: {}",
+                since.elapsed() < PATIENCE,
+                "still {now:?}: {}",
                 server.log()
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -139,7 +146,8 @@ impl Bus {
         }
     }
 
-    fn last_id(&self) -> String {
+    /// The id of what was published last.
+    pub(crate) fn last_id(&self) -> String {
         let info: Vec<redis::Value> = self.stream.command("XINFO STREAM events");
         let mut last = info.iter().skip_while(
             |field| !matches!(field, redis::Value::BulkString(name) if name == b"last-generated-id"),
@@ -193,8 +201,8 @@ pub(crate) fn has_exactly_beside_letters(database: &Database, ids: &[String]) {
          SELECT 'half an event', e.id FROM events AS e WHERE jsonb_array_length(e.related::jsonb) + 1 \
              != (SELECT count(*) FROM event_resources AS r WHERE r.event_id = e.id) \
          UNION ALL \
-         SELECT 'resource without event', event_id FROM event_resources \
-             WHERE event_id NOT IN (SELECT id FROM events)",
+         SELECT 'resource without event', event_id FROM event_resources AS r \
+             WHERE NOT EXISTS (SELECT FROM events AS e WHERE e.id = r.event_id)",
     );
     database.execute("DROP TABLE published");
     assert_eq!(wrong, none);

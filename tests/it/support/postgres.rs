@@ -177,6 +177,8 @@ impl Server {
     pub(crate) fn kill_9(&self) {
         const KILL: &str = r#"
             postmaster=$(head -n 1 "$1/postmaster.pid")
+            # Stopped, it starts no others meanwhile.
+            kill -STOP "$postmaster"
             children=$(pgrep -P "$postmaster")
             kill -9 "$postmaster" $children
             # It could not start while one of them is still there.

@@ -33,12 +33,12 @@ impl Shared {
         self.state.lock().unwrap()
     }
 
-    /// Waits while nothing may pass; whether the proxy is still there afterwards.
+    /// Waits while it is held back; whether it may pass then.
     fn may_pass(&self) -> bool {
         let state = self.state();
         let stalled = |state: &mut State| state.mode == Mode::Stall;
         let state = self.changed.wait_while(state, stalled).unwrap();
-        state.mode != Mode::Closed
+        state.mode == Mode::Pass
     }
 
     fn turn(&self, mode: Mode) {
@@ -136,7 +136,12 @@ fn serve(listener: &TcpListener, shared: &Arc<Shared>) {
             let shared = Arc::clone(shared);
             std::thread::spawn(move || copy(from, to, &shared));
         }
-        shared.state().connections.extend([client, server]);
+        let mut state = shared.state();
+        if matches!(state.mode, Mode::Pass | Mode::Stall) {
+            state.connections.extend([client, server]);
+        } else {
+            client.shutdown(Shutdown::Both).ok();
+        }
     }
 }
 

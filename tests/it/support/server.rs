@@ -83,7 +83,11 @@ impl Server {
             reader: Mutex::new(Some(reader)),
             address: String::new(),
             database: Database::new(database),
-            client: reqwest::Client::new(),
+            // A connection that is kept may have been closed while the test was busy elsewhere.
+            client: reqwest::Client::builder()
+                .pool_max_idle_per_host(0)
+                .build()
+                .unwrap(),
         };
         let line = server.logged("listen=http://");
         let (_, rest) = line.split_once("listen=http://").unwrap();

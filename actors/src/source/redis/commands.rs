@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use redis::{Cmd, RedisResult, Value};
 
+use crate::source::Permit;
+
 use super::connection::Connection;
 use super::replies::{self, Claimed, Group, NewEntries, Pending, RawEntry};
 use super::scripts;
@@ -14,9 +16,9 @@ use super::stream_id::StreamId;
 /// others should wait.
 const IDS_AT_ONCE: usize = 1000;
 
-/// Entries that may be asked for without a look at their sizes: events may be of a megabyte or two,
-/// and a reply is in memory more than once while it is understood.
-const FEW: usize = 32;
+/// Entries that may be asked for without a look at their sizes. All of them may be as large as the
+/// largest event there is, and a reply is in memory more than once while it is understood.
+pub(super) const FEW: usize = 16;
 
 /// What a guard transaction saw, at one moment.
 pub(super) struct Sight {
@@ -74,16 +76,12 @@ impl Commands<'_> {
         command
     }
 
-    /// Takes entries that nobody was given yet, as many as stay within so many bytes, but at least
-    /// one. There are none where it is `None`.
-    pub(super) async fn read_many(
-        &mut self,
-        count: usize,
-        max_bytes: usize,
-    ) -> RedisResult<Option<NewEntries>> {
+    /// Takes entries that nobody was given yet, as many as stay within the permit, but at least one.
+    /// There are none where it is `None`.
+    pub(super) async fn read_many(&mut self, permit: Permit) -> RedisResult<Option<NewEntries>> {
         let mut command = self.script(scripts::READ_WITHIN);
         command.arg(&self.settings.consumer_name);
-        command.arg(count).arg(max_bytes);
+        command.arg(permit.max_messages).arg(permit.max_bytes);
         let read = replies::read_within(self.send(&command).await?)?;
         Ok(Some(read).filter(|read| !read.entries.is_empty()))
     }
@@ -208,6 +206,20 @@ impl Commands<'_> {
         command.arg("DESTROY").arg(&self.settings.stream);
         command.arg(&self.settings.guard_group);
         Ok(replies::number(self.send(&command).await?)? > 0)
+    }
+
+    /// Reads entries behind one id and up to another, as many as stay within so many bytes, but at
+    /// least one, and takes none; with the ids of those that are pending.
+    pub(super) async fn read_page(
+        &mut self,
+        behind: StreamId,
+        last: StreamId,
+        max_bytes: usize,
+    ) -> RedisResult<(Vec<RawEntry>, Vec<StreamId>)> {
+        let mut command = self.script(scripts::READ_PAGE);
+        command.arg(behind.to_string()).arg(last.to_string());
+        command.arg(IDS_AT_ONCE).arg(max_bytes);
+        replies::page(self.send(&command).await?)
     }
 
     /// The server's version; `None` if it does not say.

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::source::{More, Permit};
 
-use super::commands::Commands;
+use super::commands::{Commands, FEW};
 use super::connection::Use;
 use super::entries::fetched;
 use super::failure;
@@ -186,7 +186,7 @@ impl Shared {
     fn next_run(&self, permit: Permit) -> Option<(Run, usize)> {
         let state = self.lock();
         let run = *state.recovery.runs.as_ref()?.front()?;
-        Some((run, run.num.min(state.sizes.count(permit))))
+        Some((run, run.num.min(state.sizes.count(permit)).min(FEW)))
     }
 
     fn run_is_read(&self, rest: Option<Run>) {
@@ -276,7 +276,7 @@ impl Shared {
                 let mut state = self.lock();
                 state.claims.due_at = Instant::now() + self.settings.claim_every;
                 let cursor = state.claims.cursor.take().unwrap_or(StreamId::ZERO);
-                (cursor, state.sizes.count(permit))
+                (cursor, state.sizes.count(permit).min(FEW))
             };
             let claimed = commands.claim_idle(cursor, count).await?;
             let lost = self.unknown_of(&claimed.deleted);
@@ -309,13 +309,18 @@ impl Shared {
     /// Waits for new entries, as many as the permit allows for.
     async fn read_new(&self, commands: &mut Commands<'_>, permit: Permit) -> RedisResult<Outcome> {
         self.keep_the_pace().await;
-        let (count, are_few) = {
+        let (count, many, are_few) = {
             let state = self.lock();
-            (state.sizes.count(permit), state.last_was_short)
+            let sizes = &state.sizes;
+            (
+                sizes.count(permit),
+                sizes.many(permit),
+                state.last_was_short,
+            )
         };
         let many = match are_few {
             true => None,
-            false => commands.read_many(count, permit.max_bytes).await?,
+            false => commands.read_many(many).await?,
         };
         let read = match many {
             Some(read) => read,

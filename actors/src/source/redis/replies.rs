@@ -73,6 +73,13 @@ pub(super) fn read_within(reply: Value) -> RedisResult<NewEntries> {
     Ok(NewEntries { more, entries })
 }
 
+/// Entries of the stream, and the ids of those that are pending.
+pub(super) fn page(reply: Value) -> RedisResult<(Vec<RawEntry>, Vec<StreamId>)> {
+    let [entries, pending] = fixed(reply)?;
+    let entries = array(entries)?.into_iter().map(raw_entry);
+    Ok((entries.collect::<RedisResult<_>>()?, ids_of(pending)?))
+}
+
 pub(super) fn claimed(reply: Value) -> RedisResult<Claimed> {
     let mut parts = array(reply)?.into_iter();
     let next = id(parts.next().unwrap_or(Value::Nil))?;

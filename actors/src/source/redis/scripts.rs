@@ -143,40 +143,75 @@ pub(super) const READ_WITHIN: &str = r#"
 local stream, group, consumer = KEYS[1], ARGV[1], ARGV[2]
 local count, max_bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
 
-local function read(num)
-  return redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', num, 'STREAMS', stream, '>')
+local function read(num, more)
+  local read = redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', num, 'STREAMS', stream, '>')
+  if type(read) == 'table' and read.err then return read end
+  return {more, read}
 end
 
 local groups = redis.pcall('XINFO', 'GROUPS', stream)
-if groups.err then return read(1) end
+if groups.err then return read(1, 1) end
 local last
 for _, list in ipairs(groups) do
   local info = {}
   for i = 1, #list, 2 do info[list[i]] = list[i + 1] end
   if info['name'] == group then last = info['last-delivered-id'] end
 end
-if not last then return read(1) end
+if not last then return read(1, 1) end
 
-local num, bytes, full = 0, 0, false
-local step = 32
-while num < count and not full do
+local num, bytes, largest = 0, 0, 1
+local step = 4
+while num < count do
   local asked = math.min(step, count - num)
   local entries = redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', asked)
   for _, entry in ipairs(entries) do
+    local size = 0
+    for _, text in ipairs(entry[2]) do size = size + #text end
+    if num > 0 and bytes + size > max_bytes then return read(num, 1) end
+    num, bytes, last = num + 1, bytes + size, entry[1]
+    largest = math.max(largest, size)
+  end
+  if #entries < asked then break end
+  step = math.max(1, math.min(96, math.floor((max_bytes - bytes) / largest)))
+end
+if num == 0 then return {0} end
+return read(num, num == count and 1 or 0)
+"#;
+
+/// Reads a page of the stream and takes nothing: as many entries as stay within a number of bytes,
+/// but at least one, and the ids of those on the page that are pending in the group.
+///
+/// Both in one step, so that what is not pending was acknowledged before anyone sees the page.
+pub(super) const READ_PAGE: &str = r#"
+local stream, group = KEYS[1], ARGV[1]
+local after, last = ARGV[2], ARGV[3]
+local count, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[5])
+
+local page, bytes, full = {}, 0, false
+while #page < count and not full do
+  local asked = math.min(32, count - #page)
+  local entries = redis.pcall('XRANGE', stream, '(' .. after, last, 'COUNT', asked)
+  if entries.err then return entries end
+  for _, entry in ipairs(entries) do
     for _, text in ipairs(entry[2]) do bytes = bytes + #text end
-    if num > 0 and bytes > max_bytes then
+    if #page > 0 and bytes > max_bytes then
       full = true
       break
     end
-    num = num + 1
-    last = entry[1]
+    table.insert(page, entry)
+    after = entry[1]
   end
   if #entries < asked then break end
-  step = 96
 end
-if num == 0 then return {0} end
-local entries = read(num)
-if entries.err then return entries end
-if full or num == count then return {1, entries} end
-return {0, entries}
+if #page == 0 then return {{}, {}} end
+
+local pending, from = {}, page[1][1]
+while true do
+  local some = redis.pcall('XPENDING', stream, group, from, after, 1000)
+  if some.err then return some end
+  for _, entry in ipairs(some) do table.insert(pending, entry[1]) end
+  if #some < 1000 then break end
+  from = '(' .. pending[#pending]
+end
+return {page, pending}
 "#;

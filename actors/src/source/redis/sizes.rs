@@ -54,7 +54,16 @@ impl Sizes {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// How many entries to ask for.
+    /// What may be taken where sizes are looked at first.
+    pub(super) fn many(&self, permit: Permit) -> Permit {
+        let halvings = self.failures.min(9);
+        Permit {
+            max_messages: (permit.max_messages.min(MAX_COUNT) >> halvings).max(1),
+            max_bytes: (permit.max_bytes >> halvings).max(1),
+        }
+    }
+
+    /// How many entries to ask for where sizes are not looked at.
     pub(super) fn count(&self, permit: Permit) -> usize {
         let largest = self.current.max(self.previous).unwrap_or(FIRST_GUESS);
         let by_bytes = permit.max_bytes / largest.max(1);

@@ -325,21 +325,6 @@ pub(super) async fn open(
     Ok(rows.into_iter().map(letter).collect())
 }
 
-/// Removes letters.
-pub(super) async fn remove(
-    connection: &mut Connection,
-    filter: &LetterFilter,
-    before: Option<i64>,
-) -> Result<u64, Failure> {
-    connection.begin().await?;
-    let num_removed =
-        diesel::delete(dsl::event_persister_dead_letters.filter(matching(filter, before)))
-            .execute(&mut connection.pg)
-            .await?;
-    connection.commit().await?;
-    Ok(num_removed as u64)
-}
-
 /// Removes letters that have not come again.
 pub(super) async fn remove_unchanged(
     connection: &mut Connection,

@@ -285,21 +285,6 @@ pub(super) fn open(connection: &mut Connection, ids: &[i64]) -> Result<Vec<OpenL
     rows.into_iter().map(letter).collect()
 }
 
-/// Removes letters.
-pub(super) fn remove(
-    connection: &mut Connection,
-    filter: &LetterFilter,
-    before: Option<i64>,
-) -> Result<u64, Failure> {
-    connection.begin()?;
-    let num_removed = connection.run(|connection| {
-        diesel::delete(dsl::event_persister_dead_letters.filter(matching(filter, before)))
-            .execute(connection)
-    })?;
-    connection.commit()?;
-    Ok(num_removed as u64)
-}
-
 /// Removes letters that have not come again.
 pub(super) fn remove_unchanged(
     connection: &mut Connection,

@@ -17,6 +17,7 @@ pub(super) struct Rows {
     /// The largest id of a letter so far, removed ones included.
     last_letter: i64,
     pub(super) refused: HashMap<Uuid, String>,
+    pub(super) refuses_all: bool,
 }
 
 /// A row of `events` and its rows of `event_resources`.
@@ -67,7 +68,9 @@ impl Rows {
         if self.events.contains_key(&event.id) {
             return Outcome::Duplicate;
         }
-        if let Some(reason) = self.refused.get(&event.id).cloned() {
+        let reason = self.refused.get(&event.id).cloned();
+        let all = || "the test refuses every event".to_owned();
+        if let Some(reason) = reason.or_else(|| self.refuses_all.then(all)) {
             self.write_letter(entry, Stage::Store, reason, Some(event.id), now);
             return Outcome::RefusedByStore;
         }

@@ -1,0 +1,227 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chrono::TimeDelta;
+use event_persister_actors::delivery::Position;
+use event_persister_actors::event::{EventLimits, Received};
+
+use super::*;
+
+const ID: &str = "6f1e2d3c-4b5a-4678-8765-0123456789ab";
+
+fn moment(day: i64) -> DateTime<Utc> {
+    DateTime::UNIX_EPOCH + TimeDelta::days(day)
+}
+
+/// What occurred before day 100 is not kept, and heartbeats not before day 200.
+fn cutoffs() -> Cutoffs {
+    Cutoffs {
+        default: moment(100),
+        overrides: BTreeMap::from([("heartbeat".to_owned(), moment(200))]),
+    }
+}
+
+fn wanted_of(data: String) -> Wanted {
+    let received = Received::FromText {
+        default: moment(150),
+    };
+    let entry = Entry::parse(
+        Arc::from("redis"),
+        Position::new("5-1"),
+        Bytes::from(data),
+        &EventLimits::default(),
+        received,
+    );
+    Wanted::of(&entry)
+}
+
+fn wanted(day: i64, name: &str) -> Wanted {
+    let occurred = moment(day).to_rfc3339();
+    // Upper case, as some publisher may write it.
+    let id = ID.to_uppercase();
+    wanted_of(format!(
+        r#"{{"id":"{id}","occurred":"{occurred}","event":"{name}","resource":{{"prefect.resource.id":"r"}}}}"#
+    ))
+}
+
+fn rows(num_events: u64, num_expected: u64, num_resources: u64) -> EventRows {
+    EventRows {
+        event_id: ID.to_owned(),
+        num_events,
+        num_expected,
+        num_resources,
+    }
+}
+
+fn stored() -> Held {
+    Held::new(vec![rows(1, 1, 1)], Vec::new())
+}
+
+fn a_letter() -> Held {
+    Held::new(Vec::new(), vec!["5-1".to_owned()])
+}
+
+/// Judged by the first answer, settled by the second.
+fn reconciled(wanted: Wanted, first: &Held, second: &Held) -> Reconciliation {
+    let mut state = Reconciliation::new(10);
+    state.judge(wanted, first, &cutoffs());
+    settle(&mut state, second);
+    state
+}
+
+fn settle(state: &mut Reconciliation, held: &Held) {
+    let suspects = state.take_suspects();
+    for wanted in suspects.missing {
+        state.settle_missing(wanted, held, &cutoffs());
+    }
+    for flawed in suspects.flawed {
+        state.settle_flawed(flawed, held);
+    }
+}
+
+#[test]
+fn every_entry_that_was_checked_is_counted_once() {
+    let nothing = Held::default();
+    for (wanted, first, second, counts) in [
+        (wanted(150, "a"), &stored(), &nothing, (1, 0, 0, 0)),
+        (wanted(150, "a"), &a_letter(), &nothing, (0, 1, 0, 0)),
+        (wanted(99, "a"), &nothing, &nothing, (0, 0, 1, 0)),
+        (wanted(150, "heartbeat"), &nothing, &nothing, (0, 0, 1, 0)),
+        (wanted(150, "a"), &nothing, &nothing, (0, 0, 0, 1)),
+        (wanted(150, "a"), &nothing, &stored(), (1, 0, 0, 0)),
+        (wanted(150, "a"), &nothing, &a_letter(), (0, 1, 0, 0)),
+        // What retention may have removed and has not is stored like any other.
+        (wanted(99, "a"), &stored(), &nothing, (1, 0, 0, 0)),
+        (
+            wanted_of("{".to_owned()),
+            &a_letter(),
+            &nothing,
+            (0, 1, 0, 0),
+        ),
+        (wanted_of("{".to_owned()), &nothing, &nothing, (0, 0, 0, 1)),
+    ] {
+        let state = reconciled(wanted.clone(), first, second);
+        let StreamCounts {
+            checked,
+            stored,
+            dead_letters,
+            expired,
+            ..
+        } = state.stream;
+        let missing = state.faults.missing;
+        assert_eq!(
+            (stored, dead_letters, expired, missing),
+            counts,
+            "{wanted:?}"
+        );
+        assert_eq!(checked, 1);
+        assert_eq!(state.all_is_well(), missing == 0);
+        assert_eq!(state.findings.len() as u64, missing);
+    }
+}
+
+#[test]
+fn resources_alone_are_no_event() {
+    let orphan = Held::new(vec![rows(0, 0, 1)], Vec::new());
+    let state = reconciled(wanted(150, "a"), &orphan, &orphan);
+    assert_eq!((state.stream.stored, state.faults.missing), (0, 1));
+}
+
+#[test]
+fn a_letter_that_was_replayed_is_found_by_the_id_of_its_event() {
+    let text = format!(r#"{{"id":"{ID}","occurred":7}}"#);
+    let state = reconciled(wanted_of(text.clone()), &stored(), &stored());
+    assert_eq!((state.stream.stored, state.faults.missing), (1, 0));
+    // Before that it is a letter, though another entry may have brought the event.
+    let both = Held::new(vec![rows(1, 1, 1)], vec!["5-1".to_owned()]);
+    let state = reconciled(wanted_of(text), &both, &both);
+    assert_eq!((state.stream.stored, state.stream.dead_letters), (0, 1));
+}
+
+#[test]
+fn an_event_that_both_sides_meet_is_found_once_with_its_place() {
+    let half = Held::new(vec![rows(1, 4, 3)], Vec::new());
+    for settles_between in [false, true] {
+        let mut state = Reconciliation::new(10);
+        state.judge(wanted(150, "a"), &half, &cutoffs());
+        if settles_between {
+            settle(&mut state, &half);
+        }
+        state.suspect(ID.to_owned());
+        settle(&mut state, &half);
+        assert_eq!(state.stream.stored, 1);
+        assert_eq!(state.faults.half_written, 1);
+        let found = &state.findings[0];
+        assert_eq!(found.kind, Kind::HalfWritten);
+        assert_eq!(found.stream_id.as_deref(), Some("5-1"));
+        assert_eq!(found.detail, "in events, with 3 resources instead of 4");
+    }
+}
+
+#[test]
+fn what_is_sound_or_gone_at_the_second_look_was_no_fault() {
+    for second in [
+        stored(),
+        Held::default(),
+        Held::new(vec![rows(0, 0, 0)], Vec::new()),
+    ] {
+        let mut state = Reconciliation::new(10);
+        state.suspect(ID.to_owned());
+        settle(&mut state, &second);
+        assert!(state.all_is_well(), "{second:?}");
+    }
+}
+
+#[test]
+fn each_flaw_says_what_is_there() {
+    for (rows, kind, detail) in [
+        (
+            rows(0, 0, 2),
+            Kind::HalfWritten,
+            "2 in event_resources and no row in events",
+        ),
+        (
+            rows(1, 4, 0),
+            Kind::HalfWritten,
+            "without any of its 4 resources",
+        ),
+        (
+            rows(1, 4, 8),
+            Kind::Doubled,
+            "with 8 resources instead of 4",
+        ),
+        (
+            rows(2, 1, 2),
+            Kind::Doubled,
+            "2 times in events, with 2 resources",
+        ),
+    ] {
+        let mut state = Reconciliation::new(10);
+        state.suspect(ID.to_owned());
+        settle(&mut state, &Held::new(vec![rows], Vec::new()));
+        let found = &state.findings[0];
+        assert_eq!(found.kind, kind);
+        assert!(found.detail.contains(detail), "{found:?}");
+    }
+}
+
+#[test]
+fn counts_go_on_where_findings_end() {
+    let mut state = Reconciliation::new(2);
+    for _ in 0..5 {
+        state.judge(wanted(150, "a"), &Held::default(), &cutoffs());
+    }
+    settle(&mut state, &Held::default());
+    assert_eq!((state.faults.missing, state.findings.len()), (5, 2));
+    assert!(!state.all_is_well());
+}
+
+#[test]
+fn asks_for_a_second_look_before_it_holds_too_much() {
+    let mut state = Reconciliation::new(2);
+    while !state.is_full() {
+        state.suspect(state.flawed.len().to_string());
+    }
+    assert_eq!(state.take_suspects().flawed.len(), MAX_SUSPECTS);
+    assert!(!state.is_full());
+}

@@ -1,0 +1,197 @@
+//! What was found, for people and for programs. Ids and counts, never a message.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use event_persister_actors::store::audit::LetterCounts;
+use serde_json::{Value, json};
+
+use super::reconciliation::{Finding, Reconciliation};
+use crate::output;
+
+/// The stream that was read.
+pub(crate) struct Stream<'a> {
+    pub(crate) stream: &'a str,
+    pub(crate) group: &'a str,
+}
+
+/// All that was found.
+pub(crate) struct Report<'a> {
+    pub(crate) since: Option<DateTime<Utc>>,
+    /// `None` without Redis.
+    pub(crate) stream: Option<Stream<'a>>,
+    /// Events in the table that were looked at.
+    pub(crate) num_events: u64,
+    pub(crate) letters: LetterCounts,
+    pub(crate) state: &'a Reconciliation,
+}
+
+impl Report<'_> {
+    pub(crate) fn print(&self, as_json: bool) -> anyhow::Result<()> {
+        if as_json {
+            return output::json(&self.document());
+        }
+        output::table(&["WHAT", "COUNT"], &self.counts())?;
+        if !self.state.findings.is_empty() {
+            output::line("")?;
+            output::table(
+                &["WRONG", "STREAM ID", "EVENT ID", "WHAT IS THERE"],
+                &self.findings(),
+            )?;
+        }
+        for remark in self.remarks() {
+            output::line(&remark)?;
+        }
+        output::line(if self.state.all_is_well() {
+            "all is well"
+        } else {
+            "something is wrong"
+        })
+    }
+
+    fn document(&self) -> Value {
+        let stream = self.stream.as_ref().map(|stream| {
+            let mut document = json!(self.state.stream);
+            document["stream"] = json!(stream.stream);
+            document["group"] = json!(stream.group);
+            document
+        });
+        json!({
+            "all_is_well": self.state.all_is_well(),
+            "since": self.since.map(|since| since.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
+            "stream": stream,
+            "events": self.num_events,
+            "dead_letters": self.letters.total,
+            "curable": self.letters.num_curable,
+            "missing": self.state.faults.missing,
+            "doubled": self.state.faults.doubled,
+            "half_written": self.state.faults.half_written,
+            "findings": self.state.findings,
+            "curable_letters": self.letters.curable,
+        })
+    }
+
+    fn counts(&self) -> Vec<Vec<String>> {
+        let mut rows = Vec::new();
+        let mut row = |what: &str, count: u64| rows.push(vec![what.to_owned(), count.to_string()]);
+        if self.stream.is_some() {
+            let counts = &self.state.stream;
+            row("stream: checked", counts.checked);
+            row("  stored", counts.stored);
+            row("  dead letters", counts.dead_letters);
+            row("  ignored (empty)", counts.ignored);
+            row("  expired", counts.expired);
+            row("stream: pending", counts.pending);
+            row("stream: unread", counts.unread);
+        }
+        row("events: checked", self.num_events);
+        row("dead letters: all", self.letters.total);
+        row("dead letters: curable", self.letters.num_curable);
+        row("missing", self.state.faults.missing);
+        row("doubled", self.state.faults.doubled);
+        row("half-written", self.state.faults.half_written);
+        rows
+    }
+
+    fn findings(&self) -> Vec<Vec<String>> {
+        let cell = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        let row = |finding: &Finding| {
+            vec![
+                finding.kind.as_str().to_owned(),
+                cell(&finding.stream_id),
+                cell(&finding.event_id),
+                finding.detail.clone(),
+            ]
+        };
+        self.state.findings.iter().map(row).collect()
+    }
+
+    /// What more there is, and what can be done.
+    fn remarks(&self) -> Vec<String> {
+        let faults = self.state.faults;
+        let mut remarks = Vec::new();
+        let num_found = faults.missing + faults.doubled + faults.half_written;
+        let num_more = num_found - self.state.findings.len() as u64;
+        if num_more > 0 {
+            remarks.push(format!("and {num_more} more, see --limit"));
+        }
+        if faults.half_written > 0 {
+            remarks.push(
+                "events without any resource and resources without an event are what a crash of \
+                 Prefect's own persister leaves behind: `event-persister trim --remove-half-events` \
+                 removes them (PostgreSQL)"
+                    .to_owned(),
+            );
+        }
+        if faults.missing > 0 {
+            remarks.push(
+                "what is missing still stands in the stream (`XRANGE` with its stream id) and can be \
+                 published again; a dead letter that was purged is missing too"
+                    .to_owned(),
+            );
+        }
+        if self.letters.num_curable > 0 {
+            let ids: Vec<String> = (self.letters.curable.iter())
+                .map(|letter| letter.id.to_string())
+                .collect();
+            remarks.push(format!(
+                "the events of these dead letters are stored meanwhile, so that \
+                 `event-persister dead-letters replay` cures them: {}",
+                ids.join(" ")
+            ));
+        }
+        remarks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use event_persister_actors::store::audit::CurableLetter;
+
+    use super::*;
+
+    fn report(state: &Reconciliation) -> Report<'_> {
+        Report {
+            since: None,
+            stream: None,
+            num_events: 3,
+            letters: LetterCounts {
+                total: 4,
+                num_curable: 1,
+                curable: vec![CurableLetter {
+                    id: 17,
+                    event_id: "e".to_owned(),
+                }],
+            },
+            state,
+        }
+    }
+
+    #[test]
+    fn without_a_stream_only_the_tables_are_told_of() {
+        let state = Reconciliation::new(1);
+        let report = report(&state);
+        assert_eq!(report.document()["stream"], Value::Null);
+        assert!(
+            report
+                .counts()
+                .iter()
+                .all(|row| !row[0].starts_with("stream"))
+        );
+        let remarks = report.remarks();
+        assert_eq!(remarks.len(), 1);
+        assert!(
+            remarks[0].ends_with("replay` cures them: 17"),
+            "{remarks:?}"
+        );
+    }
+
+    #[test]
+    fn says_that_there_is_more_and_what_to_do() {
+        let mut state = Reconciliation::new(1);
+        state.faults.missing = 2;
+        state.faults.half_written = 1;
+        let remarks = report(&state).remarks().join("\n");
+        assert!(remarks.contains("and 3 more"), "{remarks}");
+        assert!(remarks.contains("--remove-half-events"), "{remarks}");
+        assert_eq!(report(&state).document()["all_is_well"], false);
+    }
+}
