@@ -8,6 +8,8 @@ mod cli;
 mod faults;
 mod http_source;
 #[cfg(feature = "service-tests")]
+mod memory;
+#[cfg(feature = "service-tests")]
 mod postgres_store;
 mod prefect_environment;
 #[cfg(feature = "service-tests")]

@@ -117,7 +117,8 @@ async fn takes_few_commands_for_an_event() {
         .map(|(_, calls)| calls)
         .sum();
     let each = num as f64 / events.len() as f64;
-    assert!(each <= 0.02, "{each} commands an event: {calls:?}");
+    // One reply holds few, lest large events behind small ones take too much memory.
+    assert!(each <= 0.04, "{each} commands an event: {calls:?}");
     println!("{each:.4} commands an event: {calls:?}");
 }
 

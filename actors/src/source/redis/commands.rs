@@ -70,10 +70,16 @@ impl Commands<'_> {
         command
     }
 
-    /// Takes entries that nobody was given yet; waits for the first.
-    pub(super) async fn read_new(&mut self, count: usize) -> RedisResult<Vec<RawEntry>> {
+    /// Takes entries that nobody was given yet; may wait for the first.
+    pub(super) async fn read_new(
+        &mut self,
+        count: usize,
+        wait: bool,
+    ) -> RedisResult<Vec<RawEntry>> {
         let mut command = self.read_group(count);
-        command.arg("BLOCK").arg(millis(self.settings.block));
+        if wait {
+            command.arg("BLOCK").arg(millis(self.settings.block));
+        }
         command.arg("STREAMS").arg(&self.settings.stream).arg(">");
         replies::entries_read(self.send(&command).await?)
     }

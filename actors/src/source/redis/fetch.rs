@@ -34,6 +34,13 @@ const PACE: Duration = Duration::from_millis(15);
 /// After a pause of this length losses are counted before anything is read.
 const LONG_PAUSE: Duration = Duration::from_secs(10);
 
+/// Of entries, together.
+#[derive(Debug, Clone, Copy, Default)]
+struct Size {
+    num: usize,
+    num_bytes: usize,
+}
+
 /// Leaves the state right however the fetch ends, also if it is aborted.
 pub(super) struct Turn(Arc<Shared>);
 
@@ -186,7 +193,7 @@ impl Shared {
     fn next_run(&self, permit: Permit) -> Option<(Run, usize)> {
         let state = self.lock();
         let run = *state.recovery.runs.as_ref()?.front()?;
-        Some((run, run.num.min(state.sizes.count(permit))))
+        Some((run, run.num.min(state.sizes.reply(permit))))
     }
 
     fn run_is_read(&self, rest: Option<Run>) {
@@ -276,7 +283,7 @@ impl Shared {
                 let mut state = self.lock();
                 state.claims.due_at = Instant::now() + self.settings.claim_every;
                 let cursor = state.claims.cursor.take().unwrap_or(StreamId::ZERO);
-                (cursor, state.sizes.count(permit))
+                (cursor, state.sizes.reply(permit))
             };
             let claimed = commands.claim_idle(cursor, count).await?;
             let lost = self.unknown_of(&claimed.deleted);
@@ -306,33 +313,70 @@ impl Shared {
         }
     }
 
-    /// Waits for new entries, as many as the permit allows for.
+    /// Waits for new entries, and takes as many as the permit allows for.
+    ///
+    /// One small reply after the other: only what came tells how large the next ones may be.
     async fn read_new(&self, commands: &mut Commands<'_>, permit: Permit) -> RedisResult<Outcome> {
         self.keep_the_pace().await;
-        let count = self.lock().sizes.count(permit);
-        let entries = commands.read_new(count).await?;
-        let num = entries.len();
-        // Delivered just now: one without text is unheard of, but must not stay pending.
-        let (entries, gone) = self.split(entries);
-        if !gone.is_empty() {
-            commands.acknowledge(&gone).await?;
-            self.note_lost(gone.len(), "while they were read");
-        }
-        let now = Instant::now();
-        let mut state = self.lock();
-        state.taken.take_new(entries, now);
-        state.last_new_read = now;
-        state.last_was_short = num > 0 && num < count.div_ceil(2);
-        state.more = if num == count {
-            More::Ready
-        } else {
-            More::Later
+        let mut taken = Size::default();
+        let is_cut = loop {
+            let (left, count) = self.left_of(permit, taken);
+            if left == 0 {
+                break true;
+            }
+            let wait = taken.num == 0;
+            let entries = commands.read_new(count, wait).await?;
+            let is_short = entries.len() < count;
+            let more = self.take_fresh(commands, entries).await?;
+            taken.num += more.num;
+            taken.num_bytes += more.num_bytes;
+            if is_short {
+                break false;
+            }
         };
-        Ok(if num == 0 {
+        let mut state = self.lock();
+        let goal = state.sizes.count(permit);
+        state.last_was_short = taken.num > 0 && taken.num < goal.div_ceil(2);
+        state.more = if is_cut { More::Ready } else { More::Later };
+        Ok(if taken.num == 0 {
             Outcome::Nothing
         } else {
             Outcome::Some
         })
+    }
+
+    /// How many entries the chunk still has room for, and how many to ask for now.
+    fn left_of(&self, permit: Permit, taken: Size) -> (usize, usize) {
+        let state = self.lock();
+        let left = if taken.num_bytes < permit.max_bytes {
+            state.sizes.count(permit).saturating_sub(taken.num)
+        } else {
+            0
+        };
+        (left, left.min(state.sizes.reply(permit)))
+    }
+
+    /// Takes entries that were delivered just now; returns how many and how large.
+    async fn take_fresh(
+        &self,
+        commands: &mut Commands<'_>,
+        entries: Vec<RawEntry>,
+    ) -> RedisResult<Size> {
+        let num = entries.len();
+        let (entries, gone) = self.split(entries);
+        let num_bytes = entries.iter().map(|entry| entry.num_bytes).sum();
+        {
+            let now = Instant::now();
+            let mut state = self.lock();
+            state.taken.take_new(entries, now);
+            state.last_new_read = now;
+        }
+        // One without text is unheard of so soon, but must not stay pending.
+        if !gone.is_empty() {
+            commands.acknowledge(&gone).await?;
+            self.note_lost(gone.len(), "while they were read");
+        }
+        Ok(Size { num, num_bytes })
     }
 
     async fn keep_the_pace(&self) {

@@ -6,8 +6,15 @@ use tokio::time::Instant;
 
 use crate::source::Permit;
 
-/// Entries of one read at most: more is no faster, and makes replies that others wait behind.
+/// Entries of one chunk at most: more is no faster.
 pub(super) const MAX_COUNT: usize = 512;
+
+/// Entries of one reply at most.
+///
+/// Sizes are known only afterwards, so this is what bounds the memory that a reply takes when large
+/// events follow small ones: so many times the largest event. Fewer would cost a round trip more
+/// for every so many entries.
+pub(super) const MAX_REPLY: usize = 32;
 
 /// What an event is assumed to have before any was seen.
 const FIRST_GUESS: usize = 256 * 1024;
@@ -53,7 +60,12 @@ impl Sizes {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// How many entries to ask for.
+    /// How many entries to ask for with one command.
+    pub(super) fn reply(&self, permit: Permit) -> usize {
+        self.count(permit).min(MAX_REPLY)
+    }
+
+    /// How many entries to read for one chunk.
     pub(super) fn count(&self, permit: Permit) -> usize {
         let largest = self.current.max(self.previous).unwrap_or(FIRST_GUESS);
         let by_bytes = permit.max_bytes / largest.max(1);
@@ -88,6 +100,15 @@ mod tests {
         assert_eq!(sizes.count(PERMIT), 20);
         sizes.saw(5_000_000, Instant::now());
         assert_eq!(sizes.count(PERMIT), 1, "one is always asked for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_reply_is_much_larger_than_allowed_even_if_large_events_follow_small_ones() {
+        let mut sizes = Sizes::new(Instant::now());
+        sizes.saw(10, Instant::now());
+        assert_eq!(sizes.reply(PERMIT), MAX_REPLY);
+        sizes.saw(100_000, Instant::now());
+        assert_eq!(sizes.reply(PERMIT), 10);
     }
 
     #[tokio::test(start_paused = true)]
