@@ -54,13 +54,23 @@ pub enum Outcome {
     RefusedByStore,
 }
 
-/// What can go wrong with a batch as a whole. In both cases nothing may be acknowledged and the
-/// same batch is written again, for ever: inserts are idempotent.
+/// What can go wrong with a batch as a whole. In no case may anything be acknowledged, and the same
+/// entries are written again, for ever: inserts are idempotent.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Nothing was written, and the same batch may succeed later.
     #[error("{what}")]
     Unavailable {
+        /// What failed, to what, and what to do about it.
+        what: String,
+        /// The adapter's own error.
+        #[source]
+        source: Option<Box<dyn Error + Send + Sync>>,
+    },
+    /// It took longer than it may, and the commit may or may not have happened. Fewer entries at a
+    /// time may be written where all of them never are.
+    #[error("{what}")]
+    TooSlow {
         /// What failed, to what, and what to do about it.
         what: String,
         /// The adapter's own error.

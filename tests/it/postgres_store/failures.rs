@@ -227,6 +227,31 @@ async fn a_locked_table_is_waited_for_and_its_holder_named() {
 }
 
 #[actix::test]
+async fn a_batch_that_takes_longer_than_a_statement_may_is_too_slow_and_its_halves_are_not() {
+    let database = Server::shared().database();
+    let mut settings = database.settings();
+    settings.statement_timeout = Duration::from_secs(1);
+    let store = store(settings);
+    store.check().await.unwrap();
+    database.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         IF (SELECT count(*) FROM new_rows) > 2 THEN PERFORM pg_sleep(60); END IF; \
+         RETURN NULL; END $$; \
+         CREATE TRIGGER slow AFTER INSERT ON events REFERENCING NEW TABLE AS new_rows \
+         FOR EACH STATEMENT EXECUTE FUNCTION slow()",
+    );
+    let events: Vec<_> = (0..4).map(|_| any_event()).collect();
+    let whole = of_events(events.iter().cloned());
+    let error = store.write(whole).await.unwrap_err();
+    assert!(matches!(error, StoreError::TooSlow { .. }), "{error:?}");
+    assert_eq!(database.value("SELECT count(*) FROM events"), "0");
+    for half in events.chunks(2) {
+        let outcomes = store.write(of_events(half.iter().cloned())).await.unwrap();
+        assert_eq!(outcomes, [Outcome::Stored, Outcome::Stored]);
+    }
+}
+
+#[actix::test]
 async fn a_connection_killed_in_the_middle_loses_and_doubles_nothing() {
     let (database, store) = migrated().await;
     store.write(of_events([any_event()])).await.unwrap();

@@ -52,6 +52,13 @@ impl Failure {
     ) -> StoreError {
         match self {
             Self::Unfit(what) => StoreError::unavailable(what),
+            Self::Database(error) if sqlstate(&error) == Some("57014") => StoreError::TooSlow {
+                what: format!(
+                    "cannot {doing} {place}: the server cancelled it, after its statement_timeout or \
+                     because someone asked for it; it is tried again with fewer events"
+                ),
+                source: Some(Box::new(error)),
+            },
             Self::Database(error) => StoreError::Unavailable {
                 what: format!(
                     "cannot {doing} {place}: {}{}",
@@ -67,7 +74,7 @@ impl Failure {
                 ),
                 source: Some(Box::new(error)),
             },
-            Self::Late(limit) => StoreError::OutcomeUnknown {
+            Self::Late(limit) => StoreError::TooSlow {
                 what: format!(
                     "{place} did not answer for {limit:?}, and what was asked of it may have happened \
                      all the same; it is made again, which doubles nothing: look at the server and the \
