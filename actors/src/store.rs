@@ -107,6 +107,24 @@ pub struct Cutoffs {
     pub overrides: BTreeMap<String, DateTime<Utc>>,
 }
 
+impl Cutoffs {
+    /// A clock that ran ahead, or a retention that is negative, must not empty the tables.
+    ///
+    /// # Errors
+    ///
+    /// A cutoff lies in the future.
+    pub fn refuse_future(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let mut all = self.overrides.values().chain([&self.default]);
+        match all.find(|cutoff| **cutoff > now) {
+            None => Ok(()),
+            Some(cutoff) => Err(StoreError::unavailable(format!(
+                "the cutoff {cutoff} lies in the future (it is {now}), so nothing was trimmed: set a \
+                 retention that is not negative, and the clock right"
+            ))),
+        }
+    }
+}
+
 /// What a trim removed, or would remove.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Trimmed {
@@ -144,7 +162,7 @@ pub trait EventStore: Send + Sync {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>>;
 
     /// Removes at most `max_events` events older than their cutoff, oldest first, each together
-    /// with its resources.
+    /// with its resources. A cutoff in the future, by the store's clock, is refused.
     fn trim<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,
