@@ -9,8 +9,9 @@ use crate::support::redis::ServerOptions;
 
 /// What it may take, whatever is on the bus.
 const LIMIT_MIB: u64 = 256;
-/// So many that all that is known of sizes is that they are small.
-const NUM_SMALL: usize = 5_000;
+/// So many that all that is known of sizes is that they are small; and as many as come with whole
+/// replies, so that the next one holds nothing but large ones.
+const NUM_SMALL: usize = 32 + 10 * 512;
 /// Far more of them than fit into the limit.
 const NUM_LARGE: usize = 400;
 /// As large as Prefect lets an event be.
