@@ -201,16 +201,8 @@ async fn shut_down(
         running.handle.stop(true).await;
     }
     let ledger = metrics.ledger();
-    log::info!(
-        "stopped received={} redelivered={} stored={} duplicates={} dead_lettered={} ignored={} \
-         released={} in_flight={}",
-        ledger.received,
-        ledger.redelivered,
-        ledger.stored,
-        ledger.duplicates,
-        ledger.dead_lettered,
-        ledger.ignored,
-        ledger.released,
-        ledger.in_flight
-    );
+    if !ledger.balances() {
+        log::error!("messages are not all accounted for, which is a fault of event-persister");
+    }
+    log::info!("stopped {ledger}");
 }

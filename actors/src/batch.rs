@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use crate::delivery::{Delivery, Entry, Receipt};
 use crate::messages::SourceIndex;
 
-/// A batch's place in the sequence of batches of one pipeline generation.
+/// A batch's place in one pipeline generation: the number of its first entry, counted from 1. So a
+/// half of a batch has a place too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BatchId(pub u64);
 
@@ -156,6 +157,24 @@ impl HeldBatch {
         self.is_stubborn = before.is_some_and(|before| before < successes);
     }
 
+    /// Two halves, in order; a single entry stays as it is.
+    fn halves(mut self) -> (Self, Option<Self>) {
+        let middle = self.batch.len().div_ceil(2);
+        let BatchId(first) = self.batch.id;
+        let (front, back) = self.batch.entries().split_at(middle);
+        if back.is_empty() {
+            return (self, None);
+        }
+        let id = BatchId(first + middle as u64);
+        let second = Self {
+            batch: Arc::new(Batch::new(id, back.to_vec())),
+            receipts: self.receipts.split_off(middle),
+            ..self
+        };
+        self.batch = Arc::new(Batch::new(BatchId(first), front.to_vec()));
+        (self, Some(second))
+    }
+
     /// Whether newer batches wait for this one while its back-off lasts.
     ///
     /// They do at first: in an outage trying them all is of no use. But one that fails again and
@@ -175,6 +194,8 @@ impl HeldBatch {
 #[derive(Debug)]
 pub struct BatchQueue {
     limits: BatchLimits,
+    /// Entries that a new batch may have: fewer than its limit after one took too long.
+    max_events: usize,
     returned: BTreeMap<BatchId, (HeldBatch, Instant)>,
     open: VecDeque<Waiting>,
     open_bytes: usize,
@@ -195,6 +216,7 @@ impl BatchQueue {
     /// An empty queue.
     pub fn new(limits: BatchLimits) -> Self {
         Self {
+            max_events: limits.max_events.get(),
             limits,
             returned: BTreeMap::new(),
             open: VecDeque::new(),
@@ -229,6 +251,24 @@ impl BatchQueue {
     /// Takes back a batch that could not be written; it goes out again, first, from `not_before`.
     pub fn put_back(&mut self, held: HeldBatch, not_before: Instant) {
         self.returned.insert(held.batch.id, (held, not_before));
+    }
+
+    /// Takes back a batch that took too long, as two halves; new batches are no larger than these.
+    ///
+    /// A slow store would never write it whole. Its halves may take too long again, down to single
+    /// entries.
+    pub fn put_back_in_halves(&mut self, held: HeldBatch, not_before: Instant) {
+        let (first, second) = held.halves();
+        self.max_events = self.max_events.min(first.batch.len());
+        for half in [Some(first), second].into_iter().flatten() {
+            self.put_back(half, not_before);
+        }
+    }
+
+    /// Lets new batches be a quarter larger again, up to their limit: one was written in time.
+    pub fn grow(&mut self) {
+        let larger = self.max_events + (self.max_events / 4).max(1);
+        self.max_events = larger.min(self.limits.max_events.get());
     }
 
     /// Ends the back-offs: a write has succeeded, so the store is there again. Those of stubborn
@@ -290,7 +330,7 @@ impl BatchQueue {
         };
         let aged = first.since + self.limits.max_age;
         let lingered = last_push + self.limits.linger;
-        if self.open.len() >= self.limits.max_events.get() {
+        if self.open.len() >= self.max_events {
             Ok(FlushReason::MaxEvents)
         } else if self.open_bytes >= self.limits.max_bytes.get() {
             Ok(FlushReason::MaxBytes)
@@ -315,8 +355,8 @@ impl BatchQueue {
         let oldest = self.open.front().map_or(now, |waiting| waiting.since);
         while let Some(waiting) = self.open.front() {
             let size = waiting.delivery.entry.num_bytes();
-            let full = entries.len() >= self.limits.max_events.get()
-                || num_bytes + size > self.limits.max_bytes.get();
+            let full =
+                entries.len() >= self.max_events || num_bytes + size > self.limits.max_bytes.get();
             if full && !entries.is_empty() {
                 break;
             }
@@ -331,7 +371,7 @@ impl BatchQueue {
         }
         self.open_bytes -= num_bytes;
         let id = BatchId(self.next_id);
-        self.next_id += 1;
+        self.next_id += entries.len() as u64;
         HeldBatch {
             batch: Arc::new(Batch::new(id, entries)),
             receipts,

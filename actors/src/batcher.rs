@@ -2,7 +2,8 @@
 //!
 //! Receives [`Join`], [`Enqueue`], [`ReplaceWriter`], [`Drain`]; sends [`Flush`], then [`Ack`].
 //! Guarantee: a receipt is acknowledged only once its batch is durable.
-//! A batch that failed goes back to the front, in order, until it is written; while its back-off
+//! A batch that failed goes back to the front, in order, until it is written, in halves if it took
+//! too long; while its back-off
 //! lasts, nothing newer overtakes it, unless it is the only one that fails. A writer that dies
 //! loses nothing: its batch is still here.
 //! While the database refuses nearly everything, reading pauses: no permits are granted, and one
@@ -182,7 +183,12 @@ impl BatcherActor {
         };
         match reply {
             Ok(Ok(flushed)) => self.settle(held, &flushed, took),
-            Ok(Err(error)) => self.retry_later(held, &error_chain(&error)),
+            Ok(Err(error)) => match &error {
+                StoreError::TooSlow { .. } => self.retry_in_halves(held, &error_chain(&error)),
+                StoreError::Unavailable { .. } | StoreError::OutcomeUnknown { .. } => {
+                    self.retry_later(held, &error_chain(&error));
+                }
+            },
             Err(error) => {
                 if let Some(writer) = self.writers.get_mut(index) {
                     writer.gone = true;
@@ -201,6 +207,7 @@ impl BatcherActor {
         }
         self.successes += 1;
         self.queue.end_backoff(Instant::now());
+        self.queue.grow();
         self.judge(flushed);
         let mut by_source: HashMap<SourceIndex, Vec<_>> = HashMap::new();
         for (source, receipt) in held.receipts {
@@ -222,6 +229,18 @@ impl BatcherActor {
 
     /// The batch is not durable: it goes back to the front and out again after a back-off.
     fn retry_later(&mut self, mut held: HeldBatch, error: &str) {
+        let not_before = self.note_failure(&mut held, error);
+        self.queue.put_back(held, not_before);
+    }
+
+    /// The same for one that took too long.
+    fn retry_in_halves(&mut self, mut held: HeldBatch, error: &str) {
+        let not_before = self.note_failure(&mut held, error);
+        self.queue.put_back_in_halves(held, not_before);
+    }
+
+    /// Says that a batch could not be written; returns when it may be tried again.
+    fn note_failure(&self, held: &mut HeldBatch, error: &str) -> Instant {
         held.failed(self.successes);
         let delay = self.settings.backoff.random_delay(held.failures);
         self.parts.metrics.batch_failed();
@@ -241,7 +260,7 @@ impl BatcherActor {
                 held.failures,
             );
         }
-        self.queue.put_back(held, Instant::now() + delay);
+        Instant::now() + delay
     }
 
     /// Gives permits to those who wait, for as long as there is room.

@@ -27,6 +27,10 @@ use crate::source::{Body, Chunk, EventSource, Message, More, Permit, SourceError
 use crate::status::{Component, error_chain};
 use crate::waiters::{Owed, Waiters};
 
+mod acks;
+
+use acks::Acks;
+
 /// What a consumer shares with the rest of its pipeline.
 #[derive(Clone)]
 pub struct ConsumerParts {
@@ -74,24 +78,12 @@ enum Stage {
     AtBatcher,
     /// Waiting for the source, or for the end of a back-off.
     AtSource(SpawnHandle),
+    /// Waiting for the source to take receipts back, with a permit for the next read.
+    AtAcks(Permit),
     /// The source has come to its end.
     Ended,
     /// Told to stop, or refused by a batcher that drains.
     Stopped,
-}
-
-/// Receipts on their way back to the source, one call at a time.
-#[derive(Default)]
-struct Acks {
-    waiting: Vec<Receipt>,
-    under_way: bool,
-    failures: u32,
-}
-
-impl Acks {
-    fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && !self.under_way
-    }
 }
 
 impl ConsumerActor {
@@ -158,6 +150,10 @@ impl ConsumerActor {
     }
 
     fn read(&mut self, permit: Permit, ctx: &mut Context<Self>) {
+        if self.acks.are_too_many(permit) {
+            self.stage = Stage::AtAcks(permit);
+            return;
+        }
         let source = Arc::clone(&self.source);
         let read = async move { source.read(permit).await };
         let handle = ctx.spawn(
@@ -313,6 +309,7 @@ impl ConsumerActor {
         }
         self.acks.under_way = true;
         let receipts = mem::take(&mut self.acks.waiting);
+        self.acks.num_sent = receipts.len();
         let source = Arc::clone(&self.source);
         let acknowledge = async move {
             failpoint::pass("consumer::before-acknowledge");
@@ -333,6 +330,7 @@ impl ConsumerActor {
         result: Result<(), SourceError>,
         ctx: &mut Context<Self>,
     ) {
+        self.acks.num_sent = 0;
         match result {
             Ok(()) => {
                 self.acks.under_way = false;
@@ -340,6 +338,9 @@ impl ConsumerActor {
                     self.note_success();
                 }
                 self.acknowledge(Vec::new(), ctx);
+                if let Stage::AtAcks(permit) = self.stage {
+                    self.read(permit, ctx);
+                }
                 if self.acks.is_empty() {
                     self.draining.answer(&Drained { released: 0 });
                 }
@@ -385,6 +386,7 @@ impl Handler<StopReading> for ConsumerActor {
                 ctx.cancel_future(handle);
                 self.stop_reading();
             }
+            Stage::AtAcks(_) => self.stop_reading(),
             Stage::Ended | Stage::Stopped => self.stopping.answer(&()),
             Stage::AtBatcher => {}
         }

@@ -58,6 +58,31 @@ impl LedgerCounts {
     }
 }
 
+/// As in a log line, with whether they balance.
+impl std::fmt::Display for LedgerCounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            received,
+            redelivered,
+            stored,
+            duplicates,
+            dead_lettered,
+            refused_by_store,
+            ignored,
+            released,
+            in_flight,
+        } = self;
+        write!(
+            f,
+            "received={received} redelivered={redelivered} stored={stored} \
+             duplicates={duplicates} dead_lettered={dead_lettered} \
+             refused_by_store={refused_by_store} ignored={ignored} released={released} \
+             in_flight={in_flight} balanced={}",
+            self.balances()
+        )
+    }
+}
+
 /// The numbers of one pipeline, over all of its generations.
 ///
 /// A clone is another handle on the same numbers, so a clone can be registered with a
@@ -396,6 +421,16 @@ mod tests {
         assert_eq!(metrics.ledger().in_flight, 2);
         assert_eq!(metrics.released_all(), 2);
         assert!(metrics.ledger().balances());
+        assert_eq!(
+            metrics.ledger().to_string(),
+            "received=7 redelivered=3 stored=3 duplicates=2 dead_lettered=2 refused_by_store=1 \
+             ignored=1 released=2 in_flight=0 balanced=true"
+        );
+        let unbalanced = LedgerCounts {
+            stored: 1,
+            ..LedgerCounts::default()
+        };
+        assert!(unbalanced.to_string().ends_with("balanced=false"));
 
         let text = prometheus::TextEncoder::new()
             .encode_to_string(&registry.gather())

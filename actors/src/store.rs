@@ -55,13 +55,23 @@ pub enum Outcome {
     RefusedByStore,
 }
 
-/// What can go wrong with a batch as a whole. In both cases nothing may be acknowledged and the
-/// same batch is written again, for ever: inserts are idempotent.
+/// What can go wrong with a batch as a whole. In no case may anything be acknowledged, and the same
+/// entries are written again, for ever: inserts are idempotent.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Nothing was written, and the same batch may succeed later.
     #[error("{what}")]
     Unavailable {
+        /// What failed, to what, and what to do about it.
+        what: String,
+        /// The adapter's own error.
+        #[source]
+        source: Option<Box<dyn Error + Send + Sync>>,
+    },
+    /// It took longer than it may, and the commit may or may not have happened. Fewer entries at a
+    /// time may be written where all of them never are.
+    #[error("{what}")]
+    TooSlow {
         /// What failed, to what, and what to do about it.
         what: String,
         /// The adapter's own error.
@@ -96,6 +106,24 @@ pub struct Cutoffs {
     pub default: DateTime<Utc>,
     /// For single event names; earlier or later than the default.
     pub overrides: BTreeMap<String, DateTime<Utc>>,
+}
+
+impl Cutoffs {
+    /// A clock that ran ahead, or a retention that is negative, must not empty the tables.
+    ///
+    /// # Errors
+    ///
+    /// A cutoff lies in the future.
+    pub fn refuse_future(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let mut all = self.overrides.values().chain([&self.default]);
+        match all.find(|cutoff| **cutoff > now) {
+            None => Ok(()),
+            Some(cutoff) => Err(StoreError::unavailable(format!(
+                "the cutoff {cutoff} lies in the future (it is {now}), so nothing was trimmed: set a \
+                 retention that is not negative, and the clock right"
+            ))),
+        }
+    }
 }
 
 /// What a trim removed, or would remove.
@@ -135,7 +163,7 @@ pub trait EventStore: Send + Sync {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>>;
 
     /// Removes at most `max_events` events older than their cutoff, oldest first, each together
-    /// with its resources.
+    /// with its resources. A cutoff in the future, by the store's clock, is refused.
     fn trim<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,

@@ -2,7 +2,7 @@
 //!
 //! Receives [`Trim`], from its own timer and from operators; sends nothing.
 //! Guarantee: an event goes together with its resources, and not before its time has come by the
-//! clock. A pass that was cut off is repaired by the next: passes are idempotent.
+//! clock; a clock that was put forward meanwhile is not believed at once. A pass that was cut off is repaired by the next: passes are idempotent.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -19,6 +19,10 @@ use crate::messages::{Drain, Drained, Trim, TrimError, stops_when_retired};
 use crate::metrics::Metrics;
 use crate::status::{Component, error_chain};
 use crate::store::{Cutoffs, EventStore, TrimStep, Trimmed};
+
+mod steadiness;
+
+use steadiness::Steadiness;
 
 /// How long events are kept, and how they are removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +107,14 @@ pub async fn run_pass(
     }
 }
 
+fn put_forward(by: TimeDelta) -> TrimError {
+    TrimError::AbsurdCutoff(format!(
+        "the clock was put forward by {} s; if it is right now, trimming goes on once it has been \
+         steady for a while",
+        by.num_seconds()
+    ))
+}
+
 /// What a trimmer shares with the rest of its pipeline.
 #[derive(Clone)]
 pub struct TrimParts {
@@ -118,6 +130,7 @@ pub struct TrimParts {
 pub struct TrimActor {
     store: Arc<dyn EventStore>,
     settings: Arc<TrimSettings>,
+    steadiness: Steadiness,
     parts: TrimParts,
     under_way: bool,
     _lifeline: Lifeline,
@@ -134,6 +147,7 @@ impl TrimActor {
         Self {
             store,
             settings: Arc::new(settings),
+            steadiness: Steadiness::new(parts.clock.now(), Instant::now()),
             parts,
             under_way: false,
             _lifeline: lifeline,
@@ -159,7 +173,9 @@ impl TrimActor {
         let settings = Arc::clone(&self.settings);
         let now = self.parts.clock.now();
         let started = Instant::now();
+        let believed = self.steadiness.look(now, started);
         let pass = async move {
+            believed.map_err(put_forward)?;
             let cutoffs = cutoffs(&settings, now)?;
             run_pass(store.as_ref(), &cutoffs, settings.batch_size).await
         };

@@ -86,7 +86,7 @@ impl Layers {
             redis: self.redis(&mut effective)?,
             http: self.http()?,
             pipeline: Pipeline {
-                writers: self.get(&settings::PIPELINE_WRITERS)?,
+                writers: self.get(&settings::PIPELINE_WRITERS)?.0,
                 max_bytes_in_flight: self.size(&settings::PIPELINE_MAX_BYTES_IN_FLIGHT)?,
                 drain_timeout: self.get(&settings::PIPELINE_DRAIN_TIMEOUT)?,
             },

@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::database_url::DatabaseUrl;
 use super::redis_url::RedisUrl;
 use super::value::{
-    Input, Listen, LogFilter, LogFormat, NonZeroDuration, Overrides, Secret, SettingValue, Size,
-    Switchable, TlsMode, Toggle,
+    Input, Listen, LogFilter, LogFormat, NonZeroDuration, NumWriters, Overrides, Secret,
+    SettingValue, Size, Switchable, TlsMode, Toggle,
 };
 
 /// What every environment variable of ours begins with.
@@ -236,9 +236,9 @@ settings! {
         "The same bound in bytes: the memory that an outage of the database may take.",
     );
 
-    PIPELINE_WRITERS: NonZeroUsize = Key::new(
+    PIPELINE_WRITERS: NumWriters = Key::new(
         "pipeline", "writers", Some("2"),
-        "Connections that write, each on a thread of its own. More helps a database with cores to spare; SQLite writes one at a time.",
+        "Connections that write, each on a thread of its own, at most 64. More helps a database with cores to spare; SQLite writes one at a time.",
     ).flag("--writers").short_variable("EVENT_PERSISTER_WRITERS");
     PIPELINE_MAX_BYTES_IN_FLIGHT: Size = Key::new(
         "pipeline", "max_bytes_in_flight", Some("64MiB"),

@@ -139,8 +139,17 @@ fn a_wrong_value_is_named_with_its_place_and_what_would_be_right() {
     };
     assert_eq!(
         load(&flags, &[]).unwrap_err(),
-        "--writers: \"none\" is not right for pipeline.writers: give a whole number of at least 1"
+        "--writers: \"none\" is not right for pipeline.writers: give a whole number of at least 1 and \
+         at most 64"
     );
+    let variables = [("EVENT_PERSISTER_WRITERS", "65")];
+    let variable = load(&Flags::default(), &variables).unwrap_err();
+    assert!(
+        variable.ends_with("at least 1 and at most 64"),
+        "{variable}"
+    );
+    let config = load(&Flags::default(), &[("EVENT_PERSISTER_WRITERS", "64")]).unwrap();
+    assert_eq!(config.pipeline.writers.get(), 64);
     let variable = load(&Flags::default(), &[("EVENT_PERSISTER_LISTEN", "4280")]).unwrap_err();
     assert!(variable.starts_with("EVENT_PERSISTER_LISTEN: \"4280\" is not right for http.listen"));
     let file = file("[batch]\nlinger = 5\n");

@@ -9,7 +9,7 @@ mod overrides;
 mod texts;
 mod words;
 
-pub(crate) use numbers::{LONGEST, NonZeroDuration, Size, Switchable};
+pub(crate) use numbers::{LONGEST, NonZeroDuration, NumWriters, Size, Switchable};
 pub(crate) use overrides::Overrides;
 pub(crate) use texts::{TlsMode, Toggle};
 pub(crate) use words::{Listen, LogFilter, LogFormat};

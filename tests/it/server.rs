@@ -18,6 +18,7 @@ use super::support::socket;
 
 mod import;
 mod outage;
+mod refusals;
 mod shutdown;
 
 /// What clients were told.

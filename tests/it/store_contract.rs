@@ -363,6 +363,29 @@ async fn trims_what_comes_late_too(fixture: &impl Fixture) {
     assert_eq!(fixture.rows().len(), 1, "the one that is kept longer");
 }
 
+async fn a_cutoff_in_the_future_removes_nothing(fixture: &impl Fixture) {
+    let store = (fixture.open_store())();
+    store.write(events([aged("plain", 9)])).await.unwrap();
+    let default = Cutoffs {
+        default: days_ago(-1),
+        ..cutoffs()
+    };
+    let mut of_one_name = cutoffs();
+    of_one_name
+        .overrides
+        .insert("plain".to_owned(), days_ago(-1));
+    for future in [default, of_one_name] {
+        let refused = [
+            store.trim(&future, limit(1)).await.unwrap_err(),
+            store.count_expired(&future).await.unwrap_err(),
+        ];
+        for error in refused {
+            assert!(error.to_string().contains("in the future"), "{error}");
+        }
+    }
+    assert_eq!(fixture.rows().len(), 1);
+}
+
 /// One test for each promise and each store.
 macro_rules! store_contract_tests {
     ($new:expr; $($promise:ident)*) => {
@@ -394,6 +417,7 @@ macro_rules! store_contract_tests {
             trims_what_each_name_no_longer_keeps
             trims_the_oldest_first
             trims_what_comes_late_too
+            a_cutoff_in_the_future_removes_nothing
         }
     };
 }

@@ -143,8 +143,8 @@ fn a_returned_batch_goes_first_and_is_not_overtaken() {
         order,
         [
             (1, FlushReason::Retry),
-            (2, FlushReason::Retry),
-            (3, FlushReason::MaxEvents)
+            (3, FlushReason::Retry),
+            (5, FlushReason::MaxEvents)
         ]
     );
 }
@@ -164,7 +164,7 @@ fn a_batch_that_fails_again_and_again_holds_nothing_up() {
     }
     first.failures = 3;
     queue.put_back(first, later);
-    assert_eq!(write(queue.next(now)).0.batch.id, BatchId(2));
+    assert_eq!(write(queue.next(now)).0.batch.id, BatchId(3));
     assert_eq!(wait(queue.next(now)), later, "and is not forgotten");
 }
 
@@ -179,9 +179,47 @@ fn a_stubborn_batch_keeps_its_back_off_whatever_others_do() {
     first.is_stubborn = true;
     queue.put_back(first, later);
     queue.end_backoff(now);
-    assert_eq!(write(queue.next(now)).0.batch.id, BatchId(2));
+    assert_eq!(write(queue.next(now)).0.batch.id, BatchId(3));
     assert_eq!(wait(queue.next(now)), later);
     assert_eq!(write(queue.next(later)).0.batch.id, BatchId(1));
+}
+
+#[test]
+fn a_batch_that_takes_too_long_is_halved_down_to_single_entries() {
+    let now = Instant::now();
+    let mut queue = queue(8, 1_000);
+    queue.push(SOURCE, deliveries(8), false, now);
+    let (whole, _) = write(queue.next(now));
+    queue.put_back_in_halves(whole, now);
+    let mut sizes = Vec::new();
+    let mut receipts = Vec::new();
+    while let Next::Write(held, _) = queue.next(now) {
+        sizes.push(held.batch.len());
+        if held.batch.len() > 1 {
+            queue.put_back_in_halves(held, now);
+        } else {
+            receipts.extend(held.receipts.iter().map(|(_, receipt)| receipt.0));
+        }
+    }
+    assert_eq!(sizes, [4, 2, 1, 1, 2, 1, 1, 4, 2, 1, 1, 2, 1, 1]);
+    assert_eq!(receipts, (0..8).collect::<Vec<_>>());
+}
+
+#[test]
+fn new_batches_are_small_after_one_took_too_long_and_grow_again() {
+    let now = Instant::now();
+    let mut queue = queue(8, 1_000);
+    queue.push(SOURCE, deliveries(100), false, now);
+    let (whole, _) = write(queue.next(now));
+    queue.put_back_in_halves(whole, now);
+    let lens: Vec<_> = (0..9)
+        .map(|_| {
+            let (held, _) = write(queue.next(now));
+            queue.grow();
+            held.batch.len()
+        })
+        .collect();
+    assert_eq!(lens, [4, 4, 6, 7, 8, 8, 8, 8, 8]);
 }
 
 #[derive(Debug, Clone)]
@@ -195,6 +233,7 @@ enum Step {
         which: usize,
         after_millis: u64,
         is_stubborn: bool,
+        in_halves: bool,
     },
     Commit {
         which: usize,
@@ -210,9 +249,9 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (prop::collection::vec(0_usize..60, 0..9), any::<bool>())
             .prop_map(|(sizes, more_ready)| Step::Push { sizes, more_ready }),
         4 => Just(Step::Next),
-        2 => (any::<usize>(), 0_u64..3_000, any::<bool>())
-            .prop_map(|(which, after_millis, is_stubborn)| {
-                Step::PutBack { which, after_millis, is_stubborn }
+        2 => (any::<usize>(), 0_u64..3_000, any::<bool>(), any::<bool>())
+            .prop_map(|(which, after_millis, is_stubborn, in_halves)| {
+                Step::PutBack { which, after_millis, is_stubborn, in_halves }
             }),
         2 => any::<usize>().prop_map(|which| Step::Commit { which }),
         1 => Just(Step::EndBackoff),
@@ -248,16 +287,27 @@ impl Game {
                 which,
                 after_millis,
                 is_stubborn,
+                in_halves,
             } if !self.out.is_empty() => {
                 let mut held = self.out.swap_remove(which % self.out.len());
                 held.failures += 1;
                 held.is_stubborn = is_stubborn;
-                self.back.insert(held.batch.id, held.holds_up_others());
+                let holds_up = held.holds_up_others();
+                self.back.insert(held.batch.id, holds_up);
                 let not_before = self.now + Duration::from_millis(after_millis);
-                self.queue.put_back(held, not_before);
+                if in_halves {
+                    let (first, second) = held.clone().halves();
+                    prop_assert!(first.batch.len() <= held.batch.len().div_ceil(2));
+                    self.back
+                        .extend(second.map(|half| (half.batch.id, holds_up)));
+                    self.queue.put_back_in_halves(held, not_before);
+                } else {
+                    self.queue.put_back(held, not_before);
+                }
             }
             Step::Commit { which } if !self.out.is_empty() => {
                 let held = self.out.swap_remove(which % self.out.len());
+                self.queue.grow();
                 self.committed
                     .extend(held.receipts.iter().map(|(_, receipt)| receipt.0));
             }
@@ -287,6 +337,7 @@ impl Game {
             .windows(2)
             .all(|pair| pair[0].1.0 + 1 == pair[1].1.0);
         prop_assert!(in_order, "entries out of order");
+        prop_assert_eq!(held.batch.id.0, held.receipts[0].1.0, "not in its place");
         let overtaken = self.back.range(..held.batch.id);
         let held_up = overtaken.filter(|(_, holds_up)| **holds_up).count();
         prop_assert_eq!(held_up, 0, "overtook a batch that others wait for");
@@ -294,7 +345,7 @@ impl Game {
             prop_assert_eq!(reason, FlushReason::Retry);
         } else {
             prop_assert_eq!(held.batch.id.0, self.highest + 1, "out of sequence");
-            self.highest = held.batch.id.0;
+            self.highest += held.batch.len() as u64;
         }
         self.out.push(held);
         Ok(())

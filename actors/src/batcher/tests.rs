@@ -166,6 +166,33 @@ async fn writes_again_after_an_unknown_outcome() {
 }
 
 #[actix::test]
+async fn a_store_too_slow_for_large_batches_gets_smaller_ones_each_acknowledged_after_its_commit() {
+    let mut bench = Bench::start(1, 8).await;
+    drop(bench.enqueue(0..20, false));
+    let (mut sizes, mut acknowledged) = (Vec::new(), Vec::new());
+    while acknowledged.len() < 20 {
+        let flush = bench.flush(0).await;
+        settle().await;
+        assert!(bench.acks.try_next().is_none(), "acknowledged too early");
+        sizes.push(flush.message.batch.len());
+        if flush.message.batch.len() > 2 {
+            flush.answer(Err(StoreError::TooSlow {
+                what: "took too long".to_owned(),
+                source: None,
+            }));
+        } else {
+            commit(flush);
+            acknowledged.extend(bench.acknowledged().await);
+        }
+    }
+    assert_eq!(sizes[..4], [8, 4, 2, 2], "{sizes:?}");
+    acknowledged.sort_unstable();
+    assert_eq!(acknowledged, (0..20).collect::<Vec<_>>());
+    let ledger = bench.metrics.ledger();
+    assert!(ledger.balances() && ledger.in_flight == 0, "{ledger:?}");
+}
+
+#[actix::test]
 async fn a_failed_batch_goes_back_to_the_front() {
     let mut bench = Bench::start(1, 2).await;
     drop(bench.enqueue(0..6, false));
@@ -299,7 +326,7 @@ async fn hands_batches_to_all_writers_and_puts_them_back_in_order() {
     let one = bench.flush(0).await;
     let other = bench.flush(1).await;
     let order = [&one, &other].map(|flush| flush.message.batch.id.0);
-    assert_eq!(order, [1, 2]);
+    assert_eq!(order, [1, 3]);
 }
 
 #[actix::test]

@@ -1,3 +1,4 @@
+use super::acks::MAX_UNCONFIRMED;
 use super::*;
 use crate::clock::SystemClock;
 use crate::delivery::Content;
@@ -264,4 +265,41 @@ async fn counts_what_comes_again_apart() {
     assert_eq!(chunk.message.deliveries.len(), 2);
     let ledger = bench.metrics.ledger();
     assert_eq!((ledger.received, ledger.redelivered), (2, 1));
+}
+
+#[actix::test]
+async fn reads_no_further_while_too_many_receipts_are_not_taken_back() {
+    let mut bench = Bench::start().await;
+    bench.source.fail_acks(usize::MAX);
+    for _ in 0..100 {
+        bench.source.push(EVENT);
+    }
+    for _ in 0..MAX_UNCONFIRMED {
+        let chunk = bench.chunk().await;
+        bench.ack(receipts(&chunk.message)).await;
+        chunk.answer(Ok(PERMIT));
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.source.num_reads(), MAX_UNCONFIRMED, "piles up");
+    assert!(bench.chunks.try_next().is_none());
+    bench.source.fail_acks(0);
+    let chunk = bench.chunk().await;
+    assert_eq!(chunk.message.deliveries.len(), 3, "reads on");
+    assert_eq!(bench.source.acknowledged().len(), 4 * 3);
+}
+
+#[actix::test]
+async fn can_be_stopped_while_it_waits_for_receipts_to_be_taken_back() {
+    let mut bench = Bench::start().await;
+    bench.source.fail_acks(usize::MAX);
+    for _ in 0..100 {
+        bench.source.push(EVENT);
+    }
+    for _ in 0..MAX_UNCONFIRMED {
+        let chunk = bench.chunk().await;
+        bench.ack(receipts(&chunk.message)).await;
+        chunk.answer(Ok(PERMIT));
+    }
+    settle().await;
+    bench.consumer.send(StopReading).await.unwrap();
 }

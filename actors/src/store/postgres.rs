@@ -219,19 +219,6 @@ impl PostgresStore {
     fn lock_resume(&self) -> MutexGuard<'_, Resume> {
         self.resume.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// A clock that ran ahead must not empty the tables.
-    fn refuse_future(&self, cutoffs: &Cutoffs) -> Result<(), StoreError> {
-        let now = self.clock.now();
-        let mut all = cutoffs.overrides.values().chain([&cutoffs.default]);
-        match all.find(|cutoff| **cutoff > now) {
-            None => Ok(()),
-            Some(cutoff) => Err(StoreError::unavailable(format!(
-                "the cutoff {cutoff} lies in the future (it is {now}), so nothing was trimmed: set a \
-                 retention that is not negative, and the clock right"
-            ))),
-        }
-    }
 }
 
 impl EventStore for PostgresStore {
@@ -250,7 +237,7 @@ impl EventStore for PostgresStore {
         max_events: NonZeroUsize,
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
         Box::pin(async move {
-            self.refuse_future(cutoffs)?;
+            cutoffs.refuse_future(self.clock.now())?;
             let resume = self.lock_resume().take();
             let trim = async |connection: &mut Connection| {
                 let mut resume = resume;
@@ -270,7 +257,7 @@ impl EventStore for PostgresStore {
         cutoffs: &'a Cutoffs,
     ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>> {
         Box::pin(async move {
-            self.refuse_future(cutoffs)?;
+            cutoffs.refuse_future(self.clock.now())?;
             let count = async |connection: &mut Connection| {
                 trim::count(connection, cutoffs, self.clock.now()).await
             };

@@ -266,7 +266,7 @@ impl EventStore for SqliteStore {
         max_events: NonZeroUsize,
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
         Box::pin(async move {
-            self.refuse_future(cutoffs)?;
+            cutoffs.refuse_future(self.shared.clock.now())?;
             let cutoffs = cutoffs.clone();
             let turn = Arc::clone(&self.shared.turn);
             let mut resume = self.lock_resume().take();
@@ -287,7 +287,7 @@ impl EventStore for SqliteStore {
         cutoffs: &'a Cutoffs,
     ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>> {
         Box::pin(async move {
-            self.refuse_future(cutoffs)?;
+            cutoffs.refuse_future(self.shared.clock.now())?;
             let cutoffs = cutoffs.clone();
             self.with_connection("read", move |connection| trim::count(connection, &cutoffs))
                 .await
@@ -312,19 +312,6 @@ impl EventStore for SqliteStore {
 }
 
 impl SqliteStore {
-    /// A clock that ran ahead must not empty the tables.
-    fn refuse_future(&self, cutoffs: &Cutoffs) -> Result<(), StoreError> {
-        let now = self.shared.clock.now();
-        let mut all = cutoffs.overrides.values().chain([&cutoffs.default]);
-        match all.find(|cutoff| **cutoff > now) {
-            None => Ok(()),
-            Some(cutoff) => Err(StoreError::unavailable(format!(
-                "the cutoff {cutoff} lies in the future (it is {now}), so nothing was trimmed: set a \
-                 retention that is not negative, and the clock right"
-            ))),
-        }
-    }
-
     fn lock_resume(&self) -> std::sync::MutexGuard<'_, Resume> {
         self.resume.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -263,6 +263,7 @@ impl EventStore for MemoryStore {
         max_events: NonZeroUsize,
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
         Box::pin(async move {
+            cutoffs.refuse_future(self.core.clock.now())?;
             let mut state = self.available()?;
             state.num_trims += 1;
             let expired = state.rows.expired(cutoffs);
@@ -279,6 +280,7 @@ impl EventStore for MemoryStore {
         cutoffs: &'a Cutoffs,
     ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>> {
         Box::pin(async move {
+            cutoffs.refuse_future(self.core.clock.now())?;
             let state = self.available()?;
             let expired = state.rows.expired(cutoffs);
             let resources = expired

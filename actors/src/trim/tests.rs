@@ -23,7 +23,7 @@ fn settings(retention: Duration) -> TrimSettings {
 
 /// A store with one event for each age in hours, all of this name.
 async fn store_with(name: &str, ages: impl IntoIterator<Item = i64>) -> MemoryStore {
-    let store = MemoryStore::new();
+    let store = MemoryStore::with_clock(Arc::new(ManualClock::at(now())));
     let entries = ages.into_iter().map(|hours| {
         event_entry(
             EventFixture {
@@ -41,10 +41,18 @@ async fn store_with(name: &str, ages: impl IntoIterator<Item = i64>) -> MemorySt
 }
 
 fn trimmer(store: &MemoryStore, settings: TrimSettings) -> Addr<TrimActor> {
+    trimmer_by(Arc::new(ManualClock::at(now())), store, settings)
+}
+
+fn trimmer_by(
+    clock: Arc<dyn Clock>,
+    store: &MemoryStore,
+    settings: TrimSettings,
+) -> Addr<TrimActor> {
     let parts = TrimParts {
         component: Component::new("trim"),
         metrics: Metrics::new().unwrap(),
-        clock: Arc::new(ManualClock::at(now())),
+        clock,
     };
     let (alive, _) = lifeline();
     TrimActor::new((store.open_store())(), settings, parts, alive).start()
@@ -134,4 +142,52 @@ async fn keeps_its_interval_when_a_pass_fails() {
     store.set_available(true);
     tokio::time::sleep(Duration::from_secs(601)).await;
     assert_eq!(ages(&store), [1]);
+}
+
+/// The wall clock as the store and the trimmer see it, which goes as (paused) time does until it
+/// is put by something.
+#[derive(Debug)]
+struct SettableClock {
+    started: Instant,
+    put_by: ManualClock,
+}
+
+impl Clock for SettableClock {
+    fn now(&self) -> DateTime<Utc> {
+        let passed = TimeDelta::from_std(self.started.elapsed()).unwrap();
+        self.put_by.now() + passed
+    }
+}
+
+#[actix::test]
+async fn a_clock_that_is_put_forward_by_an_hour_removes_nothing_before_it_is_believed() {
+    tokio::time::pause();
+    let clock = Arc::new(SettableClock {
+        started: Instant::now(),
+        put_by: ManualClock::at(now()),
+    });
+    let store = MemoryStore::with_clock(clock.clone());
+    let event = EventFixture {
+        occurred: now() - TimeDelta::minutes(30),
+        ..EventFixture::default()
+    };
+    let batch = Batch::new(BatchId(1), vec![event_entry(event.build())]);
+    store.write(Arc::new(batch)).await.unwrap();
+    let trimmer = trimmer_by(clock.clone(), &store, settings(HOUR));
+
+    clock.put_by.advance(TimeDelta::hours(1));
+    let refused = trimmer.send(Trim).await.unwrap().unwrap_err();
+    assert!(matches!(refused, TrimError::AbsurdCutoff(_)), "{refused}");
+    assert_eq!(store.num_events(), 1);
+    // It was a mistake, and is mended.
+    clock.put_by.advance(TimeDelta::hours(-1));
+    tokio::time::sleep(HOUR / 4).await;
+    trimmer.send(Trim).await.unwrap().unwrap();
+    assert_eq!(store.num_events(), 1, "half an hour and a quarter old");
+    // It is right, and stays.
+    clock.put_by.advance(TimeDelta::hours(1));
+    assert!(trimmer.send(Trim).await.unwrap().is_err());
+    tokio::time::sleep(HOUR / 4).await;
+    trimmer.send(Trim).await.unwrap().unwrap();
+    assert_eq!(store.num_events(), 0);
 }

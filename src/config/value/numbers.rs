@@ -20,6 +20,35 @@ impl SettingValue for NonZeroUsize {
     }
 }
 
+/// How many connections write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NumWriters(pub(crate) NonZeroUsize);
+
+impl NumWriters {
+    /// Each has a connection and a thread, and a share in what may be in flight. No database is
+    /// faster with more, and a slip of the finger must not exhaust it.
+    const MAX: usize = 64;
+}
+
+impl SettingValue for NumWriters {
+    fn read(input: &Input) -> Result<Self, String> {
+        NonZeroUsize::read(input)
+            .ok()
+            .filter(|writers| writers.get() <= Self::MAX)
+            .map(Self)
+            .ok_or_else(|| {
+                format!(
+                    "give a whole number of at least 1 and at most {}",
+                    Self::MAX
+                )
+            })
+    }
+
+    fn show(&self) -> String {
+        self.0.to_string()
+    }
+}
+
 impl SettingValue for NonZeroU64 {
     fn read(input: &Input) -> Result<Self, String> {
         match input {

@@ -10,8 +10,8 @@ use crate::support::redis::ServerOptions;
 /// A thousand events of 1.5 MB, or as many as everybody can wait for.
 fn num_large() -> usize {
     trouble().map_or(
-        150,
-        |trouble| if trouble.as_secs() < 30 { 150 } else { 1_000 },
+        400,
+        |trouble| if trouble.as_secs() < 30 { 400 } else { 1_000 },
     )
 }
 

@@ -268,6 +268,104 @@ async fn a_locked_table_is_waited_for_and_its_holder_named() {
     assert_eq!(store.write(batch).await.unwrap(), [Outcome::Stored]);
 }
 
+/// What a write comes to.
+#[derive(Debug, PartialEq, Eq)]
+enum Kind {
+    Refused,
+    Unavailable,
+    TooSlow,
+    OutcomeUnknown,
+}
+
+#[actix::test]
+async fn every_sqlstate_is_of_one_kind() {
+    const KINDS: [(Kind, &[&str]); 4] = [
+        (
+            Kind::Refused,
+            &[
+                "22000", "22001", "22003", "22008", "22021", "22P02", "22P05", "23000", "23001",
+                "23503", "23505", "23514", "23P01", "54000", "54001", "54011", "54023", "P0001",
+            ],
+        ),
+        (
+            Kind::Unavailable,
+            &[
+                "08000", "08003", "08006", "0A000", "21000", "23502", "24000", "25006", "25P02",
+                "26000", "28000", "28P01", "2F000", "34000", "38000", "39000", "3D000", "3F000",
+                "40000", "40001", "40P01", "42000", "42501", "42601", "42703", "42883", "42P01",
+                "44000", "53000", "53100", "53200", "53300", "53400", "55000", "55006", "55P03",
+                "57000", "57P01", "57P02", "57P03", "58000", "58030", "72000", "F0000", "HV000",
+                "P0000", "P0002", "XX000", "XX001", "XX002", "ZZ999",
+            ],
+        ),
+        (Kind::TooSlow, &["57014"]),
+        (Kind::OutcomeUnknown, &["08007", "40003"]),
+    ];
+    let (database, store) = migrated().await;
+    database.execute(
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         IF NEW.event LIKE 'fail %' THEN \
+         RAISE EXCEPTION 'as the test wants' USING ERRCODE = split_part(NEW.event, ' ', 2); \
+         END IF; RETURN NEW; END $$; \
+         CREATE TRIGGER fail BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION fail()",
+    );
+    for (expected, codes) in KINDS {
+        for code in codes {
+            let failing = EventFixture {
+                event: format!("fail {code}"),
+                ..EventFixture::default()
+            };
+            let batch = of_events([any_event(), failing.build()]);
+            let kind = match store.write(batch).await {
+                Ok(outcomes) => {
+                    assert_eq!(
+                        outcomes,
+                        [Outcome::Stored, Outcome::RefusedByStore],
+                        "{code}"
+                    );
+                    Kind::Refused
+                }
+                Err(StoreError::Unavailable { .. }) => Kind::Unavailable,
+                Err(StoreError::TooSlow { .. }) => Kind::TooSlow,
+                Err(StoreError::OutcomeUnknown { .. }) => Kind::OutcomeUnknown,
+            };
+            assert_eq!(kind, expected, "{code}");
+        }
+    }
+    let counts = "SELECT (SELECT count(*) FROM events) || ' ' || \
+        (SELECT count(*) FROM event_persister_dead_letters)";
+    let num_refused = KINDS[0].1.len();
+    assert_eq!(
+        database.value(counts),
+        format!("{num_refused} {num_refused}")
+    );
+}
+
+#[actix::test]
+async fn a_batch_that_takes_longer_than_a_statement_may_is_too_slow_and_its_halves_are_not() {
+    let database = Server::shared().database();
+    let mut settings = database.settings();
+    settings.statement_timeout = Duration::from_secs(1);
+    let store = store(settings);
+    store.check().await.unwrap();
+    database.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         IF (SELECT count(*) FROM new_rows) > 2 THEN PERFORM pg_sleep(60); END IF; \
+         RETURN NULL; END $$; \
+         CREATE TRIGGER slow AFTER INSERT ON events REFERENCING NEW TABLE AS new_rows \
+         FOR EACH STATEMENT EXECUTE FUNCTION slow()",
+    );
+    let events: Vec<_> = (0..4).map(|_| any_event()).collect();
+    let whole = of_events(events.iter().cloned());
+    let error = store.write(whole).await.unwrap_err();
+    assert!(matches!(error, StoreError::TooSlow { .. }), "{error:?}");
+    assert_eq!(database.value("SELECT count(*) FROM events"), "0");
+    for half in events.chunks(2) {
+        let outcomes = store.write(of_events(half.iter().cloned())).await.unwrap();
+        assert_eq!(outcomes, [Outcome::Stored, Outcome::Stored]);
+    }
+}
+
 #[actix::test]
 async fn a_connection_killed_in_the_middle_loses_and_doubles_nothing() {
     let (database, store) = migrated().await;

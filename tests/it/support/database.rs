@@ -75,6 +75,13 @@ impl Database {
         connection
     }
 
+    /// Changes it as an operator would.
+    pub(crate) fn execute(&self, sql: &str) {
+        let mut connection = SqliteConnection::establish(&self.0.to_string_lossy()).unwrap();
+        let sql = format!("PRAGMA busy_timeout = 20000; {sql}");
+        connection.batch_execute(&sql).unwrap();
+    }
+
     /// The number that a query gives in its column `number`.
     pub(crate) fn number(&self, query: &str) -> i64 {
         let found: Number = sql_query(query).get_result(&mut self.read_only()).unwrap();

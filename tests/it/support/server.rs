@@ -261,6 +261,7 @@ impl Ended {
         ];
         assert_eq!(sum, parts.map(&counts).iter().sum::<u64>(), "{}", self.log);
         assert_eq!(counts("in_flight"), 0, "{}", self.log);
+        assert!(self.log.contains(" balanced=true"), "{}", self.log);
         self
     }
 

@@ -52,14 +52,20 @@ impl Failure {
     ) -> StoreError {
         match self {
             Self::Unfit(what) => StoreError::unavailable(what),
-            Self::Database(error) => StoreError::Unavailable {
-                what: format!(
+            Self::Database(error) => {
+                let what = format!(
                     "cannot {doing} {place}: {}{}",
                     advice(&error, place),
                     holders.unwrap_or_default()
-                ),
-                source: Some(Box::new(error)),
-            },
+                );
+                let kind = Kind::of(sqlstate(&error));
+                let source = Some(error.into());
+                match kind {
+                    Kind::TooSlow => StoreError::TooSlow { what, source },
+                    Kind::OutcomeUnknown => StoreError::OutcomeUnknown { what, source },
+                    Kind::Unavailable => StoreError::Unavailable { what, source },
+                }
+            }
             Self::Commit(error) => StoreError::OutcomeUnknown {
                 what: format!(
                     "the commit to {place} failed, and it may have happened all the same; it is made \
@@ -67,7 +73,7 @@ impl Failure {
                 ),
                 source: Some(Box::new(error)),
             },
-            Self::Late(limit) => StoreError::OutcomeUnknown {
+            Self::Late(limit) => StoreError::TooSlow {
                 what: format!(
                     "{place} did not answer for {limit:?}, and what was asked of it may have happened \
                      all the same; it is made again, which doubles nothing: look at the server and the \
@@ -81,6 +87,28 @@ impl Failure {
                 ),
                 source: Some(Box::new(error)),
             },
+        }
+    }
+}
+
+/// What a failure of a whole call means. The store function has decided before what is the fault of
+/// single events, and told these as refused: that is its business, since only it sees every SQLSTATE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    TooSlow,
+    OutcomeUnknown,
+    /// Everything else, known or not.
+    Unavailable,
+}
+
+impl Kind {
+    fn of(sqlstate: Option<&str>) -> Self {
+        match sqlstate {
+            // query_canceled: by statement_timeout, for the most part.
+            Some("57014") => Self::TooSlow,
+            // statement_completion_unknown and transaction_resolution_unknown.
+            Some("40003" | "08007") => Self::OutcomeUnknown,
+            _ => Self::Unavailable,
         }
     }
 }
@@ -110,6 +138,11 @@ fn advice(error: &DieselError, place: &Place) -> String {
             "a column that this version does not write must have a value: upgrade event-persister"
         }
         Some("42501") => "the role lacks a privilege: GRANT what the error names",
+        Some("57014") => {
+            "the server cancelled it, after its statement_timeout or because someone asked for it; \
+             it is tried again with fewer events"
+        }
+        Some("40003" | "08007") => "whether it was done is not known; it is tried again",
         Some("53100") => "its disk is full: make room",
         Some("53200" | "53400") => "it is short of memory: look at its limits and its log",
         Some("42P01" | "42703" | "42883") => {

@@ -182,7 +182,8 @@ BEGIN
                     RETURN NEXT;
                 END IF;
             END LOOP;
-        EXCEPTION WHEN OTHERS THEN
+        EXCEPTION WHEN OTHERS OR query_canceled THEN
+            -- A cancelled query is only told like any other error: others does not stand for it.
             GET STACKED DIAGNOSTICS
                 code = RETURNED_SQLSTATE,
                 reason = MESSAGE_TEXT,
