@@ -309,22 +309,21 @@ impl Shared {
     /// Waits for new entries, as many as the permit allows for.
     async fn read_new(&self, commands: &mut Commands<'_>, permit: Permit) -> RedisResult<Outcome> {
         self.keep_the_pace().await;
-        let (count, many, are_few) = {
-            let state = self.lock();
-            let sizes = &state.sizes;
-            (
-                sizes.count(permit),
-                sizes.many(permit),
-                state.last_was_short,
-            )
+        let (few, many, last_brought_few) = {
+            let State {
+                sizes,
+                last_brought_few,
+                ..
+            } = &*self.lock();
+            (sizes.count(permit), sizes.many(permit), *last_brought_few)
         };
-        let many = match are_few {
+        let read = match last_brought_few {
             true => None,
             false => commands.read_many(many).await?,
         };
-        let read = match many {
+        let read = match read {
             Some(read) => read,
-            None => commands.read_few(count).await?,
+            None => commands.read_few(few).await?,
         };
         let num = read.entries.len();
         // Delivered just now: one without text is unheard of, but must not stay pending.
@@ -337,7 +336,8 @@ impl Shared {
         let mut state = self.lock();
         state.taken.take_new(entries, now);
         state.last_new_read = now;
-        state.last_was_short = num > 0 && !read.more;
+        state.last_was_short = num > 0 && !read.more && num < many.max_messages.div_ceil(2);
+        state.last_brought_few = num < FEW;
         state.more = if read.more { More::Ready } else { More::Later };
         Ok(if num == 0 {
             Outcome::Nothing

@@ -132,16 +132,50 @@ end
 return removed
 "#;
 
+/// A function for scripts: entries behind one id and up to another, as many as stay within a number
+/// of bytes, but at least one; and whether it was the count or the bytes that ended them.
+///
+/// How large entries are shows only when they are read, and behind thousands of small ones there may
+/// stand a backlog of huge ones. So they are looked at in steps, each as large as the largest so far
+/// lets it be.
+macro_rules! with_within {
+    ($script:literal) => {
+        concat!(
+            r#"
+local stream, group = KEYS[1], ARGV[1]
+
+local function within(after, last, count, max_bytes)
+  local page, bytes, largest, step = {}, 0, 1, 4
+  while #page < count do
+    local asked = math.min(step, count - #page)
+    local entries = redis.pcall('XRANGE', stream, '(' .. after, last, 'COUNT', asked)
+    if entries.err then return entries end
+    for _, entry in ipairs(entries) do
+      local size = 0
+      for _, text in ipairs(entry[2]) do size = size + #text end
+      if #page > 0 and bytes + size > max_bytes then return page, true end
+      table.insert(page, entry)
+      bytes, largest, after = bytes + size, math.max(largest, size), entry[1]
+    end
+    if #entries < asked then return page, false end
+    step = math.max(1, math.min(96, math.floor((max_bytes - bytes) / largest)))
+  end
+  return page, true
+end
+"#,
+            $script
+        )
+    };
+}
+
 /// Takes new entries for a consumer, as many as stay within a number of bytes, but at least one.
 /// Answers whether there was more, then what XREADGROUP answers.
 ///
-/// How large entries are shows only when they are read, and what XREADGROUP has handed out cannot
-/// be given back: behind thousands of small events there may stand a backlog of huge ones. So their
-/// sizes are looked at first, so few at a time that it is quickly done whatever their sizes, and
-/// they are taken in the same step.
-pub(super) const READ_WITHIN: &str = r#"
-local stream, group, consumer = KEYS[1], ARGV[1], ARGV[2]
-local count, max_bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
+/// What XREADGROUP has handed out cannot be given back, so sizes are looked at first, and the entries
+/// taken in the same step.
+pub(super) const READ_WITHIN: &str = with_within!(
+    r#"
+local consumer, count, max_bytes = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local function read(num, more)
   local read = redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', num, 'STREAMS', stream, '>')
@@ -158,60 +192,31 @@ for _, list in ipairs(groups) do
   if info['name'] == group then last = info['last-delivered-id'] end
 end
 if not last then return read(1, 1) end
-
-local num, bytes, largest = 0, 0, 1
-local step = 4
-while num < count do
-  local asked = math.min(step, count - num)
-  local entries = redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', asked)
-  for _, entry in ipairs(entries) do
-    local size = 0
-    for _, text in ipairs(entry[2]) do size = size + #text end
-    if num > 0 and bytes + size > max_bytes then return read(num, 1) end
-    num, bytes, last = num + 1, bytes + size, entry[1]
-    largest = math.max(largest, size)
-  end
-  if #entries < asked then break end
-  step = math.max(1, math.min(96, math.floor((max_bytes - bytes) / largest)))
-end
-if num == 0 then return {0} end
-return read(num, num == count and 1 or 0)
-"#;
+local entries, more = within(last, '+', count, max_bytes)
+if entries.err then return entries end
+if #entries == 0 then return {0} end
+return read(#entries, more and 1 or 0)
+"#
+);
 
 /// Reads a page of the stream and takes nothing: as many entries as stay within a number of bytes,
 /// but at least one, and the ids of those on the page that are pending in the group.
 ///
 /// Both in one step, so that what is not pending was acknowledged before anyone sees the page.
-pub(super) const READ_PAGE: &str = r#"
-local stream, group = KEYS[1], ARGV[1]
-local after, last = ARGV[2], ARGV[3]
-local count, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[5])
-
-local page, bytes, full = {}, 0, false
-while #page < count and not full do
-  local asked = math.min(32, count - #page)
-  local entries = redis.pcall('XRANGE', stream, '(' .. after, last, 'COUNT', asked)
-  if entries.err then return entries end
-  for _, entry in ipairs(entries) do
-    for _, text in ipairs(entry[2]) do bytes = bytes + #text end
-    if #page > 0 and bytes > max_bytes then
-      full = true
-      break
-    end
-    table.insert(page, entry)
-    after = entry[1]
-  end
-  if #entries < asked then break end
-end
+pub(super) const READ_PAGE: &str = with_within!(
+    r#"
+local page = within(ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]))
+if page.err then return page end
 if #page == 0 then return {{}, {}} end
 
-local pending, from = {}, page[1][1]
+local pending, from, to = {}, page[1][1], page[#page][1]
 while true do
-  local some = redis.pcall('XPENDING', stream, group, from, after, 1000)
+  local some = redis.pcall('XPENDING', stream, group, from, to, 1000)
   if some.err then return some end
   for _, entry in ipairs(some) do table.insert(pending, entry[1]) end
   if #some < 1000 then break end
   from = '(' .. pending[#pending]
 end
 return {page, pending}
-"#;
+"#
+);

@@ -49,6 +49,8 @@ pub(super) struct State {
     pub(super) last_new_read: Instant,
     /// The last read of new entries brought some, but few.
     pub(super) last_was_short: bool,
+    /// Whether the last read brought so few entries that the next is likely to as well.
+    pub(super) last_brought_few: bool,
 }
 
 /// What a fetch brought besides entries.
@@ -100,6 +102,7 @@ impl Shared {
                 count_losses: true,
                 last_new_read: now,
                 last_was_short: false,
+                last_brought_few: false,
             }),
             settings,
         }
