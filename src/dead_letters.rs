@@ -88,7 +88,6 @@ struct Meant {
     filter: LetterFilter,
     /// Larger ids came later, and are not meant.
     before: Option<i64>,
-    num_letters: u64,
 }
 
 impl Meant {
@@ -102,16 +101,15 @@ impl Meant {
         let newest = letters.list(&filter, None, NonZeroUsize::MIN).await;
         let newest = newest.context("cannot look for the dead letters")?;
         let before = newest.first().map(|letter| letter.id.saturating_add(1));
-        let num_letters = letters.count(&filter, before).await;
-        Ok(Self {
-            num_letters: num_letters.context("cannot count the dead letters")?,
-            filter,
-            before,
-        })
+        Ok(Self { filter, before })
     }
-}
 
-impl Meant {
+    /// How many there are.
+    async fn count(&self, letters: &dyn DeadLetters) -> anyhow::Result<u64> {
+        let count = letters.count(&self.filter, self.before).await;
+        count.context("cannot count the dead letters")
+    }
+
     /// Each of them as it is now.
     async fn versions(&self, letters: &dyn DeadLetters) -> anyhow::Result<Vec<LetterVersion>> {
         let mut versions: Vec<LetterVersion> = Vec::new();

@@ -25,10 +25,9 @@ pub(super) async fn run(
     json: bool,
 ) -> anyhow::Result<bool> {
     // With nothing to replay nothing is made either.
-    let (end, summary) = if meant.num_letters == 0 {
-        (End::Finished, Summary::default())
-    } else {
-        replay(config, screen, letters, meant).await?
+    let (end, summary) = match meant.count(&*letters).await? {
+        0 => (End::Finished, Summary::default()),
+        num_letters => replay(config, screen, letters, meant, num_letters).await?,
     };
     if json {
         output::json(&summary)?;
@@ -43,9 +42,10 @@ async fn replay(
     screen: &MultiProgress,
     letters: Arc<dyn DeadLetters>,
     meant: Meant,
+    num_letters: u64,
 ) -> anyhow::Result<(End, Summary)> {
     let mut signals = Signals::listen()?;
-    let bar = screen.add(ProgressBar::new(meant.num_letters));
+    let bar = screen.add(ProgressBar::new(num_letters));
     let source = wiring::letter_source(config, letters, meant.filter, meant.before);
     let run = FiniteRun::start(config, source, AGAIN)?;
     let show = |ledger: &LedgerCounts| {
