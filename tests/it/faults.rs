@@ -9,6 +9,7 @@
 mod case;
 mod kills;
 mod memory;
+mod network;
 mod persister;
 mod poison;
 mod postgresql;

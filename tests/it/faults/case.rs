@@ -118,6 +118,18 @@ impl<'a> Case<'a> {
         self.bus.start().ready().await
     }
 
+    /// A replica under load gets into trouble, out of which the cause is gone in the end: it becomes
+    /// ready unaided, stores what comes, and ends well.
+    pub(crate) async fn survives(mut self, trouble: impl AsyncFnOnce(&mut Self, &Server)) {
+        let server = self.start().await;
+        self.load().await;
+        trouble(&mut self, &server).await;
+        self.cured();
+        server.until_ready_is(200).await;
+        self.until_more_is_stored().await;
+        self.ends_well(vec![server]).await;
+    }
+
     /// Publishes from now on; returns once some of it is stored.
     pub(crate) async fn load(&mut self) {
         self.load_in_copies(1).await;

@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::NoTls;
 
 use super::case::{Case, SmallDisk, Store, for_seconds, trouble, until};
+use super::network;
 use crate::support::bus::Bus;
 use crate::support::postgres::{self, Database};
 use crate::support::proxy::Proxy;
@@ -19,19 +20,16 @@ async fn for_a_while(
     harm: &str,
     cure: &str,
 ) {
-    let mut case = Case::postgres(fault, database);
-    let server = case.start().await;
-    case.load().await;
-    database.execute(harm);
-    database.execute(CUT_OFF);
-    server.until_ready_is(503).await;
-    for_seconds(seconds).await;
-    assert_eq!(server.readiness().await.0, 503, "{}", server.log());
-    database.execute(cure);
-    case.cured();
-    server.until_ready_is(200).await;
-    case.until_more_is_stored().await;
-    case.ends_well(vec![server]).await;
+    let case = Case::postgres(fault, database);
+    case.survives(async |_, server| {
+        database.execute(harm);
+        database.execute(CUT_OFF);
+        server.until_ready_is(503).await;
+        for_seconds(seconds).await;
+        assert_eq!(server.readiness().await.0, 503, "{}", server.log());
+        database.execute(cure);
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -67,37 +65,33 @@ async fn killed_in_the_middle_of_a_commit() {
 async fn restarted() {
     let server = postgres::Server::start("fsync = off\n");
     let database = server.database();
-    let mut case = Case::postgres("PostgreSQL: restarted, three times", &database);
-    let persister = case.start().await;
-    case.load().await;
-    for _ in 0..3 {
-        sleep(Duration::from_millis(fastrand::u64(100..500))).await;
-        server.stop("fast");
-        server.start_again();
-    }
-    case.cured();
-    case.until_more_is_stored().await;
-    case.ends_well(vec![persister]).await;
+    let case = Case::postgres("PostgreSQL: restarted, three times", &database);
+    case.survives(async |_, _| {
+        for _ in 0..3 {
+            sleep(Duration::from_millis(fastrand::u64(100..500))).await;
+            server.stop("fast");
+            server.start_again();
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn all_of_its_processes_are_killed() {
     let server = postgres::Server::start("");
     let database = server.database();
-    let mut case = Case::postgres(
+    let case = Case::postgres(
         "PostgreSQL: kill -9 of all of its processes, three times",
         &database,
     );
-    let persister = case.start().await;
-    case.load().await;
-    for _ in 0..3 {
-        sleep(Duration::from_millis(fastrand::u64(100..500))).await;
-        server.kill_9();
-        server.start_again();
-    }
-    case.cured();
-    case.until_more_is_stored().await;
-    case.ends_well(vec![persister]).await;
+    case.survives(async |_, _| {
+        for _ in 0..3 {
+            sleep(Duration::from_millis(fastrand::u64(100..500))).await;
+            server.kill_9();
+            server.start_again();
+        }
+    })
+    .await;
 }
 
 /// What an operator is promised of an outage: told within 5 s, over within 5 s, nothing lost.
@@ -142,18 +136,16 @@ async fn it_fails_over_to_another_port() {
     );
     case.bus
         .set("EVENT_PERSISTER_DATABASE_URL", proxy.url(&database.url));
-    let persister = case.start().await;
-    case.load().await;
-    proxy.refuse();
-    server.stop("immediate");
-    persister.until_ready_is(503).await;
-    server.start_again_at(port);
-    proxy.lead_to(port);
-    proxy.pass();
-    case.store = Store::Postgres(&moved);
-    case.cured();
-    case.until_more_is_stored().await;
-    case.ends_well(vec![persister]).await;
+    case.survives(async |case, persister| {
+        proxy.refuse();
+        server.stop("immediate");
+        persister.until_ready_is(503).await;
+        server.start_again_at(port);
+        proxy.lead_to(port);
+        proxy.pass();
+        case.store = Store::Postgres(&moved);
+    })
+    .await;
 }
 
 async fn through_a_proxy(fault: &'static str, trouble: impl AsyncFnOnce(&Proxy)) {
@@ -163,24 +155,17 @@ async fn through_a_proxy(fault: &'static str, trouble: impl AsyncFnOnce(&Proxy))
     let mut case = Case::postgres(fault, &database);
     case.bus
         .set("EVENT_PERSISTER_DATABASE_URL", proxy.url(&database.url));
-    let persister = case.start().await;
-    case.load().await;
-    trouble(&proxy).await;
-    case.cured();
-    case.until_more_is_stored().await;
-    case.ends_well(vec![persister]).await;
+    case.survives(async |_, _| {
+        trouble(&proxy).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn connections_are_cut() {
     through_a_proxy(
         "PostgreSQL: connections cut at random moments, twenty times",
-        async |proxy| {
-            for _ in 0..20 {
-                sleep(Duration::from_millis(fastrand::u64(0..150))).await;
-                proxy.cut();
-            }
-        },
+        network::cuts_at_random_moments,
     )
     .await;
 }
@@ -189,12 +174,7 @@ async fn connections_are_cut() {
 async fn the_network_swallows_everything() {
     through_a_proxy(
         "PostgreSQL: the network swallows everything for 30 s, then cuts",
-        async |proxy| {
-            proxy.stall();
-            for_seconds(30).await;
-            proxy.refuse();
-            proxy.pass();
-        },
+        network::swallows_everything,
     )
     .await;
 }
@@ -286,26 +266,23 @@ async fn for_a_role(
     let mut case = Case::postgres(fault, database);
     let (role, url) = database.for_a_role();
     case.bus.set("EVENT_PERSISTER_DATABASE_URL", url);
-    let server = case.start().await;
-    case.load().await;
-    for harm in harm {
-        database.execute(&harm.replace("{role}", &role));
-    }
-    server.until_ready_is(503).await;
-    // The first error may only be that the connection was cut.
-    let told = async {
-        while !server.readiness().await.1.to_string().contains(why) {
-            sleep(Duration::from_millis(20)).await;
+    case.survives(async |_, server| {
+        for harm in harm {
+            database.execute(&harm.replace("{role}", &role));
         }
-    };
-    let told = tokio::time::timeout(Duration::from_secs(60), told).await;
-    assert!(told.is_ok(), "{why:?} was not told: {}", server.log());
-    for_seconds(5).await;
-    database.execute(&cure.replace("{role}", &role));
-    case.cured();
-    server.until_ready_is(200).await;
-    case.until_more_is_stored().await;
-    case.ends_well(vec![server]).await;
+        server.until_ready_is(503).await;
+        // The first error may only be that the connection was cut.
+        let told = async {
+            while !server.readiness().await.1.to_string().contains(why) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let told = tokio::time::timeout(Duration::from_secs(60), told).await;
+        assert!(told.is_ok(), "{why:?} was not told: {}", server.log());
+        for_seconds(5).await;
+        database.execute(&cure.replace("{role}", &role));
+    })
+    .await;
     database.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
 }
 
@@ -345,17 +322,14 @@ async fn the_password_is_changed() {
     let mut case = Case::postgres("PostgreSQL: password changed", &database);
     let (role, url) = database.for_a_role();
     case.bus.set("EVENT_PERSISTER_DATABASE_URL", url);
-    let persister = case.start().await;
-    case.load().await;
-    database.execute(&format!("ALTER ROLE {role} PASSWORD 'second'"));
-    database.execute(CUT_OFF);
-    persister.until_ready_is(503).await;
-    for_seconds(5).await;
-    database.execute(&format!("ALTER ROLE {role} PASSWORD 'first'"));
-    case.cured();
-    persister.until_ready_is(200).await;
-    case.until_more_is_stored().await;
-    case.ends_well(vec![persister]).await;
+    case.survives(async |_, persister| {
+        database.execute(&format!("ALTER ROLE {role} PASSWORD 'second'"));
+        database.execute(CUT_OFF);
+        persister.until_ready_is(503).await;
+        for_seconds(5).await;
+        database.execute(&format!("ALTER ROLE {role} PASSWORD 'first'"));
+    })
+    .await;
 }
 
 fn database_admin_password(server: &postgres::Server) {
@@ -404,19 +378,17 @@ async fn connect(database: &Database) -> tokio_postgres::Client {
 #[tokio::test]
 async fn a_table_is_locked() {
     let database = postgres::Server::shared().database();
-    let mut case = Case::postgres("PostgreSQL: a table locked for 20 s", &database);
-    let server = case.start().await;
-    case.load().await;
-    let client = connect(&database).await;
-    client
-        .batch_execute("BEGIN; LOCK TABLE events")
-        .await
-        .unwrap();
-    for_seconds(20).await;
-    client.batch_execute("ROLLBACK").await.unwrap();
-    case.cured();
-    case.until_more_is_stored().await;
-    case.ends_well(vec![server]).await;
+    let case = Case::postgres("PostgreSQL: a table locked for 20 s", &database);
+    case.survives(async |_, _| {
+        let client = connect(&database).await;
+        client
+            .batch_execute("BEGIN; LOCK TABLE events")
+            .await
+            .unwrap();
+        for_seconds(20).await;
+        client.batch_execute("ROLLBACK").await.unwrap();
+    })
+    .await;
 }
 
 /// Another session holds the larger of two ids and then wants the smaller, which we hold by then.

@@ -6,6 +6,7 @@ use redis::Value;
 use tokio::time::sleep;
 
 use super::case::{Case, Store, for_seconds, until};
+use super::network;
 use crate::support::bus::Bus;
 use crate::support::database::Database as SqliteFile;
 use crate::support::postgres;
@@ -15,22 +16,20 @@ use crate::support::redis::ServerOptions;
 #[tokio::test]
 async fn killed_with_its_file() {
     let database = postgres::Server::shared().database();
-    let mut case = Case::postgres(
+    let case = Case::postgres(
         "Redis: killed, with its append-only file, three times",
         &database,
     );
-    let server = case.start().await;
-    case.load().await;
-    for _ in 0..3 {
-        sleep(Duration::from_millis(fastrand::u64(100..500))).await;
-        case.bus.redis.kill();
-        server.until_ready_is(503).await;
-        case.bus.redis.launch();
-        server.until_ready_is(200).await;
-    }
-    case.cured();
-    case.until_more_is_stored().await;
-    case.ends_well(vec![server]).await;
+    case.survives(async |case, server| {
+        for _ in 0..3 {
+            sleep(Duration::from_millis(fastrand::u64(100..500))).await;
+            case.bus.redis.kill();
+            server.until_ready_is(503).await;
+            case.bus.redis.launch();
+            server.until_ready_is(200).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -56,15 +55,13 @@ async fn killed_without_a_file() {
 #[tokio::test]
 async fn stalled() {
     let database = postgres::Server::shared().database();
-    let mut case = Case::postgres("Redis: stalled (SIGSTOP) for 20 s", &database);
-    let server = case.start().await;
-    case.load().await;
-    case.bus.redis.stall();
-    for_seconds(20).await;
-    case.bus.redis.resume();
-    case.cured();
-    case.until_more_is_stored().await;
-    case.ends_well(vec![server]).await;
+    let case = Case::postgres("Redis: stalled (SIGSTOP) for 20 s", &database);
+    case.survives(async |case, _| {
+        case.bus.redis.stall();
+        for_seconds(20).await;
+        case.bus.redis.resume();
+    })
+    .await;
 }
 
 async fn somebody(fault: &'static str, command: &str) {
@@ -116,58 +113,53 @@ async fn trimmed_past_our_position() {
 #[tokio::test]
 async fn the_group_is_destroyed() {
     let database = postgres::Server::shared().database();
-    let mut case = Case::postgres(
+    let case = Case::postgres(
         "Redis: the consumer group is destroyed, three times",
         &database,
     );
-    let server = case.start().await;
-    case.load().await;
-    for _ in 0..3 {
-        sleep(Duration::from_millis(fastrand::u64(0..300))).await;
-        case.bus
-            .stream
-            .command::<Value>("XGROUP DESTROY events event-persister");
-        until("the group is back", || {
-            case.bus.stream.group("event-persister").is_some()
-        })
-        .await;
-    }
-    case.cured();
-    case.until_more_is_stored().await;
-    case.ends_well(vec![server]).await;
+    case.survives(async |case, _| {
+        for _ in 0..3 {
+            sleep(Duration::from_millis(fastrand::u64(0..300))).await;
+            case.bus
+                .stream
+                .command::<Value>("XGROUP DESTROY events event-persister");
+            until("the group is back", || {
+                case.bus.stream.group("event-persister").is_some()
+            })
+            .await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn the_password_is_changed() {
     let database = postgres::Server::shared().database();
-    let mut case = Case::postgres("Redis: password changed", &database);
-    let server = case.start().await;
-    case.load().await;
-    // Whoever is connected stays so, the publisher's next connection does not come about.
-    let mut connection = case.bus.stream.connect();
-    let mut send = |words: &str| {
-        let mut words = words.split(' ');
-        let mut command = redis::cmd(words.next().unwrap());
-        words.for_each(|word| {
-            command.arg(word);
-        });
-        command.query::<Value>(&mut connection).unwrap();
-    };
-    send("CONFIG SET requirepass another");
-    send("AUTH another");
-    send("CLIENT KILL TYPE normal SKIPME yes");
-    server.until_ready_is(503).await;
-    for_seconds(5).await;
-    redis::cmd("CONFIG")
-        .arg("SET")
-        .arg("requirepass")
-        .arg("")
-        .query::<Value>(&mut connection)
-        .unwrap();
-    case.cured();
-    server.until_ready_is(200).await;
-    case.until_more_is_stored().await;
-    case.ends_well(vec![server]).await;
+    let case = Case::postgres("Redis: password changed", &database);
+    case.survives(async |case, server| {
+        // Whoever is connected stays so, the publisher's next connection does not come about.
+        let mut connection = case.bus.stream.connect();
+        let mut send = |words: &str| {
+            let mut words = words.split(' ');
+            let mut command = redis::cmd(words.next().unwrap());
+            words.for_each(|word| {
+                command.arg(word);
+            });
+            command.query::<Value>(&mut connection).unwrap();
+        };
+        send("CONFIG SET requirepass another");
+        send("AUTH another");
+        send("CLIENT KILL TYPE normal SKIPME yes");
+        server.until_ready_is(503).await;
+        for_seconds(5).await;
+        redis::cmd("CONFIG")
+            .arg("SET")
+            .arg("requirepass")
+            .arg("")
+            .query::<Value>(&mut connection)
+            .unwrap();
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -199,24 +191,17 @@ async fn through_a_proxy(fault: &'static str, trouble: impl AsyncFnOnce(&Proxy))
     let proxy = Proxy::to(case.bus.redis.port());
     let url = proxy.url(&case.bus.redis.url());
     case.bus.set("EVENT_PERSISTER_REDIS_URL", url);
-    let server = case.start().await;
-    case.load().await;
-    trouble(&proxy).await;
-    case.cured();
-    case.until_more_is_stored().await;
-    case.ends_well(vec![server]).await;
+    case.survives(async |_, _| {
+        trouble(&proxy).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn connections_are_cut() {
     through_a_proxy(
         "Redis: connections cut at random moments, twenty times",
-        async |proxy| {
-            for _ in 0..20 {
-                sleep(Duration::from_millis(fastrand::u64(0..150))).await;
-                proxy.cut();
-            }
-        },
+        network::cuts_at_random_moments,
     )
     .await;
 }
@@ -225,12 +210,7 @@ async fn connections_are_cut() {
 async fn the_network_swallows_everything() {
     through_a_proxy(
         "Redis: the network swallows everything for 30 s, then cuts",
-        async |proxy| {
-            proxy.stall();
-            for_seconds(30).await;
-            proxy.refuse();
-            proxy.pass();
-        },
+        network::swallows_everything,
     )
     .await;
 }

@@ -9,16 +9,13 @@ async fn locked() {
     let mut case = Case::sqlite("SQLite: locked for 30 s");
     case.bus
         .set("EVENT_PERSISTER_DATABASE_BUSY_TIMEOUT", "500ms");
-    let server = case.start().await;
-    case.load().await;
-    let lock = server.database().lock();
-    server.until_ready_is(503).await;
-    for_seconds(30).await;
-    lock.release();
-    case.cured();
-    server.until_ready_is(200).await;
-    case.until_more_is_stored().await;
-    case.ends_well(vec![server]).await;
+    case.survives(async |_, server| {
+        let lock = server.database().lock();
+        server.until_ready_is(503).await;
+        for_seconds(30).await;
+        lock.release();
+    })
+    .await;
 }
 
 #[tokio::test]
