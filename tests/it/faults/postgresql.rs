@@ -38,24 +38,22 @@ async fn killed_in_the_middle_of_a_commit() {
     let database = server.database();
     let mut case = Case::postgres("PostgreSQL: killed in the middle of a commit", &database);
     let persister = case.start().await;
-    database.execute(
-        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS \
-         $$ BEGIN PERFORM pg_sleep(0.01); RETURN NULL; END $$; \
-         CREATE CONSTRAINT TRIGGER dawdle AFTER INSERT ON events \
-         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION dawdle()",
-    );
+    // A commit that waits for a standby is on the disk, and nobody has been told.
+    database.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    database.execute("SELECT pg_reload_conf()");
     case.publish_in_copies(1);
     for _ in 0..2 {
         until("in the middle of a commit", || {
             let committing = "SELECT count(*) FROM pg_stat_activity \
-                WHERE query ILIKE 'COMMIT%' AND state = 'active'";
+                WHERE query ILIKE 'COMMIT%' AND wait_event = 'SyncRep'";
             database.value(committing) != "0"
         })
         .await;
         server.stop("immediate");
         server.start_again();
     }
-    database.execute("DROP TRIGGER dawdle ON events");
+    database.execute("ALTER SYSTEM RESET synchronous_standby_names");
+    database.execute("SELECT pg_reload_conf()");
     case.cured();
     case.until_more_is_stored().await;
     case.ends_well(vec![persister]).await;
