@@ -178,10 +178,11 @@ async fn an_event_whose_older_self_is_trimmed_while_it_is_written_is_stored() {
         while client.query(&waits, &[]).await.unwrap().is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let trim = format!(
-            "DELETE FROM event_resources; DELETE FROM events; SELECT pg_advisory_unlock({PAUSE})"
-        );
-        client.batch_execute(&trim).await.unwrap();
+        let trim = "DELETE FROM event_resources; DELETE FROM events";
+        client.batch_execute(trim).await.unwrap();
+        // Only now: within one call, the lock would be given back before the rows were gone.
+        let go_on = format!("SELECT pg_advisory_unlock({PAUSE})");
+        client.batch_execute(&go_on).await.unwrap();
     };
     let (outcomes, ()) = tokio::join!(store.write(of_events([event])), trim);
     connection.abort();
