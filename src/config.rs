@@ -14,6 +14,7 @@ mod file;
 mod layer;
 mod prefect;
 mod redis_url;
+mod secret_file;
 mod sections;
 mod settings;
 mod url_parts;
