@@ -8,12 +8,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::Flags;
 
+mod completions;
 mod letters;
 
+pub(crate) use completions::{CompletedShell, completions};
 pub(crate) use letters::{DeadLettersCommand, LetterFlags, Letters};
 
 /// Moves event messages to a database as fast as the database can take them, and never loses one.
@@ -290,28 +292,6 @@ pub(crate) enum GuardCommand {
         #[command(flatten)]
         output: Output,
     },
-}
-
-/// A shell that can complete.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum CompletedShell {
-    Bash,
-    Zsh,
-    Fish,
-}
-
-/// What makes a shell complete this command line.
-pub(crate) fn completions(shell: CompletedShell) -> Vec<u8> {
-    let shell = match shell {
-        CompletedShell::Bash => clap_complete::Shell::Bash,
-        CompletedShell::Zsh => clap_complete::Shell::Zsh,
-        CompletedShell::Fish => clap_complete::Shell::Fish,
-    };
-    let mut command = Cli::command();
-    let name = command.get_name().to_owned();
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut command, name, &mut script);
-    script
 }
 
 /// How results are printed.

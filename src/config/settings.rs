@@ -37,7 +37,7 @@ pub(crate) struct Setting {
     /// Whether the value must not be repeated, not even in an error.
     pub(crate) secret: bool,
     /// Whether a variable may name a file to read the value from.
-    pub(crate) from_file: bool,
+    pub(crate) may_be_a_file: bool,
     /// Reads a value only to show it.
     pub(crate) show: fn(&Input) -> Result<String, String>,
 }
@@ -55,7 +55,7 @@ impl Setting {
 
     /// The variable that names a file with the value, if there may be one.
     pub(crate) fn file_variable(&self) -> Option<String> {
-        self.from_file
+        self.may_be_a_file
             .then(|| format!("{}{FILE_SUFFIX}", self.variable()))
     }
 
@@ -87,7 +87,7 @@ impl<T: SettingValue> Key<T> {
                 flag: None,
                 short_variable: None,
                 secret: false,
-                from_file: false,
+                may_be_a_file: false,
                 show: show::<T>,
             },
             value: PhantomData,
@@ -109,8 +109,8 @@ impl<T: SettingValue> Key<T> {
         self
     }
 
-    const fn from_file(mut self) -> Self {
-        self.setting.from_file = true;
+    const fn may_be_a_file(mut self) -> Self {
+        self.setting.may_be_a_file = true;
         self
     }
 }
@@ -133,7 +133,7 @@ settings! {
     DATABASE_URL: DatabaseUrl = Key::new(
         "database", "url", Some("sqlite://event-persister.db"),
         "Where events go. `sqlite://` and a path, relative or absolute, or `postgresql://user:password@host:port/database`; SQLAlchemy's `sqlite+aiosqlite:///` and `postgresql+asyncpg://` work too.",
-    ).flag("--database-url").from_file();
+    ).flag("--database-url").may_be_a_file();
     DATABASE_BUSY_TIMEOUT: NonZeroDuration = Key::new(
         "database", "busy_timeout", Some("4s"),
         "How long a write waits for another process that holds the SQLite file before it backs off; longer hides contention, shorter reports it sooner.",
@@ -186,7 +186,7 @@ settings! {
     REDIS_URL: RedisUrl = Key::new(
         "redis", "url", None,
         "A Redis whose stream is read, `redis://user:password@host:port/database` or `rediss://` for TLS; `off` reads none, whatever Prefect's environment says.",
-    ).flag("--redis-url").secret().from_file();
+    ).flag("--redis-url").secret().may_be_a_file();
     REDIS_STREAM: String = Key::new(
         "redis", "stream", Some("events"),
         "The stream to read. Prefect's own name.",
@@ -227,7 +227,7 @@ settings! {
     HTTP_AUTH_STRING: Secret = Key::new(
         "http", "auth_string", None,
         "`user:password` that clients must send (Basic, or in the WebSocket's first message); guards all but the two health paths.",
-    ).secret().from_file();
+    ).secret().may_be_a_file();
     HTTP_MAX_BODY_BYTES: Size = Key::new(
         "http", "max_body_bytes", Some("64MiB"),
         "The largest request body; larger ones are refused with 413. Raise it for larger lists, at that much memory a request.",
