@@ -85,7 +85,7 @@ fn memory(config: &Config, limit: Option<u64>) -> Finding {
             let http = &config.http;
             http.max_waiting_bytes
                 .get()
-                .saturating_add(http.max_buffered_bytes.get())
+                .saturating_add(http.max_buffered_bytes.max(http.max_body_bytes).get())
         }
     };
     let bound = config

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::cli::event;
+use crate::support::bus;
 use crate::support::redis::{RedisServer, ServerOptions, TestStream, free_port};
 
 /// A durable server with a stream that is read up to its end, and its guard.
@@ -73,6 +74,19 @@ fn a_durable_server_with_stream_and_groups_is_good_and_stays_as_it_is() {
     assert_eq!(bus.stream.len(), 1);
     let keys: usize = bus.stream.command("DBSIZE");
     assert_eq!(keys, 1);
+}
+
+#[tokio::test]
+async fn a_service_of_ours_at_work_is_no_fault_nor_is_one_that_has_ended() {
+    let bus = bus::Bus::into_sqlite();
+    let server = bus.start().ready().await;
+    bus.stream.publish(&[event("2999-01-01T00:00:00Z")]);
+    bus.until_settled(&server).await;
+    let checked = check(&bus.folder, &bus.variables());
+    finds_nothing(&checked);
+    checked.prints(&["1 consumers, 1 of them active"]);
+    server.terminate().in_good_order();
+    finds_nothing(&check(&bus.folder, &bus.variables()));
 }
 
 #[test]
