@@ -159,7 +159,9 @@ fn task_run(now: &str) -> Value {
         related("flow-run", &format!("prefect.flow-run.{flow_run}")),
         related("flow", &flow),
     ];
-    let tags = (0..fastrand::usize(..3)).map(|_| related("tag", &known("tag", 20)));
+    // None, one or two, fewer of the two.
+    let num_tags = fastrand::usize(..5) / 2;
+    let tags = (0..num_tags).map(|_| related("tag", &known("tag", 20)));
     others.extend(tags);
     json!({
         "event": format!("prefect.task-run.{name}"),
@@ -219,7 +221,7 @@ fn flow_run(now: &str) -> Value {
         related("work-queue", &known("work-queue", 5)),
         related("work-pool", &known("work-pool", 3)),
     ];
-    if fastrand::bool() {
+    if fastrand::u8(..6) == 0 {
         others.push(related("tag", &known("tag", 20)));
     }
     json!({
