@@ -42,7 +42,7 @@ use kit::{copy, reference, settings};
 
 /// The connections that put the old events there.
 const NUM_FILLING: usize = 2;
-/// Events are sent once in this time, those that are due together.
+/// How often it is looked which events are due; those are sent together.
 const TICK: Duration = Duration::from_millis(1);
 
 /// What one rate came to.
@@ -98,6 +98,10 @@ fn publish(servers: &Servers, messages: &[Message], rate: usize) -> HashMap<Stri
     while !rest.is_empty() {
         let due = (started.elapsed().as_secs_f64() * rate as f64) as usize + 1;
         let num_due = due.saturating_sub(messages.len() - rest.len());
+        if num_due == 0 {
+            std::thread::sleep(TICK);
+            continue;
+        }
         let (now_due, later) = rest.split_at(num_due.min(rest.len()));
         rest = later;
         let mut pipeline = redis::pipe();
@@ -109,7 +113,6 @@ fn publish(servers: &Servers, messages: &[Message], rate: usize) -> HashMap<Stri
         let now = SystemClock.now();
         pipeline.query::<()>(&mut connection).unwrap();
         sent.extend(now_due.iter().map(|message| (message.id.clone(), now)));
-        std::thread::sleep(TICK);
     }
     sent
 }
