@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `BENCH_RATES` | 100,1000,2000 | events a second |
 //! | `BENCH_SECONDS` | 20 | how long for each rate |
-//! | `BENCH_EVENTS` | 50000 | old events to trim |
+//! | `BENCH_EVENTS` | 200000 | old events to trim: enough for the whole time |
 //! | `BENCH_EVENTS_FILE` | generated | events to use, one a line, plain or gzipped |
 //!
 //! The clock runs from before the event is sent to Redis until a connection that listens has been told
@@ -121,7 +121,7 @@ fn main() {
     let file = settings::events_file();
     let seconds: usize = settings::number("BENCH_SECONDS", 20);
     let rates = settings::numbers("BENCH_RATES", &[100, 1_000, 2_000]);
-    let num_old = settings::number("BENCH_EVENTS", 50_000);
+    let num_old = settings::number("BENCH_EVENTS", 200_000);
     let old_since = SystemClock.now() - TimeDelta::days(60);
     let old = copy::encode(&Load::new(file.as_deref(), old_since).take(num_old));
     let mut load = Load::new(file.as_deref(), SystemClock.now());
