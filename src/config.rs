@@ -16,6 +16,7 @@ mod prefect;
 mod redis_url;
 mod sections;
 mod settings;
+mod supervisor;
 mod url_parts;
 mod value;
 
@@ -24,6 +25,7 @@ pub(crate) use error::ConfigError;
 pub(crate) use layer::Origin;
 pub(crate) use prefect::Prefect;
 pub(crate) use sections::{Batch, Database, Events, Http, Log, Pipeline, Redis, Tls, Trim};
+pub(crate) use supervisor::Supervisor;
 pub(crate) use value::{Listen, LogFormat, TlsMode};
 
 use compose::Layers;

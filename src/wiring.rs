@@ -23,6 +23,7 @@ mod intake;
 mod redis;
 mod stores;
 
+pub(crate) use event_persister_actors::source::intake::Intake as IntakeHandle;
 pub(crate) use intake::{Intake, intake};
 pub(crate) use redis::{BUS_NAME, Bus, BusAudit, GuardReport, RedisStats, bus, bus_audit, guard};
 pub(crate) use stores::{

@@ -16,6 +16,7 @@ use super::connection::Use;
 use super::failure;
 use super::guard;
 use super::shared::Shared;
+use super::stream_id::StreamId;
 
 /// How often the guard is moved at most, and the stream looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -118,6 +119,8 @@ impl Shared {
             Err(error) => return Err(error),
         };
         self.note_sight(&sight);
+        let oldest = self.oldest(commands, &sight).await?;
+        self.stats.saw_oldest(oldest.map(|id| id.millis));
         let standing = guard::find(&sight.groups, &self.settings.guard_group);
         if !self.settings.guard {
             self.note_stray_guard(standing.is_some());
@@ -142,6 +145,22 @@ impl Shared {
             );
         }
         Ok(())
+    }
+
+    /// The oldest entry that is not acknowledged.
+    async fn oldest(
+        &self,
+        commands: &mut Commands<'_>,
+        sight: &Sight,
+    ) -> RedisResult<Option<StreamId>> {
+        let group = guard::find(&sight.groups, &self.settings.group);
+        match (sight.pending.smallest, group) {
+            // What is pending was delivered, and stands before all that was not.
+            (Some(smallest), _) => Ok(Some(smallest)),
+            (None, None) => Ok(None),
+            (None, Some(group)) if group.lag == Some(0) => Ok(None),
+            (None, Some(group)) => commands.first_behind(group.last_delivered).await,
+        }
     }
 
     /// A guard that nobody moves keeps the stream from being trimmed, for ever.

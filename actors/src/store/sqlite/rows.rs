@@ -11,17 +11,20 @@ use super::connection::Failure;
 use super::result_code::{Failed, ResultCode};
 use super::text::write_timestamp;
 use crate::event::{ReceivedEvent, Resource};
+use crate::store::RefusalReason;
 use crate::store::python_json::{rewrite, write_array, write_object, write_string};
 
 /// Why the database does not take an event.
 pub(super) struct Refusal {
+    pub(super) kind: RefusalReason,
     pub(super) reason: String,
     pub(super) sqlstate: Option<String>,
 }
 
 impl Refusal {
-    pub(super) fn ours(reason: impl Into<String>) -> Self {
+    pub(super) fn ours(kind: RefusalReason, reason: impl Into<String>) -> Self {
         Self {
+            kind,
             reason: reason.into(),
             sqlstate: None,
         }
@@ -29,6 +32,7 @@ impl Refusal {
 
     pub(super) fn by_database(failed: &Failed) -> Self {
         Self {
+            kind: failed.code.refusal(),
             reason: failed.error.to_string(),
             sqlstate: Some(failed.code.name()),
         }
@@ -82,7 +86,8 @@ impl RowTexts {
         ] {
             text.clear();
             write_timestamp(at, text).ok_or_else(|| {
-                Refusal::ours(format!("{name}: the year is outside 0001 to 9999"))
+                let reason = format!("{name}: the year is outside 0001 to 9999");
+                Refusal::ours(RefusalReason::InvalidData, reason)
             })?;
         }
         set_uuid(event.id, &mut self.id);
@@ -107,6 +112,7 @@ impl RowTexts {
         ] {
             if text.len() > max_length {
                 return Err(Refusal {
+                    kind: RefusalReason::TooLarge,
                     reason: format!(
                         "{column}: {} bytes are more than the {max_length} that SQLite takes",
                         text.len()

@@ -22,7 +22,7 @@ use crate::batch::Batch;
 use crate::delivery::{Content, Entry};
 use crate::event::ReceivedEvent;
 use crate::failpoint;
-use crate::store::{Outcome, Stage};
+use crate::store::{Outcome, RefusalReason, Stage};
 
 /// What became of one event.
 enum Written {
@@ -116,14 +116,17 @@ fn attempt(
     for (index, entry) in entries.iter().enumerate() {
         let outcome = match &entry.content {
             Content::Rejected(_) => Outcome::RejectedAtParse,
-            Content::Event(_) if poison.contains_key(&index) => Outcome::RefusedByStore,
-            Content::Event(event) => match write_event(connection, event, texts, care, index)? {
-                Written::Stored => Outcome::Stored,
-                Written::Duplicate => Outcome::Duplicate,
-                Written::Refused(refusal) => {
-                    refusals.push((index, refusal));
-                    Outcome::RefusedByStore
-                }
+            Content::Event(event) => match poison.get(&index) {
+                Some(refusal) => Outcome::RefusedByStore(refusal.kind),
+                None => match write_event(connection, event, texts, care, index)? {
+                    Written::Stored => Outcome::Stored,
+                    Written::Duplicate => Outcome::Duplicate,
+                    Written::Refused(refusal) => {
+                        let outcome = Outcome::RefusedByStore(refusal.kind);
+                        refusals.push((index, refusal));
+                        outcome
+                    }
+                },
             },
         };
         outcomes.push(outcome);
@@ -228,8 +231,9 @@ fn insert(
 }
 
 fn ignored(table: &str) -> Refusal {
-    Refusal::ours(format!(
+    let reason = format!(
         "the database inserted nothing into {table} and reported no error; a trigger on that table \
          ignores the row"
-    ))
+    );
+    Refusal::ours(RefusalReason::Swallowed, reason)
 }
