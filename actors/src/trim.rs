@@ -193,13 +193,25 @@ impl TrimActor {
         }))
     }
 
+    fn succeeded(&self) {
+        if let Some(failures) = self.parts.component.succeeded() {
+            log::info!("retention works again failures={failures}");
+        }
+    }
+
     fn note(&self, result: &Result<Trimmed, TrimError>, took: Duration) {
         let metrics = &self.parts.metrics;
         match result {
             Ok(trimmed) => {
                 metrics.trim_pass(PassOutcome::Done, took);
-                self.parts.component.succeeded();
-                log::info!(
+                self.succeeded();
+                let level = if *trimmed == Trimmed::default() {
+                    log::Level::Debug
+                } else {
+                    log::Level::Info
+                };
+                log::log!(
+                    level,
                     "trimmed what retention no longer keeps events={} resources={} \
                      duration={took:?}",
                     trimmed.events,
@@ -208,14 +220,22 @@ impl TrimActor {
             }
             Err(TrimError::TakenByAnother | TrimError::UnderWay) => {
                 metrics.trim_pass(PassOutcome::LeftToAnother, took);
-                self.parts.component.succeeded();
+                self.succeeded();
                 log::debug!("left trimming to another");
             }
             Err(error @ (TrimError::Off | TrimError::AbsurdCutoff(_) | TrimError::Store(_))) => {
                 metrics.trim_pass(PassOutcome::Failed, took);
                 let error = error_chain(error);
-                log::warn!("a retention pass failed; the next one makes up for it error={error}");
-                self.parts.component.failed(error, self.parts.clock.now());
+                let at = self.parts.clock.now();
+                let level = if self.parts.component.failed(error.clone(), at) {
+                    log::Level::Warn
+                } else {
+                    log::Level::Debug
+                };
+                log::log!(
+                    level,
+                    "a retention pass failed; the next one makes up for it error={error}"
+                );
             }
         }
     }
