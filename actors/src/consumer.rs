@@ -24,10 +24,11 @@ use crate::messages::{
 };
 use crate::metrics::{Metrics, RetryKind};
 use crate::source::{Body, Chunk, EventSource, Message, More, Permit, SourceError};
-use crate::status::{Component, error_chain};
+use crate::status::Component;
 use crate::waiters::{Owed, Waiters};
 
 mod acks;
+mod noting;
 
 use acks::Acks;
 
@@ -184,36 +185,6 @@ impl ConsumerActor {
         self.note_failure(RetryKind::Read, "could not be read", error);
         let handle = ctx.run_later(delay, move |actor, ctx| actor.read(permit, ctx));
         self.stage = Stage::AtSource(handle);
-    }
-
-    /// A success ends a failure once neither reading nor acknowledging fails any more.
-    fn note_success(&self) {
-        if self.failed_reads > 0 || self.acks.failures > 0 {
-            return;
-        }
-        if let Some(failures) = self.parts.component.succeeded() {
-            log::info!(
-                "the source is back source.name={} failures={failures}",
-                self.source_name
-            );
-        }
-    }
-
-    fn note_failure(&self, kind: RetryKind, what: &str, error: &SourceError) {
-        self.parts.metrics.retries(kind);
-        let error = error_chain(error);
-        let at = self.parts.clock.now();
-        let first = self.parts.component.failed(error.clone(), at);
-        let level = if first {
-            log::Level::Warn
-        } else {
-            log::Level::Debug
-        };
-        log::log!(
-            level,
-            "a source {what}; retrying until it can source.name={} error={error}",
-            self.source_name
-        );
     }
 
     /// Parses a chunk and hands it to the batcher.
