@@ -2,6 +2,7 @@
 //! parsing and validating, the queue of batches, and a whole write to SQLite, new and known events.
 //!
 //! `cargo bench --bench micro`; a part of a name as an argument chooses; `-- --quick` takes seconds.
+#![allow(clippy::panic)]
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::hint::black_box;

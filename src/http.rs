@@ -9,6 +9,7 @@ use std::time::Duration;
 use actix::Addr;
 use actix_web::dev::Server;
 use actix_web::http::StatusCode;
+use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, guard, web};
 use anyhow::{Context as _, bail};
 use event_persister_actors::messages::Status;
@@ -16,6 +17,7 @@ use event_persister_actors::pipeline::PipelineActor;
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use serde_json::json;
 
+use crate::metrics::Refusals;
 use crate::wiring::{AuthString, EventRoutes};
 
 /// Requests are small work beside the database's; two threads keep one slow client from holding
@@ -37,6 +39,7 @@ pub(crate) struct Listener {
     /// Whether more than the two health paths is served.
     pub(crate) open: bool,
     pub(crate) registry: Registry,
+    pub(crate) refusals: Refusals,
 }
 
 /// An address that is resolved and to be bound.
@@ -74,7 +77,12 @@ pub(crate) fn start(
 ) -> anyhow::Result<(Server, Vec<SocketAddr>)> {
     let mut server = HttpServer::new(move || {
         let listener = listener.clone();
-        App::new().configure(move |config| configure(config, &listener))
+        let refusals = listener.refusals.clone();
+        App::new()
+            .wrap(from_fn(move |request, next| {
+                refusals.clone().watch(request, next)
+            }))
+            .configure(move |config| configure(config, &listener))
     })
     .workers(NUM_WORKERS)
     .disable_signals()

@@ -15,10 +15,11 @@ use event_persister_actors::source::EventSource;
 use prometheus::Registry;
 use tokio::task::JoinHandle;
 
-use crate::config::{Config, Listen};
+use crate::config::{Config, Listen, Supervisor};
 use crate::http::{self, Listener, Place};
-use crate::redis_metrics::RedisMetrics;
+use crate::metrics::{self, Refusals};
 use crate::signals::Signals;
+use crate::systemd::Notifier;
 use crate::wiring::{self, Bus, Intake};
 
 /// How often it is looked at whether the pipeline is still there.
@@ -40,16 +41,18 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
         .map(|source| source.name().to_owned())
         .collect();
     let parts = wiring::pipeline_parts(config, sources, metrics.clone())?;
-    let registry = registry(&metrics, bus.as_ref())?;
+    let refusals = Refusals::new().context("cannot set the metrics up")?;
+    let registry = metrics::registry(config, &metrics, &refusals, &intake, bus.as_ref())?;
     // An actor does nothing until this thread next awaits, and the listener is bound before that:
     // a second process on the same address ends here, and has not touched the database.
     let pipeline = PipelineActor::new(wiring::pipeline_settings(config), parts).start();
     let mut running = match &place {
         None => None,
-        Some(place) => Some(listen(place, &intake, &pipeline, registry)?),
+        Some(place) => Some(listen(place, &intake, &pipeline, registry, refusals)?),
     };
     announce(config, &names.join(","), running.as_ref());
     warn(config, &intake, place.as_ref());
+    let notifier = Notifier::start(Supervisor::of_environment(), pipeline.clone());
     let ended = tokio::select! {
         stop = signals.next() => {
             log::info!("{stop}; taking nothing more in, writing what is held");
@@ -59,6 +62,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
         () = listener_ended(running.as_mut()) => Err("the listener has stopped by itself"),
     };
     signals.next_is_final();
+    notifier.stopping();
     shut_down(config, &intake, &pipeline, running, &metrics).await;
     if let Err(what) = ended {
         bail!("{what}; what was not acknowledged stays with its source. Start the service again");
@@ -73,17 +77,6 @@ fn sources(intake: &Intake, bus: Option<&Bus>, listens: bool) -> Vec<Arc<dyn Eve
     redis.into_iter().chain(http).collect()
 }
 
-fn registry(metrics: &Metrics, bus: Option<&Bus>) -> anyhow::Result<Registry> {
-    const FAILED: &str = "cannot set the metrics up";
-    let registry = Registry::new();
-    metrics.register(&registry).context(FAILED)?;
-    if let Some(bus) = bus {
-        let of_redis = RedisMetrics::new(bus.stats.clone()).context(FAILED)?;
-        registry.register(Box::new(of_redis)).context(FAILED)?;
-    }
-    Ok(registry)
-}
-
 /// A listener at work.
 struct Running {
     addresses: Vec<SocketAddr>,
@@ -96,6 +89,7 @@ fn listen(
     intake: &Intake,
     pipeline: &Addr<PipelineActor>,
     registry: Registry,
+    refusals: Refusals,
 ) -> anyhow::Result<Running> {
     let listener = Listener {
         pipeline: pipeline.clone(),
@@ -103,6 +97,7 @@ fn listen(
         open: is_open(place, intake),
         auth: intake.auth(),
         registry,
+        refusals,
     };
     let (server, addresses): (Server, _) = http::start(place, listener)?;
     Ok(Running {
@@ -132,9 +127,13 @@ fn announce(config: &Config, sources: &str, running: Option<&Running>) {
         .redis
         .as_ref()
         .map_or_else(|| "off".to_owned(), |redis| redis.address.to_string());
+    let guard = match &config.redis {
+        Some(redis) if redis.guard => "on",
+        _ => "off",
+    };
     log::info!(
-        "event-persister {} started listen={listen} sources={sources} redis={redis} store={} \
-         writers={}",
+        "event-persister {} started listen={listen} sources={sources} redis={redis} \
+         guard={guard} store={} writers={}",
         env!("CARGO_PKG_VERSION"),
         config.database.url,
         config.pipeline.writers

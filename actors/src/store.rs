@@ -16,9 +16,12 @@ use uuid::Uuid;
 
 use crate::batch::Batch;
 
+pub use refusal::{RefusalCounts, RefusalReason};
+
 pub mod audit;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+mod refusal;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
@@ -51,8 +54,8 @@ pub enum Outcome {
     Duplicate,
     /// The parser had rejected it; the dead letter is a row.
     RejectedAtParse,
-    /// The database refused it; the dead letter, with the reason, is a row.
-    RefusedByStore,
+    /// The database refused it; the dead letter, with its reason, is a row.
+    RefusedByStore(RefusalReason),
 }
 
 /// What can go wrong with a batch as a whole. In no case may anything be acknowledged, and the same

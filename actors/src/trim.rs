@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::lifeline::Lifeline;
 use crate::messages::{Drain, Drained, Trim, TrimError, stops_when_retired};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, PassOutcome};
 use crate::status::{Component, error_chain};
 use crate::store::{Cutoffs, EventStore, TrimStep, Trimmed};
 
@@ -84,7 +84,8 @@ pub fn cutoffs(settings: &TrimSettings, now: DateTime<Utc>) -> Result<Cutoffs, T
 /// One retention pass: bounded steps until nothing is left to remove.
 ///
 /// Between two steps it rests for as long as the last one took, so that writers that wait for the
-/// same locks get their turn.
+/// same locks get their turn. Each step is told of at once, since what it removed stays removed
+/// whatever the next one does.
 ///
 /// # Errors
 ///
@@ -93,13 +94,17 @@ pub async fn run_pass(
     store: &dyn EventStore,
     cutoffs: &Cutoffs,
     batch_size: NonZeroUsize,
+    mut removed: impl FnMut(&Trimmed),
 ) -> Result<Trimmed, TrimError> {
     const LONGEST_REST: Duration = Duration::from_millis(250);
     let mut total = Trimmed::default();
     loop {
         let started = Instant::now();
         match store.trim(cutoffs, batch_size).await? {
-            TrimStep::Removed(trimmed) => total += trimmed,
+            TrimStep::Removed(trimmed) => {
+                removed(&trimmed);
+                total += trimmed;
+            }
             TrimStep::Finished => return Ok(total),
             TrimStep::TakenByAnother => return Err(TrimError::TakenByAnother),
         }
@@ -174,10 +179,12 @@ impl TrimActor {
         let now = self.parts.clock.now();
         let started = Instant::now();
         let believed = self.steadiness.look(now, started);
+        let metrics = self.parts.metrics.clone();
         let pass = async move {
             believed.map_err(put_forward)?;
             let cutoffs = cutoffs(&settings, now)?;
-            run_pass(store.as_ref(), &cutoffs, settings.batch_size).await
+            let removed = |trimmed: &Trimmed| metrics.trimmed(trimmed);
+            run_pass(store.as_ref(), &cutoffs, settings.batch_size, removed).await
         };
         Box::pin(pass.into_actor(self).map(move |result, actor, _| {
             actor.under_way = false;
@@ -186,12 +193,25 @@ impl TrimActor {
         }))
     }
 
+    fn succeeded(&self) {
+        if let Some(failures) = self.parts.component.succeeded() {
+            log::info!("retention works again failures={failures}");
+        }
+    }
+
     fn note(&self, result: &Result<Trimmed, TrimError>, took: Duration) {
+        let metrics = &self.parts.metrics;
         match result {
             Ok(trimmed) => {
-                self.parts.metrics.trimmed(trimmed);
-                self.parts.component.succeeded();
-                log::info!(
+                metrics.trim_pass(PassOutcome::Done, took);
+                self.succeeded();
+                let level = if *trimmed == Trimmed::default() {
+                    log::Level::Debug
+                } else {
+                    log::Level::Info
+                };
+                log::log!(
+                    level,
                     "trimmed what retention no longer keeps events={} resources={} \
                      duration={took:?}",
                     trimmed.events,
@@ -199,13 +219,23 @@ impl TrimActor {
                 );
             }
             Err(TrimError::TakenByAnother | TrimError::UnderWay) => {
-                self.parts.component.succeeded();
+                metrics.trim_pass(PassOutcome::LeftToAnother, took);
+                self.succeeded();
                 log::debug!("left trimming to another");
             }
             Err(error @ (TrimError::Off | TrimError::AbsurdCutoff(_) | TrimError::Store(_))) => {
+                metrics.trim_pass(PassOutcome::Failed, took);
                 let error = error_chain(error);
-                log::warn!("a retention pass failed; the next one makes up for it error={error}");
-                self.parts.component.failed(error, self.parts.clock.now());
+                let at = self.parts.clock.now();
+                let level = if self.parts.component.failed(error.clone(), at) {
+                    log::Level::Warn
+                } else {
+                    log::Level::Debug
+                };
+                log::log!(
+                    level,
+                    "a retention pass failed; the next one makes up for it error={error}"
+                );
             }
         }
     }

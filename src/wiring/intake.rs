@@ -62,6 +62,11 @@ impl Intake {
         self.routes.clone()
     }
 
+    /// What knows how much waits.
+    pub(crate) fn handle(&self) -> intake::Intake {
+        self.handle.clone()
+    }
+
     /// What requests have to carry.
     pub(crate) fn auth(&self) -> Option<AuthString> {
         self.auth.clone()

@@ -10,6 +10,8 @@ mod dead_letters;
 mod faults;
 mod http_source;
 #[cfg(feature = "service-tests")]
+mod operating;
+#[cfg(feature = "service-tests")]
 mod postgres_store;
 mod prefect_environment;
 #[cfg(feature = "service-tests")]

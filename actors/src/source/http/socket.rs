@@ -8,6 +8,7 @@
 //! A message that is no event becomes a dead letter and the connection stays: a client whose
 //! connection is closed sends the same message again, for ever.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,7 +69,9 @@ pub(super) async fn connect(
         ),
         writer,
         shared,
+        peer: Peer(request.peer_addr()),
     };
+    log::debug!("websocket opened peer={}", connection.peer);
     actix_web::rt::spawn(connection.run(with_handshake));
     let body = BodyStream::new(body).boxed();
     Ok(response.message_body(body)?.into())
@@ -87,6 +90,19 @@ struct Connection {
     reader: Reader,
     writer: Writer,
     shared: Arc<Shared>,
+    peer: Peer,
+}
+
+/// Who is at the other end; not known where the host's listener has no addresses.
+struct Peer(Option<SocketAddr>);
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("unknown"),
+        }
+    }
 }
 
 /// Why a connection is over.
@@ -234,14 +250,23 @@ impl Connection {
     /// Says good-bye. What was read stays in the pipeline, however the connection ends.
     async fn end(self, end: End) {
         let Self {
-            reader, mut writer, ..
+            reader,
+            mut writer,
+            peer,
+            ..
         } = self;
         let (reason, wait) = match end {
-            End::Gone => return,
-            End::ClosedByClient(reason) => (reason, false),
+            End::Gone => {
+                log::debug!("websocket gone peer={peer}");
+                return;
+            }
+            End::ClosedByClient(reason) => {
+                log::debug!("websocket closed by its client peer={peer}");
+                (reason, false)
+            }
             End::Close(code, reason) => {
                 log::info!(
-                    "websocket closed code={} reason={reason:?}",
+                    "websocket closed peer={peer} code={} reason={reason:?}",
                     u16::from(code)
                 );
                 (Some(CloseReason::from((code, reason))), true)

@@ -191,6 +191,14 @@ impl Commands<'_> {
         })
     }
 
+    /// The first entry that no member of a group was given, which was given all up to `last`.
+    pub(super) async fn first_behind(&mut self, last: StreamId) -> RedisResult<Option<StreamId>> {
+        let mut command = self.script(scripts::FIRST_BEHIND);
+        command.arg(last.to_string());
+        let found = replies::texts(self.send(&command).await?)?;
+        Ok(found.first().and_then(|id| id.parse().ok()))
+    }
+
     pub(super) async fn set_guard(&mut self, position: StreamId) -> RedisResult<()> {
         let mut command = redis::cmd("XGROUP");
         command.arg("SETID").arg(&self.settings.stream);

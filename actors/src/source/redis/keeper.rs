@@ -16,6 +16,7 @@ use super::connection::Use;
 use super::failure;
 use super::guard;
 use super::shared::Shared;
+use super::stream_id::StreamId;
 
 /// How often the guard is moved at most, and the stream looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -36,6 +37,31 @@ impl Duties {
     }
 }
 
+/// What was said of failures, so that an outage is one line.
+#[derive(Default)]
+struct Complaint {
+    /// Failures in a row.
+    failures: u32,
+    said: bool,
+}
+
+impl Complaint {
+    /// Whether this failure is to be said aloud. A refusal is; a lost connection the reader tells of
+    /// as well, unless nobody reads, so that one waits for a second.
+    fn failed(&mut self, is_refusal: bool, reader_fails: bool) -> bool {
+        self.failures = self.failures.saturating_add(1);
+        let aloud = !self.said && (is_refusal || (self.failures > 1 && !reader_fails));
+        self.said |= aloud;
+        aloud
+    }
+
+    /// After how many failures a success is to be said aloud.
+    fn succeeded(&mut self) -> Option<u32> {
+        let Self { failures, said } = std::mem::take(self);
+        said.then_some(failures)
+    }
+}
+
 /// Runs until the source is closed or gone.
 pub(super) async fn keep(shared: Weak<Shared>) {
     let now = Instant::now();
@@ -44,7 +70,7 @@ pub(super) async fn keep(shared: Weak<Shared>) {
         look: now,
         tidy: now,
     };
-    let mut failing = false;
+    let mut complaint = Complaint::default();
     loop {
         sleep_until(duties.next()).await;
         let Some(shared) = shared.upgrade() else {
@@ -54,7 +80,7 @@ pub(super) async fn keep(shared: Weak<Shared>) {
             return;
         }
         let result = shared.fulfil(&mut duties).await;
-        shared.note_keeping(result, &mut failing);
+        shared.note_keeping(result, &mut complaint);
     }
 }
 
@@ -118,6 +144,8 @@ impl Shared {
             Err(error) => return Err(error),
         };
         self.note_sight(&sight);
+        let oldest = self.oldest(commands, &sight).await?;
+        self.stats.saw_oldest(oldest.map(|id| id.millis));
         let standing = guard::find(&sight.groups, &self.settings.guard_group);
         if !self.settings.guard {
             self.note_stray_guard(standing.is_some());
@@ -142,6 +170,22 @@ impl Shared {
             );
         }
         Ok(())
+    }
+
+    /// The oldest entry that is not acknowledged.
+    async fn oldest(
+        &self,
+        commands: &mut Commands<'_>,
+        sight: &Sight,
+    ) -> RedisResult<Option<StreamId>> {
+        let group = guard::find(&sight.groups, &self.settings.group);
+        match (sight.pending.smallest, group) {
+            // What is pending was delivered, and stands before all that was not.
+            (Some(smallest), _) => Ok(Some(smallest)),
+            (None, None) => Ok(None),
+            (None, Some(group)) if group.lag == Some(0) => Ok(None),
+            (None, Some(group)) => commands.first_behind(group.last_delivered).await,
+        }
     }
 
     /// A guard that nobody moves keeps the stream from being trimmed, for ever.
@@ -211,28 +255,32 @@ impl Shared {
     }
 
     /// Says once that it fails, and once that it works again.
-    fn note_keeping(&self, result: RedisResult<()>, failing: &mut bool) {
+    fn note_keeping(&self, result: RedisResult<()>, complaint: &mut Complaint) {
         match result {
-            Ok(()) if *failing => {
-                log::info!("what is held is kept again redis.server={}", self.server);
-                *failing = false;
+            Ok(()) => {
+                if let Some(failures) = complaint.succeeded() {
+                    log::info!(
+                        "what is held is kept again failures={failures} redis.server={}",
+                        self.server
+                    );
+                }
             }
-            Ok(()) => {}
             Err(error) => {
                 let doing = "keeping what is held";
+                let is_refusal = failure::is_answer(&error);
+                let aloud = complaint.failed(is_refusal, self.lock().fetch_failed);
                 // A refusal of something here must not disturb the reads.
                 let error = if failure::leaves_connections_sound(&error) {
                     failure::unavailable(&self.server, doing, error)
                 } else {
                     self.failed(doing, error)
                 };
-                let level = if *failing {
-                    log::Level::Debug
-                } else {
+                let level = if aloud {
                     log::Level::Warn
+                } else {
+                    log::Level::Debug
                 };
                 log::log!(level, "{}", error_chain(&error));
-                *failing = true;
             }
         }
     }
@@ -245,4 +293,24 @@ fn is_due(at: &mut Instant, now: Instant, every: Duration) -> bool {
         *at = now + every;
     }
     due
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Complaint;
+
+    #[test]
+    fn complains_once_an_outage_and_not_for_what_the_reader_tells_of() {
+        let mut complaint = Complaint::default();
+        assert_eq!(complaint.succeeded(), None);
+        let refused = [true, true].map(|refusal| complaint.failed(refusal, true));
+        assert_eq!(refused, [true, false]);
+        assert_eq!(complaint.succeeded(), Some(2));
+        let unread = [false, false, false].map(|refusal| complaint.failed(refusal, false));
+        assert_eq!(unread, [false, true, false]);
+        assert_eq!(complaint.succeeded(), Some(3));
+        let told = [false, true, true].map(|reader_fails| complaint.failed(false, reader_fails));
+        assert_eq!(told, [false; 3]);
+        assert_eq!(complaint.succeeded(), None);
+    }
 }

@@ -175,12 +175,6 @@ pub(super) fn consumers(reply: Value) -> RedisResult<Vec<Consumer>> {
         .collect()
 }
 
-/// The ids of an XRANGE.
-pub(super) fn entry_ids(reply: Value) -> RedisResult<Vec<StreamId>> {
-    let entries = array(reply)?.into_iter();
-    entries.map(|entry| Ok(raw_entry(entry)?.id)).collect()
-}
-
 /// A text that is not needed to the letter.
 pub(super) fn lossy_text(reply: Value) -> RedisResult<String> {
     match reply {

@@ -110,6 +110,14 @@ if set.err then return set end
 return {lost}
 "#;
 
+/// Answers the id of the first entry behind a given one, without its text.
+pub(super) const FIRST_BEHIND: &str = r#"
+local entries = redis.pcall('XRANGE', KEYS[1], '(' .. ARGV[2], '+', 'COUNT', 1)
+if entries.err then return entries end
+if #entries == 0 then return {} end
+return {entries[1][1]}
+"#;
+
 /// Removes consumers with nothing pending that were idle for longer than given: all but one, or
 /// one alone. To remove a consumer discards what it has pending, hence check and removal in one.
 /// Answers the names.

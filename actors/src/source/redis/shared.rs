@@ -37,6 +37,8 @@ pub(super) struct State {
     /// What to expect behind what waits.
     pub(super) more: More,
     pub(super) fetching: bool,
+    /// The last fetch failed; whoever reads says so.
+    pub(super) fetch_failed: bool,
     pub(super) closed: bool,
     pub(super) recovery: Recovery,
     pub(super) claims: Claims,
@@ -87,6 +89,7 @@ impl Shared {
                 outcome: None,
                 more: More::Later,
                 fetching: false,
+                fetch_failed: false,
                 closed: false,
                 recovery: Recovery {
                     due: true,

@@ -71,7 +71,7 @@ pub(super) async fn write(
     }
     for refusal in &refused {
         if let Some(outcome) = outcomes.get_mut(refusal.index) {
-            *outcome = Outcome::RefusedByStore;
+            *outcome = Outcome::RefusedByStore(refusal.kind());
         }
     }
     keep(connection, batch, &refused, now).await?;

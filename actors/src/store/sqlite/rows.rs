@@ -16,17 +16,20 @@ use super::result_code::{Failed, ResultCode};
 use super::text::write_timestamp;
 use crate::delivery::{Content, Entry};
 use crate::event::ReceivedEvent;
+use crate::store::RefusalReason;
 use crate::store::python_json::{rewrite, write_array, write_object, write_string};
 
 /// Why the database does not take an event.
 pub(super) struct Refusal {
+    pub(super) kind: RefusalReason,
     pub(super) reason: String,
     pub(super) sqlstate: Option<String>,
 }
 
 impl Refusal {
-    pub(super) fn ours(reason: impl Into<String>) -> Self {
+    pub(super) fn ours(kind: RefusalReason, reason: impl Into<String>) -> Self {
         Self {
+            kind,
             reason: reason.into(),
             sqlstate: None,
         }
@@ -34,6 +37,7 @@ impl Refusal {
 
     pub(super) fn by_database(failed: &Failed) -> Self {
         Self {
+            kind: failed.code.refusal(),
             reason: failed.error.to_string(),
             sqlstate: Some(failed.code.name()),
         }
@@ -126,8 +130,10 @@ impl RowTexts {
 impl EventRanges {
     fn new(event: &ReceivedEvent, out: &mut String, max_length: usize) -> Result<Self, Refusal> {
         let mut time = |name: &str, at| {
-            written(out, |out| write_timestamp(at, out))
-                .ok_or_else(|| Refusal::ours(format!("{name}: the year is outside 0001 to 9999")))
+            written(out, |out| write_timestamp(at, out)).ok_or_else(|| {
+                let reason = format!("{name}: the year is outside 0001 to 9999");
+                Refusal::ours(RefusalReason::InvalidData, reason)
+            })
         };
         let occurred = time("occurred", event.occurred)?;
         let received = time("received", event.received)?;
@@ -163,6 +169,7 @@ impl EventRanges {
         ] {
             if length > max_length {
                 return Err(Refusal {
+                    kind: RefusalReason::TooLarge,
                     reason: format!(
                         "{column}: {length} bytes are more than the {max_length} that SQLite takes"
                     ),
