@@ -8,6 +8,7 @@ mod dead_letters;
 #[cfg(feature = "service-tests")]
 mod faults;
 mod http_source;
+mod listener;
 #[cfg(feature = "service-tests")]
 mod postgres_store;
 mod prefect_environment;

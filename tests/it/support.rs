@@ -4,6 +4,7 @@
 pub(crate) mod binary;
 #[cfg(feature = "service-tests")]
 pub(crate) mod bus;
+pub(crate) mod certificates;
 pub(crate) mod database;
 pub(crate) mod events;
 #[cfg(feature = "service-tests")]

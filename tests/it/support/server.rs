@@ -89,8 +89,8 @@ impl Server {
                 .build()
                 .unwrap(),
         };
-        let line = server.logged("listen=http://");
-        let (_, rest) = line.split_once("listen=http://").unwrap();
+        let line = server.logged("listen=http");
+        let (_, rest) = line.split_once("://").unwrap();
         server.address = rest
             .split(' ')
             .next()
@@ -101,6 +101,11 @@ impl Server {
 
     pub(crate) fn database(&self) -> &Database {
         &self.database
+    }
+
+    /// Host and port.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
