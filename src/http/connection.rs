@@ -27,9 +27,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 pub(super) struct Patience {
     /// How long it may take for the head of its first or next request.
     pub(super) idle: Duration,
+    /// How long while others find no place.
+    pub(super) crowded: Duration,
     /// How long it may read nothing of what it was sent. Its share of the buffers is small, but
     /// its place is one of few.
     pub(super) unread: Duration,
+}
+
+/// What concerns all connections.
+#[derive(Clone)]
+pub(super) struct Signals {
+    /// Whether the newest one found no place.
+    pub(super) crowded: watch::Receiver<bool>,
+    /// Whether those without a request at work are to end.
+    pub(super) closing: watch::Receiver<bool>,
 }
 
 /// A connection that ends by itself when its client takes too long.
@@ -37,7 +48,7 @@ pub(super) struct Connection {
     stream: Box<dyn Stream>,
     patience: Patience,
     requests: Rc<Requests>,
-    closing: watch::Receiver<bool>,
+    signals: Signals,
     /// Runs while no request is at work.
     silence: Option<Pin<Box<dyn Future<Output = ()>>>>,
     /// Whether that was too long; then it has ended for good.
@@ -47,13 +58,12 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// A connection with a place of its own, or, without one, for a single answer. Ends once
-    /// `closing` is true and no request is at work.
+    /// A connection with a place of its own, or, without one, for a single answer.
     pub(super) fn new(
         stream: Box<dyn Stream>,
         patience: Patience,
         place: Option<OwnedSemaphorePermit>,
-        closing: watch::Receiver<bool>,
+        signals: Signals,
     ) -> Self {
         Self {
             stream,
@@ -63,7 +73,7 @@ impl Connection {
                 reader: RefCell::new(None),
                 place,
             }),
-            closing,
+            signals,
             silence: None,
             silenced: false,
             unread: None,
@@ -85,10 +95,10 @@ impl Connection {
             self.silence = None;
             return Poll::Pending;
         }
-        let (idle, closing) = (self.patience.idle, &self.closing);
+        let (patience, signals) = (self.patience, &self.signals);
         let silence = self
             .silence
-            .get_or_insert_with(|| Box::pin(silent(idle, closing.clone())));
+            .get_or_insert_with(|| Box::pin(silent(patience, signals.clone())));
         let silenced = silence.as_mut().poll(cx);
         self.silenced = silenced.is_ready();
         silenced
@@ -111,11 +121,17 @@ impl Connection {
     }
 }
 
-async fn silent(idle: Duration, mut closing: watch::Receiver<bool>) {
+/// Resolves when a silence that begins now has been too long.
+async fn silent(patience: Patience, mut signals: Signals) {
+    let crowded_out = async {
+        sleep(patience.crowded).await;
+        signals.crowded.wait_for(|crowded| *crowded).await.is_ok()
+    };
+    // An error would be that the listener itself has gone.
     tokio::select! {
-        () = sleep(idle) => {}
-        // Whoever could close has gone as well.
-        _ = closing.wait_for(|closing| *closing) => {}
+        () = sleep(patience.idle) => {}
+        _ = crowded_out => {}
+        _ = signals.closing.wait_for(|closing| *closing) => {}
     }
 }
 
@@ -208,14 +224,22 @@ mod tests {
 
     const PATIENCE: Patience = Patience {
         idle: Duration::from_secs(10),
+        crowded: Duration::from_secs(2),
         unread: Duration::from_secs(30),
     };
 
-    fn connection() -> (Connection, DuplexStream, watch::Sender<bool>) {
+    struct Senders {
+        crowd: watch::Sender<bool>,
+        close: watch::Sender<bool>,
+    }
+
+    fn connection() -> (Connection, DuplexStream, Senders) {
         let (ours, theirs) = duplex(100);
+        let (crowd, crowded) = watch::channel(false);
         let (close, closing) = watch::channel(false);
-        let connection = Connection::new(Box::new(ours), PATIENCE, None, closing);
-        (connection, theirs, close)
+        let signals = Signals { crowded, closing };
+        let connection = Connection::new(Box::new(ours), PATIENCE, None, signals);
+        (connection, theirs, Senders { crowd, close })
     }
 
     async fn reads_to_its_end(connection: &mut Connection) -> Duration {
@@ -226,7 +250,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_head_that_trickles_ends_with_the_patience() {
-        let (mut connection, mut client, _close) = connection();
+        let (mut connection, mut client, _senders) = connection();
         let trickle = async {
             for byte in *b"GET /api/health HTTP/1.1" {
                 client.write_u8(byte).await.unwrap();
@@ -241,7 +265,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn while_a_request_is_at_work_silence_is_no_matter_and_then_counts_anew() {
-        let (mut connection, _client, _close) = connection();
+        let (mut connection, _client, _senders) = connection();
         let busy = connection.requests().begin();
         let work = Duration::from_secs(1000);
         let answer = async {
@@ -253,11 +277,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn in_a_crowd_silence_is_shorter() {
+        for crowded_after in [1, 5].map(Duration::from_secs) {
+            let (mut connection, _client, senders) = connection();
+            let crowd = async {
+                sleep(crowded_after).await;
+                senders.crowd.send(true).unwrap();
+            };
+            let (took, ()) = tokio::join!(reads_to_its_end(&mut connection), crowd);
+            assert_eq!(took, PATIENCE.crowded.max(crowded_after));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn closing_ends_the_silent_at_once_and_the_busy_after_their_answer() {
-        let (mut connection, _client, close) = connection();
+        let (mut connection, _client, senders) = connection();
         let busy = connection.requests().begin();
         let answer = async {
-            close.send(true).unwrap();
+            senders.close.send(true).unwrap();
             tokio::time::sleep(Duration::from_secs(3)).await;
             drop(busy);
         };
@@ -267,7 +304,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_reads_nothing_is_given_up_and_who_reads_slowly_is_not() {
-        let (mut connection, mut client, _close) = connection();
+        let (mut connection, mut client, _senders) = connection();
         let _busy = connection.requests().begin();
         let started = Instant::now();
         let slow = async {

@@ -25,7 +25,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
-use super::connection::{Busy, Connection, Patience, Requests, Stream};
+use super::connection::{Busy, Connection, Patience, Requests, Signals, Stream};
 use super::tls::Certificate;
 use super::{HEALTH_PATHS, Listener, Place, configure, refuse};
 use crate::config::Http;
@@ -39,6 +39,10 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections beyond the limit that are told so, or asked for health. Each is gone after one
 /// answer.
 const NUM_BEYOND: usize = 64;
+/// How long a connection may be silent while others find no place: a client that wants something
+/// says so at once. Shorter makes those who fill all places come back more often, longer keeps
+/// others waiting for them.
+const CROWDED_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long what a refused client still sends is read and forgotten. Cut off at once, it would
 /// often not see why.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -78,8 +82,10 @@ pub(crate) fn start(
         tls: certificate.map(Certificate::acceptor).transpose()?,
         patience: Patience {
             idle: http.idle_timeout,
+            crowded: CROWDED_TIMEOUT.min(http.idle_timeout),
             unread: http.request_timeout,
         },
+        crowd: watch::Sender::new(false),
         closing: closes,
     };
     let mut server = Server::build()
@@ -144,6 +150,7 @@ struct Gate {
     places: Arc<Semaphore>,
     tls: Option<TlsAcceptor>,
     patience: Patience,
+    crowd: watch::Sender<bool>,
     closing: watch::Receiver<bool>,
 }
 
@@ -156,6 +163,9 @@ impl Gate {
         // Answers are written whole, so there is nothing to gather.
         stream.set_nodelay(true).map_err(DispatchError::Io)?;
         let place = self.places.try_acquire_owned().ok();
+        self.crowd.send_if_modified(|crowded| {
+            std::mem::replace(crowded, place.is_none()) != place.is_none()
+        });
         let stream: Box<dyn Stream> = match self.tls {
             None => Box::new(stream),
             Some(tls) => {
@@ -164,7 +174,11 @@ impl Gate {
                 Box::new(shaken.map_err(DispatchError::Io)?)
             }
         };
-        let connection = Connection::new(stream, self.patience, place, self.closing);
+        let signals = Signals {
+            crowded: self.crowd.subscribe(),
+            closing: self.closing,
+        };
+        let connection = Connection::new(stream, self.patience, place, signals);
         Ok((connection, peer))
     }
 }
