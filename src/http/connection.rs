@@ -27,7 +27,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 pub(super) struct Patience {
     /// How long it may take for the head of its first or next request.
     pub(super) idle: Duration,
-    /// How long while others find no place.
+    /// How long while all places are taken.
     pub(super) crowded: Duration,
     /// How long it may read nothing of what it was sent. Its share of the buffers is small, but
     /// its place is one of few.
@@ -37,7 +37,7 @@ pub(super) struct Patience {
 /// What concerns all connections.
 #[derive(Clone)]
 pub(super) struct Signals {
-    /// Whether the newest one found no place.
+    /// Whether all places are taken.
     pub(super) crowded: watch::Receiver<bool>,
     /// Whether those without a request at work are to end.
     pub(super) closing: watch::Receiver<bool>,

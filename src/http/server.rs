@@ -39,7 +39,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections beyond the limit that are told so, or asked for health. Each is gone after one
 /// answer.
 const NUM_BEYOND: usize = 64;
-/// How long a connection may be silent while others find no place: a client that wants something
+/// How long a connection may be silent while all places are taken: a client that wants something
 /// says so at once. Shorter makes those who fill all places come back more often, longer keeps
 /// others waiting for them.
 const CROWDED_TIMEOUT: Duration = Duration::from_secs(2);
@@ -162,10 +162,12 @@ impl Gate {
         let peer = stream.peer_addr().ok();
         // Answers are written whole, so there is nothing to gather.
         stream.set_nodelay(true).map_err(DispatchError::Io)?;
-        let place = self.places.try_acquire_owned().ok();
-        self.crowd.send_if_modified(|crowded| {
-            std::mem::replace(crowded, place.is_none()) != place.is_none()
-        });
+        let places = self.places;
+        let place = Arc::clone(&places).try_acquire_owned().ok();
+        // Once nobody can be let in any more, nobody comes to say so: the last place counts.
+        let is_full = places.available_permits() == 0;
+        self.crowd
+            .send_if_modified(|crowded| std::mem::replace(crowded, is_full) != is_full);
         let stream: Box<dyn Stream> = match self.tls {
             None => Box::new(stream),
             Some(tls) => {

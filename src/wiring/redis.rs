@@ -49,7 +49,7 @@ pub(crate) fn bus_audit(config: &Config) -> anyhow::Result<Option<BusAudit>> {
         .transpose()
 }
 
-fn settings(redis: &Redis) -> anyhow::Result<RedisSettings> {
+pub(super) fn settings(redis: &Redis) -> anyhow::Result<RedisSettings> {
     Ok(RedisSettings {
         url: redis.address.reveal().parse().context("redis.url")?,
         tls: RedisTls {

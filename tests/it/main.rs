@@ -4,6 +4,7 @@
 mod abuse;
 #[cfg(feature = "service-tests")]
 mod bus_truth;
+mod check;
 mod cli;
 mod dead_letters;
 #[cfg(feature = "service-tests")]

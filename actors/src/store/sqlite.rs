@@ -18,12 +18,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
+use tokio::sync::Semaphore;
 
 use self::connection::{Connection, Failure, Missing, Place};
 use self::in_place::{OpenFile, Token, moved_meanwhile};
 use self::trim::Resume;
 use crate::batch::Batch;
 use crate::clock::Clock;
+use crate::finding::Finding;
 pub use crate::store::CreateSchema;
 use crate::store::{
     Cutoffs, DeadLetter, DeadLetters, EventStore, LetterFilter, LetterVersion, OpenLetter,
@@ -33,6 +35,7 @@ use crate::store::{
 mod audit;
 mod connection;
 mod in_place;
+mod inspection;
 mod letters;
 mod lock_holder;
 mod result_code;
@@ -72,6 +75,8 @@ struct Shared {
     clock: Arc<dyn Clock>,
     /// Held while writing; fair, unlike SQLite's lock.
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// Bounds how many have made their rows' texts and wait for their turn: memory, and threads.
+    ready: Arc<Semaphore>,
     file: OpenFile,
 }
 
@@ -81,6 +86,7 @@ impl Shared {
             settings,
             clock,
             turn: Arc::default(),
+            ready: Arc::new(Semaphore::new(MAX_READY)),
             file: OpenFile::default(),
         })
     }
@@ -105,6 +111,9 @@ impl Shared {
         self.file.open(path, || connect(&self.place(), create))
     }
 }
+
+/// One that writes and one that gets ready meanwhile: more would only wait.
+const MAX_READY: usize = 2;
 
 /// One connection to an SQLite database.
 pub struct SqliteStore {
@@ -162,6 +171,18 @@ impl SqliteStore {
                 .map_err(|failure| connection.store_error("read", failure))
         })
         .await?
+    }
+
+    /// Looks for what would stop or hurt a service that writes to this file. Makes no file, and no
+    /// table.
+    ///
+    /// # Errors
+    ///
+    /// The call ended before it could say anything.
+    pub async fn inspect(&self) -> Result<Vec<Finding>, StoreError> {
+        let place = self.shared.place();
+        let create = self.shared.settings.create_schema;
+        blocking(move || inspection::inspect(&place, create)).await
     }
 
     /// Runs `work` on the connection, which is made if there is none.
@@ -249,12 +270,16 @@ async fn blocking<T: Send + 'static>(
 impl EventStore for SqliteStore {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move {
-            let turn = Arc::clone(&self.shared.turn).lock_owned().await;
+            let Ok(ready) = Arc::clone(&self.shared.ready).acquire_owned().await else {
+                return Err(StoreError::unavailable("the turns to write were closed"));
+            };
+            let turn = Arc::clone(&self.shared.turn);
             let clock = Arc::clone(&self.shared.clock);
             self.with_connection("write to", move |connection| {
-                // Kept until the transaction has ended, even if nobody waits for it any more.
-                let _turn = turn;
-                write::write(connection, &batch, clock.now())
+                // Both are kept until the transaction has ended, even if nobody waits for it any more.
+                let _ready = ready;
+                let take_turn = || turn.blocking_lock_owned();
+                write::write(connection, &batch, clock.now(), take_turn)
             })
             .await
         })
