@@ -30,6 +30,9 @@ use table::{Samples, turns};
 #[path = "../tests/it/support/binary.rs"]
 mod binary;
 #[allow(dead_code, reason = "tests need more of it")]
+#[path = "../tests/it/support/certificates.rs"]
+mod certificates;
+#[allow(dead_code, reason = "tests need more of it")]
 #[path = "../tests/it/support/database.rs"]
 mod database;
 #[allow(dead_code, reason = "other benchmarks need more of it")]
@@ -206,7 +209,7 @@ impl Place {
         let settings = TrimSettings::default();
         let cutoffs = cutoffs(&settings, SystemClock.now()).unwrap();
         runtime().block_on(async {
-            run_pass(store.as_ref(), &cutoffs, settings.batch_size)
+            run_pass(store.as_ref(), &cutoffs, settings.batch_size, |_| {})
                 .await
                 .unwrap();
             store.close().await.unwrap();

@@ -25,7 +25,9 @@ pub(crate) use database_url::{DatabaseUrl, PostgresUrl};
 pub(crate) use error::ConfigError;
 pub(crate) use layer::Origin;
 pub(crate) use prefect::{Misfit, Prefect};
-pub(crate) use sections::{Batch, Database, Events, Http, Log, Pipeline, Redis, Tls, Trim};
+pub(crate) use sections::{
+    Batch, CertificateFiles, Database, Events, Http, Log, Pipeline, Redis, Tls, Trim,
+};
 pub(crate) use supervisor::Supervisor;
 pub(crate) use value::{Listen, LogFormat, TlsMode};
 

@@ -41,6 +41,7 @@ pub(crate) fn intake(config: &Config) -> Intake {
         max_buffered_bytes: http.max_buffered_bytes,
         max_event_bytes: Some(http.max_event_bytes),
         request_timeout: http.request_timeout,
+        body_timeout: http.body_timeout,
         ..defaults
     };
     Intake {

@@ -7,7 +7,9 @@ use event_persister_actors::source::EventSource;
 pub(crate) use event_persister_actors::source::redis::{
     GuardReport, RedisAudit as BusAudit, RedisGuard as Guard, RedisStats, SOURCE_NAME as BUS_NAME,
 };
-use event_persister_actors::source::redis::{RedisSettings, RedisSource, RedisTls, consumer_name};
+use event_persister_actors::source::redis::{
+    RedisIdentity, RedisSettings, RedisSource, RedisTls, consumer_name,
+};
 
 use crate::config::{Config, Redis};
 
@@ -52,6 +54,10 @@ pub(super) fn settings(redis: &Redis) -> anyhow::Result<RedisSettings> {
         url: redis.address.reveal().parse().context("redis.url")?,
         tls: RedisTls {
             ca_file: redis.ca_file.clone(),
+            identity: redis.certificate.clone().map(|files| RedisIdentity {
+                cert_file: files.cert,
+                key_file: files.key,
+            }),
             ..RedisTls::default()
         },
         stream: redis.stream.clone(),

@@ -1,6 +1,7 @@
 //! End-to-end and contract tests: one binary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod abuse;
 #[cfg(feature = "service-tests")]
 mod bus_truth;
 mod check;
@@ -9,6 +10,7 @@ mod dead_letters;
 #[cfg(feature = "service-tests")]
 mod faults;
 mod http_source;
+mod listener;
 #[cfg(feature = "service-tests")]
 mod operating;
 #[cfg(feature = "service-tests")]
@@ -18,6 +20,7 @@ mod prefect_environment;
 mod redis_source;
 #[cfg(feature = "service-tests")]
 mod replicas;
+mod secrets;
 mod server;
 mod source_contract;
 mod store_contract;

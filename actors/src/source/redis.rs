@@ -61,7 +61,7 @@ use shared::{Outcome, Shared};
 pub use audit::{RedisAudit, StreamPage, StreamWalk};
 pub use guard::{GroupState, GuardReport, RedisGuard};
 pub use inspection::RedisInspection;
-pub use settings::{RedisSettings, RedisSettingsError, RedisTls, consumer_name};
+pub use settings::{RedisIdentity, RedisSettings, RedisSettingsError, RedisTls, consumer_name};
 pub use stats::{RedisStats, RedisStatus};
 pub use url::{RedisUrl, RedisUrlError};
 

@@ -89,8 +89,8 @@ impl Server {
                 .build()
                 .unwrap(),
         };
-        let line = server.logged("listen=http://");
-        let (_, rest) = line.split_once("listen=http://").unwrap();
+        let line = server.logged("listen=http");
+        let (_, rest) = line.split_once("://").unwrap();
         server.address = rest
             .split(' ')
             .next()
@@ -103,13 +103,13 @@ impl Server {
         &self.database
     }
 
-    pub(crate) fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address())
-    }
-
     /// Where it listens, as `host:port`.
     pub(crate) fn address(&self) -> &str {
         &self.address
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address())
     }
 
     /// The id of its process.

@@ -65,7 +65,7 @@ pub(super) async fn connect(
             payload,
             MAX_AUTH_BYTES,
             Arc::clone(&shared.buffered),
-            shared.settings.request_timeout,
+            &shared.settings,
         ),
         writer,
         shared,
@@ -127,7 +127,7 @@ impl From<FrameError> for End {
         let code = match error {
             FrameError::TooLarge { .. } => CloseCode::Size,
             FrameError::Protocol(_) => CloseCode::Protocol,
-            FrameError::Stalled { .. } => CloseCode::Again,
+            FrameError::Stalled { .. } | FrameError::Slow { .. } => CloseCode::Again,
         };
         Self::Close(code, error.to_string())
     }
@@ -272,13 +272,16 @@ impl Connection {
                 (Some(CloseReason::from((code, reason))), true)
             }
         };
-        let sent = writer.send(Outgoing::Close(reason)).await;
-        if sent.is_ok() && wait {
-            // Whether the client closes in time or not, the connection is over.
-            tokio::time::timeout(CLOSE_TIMEOUT, reader.discard())
-                .await
-                .unwrap_or(());
-        }
+        // Whether the client reads this and closes in time or not, the connection is over.
+        let farewell = async {
+            let sent = writer.send(Outgoing::Close(reason)).await;
+            if sent.is_ok() && wait {
+                reader.discard().await;
+            }
+        };
+        tokio::time::timeout(CLOSE_TIMEOUT, farewell)
+            .await
+            .unwrap_or(());
     }
 }
 
