@@ -17,6 +17,7 @@ use uuid::Uuid;
 use crate::batch::Batch;
 
 pub mod audit;
+pub mod comparison;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "sqlite")]
@@ -109,6 +110,11 @@ pub struct Cutoffs {
 }
 
 impl Cutoffs {
+    /// Whether an event of this name that occurred then is no longer kept.
+    pub fn have_passed(&self, occurred: DateTime<Utc>, name: &str) -> bool {
+        occurred < *self.overrides.get(name).unwrap_or(&self.default)
+    }
+
     /// A clock that ran ahead, or a retention that is negative, must not empty the tables.
     ///
     /// # Errors

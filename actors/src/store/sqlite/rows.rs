@@ -39,16 +39,16 @@ impl Refusal {
 pub(super) struct RowTexts {
     pub(super) now: String,
     pub(super) id: String,
-    occurred: String,
-    received: String,
-    follows: Option<String>,
-    resource: String,
-    related: String,
-    related_ids: String,
-    payload: String,
+    pub(super) occurred: String,
+    pub(super) received: String,
+    pub(super) follows: Option<String>,
+    pub(super) resource: String,
+    pub(super) related: String,
+    pub(super) related_ids: String,
+    pub(super) payload: String,
     /// Of one row of `event_resources`.
     resource_row_id: String,
-    other_labels: String,
+    pub(super) other_labels: String,
 }
 
 impl RowTexts {
