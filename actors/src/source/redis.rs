@@ -46,6 +46,7 @@ mod keeper;
 mod replies;
 mod scripts;
 mod settings;
+mod shadow;
 mod shared;
 mod sizes;
 mod stats;
@@ -60,6 +61,7 @@ use shared::{Outcome, Shared};
 pub use audit::{RedisAudit, StreamPage, StreamWalk};
 pub use guard::{GroupState, GuardReport, RedisGuard};
 pub use settings::{RedisSettings, RedisSettingsError, RedisTls, consumer_name};
+pub use shadow::{GroupProgress, RedisShadow, ShadowRead};
 pub use stats::{RedisStats, RedisStatus};
 pub use url::{RedisUrl, RedisUrlError};
 

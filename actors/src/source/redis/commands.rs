@@ -35,6 +35,15 @@ pub(super) struct Made {
     pub(super) moved: bool,
 }
 
+/// What came of making a group beside others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Joined {
+    /// There is no stream.
+    NoStream,
+    /// The group is there, and begins behind this id if it was not there before.
+    At(StreamId),
+}
+
 /// A connection and the names that its commands are about.
 pub(super) struct Commands<'a> {
     pub(super) connection: Connection,
@@ -201,11 +210,43 @@ impl Commands<'_> {
     }
 
     /// Removes a group; whether it was there.
-    pub(super) async fn destroy_guard(&mut self) -> RedisResult<bool> {
+    pub(super) async fn destroy_group(&mut self, group: &str) -> RedisResult<bool> {
         let mut command = redis::cmd("XGROUP");
-        command.arg("DESTROY").arg(&self.settings.stream);
-        command.arg(&self.settings.guard_group);
+        command.arg("DESTROY").arg(&self.settings.stream).arg(group);
         Ok(replies::number(self.send(&command).await?)? > 0)
+    }
+
+    /// Makes the group and our consumer behind an id, or at the end of the stream; never the stream.
+    pub(super) async fn join_beside(&mut self, behind: Option<StreamId>) -> RedisResult<Joined> {
+        let mut command = self.script(scripts::JOIN_BESIDE);
+        command.arg(&self.settings.consumer_name);
+        command.arg(behind.map_or_else(|| "$".to_owned(), |id| id.to_string()));
+        let joined = replies::ids_of(self.send(&command).await?)?;
+        Ok(joined
+            .first()
+            .map_or(Joined::NoStream, |id| Joined::At(*id)))
+    }
+
+    /// The ids of the group's pending entries from an id on, in order, so many at most.
+    pub(super) async fn pending_from(
+        &mut self,
+        from: StreamId,
+        max: usize,
+    ) -> RedisResult<Vec<StreamId>> {
+        let mut all: Vec<StreamId> = Vec::new();
+        let mut start = from.to_string();
+        loop {
+            let count = IDS_AT_ONCE.min(max - all.len());
+            let mut command = self.group_command("XPENDING");
+            command.arg(&start).arg("+").arg(count);
+            let page = replies::pending_ids(self.send(&command).await?)?;
+            let is_last = page.len() < count;
+            all.extend(page);
+            match all.last() {
+                Some(last) if !is_last && all.len() < max => start = format!("({last}"),
+                _ => return Ok(all),
+            }
+        }
     }
 
     /// Reads entries behind one id and up to another, as many as stay within so many bytes, but at
