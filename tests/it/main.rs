@@ -16,6 +16,8 @@ mod redis_source;
 #[cfg(feature = "service-tests")]
 mod replicas;
 mod server;
+#[cfg(feature = "service-tests")]
+mod shadow;
 mod source_contract;
 mod store_contract;
 mod support;
