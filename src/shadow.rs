@@ -49,6 +49,8 @@ const TO_SPARE: Duration = Duration::from_secs(5);
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How long a database that has nothing to answer is left alone, before it is tried.
 const TRY_EVERY: Duration = Duration::from_secs(10);
+/// Questions to the database between two reads of the stream.
+const QUESTIONS_AT_ONCE: usize = 8;
 /// How often the counts are logged.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 /// How long the loop rests when there is nothing to do, and after a failure.
@@ -193,9 +195,13 @@ impl<'a> Shadow<'a> {
     async fn step(&mut self, reads: bool) -> Result<bool, Failed> {
         let read_more = if reads { self.read().await? } else { false };
         self.ask().await?;
-        let compared = self.compare().await?;
+        // A read waits for the first entry, and what is due must not wait with it.
+        let mut num_compared = 0;
+        while num_compared < QUESTIONS_AT_ONCE && self.compare().await? {
+            num_compared += 1;
+        }
         self.metrics.waiting(self.waiting.len());
-        Ok(read_more || compared)
+        Ok(read_more || num_compared > 0)
     }
 
     /// Reads what there is room for; whether there is more.

@@ -162,9 +162,11 @@ impl Waiting {
 
     /// Takes back what could not be compared.
     pub(crate) fn put_back(&mut self, taken: Vec<Held>, now: Instant) {
+        // What could not be taken with it may have been due before.
+        let at = self.scheduled.front().map_or(now, |(at, _)| now.min(*at));
         for held in taken.into_iter().rev() {
             self.num_bytes += held.num_bytes();
-            self.scheduled.push_front((now, held));
+            self.scheduled.push_front((at, held));
         }
     }
 }
@@ -173,6 +175,7 @@ impl Waiting {
 mod tests {
     use bytes::Bytes;
     use event_persister_actors::delivery::Position;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -225,6 +228,66 @@ mod tests {
         assert_eq!(waiting.give_up(delivered, late), 1);
         assert_eq!(waiting.first_unacknowledged(), Some("1-2"));
         assert_eq!(waiting.num_bytes, 7);
+    }
+
+    /// What may happen to what is held.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Push(usize),
+        Acknowledge(usize),
+        Wait(u64),
+        Settle { again: usize, back: bool },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..10_000_usize).prop_map(Step::Push),
+            (1..4_usize).prop_map(Step::Acknowledge),
+            (0..15_u64).prop_map(Step::Wait),
+            (1..4_usize, any::<bool>()).prop_map(|(again, back)| Step::Settle { again, back }),
+        ]
+    }
+
+    proptest! {
+        /// Each message is settled or still held, looked at twice at most, and counted in bytes.
+        #[test]
+        fn loses_nothing_and_counts_every_byte(steps in prop::collection::vec(step(), 1..200)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let _entered = runtime.enter();
+            let (mut waiting, mut now) = (Waiting::new(DELAY), Instant::now());
+            let (mut num_pushed, mut num_settled) = (0, 0);
+            for step in steps {
+                match step {
+                    Step::Push(num_bytes) => {
+                        num_pushed += 1;
+                        waiting.push(body(&format!("1-{num_pushed}"), num_bytes), now);
+                    }
+                    Step::Acknowledge(every) => {
+                        let has = |position: &str| position.len().is_multiple_of(every);
+                        waiting.acknowledged(has, now);
+                    }
+                    Step::Wait(seconds) => now += Duration::from_secs(seconds),
+                    Step::Settle { back: true, .. } => {
+                        let due = waiting.take_due(now);
+                        waiting.put_back(due, now);
+                    }
+                    Step::Settle { again, .. } => {
+                        for (number, held) in waiting.take_due(now).into_iter().enumerate() {
+                            if held.look == Look::First && number % again == 0 {
+                                waiting.look_again(held, now);
+                            } else {
+                                num_settled += 1;
+                            }
+                        }
+                    }
+                }
+                let scheduled = waiting.scheduled.iter();
+                prop_assert!(scheduled.clone().map(|(at, _)| at).is_sorted());
+                let held = scheduled.map(|(_, held)| held).chain(&waiting.unacknowledged);
+                prop_assert_eq!(waiting.num_bytes, held.map(Held::num_bytes).sum::<usize>());
+                prop_assert_eq!(waiting.len() + num_settled, num_pushed);
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]
