@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
+use tokio::sync::Semaphore;
 
 use self::connection::{Connection, Failure, Missing, Place};
 use self::in_place::{OpenFile, Token, moved_meanwhile};
@@ -73,6 +74,8 @@ struct Shared {
     clock: Arc<dyn Clock>,
     /// Held while writing; fair, unlike SQLite's lock.
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// Bounds how many have made their rows' texts and wait for their turn: memory, and threads.
+    ready: Arc<Semaphore>,
     file: OpenFile,
 }
 
@@ -82,6 +85,7 @@ impl Shared {
             settings,
             clock,
             turn: Arc::default(),
+            ready: Arc::new(Semaphore::new(MAX_READY)),
             file: OpenFile::default(),
         })
     }
@@ -106,6 +110,9 @@ impl Shared {
         self.file.open(path, || connect(&self.place(), create))
     }
 }
+
+/// One that writes and one that gets ready meanwhile: more would only wait.
+const MAX_READY: usize = 2;
 
 /// One connection to an SQLite database.
 pub struct SqliteStore {
@@ -250,12 +257,16 @@ async fn blocking<T: Send + 'static>(
 impl EventStore for SqliteStore {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move {
-            let turn = Arc::clone(&self.shared.turn).lock_owned().await;
+            let Ok(ready) = Arc::clone(&self.shared.ready).acquire_owned().await else {
+                return Err(StoreError::unavailable("the turns to write were closed"));
+            };
+            let turn = Arc::clone(&self.shared.turn);
             let clock = Arc::clone(&self.shared.clock);
             self.with_connection("write to", move |connection| {
-                // Kept until the transaction has ended, even if nobody waits for it any more.
-                let _turn = turn;
-                write::write(connection, &batch, clock.now())
+                // Both are kept until the transaction has ended, even if nobody waits for it any more.
+                let _ready = ready;
+                let take_turn = || turn.blocking_lock_owned();
+                write::write(connection, &batch, clock.now(), take_turn)
             })
             .await
         })

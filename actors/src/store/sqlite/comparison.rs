@@ -10,7 +10,7 @@ use futures_util::future::LocalBoxFuture;
 
 use super::SqliteStore;
 use super::connection::{Connection, Failure};
-use super::rows::RowTexts;
+use super::rows::{EventTexts, RowTexts};
 use crate::delivery::{Content, Entry};
 use crate::event::{ReceivedEvent, Resource};
 use crate::store::StoreError;
@@ -20,7 +20,7 @@ use crate::store::comparison::{
 
 /// What a row of `events` holds that comes from the event.
 #[derive(QueryableByName)]
-struct EventTexts {
+struct HeldEvent {
     #[diesel(sql_type = Nullable<Text>)]
     occurred: Option<String>,
     #[diesel(sql_type = Nullable<Text>)]
@@ -49,7 +49,7 @@ const EVENT: &str = "SELECT CAST(occurred AS TEXT) AS occurred, CAST(received AS
 
 /// What a row of `event_resources` holds that comes from the event.
 #[derive(QueryableByName, PartialEq, Eq, PartialOrd, Ord)]
-struct ResourceTexts {
+struct ResourceRow {
     #[diesel(sql_type = Nullable<Text>)]
     occurred: Option<String>,
     #[diesel(sql_type = Nullable<Text>)]
@@ -73,10 +73,15 @@ impl Comparison for SqliteStore {
             let given = entries.to_vec();
             let now = self.shared.clock.now();
             let compare = move |connection: &mut Connection| {
-                let mut texts = RowTexts::at(now)?;
-                let compared = given.iter().map(|entry| match &entry.content {
-                    Content::Rejected(_) => Ok(None),
-                    Content::Event(event) => compare(connection, event, &mut texts),
+                let (texts, _) = RowTexts::new(&given, now, connection.max_length())?;
+                let compared = given.iter().enumerate().map(|(index, entry)| {
+                    match (&entry.content, texts.event(index)) {
+                        (Content::Event(event), Some(texts)) => {
+                            compare(connection, event, &texts).map(Some)
+                        }
+                        // A rejection, or an event that would be refused.
+                        _ => Ok(None),
+                    }
                 });
                 compared.collect::<Result<Vec<_>, Failure>>()
             };
@@ -86,75 +91,73 @@ impl Comparison for SqliteStore {
     }
 }
 
-/// `None` where the event would be refused.
 fn compare(
     connection: &mut Connection,
     event: &ReceivedEvent,
-    texts: &mut RowTexts,
-) -> Result<Option<Compared>, Failure> {
-    if texts.set(event, connection.max_length()).is_err() {
-        return Ok(None);
-    }
-    let query = sql_query(EVENT).bind::<Text, _>(&texts.id);
-    let held: Option<EventTexts> =
+    texts: &EventTexts<'_>,
+) -> Result<Compared, Failure> {
+    let query = sql_query(EVENT).bind::<Text, _>(texts.id());
+    let held: Option<HeldEvent> =
         connection.run(|connection| query.get_result(connection).optional())?;
     let Some(held) = held else {
-        return Ok(Some(Compared::Absent));
+        return Ok(Compared::Absent);
     };
     let mut columns = held.differing(event, texts);
-    let query = sql_query(RESOURCES_OF_EVENT).bind::<Text, _>(&texts.id);
-    let theirs: Vec<ResourceTexts> = connection.run(|connection| query.load(connection))?;
+    let query = sql_query(RESOURCES_OF_EVENT).bind::<Text, _>(texts.id());
+    let theirs: Vec<ResourceRow> = connection.run(|connection| query.load(connection))?;
     columns.extend(differing_resources(ours(event, texts), theirs));
     let columns = columns.into_iter().map(str::to_owned).collect();
-    Ok(Some(of_columns(event.received, columns)))
+    Ok(of_columns(event.received, columns))
 }
 
-impl EventTexts {
-    fn differing(&self, event: &ReceivedEvent, texts: &RowTexts) -> Vec<&'static str> {
-        let columns = [
-            ("occurred", &self.occurred, Some(texts.occurred.as_str())),
-            ("received", &self.received, Some(&texts.received)),
-            ("event", &self.event, Some(&event.event)),
-            ("resource_id", &self.resource_id, Some(event.resource.id())),
-            ("resource", &self.resource, Some(&texts.resource)),
-            ("related", &self.related, Some(&texts.related)),
-            (
-                "related_resource_ids",
-                &self.related_resource_ids,
-                Some(&texts.related_ids),
-            ),
-            ("payload", &self.payload, Some(&texts.payload)),
-            ("follows", &self.follows, texts.follows.as_deref()),
+impl HeldEvent {
+    fn differing(&self, event: &ReceivedEvent, texts: &EventTexts<'_>) -> Vec<&'static str> {
+        let made = texts.columns().into_iter();
+        let given = [
+            ("event", Some(event.event.as_str())),
+            ("resource_id", Some(event.resource.id())),
         ];
-        let differing = columns
-            .into_iter()
-            .filter(|(_, held, ours)| held.as_deref() != *ours);
-        differing.map(|(column, ..)| column).collect()
+        let differing = made
+            .chain(given)
+            .filter(|(column, ours)| self.column(column) != *ours);
+        differing.map(|(column, _)| column).collect()
+    }
+
+    fn column(&self, name: &str) -> Option<&str> {
+        let text = match name {
+            "occurred" => &self.occurred,
+            "received" => &self.received,
+            "event" => &self.event,
+            "resource_id" => &self.resource_id,
+            "resource" => &self.resource,
+            "related" => &self.related,
+            "related_resource_ids" => &self.related_resource_ids,
+            "payload" => &self.payload,
+            "follows" => &self.follows,
+            _ => &None,
+        };
+        text.as_deref()
     }
 }
 
 /// The rows of `event_resources` that would be written.
-fn ours(event: &ReceivedEvent, texts: &mut RowTexts) -> Vec<ResourceTexts> {
+fn ours(event: &ReceivedEvent, texts: &EventTexts<'_>) -> Vec<ResourceRow> {
     let related = event.related.iter();
     let related = related.map(|resource| (resource.role().unwrap_or_default(), resource));
-    let mut row = |(role, resource): (&str, &Resource)| {
-        texts.set_resource(resource);
-        ResourceTexts {
-            occurred: Some(texts.occurred.clone()),
-            resource_id: Some(resource.id().to_owned()),
-            resource_role: Some(role.to_owned()),
-            resource: Some(texts.other_labels.clone()),
-        }
+    let resources = std::iter::once(("", &event.resource)).chain(related);
+    let row = |(number, (role, resource)): (usize, (&str, &Resource))| ResourceRow {
+        occurred: Some(texts.occurred().to_owned()),
+        resource_id: Some(resource.id().to_owned()),
+        resource_role: Some(role.to_owned()),
+        resource: Some(texts.other_labels(number).to_owned()),
     };
-    let mut rows = vec![row(("", &event.resource))];
-    rows.extend(related.map(row));
-    rows
+    resources.enumerate().map(row).collect()
 }
 
 /// They have no order.
 fn differing_resources(
-    mut ours: Vec<ResourceTexts>,
-    mut theirs: Vec<ResourceTexts>,
+    mut ours: Vec<ResourceRow>,
+    mut theirs: Vec<ResourceRow>,
 ) -> Option<&'static str> {
     ours.sort();
     theirs.sort();
@@ -174,8 +177,8 @@ fn differing_resources(
 mod tests {
     use super::*;
 
-    fn row(role: &str) -> ResourceTexts {
-        ResourceTexts {
+    fn row(role: &str) -> ResourceRow {
+        ResourceRow {
             occurred: None,
             resource_id: Some("a".to_owned()),
             resource_role: Some(role.to_owned()),

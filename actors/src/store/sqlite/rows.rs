@@ -1,5 +1,9 @@
 //! The rows of one event: their texts in Prefect's forms, and the statements that insert them.
 
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
@@ -10,7 +14,8 @@ use uuid::Uuid;
 use super::connection::Failure;
 use super::result_code::{Failed, ResultCode};
 use super::text::write_timestamp;
-use crate::event::{ReceivedEvent, Resource};
+use crate::delivery::{Content, Entry};
+use crate::event::ReceivedEvent;
 use crate::store::python_json::{rewrite, write_array, write_object, write_string};
 
 /// Why the database does not take an event.
@@ -35,107 +40,198 @@ impl Refusal {
     }
 }
 
-/// The texts of one row in Prefect's forms, in buffers that serve one event after another.
+/// The texts of a batch's rows in Prefect's forms, one after the other in one buffer: all that can be
+/// made of a batch before it is its turn to be written.
 pub(super) struct RowTexts {
-    pub(super) now: String,
-    pub(super) id: String,
-    pub(super) occurred: String,
-    pub(super) received: String,
-    pub(super) follows: Option<String>,
-    pub(super) resource: String,
-    pub(super) related: String,
-    pub(super) related_ids: String,
-    pub(super) payload: String,
-    /// Of one row of `event_resources`.
-    resource_row_id: String,
-    pub(super) other_labels: String,
+    buffer: String,
+    now: Range<usize>,
+    /// One for each entry; none where there is nothing to write.
+    events: Vec<Option<EventRanges>>,
+}
+
+/// Where the texts of one event stand in the buffer.
+struct EventRanges {
+    id: Range<usize>,
+    occurred: Range<usize>,
+    received: Range<usize>,
+    follows: Option<Range<usize>>,
+    resource: Range<usize>,
+    related: Range<usize>,
+    related_ids: Range<usize>,
+    payload: Range<usize>,
+    /// The labels of its resource and then of the related ones, as `event_resources` has them.
+    other_labels: Vec<Range<usize>>,
+}
+
+/// The texts of one event.
+pub(super) struct EventTexts<'a> {
+    texts: &'a RowTexts,
+    ranges: &'a EventRanges,
 }
 
 impl RowTexts {
-    pub(super) fn at(now: DateTime<Utc>) -> Result<Self, Failure> {
-        let mut text = String::new();
-        write_timestamp(now, &mut text).ok_or_else(|| {
+    /// Makes the texts of the events among the entries; returns also, by their index, why columns cannot
+    /// hold those that are left out.
+    pub(super) fn new(
+        entries: &[Arc<Entry>],
+        now: DateTime<Utc>,
+        max_length: usize,
+    ) -> Result<(Self, HashMap<usize, Refusal>), Failure> {
+        // Roughly what comes out: the event, and some of it again in the rows of its resources. Growing
+        // would copy it.
+        let num_bytes: usize = entries.iter().map(|entry| entry.num_bytes()).sum();
+        let mut buffer = String::with_capacity(num_bytes + num_bytes / 4);
+        let now = written(&mut buffer, |out| write_timestamp(now, out)).ok_or_else(|| {
             Failure::Unfit(format!(
                 "the clock shows {now}, which is no time that can be written: set it right"
             ))
         })?;
-        Ok(Self {
-            now: text,
-            id: String::new(),
-            occurred: String::new(),
-            received: String::new(),
-            follows: None,
-            resource: String::new(),
-            related: String::new(),
-            related_ids: String::new(),
-            payload: String::new(),
-            resource_row_id: String::new(),
-            other_labels: String::new(),
-        })
+        let mut refused = HashMap::new();
+        let mut events = Vec::with_capacity(entries.len());
+        for (index, entry) in entries.iter().enumerate() {
+            let made = match &entry.content {
+                Content::Event(event) => Some(EventRanges::new(event, &mut buffer, max_length)),
+                Content::Rejected(_) => None,
+            };
+            events.push(made.transpose().unwrap_or_else(|refusal| {
+                refused.insert(index, refusal);
+                None
+            }));
+        }
+        let texts = Self {
+            buffer,
+            now,
+            events,
+        };
+        Ok((texts, refused))
     }
 
-    /// Takes on an event; says why not where a column cannot hold it.
-    pub(super) fn set(&mut self, event: &ReceivedEvent, max_length: usize) -> Result<(), Refusal> {
-        for (name, at, text) in [
-            ("occurred", event.occurred, &mut self.occurred),
-            ("received", event.received, &mut self.received),
+    /// The moment at which all rows are recorded, created and updated.
+    pub(super) fn now(&self) -> &str {
+        self.text(&self.now)
+    }
+
+    /// The texts of the event at an index among the entries; none of a rejection or a refused event.
+    pub(super) fn event(&self, index: usize) -> Option<EventTexts<'_>> {
+        let ranges = self.events.get(index)?.as_ref()?;
+        let texts = self;
+        Some(EventTexts { texts, ranges })
+    }
+
+    fn text(&self, range: &Range<usize>) -> &str {
+        self.buffer.get(range.clone()).unwrap_or_default()
+    }
+}
+
+impl EventRanges {
+    fn new(event: &ReceivedEvent, out: &mut String, max_length: usize) -> Result<Self, Refusal> {
+        let mut time = |name: &str, at| {
+            written(out, |out| write_timestamp(at, out))
+                .ok_or_else(|| Refusal::ours(format!("{name}: the year is outside 0001 to 9999")))
+        };
+        let occurred = time("occurred", event.occurred)?;
+        let received = time("received", event.received)?;
+        let resources = std::iter::once(&event.resource).chain(&event.related);
+        let ranges = Self {
+            id: appended(out, |out| write_uuid(event.id, out)),
+            occurred,
+            received,
+            follows: event
+                .follows
+                .map(|id| appended(out, |out| write_uuid(id, out))),
+            resource: appended(out, |out| write_object(event.resource.labels(), out)),
+            related: appended(out, |out| {
+                write_array(event.related.iter(), out, |resource, out| {
+                    write_object(resource.labels(), out);
+                });
+            }),
+            related_ids: appended(out, |out| {
+                write_array(event.related_ids(), out, write_string)
+            }),
+            payload: appended(out, |out| rewrite(event.payload(), out)),
+            other_labels: resources
+                .map(|resource| appended(out, |out| write_object(resource.other_labels(), out)))
+                .collect(),
+        };
+        for (column, length) in [
+            ("event", event.event.len()),
+            ("resource_id", event.resource.id().len()),
+            ("resource", ranges.resource.len()),
+            ("related", ranges.related.len()),
+            ("related_resource_ids", ranges.related_ids.len()),
+            ("payload", ranges.payload.len()),
         ] {
-            text.clear();
-            write_timestamp(at, text).ok_or_else(|| {
-                Refusal::ours(format!("{name}: the year is outside 0001 to 9999"))
-            })?;
-        }
-        set_uuid(event.id, &mut self.id);
-        self.follows = event.follows.map(|id| id.hyphenated().to_string());
-        self.resource.clear();
-        write_object(event.resource.labels(), &mut self.resource);
-        self.related.clear();
-        write_array(event.related.iter(), &mut self.related, |resource, out| {
-            write_object(resource.labels(), out);
-        });
-        self.related_ids.clear();
-        write_array(event.related_ids(), &mut self.related_ids, write_string);
-        self.payload.clear();
-        rewrite(event.payload(), &mut self.payload);
-        for (column, text) in [
-            ("event", event.event.as_str()),
-            ("resource_id", event.resource.id()),
-            ("resource", &self.resource),
-            ("related", &self.related),
-            ("related_resource_ids", &self.related_ids),
-            ("payload", &self.payload),
-        ] {
-            if text.len() > max_length {
+            if length > max_length {
                 return Err(Refusal {
                     reason: format!(
-                        "{column}: {} bytes are more than the {max_length} that SQLite takes",
-                        text.len()
+                        "{column}: {length} bytes are more than the {max_length} that SQLite takes"
                     ),
                     sqlstate: Some(ResultCode::TOO_BIG.name()),
                 });
             }
         }
-        Ok(())
-    }
-
-    /// Takes on one of the event's resources. A new id at every attempt: one that is taken, if that
-    /// can be, is not met again.
-    pub(super) fn set_resource(&mut self, resource: &Resource) {
-        set_uuid(Uuid::new_v4(), &mut self.resource_row_id);
-        self.other_labels.clear();
-        write_object(resource.other_labels(), &mut self.other_labels);
+        Ok(ranges)
     }
 }
 
-fn set_uuid(id: Uuid, text: &mut String) {
-    text.clear();
-    text.push_str(id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+impl EventTexts<'_> {
+    pub(super) fn id(&self) -> &str {
+        self.texts.text(&self.ranges.id)
+    }
+
+    pub(super) fn occurred(&self) -> &str {
+        self.texts.text(&self.ranges.occurred)
+    }
+
+    /// The columns of `events` besides the id whose texts had to be made.
+    pub(super) fn columns(&self) -> [(&'static str, Option<&str>); 7] {
+        let text = |range| Some(self.texts.text(range));
+        [
+            ("occurred", text(&self.ranges.occurred)),
+            ("received", text(&self.ranges.received)),
+            ("resource", text(&self.ranges.resource)),
+            ("related", text(&self.ranges.related)),
+            ("related_resource_ids", text(&self.ranges.related_ids)),
+            ("payload", text(&self.ranges.payload)),
+            ("follows", self.ranges.follows.as_ref().and_then(text)),
+        ]
+    }
+
+    /// The labels of the event's resource, or of one of the related ones from 1.
+    pub(super) fn other_labels(&self, number: usize) -> &str {
+        let range = self.ranges.other_labels.get(number);
+        range.map_or("", |range| self.texts.text(range))
+    }
+}
+
+/// Where in `out` that stands which `write` appended; nothing is left of what could not be written.
+fn written(
+    out: &mut String,
+    write: impl FnOnce(&mut String) -> Option<()>,
+) -> Option<Range<usize>> {
+    let start = out.len();
+    let done = write(out);
+    if done.is_none() {
+        out.truncate(start);
+    }
+    done.map(|()| start..out.len())
+}
+
+/// The same for what can always be written.
+fn appended(out: &mut String, write: impl FnOnce(&mut String)) -> Range<usize> {
+    let start = out.len();
+    write(out);
+    start..out.len()
+}
+
+fn write_uuid(id: Uuid, out: &mut String) {
+    out.push_str(id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
 }
 
 /// Inserts one event unless its id is there.
 pub(super) struct InsertEvent<'a> {
     pub(super) event: &'a ReceivedEvent,
-    pub(super) texts: &'a RowTexts,
+    pub(super) texts: &'a EventTexts<'a>,
 }
 
 impl QueryId for InsertEvent<'_> {
@@ -147,29 +243,33 @@ impl RunQueryDsl<SqliteConnection> for InsertEvent<'_> {}
 
 impl QueryFragment<Sqlite> for InsertEvent<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
-        let texts = self.texts;
+        let EventTexts { texts, ranges } = self.texts;
+        let text = |range| texts.text(range);
         out.push_sql(
             "INSERT INTO events (id, occurred, received, event, resource_id, resource, related, \
              related_resource_ids, payload, follows, recorded, created, updated) VALUES (",
         );
         for text in [
-            texts.id.as_str(),
-            &texts.occurred,
-            &texts.received,
+            text(&ranges.id),
+            text(&ranges.occurred),
+            text(&ranges.received),
             &self.event.event,
             self.event.resource.id(),
-            &texts.resource,
-            &texts.related,
-            &texts.related_ids,
-            &texts.payload,
+            text(&ranges.resource),
+            text(&ranges.related),
+            text(&ranges.related_ids),
+            text(&ranges.payload),
         ] {
             out.push_bind_param::<Text, str>(text)?;
             out.push_sql(", ");
         }
-        out.push_bind_param::<Nullable<Text>, Option<String>>(&texts.follows)?;
+        match &ranges.follows {
+            Some(follows) => out.push_bind_param::<Nullable<Text>, str>(text(follows))?,
+            None => out.push_bind_param::<Nullable<Text>, Option<String>>(&None)?,
+        }
         for _ in 0..3 {
             out.push_sql(", ");
-            out.push_bind_param::<Text, str>(&texts.now)?;
+            out.push_bind_param::<Text, str>(texts.now())?;
         }
         out.push_sql(") ON CONFLICT (id) DO NOTHING");
         Ok(())
@@ -178,9 +278,13 @@ impl QueryFragment<Sqlite> for InsertEvent<'_> {
 
 /// Inserts one row for one of an event's resources.
 pub(super) struct InsertResource<'a> {
+    /// The row's own. A new one at every attempt: one that is taken, if that can be, is not met again.
+    pub(super) row_id: &'a str,
     pub(super) resource_id: &'a str,
     pub(super) role: &'a str,
-    pub(super) texts: &'a RowTexts,
+    pub(super) texts: &'a EventTexts<'a>,
+    /// Which of the event's resources it is.
+    pub(super) number: usize,
 }
 
 impl QueryId for InsertResource<'_> {
@@ -192,24 +296,24 @@ impl RunQueryDsl<SqliteConnection> for InsertResource<'_> {}
 
 impl QueryFragment<Sqlite> for InsertResource<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
-        let texts = self.texts;
+        let EventTexts { texts, ranges } = self.texts;
         out.push_sql(
             "INSERT INTO event_resources (id, event_id, occurred, resource_id, resource_role, \
              resource, created, updated) VALUES (",
         );
         for text in [
-            texts.resource_row_id.as_str(),
-            &texts.id,
-            &texts.occurred,
+            self.row_id,
+            self.texts.id(),
+            texts.text(&ranges.occurred),
             self.resource_id,
             self.role,
-            &texts.other_labels,
-            &texts.now,
+            self.texts.other_labels(self.number),
+            texts.now(),
         ] {
             out.push_bind_param::<Text, str>(text)?;
             out.push_sql(", ");
         }
-        out.push_bind_param::<Text, str>(&texts.now)?;
+        out.push_bind_param::<Text, str>(texts.now())?;
         out.push_sql(")");
         Ok(())
     }

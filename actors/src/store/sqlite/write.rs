@@ -1,5 +1,8 @@
 //! One batch in one transaction.
 //!
+//! Everything that can be done without the database, the texts of the rows, is done before the batch
+//! takes its turn to write, so that it goes on while another batch is being written.
+//!
 //! The happy path has no savepoints: they make SQLite keep copies of the pages that it changes. When
 //! the database refuses an event, the attempt is undone and made again with a savepoint around each
 //! event, so that exactly the culprits are left out. Rows go in one by one through prepared
@@ -12,11 +15,12 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
+use uuid::Uuid;
 
 use super::connection::{Connection, Failure};
 use super::letters::{self, NewLetter};
 use super::result_code::{Class, Failed};
-use super::rows::{InsertEvent, InsertResource, Refusal, RowTexts};
+use super::rows::{EventTexts, InsertEvent, InsertResource, Refusal, RowTexts};
 use super::schema::events;
 use crate::batch::Batch;
 use crate::delivery::{Content, Entry};
@@ -70,21 +74,24 @@ enum GaveUp {
     Failed(Failure),
 }
 
-/// Writes the batch; after an error the connection must be dropped, which undoes what is undecided.
-pub(super) fn write(
+/// Writes the batch, in the turn that `take_turn` waits for; after an error the connection must be
+/// dropped, which undoes what is undecided.
+pub(super) fn write<Turn>(
     connection: &mut Connection,
     batch: &Batch,
     now: DateTime<Utc>,
+    take_turn: impl FnOnce() -> Turn,
 ) -> Result<Vec<Outcome>, Failure> {
     if batch.is_empty() {
         return Ok(Vec::new());
     }
-    let mut texts = RowTexts::at(now)?;
-    let mut poison = HashMap::new();
+    // What can be known beforehand is refused without troubling the database.
+    let (texts, mut left_out) = RowTexts::new(batch.entries(), now, connection.max_length())?;
+    let _turn = take_turn();
     let mut care = Care::Optimistic;
     loop {
         connection.begin()?;
-        match attempt(connection, batch.entries(), &mut texts, care, &poison) {
+        match attempt(connection, batch.entries(), &texts, care, &left_out) {
             Ok(outcomes) => {
                 failpoint::pass("sqlite::before-commit");
                 connection.commit()?;
@@ -96,7 +103,7 @@ pub(super) fn write(
             }
             // The transaction is gone already. Each round leaves one more entry out, so this ends.
             Err(GaveUp::Poison(index, refusal)) => {
-                poison.insert(index, refusal);
+                left_out.insert(index, refusal);
                 care = Care::Isolating;
             }
             Err(GaveUp::Failed(failure)) => return Err(failure),
@@ -107,23 +114,27 @@ pub(super) fn write(
 fn attempt(
     connection: &mut Connection,
     entries: &[std::sync::Arc<Entry>],
-    texts: &mut RowTexts,
+    texts: &RowTexts,
     care: Care,
-    poison: &HashMap<usize, Refusal>,
+    left_out: &HashMap<usize, Refusal>,
 ) -> Result<Vec<Outcome>, GaveUp> {
     let mut outcomes = Vec::with_capacity(entries.len());
     let mut refusals = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
         let outcome = match &entry.content {
             Content::Rejected(_) => Outcome::RejectedAtParse,
-            Content::Event(_) if poison.contains_key(&index) => Outcome::RefusedByStore,
-            Content::Event(event) => match write_event(connection, event, texts, care, index)? {
-                Written::Stored => Outcome::Stored,
-                Written::Duplicate => Outcome::Duplicate,
-                Written::Refused(refusal) => {
-                    refusals.push((index, refusal));
-                    Outcome::RefusedByStore
+            Content::Event(event) => match texts.event(index) {
+                Some(texts) if !left_out.contains_key(&index) => {
+                    match write_event(connection, event, &texts, care, index)? {
+                        Written::Stored => Outcome::Stored,
+                        Written::Duplicate => Outcome::Duplicate,
+                        Written::Refused(refusal) => {
+                            refusals.push((index, refusal));
+                            Outcome::RefusedByStore
+                        }
+                    }
                 }
+                _ => Outcome::RefusedByStore,
             },
         };
         outcomes.push(outcome);
@@ -131,7 +142,7 @@ fn attempt(
     let refusals = refusals
         .iter()
         .map(|(index, refusal)| (index, refusal))
-        .chain(poison);
+        .chain(left_out);
     let refused = refusals.filter_map(|(index, refusal)| {
         let sqlstate = refusal.sqlstate.as_deref();
         let entry = entries.get(*index)?;
@@ -148,7 +159,7 @@ fn attempt(
         }
         Content::Event(_) => None,
     });
-    letters::insert(connection, refused.chain(rejected).collect(), &texts.now)
+    letters::insert(connection, refused.chain(rejected).collect(), texts.now())
         .map_err(GaveUp::Failed)?;
     Ok(outcomes)
 }
@@ -156,14 +167,10 @@ fn attempt(
 fn write_event(
     connection: &mut Connection,
     event: &ReceivedEvent,
-    texts: &mut RowTexts,
+    texts: &EventTexts<'_>,
     care: Care,
     index: usize,
 ) -> Result<Written, GaveUp> {
-    // What can be known beforehand is refused without troubling the database.
-    if let Err(refusal) = texts.set(event, connection.max_length()) {
-        return Ok(Written::Refused(refusal));
-    }
     let savepoint = |connection: &mut Connection, sql| match care {
         Care::Optimistic => Ok(()),
         Care::Isolating => connection
@@ -190,14 +197,14 @@ fn write_event(
 fn insert(
     connection: &mut Connection,
     event: &ReceivedEvent,
-    texts: &mut RowTexts,
+    texts: &EventTexts<'_>,
 ) -> Result<Written, Stop> {
     let insert = InsertEvent { event, texts };
     if connection.run(|connection| insert.execute(connection))? == 0 {
         // A trigger can make an insert do nothing; that must not pass for a duplicate.
         let there = connection.run(|connection| {
             events::table
-                .find(&texts.id)
+                .find(texts.id())
                 .select(events::id)
                 .first::<String>(connection)
                 .optional()
@@ -213,12 +220,14 @@ fn insert(
         .related
         .iter()
         .map(|resource| (resource, resource.role().unwrap_or_default()));
-    for (resource, role) in std::iter::once(primary).chain(related) {
-        texts.set_resource(resource);
+    let mut row_id = Uuid::encode_buffer();
+    for (number, (resource, role)) in std::iter::once(primary).chain(related).enumerate() {
         let insert = InsertResource {
+            row_id: Uuid::new_v4().hyphenated().encode_lower(&mut row_id),
             resource_id: resource.id(),
             role,
             texts,
+            number,
         };
         if connection.run(|connection| insert.execute(connection))? == 0 {
             return Err(Stop::Refused(ignored("event_resources")));
