@@ -32,6 +32,10 @@ async fn what_is_trimmed_before_it_is_read_is_told_as_not_compared() {
     acknowledge_all(&case.bus);
     let _: u64 = case.bus.stream.command("XTRIM events MAXLEN 0");
     shadow.signal("CONT");
+    assert_eq!(
+        until_settled(&shadow, 30).await,
+        expected(&[("trimmed", 30)])
+    );
     case.bus.stream.publish(&texts[..1]);
     acknowledge_all(&case.bus);
     assert_eq!(
@@ -93,6 +97,13 @@ async fn outages_are_waited_for_and_nothing_is_called_lost_meanwhile() {
     assert_eq!(
         until_settled(&shadow, 80).await,
         expected(&[("identical", 80)])
+    );
+    let _: u64 = bus.stream.command("DEL events");
+    publish(20);
+    bus.until_settled(&persister).await;
+    assert_eq!(
+        until_settled(&shadow, 100).await,
+        expected(&[("identical", 100)])
     );
     assert_eq!(shadow.terminate().status.code(), Some(0));
     persister.terminate().in_good_order();

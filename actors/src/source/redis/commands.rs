@@ -95,6 +95,26 @@ impl Commands<'_> {
         Ok(Some(read).filter(|read| !read.entries.is_empty()))
     }
 
+    /// Counts what was removed before the group could read it, then takes entries as
+    /// [`read_many`](Self::read_many) does, at one moment: what is removed in between would be passed
+    /// over uncounted.
+    pub(super) async fn read_and_count_losses(
+        &mut self,
+        permit: Permit,
+    ) -> RedisResult<(usize, NewEntries)> {
+        let mut read = self.script(scripts::READ_WITHIN);
+        read.arg(&self.settings.consumer_name);
+        read.arg(permit.max_messages).arg(permit.max_bytes);
+        let mut pipeline = redis::pipe();
+        pipeline.atomic();
+        pipeline.add_command(self.script(scripts::COUNT_LOSSES));
+        pipeline.add_command(read);
+        let (lost, read): (Value, Value) = pipeline.query_async(&mut self.connection.redis).await?;
+        let [lost] = replies::numbers(lost)?;
+        let lost = usize::try_from(lost).unwrap_or(usize::MAX);
+        Ok((lost, replies::read_within(read)?))
+    }
+
     /// Takes a few entries that nobody was given yet; waits for the first.
     pub(super) async fn read_few(&mut self, count: usize) -> RedisResult<NewEntries> {
         let count = count.min(FEW);

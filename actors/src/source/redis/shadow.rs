@@ -25,8 +25,9 @@ use super::{entries, failure, guard};
 /// What the names of these groups begin with.
 const PREFIX: &str = "ephemeral-event-persister-shadow-";
 
-/// How long a read waits for the first entry. Longer holds up what else its caller does.
-const BLOCK: Duration = Duration::from_millis(250);
+/// How long a read rests that found nothing. A read that waits in Redis would take what comes first,
+/// and could not tell what was trimmed before it. Longer holds up what else its caller does.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Pending entries of the group at work that are looked at; what is beyond them counts as pending.
 const MAX_PENDING: usize = 100_000;
@@ -94,7 +95,6 @@ impl RedisShadow {
         settings.check()?;
         let own = RedisSettings {
             group: format!("{PREFIX}{:08x}", fastrand::u32(..)),
-            block: BLOCK,
             ..settings.clone()
         };
         Ok(Self {
@@ -124,7 +124,7 @@ impl RedisShadow {
         &self.own.group
     }
 
-    /// Entries that were published since the last read; waits a moment for the first.
+    /// Entries that were published since the last read; rests a moment where there are none.
     ///
     /// # Errors
     ///
@@ -133,7 +133,8 @@ impl RedisShadow {
         self.try_read(permit).await.map_err(|error| {
             let mut state = self.lock();
             state.looks_back = true;
-            state.has_group &= !failure::has_vanished(&error);
+            // Whatever was refused, the group may be gone, or the stream with it.
+            state.has_group &= !failure::is_answer(&error);
             drop(state);
             self.failed("reading the stream for the shadow", error)
         })
@@ -143,17 +144,16 @@ impl RedisShadow {
         let (connection, _) = self.connections.get(Use::Reads).await?;
         let mut reads = with(connection, &self.own);
         if !self.lock().has_group && !self.join(&mut reads).await? {
-            tokio::time::sleep(BLOCK).await;
+            tokio::time::sleep(PAUSE).await;
             return Ok(ShadowRead::default());
         }
         if self.lock().looks_back {
             return self.look_back(&mut reads, permit).await;
         }
-        let num_gone = reads.count_losses().await?;
-        let read = match reads.read_many(permit).await? {
-            Some(read) => read,
-            None => reads.read_few(permit.max_messages).await?,
-        };
+        let (num_gone, read) = reads.read_and_count_losses(permit).await?;
+        if read.entries.is_empty() {
+            tokio::time::sleep(PAUSE).await;
+        }
         let mut taken = self.take(read.entries).await?;
         taken.num_gone += num_gone;
         taken.more = read.more;
