@@ -1,20 +1,29 @@
-//! Shows the configuration in effect and tries what it names.
+//! Shows the configuration in effect, and looks for everything that would stop or hurt the service.
+//!
+//! Nothing is changed, and a service may run beside it. What needs SQL or Redis is looked for by the
+//! adapters; here are the configuration, the listener, and the report.
 
 use std::time::Duration;
 
 use event_persister_actors::source::SourceError;
 use event_persister_actors::status::error_chain;
-use serde_json::{Value, json};
 
-use crate::config::{Config, Origin};
-use crate::wiring::{self, GuardReport, Missing, Prefects};
-use crate::{guard, output};
+use crate::config::Config;
+use crate::output;
+use crate::wiring::{self, Finding, GuardReport, Missing, Prefects, Severity};
+
+mod configuration;
+mod listener;
+mod report;
 
 /// Nobody waits longer than this for an answer to whether something answers.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What was found.
-struct Findings {
+/// What was seen.
+struct Looked {
+    /// What was looked at, in the order in which people read it.
+    findings: Vec<Finding>,
+    /// What the store is, or what is wrong with it.
     store: Result<String, String>,
     /// `None` where it could not be asked for.
     prefects: Option<Prefects>,
@@ -29,25 +38,68 @@ struct Stream {
     report: GuardReport,
 }
 
-impl Findings {
+impl Looked {
     fn all_is_well(&self) -> bool {
-        self.store.is_ok() && !matches!(self.redis, Some(Err(_)))
+        (self.findings.iter()).all(|finding| finding.severity < Severity::Error)
     }
 }
 
-/// Checks; whether all is well.
+/// Checks; whether all is well, warnings aside.
 pub(crate) async fn run(config: &Config, json: bool) -> anyhow::Result<bool> {
-    let findings = Findings {
-        store: check_store(config).await,
-        prefects: look_for_prefect(config).await,
-        redis: check_redis(config).await,
-    };
+    let looked = look(config).await;
     if json {
-        output::json(&document(config, &findings))?;
+        output::json(&report::document(config, &looked))?;
     } else {
-        print(config, &findings)?;
+        report::print(config, &looked)?;
     }
-    Ok(findings.all_is_well())
+    Ok(looked.all_is_well())
+}
+
+async fn look(config: &Config) -> Looked {
+    let of_redis = async {
+        let redis = check_redis(config).await;
+        let mut findings = inspect("redis.reachable", wiring::inspect_bus(config)).await;
+        let wrong = redis.as_ref().and_then(|redis| redis.as_ref().err());
+        note_unexplained(&mut findings, "redis.reachable", wrong);
+        (redis, findings)
+    };
+    let of_store = async {
+        let store = check_store(config).await;
+        let prefects = look_for_prefect(config).await;
+        let mut findings = inspect("store.reachable", wiring::inspect_store(config)).await;
+        note_unexplained(&mut findings, "store.reachable", store.as_ref().err());
+        (store, prefects, findings)
+    };
+    let (of_listener, (redis, of_redis), (store, prefects, of_store)) =
+        tokio::join!(listener::judge(config), of_redis, of_store);
+    let mut findings = configuration::judge(config, configuration::memory_limit());
+    findings.extend(of_listener);
+    findings.extend(of_redis);
+    findings.extend(of_store);
+    Looked {
+        findings,
+        store,
+        prefects,
+        redis,
+    }
+}
+
+async fn inspect(id: &'static str, inspection: impl Future<Output = Vec<Finding>>) -> Vec<Finding> {
+    let inspected = within(async { Ok(inspection.await) }).await;
+    inspected.unwrap_or_else(|error| {
+        let remedy = "see whether the server is stalled, or the network drops what is sent to it";
+        vec![Finding::error(id, error, remedy)]
+    })
+}
+
+/// What failed where the inspection saw no fault, since it came or went between the two.
+fn note_unexplained(findings: &mut Vec<Finding>, id: &'static str, error: Option<&String>) {
+    let explained = (findings.iter()).any(|finding| finding.severity == Severity::Error);
+    if let Some(error) = error
+        && !explained
+    {
+        findings.push(Finding::error(id, error, "look again"));
+    }
 }
 
 /// Looks at the store; what was found, or what is wrong.
@@ -99,139 +151,4 @@ async fn within<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, S
     actix_rt::time::timeout(TIMEOUT, work)
         .await
         .unwrap_or_else(|_| Err(format!("no answer within {} s", TIMEOUT.as_secs())))
-}
-
-fn print(config: &Config, findings: &Findings) -> anyhow::Result<()> {
-    print_settings(config)?;
-    let seen: Vec<Vec<String>> = config
-        .prefect
-        .not_taken_over
-        .iter()
-        .map(|seen| vec![seen.variable.clone(), seen.reason.clone()])
-        .collect();
-    if !seen.is_empty() {
-        output::line("")?;
-        output::table(&["SEEN, NOT TAKEN OVER", "WHY"], &seen)?;
-    }
-    output::line("")?;
-    for warning in &config.prefect.warnings {
-        output::line(&format!("warning: {warning}"))?;
-    }
-    let (Ok(store) | Err(store)) = &findings.store;
-    output::line(&format!("store: {store}"))?;
-    if let Some(prefects) = &findings.prefects {
-        output::line(&format!("prefect's schema: {}", describe(prefects)))?;
-    }
-    match &findings.redis {
-        None => output::line("redis: not a source"),
-        Some(Err(error)) => output::line(&format!("redis: {error}")),
-        Some(Ok(Stream { version, report })) => {
-            let version = version.as_deref().unwrap_or("unknown");
-            output::line(&format!(
-                "redis: reachable, version {version}\n{}",
-                guard::describe(report)
-            ))
-        }
-    }
-}
-
-fn print_settings(config: &Config) -> anyhow::Result<()> {
-    let rows: Vec<Vec<String>> = config
-        .effective
-        .iter()
-        .map(|setting| {
-            vec![
-                setting.name.clone(),
-                setting
-                    .value
-                    .as_deref()
-                    .map_or_else(|| "(not set)".to_owned(), output::one_line),
-                setting.origin.to_string(),
-            ]
-        })
-        .collect();
-    output::table(&["SETTING", "VALUE", "FROM"], &rows)
-}
-
-fn describe(prefects: &Prefects) -> String {
-    let tested_with = prefects.tested_with.join(", ");
-    let found = match prefects.revision.as_deref() {
-        None => "Prefect has not been in this database".to_owned(),
-        Some(revision) if prefects.tested_with.contains(&revision) => {
-            format!("revision {revision}, which this version was tested with")
-        }
-        Some(revision) => format!(
-            "revision {revision}; this version was tested with {tested_with}, and what counts are the \
-             columns that it writes, which are looked at above"
-        ),
-    };
-    match &prefects.server {
-        None => found,
-        Some(server) => format!("{found} ({server})"),
-    }
-}
-
-fn document(config: &Config, findings: &Findings) -> Value {
-    let settings: Vec<Value> = config
-        .effective
-        .iter()
-        .map(|setting| {
-            json!({
-                "name": setting.name,
-                "value": setting.value,
-                "from": setting.origin.to_string(),
-                "from_prefect": matches!(setting.origin, Origin::Prefect(_)),
-                "variable": setting.variable,
-                "help": setting.help,
-            })
-        })
-        .collect();
-    let seen: Vec<Value> = config
-        .prefect
-        .not_taken_over
-        .iter()
-        .map(|seen| json!({ "variable": seen.variable, "reason": seen.reason }))
-        .collect();
-    let store = &findings.store;
-    json!({
-        "ok": findings.all_is_well(),
-        "settings": settings,
-        "not_taken_over": seen,
-        "warnings": config.prefect.warnings,
-        "store": { "ok": store.is_ok(), "found": store.as_ref().ok(), "error": store.as_ref().err() },
-        "prefect_schema": findings.prefects.as_ref().map(|prefects| json!({
-            "revision": prefects.revision,
-            "tested_with": prefects.tested_with,
-            "server": prefects.server,
-        })),
-        "redis": findings.redis.as_ref().map(|redis| json!({
-            "ok": redis.is_ok(),
-            "version": redis.as_ref().ok().and_then(|stream| stream.version.as_ref()),
-            "found": redis.as_ref().ok().map(|stream| guard::document(&stream.report)),
-            "error": redis.as_ref().err(),
-        })),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_revision_is_compared_with_the_one_of_the_tests() {
-        let prefects = |revision: Option<&str>| {
-            describe(&Prefects {
-                server: None,
-                revision: revision.map(str::to_owned),
-                tested_with: &["abc", "xyz"],
-            })
-        };
-        assert!(prefects(None).contains("has not been"));
-        assert!(prefects(Some("abc")).contains("which this version was tested with"));
-        let other = prefects(Some("def"));
-        assert!(
-            other.contains("revision def; this version was tested with abc, xyz"),
-            "{other}"
-        );
-    }
 }

@@ -12,8 +12,10 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::Flags;
 
+mod completions;
 mod letters;
 
+pub(crate) use completions::{CompletedShell, completions};
 pub(crate) use letters::{DeadLettersCommand, LetterFlags, Letters};
 
 /// Moves event messages to a database as fast as the database can take them, and never loses one.
@@ -50,6 +52,9 @@ Examples:
 Every setting `key` of a `[section]` of the configuration file is also the environment variable
 EVENT_PERSISTER_<SECTION>_<KEY>; flags come before variables, variables before the file, and the
 file before the PREFECT_… variables of a Prefect server.
+A flag can be read by everyone on the machine for as long as the process runs: give what holds a
+password as a variable, or name a file that holds it with EVENT_PERSISTER_DATABASE_URL_FILE,
+EVENT_PERSISTER_REDIS_URL_FILE or EVENT_PERSISTER_HTTP_AUTH_STRING_FILE.
 `event-persister check` lists all settings, their values and where each came from.
 
 Exit codes: 0 done, 1 the work itself failed, 2 wrong usage or configuration.";
@@ -140,6 +145,8 @@ pub(crate) enum Command {
     /// how it goes. A first signal writes what is held and exits; a second exits at once.
     #[command(after_help = "Examples:
   event-persister serve
+  event-persister serve --redis-url redis://localhost --listen off
+  event-persister serve --config /etc/event-persister.toml --writers 4
   event-persister serve --shadow --for 10m")]
     Serve(ServeFlags),
 
@@ -159,11 +166,17 @@ pub(crate) enum Command {
         output: Output,
     },
 
-    /// Show the configuration in effect and where each value came from, then try Redis and the
-    /// database
+    /// Show the configuration in effect and where each value came from, then look for everything
+    /// that would stop or hurt the service
     ///
-    /// Also: which variables of a Prefect server were seen and not taken over, what in them does
-    /// not fit, and which revision Prefect's schema has.
+    /// Looks at the configuration, the listener's address, Redis and its stream, and the database
+    /// with its tables, privileges, durability and room. Each finding is ok, a warning or an error
+    /// and says what to do. Changes nothing, and runs beside a service too. The exit code is 1 if
+    /// there is any error. Also: which variables of a Prefect server were seen and not taken over.
+    #[command(after_help = "Examples:
+  event-persister check
+  event-persister check --config /etc/event-persister.toml
+  event-persister check --json | jq '.findings[] | select(.severity != \"ok\")'")]
     Check {
         #[command(flatten)]
         output: Output,
@@ -173,12 +186,19 @@ pub(crate) enum Command {
     ///
     /// Not for a database that Prefect's server uses or will use: its own migrations create the
     /// two tables.
+    #[command(after_help = "Examples:
+  event-persister migrate
+  event-persister migrate --database-url postgresql://owner@localhost/events")]
     Migrate {
         #[command(flatten)]
         output: Output,
     },
 
     /// Delete the events that retention no longer keeps, once and now
+    #[command(after_help = "Examples:
+  event-persister trim --dry-run
+  event-persister trim --json
+  EVENT_PERSISTER_TRIM_RETENTION=30d event-persister trim")]
     Trim {
         /// Count what would be deleted and delete nothing
         #[arg(long)]
@@ -195,6 +215,10 @@ pub(crate) enum Command {
 
     /// Look at the messages that are no events or that the database refused, try them again, or
     /// throw them away
+    #[command(after_help = "Examples:
+  event-persister dead-letters list
+  event-persister dead-letters show 17
+  event-persister dead-letters replay --all")]
     DeadLetters {
         #[command(subcommand)]
         command: DeadLettersCommand,
@@ -204,9 +228,22 @@ pub(crate) enum Command {
     ///
     /// The guard is a consumer group without consumers: it keeps Prefect's consumers from trimming
     /// entries that are not committed yet.
+    #[command(after_help = "Examples:
+  event-persister guard show
+  event-persister guard remove")]
     Guard {
         #[command(subcommand)]
         command: GuardCommand,
+    },
+
+    /// Print what makes a shell complete our commands and flags
+    #[command(after_help = "Examples:
+  event-persister completions bash > /etc/bash_completion.d/event-persister
+  event-persister completions zsh > \"${fpath[1]}/_event-persister\"
+  event-persister completions fish > ~/.config/fish/completions/event-persister.fish")]
+    Completions {
+        /// Whose language
+        shell: CompletedShell,
     },
 
     /// Compare what the stream was acknowledged for with the tables and the dead letters
@@ -274,11 +311,16 @@ pub(crate) struct ServeFlags {
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum GuardCommand {
     /// Show where it and the consumer group stand, and how long the stream is
+    #[command(after_help = "Examples:
+  event-persister guard show
+  event-persister guard show --redis-url redis://localhost --json")]
     Show {
         #[command(flatten)]
         output: Output,
     },
     /// Remove it, once event-persister is stopped for good: else the stream grows until Redis is full
+    #[command(after_help = "Examples:
+  event-persister guard remove")]
     Remove {
         #[command(flatten)]
         output: Output,
@@ -334,6 +376,38 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    /// All commands, those of commands too.
+    fn all_commands(command: &clap::Command) -> Vec<&clap::Command> {
+        let nested = command.get_subcommands().flat_map(all_commands);
+        std::iter::once(command).chain(nested).collect()
+    }
+
+    #[test]
+    fn every_command_has_examples_that_are_right() {
+        let cli = Cli::command();
+        for command in all_commands(&cli) {
+            let name = command.get_name();
+            let help = command.get_after_help().map(ToString::to_string);
+            let help = help.unwrap_or_else(|| panic!("{name} has no examples"));
+            let examples: Vec<&str> = help
+                .lines()
+                .filter_map(|line| line.strip_prefix("  "))
+                .filter_map(|line| line.split_once("event-persister").map(|(_, rest)| rest))
+                .map(|rest| rest.split(['|', '>']).next().unwrap_or_default())
+                .map(|rest| rest.split("   ").next().unwrap_or_default())
+                .collect();
+            assert!(!examples.is_empty(), "{name}");
+            for example in examples {
+                let words = ["event-persister"].into_iter();
+                let words = words.chain(example.split_whitespace());
+                assert!(
+                    parse(words.map(OsString::from)).is_ok(),
+                    "{name}: {example}"
+                );
+            }
+        }
     }
 
     #[test]

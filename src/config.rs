@@ -14,6 +14,7 @@ mod file;
 mod layer;
 mod prefect;
 mod redis_url;
+mod secret_file;
 mod sections;
 mod settings;
 mod url_parts;
@@ -22,7 +23,7 @@ mod value;
 pub(crate) use database_url::{DatabaseUrl, PostgresUrl};
 pub(crate) use error::ConfigError;
 pub(crate) use layer::Origin;
-pub(crate) use prefect::Prefect;
+pub(crate) use prefect::{Misfit, Prefect};
 pub(crate) use sections::{Batch, Database, Events, Http, Log, Pipeline, Redis, Tls, Trim};
 pub(crate) use value::{Listen, LogFormat, TlsMode};
 

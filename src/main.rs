@@ -51,6 +51,9 @@ fn run() -> i32 {
         // Help and version come this way as well, and are no errors.
         Err(error) => error.exit(),
     };
+    if let Command::Completions { shell } = &command {
+        return exit_code(output::bytes(&cli::completions(*shell)).map(|()| true));
+    }
     let config = match Config::load(&flags) {
         Ok(config) => config,
         Err(error) => {
@@ -65,8 +68,14 @@ fn run() -> i32 {
         output::error(&format!("{error:#}"));
         return WRONG_USAGE;
     }
-    let done = logging::start(&config.log)
-        .and_then(|screen| actix_rt::System::new().block_on(execute(&command, &config, &screen)));
+    exit_code(
+        logging::start(&config.log).and_then(|screen| {
+            actix_rt::System::new().block_on(execute(&command, &config, &screen))
+        }),
+    )
+}
+
+fn exit_code(done: anyhow::Result<bool>) -> i32 {
     match done {
         Ok(true) => DONE,
         Ok(false) => FAILED,
@@ -107,6 +116,8 @@ async fn execute(
             return dead_letters::run(config, screen, command).await;
         }
         Command::Guard { command } => guard::run(config, command).await?,
+        // It was done before there was a configuration, which it does not need.
+        Command::Completions { .. } => {}
         Command::Verify {
             since,
             limit,

@@ -10,11 +10,20 @@ use serde::Serialize;
 /// A reader that has gone, such as `head`, has seen enough: that is no failure.
 pub(crate) fn line(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    finished(writeln!(stdout, "{text}").and_then(|()| stdout.flush()))
+}
+
+fn finished(written: io::Result<()>) -> anyhow::Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|error| anyhow::anyhow!("cannot write to standard output: {error}")),
     }
+}
+
+/// Writes bytes that already are what they should be.
+pub(crate) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    finished(stdout.write_all(bytes).and_then(|()| stdout.flush()))
 }
 
 /// Writes one JSON document.

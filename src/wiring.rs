@@ -19,10 +19,13 @@ use event_persister_actors::trim::TrimSettings;
 
 use crate::config::Config;
 
+mod inspection;
 mod intake;
 mod redis;
 mod stores;
 
+pub(crate) use event_persister_actors::finding::{Finding, Severity};
+pub(crate) use inspection::{inspect_bus, inspect_store};
 pub(crate) use intake::{Intake, intake};
 pub(crate) use redis::{
     BUS_NAME, Bus, BusAudit, BusShadow, GuardReport, RedisStats, bus, bus_audit, bus_shadow, guard,

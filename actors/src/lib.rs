@@ -28,6 +28,7 @@ pub mod pipeline;
 pub mod backoff;
 pub mod clock;
 mod failpoint;
+pub mod finding;
 pub mod lifeline;
 pub mod metrics;
 pub mod status;

@@ -15,6 +15,10 @@ use super::Output;
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum DeadLettersCommand {
     /// List them, the newest first
+    #[command(after_help = "Examples:
+  event-persister dead-letters list
+  event-persister dead-letters list --stage store --since 2h
+  event-persister dead-letters list --before 1200 --limit 20 --json")]
     List {
         /// How many at most
         #[arg(long, value_name = "NUMBER", default_value = "100")]
@@ -28,6 +32,9 @@ pub(crate) enum DeadLettersCommand {
         filter: LetterFlags,
     },
     /// Show one, with its message as it came (in hexadecimal where it is not UTF-8)
+    #[command(after_help = "Examples:
+  event-persister dead-letters show 17
+  event-persister dead-letters show 17 --json")]
     Show {
         /// Its id, as `list` shows it
         id: i64,

@@ -268,7 +268,8 @@ impl Merge<'_> {
 
 fn wrong_value(setting: &Setting, input: &Input, origin: &Origin, expected: &str) -> String {
     let name = setting.name();
-    if setting.secret {
+    // A file that was meant for something else may hold any secret.
+    if setting.secret || matches!(origin, Origin::SecretFile { .. }) {
         format!("{origin}: wrong value for {name}: {expected}")
     } else {
         format!(

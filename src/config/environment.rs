@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use super::error::{ConfigError, nearest};
 use super::layer::{Layer, Origin};
+use super::secret_file;
 use super::settings::{ALL, PREFIX, Setting};
 use super::value::Input;
 
@@ -39,26 +40,58 @@ pub(super) fn read(variables: &Variables) -> Result<Layer, ConfigError> {
     let mut layer = Layer::default();
     let mut errors = ConfigError::default();
     for setting in ALL {
-        match given(setting, variables) {
-            Ok(Some((name, value))) => layer.set(
-                setting,
-                Input::Text(value.clone()),
-                Origin::Variable(name.clone()),
-            ),
+        let value = given(setting, variables);
+        match value.and_then(|value| value_or_file(setting, value, variables)) {
+            Ok(Some((input, origin))) => layer.set(setting, input, origin),
             Ok(None) => {}
             Err(problem) => errors.add(problem),
         }
     }
+    let known = known();
     for (name, value) in variables {
-        let known = name == CONFIG_VARIABLE
-            || ALL
-                .iter()
-                .any(|setting| setting.variables().any(|variable| variable == *name));
-        if !known && !is_injected(name, value) {
-            errors.add(unknown(name));
+        if !known.contains(name) && !is_injected(name, value) {
+            errors.add(unknown(name, &known));
         }
     }
     errors.into_result().map(|()| layer)
+}
+
+/// The value of a setting: its variable's own, or what stands in the file that another names.
+fn value_or_file(
+    setting: &Setting,
+    value: Option<&(String, String)>,
+    variables: &Variables,
+) -> Result<Option<(Input, Origin)>, String> {
+    let file_variable = setting.file_variable();
+    let file = variables
+        .iter()
+        .find(|(name, _)| Some(name) == file_variable.as_ref());
+    match (value, file) {
+        (None, None) => Ok(None),
+        (Some((name, value)), None) => Ok(Some((
+            Input::Text(value.clone()),
+            Origin::Variable(name.clone()),
+        ))),
+        (None, Some((name, path))) => secret_file::read(name, path.as_ref()).map(|text| {
+            let origin = Origin::SecretFile {
+                variable: name.clone(),
+                path: path.into(),
+            };
+            Some((Input::Text(text), origin))
+        }),
+        (Some((name, _)), Some((file, _))) => Err(format!(
+            "{name} and {file} both set {}; keep one",
+            setting.name()
+        )),
+    }
+}
+
+/// The names of all variables that mean something.
+fn known() -> Vec<String> {
+    ALL.iter()
+        .flat_map(|setting| setting.variables().chain(setting.file_variable()))
+        .chain([CONFIG_VARIABLE.to_owned()])
+        .collect()
 }
 
 /// The variable that sets a setting; two that differ leave open which was meant.
@@ -85,12 +118,7 @@ fn given<'a>(
     Ok(found)
 }
 
-fn unknown(name: &str) -> String {
-    let known: Vec<String> = ALL
-        .iter()
-        .flat_map(|setting| setting.variables())
-        .chain([CONFIG_VARIABLE.to_owned()])
-        .collect();
+fn unknown(name: &str, known: &[String]) -> String {
     // The prefix is no merit of a name: compare what follows it.
     let rest = |name: &str| name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
     let rests: Vec<String> = known.iter().map(|name| rest(name)).collect();
@@ -217,5 +245,22 @@ mod tests {
             ("PATH", "/bin"),
         ];
         assert_eq!(layer(&injected), Ok(Layer::default()));
+    }
+
+    #[test]
+    fn a_variable_may_name_a_file_with_the_secret() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "redis://:hunter2@r\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let name = "EVENT_PERSISTER_REDIS_URL_FILE";
+        let layer_of_file = layer(&[(name, path)]).unwrap();
+        let (input, origin) = layer_of_file.get(&settings::REDIS_URL.setting).unwrap();
+        assert_eq!(*input, Input::Text("redis://:hunter2@r".to_owned()));
+        assert_eq!(origin.to_string(), format!("{name} ({path})"));
+        let both = [(name, path), ("EVENT_PERSISTER_REDIS_URL", "redis://r")];
+        let error = layer(&both).unwrap_err();
+        assert!(error.contains("keep one"), "{error}");
+        let none = layer(&[("EVENT_PERSISTER_WRITERS_FILE", path)]).unwrap_err();
+        assert!(none.contains("unknown variable"), "{none}");
     }
 }

@@ -21,6 +21,13 @@ pub(crate) enum Origin {
     },
     /// In this environment variable.
     Variable(String),
+    /// In a file for secrets that this environment variable names.
+    SecretFile {
+        /// The variable.
+        variable: String,
+        /// As it was named.
+        path: PathBuf,
+    },
     /// In these variables of Prefect's server.
     Prefect(String),
     /// In this flag of the command line.
@@ -32,6 +39,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Default => f.write_str("default"),
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::SecretFile { variable, path } => write!(f, "{variable} ({})", path.display()),
             Self::Variable(name) | Self::Prefect(name) => f.write_str(name),
             Self::Flag(name) => f.write_str(name),
         }

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::time::Duration;
 
 use super::error::ConfigError;
@@ -50,9 +51,24 @@ pub(crate) struct Prefect {
     /// Variables that are set and not in effect, in the order of their names.
     pub(crate) not_taken_over: Vec<Seen>,
     /// What does not fit together, and what to do about it.
-    pub(crate) warnings: Vec<String>,
+    pub(crate) warnings: Vec<Misfit>,
     /// How long its persister may hold an event that it has acknowledged; `None` for its default.
     pub(crate) flush_interval: Option<Duration>,
+}
+
+/// Something in the environment that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Misfit {
+    /// What it is about, for machines.
+    pub(crate) id: &'static str,
+    pub(crate) what: String,
+    pub(crate) remedy: String,
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.remedy)
+    }
 }
 
 /// A variable that is known and was left alone.
@@ -264,11 +280,14 @@ impl<'a> Reader<'a> {
             Some((given, true)) => format!("{given} is on"),
             None => format!("{name} is not set, and the default is on"),
         };
-        self.prefect.warnings.push(format!(
-            "Prefect's own persister is enabled in this environment ({how}): it takes a share of the \
-             events and acknowledges them before they are stored. Set {name}=false for Prefect's \
-             server and restart it"
-        ));
+        self.prefect.warnings.push(Misfit {
+            id: "prefect.persister",
+            what: format!(
+                "Prefect's own persister is enabled in this environment ({how}), takes a share of the \
+                 events and acknowledges them before they are stored"
+            ),
+            remedy: format!("set {name}=false for Prefect's server and restart it"),
+        });
     }
 }
 

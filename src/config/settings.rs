@@ -17,6 +17,9 @@ use super::value::{
 /// What every environment variable of ours begins with.
 pub(crate) const PREFIX: &str = "EVENT_PERSISTER_";
 
+/// What the variable ends with that names a file instead of holding the value.
+const FILE_SUFFIX: &str = "_FILE";
+
 /// One setting, whatever its type.
 pub(crate) struct Setting {
     /// The file's section.
@@ -33,6 +36,8 @@ pub(crate) struct Setting {
     pub(crate) short_variable: Option<&'static str>,
     /// Whether the value must not be repeated, not even in an error.
     pub(crate) secret: bool,
+    /// Whether a variable may name a file to read the value from.
+    pub(crate) may_be_a_file: bool,
     /// Reads a value only to show it.
     pub(crate) show: fn(&Input) -> Result<String, String>,
 }
@@ -46,6 +51,12 @@ impl Setting {
     /// Such as `EVENT_PERSISTER_HTTP_LISTEN`.
     pub(crate) fn variable(&self) -> String {
         format!("{PREFIX}{}_{}", self.section, self.key).to_ascii_uppercase()
+    }
+
+    /// The variable that names a file with the value, if there may be one.
+    pub(crate) fn file_variable(&self) -> Option<String> {
+        self.may_be_a_file
+            .then(|| format!("{}{FILE_SUFFIX}", self.variable()))
     }
 
     /// All variables that set it, the full name first.
@@ -76,6 +87,7 @@ impl<T: SettingValue> Key<T> {
                 flag: None,
                 short_variable: None,
                 secret: false,
+                may_be_a_file: false,
                 show: show::<T>,
             },
             value: PhantomData,
@@ -94,6 +106,11 @@ impl<T: SettingValue> Key<T> {
 
     const fn secret(mut self) -> Self {
         self.setting.secret = true;
+        self
+    }
+
+    const fn may_be_a_file(mut self) -> Self {
+        self.setting.may_be_a_file = true;
         self
     }
 }
@@ -116,7 +133,7 @@ settings! {
     DATABASE_URL: DatabaseUrl = Key::new(
         "database", "url", Some("sqlite://event-persister.db"),
         "Where events go. `sqlite://` and a path, relative or absolute, or `postgresql://user:password@host:port/database`; SQLAlchemy's `sqlite+aiosqlite:///` and `postgresql+asyncpg://` work too.",
-    ).flag("--database-url");
+    ).flag("--database-url").may_be_a_file();
     DATABASE_BUSY_TIMEOUT: NonZeroDuration = Key::new(
         "database", "busy_timeout", Some("4s"),
         "How long a write waits for another process that holds the SQLite file before it backs off; longer hides contention, shorter reports it sooner.",
@@ -169,7 +186,7 @@ settings! {
     REDIS_URL: RedisUrl = Key::new(
         "redis", "url", None,
         "A Redis whose stream is read, `redis://user:password@host:port/database` or `rediss://` for TLS; `off` reads none, whatever Prefect's environment says.",
-    ).flag("--redis-url").secret();
+    ).flag("--redis-url").secret().may_be_a_file();
     REDIS_STREAM: String = Key::new(
         "redis", "stream", Some("events"),
         "The stream to read. Prefect's own name.",
@@ -210,7 +227,7 @@ settings! {
     HTTP_AUTH_STRING: Secret = Key::new(
         "http", "auth_string", None,
         "`user:password` that clients must send (Basic, or in the WebSocket's first message); guards all but the two health paths.",
-    ).secret();
+    ).secret().may_be_a_file();
     HTTP_MAX_BODY_BYTES: Size = Key::new(
         "http", "max_body_bytes", Some("64MiB"),
         "The largest request body; larger ones are refused with 413. Raise it for larger lists, at that much memory a request.",

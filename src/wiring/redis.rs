@@ -57,7 +57,7 @@ pub(crate) fn bus_shadow(config: &Config) -> anyhow::Result<Option<BusShadow>> {
         .transpose()
 }
 
-fn settings(redis: &Redis) -> anyhow::Result<RedisSettings> {
+pub(super) fn settings(redis: &Redis) -> anyhow::Result<RedisSettings> {
     Ok(RedisSettings {
         url: redis.address.reveal().parse().context("redis.url")?,
         tls: RedisTls {

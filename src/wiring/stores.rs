@@ -25,13 +25,13 @@ pub(crate) enum Missing {
     Ignore,
 }
 
-enum Settings {
+pub(super) enum Settings {
     Sqlite(SqliteSettings),
     Postgres(Box<PostgresSettings>),
 }
 
 impl Settings {
-    fn new(config: &Config, missing: Missing) -> anyhow::Result<Self> {
+    pub(super) fn new(config: &Config, missing: Missing) -> anyhow::Result<Self> {
         let database = &config.database;
         Ok(match &database.url {
             DatabaseUrl::Sqlite { path, .. } => {

@@ -3,6 +3,7 @@
 
 #[cfg(feature = "service-tests")]
 mod bus_truth;
+mod check;
 mod cli;
 mod dead_letters;
 #[cfg(feature = "service-tests")]

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::support::postgres::{Database, Server};
 
-mod connect;
+pub(crate) mod connect;
 mod failures;
 mod schema;
 mod trim;

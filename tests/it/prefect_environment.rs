@@ -108,7 +108,11 @@ fn check_warns_of_prefects_persister_until_it_is_switched_off() {
             &[DATABASE, BROKER, ("EVENT_PERSISTER_REDIS_URL", "off")],
         )
         .exits(0)
-        .prints(&["warning: Prefect's own persister is enabled", off]);
+        .prints(&[
+            "warning  prefect.persister",
+            "Prefect's own persister is enabled",
+            off,
+        ]);
     let quiet = folder
         .run_with(
             &["check"],
@@ -120,7 +124,7 @@ fn check_warns_of_prefects_persister_until_it_is_switched_off() {
             ],
         )
         .exits(0);
-    assert!(!quiet.stdout.contains("warning"), "{quiet:?}");
+    assert!(!quiet.stdout.contains("prefect.persister"), "{quiet:?}");
 }
 
 #[test]

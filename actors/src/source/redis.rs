@@ -42,6 +42,7 @@ mod entries;
 mod failure;
 mod fetch;
 mod guard;
+mod inspection;
 mod keeper;
 mod replies;
 mod scripts;
@@ -60,6 +61,7 @@ use shared::{Outcome, Shared};
 
 pub use audit::{RedisAudit, StreamPage, StreamWalk};
 pub use guard::{GroupState, GuardReport, RedisGuard};
+pub use inspection::RedisInspection;
 pub use settings::{RedisSettings, RedisSettingsError, RedisTls, consumer_name};
 pub use shadow::{GroupProgress, RedisShadow, ShadowRead};
 pub use stats::{RedisStats, RedisStatus};

@@ -27,11 +27,13 @@ use futures_util::future::LocalBoxFuture;
 use self::connection::Connection;
 use self::failure::Failure;
 pub use self::halves::HalfEvents;
+pub use self::inspection::Needs;
 pub use self::schema::ServerInfo;
 pub use self::settings::{InvalidUrl, PostgresSettings, TlsMode, TlsSettings};
 use self::trim::Resume;
 use crate::batch::Batch;
 use crate::clock::Clock;
+use crate::finding::Finding;
 pub use crate::store::CreateSchema;
 use crate::store::{
     Cutoffs, DeadLetter, DeadLetters, EventStore, LetterFilter, LetterVersion, OpenLetter,
@@ -45,6 +47,7 @@ mod comparison;
 mod connection;
 mod failure;
 mod halves;
+mod inspection;
 mod letters;
 mod lock_holder;
 mod rows;
@@ -128,6 +131,11 @@ impl PostgresStore {
         schema::describe(&mut connection)
             .await
             .map_err(|failure| self.store_error("read", failure, None))
+    }
+
+    /// Looks for what would stop or hurt a service with these needs. Makes nothing.
+    pub async fn inspect(&self, needs: Needs) -> Vec<Finding> {
+        inspection::inspect(&self.settings, needs, self.clock.as_ref()).await
     }
 
     async fn connect(&self) -> Result<Connection, StoreError> {

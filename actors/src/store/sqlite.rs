@@ -25,6 +25,7 @@ use self::in_place::{OpenFile, Token, moved_meanwhile};
 use self::trim::Resume;
 use crate::batch::Batch;
 use crate::clock::Clock;
+use crate::finding::Finding;
 pub use crate::store::CreateSchema;
 use crate::store::{
     Cutoffs, DeadLetter, DeadLetters, EventStore, LetterFilter, LetterVersion, OpenLetter,
@@ -35,6 +36,7 @@ mod audit;
 mod comparison;
 mod connection;
 mod in_place;
+mod inspection;
 mod letters;
 mod lock_holder;
 mod result_code;
@@ -170,6 +172,18 @@ impl SqliteStore {
                 .map_err(|failure| connection.store_error("read", failure))
         })
         .await?
+    }
+
+    /// Looks for what would stop or hurt a service that writes to this file. Makes no file, and no
+    /// table.
+    ///
+    /// # Errors
+    ///
+    /// The call ended before it could say anything.
+    pub async fn inspect(&self) -> Result<Vec<Finding>, StoreError> {
+        let place = self.shared.place();
+        let create = self.shared.settings.create_schema;
+        blocking(move || inspection::inspect(&place, create)).await
     }
 
     /// Runs `work` on the connection, which is made if there is none.

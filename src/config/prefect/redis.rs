@@ -4,7 +4,7 @@ use crate::config::redis_url::Discrete;
 use crate::config::settings;
 use crate::config::value::Input;
 
-use super::{Reader, database, pydantic};
+use super::{Misfit, Reader, database, pydantic};
 
 const BROKER: [&str; 2] = [
     "PREFECT_SERVER_EVENTS_MESSAGING_BROKER",
@@ -111,14 +111,21 @@ fn warn_of_another_bus(
     );
     let reads_redis = reader.layer.get(&settings::REDIS_URL.setting).is_some();
     if reads_redis {
-        reader.prefect.warnings.push(format!(
-            "a Prefect server with this environment publishes no events to Redis ({how}): set \
-             {name}=prefect_redis.messaging for it"
-        ));
+        reader.prefect.warnings.push(Misfit {
+            id: "prefect.broker",
+            what: format!(
+                "a Prefect server with this environment publishes no events to Redis ({how})"
+            ),
+            remedy: format!("set {name}=prefect_redis.messaging for it"),
+        });
     } else if database::is_taken_over(reader) {
-        reader.prefect.warnings.push(format!(
-            "the events of a Prefect server with this environment cannot be read by another process \
-             ({how}): set {name}=prefect_redis.messaging for it, and where Redis is"
-        ));
+        reader.prefect.warnings.push(Misfit {
+            id: "prefect.broker",
+            what: format!(
+                "the events of a Prefect server with this environment cannot be read by another \
+                 process ({how})"
+            ),
+            remedy: format!("set {name}=prefect_redis.messaging for it, and where Redis is"),
+        });
     }
 }

@@ -43,7 +43,9 @@ fn reason(pairs: Pairs<'_>, variable: &str) -> String {
 }
 
 fn warnings(pairs: Pairs<'_>) -> String {
-    config(pairs).prefect.warnings.join("\n")
+    let warnings = config(pairs).prefect.warnings;
+    let texts: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    texts.join("\n")
 }
 
 #[test]

@@ -139,14 +139,14 @@ fn free_port() -> u16 {
 }
 
 /// A PgBouncer in transaction mode before the server, with this many server connections.
-struct Bouncer {
+pub(crate) struct Bouncer {
     process: Child,
-    port: u16,
+    pub(crate) port: u16,
     _directory: tempfile::TempDir,
 }
 
 impl Bouncer {
-    async fn start(server: &Server, pool_size: usize) -> Self {
+    pub(crate) async fn start(server: &Server, pool_size: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let port = free_port();
         let configuration = format!(

@@ -51,20 +51,20 @@ pub(super) struct Commands<'a> {
 }
 
 impl Commands<'_> {
-    async fn send(&mut self, command: &Cmd) -> RedisResult<Value> {
+    pub(super) async fn send(&mut self, command: &Cmd) -> RedisResult<Value> {
         match self.connection.redis.send_packed_command(command).await? {
             Value::ServerError(error) => Err(error.into()),
             value => Ok(value),
         }
     }
 
-    fn stream_command(&self, name: &str) -> Cmd {
+    pub(super) fn stream_command(&self, name: &str) -> Cmd {
         let mut command = redis::cmd(name);
         command.arg(&self.settings.stream);
         command
     }
 
-    fn group_command(&self, name: &str) -> Cmd {
+    pub(super) fn group_command(&self, name: &str) -> Cmd {
         let mut command = self.stream_command(name);
         command.arg(&self.settings.group);
         command

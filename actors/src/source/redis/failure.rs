@@ -52,7 +52,7 @@ pub(super) fn has_vanished(error: &RedisError) -> bool {
 }
 
 /// What an operator can do.
-fn remedy(error: &RedisError) -> &'static str {
+pub(super) fn remedy(error: &RedisError) -> &'static str {
     match code(error).as_deref() {
         Some("NOAUTH") => "it wants a password: add it to the URL",
         Some("WRONGPASS") => "user or password is wrong: correct the URL",

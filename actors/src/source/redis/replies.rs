@@ -151,6 +151,45 @@ fn group(reply: Value) -> RedisResult<Group> {
     })
 }
 
+/// A consumer as XINFO CONSUMERS shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Consumer {
+    pub(super) name: String,
+    pub(super) pending: u64,
+    /// Milliseconds since it last did something.
+    pub(super) idle: u64,
+}
+
+pub(super) fn consumers(reply: Value) -> RedisResult<Vec<Consumer>> {
+    array(reply)?
+        .into_iter()
+        .map(|consumer| {
+            let mut fields = named(consumer)?;
+            let mut take = |name: &str| fields.remove(name).unwrap_or(Value::Nil);
+            Ok(Consumer {
+                name: text(take("name"))?,
+                pending: number(take("pending"))?,
+                idle: number(take("idle"))?,
+            })
+        })
+        .collect()
+}
+
+/// The ids of an XRANGE.
+pub(super) fn entry_ids(reply: Value) -> RedisResult<Vec<StreamId>> {
+    let entries = array(reply)?.into_iter();
+    entries.map(|entry| Ok(raw_entry(entry)?.id)).collect()
+}
+
+/// A text that is not needed to the letter.
+pub(super) fn lossy_text(reply: Value) -> RedisResult<String> {
+    match reply {
+        // RESP3 says which format it is in.
+        Value::VerbatimString { text, .. } => Ok(text),
+        reply => text(reply),
+    }
+}
+
 /// Numbers that a script answered.
 pub(super) fn numbers<const N: usize>(reply: Value) -> RedisResult<[u64; N]> {
     let numbers: Vec<u64> = array(reply)?

@@ -77,9 +77,11 @@ impl Default for RedisSettings {
 }
 
 /// A name for a consumer on this host: no other process has it, nor has this one after a restart.
+///
+/// Prefect's consumers have hyphens where this has colons, by which the two are told apart.
 pub fn consumer_name(hostname: &str) -> String {
     let pid = std::process::id();
-    format!("event-persister-{hostname}-{pid}-{:08x}", fastrand::u32(..))
+    format!("event-persister:{hostname}:{pid}:{:08x}", fastrand::u32(..))
 }
 
 /// Settings that cannot work together.
@@ -193,6 +195,6 @@ mod tests {
     #[test]
     fn consumer_names_differ() {
         assert_ne!(consumer_name("host"), consumer_name("host"));
-        assert!(consumer_name("host").starts_with("event-persister-host-"));
+        assert!(consumer_name("host").starts_with("event-persister:host:"));
     }
 }

@@ -109,6 +109,11 @@ impl Connection {
         !matches!(answer, Ok(Ok(())))
     }
 
+    /// Ends the transaction and undoes what it did.
+    pub(super) async fn roll_back(&mut self) -> Result<(), Failure> {
+        Ok(self.pg.batch_execute("ROLLBACK").await?)
+    }
+
     /// Ends the transaction; from here on it is durable.
     pub(super) async fn commit(&mut self) -> Result<(), Failure> {
         self.pg

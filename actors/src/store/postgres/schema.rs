@@ -240,6 +240,15 @@ fn migrations(embedded: &EmbeddedMigrations) -> QueryResult<Vec<Box<dyn Migratio
     Ok(migrations)
 }
 
+/// The versions of all migrations that this program knows.
+pub(super) fn known_versions() -> QueryResult<BTreeSet<String>> {
+    let mut versions = BTreeSet::new();
+    for migration in migrations(&EVENTS)?.iter().chain(&migrations(&OWN)?) {
+        versions.insert(migration.name().version().to_string());
+    }
+    Ok(versions)
+}
+
 fn query_error(error: Box<dyn Error + Send + Sync>) -> diesel::result::Error {
     match error.downcast::<diesel::result::Error>() {
         Ok(error) => *error,
@@ -288,6 +297,24 @@ pub(super) async fn check(
     place: &Place,
 ) -> Result<(), Failure> {
     connection.begin().await?;
+    if check_shape(connection, create, place).await? {
+        let lacking: Vec<Lacking> = sql_query(LACKING).load(&mut connection.pg).await?;
+        if let Some(Lacking { privilege }) = lacking.into_iter().next() {
+            return Err(Failure::Unfit(format!(
+                "permission denied in {place}: the role needs GRANT {privilege}"
+            )));
+        }
+        check_function(connection, place).await?;
+    }
+    connection.commit().await
+}
+
+/// Whether our own tables are there; fails unless all that is there has the form that is written.
+pub(super) async fn check_shape(
+    connection: &mut Connection,
+    create: CreateSchema,
+    place: &Place,
+) -> Result<bool, Failure> {
     let found: Found = sql_query(FIND).get_result(&mut connection.pg).await?;
     if !found.utf8 {
         return Err(Failure::Unfit(format!(
@@ -303,7 +330,7 @@ pub(super) async fn check(
         }
     }
     if only_looks {
-        return connection.commit().await;
+        return Ok(false);
     }
     if !found.function {
         return Err(Failure::Unfit(format!(
@@ -311,14 +338,7 @@ pub(super) async fn check(
              of the search path, then run `event-persister migrate`"
         )));
     }
-    let lacking: Vec<Lacking> = sql_query(LACKING).load(&mut connection.pg).await?;
-    if let Some(Lacking { privilege }) = lacking.into_iter().next() {
-        return Err(Failure::Unfit(format!(
-            "permission denied in {place}: the role needs GRANT {privilege}"
-        )));
-    }
-    check_function(connection, place).await?;
-    connection.commit().await
+    Ok(true)
 }
 
 /// The tables that a search path leads to.
@@ -349,7 +369,10 @@ const FOLLOW_FUNCTION: &str = "SELECT pronamespace::regnamespace::text AS schema
 
 /// Whether the function writes to the tables that were looked at: its search path is of the time when
 /// it was made, and another schema of ours may hold a function that an earlier one left there.
-async fn check_function(connection: &mut Connection, place: &Place) -> Result<(), Failure> {
+pub(super) async fn check_function(
+    connection: &mut Connection,
+    place: &Place,
+) -> Result<(), Failure> {
     let ours: Targets = sql_query(TARGETS).get_result(&mut connection.pg).await?;
     let of_function: Vec<OfFunction> = sql_query(FOLLOW_FUNCTION).load(&mut connection.pg).await?;
     let Some(of_function) = of_function.into_iter().next() else {

@@ -123,7 +123,7 @@ impl Connection {
         }
     }
 
-    fn journal_mode(&mut self, pragma: &str) -> Result<String, Failure> {
+    pub(super) fn journal_mode(&mut self, pragma: &str) -> Result<String, Failure> {
         #[derive(diesel::QueryableByName)]
         struct Row {
             #[diesel(sql_type = diesel::sql_types::Text)]

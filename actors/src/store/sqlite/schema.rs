@@ -247,6 +247,35 @@ struct Column {
     required: bool,
 }
 
+/// Migrations of our numbering that this program does not know.
+pub(super) fn newer_migrations(connection: &mut Connection) -> Result<Vec<String>, Failure> {
+    const OURS: &str = "0000000000";
+    let newer = connection.run(|connection| {
+        let mut applied = Found::in_database(connection)?.applied;
+        for migration in migrations(EVENTS)?.iter().chain(&migrations(OWN)?) {
+            applied.remove(&migration.name().version().to_string());
+        }
+        Ok(applied)
+    })?;
+    let ours = newer
+        .into_iter()
+        .filter(|version| version.starts_with(OURS));
+    Ok(ours.collect())
+}
+
+/// Which of the columns that rows are looked for by begin no index, as `table.column`.
+pub(super) fn missing_indexes(connection: &mut Connection) -> Result<Vec<String>, Failure> {
+    const MISSING: &str = "WITH wanted (table_name, column_name) AS (VALUES \
+        ('events', 'occurred'), ('event_resources', 'event_id'), ('event_resources', 'occurred')) \
+        SELECT table_name || '.' || column_name AS name FROM wanted \
+        WHERE EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = table_name) \
+        AND NOT EXISTS (SELECT 1 FROM pragma_index_list(table_name) AS list, \
+        pragma_index_info(list.name) AS info \
+        WHERE NOT list.partial AND info.seqno = 0 AND info.name = column_name)";
+    let missing = connection.run(|connection| names(connection, MISSING))?;
+    Ok(missing.into_iter().collect())
+}
+
 /// The revision that Prefect's migrations have noted; `None` where they were never run.
 pub(super) fn prefect_revision(connection: &mut Connection) -> Result<Option<String>, Failure> {
     let revisions = connection.run(|connection| {
@@ -308,6 +337,12 @@ pub(super) fn check(connection: &mut Connection, create: CreateSchema) -> Result
         }
     }
     Ok(())
+}
+
+/// Whether there is no table at all.
+pub(super) fn is_empty(connection: &mut Connection) -> Result<bool, Failure> {
+    let found = connection.run(Found::in_database)?;
+    Ok(found.tables.is_empty())
 }
 
 /// Whether there is a table of dead letters to read.

@@ -1,0 +1,111 @@
+//! What somebody finds who looks for trouble before it comes.
+
+use std::error::Error;
+
+use serde::Serialize;
+
+use crate::status::error_chain;
+
+/// How much a finding matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// As it should be.
+    Ok,
+    /// It works, and may come to harm.
+    Warning,
+    /// It does not work, or what is acknowledged, unread or stored may be lost.
+    Error,
+}
+
+impl Severity {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// One thing that was looked at. Holds no secrets and no payloads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at, such as `redis.eviction`: for machines, and the same in every version.
+    pub id: &'static str,
+    /// How much it matters.
+    pub severity: Severity,
+    /// What was found.
+    pub what: String,
+    /// What to do about it; `None` where nothing is to be done.
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    /// All is well.
+    pub fn ok(id: &'static str, what: impl Into<String>) -> Self {
+        Self {
+            id,
+            severity: Severity::Ok,
+            what: what.into(),
+            remedy: None,
+        }
+    }
+
+    /// It may come to harm.
+    pub fn warning(id: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::bad(Severity::Warning, id, what, remedy)
+    }
+
+    /// It does not work.
+    pub fn error(id: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::bad(Severity::Error, id, what, remedy)
+    }
+
+    /// It is not as it should be, and this much.
+    pub fn bad(
+        severity: Severity,
+        id: &'static str,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            id,
+            severity,
+            what: what.into(),
+            remedy: Some(remedy.into()),
+        }
+    }
+
+    /// What an error of a port says: these tell what failed, a colon, and what to do about it.
+    pub fn of_error(id: &'static str, error: &dyn Error) -> Self {
+        let text = error.to_string();
+        let (what, remedy) = text
+            .split_once(": ")
+            .unwrap_or((&text, "see what it says, and look again"));
+        let what = match error.source() {
+            None => what.to_owned(),
+            Some(cause) => format!("{what} ({})", error_chain(cause)),
+        };
+        Self::error(id, what, remedy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot write to it: make room")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn an_error_tells_what_failed_and_what_to_do() {
+        let error = Outer(std::io::Error::other("no space"));
+        assert_eq!(
+            Finding::of_error("x", &error),
+            Finding::error("x", "cannot write to it (no space)", "make room")
+        );
+    }
+}

@@ -1,0 +1,304 @@
+//! The stream, its groups, the guard, and who reads.
+
+use std::time::Duration;
+
+use crate::finding::Finding;
+use crate::source::redis::guard::{find, position};
+use crate::source::redis::replies::{Consumer, Group, Pending};
+use crate::source::redis::settings::RedisSettings;
+use crate::source::redis::stream_id::StreamId;
+
+/// What waits for longer is a backlog, or waits for nobody.
+const LONG: Duration = Duration::from_secs(5 * 60);
+
+/// A live replica moves the guard every second while there is anything to move it for.
+const GUARD_MAY_BE_BEHIND: Duration = Duration::from_secs(60);
+
+/// Prefect's consumers pass over a group whose consumers have been idle for longer; so do we.
+const ACTIVE_WITHIN: Duration = Duration::from_secs(5 * 60);
+
+/// What there is, at about one moment.
+#[derive(Default)]
+pub(super) struct StreamFacts {
+    /// The server's clock, in milliseconds.
+    pub(super) now: u64,
+    /// `None` where there is no stream.
+    pub(super) length: Option<u64>,
+    pub(super) groups: Vec<Group>,
+    pub(super) pending: Pending,
+    pub(super) consumers: Vec<Consumer>,
+    /// The first entry that our group was not given.
+    pub(super) oldest_unread: Option<StreamId>,
+}
+
+impl StreamFacts {
+    /// What it means; nothing of it changes by itself while nobody serves.
+    pub(super) fn judge(
+        &self,
+        settings: &RedisSettings,
+        retention: Option<Duration>,
+    ) -> Vec<Finding> {
+        let stream = &settings.stream;
+        let Some(length) = self.length else {
+            return vec![Finding::warning(
+                "redis.stream",
+                format!("there is no stream {stream} yet"),
+                "`serve` makes it; if something publishes already, correct redis.stream or the number \
+                 of the database in the URL",
+            )];
+        };
+        let mut findings = vec![self.stream(stream, length, settings)];
+        findings.push(self.guard(settings));
+        match find(&self.groups, &settings.group) {
+            None => findings.push(Finding::warning(
+                "redis.group",
+                format!(
+                    "the stream {stream} has no group {}: Prefect's consumers trim what is published \
+                     meanwhile",
+                    settings.group
+                ),
+                "start `event-persister`, which makes it",
+            )),
+            Some(group) => {
+                findings.push(of_group(group));
+                findings.push(self.lag(group));
+                findings.push(self.pending());
+                findings.push(self.consumers());
+            }
+        }
+        findings.extend(self.prefects());
+        findings.extend(retention.and_then(|retention| self.retention(retention)));
+        findings
+    }
+
+    fn stream(&self, stream: &str, length: u64, settings: &RedisSettings) -> Finding {
+        const ID: &str = "redis.stream";
+        let what = format!("{stream} has {length} entries");
+        if length > settings.guard_max_entries.get() {
+            return Finding::warning(
+                ID,
+                format!("{what}, more than redis.guard_max_entries"),
+                "see which group is behind (event-persister guard show, XINFO GROUPS), and that Redis \
+                 has the memory",
+            );
+        }
+        Finding::ok(ID, what)
+    }
+
+    /// How long ago an entry was published.
+    fn age(&self, id: StreamId) -> Duration {
+        Duration::from_millis(self.now.saturating_sub(id.millis))
+    }
+
+    fn lag(&self, group: &Group) -> Finding {
+        const ID: &str = "redis.lag";
+        let Some(oldest) = self.oldest_unread else {
+            return Finding::ok(ID, "everything was given out");
+        };
+        let age = self.age(oldest);
+        let what = match group.lag {
+            Some(lag) => format!(
+                "{lag} entries are unread, the oldest for {} s",
+                age.as_secs()
+            ),
+            None => format!("entries are unread, the oldest for {} s", age.as_secs()),
+        };
+        if age > LONG {
+            return Finding::warning(
+                ID,
+                what,
+                "start `event-persister`; if it runs, see /api/ready and the database, or raise \
+                 pipeline.writers",
+            );
+        }
+        Finding::ok(ID, what)
+    }
+
+    fn pending(&self) -> Finding {
+        const ID: &str = "redis.pending";
+        let Some(oldest) = self.pending.smallest else {
+            return Finding::ok(ID, "nothing is pending");
+        };
+        let age = self.age(oldest);
+        let what = format!(
+            "{} entries were given out and are not acknowledged, the oldest published {} s ago",
+            self.pending.num,
+            age.as_secs()
+        );
+        if age > LONG {
+            return Finding::warning(
+                ID,
+                what,
+                "start `event-persister`, which takes over what its dead consumers hold; if it runs, \
+                 see why it cannot write: /api/ready",
+            );
+        }
+        Finding::ok(ID, what)
+    }
+
+    fn active(&self) -> impl Iterator<Item = &Consumer> {
+        let within = u64::try_from(ACTIVE_WITHIN.as_millis()).unwrap_or(u64::MAX);
+        (self.consumers.iter()).filter(move |consumer| consumer.idle < within)
+    }
+
+    fn consumers(&self) -> Finding {
+        let num = self.consumers.len();
+        let what = format!("{num} consumers, {} of them active", self.active().count());
+        Finding::ok("redis.consumers", what)
+    }
+
+    /// Prefect's own persister, at work in the same group.
+    fn prefects(&self) -> Option<Finding> {
+        let names: Vec<&str> = self
+            .active()
+            .map(|consumer| consumer.name.as_str())
+            .filter(|name| is_prefects(name))
+            .collect();
+        let first = names.first()?;
+        Some(Finding::warning(
+            "redis.prefect_persister",
+            format!(
+                "Prefect's own persister reads from the same group ({} of its consumers, such as \
+                 {first}): it acknowledges events before they are stored",
+                names.len()
+            ),
+            "set PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED=false for Prefect's server and \
+             restart it",
+        ))
+    }
+
+    /// Events that retention would delete as soon as they are stored.
+    fn retention(&self, retention: Duration) -> Option<Finding> {
+        let oldest = self.oldest_unread.into_iter().chain(self.pending.smallest);
+        let age = self.age(oldest.min()?);
+        (age > retention).then(|| {
+            Finding::error(
+                "redis.retention",
+                format!(
+                    "the oldest entry that is not stored was published {} s ago, and trim.retention is \
+                     {} s: it would be deleted as soon as it is stored",
+                    age.as_secs(),
+                    retention.as_secs()
+                ),
+                "set trim.every to off, or trim.retention to more, until the backlog is stored",
+            )
+        })
+    }
+
+    fn guard(&self, settings: &RedisSettings) -> Finding {
+        const ID: &str = "redis.guard";
+        let name = &settings.guard_group;
+        let guard = find(&self.groups, name);
+        match (settings.guard, guard) {
+            (true, Some(guard)) => self.guard_position(guard, settings),
+            (true, None) => Finding::warning(
+                ID,
+                format!(
+                    "there is no group {name}: Prefect's consumers may trim what is not stored"
+                ),
+                "start `event-persister`, which makes it",
+            ),
+            (false, Some(_)) => Finding::warning(
+                ID,
+                format!(
+                    "redis.guard is off, and its group {name} is there: nobody moves it, and the \
+                     stream grows until Redis is full"
+                ),
+                "event-persister guard remove",
+            ),
+            (false, None) if self.groups.iter().any(|group| group.name != settings.group) => {
+                Finding::warning(
+                    ID,
+                    "redis.guard is off, and others read the stream: Prefect's consumers trim what \
+                     is not stored",
+                    "set redis.guard to on",
+                )
+            }
+            (false, None) => {
+                Finding::ok(ID, "redis.guard is off, and nobody else reads the stream")
+            }
+        }
+    }
+
+    fn guard_position(&self, guard: &Group, settings: &RedisSettings) -> Finding {
+        const ID: &str = "redis.guard";
+        let at = guard.last_delivered;
+        let Some(group) = find(&self.groups, &settings.group) else {
+            return Finding::ok(ID, format!("it stands at {at}"));
+        };
+        let safe = self.pending.smallest.unwrap_or(group.last_delivered);
+        let should = position(safe);
+        if guard.consumers > 0 {
+            return Finding::warning(
+                ID,
+                format!(
+                    "the guard {} has consumers: once they are idle, Prefect's consumers pass it \
+                     over",
+                    guard.name
+                ),
+                "find out who reads as that group, or choose another redis.guard_group",
+            );
+        }
+        // At the very beginning a group counts for nothing there, wherever ours stands.
+        if at > should.max(position(StreamId::ZERO)) {
+            return Finding::error(
+                ID,
+                format!(
+                    "the guard stands at {at}, past {safe}, which is not stored: Prefect's \
+                     consumers may trim it"
+                ),
+                "somebody moved it: start `event-persister`, which moves it back",
+            );
+        }
+        let behind = Duration::from_millis(should.millis.saturating_sub(at.millis));
+        let unmoved = self.age(should) > GUARD_MAY_BE_BEHIND;
+        if behind > GUARD_MAY_BE_BEHIND && unmoved {
+            return Finding::warning(
+                ID,
+                format!(
+                    "the guard stands at {at}, {} s behind what is stored: nobody moves it, and the \
+                     stream grows",
+                    behind.as_secs()
+                ),
+                "start `event-persister`; without it, event-persister guard remove",
+            );
+        }
+        Finding::ok(ID, format!("others trim nothing from {at} on"))
+    }
+}
+
+fn of_group(group: &Group) -> Finding {
+    const ID: &str = "redis.group";
+    if group.last_delivered == StreamId::ZERO {
+        return Finding::warning(
+            ID,
+            format!(
+                "the group {} stands at 0-0, where Prefect's consumers pass it over",
+                group.name
+            ),
+            "start `event-persister`, which sets it to 0-1",
+        );
+    }
+    Finding::ok(
+        ID,
+        format!(
+            "{} was given all up to {}",
+            group.name, group.last_delivered
+        ),
+    )
+}
+
+/// `event-persister-<host>-<pid>-<8 hex>`.
+fn is_prefects(name: &str) -> bool {
+    let mut parts = name.rsplit('-');
+    let random = parts.next().unwrap_or_default();
+    let pid = parts.next().unwrap_or_default();
+    name.starts_with("event-persister-")
+        && random.len() == 8
+        && random.chars().all(|c| c.is_ascii_hexdigit())
+        && !pid.is_empty()
+        && pid.chars().all(|c| c.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! What would stop or hurt a store in this file, looked for without making anything.
+
+use std::path::{Path, PathBuf};
+
+use super::CreateSchema;
+use super::connection::{Connection, Failure, Missing, Place};
+use super::schema;
+use crate::finding::Finding;
+
+mod file_system;
+
+pub(super) fn inspect(place: &Place, create: CreateSchema) -> Vec<Finding> {
+    let path = resolved(&place.path);
+    let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
+    let mut findings = Vec::new();
+    if directory.is_dir() {
+        findings.push(file_system::kind(&directory));
+        findings.push(file_system::space(&directory));
+        findings.push(file_system::writable(&path, &directory));
+    }
+    if !path.exists() && create == CreateSchema::Everything && directory.is_dir() {
+        let what = format!("{} is not there yet; `serve` makes it", path.display());
+        findings.push(Finding::ok("sqlite.file", what));
+        return findings;
+    }
+    match Connection::open(place, Missing::Refuse) {
+        Ok(mut connection) => {
+            let what = path.display().to_string();
+            findings.push(Finding::ok("sqlite.file", what));
+            look_inside(&mut connection, create, &mut findings);
+        }
+        Err(error) => findings.push(Finding::of_error("sqlite.file", &error)),
+    }
+    findings
+}
+
+/// SQLite puts its files beside what a symbolic link points to.
+fn resolved(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path)
+        .or_else(|_| std::path::absolute(path))
+        .unwrap_or_else(|_| path.to_owned())
+}
+
+fn look_inside(connection: &mut Connection, create: CreateSchema, findings: &mut Vec<Finding>) {
+    findings.push(lock(connection));
+    let shape = schema::check(connection, CreateSchema::Nothing);
+    findings.push(match shape {
+        Ok(()) => Finding::ok(
+            "sqlite.schema",
+            "all columns are there that are written, and no other must be",
+        ),
+        Err(Failure::Unfit(_)) if create == CreateSchema::Everything && is_empty(connection) => {
+            Finding::ok(
+                "sqlite.schema",
+                "there are no tables yet; `serve` makes them",
+            )
+        }
+        Err(failure) => of_failure(connection, "sqlite.schema", "read", failure),
+    });
+    findings.push(match connection.journal_mode("PRAGMA journal_mode") {
+        Ok(mode) => of_journal(&mode),
+        Err(failure) => of_failure(connection, "sqlite.wal", "read", failure),
+    });
+    findings.push(match schema::missing_indexes(connection) {
+        Ok(missing) => of_indexes(&missing),
+        Err(failure) => of_failure(connection, "sqlite.indexes", "read", failure),
+    });
+    findings.push(match schema::newer_migrations(connection) {
+        Ok(newer) => of_migrations(&newer),
+        Err(failure) => of_failure(connection, "sqlite.migrations", "read", failure),
+    });
+}
+
+fn of_failure(connection: &Connection, id: &'static str, doing: &str, failure: Failure) -> Finding {
+    Finding::of_error(id, &connection.store_error(doing, failure))
+}
+
+/// Whether there is no table of anybody.
+fn is_empty(connection: &mut Connection) -> bool {
+    schema::is_empty(connection).unwrap_or(false)
+}
+
+/// Takes the write lock and gives it back.
+fn lock(connection: &mut Connection) -> Finding {
+    const ID: &str = "sqlite.lock";
+    match connection.begin().and_then(|()| connection.roll_back()) {
+        Ok(()) => Finding::ok(ID, "nobody keeps us from writing"),
+        Err(failure) => of_failure(connection, ID, "write to", failure),
+    }
+}
+
+fn of_journal(mode: &str) -> Finding {
+    const ID: &str = "sqlite.wal";
+    if mode == "wal" {
+        return Finding::ok(ID, "writers and readers do not wait for each other");
+    }
+    Finding::warning(
+        ID,
+        format!(
+            "no write-ahead log is possible here (journal_mode is {mode}): writers and readers wait \
+             for each other"
+        ),
+        "put the file on a local file system",
+    )
+}
+
+fn of_indexes(missing: &[String]) -> Finding {
+    const ID: &str = "sqlite.indexes";
+    if missing.is_empty() {
+        return Finding::ok(ID, "all that is looked for has an index");
+    }
+    let create: Vec<String> = missing
+        .iter()
+        .filter_map(|name| name.split_once('.'))
+        .map(|(table, column)| format!("CREATE INDEX ix_{table}__{column} ON {table} ({column})"))
+        .collect();
+    Finding::warning(
+        ID,
+        format!(
+            "no index begins with {}: every step of retention reads the whole table",
+            missing.join(", ")
+        ),
+        create.join("; "),
+    )
+}
+
+fn of_migrations(newer: &[String]) -> Finding {
+    const ID: &str = "sqlite.migrations";
+    if newer.is_empty() {
+        return Finding::ok(ID, "no newer version of event-persister has been here");
+    }
+    Finding::warning(
+        ID,
+        format!(
+            "a newer version of event-persister has changed the tables ({})",
+            newer.join(", ")
+        ),
+        "upgrade event-persister to that version, everywhere",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finding::Severity;
+
+    #[test]
+    fn only_a_write_ahead_log_lets_readers_be() {
+        assert_eq!(of_journal("wal").severity, Severity::Ok);
+        assert_eq!(of_journal("delete").severity, Severity::Warning);
+    }
+}

@@ -1,0 +1,191 @@
+//! What was found, for people and for machines.
+
+use serde_json::{Value, json};
+
+use super::{Looked, Stream};
+use crate::config::{Config, Origin};
+use crate::wiring::{Finding, Prefects, Severity};
+use crate::{guard, output};
+
+pub(super) fn print(config: &Config, looked: &Looked) -> anyhow::Result<()> {
+    print_settings(config)?;
+    let seen: Vec<Vec<String>> = config
+        .prefect
+        .not_taken_over
+        .iter()
+        .map(|seen| vec![seen.variable.clone(), seen.reason.clone()])
+        .collect();
+    if !seen.is_empty() {
+        output::line("")?;
+        output::table(&["SEEN, NOT TAKEN OVER", "WHY"], &seen)?;
+    }
+    output::line("")?;
+    let (Ok(store) | Err(store)) = &looked.store;
+    output::line(&format!("store: {store}"))?;
+    if let Some(prefects) = &looked.prefects {
+        output::line(&format!("prefect's schema: {}", describe(prefects)))?;
+    }
+    match &looked.redis {
+        None => output::line("redis: not a source")?,
+        Some(Err(error)) => output::line(&format!("redis: {error}"))?,
+        Some(Ok(Stream { version, report })) => {
+            let version = version.as_deref().unwrap_or("unknown");
+            output::line(&format!(
+                "redis: reachable, version {version}\n{}",
+                guard::describe(report)
+            ))?;
+        }
+    }
+    output::line("")?;
+    output::table(&["RESULT", "CHECK", "FOUND"], &rows(&looked.findings))?;
+    output::line("")?;
+    output::line(&summary(&looked.findings))
+}
+
+fn print_settings(config: &Config) -> anyhow::Result<()> {
+    let rows: Vec<Vec<String>> = config
+        .effective
+        .iter()
+        .map(|setting| {
+            vec![
+                setting.name.clone(),
+                setting
+                    .value
+                    .as_deref()
+                    .map_or_else(|| "(not set)".to_owned(), output::one_line),
+                setting.origin.to_string(),
+            ]
+        })
+        .collect();
+    output::table(&["SETTING", "VALUE", "FROM"], &rows)
+}
+
+/// The remedy stands on a line of its own beneath what it is for.
+fn rows(findings: &[Finding]) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    for finding in findings {
+        rows.push(vec![
+            finding.severity.as_str().to_owned(),
+            finding.id.to_owned(),
+            output::one_line(&finding.what),
+        ]);
+        if let Some(remedy) = &finding.remedy {
+            let remedy = format!("-> {}", output::one_line(remedy));
+            rows.push(vec![String::new(), String::new(), remedy]);
+        }
+    }
+    rows
+}
+
+fn summary(findings: &[Finding]) -> String {
+    let count = |severity| {
+        let of_severity = findings
+            .iter()
+            .filter(|finding| finding.severity == severity);
+        of_severity.count()
+    };
+    match (count(Severity::Error), count(Severity::Warning)) {
+        (0, 0) => "all is well".to_owned(),
+        (errors, warnings) => format!("errors: {errors}, warnings: {warnings}"),
+    }
+}
+
+fn describe(prefects: &Prefects) -> String {
+    let tested_with = prefects.tested_with.join(", ");
+    let found = match prefects.revision.as_deref() {
+        None => "Prefect has not been in this database".to_owned(),
+        Some(revision) if prefects.tested_with.contains(&revision) => {
+            format!("revision {revision}, which this version was tested with")
+        }
+        Some(revision) => format!(
+            "revision {revision}; this version was tested with {tested_with}, and what counts are the \
+             columns that it writes, which are looked at above"
+        ),
+    };
+    match &prefects.server {
+        None => found,
+        Some(server) => format!("{found} ({server})"),
+    }
+}
+
+pub(super) fn document(config: &Config, looked: &Looked) -> Value {
+    let settings: Vec<Value> = config
+        .effective
+        .iter()
+        .map(|setting| {
+            json!({
+                "name": setting.name,
+                "value": setting.value,
+                "from": setting.origin.to_string(),
+                "from_prefect": matches!(setting.origin, Origin::Prefect(_)),
+                "variable": setting.variable,
+                "help": setting.help,
+            })
+        })
+        .collect();
+    let seen: Vec<Value> = config
+        .prefect
+        .not_taken_over
+        .iter()
+        .map(|seen| json!({ "variable": seen.variable, "reason": seen.reason }))
+        .collect();
+    let warnings = config.prefect.warnings.iter().map(ToString::to_string);
+    let store = &looked.store;
+    json!({
+        "ok": looked.all_is_well(),
+        "findings": looked.findings,
+        "settings": settings,
+        "not_taken_over": seen,
+        "warnings": warnings.collect::<Vec<String>>(),
+        "store": { "ok": store.is_ok(), "found": store.as_ref().ok(), "error": store.as_ref().err() },
+        "prefect_schema": looked.prefects.as_ref().map(|prefects| json!({
+            "revision": prefects.revision,
+            "tested_with": prefects.tested_with,
+            "server": prefects.server,
+        })),
+        "redis": looked.redis.as_ref().map(|redis| json!({
+            "ok": redis.is_ok(),
+            "version": redis.as_ref().ok().and_then(|stream| stream.version.as_ref()),
+            "found": redis.as_ref().ok().map(|stream| guard::document(&stream.report)),
+            "error": redis.as_ref().err(),
+        })),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revision_is_compared_with_the_one_of_the_tests() {
+        let prefects = |revision: Option<&str>| {
+            describe(&Prefects {
+                server: None,
+                revision: revision.map(str::to_owned),
+                tested_with: &["abc", "xyz"],
+            })
+        };
+        assert!(prefects(None).contains("has not been"));
+        assert!(prefects(Some("abc")).contains("which this version was tested with"));
+        let other = prefects(Some("def"));
+        assert!(
+            other.contains("revision def; this version was tested with abc, xyz"),
+            "{other}"
+        );
+    }
+
+    #[test]
+    fn a_remedy_stands_beneath_what_it_is_for() {
+        let findings = [
+            Finding::ok("a", "good"),
+            Finding::error("b", "bad", "do it"),
+        ];
+        let table = output::format_table(&["R", "C", "F"], &rows(&findings));
+        assert_eq!(
+            table,
+            "R      C  F\nok     a  good\nerror  b  bad\n          -> do it"
+        );
+        assert_eq!(summary(&findings), "errors: 1, warnings: 0");
+        assert_eq!(summary(&findings[..1]), "all is well");
+    }
+}

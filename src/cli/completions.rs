@@ -1,0 +1,27 @@
+//! What makes shells complete the command line.
+
+use clap::{CommandFactory as _, ValueEnum};
+
+use super::Cli;
+
+/// A shell that can complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompletedShell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// What makes a shell complete this command line.
+pub(crate) fn completions(shell: CompletedShell) -> Vec<u8> {
+    let shell = match shell {
+        CompletedShell::Bash => clap_complete::Shell::Bash,
+        CompletedShell::Zsh => clap_complete::Shell::Zsh,
+        CompletedShell::Fish => clap_complete::Shell::Fish,
+    };
+    let mut command = Cli::command();
+    let name = command.get_name().to_owned();
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, name, &mut script);
+    script
+}

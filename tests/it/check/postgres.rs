@@ -1,0 +1,287 @@
+//! PostgreSQL servers, databases and roles that are not as they should be.
+
+use std::sync::{Arc, OnceLock};
+
+use chrono::{TimeDelta, Utc};
+use event_persister_actors::finding::Severity;
+use event_persister_actors::store::postgres::{Needs, PostgresStore};
+use event_persister_actors::testing::ManualClock;
+
+use super::*;
+use crate::postgres_store::connect::Bouncer;
+use crate::support::postgres::{Database, Server};
+use crate::support::redis::free_port;
+
+/// Unlike the one of the other tests, this server keeps what it commits.
+fn server() -> &'static Server {
+    static DURABLE: OnceLock<Server> = OnceLock::new();
+    DURABLE.get_or_init(|| Server::start(""))
+}
+
+struct Postgres {
+    database: Database,
+    folder: Folder,
+}
+
+impl Postgres {
+    /// With all tables.
+    fn new() -> Self {
+        let postgres = Self::empty(server());
+        postgres.migrate();
+        postgres
+    }
+
+    fn empty(server: &Server) -> Self {
+        Self {
+            database: server.database(),
+            folder: Folder::new(),
+        }
+    }
+
+    fn migrate(&self) {
+        let url = ["migrate", "--database-url", &self.database.url];
+        self.folder.run(&url).exits(0);
+    }
+
+    /// As the superuser who made it.
+    fn check(&self) -> Ran {
+        self.check_at(&self.database.url)
+    }
+
+    fn check_at(&self, url: &str) -> Ran {
+        self.check_with(url, &[])
+    }
+
+    fn check_with(&self, url: &str, variables: &[(&str, &str)]) -> Ran {
+        let url = [("EVENT_PERSISTER_DATABASE_URL", url)];
+        check(&self.folder, &[&url, variables].concat())
+    }
+
+    /// As a role that may do everything but this, which is put behind `REVOKE`.
+    fn check_without(&self, privilege: &str) -> Ran {
+        let (role, url) = self.database.for_a_role();
+        self.database.execute(&format!(
+            "REVOKE {privilege} FROM {role}; REVOKE {privilege} FROM PUBLIC"
+        ));
+        self.check_at(&url)
+    }
+}
+
+#[test]
+fn a_database_with_all_tables_is_good_for_a_role_of_its_own_too() {
+    let postgres = Postgres::new();
+    finds_nothing(&postgres.check());
+    let (_, url) = postgres.database.for_a_role();
+    finds_nothing(&postgres.check_at(&url));
+}
+
+#[test]
+fn nobody_there() {
+    let url = format!("postgresql://postgres@127.0.0.1:{}/d", free_port());
+    let ran = check(&Folder::new(), &[("EVENT_PERSISTER_DATABASE_URL", &url)]);
+    finds_only(&ran, "postgres.reachable", "error", "is the server running");
+}
+
+#[test]
+fn tables_that_prefect_has_yet_to_make() {
+    let postgres = Postgres::empty(server());
+    let ran = postgres.check();
+    let remedy = "waiting for Prefect's migrations";
+    finds_only(&ran, "postgres.schema", "error", remedy);
+}
+
+#[test]
+fn a_commit_that_a_crash_undoes() {
+    let postgres = Postgres::new();
+    let name = &postgres.database.name;
+    postgres.database.execute(&format!(
+        "ALTER DATABASE {name} SET synchronous_commit = off"
+    ));
+    let ran = postgres.check();
+    let remedy = "set synchronous_commit to on";
+    finds_only(&ran, "postgres.durability", "warning", remedy);
+}
+
+#[test]
+fn a_server_that_does_not_wait_for_its_disk() {
+    let Some(_) = Server::shared().directory() else {
+        eprintln!("not run: the server is not ours");
+        return;
+    };
+    let postgres = Postgres::empty(Server::shared());
+    postgres.migrate();
+    let remedy = "set fsync to on";
+    finds_only(&postgres.check(), "postgres.durability", "warning", remedy);
+}
+
+#[test]
+fn transactions_that_only_read() {
+    let postgres = Postgres::new();
+    let name = &postgres.database.name;
+    postgres.database.execute(&format!(
+        "ALTER DATABASE {name} SET default_transaction_read_only = on"
+    ));
+    let ran = postgres.check();
+    let remedy = "RESET default_transaction_read_only";
+    finds_only(&ran, "postgres.writable", "error", remedy);
+}
+
+#[test]
+fn a_standby() {
+    let server = Server::start("fsync = off\n");
+    let postgres = Postgres::empty(&server);
+    postgres.migrate();
+    server.stop("fast");
+    let signal = server.directory().unwrap().join("data/standby.signal");
+    std::fs::write(signal, "").unwrap();
+    server.start_again();
+    finds(&postgres.check(), "postgres.writable", "error", "primary");
+}
+
+#[test]
+fn privileges_that_are_missing() {
+    for (privilege, severity) in [
+        ("INSERT ON events", "error"),
+        ("SELECT ON event_resources", "error"),
+        ("DELETE ON event_resources", "error"),
+        ("UPDATE ON event_persister_dead_letters", "error"),
+        ("DELETE ON event_persister_dead_letters", "warning"),
+        ("EXECUTE ON FUNCTION event_persister_store_v1", "error"),
+    ] {
+        let ran = Postgres::new().check_without(privilege);
+        let remedy = format!("GRANT {privilege} TO");
+        finds_only(&ran, "postgres.privileges", severity, &remedy);
+    }
+}
+
+#[test]
+fn whoever_keeps_events_for_ever_need_not_delete_them() {
+    let postgres = Postgres::new();
+    let (role, url) = postgres.database.for_a_role();
+    postgres
+        .database
+        .execute(&format!("REVOKE DELETE ON events FROM {role}"));
+    let off = [("EVENT_PERSISTER_TRIM_EVERY", "off")];
+    finds_nothing(&postgres.check_with(&url, &off));
+}
+
+#[test]
+fn tables_of_our_own_that_may_not_be_made() {
+    let postgres = Postgres::new();
+    postgres.database.execute(
+        "DROP TABLE event_persister_dead_letters, __diesel_schema_migrations; \
+         DROP FUNCTION event_persister_store_v1",
+    );
+    finds_nothing(&postgres.check());
+    let ran = postgres.check_without("CREATE ON SCHEMA public");
+    finds_only(
+        &ran,
+        "postgres.own_tables",
+        "error",
+        "GRANT CREATE ON SCHEMA",
+    );
+}
+
+#[test]
+fn a_column_that_is_missing() {
+    let postgres = Postgres::new();
+    postgres
+        .database
+        .execute("ALTER TABLE events DROP COLUMN follows");
+    let remedy = "bring the schema up to date";
+    finds_only(&postgres.check(), "postgres.schema", "error", remedy);
+}
+
+#[test]
+fn indexes_that_are_missing() {
+    let postgres = Postgres::new();
+    postgres.database.execute(
+        "DROP INDEX ix_events__occurred, ix_events__occurred_id; \
+             CREATE INDEX partial ON events (occurred) WHERE follows IS NULL",
+    );
+    let remedy = "CREATE INDEX CONCURRENTLY ON events (occurred)";
+    finds_only(&postgres.check(), "postgres.indexes", "warning", remedy);
+    // The remedy is one.
+    postgres.database.execute(remedy);
+    finds_nothing(&postgres.check());
+    postgres
+        .database
+        .execute("ALTER TABLE events DROP CONSTRAINT pk_events");
+    let remedy = "ADD PRIMARY KEY (id)";
+    finds_only(&postgres.check(), "postgres.indexes", "error", remedy);
+}
+
+#[test]
+fn tables_of_a_newer_version() {
+    let postgres = Postgres::new();
+    postgres.database.execute(
+        "INSERT INTO __diesel_schema_migrations (version) VALUES ('00000000000999'), ('20260101')",
+    );
+    let ran = postgres.check();
+    finds_only(&ran, "postgres.migrations", "warning", "upgrade");
+    ran.prints(&["(00000000000999)"]);
+}
+
+#[test]
+fn connections_that_do_not_suffice() {
+    let postgres = Postgres::new();
+    let (role, url) = postgres.database.for_a_role();
+    postgres
+        .database
+        .execute(&format!("ALTER ROLE {role} CONNECTION LIMIT 6"));
+    let many = [("EVENT_PERSISTER_WRITERS", "8")];
+    let ran = postgres.check_with(&url, &many);
+    finds_only(&ran, "postgres.connections", "warning", "CONNECTION LIMIT");
+}
+
+#[actix::test]
+async fn clocks_that_are_apart() {
+    let postgres = Postgres::new();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what the server's clock shows too"
+    )]
+    let ahead = Utc::now() + TimeDelta::hours(1);
+    let clock = Arc::new(ManualClock::at(ahead));
+    let store = PostgresStore::new(postgres.database.settings(), clock);
+    let needs = Needs {
+        writers: 2,
+        trims: true,
+    };
+    let findings = store.inspect(needs).await;
+    let bad: Vec<_> = (findings.iter())
+        .filter(|finding| finding.severity > Severity::Ok)
+        .collect();
+    assert_eq!(bad.len(), 1, "{bad:?}");
+    assert_eq!(bad[0].id, "postgres.clock");
+    assert!(bad[0].what.contains("behind ours"), "{bad:?}");
+    assert!(bad[0].remedy.as_deref().unwrap().contains("NTP"));
+}
+
+#[actix::test]
+async fn a_pooler_that_loses_prepared_statements() {
+    let postgres = Postgres::new();
+    let bouncer = Bouncer::start(server(), 4).await;
+    let (direct, pooled) = (
+        format!(":{}/", server().port()),
+        format!(":{}/", bouncer.port),
+    );
+    let url = postgres.database.url.replace(&direct, &pooled);
+    let ran = postgres.check_at(&url);
+    let version = std::process::Command::new("pgbouncer")
+        .arg("--version")
+        .output();
+    let version = String::from_utf8(version.unwrap().stdout).unwrap();
+    let minor = version.split(['.', '\n']).nth(1).unwrap();
+    // Since then they stay, unless its own settings say otherwise.
+    if minor.parse::<u32>().unwrap() < 21 {
+        let remedy = "database.prepared_statements to off";
+        finds_only(&ran, "postgres.pooler", "error", remedy);
+    } else {
+        ran.prints(&["a pooler"]);
+    }
+    let off = [("EVENT_PERSISTER_DATABASE_PREPARED_STATEMENTS", "off")];
+    let ran = postgres.check_with(&url, &off);
+    finds_nothing(&ran);
+    ran.prints(&["a pooler stands between, and nothing is prepared"]);
+}

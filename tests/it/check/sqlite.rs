@@ -1,0 +1,151 @@
+//! SQLite files that are not as they should be.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use super::*;
+use crate::support::database::Database;
+
+/// A folder with the tables in its file.
+fn migrated() -> (Folder, Database) {
+    let folder = Folder::new();
+    folder.run(&["migrate"]).exits(0);
+    let database = Database::new(&folder.path().join("event-persister.db"));
+    (folder, database)
+}
+
+#[test]
+fn a_file_with_its_tables_is_good() {
+    let (folder, _) = migrated();
+    finds_nothing(&check(&folder, &[]));
+}
+
+#[test]
+fn a_file_that_another_keeps_locked() {
+    let (folder, database) = migrated();
+    let lock = database.lock();
+    let impatient = ("EVENT_PERSISTER_DATABASE_BUSY_TIMEOUT", "100ms");
+    let ran = check(&folder, &[impatient]);
+    lock.release();
+    finds_only(&ran, "sqlite.lock", "error", "end its transaction");
+}
+
+#[test]
+fn a_file_that_is_no_database() {
+    let folder = Folder::new();
+    folder.write("event-persister.db", "no database, and never was one\n");
+    let ran = check(&folder, &[]);
+    finds_only(&ran, "sqlite.file", "error", "give another path");
+}
+
+#[test]
+fn a_folder_that_is_not_there() {
+    let url = ("EVENT_PERSISTER_DATABASE_URL", "sqlite://missing/e.db");
+    let ran = check(&Folder::new(), &[url]);
+    finds_only(&ran, "sqlite.file", "error", "create it");
+}
+
+#[test]
+fn a_column_that_is_missing() {
+    let (folder, database) = migrated();
+    database.execute("ALTER TABLE events DROP COLUMN follows");
+    let ran = check(&folder, &[]);
+    finds_only(
+        &ran,
+        "sqlite.schema",
+        "error",
+        "bring the schema up to date",
+    );
+}
+
+#[test]
+fn an_index_that_is_missing() {
+    let (folder, database) = migrated();
+    database.execute("DROP INDEX ix_events__occurred; DROP INDEX ix_events__occurred_id");
+    let ran = check(&folder, &[]);
+    let remedy = "CREATE INDEX ix_events__occurred ON events (occurred)";
+    finds_only(&ran, "sqlite.indexes", "warning", remedy);
+    // The remedy is one.
+    database.execute(remedy);
+    finds_nothing(&check(&folder, &[]));
+}
+
+#[test]
+fn tables_of_a_newer_version() {
+    let (folder, database) = migrated();
+    database.execute(
+        "INSERT INTO __diesel_schema_migrations (version) VALUES ('00000000000999'), ('20260101')",
+    );
+    let ran = check(&folder, &[]);
+    finds_only(&ran, "sqlite.migrations", "warning", "upgrade");
+    ran.prints(&["(00000000000999)"]);
+}
+
+#[test]
+fn a_file_in_memory() {
+    let Ok(folder) = tempfile::tempdir_in("/dev/shm") else {
+        eprintln!("not run: there is no file system in memory");
+        return;
+    };
+    let url = format!("sqlite://{}/e.db", folder.path().display());
+    let ran = check(&Folder::new(), &[("EVENT_PERSISTER_DATABASE_URL", &url)]).exits(0);
+    let document = ran.json();
+    let findings = document["findings"].as_array().unwrap();
+    let found = findings.iter().find(|f| f["id"] == "sqlite.file_system");
+    assert_eq!(found.unwrap()["severity"], "warning");
+    assert_eq!(found.unwrap()["remedy"], "put the file on a disk");
+}
+
+#[test]
+fn a_disk_without_room() {
+    let folder = Folder::new();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"])
+        .arg(folder.path())
+        .output()
+        .unwrap();
+    if !mounted.status.success() {
+        eprintln!("not run: only root can mount a small file system");
+        return;
+    }
+    let ran = check(&folder, &[]);
+    let unmounted = Command::new("umount").arg("-l").arg(folder.path()).status();
+    assert!(unmounted.unwrap().success());
+    finds_only(&ran, "sqlite.disk", "error", "make room");
+}
+
+#[test]
+fn a_file_that_may_not_be_written() {
+    let (folder, _) = migrated();
+    let set = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set(&folder.path().join("event-persister.db"), 0o444);
+    set(folder.path(), 0o555);
+    let ran = check_as_nobody(&folder);
+    set(folder.path(), 0o755);
+    finds(&ran, "sqlite.writable", "error", "chmod");
+}
+
+/// Root may write everything, so root does it as somebody else, with a binary where all may run it.
+fn check_as_nobody(folder: &Folder) -> Ran {
+    let id = Command::new("id").arg("-u").output().unwrap();
+    if id.stdout != b"0\n" {
+        return check(folder, &[]);
+    }
+    let place = tempfile::tempdir().unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(place.path(), open).unwrap();
+    let binary = place.path().join("event-persister");
+    std::fs::copy(env!("CARGO_BIN_EXE_event-persister"), &binary).unwrap();
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&binary)
+        .args(["check", "--json"])
+        .env_clear()
+        .env("EVENT_PERSISTER_LISTEN", "127.0.0.1:0")
+        .current_dir(folder.path())
+        .output();
+    Ran::new(output.unwrap())
+}
