@@ -19,6 +19,7 @@ use crate::batch::Batch;
 pub use refusal::{RefusalCounts, RefusalReason};
 
 pub mod audit;
+pub mod comparison;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod refusal;
@@ -112,6 +113,11 @@ pub struct Cutoffs {
 }
 
 impl Cutoffs {
+    /// Whether an event of this name that occurred then is no longer kept.
+    pub fn have_passed(&self, occurred: DateTime<Utc>, name: &str) -> bool {
+        occurred < *self.overrides.get(name).unwrap_or(&self.default)
+    }
+
     /// A clock that ran ahead, or a retention that is negative, must not empty the tables.
     ///
     /// # Errors

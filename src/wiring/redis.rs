@@ -5,7 +5,8 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use event_persister_actors::source::EventSource;
 pub(crate) use event_persister_actors::source::redis::{
-    GuardReport, RedisAudit as BusAudit, RedisGuard as Guard, RedisStats, SOURCE_NAME as BUS_NAME,
+    GuardReport, RedisAudit as BusAudit, RedisGuard as Guard, RedisShadow as BusShadow, RedisStats,
+    SOURCE_NAME as BUS_NAME,
 };
 use event_persister_actors::source::redis::{
     RedisIdentity, RedisSettings, RedisSource, RedisTls, consumer_name,
@@ -46,6 +47,15 @@ pub(crate) fn bus_audit(config: &Config) -> anyhow::Result<Option<BusAudit>> {
         .redis
         .as_ref()
         .map(|redis| BusAudit::new(settings(redis)?).context("redis"))
+        .transpose()
+}
+
+/// The configured stream for somebody who compares what others make of it, if any.
+pub(crate) fn bus_shadow(config: &Config) -> anyhow::Result<Option<BusShadow>> {
+    config
+        .redis
+        .as_ref()
+        .map(|redis| BusShadow::new(settings(redis)?).context("redis"))
         .transpose()
 }
 

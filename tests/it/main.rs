@@ -22,6 +22,8 @@ mod redis_source;
 mod replicas;
 mod secrets;
 mod server;
+#[cfg(feature = "service-tests")]
+mod shadow;
 mod source_contract;
 mod store_contract;
 mod support;

@@ -47,6 +47,7 @@ mod keeper;
 mod replies;
 mod scripts;
 mod settings;
+mod shadow;
 mod shared;
 mod sizes;
 mod stats;
@@ -62,6 +63,7 @@ pub use audit::{RedisAudit, StreamPage, StreamWalk};
 pub use guard::{GroupState, GuardReport, RedisGuard};
 pub use inspection::RedisInspection;
 pub use settings::{RedisIdentity, RedisSettings, RedisSettingsError, RedisTls, consumer_name};
+pub use shadow::{GroupProgress, RedisShadow, ShadowRead};
 pub use stats::{RedisStats, RedisStatus};
 pub use url::{RedisUrl, RedisUrlError};
 

@@ -186,7 +186,26 @@ impl EventTexts<'_> {
         self.texts.text(&self.ranges.id)
     }
 
-    fn other_labels(&self, number: usize) -> &str {
+    pub(super) fn occurred(&self) -> &str {
+        self.texts.text(&self.ranges.occurred)
+    }
+
+    /// The columns of `events` besides the id whose texts had to be made.
+    pub(super) fn columns(&self) -> [(&'static str, Option<&str>); 7] {
+        let text = |range| Some(self.texts.text(range));
+        [
+            ("occurred", text(&self.ranges.occurred)),
+            ("received", text(&self.ranges.received)),
+            ("resource", text(&self.ranges.resource)),
+            ("related", text(&self.ranges.related)),
+            ("related_resource_ids", text(&self.ranges.related_ids)),
+            ("payload", text(&self.ranges.payload)),
+            ("follows", self.ranges.follows.as_ref().and_then(text)),
+        ]
+    }
+
+    /// The labels of the event's resource, or of one of the related ones from 1.
+    pub(super) fn other_labels(&self, number: usize) -> &str {
         let range = self.ranges.other_labels.get(number);
         range.map_or("", |range| self.texts.text(range))
     }
