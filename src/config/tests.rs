@@ -1,3 +1,5 @@
+mod deployment;
+
 use std::io::Write as _;
 use std::time::Duration;
 

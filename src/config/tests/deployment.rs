@@ -1,0 +1,72 @@
+//! The files of `deploy/` set what there is, and wait for as long as a shutdown may take.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::config::settings::ALL;
+
+const FILES: [(&str, &str); 6] = [
+    ("Dockerfile", include_str!("../../../deploy/Dockerfile")),
+    ("compose.yaml", include_str!("../../../deploy/compose.yaml")),
+    (
+        "compose.prefect.yaml",
+        include_str!("../../../deploy/compose.prefect.yaml"),
+    ),
+    (
+        "event-persister.service",
+        include_str!("../../../deploy/event-persister.service"),
+    ),
+    (
+        "kubernetes.yaml",
+        include_str!("../../../deploy/kubernetes.yaml"),
+    ),
+    ("README.md", include_str!("../../../deploy/README.md")),
+];
+
+/// What waits before it kills, and in which file.
+const PATIENCE: [(&str, &str); 4] = [
+    ("event-persister.service", "TimeoutStopSec="),
+    ("kubernetes.yaml", "terminationGracePeriodSeconds: "),
+    ("compose.yaml", "stop_grace_period: "),
+    ("compose.prefect.yaml", "stop_grace_period: "),
+];
+
+/// Of those who wait for an answer when everything has been written.
+const ANSWERS: Duration = Duration::from_secs(5);
+
+fn text(file: &str) -> &'static str {
+    FILES.iter().find(|(name, _)| *name == file).unwrap().1
+}
+
+fn variables(text: &str) -> impl Iterator<Item = &str> {
+    let is_of_name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    text.split(move |c: char| !is_of_name(c))
+        .filter(|word| word.starts_with("EVENT_PERSISTER_"))
+}
+
+#[test]
+fn every_variable_sets_something() {
+    let known: BTreeSet<String> = ALL.iter().flat_map(|setting| setting.variables()).collect();
+    let mut num_seen = 0;
+    for (file, text) in FILES {
+        for name in variables(text) {
+            // A secret may be named by the file that holds it.
+            let setting = name.strip_suffix("_FILE").filter(|_| !known.contains(name));
+            assert!(known.contains(setting.unwrap_or(name)), "{file}: {name}");
+            num_seen += 1;
+        }
+    }
+    assert!(num_seen > 10, "{num_seen}");
+}
+
+#[test]
+fn a_shutdown_may_take_as_long_as_it_does() {
+    let needed = Config::of_defaults().unwrap().pipeline.drain_timeout + ANSWERS;
+    for (file, key) in PATIENCE {
+        let (_, rest) = text(file).split_once(key).unwrap();
+        let digits = rest.split(|c: char| !c.is_ascii_digit()).next().unwrap();
+        let patience = Duration::from_secs(digits.parse().unwrap());
+        assert!(patience > needed, "{file}: {key}{digits}");
+    }
+}
