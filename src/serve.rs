@@ -147,9 +147,13 @@ fn announce(config: &Config, sources: &str, listening: Option<&Listening>) {
         .redis
         .as_ref()
         .map_or_else(|| "off".to_owned(), |redis| redis.address.to_string());
+    let guard = match &config.redis {
+        Some(redis) if redis.guard => "on",
+        _ => "off",
+    };
     log::info!(
-        "event-persister {} started listen={listen} sources={sources} redis={redis} store={} \
-         writers={}",
+        "event-persister {} started listen={listen} sources={sources} redis={redis} \
+         guard={guard} store={} writers={}",
         env!("CARGO_PKG_VERSION"),
         config.database.url,
         config.pipeline.writers

@@ -33,7 +33,7 @@ pub struct TrimSettings {
     pub retention: Duration,
     /// The same for single event names, shorter or longer (heartbeats of flow runs: 7 days).
     pub overrides: BTreeMap<String, Duration>,
-    /// Events removed in one transaction (500). More hold writers up longer.
+    /// Events removed in one transaction (1,000). More are faster and hold writers up longer.
     pub batch_size: NonZeroUsize,
 }
 
@@ -47,7 +47,7 @@ impl Default for TrimSettings {
                 "prefect.flow-run.heartbeat".to_owned(),
                 Duration::from_secs(7 * DAY),
             )]),
-            batch_size: NonZeroUsize::MIN.saturating_add(499),
+            batch_size: NonZeroUsize::MIN.saturating_add(999),
         }
     }
 }
@@ -83,8 +83,8 @@ pub fn cutoffs(settings: &TrimSettings, now: DateTime<Utc>) -> Result<Cutoffs, T
 
 /// One retention pass: bounded steps until nothing is left to remove.
 ///
-/// Between two steps it rests for as long as the last one took, so that writers that wait for the
-/// same locks get their turn. Each step is told of at once, since what it removed stays removed
+/// Between two steps it rests for a moment, so that other processes which poll for the same lock find
+/// it free now and then; what else is fair is the store's affair. Each step is told of at once, since what it removed stays removed
 /// whatever the next one does.
 ///
 /// # Errors
@@ -96,7 +96,10 @@ pub async fn run_pass(
     batch_size: NonZeroUsize,
     mut removed: impl FnMut(&Trimmed),
 ) -> Result<Trimmed, TrimError> {
-    const LONGEST_REST: Duration = Duration::from_millis(250);
+    /// Of the time that the last step took. More costs as much of the speed, less makes those wait
+    /// longer who can only try again and again, as SQLite's other processes do.
+    const REST: f64 = 0.125;
+    const LONGEST_REST: Duration = Duration::from_millis(100);
     let mut total = Trimmed::default();
     loop {
         let started = Instant::now();
@@ -108,7 +111,7 @@ pub async fn run_pass(
             TrimStep::Finished => return Ok(total),
             TrimStep::TakenByAnother => return Err(TrimError::TakenByAnother),
         }
-        tokio::time::sleep(started.elapsed().min(LONGEST_REST)).await;
+        tokio::time::sleep(started.elapsed().mul_f64(REST).min(LONGEST_REST)).await;
     }
 }
 

@@ -324,7 +324,7 @@ settings! {
         "Retention of single event names, shorter or longer: a table in the file, `name=30d,other=1h` or JSON in a variable. Replaces the default.",
     );
     TRIM_BATCH_SIZE: NonZeroUsize = Key::new(
-        "trim", "batch_size", Some("500"),
+        "trim", "batch_size", Some("1000"),
         "Events deleted in one transaction; fewer lets writers in sooner, more finishes earlier.",
     );
 
