@@ -99,6 +99,13 @@ impl Commands<'_> {
         })
     }
 
+    /// Ends the wait of another connection, as if its time were over. What it took it still gets.
+    pub(super) async fn unblock(&mut self, connection_id: i64) -> RedisResult<()> {
+        let mut command = redis::cmd("CLIENT");
+        command.arg("UNBLOCK").arg(connection_id);
+        self.send(&command).await.map(drop)
+    }
+
     /// Reads own pending entries again, behind an id.
     pub(super) async fn read_pending(
         &mut self,

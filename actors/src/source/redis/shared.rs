@@ -37,6 +37,8 @@ pub(super) struct State {
     /// What to expect behind what waits.
     pub(super) more: More,
     pub(super) fetching: bool,
+    /// Nothing more is to be taken from the stream.
+    pub(super) stopping: bool,
     pub(super) closed: bool,
     pub(super) recovery: Recovery,
     pub(super) claims: Claims,
@@ -87,6 +89,7 @@ impl Shared {
                 outcome: None,
                 more: More::Later,
                 fetching: false,
+                stopping: false,
                 closed: false,
                 recovery: Recovery {
                     due: true,
