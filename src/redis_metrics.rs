@@ -17,6 +17,7 @@ pub(crate) struct RedisMetrics {
     stream_length: IntGauge,
     lag: IntGauge,
     guard: IntGauge,
+    guard_age: IntGauge,
     alarm: IntGauge,
 }
 
@@ -58,6 +59,11 @@ impl RedisMetrics {
                 "event_persister_redis_guard",
                 "1 while the trim guard is in place, else 0.",
             )?,
+            guard_age: IntGauge::new(
+                "event_persister_redis_guard_age_seconds",
+                "Seconds for which the trim guard has not been moved to where it belongs; 0 or 1 \
+                 when all is well. Left out without one.",
+            )?,
             alarm: IntGauge::new(
                 "event_persister_redis_guard_alarm",
                 "1 while the stream is longer than redis.guard_max_entries, else 0.",
@@ -65,7 +71,7 @@ impl RedisMetrics {
         })
     }
 
-    fn all(&self) -> [&dyn Collector; 9] {
+    fn all(&self) -> [&dyn Collector; 10] {
         [
             &self.lost,
             &self.claimed,
@@ -75,6 +81,7 @@ impl RedisMetrics {
             &self.stream_length,
             &self.lag,
             &self.guard,
+            &self.guard_age,
             &self.alarm,
         ]
     }
@@ -105,15 +112,25 @@ impl Collector for RedisMetrics {
             (&self.stream_length, status.stream_length),
             (&self.lag, status.lag.unwrap_or_default()),
             (&self.guard, u64::from(status.guard_position.is_some())),
+            (
+                &self.guard_age,
+                status.guard_age.unwrap_or_default().as_secs(),
+            ),
             (&self.alarm, u64::from(status.alarm)),
         ] {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         }
-        let knows_lag = status.lag.is_some();
+        let unknown = [
+            (status.lag.is_none(), "event_persister_redis_lag"),
+            (
+                status.guard_age.is_none(),
+                "event_persister_redis_guard_age_seconds",
+            ),
+        ];
         self.all()
             .into_iter()
             .flat_map(|metric| metric.collect())
-            .filter(|family| knows_lag || family.name() != "event_persister_redis_lag")
+            .filter(|family| !unknown.contains(&(true, family.name())))
             .collect()
     }
 }
@@ -143,5 +160,6 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("event_persister_redis_lag"), "{text}");
+        assert!(!text.contains("guard_age"), "{text}");
     }
 }

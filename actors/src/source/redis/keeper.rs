@@ -9,16 +9,22 @@ use std::time::Duration;
 use redis::RedisResult;
 use tokio::time::{Instant, sleep_until};
 
+use crate::source::SourceError;
 use crate::status::error_chain;
 
-use super::commands::{Commands, Sight};
+use super::commands::Commands;
 use super::connection::Use;
 use super::failure;
 use super::guard;
+use super::replies::Sight;
 use super::shared::Shared;
 
 /// How often the guard is moved at most, and the stream looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A guard that was not moved for this long deserves an alarm. Longer than a server takes to restart
+/// or to be replaced, which is said when it begins.
+const GUARD_ALARM_AFTER: Duration = Duration::from_secs(60);
 
 /// How often dead consumers are looked for; less if they count as dead sooner.
 const TIDY_EVERY: Duration = Duration::from_secs(600);
@@ -36,6 +42,14 @@ impl Duties {
     }
 }
 
+/// What was said about failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failing {
+    No,
+    Briefly,
+    ForLong,
+}
+
 /// Runs until the source is closed or gone.
 pub(super) async fn keep(shared: Weak<Shared>) {
     let now = Instant::now();
@@ -44,7 +58,7 @@ pub(super) async fn keep(shared: Weak<Shared>) {
         look: now,
         tidy: now,
     };
-    let mut failing = false;
+    let mut failing = Failing::No;
     loop {
         sleep_until(duties.next()).await;
         let Some(shared) = shared.upgrade() else {
@@ -133,6 +147,7 @@ impl Shared {
         if position != standing {
             commands.set_guard(position).await?;
         }
+        self.stats.kept_guard();
         self.stats.saw_guard(Some(position.to_string()));
         if self.settings.trim_stream && position != standing {
             let num = commands.trim(position).await?;
@@ -210,12 +225,12 @@ impl Shared {
         Ok(())
     }
 
-    /// Says once that it fails, and once that it works again.
-    fn note_keeping(&self, result: RedisResult<()>, failing: &mut bool) {
+    /// Says once that it fails, once that it has failed for long, and once that it works again.
+    fn note_keeping(&self, result: RedisResult<()>, failing: &mut Failing) {
         match result {
-            Ok(()) if *failing => {
+            Ok(()) if *failing != Failing::No => {
                 log::info!("what is held is kept again redis.server={}", self.server);
-                *failing = false;
+                *failing = Failing::No;
             }
             Ok(()) => {}
             Err(error) => {
@@ -226,15 +241,36 @@ impl Shared {
                 } else {
                     self.failed(doing, error)
                 };
-                let level = if *failing {
-                    log::Level::Debug
-                } else {
-                    log::Level::Warn
+                let level = match *failing {
+                    Failing::No => log::Level::Warn,
+                    Failing::Briefly | Failing::ForLong => log::Level::Debug,
                 };
                 log::log!(level, "{}", error_chain(&error));
-                *failing = true;
+                if *failing == Failing::No {
+                    *failing = Failing::Briefly;
+                }
+                self.note_old_guard(&error, failing);
             }
         }
+    }
+
+    fn note_old_guard(&self, error: &SourceError, failing: &mut Failing) {
+        let old = self
+            .stats
+            .guard_age()
+            .filter(|age| *age >= GUARD_ALARM_AFTER);
+        let Some(age) = old.filter(|_| *failing != Failing::ForLong) else {
+            return;
+        };
+        *failing = Failing::ForLong;
+        log::error!(
+            "the trim guard has not been moved for long: nobody can trim what is persisted, and \
+             Redis may run out of memory guard_age_s={} redis.stream={} redis.guard={} error={}",
+            age.as_secs(),
+            self.settings.stream,
+            self.settings.guard_group,
+            error_chain(error)
+        );
     }
 }
 
@@ -245,4 +281,33 @@ fn is_due(at: &mut Instant, now: Instant, every: Duration) -> bool {
         *at = now + every;
     }
     due
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::super::failure::timed_out;
+    use super::super::settings::RedisSettings;
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_grave_once_a_guard_was_not_moved_for_long() {
+        let shared = Shared::new(RedisSettings::default());
+        let mut failing = Failing::No;
+        let fail_after = async |time, failing: &mut Failing| {
+            advance(time).await;
+            shared.note_keeping(Err(timed_out("no answer")), failing);
+            *failing
+        };
+        let without_guard = fail_after(2 * GUARD_ALARM_AFTER, &mut failing).await;
+        assert_eq!(without_guard, Failing::Briefly);
+        shared.stats.kept_guard();
+        let soon = fail_after(GUARD_ALARM_AFTER / 2, &mut failing).await;
+        assert_eq!(soon, Failing::Briefly);
+        let late = fail_after(GUARD_ALARM_AFTER / 2, &mut failing).await;
+        assert_eq!(late, Failing::ForLong);
+        shared.note_keeping(Ok(()), &mut failing);
+        assert_eq!(failing, Failing::No);
+    }
 }

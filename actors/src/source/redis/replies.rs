@@ -135,6 +135,22 @@ pub(super) fn pending(reply: Value) -> RedisResult<Pending> {
     })
 }
 
+/// What was seen of a stream, at one moment.
+pub(super) struct Sight {
+    pub(super) groups: Vec<Group>,
+    pub(super) pending: Pending,
+    pub(super) length: u64,
+}
+
+pub(super) fn sight(reply: Value) -> RedisResult<Sight> {
+    let [seen, in_group, length] = fixed(reply)?;
+    Ok(Sight {
+        groups: groups(seen)?,
+        pending: pending(in_group)?,
+        length: number(length)?,
+    })
+}
+
 pub(super) fn groups(reply: Value) -> RedisResult<Vec<Group>> {
     array(reply)?.into_iter().map(group).collect()
 }

@@ -140,6 +140,9 @@ impl Shared {
         let made = commands.make_groups().await?;
         let mut state = self.lock();
         state.joined = true;
+        if made.guard || (self.settings.guard && !state.joined_before) {
+            self.stats.kept_guard();
+        }
         let again = std::mem::replace(&mut state.joined_before, true);
         if made.group && again {
             // What was in flight is pending no more. Ids may be used again by a new stream, so

@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// A handle on what the source knows about its stream; cheap to clone, for any thread.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +27,7 @@ struct View {
     length: u64,
     lag: Option<u64>,
     guard_position: Option<String>,
+    guard_kept_at: Option<Instant>,
     alarm: bool,
 }
 
@@ -49,6 +53,8 @@ pub struct RedisStatus {
     /// Where the trim guard stands; `None` without one, `abandoned` if one is there although the
     /// guard is off.
     pub guard_position: Option<String>,
+    /// For how long the trim guard has not been moved to where it belongs; `None` without one.
+    pub guard_age: Option<Duration>,
     /// Whether the stream is longer than the alarm allows.
     pub alarm: bool,
 }
@@ -66,6 +72,7 @@ impl RedisStats {
             stream_length: view.length,
             lag: view.lag,
             guard_position: view.guard_position,
+            guard_age: view.guard_kept_at.map(|at| at.elapsed()),
             alarm: view.alarm,
         }
     }
@@ -106,6 +113,16 @@ impl RedisStats {
         let changed = view.guard_position != position;
         view.guard_position = position;
         changed
+    }
+
+    /// From now on the guard stands where it belongs, or it did until now.
+    pub(super) fn kept_guard(&self) {
+        self.view().guard_kept_at = Some(Instant::now());
+    }
+
+    /// For how long it has not been moved to where it belongs.
+    pub(super) fn guard_age(&self) -> Option<Duration> {
+        self.view().guard_kept_at.map(|at| at.elapsed())
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
