@@ -66,7 +66,7 @@ async fn measure(name: &str, store: &dyn EventStore) {
             let started = Instant::now();
             let outcomes = store.write(batch).await.unwrap();
             let took = started.elapsed();
-            let refused = |outcome: &&Outcome| **outcome == Outcome::RefusedByStore;
+            let refused = |outcome: &&Outcome| matches!(outcome, Outcome::RefusedByStore(_));
             assert_eq!(outcomes.iter().filter(refused).count(), num_culprits);
             // The first round warms up.
             if round > 0 {

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `BENCH_RATES` | 100,1000,2000 | events a second |
 //! | `BENCH_SECONDS` | 20 | how long for each rate |
-//! | `BENCH_EVENTS` | 50000 | old events to trim |
+//! | `BENCH_EVENTS` | 200000 | old events to trim: enough for the whole time |
 //! | `BENCH_EVENTS_FILE` | generated | events to use, one a line, plain or gzipped |
 //!
 //! The clock runs from before the event is sent to Redis until a connection that listens has been told
@@ -42,7 +42,7 @@ use kit::{copy, reference, settings};
 
 /// The connections that put the old events there.
 const NUM_FILLING: usize = 2;
-/// Events are sent once in this time, those that are due together.
+/// How often it is looked which events are due; those are sent together.
 const TICK: Duration = Duration::from_millis(1);
 
 /// What one rate came to.
@@ -98,6 +98,10 @@ fn publish(servers: &Servers, messages: &[Message], rate: usize) -> HashMap<Stri
     while !rest.is_empty() {
         let due = (started.elapsed().as_secs_f64() * rate as f64) as usize + 1;
         let num_due = due.saturating_sub(messages.len() - rest.len());
+        if num_due == 0 {
+            std::thread::sleep(TICK);
+            continue;
+        }
         let (now_due, later) = rest.split_at(num_due.min(rest.len()));
         rest = later;
         let mut pipeline = redis::pipe();
@@ -109,7 +113,6 @@ fn publish(servers: &Servers, messages: &[Message], rate: usize) -> HashMap<Stri
         let now = SystemClock.now();
         pipeline.query::<()>(&mut connection).unwrap();
         sent.extend(now_due.iter().map(|message| (message.id.clone(), now)));
-        std::thread::sleep(TICK);
     }
     sent
 }
@@ -118,7 +121,7 @@ fn main() {
     let file = settings::events_file();
     let seconds: usize = settings::number("BENCH_SECONDS", 20);
     let rates = settings::numbers("BENCH_RATES", &[100, 1_000, 2_000]);
-    let num_old = settings::number("BENCH_EVENTS", 50_000);
+    let num_old = settings::number("BENCH_EVENTS", 200_000);
     let old_since = SystemClock.now() - TimeDelta::days(60);
     let old = copy::encode(&Load::new(file.as_deref(), old_since).take(num_old));
     let mut load = Load::new(file.as_deref(), SystemClock.now());

@@ -80,6 +80,8 @@ struct Turn {
     memory: Option<f64>,
     wal_bytes: f64,
     redis_commands: Option<f64>,
+    /// Of the product: what tells whether the writers, or what feeds them, was the bound.
+    remark: String,
 }
 
 /// What all turns share.
@@ -147,6 +149,7 @@ impl Contest {
             processor: Some(micros(run.processor) / num_events),
             memory: Some(run.peak_memory),
             redis_commands: Some(run.redis_commands / num_events),
+            remark: remark(&run, num_writers),
             ..Turn::new(num_events, run.took, cost)
         }
     }
@@ -195,8 +198,23 @@ impl Turn {
             memory: None,
             wal_bytes: cost.wal_bytes / num_events,
             redis_commands: None,
+            remark: String::new(),
         }
     }
+}
+
+/// How much of the whole turn, start included, the writers had a batch in hand, and how large one was.
+fn remark(run: &persister::Run, num_writers: usize) -> String {
+    let flush = |part| {
+        run.metrics
+            .value(&format!("event_persister_flush_seconds_{part}"))
+    };
+    let busy = flush("sum") / (run.took.as_secs_f64() * num_writers as f64);
+    let batch = run.metrics.value("event_persister_stored_total") / flush("count");
+    format!(
+        ", writers busy {:.0} %, {batch:.0} events a batch",
+        busy * 100.0
+    )
 }
 
 fn micros(duration: Duration) -> f64 {
@@ -287,10 +305,11 @@ fn main() {
             for contestant in order {
                 let turn = contest.turn(contestant);
                 println!(
-                    "round {}: {} {:.0} events/s",
+                    "round {}: {} {:.0} events/s{}",
                     round + 1,
                     contestant.name(),
-                    turn.events_per_second
+                    turn.events_per_second,
+                    turn.remark,
                 );
                 turns.entry(contestant).or_default().push(turn);
             }

@@ -146,8 +146,9 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   event-persister serve
   event-persister serve --redis-url redis://localhost --listen off
-  event-persister serve --config /etc/event-persister.toml --writers 4")]
-    Serve,
+  event-persister serve --config /etc/event-persister.toml --writers 4
+  event-persister serve --shadow --for 10m")]
+    Serve(ServeFlags),
 
     /// Write events from a file, one JSON object a line
     ///
@@ -274,6 +275,38 @@ pub(crate) enum Command {
     },
 }
 
+impl Default for Command {
+    fn default() -> Self {
+        Self::Serve(ServeFlags::default())
+    }
+}
+
+/// How to serve.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub(crate) struct ServeFlags {
+    /// Write nothing, and compare what would be written with the rows that Prefect's persister writes
+    ///
+    /// Reads the stream with a consumer group of its own, which is destroyed at the end, and looks
+    /// at the tables a while after Prefect acknowledged an event. Takes no events by HTTP. The exit
+    /// code is 1 if rows differ, or if Prefect stored what would be refused here.
+    #[arg(long)]
+    pub(crate) shadow: bool,
+    /// With --shadow: read for this long, such as 10m, then compare what is left and end
+    #[arg(
+        long = "for",
+        value_name = "SPAN",
+        value_parser = humantime::parse_duration,
+        requires = "shadow"
+    )]
+    pub(crate) span: Option<Duration>,
+    /// With --shadow: how many findings of each kind to show; all are counted [default: 20]
+    #[arg(long, value_name = "NUMBER", requires = "shadow")]
+    pub(crate) limit: Option<usize>,
+    /// With --shadow: print the summary as one JSON document
+    #[arg(long, requires = "shadow")]
+    pub(crate) json: bool,
+}
+
 /// What to do with the trim guard.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum GuardCommand {
@@ -321,7 +354,7 @@ pub(crate) fn parse(
         writers: settings.writers.filter(|_| typed("writers")),
         log_format: settings.log_format.filter(|_| typed("log_format")),
     };
-    Ok((flags, cli.command.unwrap_or(Command::Serve)))
+    Ok((flags, cli.command.unwrap_or_default()))
 }
 
 /// Whether an argument stands on the command line, before or behind the command.
@@ -380,9 +413,21 @@ mod tests {
     #[test]
     fn without_a_command_it_serves() {
         let (flags, command) = parse_line("event-persister --writers 4");
-        assert_eq!(command, Command::Serve);
+        assert_eq!(command, Command::default());
         assert_eq!(flags.writers.as_deref(), Some("4"));
         assert_eq!(flags.listen, None);
+    }
+
+    #[test]
+    fn what_is_about_a_shadow_needs_one() {
+        let (_, command) = parse_line("event-persister serve --shadow --for 10m --json");
+        let Command::Serve(flags) = command else {
+            panic!("it serves");
+        };
+        assert_eq!(flags.span, Some(Duration::from_secs(600)));
+        for flag in ["--for=10m", "--limit=5", "--json"] {
+            assert!(parse(["event-persister", "serve", flag].map(OsString::from)).is_err());
+        }
     }
 
     #[test]

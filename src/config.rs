@@ -17,6 +17,7 @@ mod redis_url;
 mod secret_file;
 mod sections;
 mod settings;
+mod supervisor;
 mod url_parts;
 mod value;
 
@@ -24,7 +25,10 @@ pub(crate) use database_url::{DatabaseUrl, PostgresUrl};
 pub(crate) use error::ConfigError;
 pub(crate) use layer::Origin;
 pub(crate) use prefect::{Misfit, Prefect};
-pub(crate) use sections::{Batch, Database, Events, Http, Log, Pipeline, Redis, Tls, Trim};
+pub(crate) use sections::{
+    Batch, CertificateFiles, Database, Events, Http, Log, Pipeline, Redis, Tls, Trim,
+};
+pub(crate) use supervisor::Supervisor;
 pub(crate) use value::{Listen, LogFormat, TlsMode};
 
 use compose::Layers;

@@ -7,23 +7,27 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::time::Duration;
 
 use actix::Addr;
-use actix_web::dev::Server;
 use actix_web::http::StatusCode;
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, guard, web};
+use actix_web::{HttpRequest, HttpResponse, guard, web};
 use anyhow::{Context as _, bail};
 use event_persister_actors::messages::Status;
 use event_persister_actors::pipeline::PipelineActor;
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use serde_json::json;
 
+use crate::metrics::Refusals;
 use crate::wiring::{AuthString, EventRoutes};
 
-/// Requests are small work beside the database's; two threads keep one slow client from holding
-/// up the others.
-const NUM_WORKERS: usize = 2;
-/// How long requests that wait may still take once the pipeline has drained: their answers are
-/// there, and only have to be sent.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+mod connection;
+mod server;
+mod tls;
+
+pub(crate) use server::{Running, start};
+pub(crate) use tls::Certificate;
+
+/// What is served to anyone, whatever the load.
+const HEALTH_PATHS: [&str; 2] = ["/api/health", "/api/ready"];
+
 /// How long the pipeline may take to say how it is.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -37,6 +41,7 @@ pub(crate) struct Listener {
     /// Whether more than the two health paths is served.
     pub(crate) open: bool,
     pub(crate) registry: Registry,
+    pub(crate) refusals: Refusals,
 }
 
 /// An address that is resolved and to be bound.
@@ -66,36 +71,11 @@ impl Place {
     }
 }
 
-/// Binds and starts the listener; it serves once it is polled. Returns the addresses too, since
-/// port 0 takes any that is free.
-pub(crate) fn start(
-    place: &Place,
-    listener: Listener,
-) -> anyhow::Result<(Server, Vec<SocketAddr>)> {
-    let mut server = HttpServer::new(move || {
-        let listener = listener.clone();
-        App::new().configure(move |config| configure(config, &listener))
-    })
-    .workers(NUM_WORKERS)
-    .disable_signals()
-    .shutdown_timeout(SHUTDOWN_TIMEOUT.as_secs());
-    for address in &place.addresses {
-        server = server.bind(address).with_context(|| {
-            format!(
-                "cannot listen on {address}; if another process listens there, stop it or choose \
-                 another address with --listen or EVENT_PERSISTER_LISTEN"
-            )
-        })?;
-    }
-    let addresses = server.addrs();
-    Ok((server.run(), addresses))
-}
-
 fn configure(config: &mut web::ServiceConfig, listener: &Listener) {
     config
         .app_data(web::Data::new(listener.clone()))
-        .service(readable("/api/health", web::to(health)))
-        .service(readable("/api/ready", web::to(ready)));
+        .service(readable(HEALTH_PATHS[0], web::to(health)))
+        .service(readable(HEALTH_PATHS[1], web::to(ready)));
     if listener.open {
         config.service(readable("/metrics", web::to(metrics)));
         listener.events.configure(config);

@@ -18,6 +18,8 @@ pub(crate) fn start(settings: &Log) -> anyhow::Result<MultiProgress> {
         // What it does with its threads is news only to those who ask for more.
         builder.filter_module("actix_server", log::LevelFilter::Warn);
     }
+    // To it a client's mistake is an error, and anybody who can connect could fill the disk.
+    builder.filter_module("actix_http", log::LevelFilter::Off);
     builder
         .parse_filters(&settings.level)
         .target(env_logger::Target::Pipe(Box::new(Lines {

@@ -16,11 +16,13 @@ mod guard;
 mod http;
 mod import;
 mod logging;
+mod metrics;
 mod migrate;
 mod output;
-mod redis_metrics;
 mod serve;
+mod shadow;
 mod signals;
+mod systemd;
 mod trim;
 mod verify;
 mod wiring;
@@ -60,8 +62,10 @@ fn run() -> i32 {
             return WRONG_USAGE;
         }
     };
-    if let Err(error) = wiring::validate(&config).and_then(|()| guard::validate(&command, &config))
-    {
+    let valid = wiring::validate(&config)
+        .and_then(|()| guard::validate(&command, &config))
+        .and_then(|()| shadow::validate(&command, &config));
+    if let Err(error) = valid {
         output::error(&format!("{error:#}"));
         return WRONG_USAGE;
     }
@@ -90,7 +94,8 @@ async fn execute(
     screen: &MultiProgress,
 ) -> anyhow::Result<bool> {
     match command {
-        Command::Serve => serve::run(config).await?,
+        Command::Serve(flags) if flags.shadow => return shadow::run(config, flags).await,
+        Command::Serve(_) => serve::run(config).await?,
         Command::Import { file, output } => {
             return import::run(config, screen, file, output.json).await;
         }

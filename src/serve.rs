@@ -1,12 +1,10 @@
 //! The service: the pipeline, the listener in front of it, and an end in good order.
 
 use std::future::pending;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor as _, Addr};
-use actix_web::dev::{Server, ServerHandle};
 use anyhow::{Context as _, bail};
 use event_persister_actors::messages::Drain;
 use event_persister_actors::metrics::Metrics;
@@ -15,10 +13,11 @@ use event_persister_actors::source::EventSource;
 use prometheus::Registry;
 use tokio::task::JoinHandle;
 
-use crate::config::{Config, Listen};
-use crate::http::{self, Listener, Place};
-use crate::redis_metrics::RedisMetrics;
+use crate::config::{Config, Listen, Supervisor};
+use crate::http::{self, Certificate, Listener, Place};
+use crate::metrics::{self, Refusals};
 use crate::signals::Signals;
+use crate::systemd::Notifier;
 use crate::wiring::{self, Bus, Intake};
 
 /// How often it is looked at whether the pipeline is still there.
@@ -32,6 +31,10 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
         Listen::Off => None,
         Listen::At(address) => Some(Place::resolve(address)?),
     };
+    let certificate = match &config.http.tls {
+        None => None,
+        Some(files) => Some(Certificate::read(files.clone())?),
+    };
     let intake = wiring::intake(config);
     let bus = wiring::bus(config)?;
     let sources = sources(&intake, bus.as_ref(), place.is_some());
@@ -40,26 +43,32 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
         .map(|source| source.name().to_owned())
         .collect();
     let parts = wiring::pipeline_parts(config, sources, metrics.clone())?;
-    let registry = registry(&metrics, bus.as_ref())?;
+    let refusals = Refusals::new().context("cannot set the metrics up")?;
+    let registry = metrics::registry(config, &metrics, &refusals, &intake, bus.as_ref())?;
     // An actor does nothing until this thread next awaits, and the listener is bound before that:
     // a second process on the same address ends here, and has not touched the database.
     let pipeline = PipelineActor::new(wiring::pipeline_settings(config), parts).start();
-    let mut running = match &place {
+    let mut listening = match &place {
         None => None,
-        Some(place) => Some(listen(place, &intake, &pipeline, registry)?),
+        Some(place) => {
+            let listener = listener(place, &intake, &pipeline, registry, refusals);
+            Some(listen(config, place, certificate, &listener)?)
+        }
     };
-    announce(config, &names.join(","), running.as_ref());
+    announce(config, &names.join(","), listening.as_ref());
     warn(config, &intake, place.as_ref());
+    let notifier = Notifier::start(Supervisor::of_environment(), pipeline.clone());
     let ended = tokio::select! {
         stop = signals.next() => {
             log::info!("{stop}; taking nothing more in, writing what is held");
             Ok(())
         }
         () = gone(&pipeline) => Err("the pipeline has stopped by itself"),
-        () = listener_ended(running.as_mut()) => Err("the listener has stopped by itself"),
+        () = listener_ended(listening.as_mut()) => Err("the listener has stopped by itself"),
     };
     signals.next_is_final();
-    shut_down(config, &intake, &pipeline, running, &metrics).await;
+    notifier.stopping();
+    shut_down(config, &intake, &pipeline, listening, &metrics).await;
     if let Err(what) = ended {
         bail!("{what}; what was not acknowledged stays with its source. Start the service again");
     }
@@ -73,43 +82,43 @@ fn sources(intake: &Intake, bus: Option<&Bus>, listens: bool) -> Vec<Arc<dyn Eve
     redis.into_iter().chain(http).collect()
 }
 
-fn registry(metrics: &Metrics, bus: Option<&Bus>) -> anyhow::Result<Registry> {
-    const FAILED: &str = "cannot set the metrics up";
-    let registry = Registry::new();
-    metrics.register(&registry).context(FAILED)?;
-    if let Some(bus) = bus {
-        let of_redis = RedisMetrics::new(bus.stats.clone()).context(FAILED)?;
-        registry.register(Box::new(of_redis)).context(FAILED)?;
-    }
-    Ok(registry)
-}
-
-/// A listener at work.
-struct Running {
-    addresses: Vec<SocketAddr>,
-    handle: ServerHandle,
+/// A listener at work, and the task that it works in.
+struct Listening {
+    running: http::Running,
     server: JoinHandle<std::io::Result<()>>,
 }
 
 fn listen(
+    config: &Config,
+    place: &Place,
+    certificate: Option<Arc<Certificate>>,
+    listener: &Listener,
+) -> anyhow::Result<Listening> {
+    let (server, running) = http::start(place, &config.http, certificate.as_ref(), listener)?;
+    if let Some(certificate) = certificate {
+        actix_rt::spawn(certificate.follow());
+    }
+    Ok(Listening {
+        running,
+        server: actix_rt::spawn(server),
+    })
+}
+
+fn listener(
     place: &Place,
     intake: &Intake,
     pipeline: &Addr<PipelineActor>,
     registry: Registry,
-) -> anyhow::Result<Running> {
-    let listener = Listener {
+    refusals: Refusals,
+) -> Listener {
+    Listener {
         pipeline: pipeline.clone(),
         events: intake.routes(),
         open: is_open(place, intake),
         auth: intake.auth(),
         registry,
-    };
-    let (server, addresses): (Server, _) = http::start(place, listener)?;
-    Ok(Running {
-        addresses,
-        handle: server.handle(),
-        server: actix_rt::spawn(server),
-    })
+        refusals,
+    }
 }
 
 /// Whoever forgets the auth string opens nothing to the network.
@@ -117,11 +126,17 @@ fn is_open(place: &Place, intake: &Intake) -> bool {
     place.is_loopback() || intake.auth().is_some()
 }
 
-fn announce(config: &Config, sources: &str, running: Option<&Running>) {
-    let addresses: Vec<String> = running
+fn announce(config: &Config, sources: &str, listening: Option<&Listening>) {
+    let addresses: Vec<String> = listening
         .iter()
-        .flat_map(|running| &running.addresses)
-        .map(|address| format!("http://{address}"))
+        .flat_map(|listening| {
+            let http::Running {
+                scheme, addresses, ..
+            } = &listening.running;
+            addresses
+                .iter()
+                .map(move |address| format!("{scheme}://{address}"))
+        })
         .collect();
     let listen = if addresses.is_empty() {
         "off".to_owned()
@@ -132,9 +147,13 @@ fn announce(config: &Config, sources: &str, running: Option<&Running>) {
         .redis
         .as_ref()
         .map_or_else(|| "off".to_owned(), |redis| redis.address.to_string());
+    let guard = match &config.redis {
+        Some(redis) if redis.guard => "on",
+        _ => "off",
+    };
     log::info!(
-        "event-persister {} started listen={listen} sources={sources} redis={redis} store={} \
-         writers={}",
+        "event-persister {} started listen={listen} sources={sources} redis={redis} \
+         guard={guard} store={} writers={}",
         env!("CARGO_PKG_VERSION"),
         config.database.url,
         config.pipeline.writers
@@ -165,10 +184,10 @@ async fn gone(pipeline: &Addr<PipelineActor>) {
     }
 }
 
-async fn listener_ended(running: Option<&mut Running>) {
-    match running {
+async fn listener_ended(listening: Option<&mut Listening>) {
+    match listening {
         None => pending().await,
-        Some(running) => match (&mut running.server).await {
+        Some(listening) => match (&mut listening.server).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => log::error!("the listener has failed error={error}"),
             Err(error) => log::error!("the listener has failed error={error}"),
@@ -181,7 +200,7 @@ async fn shut_down(
     config: &Config,
     intake: &Intake,
     pipeline: &Addr<PipelineActor>,
-    running: Option<Running>,
+    listening: Option<Listening>,
     metrics: &Metrics,
 ) {
     intake.stop_accepting();
@@ -197,8 +216,8 @@ async fn shut_down(
         Ok(_) => {}
         Err(error) => log::error!("the pipeline was gone before it could drain error={error}"),
     }
-    if let Some(running) = running {
-        running.handle.stop(true).await;
+    if let Some(listening) = listening {
+        listening.running.stop().await;
     }
     let ledger = metrics.ledger();
     if !ledger.balances() {

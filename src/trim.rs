@@ -36,7 +36,7 @@ pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<()> {
             .await
             .context("cannot count what would be deleted")
     } else {
-        run_pass(store.as_ref(), &cutoffs, settings.batch_size)
+        run_pass(store.as_ref(), &cutoffs, settings.batch_size, |_| {})
             .await
             .context("cannot delete what retention no longer keeps")
     };

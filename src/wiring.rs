@@ -25,12 +25,15 @@ mod redis;
 mod stores;
 
 pub(crate) use event_persister_actors::finding::{Finding, Severity};
+pub(crate) use event_persister_actors::source::intake::Intake as IntakeHandle;
 pub(crate) use inspection::{inspect_bus, inspect_store};
 pub(crate) use intake::{Intake, intake};
-pub(crate) use redis::{BUS_NAME, Bus, BusAudit, GuardReport, RedisStats, bus, bus_audit, guard};
+pub(crate) use redis::{
+    BUS_NAME, Bus, BusAudit, BusShadow, GuardReport, RedisStats, bus, bus_audit, bus_shadow, guard,
+};
 pub(crate) use stores::{
-    HalfEvents, Missing, Prefects, audit, close, dead_letters, half_events, migrate, not_there_yet,
-    open_store, prefects_schema, remove_half_events,
+    HalfEvents, Missing, Prefects, audit, close, comparison, dead_letters, half_events, migrate,
+    not_there_yet, open_store, prefects_schema, remove_half_events,
 };
 
 fn clock() -> Arc<dyn Clock> {

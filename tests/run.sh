@@ -102,6 +102,12 @@ if command -v cargo-deny >/dev/null; then
   cargo deny --config .deny.toml check bans licenses sources
 fi
 
+if command -v promtool >/dev/null; then
+  step "alerts"
+  promtool check rules deploy/alerts.yml
+  promtool test rules deploy/alerts.test.yml
+fi
+
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --all-features --no-deps
 

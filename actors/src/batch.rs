@@ -107,6 +107,17 @@ pub enum FlushReason {
 }
 
 impl FlushReason {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::MaxEvents,
+        Self::MaxBytes,
+        Self::SourceIdle,
+        Self::Linger,
+        Self::MaxAge,
+        Self::Retry,
+        Self::Draining,
+    ];
+
     /// The name in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {

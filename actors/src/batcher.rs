@@ -27,7 +27,7 @@ use crate::messages::{
     Ack, Drain, Drained, Enqueue, EnqueueRefused, Flush, Flushed, Join, ReplaceWriter, SourceIndex,
     stops_when_retired,
 };
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RetryKind};
 use crate::refusals::Refusals;
 use crate::source::Permit;
 use crate::status::{Component, error_chain};
@@ -35,6 +35,7 @@ use crate::store::StoreError;
 use crate::waiters::{Owed, Waiters};
 
 mod pausing;
+mod retrying;
 mod settings;
 mod writer;
 
@@ -184,16 +185,17 @@ impl BatcherActor {
         match reply {
             Ok(Ok(flushed)) => self.settle(held, &flushed, took),
             Ok(Err(error)) => match &error {
-                StoreError::TooSlow { .. } => self.retry_in_halves(held, &error_chain(&error)),
+                StoreError::TooSlow { .. } => self.retry_in_halves(held, &error),
                 StoreError::Unavailable { .. } | StoreError::OutcomeUnknown { .. } => {
-                    self.retry_later(held, &error_chain(&error));
+                    self.retry_later(held, (&error).into(), &error_chain(&error));
                 }
             },
             Err(error) => {
                 if let Some(writer) = self.writers.get_mut(index) {
                     writer.gone = true;
                 }
-                self.retry_later(held, &format!("writer {index} died: {error}"));
+                let error = format!("writer {index} died: {error}");
+                self.retry_later(held, RetryKind::WriterDied, &error);
             }
         }
         self.pump(ctx);
@@ -201,9 +203,13 @@ impl BatcherActor {
 
     /// The batch is durable: account for it, acknowledge it, let the next chunks in.
     fn settle(&mut self, held: HeldBatch, flushed: &Flushed, took: Duration) {
-        self.parts.metrics.batch_flushed(flushed, took);
-        if self.parts.store.succeeded() {
-            log::info!("the store is back batch.id={}", held.batch.id);
+        let age = held.oldest.elapsed();
+        self.parts.metrics.batch_flushed(flushed, took, age);
+        if let Some(failures) = self.parts.store.succeeded() {
+            log::info!(
+                "the store is back failures={failures} batch.id={}",
+                held.batch.id
+            );
         }
         self.successes += 1;
         self.queue.end_backoff(Instant::now());
@@ -225,42 +231,6 @@ impl BatcherActor {
         self.credit
             .give_back(held.batch.len(), held.batch.num_bytes());
         self.grant();
-    }
-
-    /// The batch is not durable: it goes back to the front and out again after a back-off.
-    fn retry_later(&mut self, mut held: HeldBatch, error: &str) {
-        let not_before = self.note_failure(&mut held, error);
-        self.queue.put_back(held, not_before);
-    }
-
-    /// The same for one that took too long.
-    fn retry_in_halves(&mut self, mut held: HeldBatch, error: &str) {
-        let not_before = self.note_failure(&mut held, error);
-        self.queue.put_back_in_halves(held, not_before);
-    }
-
-    /// Says that a batch could not be written; returns when it may be tried again.
-    fn note_failure(&self, held: &mut HeldBatch, error: &str) -> Instant {
-        held.failed(self.successes);
-        let delay = self.settings.backoff.random_delay(held.failures);
-        self.parts.metrics.batch_failed();
-        let at = self.parts.clock.now();
-        if self.parts.store.failed(error.to_owned(), at) {
-            log::warn!(
-                "a batch could not be written and is kept; retrying until it is batch.id={} \
-                 batch.len={} retry_in={delay:?} error={error}",
-                held.batch.id,
-                held.batch.len(),
-            );
-        } else {
-            log::debug!(
-                "a batch could not be written batch.id={} failures={} retry_in={delay:?} \
-                 error={error}",
-                held.batch.id,
-                held.failures,
-            );
-        }
-        Instant::now() + delay
     }
 
     /// Gives permits to those who wait, for as long as there is room.
@@ -383,7 +353,8 @@ impl Handler<ReplaceWriter> for BatcherActor {
             let unanswered = slot.writing.take();
             *slot = Writer::new(replacement.writer);
             if let Some((_, held)) = unanswered {
-                self.retry_later(held, "the writer died before it answered");
+                let error = "the writer died before it answered";
+                self.retry_later(held, RetryKind::WriterDied, error);
             }
         }
         self.pump(ctx);

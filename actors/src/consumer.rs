@@ -22,12 +22,13 @@ use crate::messages::{
     Ack, AwaitEnd, Drain, Drained, Enqueue, EnqueueRefused, Join, SourceIndex, StopReading,
     stops_when_retired,
 };
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RetryKind};
 use crate::source::{Body, Chunk, EventSource, Message, More, Permit, SourceError};
 use crate::status::{Component, error_chain};
 use crate::waiters::{Owed, Waiters};
 
 mod acks;
+mod noting;
 
 use acks::Acks;
 
@@ -131,7 +132,7 @@ impl ConsumerActor {
     fn has_rewound(&mut self, result: Result<(), SourceError>, ctx: &mut Context<Self>) {
         if let Err(error) = result {
             let delay = self.next_delay();
-            self.note_failure("could not be rewound", &error);
+            self.note_failure(RetryKind::Rewind, "could not be rewound", &error);
             let handle = ctx.run_later(delay, |actor, ctx| actor.rewind(ctx));
             self.stage = Stage::BeforeSource(handle);
             return;
@@ -190,35 +191,9 @@ impl ConsumerActor {
             return self.stop_reading();
         }
         let delay = self.next_delay();
-        self.note_failure("could not be read", error);
+        self.note_failure(RetryKind::Read, "could not be read", error);
         let handle = ctx.run_later(delay, move |actor, ctx| actor.read(permit, ctx));
         self.stage = Stage::BeforeSource(handle);
-    }
-
-    /// A success ends a failure once neither reading nor acknowledging fails any more.
-    fn note_success(&self) {
-        if self.failed_reads > 0 || self.acks.failures > 0 {
-            return;
-        }
-        if self.parts.component.succeeded() {
-            log::info!("the source is back source.name={}", self.source_name);
-        }
-    }
-
-    fn note_failure(&self, what: &str, error: &SourceError) {
-        let error = error_chain(error);
-        let at = self.parts.clock.now();
-        let first = self.parts.component.failed(error.clone(), at);
-        let level = if first {
-            log::Level::Warn
-        } else {
-            log::Level::Debug
-        };
-        log::log!(
-            level,
-            "a source {what}; retrying until it can source.name={} error={error}",
-            self.source_name
-        );
     }
 
     /// Parses a chunk and hands it to the batcher.
@@ -370,7 +345,8 @@ impl ConsumerActor {
                 }
             }
             Err(error) => {
-                self.note_failure("could not be told what is durable", &error);
+                let what = "could not be told what is durable";
+                self.note_failure(RetryKind::Acknowledge, what, &error);
                 self.acks.waiting.extend(receipts);
                 self.acks.failures = self.acks.failures.saturating_add(1);
                 let delay = self.parts.backoff.random_delay(self.acks.failures);

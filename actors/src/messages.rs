@@ -27,7 +27,7 @@ use crate::batch::Batch;
 use crate::delivery::{Delivery, Receipt};
 use crate::source::Permit;
 use crate::status::PipelineStatus;
-use crate::store::{Outcome, StoreError, Trimmed};
+use crate::store::{Outcome, RefusalCounts, StoreError, Trimmed};
 
 /// Which of the pipeline's sources; an index into the list that it was started with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,13 +78,13 @@ pub struct Flushed {
     /// Messages that are no events and became dead letters.
     pub rejected_at_parse: u64,
     /// Events that the database refused and that became dead letters.
-    pub refused_by_store: u64,
+    pub refused_by_store: RefusalCounts,
 }
 
 impl Flushed {
     /// Dead letters of both kinds.
     pub fn dead_lettered(&self) -> u64 {
-        self.rejected_at_parse + self.refused_by_store
+        self.rejected_at_parse + self.refused_by_store.total()
     }
 
     /// Every entry of the batch.
@@ -101,7 +101,7 @@ impl<'a> FromIterator<&'a Outcome> for Flushed {
                 Outcome::Stored => flushed.inserted += 1,
                 Outcome::Duplicate => flushed.duplicates += 1,
                 Outcome::RejectedAtParse => flushed.rejected_at_parse += 1,
-                Outcome::RefusedByStore => flushed.refused_by_store += 1,
+                Outcome::RefusedByStore(reason) => flushed.refused_by_store.add(*reason),
             }
         }
         flushed

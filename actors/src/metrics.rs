@@ -1,87 +1,30 @@
-//! Every message accounted for, and every metric's name.
+//! Every message accounted for, and every number of a pipeline.
 //!
 //! The numbers belong to one pipeline and live as long as it does; a host registers them in a
-//! registry of its own. Nothing is global.
+//! registry of its own. Nothing is global. Labels have values from lists that are known beforehand:
+//! nothing that comes with an event becomes one.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prometheus::Registry;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-};
-use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::batch::{Batch, FlushReason};
 use crate::messages::Flushed;
 use crate::store::Trimmed;
 
-/// The ledger: at any moment
-/// `received + redelivered = stored + duplicates + dead_lettered + ignored + released + in_flight`.
-///
-/// Requests that were refused with a 4xx stand outside. After an unknown outcome a retry counts
-/// what it finds as duplicates, so the tables may hold more rows than `stored`, never fewer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct LedgerCounts {
-    /// Messages taken from the sources for the first time.
-    pub received: u64,
-    /// Messages taken again.
-    pub redelivered: u64,
-    /// Events that became rows.
-    pub stored: u64,
-    /// Events whose id was there already.
-    pub duplicates: u64,
-    /// Messages that became dead letters, for either reason.
-    pub dead_lettered: u64,
-    /// Of those, the ones that the database refused.
-    pub refused_by_store: u64,
-    /// Empty messages, acknowledged and forgotten.
-    pub ignored: u64,
-    /// Messages left with their source, at a restart or at the end.
-    pub released: u64,
-    /// Messages held now.
-    pub in_flight: u64,
-}
+mod condition;
+mod ledger;
+mod work;
 
-impl LedgerCounts {
-    /// Whether every message is accounted for.
-    pub fn balances(&self) -> bool {
-        self.received + self.redelivered
-            == self.stored
-                + self.duplicates
-                + self.dead_lettered
-                + self.ignored
-                + self.released
-                + self.in_flight
-    }
-}
-
-/// As in a log line, with whether they balance.
-impl std::fmt::Display for LedgerCounts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            received,
-            redelivered,
-            stored,
-            duplicates,
-            dead_lettered,
-            refused_by_store,
-            ignored,
-            released,
-            in_flight,
-        } = self;
-        write!(
-            f,
-            "received={received} redelivered={redelivered} stored={stored} \
-             duplicates={duplicates} dead_lettered={dead_lettered} \
-             refused_by_store={refused_by_store} ignored={ignored} released={released} \
-             in_flight={in_flight} balanced={}",
-            self.balances()
-        )
-    }
-}
+use condition::Condition;
+use ledger::Exported;
+pub use ledger::LedgerCounts;
+use work::Work;
+pub(crate) use work::{PassOutcome, RetryKind};
 
 /// The numbers of one pipeline, over all of its generations.
 ///
@@ -95,29 +38,8 @@ struct Inner {
     oldest: Mutex<Option<Instant>>,
     last_commit: Mutex<Option<Instant>>,
     exported: Exported,
-    batches: IntCounterVec,
-    failed_batches: IntCounter,
-    batch_events: Histogram,
-    batch_bytes: Histogram,
-    flush_seconds: Histogram,
-    trimmed_events: IntCounter,
-    trimmed_resources: IntCounter,
-    generation: IntGauge,
-    ready: IntGauge,
-    reading_paused: IntGauge,
-}
-
-/// What is copied from the ledger, whole, whenever somebody looks.
-struct Exported {
-    received: IntCounter,
-    redelivered: IntCounter,
-    stored: IntCounter,
-    duplicates: IntCounter,
-    dead_lettered: IntCounterVec,
-    ignored: IntCounter,
-    released: IntCounter,
-    in_flight: IntGauge,
-    oldest_unflushed: Gauge,
+    work: Work,
+    condition: Condition,
 }
 
 impl Metrics {
@@ -125,59 +47,15 @@ impl Metrics {
     ///
     /// # Errors
     ///
-    /// Never with the names below; the metrics library checks them when it runs.
+    /// Never with these names; the metrics library checks them when it runs.
     pub fn new() -> Result<Self, prometheus::Error> {
         Ok(Self(Arc::new(Inner {
             ledger: Mutex::default(),
             oldest: Mutex::default(),
             last_commit: Mutex::default(),
             exported: Exported::new()?,
-            batches: IntCounterVec::new(
-                Opts::new(
-                    "event_persister_batches_total",
-                    "Batches handed to a writer, by what made them leave.",
-                ),
-                &["reason"],
-            )?,
-            failed_batches: IntCounter::new(
-                "event_persister_batch_failures_total",
-                "Attempts to write a batch that failed; the batch is kept and written again.",
-            )?,
-            batch_events: histogram(
-                "event_persister_batch_events",
-                "Messages in a batch.",
-                prometheus::exponential_buckets(1.0, 4.0, 8)?,
-            )?,
-            batch_bytes: histogram(
-                "event_persister_batch_bytes",
-                "Bytes in a batch.",
-                prometheus::exponential_buckets(1024.0, 4.0, 9)?,
-            )?,
-            flush_seconds: histogram(
-                "event_persister_flush_seconds",
-                "From handing a batch to a writer to the end of its transaction.",
-                prometheus::exponential_buckets(0.001, 2.0, 15)?,
-            )?,
-            trimmed_events: IntCounter::new(
-                "event_persister_trimmed_events_total",
-                "Events that retention removed.",
-            )?,
-            trimmed_resources: IntCounter::new(
-                "event_persister_trimmed_resources_total",
-                "Resource rows that retention removed.",
-            )?,
-            generation: IntGauge::new(
-                "event_persister_generation",
-                "How many times the pipeline was started whole; above 1 a part of it has died.",
-            )?,
-            ready: IntGauge::new(
-                "event_persister_ready",
-                "1 while events that are sent will be stored, else 0.",
-            )?,
-            reading_paused: IntGauge::new(
-                "event_persister_reading_paused",
-                "1 while reading pauses because the database refuses nearly everything, else 0.",
-            )?,
+            work: Work::new()?,
+            condition: Condition::new()?,
         })))
     }
 
@@ -223,23 +101,23 @@ impl Metrics {
     }
 
     pub(crate) fn batch_handed_out(&self, reason: FlushReason, batch: &Batch) {
-        self.0.batches.with_label_values(&[reason.as_str()]).inc();
-        self.0.batch_events.observe(batch.len() as f64);
-        self.0.batch_bytes.observe(batch.num_bytes() as f64);
+        self.0.work.handed_out(reason, batch);
     }
 
-    pub(crate) fn batch_failed(&self) {
-        self.0.failed_batches.inc();
+    pub(crate) fn retries(&self, kind: RetryKind) {
+        self.0.work.retries(kind);
     }
 
-    pub(crate) fn batch_flushed(&self, flushed: &Flushed, took: Duration) {
-        self.0.flush_seconds.observe(took.as_secs_f64());
+    /// A batch is durable: how long its transaction took, and how old its oldest message was then.
+    pub(crate) fn batch_flushed(&self, flushed: &Flushed, took: Duration, age: Duration) {
         *lock(&self.0.last_commit) = Some(Instant::now());
         let mut counts = lock(&self.0.ledger);
+        // Under the lock, so that who looks meanwhile sees the same refusals in both.
+        self.0.work.flushed(&flushed.refused_by_store, took, age);
         counts.stored += flushed.inserted;
         counts.duplicates += flushed.duplicates;
         counts.dead_lettered += flushed.dead_lettered();
-        counts.refused_by_store += flushed.refused_by_store;
+        counts.refused_by_store += flushed.refused_by_store.total();
         counts.in_flight = counts.in_flight.saturating_sub(flushed.total());
     }
 
@@ -258,22 +136,28 @@ impl Metrics {
     }
 
     pub(crate) fn trimmed(&self, trimmed: &Trimmed) {
-        self.0.trimmed_events.inc_by(trimmed.events);
-        self.0.trimmed_resources.inc_by(trimmed.resources);
+        self.0.work.trimmed(trimmed);
+    }
+
+    pub(crate) fn trim_pass(&self, outcome: PassOutcome, took: Duration) {
+        self.0.work.trim_pass(outcome, took);
     }
 
     pub(crate) fn set_generation(&self, generation: u64) {
-        self.0
-            .generation
-            .set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.0.condition.set_generation(generation);
     }
 
     pub(crate) fn set_reading_paused(&self, paused: bool) {
-        self.0.reading_paused.set(i64::from(paused));
+        self.0.condition.set_reading_paused(paused);
     }
 
     pub(crate) fn set_ready(&self, ready: bool) {
-        self.0.ready.set(i64::from(ready));
+        self.0.condition.set_ready(ready);
+    }
+
+    /// Whether the last attempt of a part succeeded.
+    pub(crate) fn set_up(&self, component: &str, up: bool) {
+        self.0.condition.set_up(component, up);
     }
 }
 
@@ -284,97 +168,12 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
-impl Exported {
-    fn new() -> Result<Self, prometheus::Error> {
-        Ok(Self {
-            received: IntCounter::new(
-                "event_persister_received_total",
-                "Messages taken from the sources for the first time.",
-            )?,
-            redelivered: IntCounter::new(
-                "event_persister_redelivered_total",
-                "Messages taken again.",
-            )?,
-            stored: IntCounter::new("event_persister_stored_total", "Events that became rows.")?,
-            duplicates: IntCounter::new(
-                "event_persister_duplicates_total",
-                "Events whose id was there already.",
-            )?,
-            dead_lettered: IntCounterVec::new(
-                Opts::new(
-                    "event_persister_dead_lettered_total",
-                    "Messages that became dead letters, by who refused them.",
-                ),
-                &["stage"],
-            )?,
-            ignored: IntCounter::new(
-                "event_persister_ignored_total",
-                "Empty messages, acknowledged and forgotten.",
-            )?,
-            released: IntCounter::new(
-                "event_persister_released_total",
-                "Messages left with their source, at a restart or at the end.",
-            )?,
-            in_flight: IntGauge::new("event_persister_in_flight", "Messages held now.")?,
-            oldest_unflushed: Gauge::new(
-                "event_persister_oldest_unflushed_seconds",
-                "How long the oldest message that is not durable has been held.",
-            )?,
-        })
-    }
-
-    /// One consistent picture: what is scraped together adds up.
-    fn copy(&self, counts: &LedgerCounts, oldest: Option<Duration>) {
-        let set = |counter: &IntCounter, value: u64| {
-            counter.reset();
-            counter.inc_by(value);
-        };
-        set(&self.received, counts.received);
-        set(&self.redelivered, counts.redelivered);
-        set(&self.stored, counts.stored);
-        set(&self.duplicates, counts.duplicates);
-        let by_stage = |stage| self.dead_lettered.with_label_values(&[stage]);
-        let by_parser = counts.dead_lettered - counts.refused_by_store;
-        set(&by_stage("parse"), by_parser);
-        set(&by_stage("store"), counts.refused_by_store);
-        set(&self.ignored, counts.ignored);
-        set(&self.released, counts.released);
-        self.in_flight
-            .set(i64::try_from(counts.in_flight).unwrap_or(i64::MAX));
-        self.oldest_unflushed
-            .set(oldest.unwrap_or_default().as_secs_f64());
-    }
-
-    fn collectors(&self) -> [&dyn Collector; 9] {
-        [
-            &self.received,
-            &self.redelivered,
-            &self.stored,
-            &self.duplicates,
-            &self.dead_lettered,
-            &self.ignored,
-            &self.released,
-            &self.in_flight,
-            &self.oldest_unflushed,
-        ]
-    }
-}
-
 impl Inner {
     fn collectors(&self) -> impl Iterator<Item = &dyn Collector> {
-        let own: [&dyn Collector; 10] = [
-            &self.batches,
-            &self.failed_batches,
-            &self.batch_events,
-            &self.batch_bytes,
-            &self.flush_seconds,
-            &self.trimmed_events,
-            &self.trimmed_resources,
-            &self.generation,
-            &self.ready,
-            &self.reading_paused,
-        ];
-        self.exported.collectors().into_iter().chain(own)
+        let exported = self.exported.collectors().into_iter();
+        exported
+            .chain(self.work.collectors())
+            .chain(self.condition.collectors())
     }
 }
 
@@ -391,10 +190,6 @@ impl Collector for Metrics {
     }
 }
 
-fn histogram(name: &str, help: &str, buckets: Vec<f64>) -> Result<Histogram, prometheus::Error> {
-    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -402,6 +197,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{RefusalCounts, RefusalReason};
 
     #[test]
     fn what_is_scraped_adds_up() {
@@ -414,9 +210,10 @@ mod tests {
             inserted: 3,
             duplicates: 2,
             rejected_at_parse: 1,
-            refused_by_store: 1,
+            refused_by_store: RefusalCounts::of(RefusalReason::Constraint, 1),
         };
-        metrics.batch_flushed(&flushed, Duration::from_millis(3));
+        let (took, age) = (Duration::from_millis(3), Duration::from_millis(5));
+        metrics.batch_flushed(&flushed, took, age);
         assert!(metrics.ledger().balances());
         assert_eq!(metrics.ledger().in_flight, 2);
         assert_eq!(metrics.released_all(), 2);
@@ -442,6 +239,9 @@ mod tests {
             "event_persister_duplicates_total 2",
             "event_persister_dead_lettered_total{stage=\"parse\"} 1",
             "event_persister_dead_lettered_total{stage=\"store\"} 1",
+            "event_persister_refused_by_store_total{reason=\"constraint\"} 1",
+            "event_persister_refused_by_store_total{reason=\"raised\"} 0",
+            "event_persister_commit_age_seconds_sum 0.005",
             "event_persister_ignored_total 1",
             "event_persister_released_total 2",
             "event_persister_in_flight 0",

@@ -310,7 +310,7 @@ impl PipelineActor {
 
     fn drain(&mut self, within: Duration, ctx: &mut Context<Self>) {
         self.phase = Phase::Draining;
-        self.parts.metrics.set_ready(false);
+        self.show();
         let children = self.children.clone();
         let sources = self.parts.sources.clone();
         let probe = Arc::clone(&self.probe);
@@ -344,6 +344,7 @@ impl PipelineActor {
         for component in self.components.all() {
             component.ended();
         }
+        self.show();
         self.draining.answer(&drained);
         self.finishing.answer(&drained);
     }
@@ -357,7 +358,7 @@ impl Actor for PipelineActor {
             Phase::Starting | Phase::Running => {
                 self.renew(Duration::ZERO, ctx);
                 self.watch_store(ctx);
-                self.show_readiness(ctx);
+                self.keep_showing(ctx);
             }
             Phase::Draining => self.drain(Duration::ZERO, ctx),
             Phase::Drained => {}

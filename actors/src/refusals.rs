@@ -39,8 +39,8 @@ struct Judged {
 impl Judged {
     fn of(flushed: &Flushed) -> Self {
         Self {
-            total: flushed.inserted + flushed.duplicates + flushed.refused_by_store,
-            refused: flushed.refused_by_store,
+            total: flushed.inserted + flushed.duplicates + flushed.refused_by_store.total(),
+            refused: flushed.refused_by_store.total(),
         }
     }
 

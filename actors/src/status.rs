@@ -1,6 +1,7 @@
 //! What the pipeline says about itself: states and last errors of its parts, kept by the parts and
 //! read by whoever wants to know.
 
+use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub struct ComponentStatus {
     pub last_error: Option<String>,
     /// When that error happened.
     pub last_error_at: Option<DateTime<Utc>>,
+    /// Failures since the last success.
+    pub num_failures: u64,
 }
 
 /// The whole pipeline.
@@ -75,6 +78,7 @@ impl Component {
             state: State::Starting,
             last_error: None,
             last_error_at: None,
+            num_failures: 0,
         })))
     }
 
@@ -87,9 +91,12 @@ impl Component {
         });
     }
 
-    /// Notes a success; returns whether it ends a failure.
-    pub fn succeeded(&self) -> bool {
-        self.with(|status| std::mem::replace(&mut status.state, State::Ok) == State::Failing)
+    /// Notes a success; returns how many failures in a row it ends, if any.
+    pub fn succeeded(&self) -> Option<NonZeroU64> {
+        self.with(|status| {
+            status.state = State::Ok;
+            NonZeroU64::new(std::mem::take(&mut status.num_failures))
+        })
     }
 
     /// Notes a failure; returns whether it is the first after a success.
@@ -97,6 +104,7 @@ impl Component {
         self.with(|status| {
             status.last_error = Some(error);
             status.last_error_at = Some(at);
+            status.num_failures += 1;
             std::mem::replace(&mut status.state, State::Failing) != State::Failing
         })
     }

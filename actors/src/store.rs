@@ -16,9 +16,13 @@ use uuid::Uuid;
 
 use crate::batch::Batch;
 
+pub use refusal::{RefusalCounts, RefusalReason};
+
 pub mod audit;
+pub mod comparison;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+mod refusal;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
@@ -51,8 +55,8 @@ pub enum Outcome {
     Duplicate,
     /// The parser had rejected it; the dead letter is a row.
     RejectedAtParse,
-    /// The database refused it; the dead letter, with the reason, is a row.
-    RefusedByStore,
+    /// The database refused it; the dead letter, with its reason, is a row.
+    RefusedByStore(RefusalReason),
 }
 
 /// What can go wrong with a batch as a whole. In no case may anything be acknowledged, and the same
@@ -109,6 +113,11 @@ pub struct Cutoffs {
 }
 
 impl Cutoffs {
+    /// Whether an event of this name that occurred then is no longer kept.
+    pub fn have_passed(&self, occurred: DateTime<Utc>, name: &str) -> bool {
+        occurred < *self.overrides.get(name).unwrap_or(&self.default)
+    }
+
     /// A clock that ran ahead, or a retention that is negative, must not empty the tables.
     ///
     /// # Errors

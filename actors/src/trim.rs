@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::lifeline::Lifeline;
 use crate::messages::{Drain, Drained, Trim, TrimError, stops_when_retired};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, PassOutcome};
 use crate::status::{Component, error_chain};
 use crate::store::{Cutoffs, EventStore, TrimStep, Trimmed};
 
@@ -33,7 +33,7 @@ pub struct TrimSettings {
     pub retention: Duration,
     /// The same for single event names, shorter or longer (heartbeats of flow runs: 7 days).
     pub overrides: BTreeMap<String, Duration>,
-    /// Events removed in one transaction (500). More hold writers up longer.
+    /// Events removed in one transaction (1,000). More are faster and hold writers up longer.
     pub batch_size: NonZeroUsize,
 }
 
@@ -47,7 +47,7 @@ impl Default for TrimSettings {
                 "prefect.flow-run.heartbeat".to_owned(),
                 Duration::from_secs(7 * DAY),
             )]),
-            batch_size: NonZeroUsize::MIN.saturating_add(499),
+            batch_size: NonZeroUsize::MIN.saturating_add(999),
         }
     }
 }
@@ -83,8 +83,9 @@ pub fn cutoffs(settings: &TrimSettings, now: DateTime<Utc>) -> Result<Cutoffs, T
 
 /// One retention pass: bounded steps until nothing is left to remove.
 ///
-/// Between two steps it rests for as long as the last one took, so that writers that wait for the
-/// same locks get their turn.
+/// Between two steps it rests for a moment, so that other processes which poll for the same lock find
+/// it free now and then; what else is fair is the store's affair. Each step is told of at once, since what it removed stays removed
+/// whatever the next one does.
 ///
 /// # Errors
 ///
@@ -93,17 +94,24 @@ pub async fn run_pass(
     store: &dyn EventStore,
     cutoffs: &Cutoffs,
     batch_size: NonZeroUsize,
+    mut removed: impl FnMut(&Trimmed),
 ) -> Result<Trimmed, TrimError> {
-    const LONGEST_REST: Duration = Duration::from_millis(250);
+    /// Of the time that the last step took. More costs as much of the speed, less makes those wait
+    /// longer who can only try again and again, as SQLite's other processes do.
+    const REST: f64 = 0.125;
+    const LONGEST_REST: Duration = Duration::from_millis(100);
     let mut total = Trimmed::default();
     loop {
         let started = Instant::now();
         match store.trim(cutoffs, batch_size).await? {
-            TrimStep::Removed(trimmed) => total += trimmed,
+            TrimStep::Removed(trimmed) => {
+                removed(&trimmed);
+                total += trimmed;
+            }
             TrimStep::Finished => return Ok(total),
             TrimStep::TakenByAnother => return Err(TrimError::TakenByAnother),
         }
-        tokio::time::sleep(started.elapsed().min(LONGEST_REST)).await;
+        tokio::time::sleep(started.elapsed().mul_f64(REST).min(LONGEST_REST)).await;
     }
 }
 
@@ -174,10 +182,12 @@ impl TrimActor {
         let now = self.parts.clock.now();
         let started = Instant::now();
         let believed = self.steadiness.look(now, started);
+        let metrics = self.parts.metrics.clone();
         let pass = async move {
             believed.map_err(put_forward)?;
             let cutoffs = cutoffs(&settings, now)?;
-            run_pass(store.as_ref(), &cutoffs, settings.batch_size).await
+            let removed = |trimmed: &Trimmed| metrics.trimmed(trimmed);
+            run_pass(store.as_ref(), &cutoffs, settings.batch_size, removed).await
         };
         Box::pin(pass.into_actor(self).map(move |result, actor, _| {
             actor.under_way = false;
@@ -186,12 +196,25 @@ impl TrimActor {
         }))
     }
 
+    fn succeeded(&self) {
+        if let Some(failures) = self.parts.component.succeeded() {
+            log::info!("retention works again failures={failures}");
+        }
+    }
+
     fn note(&self, result: &Result<Trimmed, TrimError>, took: Duration) {
+        let metrics = &self.parts.metrics;
         match result {
             Ok(trimmed) => {
-                self.parts.metrics.trimmed(trimmed);
-                self.parts.component.succeeded();
-                log::info!(
+                metrics.trim_pass(PassOutcome::Done, took);
+                self.succeeded();
+                let level = if *trimmed == Trimmed::default() {
+                    log::Level::Debug
+                } else {
+                    log::Level::Info
+                };
+                log::log!(
+                    level,
                     "trimmed what retention no longer keeps events={} resources={} \
                      duration={took:?}",
                     trimmed.events,
@@ -199,13 +222,23 @@ impl TrimActor {
                 );
             }
             Err(TrimError::TakenByAnother | TrimError::UnderWay) => {
-                self.parts.component.succeeded();
+                metrics.trim_pass(PassOutcome::LeftToAnother, took);
+                self.succeeded();
                 log::debug!("left trimming to another");
             }
             Err(error @ (TrimError::Off | TrimError::AbsurdCutoff(_) | TrimError::Store(_))) => {
+                metrics.trim_pass(PassOutcome::Failed, took);
                 let error = error_chain(error);
-                log::warn!("a retention pass failed; the next one makes up for it error={error}");
-                self.parts.component.failed(error, self.parts.clock.now());
+                let at = self.parts.clock.now();
+                let level = if self.parts.component.failed(error.clone(), at) {
+                    log::Level::Warn
+                } else {
+                    log::Level::Debug
+                };
+                log::log!(
+                    level,
+                    "a retention pass failed; the next one makes up for it error={error}"
+                );
             }
         }
     }

@@ -5,6 +5,8 @@
 //! survives a power cut on the disk of the temporary folder (`TMPDIR`). Redis does not save its data,
 //! so that no snapshot of it falls into one turn and not into the other.
 
+#[path = "../../tests/it/support/certificates.rs"]
+pub(crate) mod certificates;
 #[path = "copy.rs"]
 pub(crate) mod copy;
 #[path = "generated.rs"]

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::{Builder, Uuid};
 
-use super::generated;
+use super::{generated, settings};
 
 /// One message as Prefect publishes it.
 pub(crate) struct Message {
@@ -123,6 +123,33 @@ impl Original {
         let millis = (self.id.as_u128() >> 80) as i64 + shift.num_milliseconds();
         time_ordered_id(u64::try_from(millis).unwrap(), random)
     }
+}
+
+/// The texts of so many events of `BENCH_EVENTS_FILE`, or of generated ones; the first occurred at `start`.
+pub(crate) fn events(num_events: usize, start: DateTime<Utc>) -> Vec<String> {
+    let mut load = Load::new(settings::events_file().as_deref(), start);
+    let messages = load.take(num_events);
+    messages.into_iter().map(|message| message.data).collect()
+}
+
+/// The number of related resources of all of these events.
+pub(crate) fn num_related(events: &[String]) -> usize {
+    let related = |event: &String| {
+        let event: Value = serde_json::from_str(event).unwrap();
+        event["related"].as_array().map_or(0, Vec::len)
+    };
+    events.iter().map(related).sum()
+}
+
+/// How many and how large, for a benchmark's first line.
+pub(crate) fn describe(events: &[String]) -> String {
+    let num_bytes: usize = events.iter().map(String::len).sum();
+    format!(
+        "{} events, {} bytes and {:.1} related resources on average",
+        events.len(),
+        num_bytes / events.len(),
+        num_related(events) as f64 / events.len() as f64
+    )
 }
 
 /// UUIDv7.

@@ -5,11 +5,6 @@
 pub(crate) struct Samples(Vec<f64>);
 
 impl Samples {
-    pub(crate) fn push(&mut self, value: f64) {
-        let at = self.0.partition_point(|other| *other < value);
-        self.0.insert(at, value);
-    }
-
     pub(crate) fn min(&self) -> Option<f64> {
         self.0.first().copied()
     }

@@ -1,6 +1,7 @@
 //! From what the layers say to right values.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::database_url::{DatabaseUrl, Parameters};
@@ -10,7 +11,8 @@ use super::redis_url::RedisUrl;
 use super::settings::{self, ALL, Key, Setting};
 use super::value::{Input, NonZeroDuration, Overrides, SettingValue, Size, Toggle};
 use super::{
-    Batch, Config, Database, Effective, Events, Http, Log, Pipeline, Prefect, Redis, Tls, Trim,
+    Batch, CertificateFiles, Config, Database, Effective, Events, Http, Log, Pipeline, Prefect,
+    Redis, Tls, Trim,
 };
 
 /// From the one that counts most to the one that counts least.
@@ -180,8 +182,15 @@ impl Layers {
             url: &settings::REDIS_URL.setting,
             effective,
         };
+        let [cert, key] = address.certificate.clone();
+        let cert = get.optional(&settings::REDIS_CERT_FILE, cert)?;
+        let key = get.optional(&settings::REDIS_KEY_FILE, key)?;
         Ok(Some(Redis {
             ca_file: get.optional(&settings::REDIS_CA_FILE, address.ca_file.clone())?,
+            certificate: certificate(
+                [&settings::REDIS_CERT_FILE, &settings::REDIS_KEY_FILE],
+                [cert, key],
+            )?,
             address,
             stream: self.get(&settings::REDIS_STREAM)?,
             group: self.get(&settings::REDIS_GROUP)?,
@@ -211,9 +220,18 @@ impl Layers {
     }
 
     fn http(&self) -> Result<Http, ConfigError> {
+        let cert = self.get_optional(&settings::HTTP_TLS_CERT_FILE)?;
+        let key = self.get_optional(&settings::HTTP_TLS_KEY_FILE)?;
         Ok(Http {
             listen: self.get(&settings::HTTP_LISTEN)?,
             auth_string: self.get_optional(&settings::HTTP_AUTH_STRING)?,
+            tls: certificate(
+                [&settings::HTTP_TLS_CERT_FILE, &settings::HTTP_TLS_KEY_FILE],
+                [cert, key],
+            )?,
+            max_connections: self.get(&settings::HTTP_MAX_CONNECTIONS)?,
+            idle_timeout: self.duration(&settings::HTTP_IDLE_TIMEOUT)?,
+            body_timeout: self.duration(&settings::HTTP_BODY_TIMEOUT)?,
             max_body_bytes: self.size(&settings::HTTP_MAX_BODY_BYTES)?,
             max_event_bytes: self.size(&settings::HTTP_MAX_EVENT_BYTES)?,
             max_buffered_bytes: self.size(&settings::HTTP_MAX_BUFFERED_BYTES)?,
@@ -221,6 +239,23 @@ impl Layers {
             max_waiting_events: self.get(&settings::HTTP_MAX_WAITING_EVENTS)?,
             max_waiting_bytes: self.size(&settings::HTTP_MAX_WAITING_BYTES)?,
         })
+    }
+}
+
+/// Two files of which neither is of use without the other.
+fn certificate(
+    settings: [&Key<PathBuf>; 2],
+    files: [Option<PathBuf>; 2],
+) -> Result<Option<CertificateFiles>, ConfigError> {
+    match files.into() {
+        (Some(cert), Some(key)) => Ok(Some(CertificateFiles { cert, key })),
+        (None, None) => Ok(None),
+        _ => {
+            let [cert, key] = settings.map(|key| key.setting.name());
+            Err(ConfigError::new(format!(
+                "{cert} and {key} are used together; set both or neither"
+            )))
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::time::Duration;
 
 use super::error::ConfigError;
 use super::layer::{Layer, Origin};
@@ -34,6 +35,11 @@ const OF_THE_SERVER: [&str; 7] = [
     "PREFECT_API_SERVICES_",
 ];
 
+const FLUSH_INTERVAL: [&str; 2] = [
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL",
+    "PREFECT_API_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL",
+];
+
 const PERSISTER_ENABLED: [&str; 2] = [
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED",
     "PREFECT_API_SERVICES_EVENT_PERSISTER_ENABLED",
@@ -46,6 +52,8 @@ pub(crate) struct Prefect {
     pub(crate) not_taken_over: Vec<Seen>,
     /// What does not fit together, and what to do about it.
     pub(crate) warnings: Vec<Misfit>,
+    /// How long its persister may hold an event that it has acknowledged; `None` for its default.
+    pub(crate) flush_interval: Option<Duration>,
 }
 
 /// Something in the environment that does not fit.
@@ -127,6 +135,7 @@ pub(super) fn read(
         text,
     );
     not_taken_over::report(&mut reader);
+    reader.prefect.flush_interval = flush_interval(variables);
     reader.warn_of_prefects_persister();
     reader.prefect.not_taken_over.sort();
     (reader.layer, reader.prefect, reader.errors.into_result())
@@ -280,6 +289,13 @@ impl<'a> Reader<'a> {
             remedy: format!("set {name}=false for Prefect's server and restart it"),
         });
     }
+}
+
+/// Only what a shadow waits for; what Prefect would refuse is not looked into here.
+fn flush_interval(variables: &Variables) -> Option<Duration> {
+    let (_, value) = variables.first(&FLUSH_INTERVAL)?;
+    let seconds = pydantic::number(value).filter(|seconds| *seconds > 0.0)?;
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 /// As it stands.

@@ -46,6 +46,8 @@ pub(crate) struct RedisAddress {
     url: String,
     /// The authorities that the URL itself names.
     pub(crate) ca_file: Option<PathBuf>,
+    /// The certificate to show and its key, where the URL itself names them.
+    pub(crate) certificate: [Option<PathBuf>; 2],
 }
 
 impl RedisAddress {
@@ -81,6 +83,7 @@ struct Parts {
     password: Option<String>,
     database: i64,
     ca_file: Option<PathBuf>,
+    certificate: [Option<PathBuf>; 2],
     /// Believes any certificate of anyone.
     is_insecure: bool,
 }
@@ -130,6 +133,7 @@ fn parse_address(scheme: &str, rest: &str) -> Result<RedisAddress, String> {
     Ok(RedisAddress {
         url,
         ca_file: parts.ca_file,
+        certificate: parts.certificate,
     })
 }
 
@@ -142,12 +146,8 @@ impl Parts {
             "password" => self.password = text(),
             "ssl_ca_certs" => self.ca_file = text().map(PathBuf::from),
             "ssl_cert_reqs" => self.is_insecure = value == "none",
-            "ssl_certfile" | "ssl_keyfile" if !value.is_empty() => {
-                return Err(
-                    "to show a certificate to Redis is not built in yet; log in with a password"
-                        .to_owned(),
-                );
-            }
+            "ssl_certfile" => self.certificate[0] = text().map(PathBuf::from),
+            "ssl_keyfile" => self.certificate[1] = text().map(PathBuf::from),
             _ if name.starts_with("ssl_") || HARMLESS_PARAMETERS.contains(&name) => {}
             _ if value.is_empty() => {}
             _ => {
@@ -275,13 +275,18 @@ mod tests {
             panic!("off");
         };
         assert_eq!(address.ca_file, Some(PathBuf::from("/ca")));
+        let shows = "rediss://r?ssl_certfile=/cert&ssl_keyfile=/key";
+        let RedisUrl::At(address) = RedisUrl::parse(shows).unwrap() else {
+            panic!("an address");
+        };
+        let files = ["/cert", "/key"].map(|file| Some(PathBuf::from(file)));
+        assert_eq!(address.certificate, files);
     }
 
     #[test]
     fn what_cannot_be_read_yet_is_named() {
         assert!(error("redis+sentinel://a,b/mymaster").contains("Sentinel"));
         assert!(error("redis+cluster://a").contains("Cluster"));
-        assert!(error("rediss://a?ssl_certfile=/c").contains("not built in yet"));
         assert!(error("http://r").contains("redis://"));
         assert!(error("redis:6379").contains("redis://"));
         assert!(error("redis://r/x").contains("\"x\""));

@@ -46,6 +46,7 @@ pub(crate) struct Redis {
     pub(crate) guard_max_entries: NonZeroU64,
     pub(crate) trim_stream: bool,
     pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) certificate: Option<CertificateFiles>,
 }
 
 /// `[http]`
@@ -53,12 +54,23 @@ pub(crate) struct Redis {
 pub(crate) struct Http {
     pub(crate) listen: Listen,
     pub(crate) auth_string: Option<Secret>,
+    pub(crate) tls: Option<CertificateFiles>,
+    pub(crate) max_connections: NonZeroUsize,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) body_timeout: Duration,
     pub(crate) max_body_bytes: NonZeroUsize,
     pub(crate) max_event_bytes: NonZeroUsize,
     pub(crate) max_buffered_bytes: NonZeroUsize,
     pub(crate) request_timeout: Duration,
     pub(crate) max_waiting_events: NonZeroUsize,
     pub(crate) max_waiting_bytes: NonZeroUsize,
+}
+
+/// A certificate and its key, both as PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CertificateFiles {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 /// `[pipeline]`

@@ -219,6 +219,14 @@ settings! {
         "redis", "ca_file", None,
         "With `rediss://`: the authorities that may sign the server's certificate (PEM); the system's if not set.",
     );
+    REDIS_CERT_FILE: PathBuf = Key::new(
+        "redis", "cert_file", None,
+        "With `rediss://`: the certificate to show (PEM), with `key_file`.",
+    );
+    REDIS_KEY_FILE: PathBuf = Key::new(
+        "redis", "key_file", None,
+        "The key of `cert_file` (PEM).",
+    );
 
     HTTP_LISTEN: Listen = Key::new(
         "http", "listen", Some("127.0.0.1:4280"),
@@ -228,6 +236,26 @@ settings! {
         "http", "auth_string", None,
         "`user:password` that clients must send (Basic, or in the WebSocket's first message); guards all but the two health paths.",
     ).secret().may_be_a_file();
+    HTTP_TLS_CERT_FILE: PathBuf = Key::new(
+        "http", "tls_cert_file", None,
+        "The certificate to show, with those that vouch for it (PEM): then the listener speaks `https` and `wss` alone. Read again when the file changes.",
+    );
+    HTTP_TLS_KEY_FILE: PathBuf = Key::new(
+        "http", "tls_key_file", None,
+        "The key of `tls_cert_file` (PEM).",
+    );
+    HTTP_MAX_CONNECTIONS: NonZeroUsize = Key::new(
+        "http", "max_connections", Some("1024"),
+        "Connections at a time; 64 more are only told so (503) or asked for health, the rest wait. Raise it for more clients, at up to 256 KiB each.",
+    );
+    HTTP_IDLE_TIMEOUT: NonZeroDuration = Key::new(
+        "http", "idle_timeout", Some("10s"),
+        "How long a client may take for the head of its first or next request before its connection is closed; Prefect's client gives an idle one up after 5s. WebSockets may idle.",
+    );
+    HTTP_BODY_TIMEOUT: NonZeroDuration = Key::new(
+        "http", "body_timeout", Some("2m"),
+        "How long a body, or a large message on a WebSocket, may take from its first byte to its last; longer suits slow links, shorter gives the room for buffers back sooner.",
+    );
     HTTP_MAX_BODY_BYTES: Size = Key::new(
         "http", "max_body_bytes", Some("64MiB"),
         "The largest request body; larger ones are refused with 413. Raise it for larger lists, at that much memory a request.",
@@ -296,7 +324,7 @@ settings! {
         "Retention of single event names, shorter or longer: a table in the file, `name=30d,other=1h` or JSON in a variable. Replaces the default.",
     );
     TRIM_BATCH_SIZE: NonZeroUsize = Key::new(
-        "trim", "batch_size", Some("500"),
+        "trim", "batch_size", Some("1000"),
         "Events deleted in one transaction; fewer lets writers in sooner, more finishes earlier.",
     );
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
-use super::settings::ALL;
+use super::settings::{ALL, PREFIX};
 use super::*;
 
 fn file(text: &str) -> NamedTempFile {
@@ -107,13 +107,13 @@ fn every_setting_is_a_key_of_the_file_and_a_variable() {
             ..Flags::default()
         };
         // Two that stand together have to.
-        let other = match setting.key {
-            "tls_cert_file" => Some("EVENT_PERSISTER_DATABASE_TLS_KEY_FILE"),
-            "tls_key_file" => Some("EVENT_PERSISTER_DATABASE_TLS_CERT_FILE"),
-            _ => None,
-        };
+        let variable = setting.variable();
+        let other = variable
+            .strip_suffix("CERT_FILE")
+            .map(|start| format!("{start}KEY_FILE"))
+            .or_else(|| Some(format!("{}CERT_FILE", variable.strip_suffix("KEY_FILE")?)));
         let mut variables: Vec<(&str, &str)> =
-            other.map(|other| (other, "x")).into_iter().collect();
+            other.iter().map(|other| (other.as_str(), "x")).collect();
         let config = load(&flags, &variables).unwrap();
         assert!(
             matches!(
@@ -123,7 +123,6 @@ fn every_setting_is_a_key_of_the_file_and_a_variable() {
             "{}",
             setting.name()
         );
-        let variable = setting.variable();
         variables.push((&variable, value));
         let config = load(&flags, &variables).unwrap();
         assert_eq!(
@@ -246,9 +245,20 @@ fn what_a_url_says_counts_unless_its_own_setting_says_something() {
 
 #[test]
 fn a_certificate_without_its_key_is_an_error() {
-    let pairs = [("EVENT_PERSISTER_DATABASE_TLS_CERT_FILE", "/c.pem")];
-    let error = load(&Flags::default(), &pairs).unwrap_err();
-    assert!(error.contains("database.tls_key_file"), "{error}");
+    let redis = ("EVENT_PERSISTER_REDIS_URL", "rediss://r");
+    for [cert, key] in [
+        ["database.tls_cert_file", "database.tls_key_file"],
+        ["http.tls_cert_file", "http.tls_key_file"],
+        ["redis.cert_file", "redis.key_file"],
+    ] {
+        let variable = |name: &str| format!("{PREFIX}{}", name.replace('.', "_").to_uppercase());
+        for [one, other] in [[cert, key], [key, cert]] {
+            let variable = variable(one);
+            let pairs = [redis, (variable.as_str(), "/one.pem")];
+            let error = load(&Flags::default(), &pairs).unwrap_err();
+            assert!(error.contains(other), "{error}");
+        }
+    }
 }
 
 #[test]

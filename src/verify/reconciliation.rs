@@ -44,10 +44,9 @@ impl Wanted {
 
     /// Whether retention may have removed it.
     fn may_have_expired(&self, cutoffs: &Cutoffs) -> bool {
-        self.kept_by.as_ref().is_some_and(|(occurred, name)| {
-            let cutoff = cutoffs.overrides.get(name).unwrap_or(&cutoffs.default);
-            occurred < cutoff
-        })
+        self.kept_by
+            .as_ref()
+            .is_some_and(|(occurred, name)| cutoffs.have_passed(*occurred, name))
     }
 }
 

@@ -41,6 +41,7 @@ pub(crate) fn intake(config: &Config) -> Intake {
         max_buffered_bytes: http.max_buffered_bytes,
         max_event_bytes: Some(http.max_event_bytes),
         request_timeout: http.request_timeout,
+        body_timeout: http.body_timeout,
         ..defaults
     };
     Intake {
@@ -60,6 +61,11 @@ impl Intake {
     /// The listener's side: `POST /api/events` and the WebSocket `/api/events/in`.
     pub(crate) fn routes(&self) -> EventRoutes {
         self.routes.clone()
+    }
+
+    /// What knows how much waits.
+    pub(crate) fn handle(&self) -> intake::Intake {
+        self.handle.clone()
     }
 
     /// What requests have to carry.

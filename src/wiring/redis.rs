@@ -5,9 +5,12 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use event_persister_actors::source::EventSource;
 pub(crate) use event_persister_actors::source::redis::{
-    GuardReport, RedisAudit as BusAudit, RedisGuard as Guard, RedisStats, SOURCE_NAME as BUS_NAME,
+    GuardReport, RedisAudit as BusAudit, RedisGuard as Guard, RedisShadow as BusShadow, RedisStats,
+    SOURCE_NAME as BUS_NAME,
 };
-use event_persister_actors::source::redis::{RedisSettings, RedisSource, RedisTls, consumer_name};
+use event_persister_actors::source::redis::{
+    RedisIdentity, RedisSettings, RedisSource, RedisTls, consumer_name,
+};
 
 use crate::config::{Config, Redis};
 
@@ -47,11 +50,24 @@ pub(crate) fn bus_audit(config: &Config) -> anyhow::Result<Option<BusAudit>> {
         .transpose()
 }
 
+/// The configured stream for somebody who compares what others make of it, if any.
+pub(crate) fn bus_shadow(config: &Config) -> anyhow::Result<Option<BusShadow>> {
+    config
+        .redis
+        .as_ref()
+        .map(|redis| BusShadow::new(settings(redis)?).context("redis"))
+        .transpose()
+}
+
 pub(super) fn settings(redis: &Redis) -> anyhow::Result<RedisSettings> {
     Ok(RedisSettings {
         url: redis.address.reveal().parse().context("redis.url")?,
         tls: RedisTls {
             ca_file: redis.ca_file.clone(),
+            identity: redis.certificate.clone().map(|files| RedisIdentity {
+                cert_file: files.cert,
+                key_file: files.key,
+            }),
             ..RedisTls::default()
         },
         stream: redis.stream.clone(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use event_persister_actors::store::audit::Audit;
+use event_persister_actors::store::comparison::Comparison;
 pub(crate) use event_persister_actors::store::postgres::HalfEvents;
 use event_persister_actors::store::postgres::{self, PostgresSettings, PostgresStore, TlsSettings};
 use event_persister_actors::store::sqlite::{CreateSchema, SqliteSettings, SqliteStore};
@@ -168,6 +169,14 @@ pub(crate) fn dead_letters(config: &Config) -> anyhow::Result<Arc<dyn DeadLetter
 
 /// The tables of the configured database, for somebody who only looks.
 pub(crate) fn audit(config: &Config) -> anyhow::Result<Arc<dyn Audit>> {
+    Ok(match Settings::new(config, Missing::Ignore)? {
+        Settings::Sqlite(settings) => Arc::new(SqliteStore::new(settings, clock())),
+        Settings::Postgres(settings) => Arc::new(PostgresStore::new(*settings, clock())),
+    })
+}
+
+/// The tables of the configured database, for somebody who compares them with the stream.
+pub(crate) fn comparison(config: &Config) -> anyhow::Result<Arc<dyn Comparison>> {
     Ok(match Settings::new(config, Missing::Ignore)? {
         Settings::Sqlite(settings) => Arc::new(SqliteStore::new(settings, clock())),
         Settings::Postgres(settings) => Arc::new(PostgresStore::new(*settings, clock())),

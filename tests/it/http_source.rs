@@ -671,6 +671,55 @@ async fn who_stops_in_the_middle_keeps_the_room_for_large_messages_from_nobody()
 }
 
 #[actix_web::test]
+async fn what_trickles_keeps_the_room_for_large_messages_from_nobody() {
+    let settings = HttpSettings {
+        body_timeout: Duration::from_millis(300),
+        max_body_bytes: 100_000.try_into().expect("not zero"),
+        max_frame_bytes: 100_000.try_into().expect("not zero"),
+        max_buffered_bytes: 1.try_into().expect("not zero"),
+        ..HttpSettings::default()
+    };
+    let server = start(settings, IntakeSettings::default());
+    let mut client = server.authenticated().await;
+    let mut head = vec![0x81, 0xff];
+    head.extend(100_000_u64.to_be_bytes());
+    head.extend([0; 4]);
+    let tokio_tungstenite::MaybeTlsStream::Plain(stream) = client.get_mut() else {
+        panic!("no TLS here");
+    };
+    stream.write_all(&head).await.expect("sent");
+    // The first byte of the answer is that of a close.
+    assert_eq!(trickle(stream).await[0], 0x88);
+
+    let mut request = tokio::net::TcpStream::connect(server.address)
+        .await
+        .expect("connected");
+    let head = "POST /api/events HTTP/1.1\r\nhost: x\r\ncontent-length: 90000\r\n\r\n";
+    request.write_all(head.as_bytes()).await.expect("sent");
+    let answer = trickle(&mut request).await;
+    assert!(answer.starts_with(b"HTTP/1.1 408"), "{answer:?}");
+
+    let answer = server.post("[]").send().await.expect("an answer");
+    assert_eq!(answer.status(), 204);
+}
+
+/// Sends byte after byte, never resting, until there is an answer; its beginning.
+async fn trickle(stream: &mut tokio::net::TcpStream) -> Vec<u8> {
+    let mut answer = vec![0; 1000];
+    loop {
+        tokio::select! {
+            biased;
+            num = stream.read(&mut answer) => {
+                answer.truncate(num.expect("readable"));
+                return answer;
+            }
+            () = tokio::time::sleep(Duration::from_millis(10)) => {}
+        }
+        stream.write_all(b" ").await.expect("sent");
+    }
+}
+
+#[actix_web::test]
 async fn what_was_read_stays_when_the_connection_ends_and_its_repetition_joins() {
     let server = start(with_auth(), IntakeSettings::default());
     let text = event().to_string();

@@ -1,6 +1,7 @@
 //! End-to-end and contract tests: one binary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod abuse;
 #[cfg(feature = "service-tests")]
 mod bus_truth;
 mod check;
@@ -9,6 +10,9 @@ mod dead_letters;
 #[cfg(feature = "service-tests")]
 mod faults;
 mod http_source;
+mod listener;
+#[cfg(feature = "service-tests")]
+mod operating;
 #[cfg(feature = "service-tests")]
 mod postgres_store;
 mod prefect_environment;
@@ -16,7 +20,10 @@ mod prefect_environment;
 mod redis_source;
 #[cfg(feature = "service-tests")]
 mod replicas;
+mod secrets;
 mod server;
+#[cfg(feature = "service-tests")]
+mod shadow;
 mod source_contract;
 mod store_contract;
 mod support;

@@ -20,6 +20,8 @@ mod import;
 mod outage;
 mod refusals;
 mod shutdown;
+#[cfg(target_os = "linux")]
+mod systemd;
 
 /// What clients were told.
 #[derive(Clone, Default)]

@@ -13,8 +13,8 @@ use event_persister_actors::clock::{Clock, SystemClock};
 use event_persister_actors::delivery::Entry;
 use event_persister_actors::event::ReceivedEvent;
 use event_persister_actors::store::{
-    Cutoffs, DeadLetter, DeadLetters, EventStore, LetterFilter, OpenStore, Outcome, Stage,
-    StoreError, TrimStep, Trimmed,
+    Cutoffs, DeadLetter, DeadLetters, EventStore, LetterFilter, OpenStore, Outcome, RefusalReason,
+    Stage, StoreError, TrimStep, Trimmed,
 };
 use event_persister_actors::testing::{EventFixture, event, event_entry, rejected_entry};
 use uuid::Uuid;
@@ -111,7 +111,7 @@ async fn answers_in_the_order_of_the_entries(fixture: &impl Fixture) {
         [
             Outcome::RejectedAtParse,
             Outcome::Stored,
-            Outcome::RefusedByStore,
+            Outcome::RefusedByStore(RefusalReason::Raised),
             Outcome::Duplicate,
             Outcome::Stored,
             Outcome::RejectedAtParse,
@@ -177,7 +177,7 @@ async fn a_refused_event_harms_no_neighbour(fixture: &impl Fixture) {
     let outcomes = store.write(events(all.clone())).await.unwrap();
     for (index, outcome) in outcomes.iter().enumerate() {
         let expected = if index % 7 == 0 {
-            Outcome::RefusedByStore
+            Outcome::RefusedByStore(RefusalReason::Raised)
         } else {
             Outcome::Stored
         };

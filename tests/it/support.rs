@@ -1,9 +1,11 @@
 //! What end-to-end tests need: the binary in a folder of its own, a served process, its database as
 //! somebody else sees it, events, a WebSocket client, and servers that are thrown away.
 
+pub(crate) mod abuse;
 pub(crate) mod binary;
 #[cfg(feature = "service-tests")]
 pub(crate) mod bus;
+pub(crate) mod certificates;
 pub(crate) mod database;
 pub(crate) mod events;
 #[cfg(feature = "service-tests")]

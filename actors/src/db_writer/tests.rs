@@ -1,6 +1,7 @@
 use super::*;
 use crate::batch::{Batch, BatchId};
 use crate::lifeline::lifeline;
+use crate::store::{RefusalCounts, RefusalReason};
 use crate::testing::{MemoryStore, event, event_entry, rejected_entry};
 use uuid::Uuid;
 
@@ -44,7 +45,7 @@ async fn tells_what_became_of_each() {
         inserted: 2,
         duplicates: 1,
         rejected_at_parse: 1,
-        refused_by_store: 1,
+        refused_by_store: RefusalCounts::of(RefusalReason::Raised, 1),
     };
     assert_eq!(flushed, expected);
 }

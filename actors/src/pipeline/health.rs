@@ -104,14 +104,19 @@ impl PipelineActor {
         })
     }
 
-    /// Keeps the readiness that is scraped no older than a tick.
-    pub(super) fn show_readiness(&self, ctx: &mut Context<Self>) {
-        ctx.run_interval(TICK, |actor, _| {
-            actor
-                .parts
-                .metrics
-                .set_ready(actor.why_not_ready().is_none());
-        });
+    /// Keeps what is scraped of the parts and of readiness no older than a tick.
+    pub(super) fn keep_showing(&self, ctx: &mut Context<Self>) {
+        self.show();
+        ctx.run_interval(TICK, |actor, _| actor.show());
+    }
+
+    /// Makes visible how the parts are, and whether all of them together are ready.
+    pub(super) fn show(&self) {
+        let metrics = &self.parts.metrics;
+        for part in self.components.all().map(Component::snapshot) {
+            metrics.set_up(&part.name, part.state == State::Ok);
+        }
+        metrics.set_ready(self.why_not_ready().is_none());
     }
 
     /// Asks the store how it is while no writer does; with messages in flight their word counts.
@@ -152,8 +157,8 @@ impl PipelineActor {
         }
         match result {
             Ok(()) => {
-                if self.components.store.succeeded() {
-                    log::info!("the store is back");
+                if let Some(failures) = self.components.store.succeeded() {
+                    log::info!("the store is back failures={failures}");
                 }
             }
             Err(error) => {
@@ -164,6 +169,6 @@ impl PipelineActor {
                 }
             }
         }
-        self.parts.metrics.set_ready(self.why_not_ready().is_none());
+        self.show();
     }
 }

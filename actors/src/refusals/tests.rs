@@ -1,11 +1,12 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::store::{RefusalCounts, RefusalReason};
 
 fn flushed(accepted: u64, refused: u64) -> Flushed {
     Flushed {
         inserted: accepted,
-        refused_by_store: refused,
+        refused_by_store: RefusalCounts::of(RefusalReason::Raised, refused),
         ..Flushed::default()
     }
 }
@@ -58,7 +59,7 @@ async fn neither_parse_failures_nor_duplicates_are_refusals() {
     assert_eq!(guard.committed(&of_the_parser, now, 1.0), None);
     let known = Flushed {
         duplicates: 501,
-        refused_by_store: 500,
+        refused_by_store: RefusalCounts::of(RefusalReason::Raised, 500),
         ..Flushed::default()
     };
     assert_eq!(guard.committed(&known, now, 1.0), None);

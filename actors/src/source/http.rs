@@ -14,6 +14,12 @@
 //! large frames on their way in, each twice where a text is copied out of a buffer, and less than
 //! 128 KiB for each connection.
 //!
+//! # What the host's server has to do
+//!
+//! The routes bound what a request or a message may take once its head is there. How many
+//! connections there are, how long a head may take and how long a client may read nothing is for the
+//! server that they are mounted in.
+//!
 //! # Why positions are the same for every request
 //!
 //! A dead letter is recognised by its source, position and text. A client that did not hear of the
@@ -72,6 +78,9 @@ pub struct HttpSettings {
     /// How long a request waits until its events are durable, and how long a body or a large
     /// message may come to rest on its way in (30 s).
     pub request_timeout: Duration,
+    /// How long a body or a large message may take to arrive, however steadily it trickles (2 min):
+    /// what has come of it is held until then.
+    pub body_timeout: Duration,
     /// How long a WebSocket may take to authenticate (10 s).
     pub auth_timeout: Duration,
     /// How often a WebSocket is pinged, which finds out who has gone without a word (20 s).
@@ -87,6 +96,7 @@ impl Default for HttpSettings {
             max_buffered_bytes: DEFAULT_MAX_BUFFERED_BYTES,
             max_event_bytes: None,
             request_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(120),
             auth_timeout: Duration::from_secs(10),
             ping_every: Duration::from_secs(20),
         }

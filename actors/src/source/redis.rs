@@ -49,6 +49,7 @@ mod keeper;
 mod replies;
 mod scripts;
 mod settings;
+mod shadow;
 mod shared;
 mod sizes;
 mod stats;
@@ -63,7 +64,8 @@ use shared::{Outcome, Shared};
 pub use audit::{RedisAudit, StreamPage, StreamWalk};
 pub use guard::{GroupState, GuardReport, RedisGuard};
 pub use inspection::RedisInspection;
-pub use settings::{RedisSettings, RedisSettingsError, RedisTls, consumer_name};
+pub use settings::{RedisIdentity, RedisSettings, RedisSettingsError, RedisTls, consumer_name};
+pub use shadow::{GroupProgress, RedisShadow, ShadowRead};
 pub use stats::{RedisStats, RedisStatus};
 pub use url::{RedisUrl, RedisUrlError};
 

@@ -40,8 +40,10 @@ use crate::store::{
     OpenStore, Outcome, StoreError, TrimStep, Trimmed,
 };
 
+mod arrays;
 mod audit;
 mod columns;
+mod comparison;
 mod connection;
 mod failure;
 mod halves;

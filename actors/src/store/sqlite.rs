@@ -33,6 +33,7 @@ use crate::store::{
 };
 
 mod audit;
+mod comparison;
 mod connection;
 mod in_place;
 mod inspection;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use event_persister_actors::store::{EventStore as _, Outcome};
+use event_persister_actors::store::{EventStore as _, Outcome, RefusalReason};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -22,7 +22,9 @@ async fn isolates(num_culprits: usize) {
     let outcomes = store.write(of_events(events)).await.unwrap();
     let refused: BTreeSet<_> = (0..)
         .zip(&outcomes)
-        .filter(|(_, outcome)| **outcome == Outcome::RefusedByStore)
+        .filter(|(_, outcome)| {
+            matches!(outcome, Outcome::RefusedByStore(RefusalReason::InvalidData))
+        })
         .map(|(index, _)| index)
         .collect();
     assert_eq!(refused, culprits);
@@ -65,7 +67,7 @@ async fn a_culprit_leaves_its_id_to_a_better_event() {
     let batch = of_events([bad, known, good, any_event(), again]);
     let outcomes = store.write(Arc::clone(&batch)).await.unwrap();
     let expected = [
-        Outcome::RefusedByStore,
+        Outcome::RefusedByStore(RefusalReason::InvalidData),
         Outcome::Duplicate,
         Outcome::Stored,
         Outcome::Stored,
@@ -73,7 +75,10 @@ async fn a_culprit_leaves_its_id_to_a_better_event() {
     ];
     assert_eq!(outcomes, expected);
     let outcomes = store.write(batch).await.unwrap();
-    assert_eq!(outcomes[0], Outcome::RefusedByStore);
+    assert_eq!(
+        outcomes[0],
+        Outcome::RefusedByStore(RefusalReason::InvalidData)
+    );
     assert!(
         outcomes[1..]
             .iter()
@@ -110,7 +115,7 @@ async fn what_fails_on_its_way_to_the_server_is_refused_before() {
     assert!(
         outcomes[..4]
             .iter()
-            .all(|outcome| *outcome == Outcome::RefusedByStore)
+            .all(|outcome| *outcome == Outcome::RefusedByStore(RefusalReason::InvalidData))
     );
     let letters = all_letters(&store).await;
     let codes: BTreeSet<_> = letters.into_iter().map(|letter| letter.sqlstate).collect();
@@ -137,7 +142,7 @@ async fn a_row_that_a_trigger_swallows_does_not_pass_for_a_duplicate() {
         let outcomes = store.write(batch).await.unwrap();
         let expected = [
             Outcome::Stored,
-            Outcome::RefusedByStore,
+            Outcome::RefusedByStore(RefusalReason::Swallowed),
             Outcome::Duplicate,
             Outcome::Stored,
         ];
@@ -212,9 +217,9 @@ async fn constraints_of_an_operator_refuse_single_events_even_when_deferred() {
     let batch = of_events([evil.build(), one.build(), two.build(), any_event()]);
     let outcomes = store.write(batch).await.unwrap();
     let expected = [
-        Outcome::RefusedByStore,
+        Outcome::RefusedByStore(RefusalReason::Constraint),
         Outcome::Stored,
-        Outcome::RefusedByStore,
+        Outcome::RefusedByStore(RefusalReason::Constraint),
         Outcome::Stored,
     ];
     assert_eq!(outcomes, expected);
@@ -243,7 +248,13 @@ async fn a_column_that_is_not_known_makes_no_dead_letters() {
     );
     database.execute("ALTER TABLE events DROP COLUMN tenant");
     let outcomes = store.write(batch).await.unwrap();
-    assert_eq!(outcomes, [Outcome::Stored, Outcome::RefusedByStore]);
+    assert_eq!(
+        outcomes,
+        [
+            Outcome::Stored,
+            Outcome::RefusedByStore(RefusalReason::InvalidData)
+        ]
+    );
 }
 
 #[actix::test]
@@ -276,6 +287,16 @@ enum Kind {
     Unavailable,
     TooSlow,
     OutcomeUnknown,
+}
+
+/// What a refusal with this code counts as.
+fn refusal(code: &str) -> RefusalReason {
+    match &code[..2] {
+        "22" => RefusalReason::InvalidData,
+        "23" => RefusalReason::Constraint,
+        "54" => RefusalReason::TooLarge,
+        _ => RefusalReason::Raised,
+    }
 }
 
 #[actix::test]
@@ -321,7 +342,7 @@ async fn every_sqlstate_is_of_one_kind() {
                 Ok(outcomes) => {
                     assert_eq!(
                         outcomes,
-                        [Outcome::Stored, Outcome::RefusedByStore],
+                        [Outcome::Stored, Outcome::RefusedByStore(refusal(code))],
                         "{code}"
                     );
                     Kind::Refused
@@ -445,7 +466,13 @@ async fn a_commit_whose_answer_is_lost_may_have_happened_and_is_found_again() {
     );
     let store = self::store(database.settings());
     let outcomes = store.write(batch).await.unwrap();
-    assert_eq!(outcomes, [Outcome::Duplicate, Outcome::RefusedByStore]);
+    assert_eq!(
+        outcomes,
+        [
+            Outcome::Duplicate,
+            Outcome::RefusedByStore(RefusalReason::InvalidData)
+        ]
+    );
     let letters = all_letters(&store).await;
     assert_eq!((letters.len(), letters[0].attempts), (1, 2));
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use event_persister_actors::source::EventSource as _;
-use event_persister_actors::source::redis::{RedisSettings, RedisTls};
+use event_persister_actors::source::redis::{RedisIdentity, RedisSettings, RedisTls};
 use event_persister_actors::status::error_chain;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -315,13 +315,13 @@ async fn speaks_tls_and_checks_the_certificate() {
     };
     let trusting = with(RedisTls {
         ca_file: Some(server.ca_file()),
-        insecure: false,
+        ..RedisTls::default()
     });
     join(&trusting).await;
     trusting.close().await.unwrap();
     let careless = with(RedisTls {
-        ca_file: None,
         insecure: true,
+        ..RedisTls::default()
     });
     join(&careless).await;
     let distrusting = with(RedisTls::default());
@@ -329,8 +329,42 @@ async fn speaks_tls_and_checks_the_certificate() {
     assert!(error.to_lowercase().contains("certificate"), "{error}");
     let missing = with(RedisTls {
         ca_file: Some("/nowhere/ca.pem".into()),
-        insecure: false,
+        ..RedisTls::default()
     });
     let error = error_chain(&next_error(&missing).await);
     assert!(error.contains("/nowhere/ca.pem cannot be read"), "{error}");
+}
+
+#[actix_web::test]
+async fn shows_a_certificate_where_the_server_wants_one() {
+    let server = RedisServer::start_with(ServerOptions {
+        tls: true,
+        wants_certificate: true,
+        ..ServerOptions::default()
+    });
+    let stream = server.stream();
+    let with = |identity| {
+        source(RedisSettings {
+            tls: RedisTls {
+                ca_file: Some(server.ca_file()),
+                identity,
+                ..RedisTls::default()
+            },
+            ..stream.settings()
+        })
+    };
+    let [cert_file, key_file] = server.certificate();
+    let known = with(Some(RedisIdentity {
+        cert_file: cert_file.clone(),
+        key_file,
+    }));
+    join(&known).await;
+    known.close().await.unwrap();
+    next_error(&with(None)).await;
+    let without_key = with(Some(RedisIdentity {
+        cert_file,
+        key_file: "/nowhere/key.pem".into(),
+    }));
+    let error = error_chain(&next_error(&without_key).await);
+    assert!(error.contains("/nowhere/key.pem cannot be read"), "{error}");
 }

@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::certificates;
+
 /// What is special about a server.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ServerOptions {
@@ -20,6 +22,8 @@ pub(crate) struct ServerOptions {
     pub(crate) password: Option<String>,
     /// Takes encrypted connections alone, with a certificate of [`RedisServer::ca_file`].
     pub(crate) tls: bool,
+    /// And only from who shows a certificate of the same authority.
+    pub(crate) wants_certificate: bool,
 }
 
 /// A running server.
@@ -43,7 +47,7 @@ impl RedisServer {
             process: None,
         };
         if server.options.tls {
-            make_certificates(server.directory.path());
+            certificates::make(server.directory.path());
         }
         server.launch();
         server
@@ -59,7 +63,12 @@ impl RedisServer {
         let port = self.port.to_string();
         if self.options.tls {
             command.args(["--port", "0", "--tls-port", &port]);
-            command.args(["--tls-auth-clients", "no"]);
+            let wants = if self.options.wants_certificate {
+                "yes"
+            } else {
+                "no"
+            };
+            command.args(["--tls-auth-clients", wants]);
             for (option, file) in [
                 ("--tls-cert-file", "server.pem"),
                 ("--tls-key-file", "server.key"),
@@ -152,6 +161,11 @@ impl RedisServer {
         self.directory.path().join("ca.pem")
     }
 
+    /// A certificate of that authority, and its key.
+    pub(crate) fn certificate(&self) -> [PathBuf; 2] {
+        ["server.pem", "server.key"].map(|name| self.directory.path().join(name))
+    }
+
     pub(crate) fn url(&self) -> String {
         let scheme = if self.options.tls { "rediss" } else { "redis" };
         let password = match &self.options.password {
@@ -187,69 +201,6 @@ fn setting(name: &str, default: &str) -> String {
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     listener.local_addr().unwrap().port()
-}
-
-/// An authority, and a certificate for 127.0.0.1 and localhost that it signed.
-fn make_certificates(directory: &Path) {
-    let openssl = |arguments: &[&str]| {
-        let output = Command::new("openssl")
-            .args(arguments)
-            .current_dir(directory)
-            .output()
-            .expect("openssl is installed");
-        assert!(output.status.success(), "{output:?}");
-    };
-    let key = [
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-    ];
-    let with_key = |rest: &[&str]| {
-        let mut arguments = vec!["req"];
-        arguments.extend(key);
-        arguments.extend(rest);
-        openssl(&arguments);
-    };
-    with_key(&[
-        "-x509",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=test authority",
-        "-keyout",
-        "ca.key",
-        "-out",
-        "ca.pem",
-    ]);
-    with_key(&[
-        "-subj",
-        "/CN=localhost",
-        "-keyout",
-        "server.key",
-        "-out",
-        "server.csr",
-    ]);
-    let names = "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n";
-    std::fs::write(directory.join("names"), names).unwrap();
-    openssl(&[
-        "x509",
-        "-req",
-        "-days",
-        "2",
-        "-in",
-        "server.csr",
-        "-CA",
-        "ca.pem",
-        "-CAkey",
-        "ca.key",
-        "-CAcreateserial",
-        "-extfile",
-        "names",
-        "-out",
-        "server.pem",
-    ]);
 }
 
 /// A stream as its publishers and other consumers see it.

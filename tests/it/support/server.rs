@@ -89,8 +89,8 @@ impl Server {
                 .build()
                 .unwrap(),
         };
-        let line = server.logged("listen=http://");
-        let (_, rest) = line.split_once("listen=http://").unwrap();
+        let line = server.logged("listen=http");
+        let (_, rest) = line.split_once("://").unwrap();
         server.address = rest
             .split(' ')
             .next()
@@ -103,8 +103,18 @@ impl Server {
         &self.database
     }
 
+    /// Where it listens, as `host:port`.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     pub(crate) fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+        format!("http://{}{path}", self.address())
+    }
+
+    /// The id of its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.lock().unwrap().id()
     }
 
     pub(crate) fn log(&self) -> String {
@@ -185,7 +195,7 @@ impl Server {
 
     /// Sends a signal by name, through a shell: it has `kill` built in everywhere.
     pub(crate) fn signal(&self, name: &str) {
-        let script = format!("kill -{name} {}", self.child.lock().unwrap().id());
+        let script = format!("kill -{name} {}", self.id());
         let sent = Command::new("sh").args(["-c", &script]).status().unwrap();
         assert!(sent.success());
     }
@@ -222,7 +232,7 @@ impl Server {
 
     /// The most memory that it has had resident so far, in MiB.
     pub(crate) fn peak_memory(&self) -> u64 {
-        let status = format!("/proc/{}/status", self.child.lock().unwrap().id());
+        let status = format!("/proc/{}/status", self.id());
         let status = std::fs::read_to_string(status).unwrap();
         let mut lines = status.lines();
         let peak = lines.find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

@@ -39,9 +39,13 @@ pub(crate) fn auth(token: Value) -> Message {
     Message::text(json!({"type": "auth", "token": token}).to_string())
 }
 
+pub(crate) async fn send_auth(socket: &mut Socket, token: Value) {
+    socket.send(auth(token)).await.expect("sent");
+}
+
 /// The handshake, which must succeed.
 pub(crate) async fn authenticate(socket: &mut Socket, token: Value) {
-    socket.send(auth(token)).await.expect("sent");
+    send_auth(socket, token).await;
     assert_eq!(text(socket).await, r#"{"type":"auth_success"}"#);
 }
 

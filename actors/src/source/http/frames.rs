@@ -21,6 +21,8 @@ use futures_util::{Stream, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, timeout_at};
 
+use super::HttpSettings;
+
 /// Messages below this are read without asking the budget for buffers: that many bytes every
 /// connection may hold. Larger saves questions, smaller saves memory.
 pub(super) const SMALL_MESSAGE_BYTES: usize = 64 * 1024;
@@ -42,6 +44,8 @@ pub(super) enum FrameError {
     TooLarge { limit: usize },
     #[error("a message stopped in its middle for {stalled:?}; send it again")]
     Stalled { stalled: Duration },
+    #[error("a message was not there after {limit:?}; send smaller ones")]
+    Slow { limit: Duration },
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
 }
@@ -204,6 +208,9 @@ pub(super) struct Reader {
     /// Who holds a part of the budget may let the connection rest for so long, from the last byte.
     stall_timeout: Duration,
     last_data: Instant,
+    /// And for so long in all, from when it was given that part.
+    body_timeout: Duration,
+    reserved_at: Instant,
     ended: bool,
 }
 
@@ -212,15 +219,18 @@ impl Reader {
         payload: web::Payload,
         limit: usize,
         budget: Arc<Semaphore>,
-        stall_timeout: Duration,
+        settings: &HttpSettings,
     ) -> Self {
+        let now = Instant::now();
         Self {
             payload,
             frames: Frames::new(limit),
             budget,
             reserved: None,
-            stall_timeout,
-            last_data: Instant::now(),
+            stall_timeout: settings.request_timeout,
+            last_data: now,
+            body_timeout: settings.body_timeout,
+            reserved_at: now,
             ended: false,
         }
     }
@@ -245,7 +255,8 @@ impl Reader {
                 let reserved = Arc::clone(&self.budget).acquire_many_owned(num).await;
                 // The budget is never closed.
                 self.reserved = reserved.ok();
-                self.last_data = Instant::now();
+                self.reserved_at = Instant::now();
+                self.last_data = self.reserved_at;
             }
             match self.next_data().await? {
                 Some(Ok(data)) => {
@@ -258,16 +269,23 @@ impl Reader {
         }
     }
 
-    /// More bytes; a client that stops in the middle of a large message must not keep the budget
-    /// from all others.
+    /// More bytes; a client that stops in the middle of a large message, or lets it trickle, must
+    /// not keep the budget from all others.
     async fn next_data(&mut self) -> Result<Option<Result<Bytes, PayloadError>>, FrameError> {
         if self.reserved.is_none() {
             return Ok(self.payload.next().await);
         }
-        timeout_at(self.last_data + self.stall_timeout, self.payload.next())
+        let stalled = self.last_data + self.stall_timeout;
+        let slow = self.reserved_at + self.body_timeout;
+        timeout_at(stalled.min(slow), self.payload.next())
             .await
-            .map_err(|_| FrameError::Stalled {
-                stalled: self.stall_timeout,
+            .map_err(|_elapsed| match stalled < slow {
+                true => FrameError::Stalled {
+                    stalled: self.stall_timeout,
+                },
+                false => FrameError::Slow {
+                    limit: self.body_timeout,
+                },
             })
     }
 

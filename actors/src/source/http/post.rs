@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_web::error::PayloadError;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_ENCODING, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -11,6 +12,7 @@ use bytestring::ByteString;
 use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
 use crate::delivery::{Content, Entry};
 use crate::source::intake::{NotCommitted, SubmitError};
@@ -109,12 +111,8 @@ async fn read(
     // Memory that is never written costs nothing: what counts is what arrives.
     let mut data = BytesMut::with_capacity(announced);
     let mut buffered: Option<OwnedSemaphorePermit> = None;
-    // A client that stops in the middle must not keep the budget from all others.
-    let timeout = shared.settings.request_timeout;
-    while let Some(chunk) = tokio::time::timeout(timeout, payload.next())
-        .await
-        .map_err(|_elapsed| Refusal::Stalled(timeout))?
-    {
+    let until = Instant::now() + shared.settings.body_timeout;
+    while let Some(chunk) = next_chunk(&mut payload, until, shared).await? {
         let chunk = chunk.map_err(|error| Refusal::Unreadable(error.to_string()))?;
         if data.len() + chunk.len() > limit {
             return Err(too_large());
@@ -130,6 +128,23 @@ async fn read(
         data: data.freeze(),
         _buffered: buffered,
     })
+}
+
+/// A client that stops in the middle, or lets a body trickle, must not keep the budget from all
+/// others.
+async fn next_chunk(
+    payload: &mut web::Payload,
+    until: Instant,
+    shared: &Shared,
+) -> Result<Option<Result<Bytes, PayloadError>>, Refusal> {
+    let stall_timeout = shared.settings.request_timeout;
+    let stalled = Instant::now() + stall_timeout;
+    timeout_at(stalled.min(until), payload.next())
+        .await
+        .map_err(|_elapsed| match stalled < until {
+            true => Refusal::Stalled(stall_timeout),
+            false => Refusal::Slow(shared.settings.body_timeout),
+        })
 }
 
 /// Never waits: two bodies that each held half of the budget would wait for each other.
@@ -186,6 +201,7 @@ enum Refusal {
     Encoded,
     Unreadable(String),
     Stalled(Duration),
+    Slow(Duration),
     NotJson(String),
     TooLarge(String),
     Invalid(Vec<Invalid>),
@@ -236,6 +252,10 @@ impl Refusal {
             Self::Stalled(timeout) => (
                 StatusCode::REQUEST_TIMEOUT,
                 format!("the body stopped in its middle for {timeout:?}; send it again"),
+            ),
+            Self::Slow(timeout) => (
+                StatusCode::REQUEST_TIMEOUT,
+                format!("the body was not there after {timeout:?}; send smaller portions"),
             ),
             Self::Unreadable(reason) | Self::NotJson(reason) => (StatusCode::BAD_REQUEST, reason),
             Self::TooLarge(reason) => (StatusCode::PAYLOAD_TOO_LARGE, reason),

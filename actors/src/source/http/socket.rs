@@ -8,6 +8,7 @@
 //! A message that is no event becomes a dead letter and the connection stays: a client whose
 //! connection is closed sends the same message again, for ever.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,11 +65,13 @@ pub(super) async fn connect(
             payload,
             MAX_AUTH_BYTES,
             Arc::clone(&shared.buffered),
-            shared.settings.request_timeout,
+            &shared.settings,
         ),
         writer,
         shared,
+        peer: Peer(request.peer_addr()),
     };
+    log::debug!("websocket opened peer={}", connection.peer);
     actix_web::rt::spawn(connection.run(with_handshake));
     let body = BodyStream::new(body).boxed();
     Ok(response.message_body(body)?.into())
@@ -87,6 +90,19 @@ struct Connection {
     reader: Reader,
     writer: Writer,
     shared: Arc<Shared>,
+    peer: Peer,
+}
+
+/// Who is at the other end; not known where the host's listener has no addresses.
+struct Peer(Option<SocketAddr>);
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("unknown"),
+        }
+    }
 }
 
 /// Why a connection is over.
@@ -111,7 +127,7 @@ impl From<FrameError> for End {
         let code = match error {
             FrameError::TooLarge { .. } => CloseCode::Size,
             FrameError::Protocol(_) => CloseCode::Protocol,
-            FrameError::Stalled { .. } => CloseCode::Again,
+            FrameError::Stalled { .. } | FrameError::Slow { .. } => CloseCode::Again,
         };
         Self::Close(code, error.to_string())
     }
@@ -234,26 +250,38 @@ impl Connection {
     /// Says good-bye. What was read stays in the pipeline, however the connection ends.
     async fn end(self, end: End) {
         let Self {
-            reader, mut writer, ..
+            reader,
+            mut writer,
+            peer,
+            ..
         } = self;
         let (reason, wait) = match end {
-            End::Gone => return,
-            End::ClosedByClient(reason) => (reason, false),
+            End::Gone => {
+                log::debug!("websocket gone peer={peer}");
+                return;
+            }
+            End::ClosedByClient(reason) => {
+                log::debug!("websocket closed by its client peer={peer}");
+                (reason, false)
+            }
             End::Close(code, reason) => {
                 log::info!(
-                    "websocket closed code={} reason={reason:?}",
+                    "websocket closed peer={peer} code={} reason={reason:?}",
                     u16::from(code)
                 );
                 (Some(CloseReason::from((code, reason))), true)
             }
         };
-        let sent = writer.send(Outgoing::Close(reason)).await;
-        if sent.is_ok() && wait {
-            // Whether the client closes in time or not, the connection is over.
-            tokio::time::timeout(CLOSE_TIMEOUT, reader.discard())
-                .await
-                .unwrap_or(());
-        }
+        // Whether the client reads this and closes in time or not, the connection is over.
+        let farewell = async {
+            let sent = writer.send(Outgoing::Close(reason)).await;
+            if sent.is_ok() && wait {
+                reader.discard().await;
+            }
+        };
+        tokio::time::timeout(CLOSE_TIMEOUT, farewell)
+            .await
+            .unwrap_or(());
     }
 }
 

@@ -7,7 +7,7 @@ use super::*;
 use crate::batch::{Batch, BatchId};
 use crate::delivery::{Content, Rejection};
 use crate::source::Message;
-use crate::store::{EventStore as _, Outcome, Stage};
+use crate::store::{EventStore as _, Outcome, RefusalReason, Stage};
 use crate::testing::{ManualClock, MemoryStore, rejected_entry};
 
 const WIDE: Permit = Permit {
@@ -45,7 +45,7 @@ async fn with_refused() -> (MemoryStore, Uuid) {
     let (store, id) = (MemoryStore::new(), Uuid::new_v4());
     store.refuse(id);
     let outcomes = write(&store, vec![entry("1-1", &text(id))]).await;
-    assert_eq!(outcomes, [Outcome::RefusedByStore]);
+    assert_eq!(outcomes, [Outcome::RefusedByStore(RefusalReason::Raised)]);
     (store, id)
 }
 
@@ -110,7 +110,7 @@ async fn a_letter_that_is_refused_again_stays_and_has_come_once_more() {
     let (store, _) = with_refused().await;
     for attempts in [2, 3] {
         let outcome = write_and_acknowledge(&store, &source(&store)).await;
-        assert_eq!(outcome, Outcome::RefusedByStore);
+        assert_eq!(outcome, Outcome::RefusedByStore(RefusalReason::Raised));
         let letters = store.dead_letters();
         assert_eq!(letters.len(), 1);
         assert_eq!(letters[0].0.attempts, attempts);

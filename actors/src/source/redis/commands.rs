@@ -28,6 +28,15 @@ pub(super) struct Made {
     pub(super) moved: bool,
 }
 
+/// What came of making a group beside others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Joined {
+    /// There is no stream.
+    NoStream,
+    /// The group is there, and begins behind this id if it was not there before.
+    At(StreamId),
+}
+
 /// A connection and the names that its commands are about.
 pub(super) struct Commands<'a> {
     pub(super) connection: Connection,
@@ -77,6 +86,20 @@ impl Commands<'_> {
         command.arg(permit.max_messages).arg(permit.max_bytes);
         let read = replies::read_within(self.send(&command).await?)?;
         Ok(Some(read).filter(|read| !read.entries.is_empty()))
+    }
+
+    /// Counts what was removed before the group could read it, then takes entries as
+    /// [`read_many`](Self::read_many) does, at one moment: what is removed in between would be passed
+    /// over uncounted.
+    pub(super) async fn read_and_count_losses(
+        &mut self,
+        permit: Permit,
+    ) -> RedisResult<(usize, NewEntries)> {
+        let mut command = self.script(&scripts::count_losses_and_read());
+        command.arg(&self.settings.consumer_name);
+        command.arg(permit.max_messages).arg(permit.max_bytes);
+        let (lost, read) = replies::losses_and_read(self.send(&command).await?)?;
+        Ok((usize::try_from(lost).unwrap_or(usize::MAX), read))
     }
 
     /// Takes a few entries that nobody was given yet; waits for the first.
@@ -178,6 +201,14 @@ impl Commands<'_> {
         replies::sight(self.send(&command).await?)
     }
 
+    /// The first entry that no member of a group was given, which was given all up to `last`.
+    pub(super) async fn first_behind(&mut self, last: StreamId) -> RedisResult<Option<StreamId>> {
+        let mut command = self.script(scripts::FIRST_BEHIND);
+        command.arg(last.to_string());
+        let found = replies::texts(self.send(&command).await?)?;
+        Ok(found.first().and_then(|id| id.parse().ok()))
+    }
+
     pub(super) async fn set_guard(&mut self, position: StreamId) -> RedisResult<()> {
         let mut command = self.script(scripts::MOVE_GUARD);
         command.arg(&self.settings.guard_group);
@@ -186,11 +217,43 @@ impl Commands<'_> {
     }
 
     /// Removes a group; whether it was there.
-    pub(super) async fn destroy_guard(&mut self) -> RedisResult<bool> {
+    pub(super) async fn destroy_group(&mut self, group: &str) -> RedisResult<bool> {
         let mut command = redis::cmd("XGROUP");
-        command.arg("DESTROY").arg(&self.settings.stream);
-        command.arg(&self.settings.guard_group);
+        command.arg("DESTROY").arg(&self.settings.stream).arg(group);
         Ok(replies::number(self.send(&command).await?)? > 0)
+    }
+
+    /// Makes the group and our consumer behind an id, or at the end of the stream; never the stream.
+    pub(super) async fn join_beside(&mut self, behind: Option<StreamId>) -> RedisResult<Joined> {
+        let mut command = self.script(scripts::JOIN_BESIDE);
+        command.arg(&self.settings.consumer_name);
+        command.arg(behind.map_or_else(|| "$".to_owned(), |id| id.to_string()));
+        let joined = replies::ids_of(self.send(&command).await?)?;
+        Ok(joined
+            .first()
+            .map_or(Joined::NoStream, |id| Joined::At(*id)))
+    }
+
+    /// The ids of the group's pending entries from an id on, in order, so many at most.
+    pub(super) async fn pending_from(
+        &mut self,
+        from: StreamId,
+        max: usize,
+    ) -> RedisResult<Vec<StreamId>> {
+        let mut all: Vec<StreamId> = Vec::new();
+        let mut start = from.to_string();
+        loop {
+            let count = IDS_AT_ONCE.min(max - all.len());
+            let mut command = self.group_command("XPENDING");
+            command.arg(&start).arg("+").arg(count);
+            let page = replies::pending_ids(self.send(&command).await?)?;
+            let is_last = page.len() < count;
+            all.extend(page);
+            match all.last() {
+                Some(last) if !is_last && all.len() < max => start = format!("({last}"),
+                _ => return Ok(all),
+            }
+        }
     }
 
     /// Reads entries behind one id and up to another, as many as stay within so many bytes, but at

@@ -62,13 +62,17 @@ pub(super) async fn fetch(turn: Turn, permit: Permit) {
     let result = shared.fetch_or_rejoin(permit).await;
     let outcome = match result {
         Ok(outcome) => {
-            shared.lock().sizes.succeeded();
+            let mut state = shared.lock();
+            state.sizes.succeeded();
+            state.fetch_failed = false;
+            drop(state);
             Ok(outcome)
         }
         Err((doing, error)) => {
             let error = shared.failed(doing, error);
             let mut state = shared.lock();
             state.sizes.failed();
+            state.fetch_failed = true;
             state.recovery.due_at = Instant::now() + RECOVER_AFTER_FAILURE;
             drop(state);
             Err(error)

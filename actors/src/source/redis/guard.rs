@@ -125,7 +125,7 @@ impl RedisGuard {
         let removed = async {
             let mut commands = self.commands().await?;
             if commands.stream_exists().await? {
-                commands.destroy_guard().await
+                commands.destroy_group(&self.settings.guard_group).await
             } else {
                 Ok(false)
             }

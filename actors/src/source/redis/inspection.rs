@@ -105,14 +105,6 @@ impl Commands<'_> {
         command.arg(&self.settings.group);
         replies::consumers(self.send(&command).await?)
     }
-
-    /// The first entry behind an id.
-    async fn first_behind(&mut self, id: StreamId) -> RedisResult<Option<StreamId>> {
-        let mut command = self.stream_command("XRANGE");
-        command.arg(format!("({id}")).arg("+").arg("COUNT").arg(1);
-        let ids = replies::entry_ids(self.send(&command).await?)?;
-        Ok(ids.first().copied())
-    }
 }
 
 async fn stream_facts(commands: &mut Commands<'_>) -> RedisResult<StreamFacts> {

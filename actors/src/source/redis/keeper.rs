@@ -18,6 +18,7 @@ use super::failure;
 use super::guard;
 use super::replies::Sight;
 use super::shared::Shared;
+use super::stream_id::StreamId;
 
 /// How often the guard is moved at most, and the stream looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -42,12 +43,35 @@ impl Duties {
     }
 }
 
-/// What was said about failures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Failing {
-    No,
-    Briefly,
-    ForLong,
+/// What was said of failures, so that an outage is one line.
+#[derive(Default)]
+struct Complaint {
+    /// Failures in a row.
+    failures: u32,
+    said: bool,
+    /// Said, too, that the guard was not moved for long.
+    said_old_guard: bool,
+}
+
+impl Complaint {
+    /// Whether this failure is to be said aloud. A refusal is; a lost connection the reader tells of
+    /// as well, unless nobody reads, so that one waits for a second.
+    fn failed(&mut self, is_refusal: bool, reader_fails: bool) -> bool {
+        self.failures = self.failures.saturating_add(1);
+        let aloud = !self.said && (is_refusal || (self.failures > 1 && !reader_fails));
+        self.said |= aloud;
+        aloud
+    }
+
+    /// After how many failures a success is to be said aloud.
+    fn succeeded(&mut self) -> Option<u32> {
+        let Self {
+            failures,
+            said,
+            said_old_guard,
+        } = std::mem::take(self);
+        (said || said_old_guard).then_some(failures)
+    }
 }
 
 /// Runs until the source is closed or gone.
@@ -58,7 +82,7 @@ pub(super) async fn keep(shared: Weak<Shared>) {
         look: now,
         tidy: now,
     };
-    let mut failing = Failing::No;
+    let mut complaint = Complaint::default();
     loop {
         sleep_until(duties.next()).await;
         let Some(shared) = shared.upgrade() else {
@@ -68,7 +92,7 @@ pub(super) async fn keep(shared: Weak<Shared>) {
             return;
         }
         let result = shared.fulfil(&mut duties).await;
-        shared.note_keeping(result, &mut failing);
+        shared.note_keeping(result, &mut complaint);
     }
 }
 
@@ -132,6 +156,8 @@ impl Shared {
             Err(error) => return Err(error),
         };
         self.note_sight(&sight);
+        let oldest = self.oldest(commands, &sight).await?;
+        self.stats.saw_oldest(oldest.map(|id| id.millis));
         let standing = guard::find(&sight.groups, &self.settings.guard_group);
         if !self.settings.guard {
             self.note_stray_guard(standing.is_some());
@@ -157,6 +183,22 @@ impl Shared {
             );
         }
         Ok(())
+    }
+
+    /// The oldest entry that is not acknowledged.
+    async fn oldest(
+        &self,
+        commands: &mut Commands<'_>,
+        sight: &Sight,
+    ) -> RedisResult<Option<StreamId>> {
+        let group = guard::find(&sight.groups, &self.settings.group);
+        match (sight.pending.smallest, group) {
+            // What is pending was delivered, and stands before all that was not.
+            (Some(smallest), _) => Ok(Some(smallest)),
+            (None, None) => Ok(None),
+            (None, Some(group)) if group.lag == Some(0) => Ok(None),
+            (None, Some(group)) => commands.first_behind(group.last_delivered).await,
+        }
     }
 
     /// A guard that nobody moves keeps the stream from being trimmed, for ever.
@@ -225,44 +267,46 @@ impl Shared {
         Ok(())
     }
 
-    /// Says once that it fails, once that it has failed for long, and once that it works again.
-    fn note_keeping(&self, result: RedisResult<()>, failing: &mut Failing) {
+    /// Says once that it fails, and once that it works again.
+    fn note_keeping(&self, result: RedisResult<()>, complaint: &mut Complaint) {
         match result {
-            Ok(()) if *failing != Failing::No => {
-                log::info!("what is held is kept again redis.server={}", self.server);
-                *failing = Failing::No;
+            Ok(()) => {
+                if let Some(failures) = complaint.succeeded() {
+                    log::info!(
+                        "what is held is kept again failures={failures} redis.server={}",
+                        self.server
+                    );
+                }
             }
-            Ok(()) => {}
             Err(error) => {
                 let doing = "keeping what is held";
+                let is_refusal = failure::is_answer(&error);
+                let aloud = complaint.failed(is_refusal, self.lock().fetch_failed);
                 // A refusal of something here must not disturb the reads.
                 let error = if failure::leaves_connections_sound(&error) {
                     failure::unavailable(&self.server, doing, error)
                 } else {
                     self.failed(doing, error)
                 };
-                let level = match *failing {
-                    Failing::No => log::Level::Warn,
-                    Failing::Briefly | Failing::ForLong => log::Level::Debug,
+                let level = if aloud {
+                    log::Level::Warn
+                } else {
+                    log::Level::Debug
                 };
                 log::log!(level, "{}", error_chain(&error));
-                if *failing == Failing::No {
-                    *failing = Failing::Briefly;
-                }
-                self.note_old_guard(&error, failing);
+                self.note_old_guard(&error, complaint);
             }
         }
     }
 
-    fn note_old_guard(&self, error: &SourceError, failing: &mut Failing) {
-        let old = self
-            .stats
-            .guard_age()
-            .filter(|age| *age >= GUARD_ALARM_AFTER);
-        let Some(age) = old.filter(|_| *failing != Failing::ForLong) else {
+    fn note_old_guard(&self, error: &SourceError, complaint: &mut Complaint) {
+        let Some(age) = self.stats.guard_age() else {
             return;
         };
-        *failing = Failing::ForLong;
+        if complaint.said_old_guard || age < GUARD_ALARM_AFTER {
+            return;
+        }
+        complaint.said_old_guard = true;
         log::error!(
             "the trim guard has not been moved for long: nobody can trim what is persisted, and \
              Redis may run out of memory guard_age_s={} redis.stream={} redis.guard={} error={}",
@@ -294,20 +338,33 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_failure_is_grave_once_a_guard_was_not_moved_for_long() {
         let shared = Shared::new(RedisSettings::default());
-        let mut failing = Failing::No;
-        let fail_after = async |time, failing: &mut Failing| {
+        let mut complaint = Complaint::default();
+        let is_grave_after = async |time, complaint: &mut Complaint| {
             advance(time).await;
-            shared.note_keeping(Err(timed_out("no answer")), failing);
-            *failing
+            shared.note_keeping(Err(timed_out("no answer")), complaint);
+            complaint.said_old_guard
         };
-        let without_guard = fail_after(2 * GUARD_ALARM_AFTER, &mut failing).await;
-        assert_eq!(without_guard, Failing::Briefly);
+        let without_guard = is_grave_after(2 * GUARD_ALARM_AFTER, &mut complaint).await;
+        assert!(!without_guard);
         shared.stats.kept_guard();
-        let soon = fail_after(GUARD_ALARM_AFTER / 2, &mut failing).await;
-        assert_eq!(soon, Failing::Briefly);
-        let late = fail_after(GUARD_ALARM_AFTER / 2, &mut failing).await;
-        assert_eq!(late, Failing::ForLong);
-        shared.note_keeping(Ok(()), &mut failing);
-        assert_eq!(failing, Failing::No);
+        assert!(!is_grave_after(GUARD_ALARM_AFTER / 2, &mut complaint).await);
+        assert!(is_grave_after(GUARD_ALARM_AFTER / 2, &mut complaint).await);
+        shared.note_keeping(Ok(()), &mut complaint);
+        assert!(!complaint.said_old_guard);
+    }
+
+    #[test]
+    fn complains_once_an_outage_and_not_for_what_the_reader_tells_of() {
+        let mut complaint = Complaint::default();
+        assert_eq!(complaint.succeeded(), None);
+        let refused = [true, true].map(|refusal| complaint.failed(refusal, true));
+        assert_eq!(refused, [true, false]);
+        assert_eq!(complaint.succeeded(), Some(2));
+        let unread = [false, false, false].map(|refusal| complaint.failed(refusal, false));
+        assert_eq!(unread, [false, true, false]);
+        assert_eq!(complaint.succeeded(), Some(3));
+        let told = [false, true, true].map(|reader_fails| complaint.failed(false, reader_fails));
+        assert_eq!(told, [false; 3]);
+        assert_eq!(complaint.succeeded(), None);
     }
 }

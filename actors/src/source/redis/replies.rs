@@ -135,6 +135,13 @@ pub(super) fn pending(reply: Value) -> RedisResult<Pending> {
     })
 }
 
+/// How many entries were removed unread, and then what was read.
+pub(super) fn losses_and_read(reply: Value) -> RedisResult<(u64, NewEntries)> {
+    let [lost, read] = fixed(reply)?;
+    let [lost] = numbers(lost)?;
+    Ok((lost, read_within(read)?))
+}
+
 /// What was seen of a stream, at one moment.
 pub(super) struct Sight {
     pub(super) groups: Vec<Group>,
@@ -189,12 +196,6 @@ pub(super) fn consumers(reply: Value) -> RedisResult<Vec<Consumer>> {
             })
         })
         .collect()
-}
-
-/// The ids of an XRANGE.
-pub(super) fn entry_ids(reply: Value) -> RedisResult<Vec<StreamId>> {
-    let entries = array(reply)?.into_iter();
-    entries.map(|entry| Ok(raw_entry(entry)?.id)).collect()
 }
 
 /// A text that is not needed to the letter.

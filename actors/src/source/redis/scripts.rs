@@ -88,6 +88,38 @@ return redis.pcall('XGROUP', 'SETID', KEYS[1], ARGV[2], ARGV[3])
 "#
 );
 
+/// Makes a group with its consumer on a stream that is there, behind an id or at the end. Answers the
+/// id that it begins behind, or nothing where there is no stream.
+///
+/// At the end it is told how many entries there were, or it could not tell later what it lost. A
+/// group that is there already, since an answer was lost, begins where it began. The consumer is made
+/// with it: Prefect deletes such groups while they have none.
+pub(super) const JOIN_BESIDE: &str = r#"
+local stream, group, consumer, position = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+if redis.call('EXISTS', stream) == 0 then return {} end
+local list = redis.pcall('XINFO', 'STREAM', stream)
+if list.err then return list end
+local info = {}
+for i = 1, #list, 2 do info[list[i]] = list[i + 1] end
+local creating, if_there = {'XGROUP', 'CREATE', stream, group, position}, position
+if position == '$' then
+  if_there = '0-1'
+  position = info['last-generated-id']
+  creating[5] = position
+  if info['entries-added'] then
+    table.insert(creating, 'ENTRIESREAD')
+    table.insert(creating, string.format('%.0f', info['entries-added']))
+  end
+end
+local made = redis.pcall(unpack(creating))
+if made.err then
+  if not string.find(made.err, 'BUSYGROUP', 1, true) then return made end
+  position = if_there
+end
+redis.pcall('XGROUP', 'CREATECONSUMER', stream, group, consumer)
+return {position}
+"#;
+
 /// Counts what was removed from the stream before the group could read it, and moves the group
 /// behind it, so that no replica counts it twice. There is nothing to be read in between.
 ///
@@ -144,6 +176,14 @@ if not target then return {0} end
 local set = redis.pcall('XGROUP', 'SETID', stream, group, target, 'ENTRIESREAD', string.format('%.0f', removed))
 if set.err then return set end
 return {lost}
+"#;
+
+/// Answers the id of the first entry behind a given one, without its text.
+pub(super) const FIRST_BEHIND: &str = r#"
+local entries = redis.pcall('XRANGE', KEYS[1], '(' .. ARGV[2], '+', 'COUNT', 1)
+if entries.err then return entries end
+if #entries == 0 then return {} end
+return {entries[1][1]}
 "#;
 
 /// Removes consumers with nothing pending that were idle for longer than given: all but one, or
@@ -258,3 +298,15 @@ end
 return {page, pending}
 "#
 );
+
+/// [`COUNT_LOSSES`], then [`READ_WITHIN`], at one moment; answers both. Not as a transaction, as for
+/// [`LOOK`].
+pub(super) fn count_losses_and_read() -> String {
+    format!(
+        "local function count() {COUNT_LOSSES} end\n\
+         local function take() {READ_WITHIN} end\n\
+         local lost = count()\n\
+         if lost.err then return lost end\n\
+         return {{lost, take()}}"
+    )
+}

@@ -50,8 +50,19 @@ pub struct RedisSettings {
 pub struct RedisTls {
     /// A PEM file with the authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// The certificate to show, where the server asks for one, and its key: two PEM files.
+    pub identity: Option<RedisIdentity>,
     /// Trusts any certificate of anyone (off): protects from nobody who can redirect traffic.
     pub insecure: bool,
+}
+
+/// What we show to a server that asks who we are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisIdentity {
+    /// A PEM file with our certificate, and those that vouch for it.
+    pub cert_file: PathBuf,
+    /// A PEM file with its key.
+    pub key_file: PathBuf,
 }
 
 impl Default for RedisSettings {

@@ -39,6 +39,8 @@ pub(super) struct State {
     pub(super) fetching: bool,
     /// Nothing more is to be taken from the stream.
     pub(super) stopping: bool,
+    /// The last fetch failed; whoever reads says so.
+    pub(super) fetch_failed: bool,
     pub(super) closed: bool,
     pub(super) recovery: Recovery,
     pub(super) claims: Claims,
@@ -90,6 +92,7 @@ impl Shared {
                 more: More::Later,
                 fetching: false,
                 stopping: false,
+                fetch_failed: false,
                 closed: false,
                 recovery: Recovery {
                     due: true,

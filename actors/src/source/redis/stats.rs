@@ -26,6 +26,7 @@ struct View {
     group_pending: u64,
     length: u64,
     lag: Option<u64>,
+    oldest_millis: Option<u64>,
     guard_position: Option<String>,
     guard_kept_at: Option<Instant>,
     alarm: bool,
@@ -50,6 +51,9 @@ pub struct RedisStatus {
     /// Entries that the group was not given yet; Redis does not always know, and is wrong for a
     /// while after a stream was trimmed.
     pub lag: Option<u64>,
+    /// When the oldest entry that is not acknowledged was added, in milliseconds since 1970 by the
+    /// server's clock; `None` if there is no such entry.
+    pub oldest_millis: Option<u64>,
     /// Where the trim guard stands; `None` without one, `abandoned` if one is there although the
     /// guard is off.
     pub guard_position: Option<String>,
@@ -71,6 +75,7 @@ impl RedisStats {
             group_pending: view.group_pending,
             stream_length: view.length,
             lag: view.lag,
+            oldest_millis: view.oldest_millis,
             guard_position: view.guard_position,
             guard_age: view.guard_kept_at.map(|at| at.elapsed()),
             alarm: view.alarm,
@@ -95,6 +100,10 @@ impl RedisStats {
         let mut view = self.view();
         view.own_pending = own;
         view.group_pending = group;
+    }
+
+    pub(super) fn saw_oldest(&self, millis: Option<u64>) {
+        self.view().oldest_millis = millis;
     }
 
     /// Returns whether the alarm has changed.

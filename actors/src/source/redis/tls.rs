@@ -1,6 +1,7 @@
 //! TLS to the server, with ring: no system library is needed.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
@@ -13,7 +14,7 @@ use tokio_rustls::rustls::crypto::{
     CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature,
 };
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{
     ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
@@ -39,29 +40,46 @@ fn config(tls: &RedisTls) -> io::Result<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?;
-    if tls.insecure {
-        return Ok(builder
+    let builder = if tls.insecure {
+        builder
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(TrustsAnyone(provider)))
-            .with_no_client_auth());
-    }
-    Ok(builder
-        .with_root_certificates(roots(tls)?)
-        .with_no_client_auth())
+    } else {
+        builder.with_root_certificates(roots(tls)?)
+    };
+    let Some(identity) = &tls.identity else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let chain = certificates(&identity.cert_file, "our certificate")?;
+    let key = PrivateKeyDer::from_pem_file(&identity.key_file)
+        .map_err(|error| unreadable("our key", &identity.key_file, &error))?;
+    builder.with_client_auth_cert(chain, key).map_err(|error| {
+        io::Error::other(format!(
+            "our certificate cannot be used with its key: {error}"
+        ))
+    })
+}
+
+fn certificates(path: &Path, what: &str) -> io::Result<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|error| unreadable(what, path, &error))
+}
+
+fn unreadable(what: &str, path: &Path, error: &dyn std::fmt::Display) -> io::Error {
+    io::Error::other(format!(
+        "{what} in {} cannot be read: {error}",
+        path.display()
+    ))
 }
 
 fn roots(tls: &RedisTls) -> io::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = &tls.ca_file {
-        let unreadable = |error: &dyn std::fmt::Display| {
-            let path = path.display();
-            io::Error::other(format!("the authorities in {path} cannot be read: {error}"))
-        };
-        let certificates =
-            CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))?;
-        for certificate in certificates {
-            let certificate = certificate.map_err(|error| unreadable(&error))?;
-            roots.add(certificate).map_err(|error| unreadable(&error))?;
+        const WHAT: &str = "the authorities";
+        for certificate in certificates(path, WHAT)? {
+            let added = roots.add(certificate);
+            added.map_err(|error| unreadable(WHAT, path, &error))?;
         }
     } else {
         let native = rustls_native_certs::load_native_certs();

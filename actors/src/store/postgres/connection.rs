@@ -92,6 +92,16 @@ impl Connection {
         Ok(self.pg.batch_execute(&begin).await?)
     }
 
+    /// Starts a transaction whose commit does not wait for the disk: for what is done again if a crash
+    /// of the server undoes it, and must not make others wait.
+    pub(super) async fn begin_repeatable(&mut self) -> Result<(), Failure> {
+        let begin = format!(
+            "{}; SET LOCAL synchronous_commit = off",
+            begin(&self.configure)
+        );
+        Ok(self.pg.batch_execute(&begin).await?)
+    }
+
     /// Starts a transaction that only reads, sees one moment, and may take its time.
     pub(super) async fn begin_snapshot(&mut self) -> Result<(), Failure> {
         let begin = format!(

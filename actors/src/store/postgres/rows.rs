@@ -5,6 +5,7 @@ use uuid::Uuid;
 use super::columns::Moment;
 use crate::delivery::{Content, Entry};
 use crate::event::{ReceivedEvent, Resource};
+use crate::store::RefusalReason;
 use crate::store::python_json::{write_array, write_object, write_string};
 
 /// Why the database does not take an event.
@@ -14,6 +15,22 @@ pub(super) struct Refusal {
     pub(super) index: usize,
     pub(super) reason: String,
     pub(super) sqlstate: Option<String>,
+}
+
+impl Refusal {
+    /// By the class of the SQLSTATE. What has none was left out by a trigger.
+    pub(super) fn kind(&self) -> RefusalReason {
+        match self.sqlstate.as_deref() {
+            None => RefusalReason::Swallowed,
+            Some("P0001") => RefusalReason::Raised,
+            Some(code) => match code.get(..2) {
+                Some("22") => RefusalReason::InvalidData,
+                Some("23") => RefusalReason::Constraint,
+                Some("54") => RefusalReason::TooLarge,
+                _ => RefusalReason::Other,
+            },
+        }
+    }
 }
 
 /// One row of `events`.

@@ -1,7 +1,8 @@
 //! Deletes what retention no longer keeps, a bounded number of events at a time.
 //!
 //! Every search follows an index from the oldest row on, so that a step costs the same whatever is
-//! kept. One transaction a step, under a lock that only one trimmer has.
+//! kept. One transaction a step, under a lock that only one trimmer has. Its commit does not wait for
+//! the disk: a deletion that a crash of the server undoes is made again by the next pass.
 
 use std::num::NonZeroUsize;
 
@@ -111,7 +112,7 @@ pub(super) async fn step(
     resume: &mut Resume,
     now: DateTime<Utc>,
 ) -> Result<TrimStep, Failure> {
-    connection.begin().await?;
+    connection.begin_repeatable().await?;
     let Some(ahead) = take_turn(connection, now).await? else {
         connection.commit().await?;
         return Ok(TrimStep::TakenByAnother);

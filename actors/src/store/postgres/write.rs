@@ -8,15 +8,15 @@ use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::QueryResult;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{Array, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Bool, Integer, Nullable, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 use futures_util::future::join;
 
-use super::columns::{FixedColumn, Oid, TextColumn};
+use super::arrays::Arrays;
 use super::connection::{Connection, begin};
 use super::failure::Failure;
 use super::letters::{self, NewLetter};
-use super::rows::{EventRow, Refusal, ResourceRow, Rows};
+use super::rows::{Refusal, Rows};
 use crate::batch::Batch;
 use crate::delivery::Content;
 use crate::failpoint;
@@ -71,7 +71,7 @@ pub(super) async fn write(
     }
     for refusal in &refused {
         if let Some(outcome) = outcomes.get_mut(refusal.index) {
-            *outcome = Outcome::RefusedByStore;
+            *outcome = Outcome::RefusedByStore(refusal.kind());
         }
     }
     keep(connection, batch, &refused, now).await?;
@@ -89,7 +89,10 @@ async fn store(connection: &Connection, rows: &Rows<'_>) -> Result<Vec<NotWritte
         begin_on.batch_execute(&begin).await?;
         return Ok(Vec::new());
     }
-    let call = StoreEvents::new(rows, connection.expects_duplicates || rows.repeats_ids);
+    let call = StoreEvents {
+        arrays: Arrays::new(rows),
+        expects_duplicates: connection.expects_duplicates || rows.repeats_ids,
+    };
     let mut call_on = &connection.pg;
     // Sent in this order. Should the first fail and the second not, events are committed that are
     // told as not written; the next attempt finds them.
@@ -141,73 +144,10 @@ async fn keep(
     letters::insert(connection, refused.chain(rejected).collect(), now).await
 }
 
-/// A column of `events` or `event_resources`, as a parameter.
-type EventTexts<'a> = TextColumn<'a, EventRow<'a>>;
-type ResourceTexts<'a> = TextColumn<'a, ResourceRow<'a>>;
-
 /// The call of the store function: always the same text, so that it is prepared once.
 struct StoreEvents<'a> {
-    ids: FixedColumn<'a, EventRow<'a>, 16>,
-    times: [FixedColumn<'a, EventRow<'a>, 8>; 2],
-    texts: [EventTexts<'a>; 6],
-    follows: FixedColumn<'a, EventRow<'a>, 16>,
-    event_numbers: FixedColumn<'a, ResourceRow<'a>, 4>,
-    event_ids: FixedColumn<'a, ResourceRow<'a>, 16>,
-    occurred: FixedColumn<'a, ResourceRow<'a>, 8>,
-    resource_texts: [ResourceTexts<'a>; 3],
+    arrays: Arrays<'a>,
     expects_duplicates: bool,
-}
-
-impl<'a> StoreEvents<'a> {
-    fn new(rows: &'a Rows<'a>, expects_duplicates: bool) -> Self {
-        let events = rows.events.as_slice();
-        let resources = rows.resources.as_slice();
-        let time = |bytes| fixed(events, Oid::Timestamptz, bytes);
-        let text = |text| TextColumn { rows: events, text };
-        let resource_text = |text| TextColumn {
-            rows: resources,
-            text,
-        };
-        Self {
-            ids: fixed(events, Oid::Uuid, |row| Some(row.event.id.into_bytes())),
-            times: [
-                time(|row: &EventRow<'_>| Some(row.occurred.0.to_be_bytes())),
-                time(|row: &EventRow<'_>| Some(row.received.0.to_be_bytes())),
-            ],
-            texts: [
-                text(|row, _| &row.event.event),
-                text(|row, _| row.event.resource.id()),
-                text(EventRow::resource),
-                text(EventRow::related),
-                text(EventRow::related_ids),
-                text(|row, _| row.event.payload()),
-            ],
-            follows: fixed(events, Oid::Uuid, |row| {
-                row.event.follows.map(uuid::Uuid::into_bytes)
-            }),
-            event_numbers: fixed(resources, Oid::Int4, |row| {
-                Some(row.event_number.to_be_bytes())
-            }),
-            event_ids: fixed(resources, Oid::Uuid, |row| Some(row.event_id.into_bytes())),
-            occurred: fixed(resources, Oid::Timestamptz, |row| {
-                Some(row.occurred.0.to_be_bytes())
-            }),
-            resource_texts: [
-                resource_text(|row, _| row.resource.id()),
-                resource_text(|row, _| row.role),
-                resource_text(ResourceRow::other_labels),
-            ],
-            expects_duplicates,
-        }
-    }
-}
-
-fn fixed<R, const N: usize>(
-    rows: &[R],
-    oid: Oid,
-    bytes: fn(&R) -> Option<[u8; N]>,
-) -> FixedColumn<'_, R, N> {
-    FixedColumn { rows, oid, bytes }
 }
 
 impl QueryId for StoreEvents<'_> {
@@ -222,27 +162,9 @@ impl Query for StoreEvents<'_> {
 impl QueryFragment<Pg> for StoreEvents<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql("SELECT event_number, code, reason FROM event_persister_store_v1(");
-        out.push_bind_param::<Array<SqlUuid>, _>(&self.ids)?;
-        for times in &self.times {
-            out.push_sql(", ");
-            out.push_bind_param::<Array<Timestamptz>, _>(times)?;
-        }
-        for texts in &self.texts {
-            out.push_sql(", ");
-            out.push_bind_param::<Array<Text>, _>(texts)?;
-        }
+        self.arrays.push_events(out.reborrow())?;
         out.push_sql(", ");
-        out.push_bind_param::<Array<Nullable<SqlUuid>>, _>(&self.follows)?;
-        out.push_sql(", ");
-        out.push_bind_param::<Array<Integer>, _>(&self.event_numbers)?;
-        out.push_sql(", ");
-        out.push_bind_param::<Array<SqlUuid>, _>(&self.event_ids)?;
-        out.push_sql(", ");
-        out.push_bind_param::<Array<Timestamptz>, _>(&self.occurred)?;
-        for texts in &self.resource_texts {
-            out.push_sql(", ");
-            out.push_bind_param::<Array<Text>, _>(texts)?;
-        }
+        self.arrays.push_resources(out.reborrow())?;
         out.push_sql(", ");
         out.push_bind_param::<Bool, _>(&self.expects_duplicates)?;
         out.push_sql(")");

@@ -19,6 +19,8 @@ use diesel::connection::{Connection as _, Instrumentation, InstrumentationEvent}
 use diesel::{ConnectionError, QueryResult, SqliteConnection};
 use libsqlite3_sys as ffi;
 
+use crate::store::RefusalReason;
+
 /// An extended result code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ResultCode(c_int);
@@ -59,6 +61,17 @@ impl ResultCode {
                 }
                 _ => Class::Unavailable,
             },
+        }
+    }
+
+    /// Why a failure that is the event's fault is.
+    pub(super) fn refusal(self) -> RefusalReason {
+        match (self.0, self.primary()) {
+            (ffi::SQLITE_CONSTRAINT_TRIGGER, _) => RefusalReason::Raised,
+            (_, ffi::SQLITE_CONSTRAINT) => RefusalReason::Constraint,
+            (_, ffi::SQLITE_TOOBIG) => RefusalReason::TooLarge,
+            (_, ffi::SQLITE_MISMATCH) => RefusalReason::InvalidData,
+            _ => RefusalReason::Other,
         }
     }
 

@@ -16,17 +16,20 @@ use super::result_code::{Failed, ResultCode};
 use super::text::write_timestamp;
 use crate::delivery::{Content, Entry};
 use crate::event::ReceivedEvent;
+use crate::store::RefusalReason;
 use crate::store::python_json::{rewrite, write_array, write_object, write_string};
 
 /// Why the database does not take an event.
 pub(super) struct Refusal {
+    pub(super) kind: RefusalReason,
     pub(super) reason: String,
     pub(super) sqlstate: Option<String>,
 }
 
 impl Refusal {
-    pub(super) fn ours(reason: impl Into<String>) -> Self {
+    pub(super) fn ours(kind: RefusalReason, reason: impl Into<String>) -> Self {
         Self {
+            kind,
             reason: reason.into(),
             sqlstate: None,
         }
@@ -34,6 +37,7 @@ impl Refusal {
 
     pub(super) fn by_database(failed: &Failed) -> Self {
         Self {
+            kind: failed.code.refusal(),
             reason: failed.error.to_string(),
             sqlstate: Some(failed.code.name()),
         }
@@ -126,8 +130,10 @@ impl RowTexts {
 impl EventRanges {
     fn new(event: &ReceivedEvent, out: &mut String, max_length: usize) -> Result<Self, Refusal> {
         let mut time = |name: &str, at| {
-            written(out, |out| write_timestamp(at, out))
-                .ok_or_else(|| Refusal::ours(format!("{name}: the year is outside 0001 to 9999")))
+            written(out, |out| write_timestamp(at, out)).ok_or_else(|| {
+                let reason = format!("{name}: the year is outside 0001 to 9999");
+                Refusal::ours(RefusalReason::InvalidData, reason)
+            })
         };
         let occurred = time("occurred", event.occurred)?;
         let received = time("received", event.received)?;
@@ -163,6 +169,7 @@ impl EventRanges {
         ] {
             if length > max_length {
                 return Err(Refusal {
+                    kind: RefusalReason::TooLarge,
                     reason: format!(
                         "{column}: {length} bytes are more than the {max_length} that SQLite takes"
                     ),
@@ -179,7 +186,26 @@ impl EventTexts<'_> {
         self.texts.text(&self.ranges.id)
     }
 
-    fn other_labels(&self, number: usize) -> &str {
+    pub(super) fn occurred(&self) -> &str {
+        self.texts.text(&self.ranges.occurred)
+    }
+
+    /// The columns of `events` besides the id whose texts had to be made.
+    pub(super) fn columns(&self) -> [(&'static str, Option<&str>); 7] {
+        let text = |range| Some(self.texts.text(range));
+        [
+            ("occurred", text(&self.ranges.occurred)),
+            ("received", text(&self.ranges.received)),
+            ("resource", text(&self.ranges.resource)),
+            ("related", text(&self.ranges.related)),
+            ("related_resource_ids", text(&self.ranges.related_ids)),
+            ("payload", text(&self.ranges.payload)),
+            ("follows", self.ranges.follows.as_ref().and_then(text)),
+        ]
+    }
+
+    /// The labels of the event's resource, or of one of the related ones from 1.
+    pub(super) fn other_labels(&self, number: usize) -> &str {
         let range = self.ranges.other_labels.get(number);
         range.map_or("", |range| self.texts.text(range))
     }

@@ -16,6 +16,7 @@ use crate::batch::BatchId;
 use crate::clock::SystemClock;
 use crate::delivery::Entry;
 use crate::event::ReceivedEvent;
+use crate::store::RefusalReason;
 use crate::testing::{EventFixture, event, event_entry, rejected_entry};
 
 fn settings(directory: &TempDir) -> SqliteSettings {
@@ -420,8 +421,16 @@ async fn every_way_to_refuse_an_event_leaves_its_neighbours_alone() {
     // Every second one is refused, but for the first of the two that may be there once.
     for (index, outcome) in outcomes.iter().enumerate() {
         let is_refused = index % 2 == 1 && index != 9;
-        assert_eq!(*outcome == Outcome::RefusedByStore, is_refused, "{index}");
+        let refused = matches!(outcome, Outcome::RefusedByStore(_));
+        assert_eq!(refused, is_refused, "{index}");
     }
+    let reason = |index: usize| match outcomes[index] {
+        Outcome::RefusedByStore(reason) => reason,
+        ref other => panic!("{other:?}"),
+    };
+    use RefusalReason::{Constraint, Raised, Swallowed};
+    let expected = [Raised, Raised, Raised, Swallowed, Constraint];
+    assert_eq!([1, 3, 5, 7, 11].map(reason), expected);
     let refusals = refusals(&store).await;
     assert!(
         refusals.contains_key("SQLITE_CONSTRAINT_UNIQUE"),
@@ -453,7 +462,10 @@ async fn a_check_that_fails_is_no_duplicate() {
     let outcomes = store.write(of_events([named("yes"), named("no")])).await;
     assert_eq!(
         outcomes.unwrap(),
-        [Outcome::Stored, Outcome::RefusedByStore]
+        [
+            Outcome::Stored,
+            Outcome::RefusedByStore(RefusalReason::Constraint)
+        ]
     );
     let refusals = refusals(&store).await;
     assert!(
@@ -499,8 +511,9 @@ async fn a_time_that_cannot_be_written_is_refused() {
         ]))
         .await
         .unwrap();
-    use Outcome::{RefusedByStore, Stored};
-    assert_eq!(outcomes, [Stored, RefusedByStore, RefusedByStore, Stored]);
+    let refused = Outcome::RefusedByStore(RefusalReason::InvalidData);
+    use Outcome::Stored;
+    assert_eq!(outcomes, [Stored, refused.clone(), refused, Stored]);
     let letters = all_letters(&store).await;
     let reasons: Vec<_> = letters.iter().map(|letter| &*letter.reason).collect();
     assert!(reasons.contains(&"occurred: the year is outside 0001 to 9999"));

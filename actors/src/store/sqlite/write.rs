@@ -26,7 +26,7 @@ use crate::batch::Batch;
 use crate::delivery::{Content, Entry};
 use crate::event::ReceivedEvent;
 use crate::failpoint;
-use crate::store::{Outcome, Stage};
+use crate::store::{Outcome, RefusalReason, Stage};
 
 /// What became of one event.
 enum Written {
@@ -123,18 +123,19 @@ fn attempt(
     for (index, entry) in entries.iter().enumerate() {
         let outcome = match &entry.content {
             Content::Rejected(_) => Outcome::RejectedAtParse,
-            Content::Event(event) => match texts.event(index) {
-                Some(texts) if !left_out.contains_key(&index) => {
-                    match write_event(connection, event, &texts, care, index)? {
-                        Written::Stored => Outcome::Stored,
-                        Written::Duplicate => Outcome::Duplicate,
-                        Written::Refused(refusal) => {
-                            refusals.push((index, refusal));
-                            Outcome::RefusedByStore
-                        }
+            Content::Event(event) => match (texts.event(index), left_out.get(&index)) {
+                (Some(texts), None) => match write_event(connection, event, &texts, care, index)? {
+                    Written::Stored => Outcome::Stored,
+                    Written::Duplicate => Outcome::Duplicate,
+                    Written::Refused(refusal) => {
+                        let outcome = Outcome::RefusedByStore(refusal.kind);
+                        refusals.push((index, refusal));
+                        outcome
                     }
-                }
-                _ => Outcome::RefusedByStore,
+                },
+                (_, Some(refusal)) => Outcome::RefusedByStore(refusal.kind),
+                // Each event has texts, or a reason why not.
+                (None, None) => Outcome::RejectedAtParse,
             },
         };
         outcomes.push(outcome);
@@ -237,8 +238,9 @@ fn insert(
 }
 
 fn ignored(table: &str) -> Refusal {
-    Refusal::ours(format!(
+    let reason = format!(
         "the database inserted nothing into {table} and reported no error; a trigger on that table \
          ignores the row"
-    ))
+    );
+    Refusal::ours(RefusalReason::Swallowed, reason)
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::delivery::{Content, Entry};
 use crate::event::{ReceivedEvent, Resource};
-use crate::store::{Cutoffs, DeadLetter, OpenLetter, Outcome, Stage, Trimmed};
+use crate::store::{Cutoffs, DeadLetter, OpenLetter, Outcome, RefusalReason, Stage, Trimmed};
 
 /// The tables, and the events that they refuse.
 #[derive(Default)]
@@ -72,7 +72,7 @@ impl Rows {
         let all = || "the test refuses every event".to_owned();
         if let Some(reason) = reason.or_else(|| self.refuses_all.then(all)) {
             self.write_letter(entry, Stage::Store, reason, Some(event.id), now);
-            return Outcome::RefusedByStore;
+            return Outcome::RefusedByStore(RefusalReason::Raised);
         }
         let related = event
             .related

@@ -1,0 +1,38 @@
+//! What is told of a source: that it fails, once, and that it is back.
+
+use super::ConsumerActor;
+use crate::metrics::RetryKind;
+use crate::source::SourceError;
+use crate::status::error_chain;
+
+impl ConsumerActor {
+    /// A success ends a failure once neither reading nor acknowledging fails any more.
+    pub(super) fn note_success(&self) {
+        if self.failed_reads > 0 || self.acks.failures > 0 {
+            return;
+        }
+        if let Some(failures) = self.parts.component.succeeded() {
+            log::info!(
+                "the source is back source.name={} failures={failures}",
+                self.source_name
+            );
+        }
+    }
+
+    pub(super) fn note_failure(&self, kind: RetryKind, what: &str, error: &SourceError) {
+        self.parts.metrics.retries(kind);
+        let error = error_chain(error);
+        let at = self.parts.clock.now();
+        let first = self.parts.component.failed(error.clone(), at);
+        let level = if first {
+            log::Level::Warn
+        } else {
+            log::Level::Debug
+        };
+        log::log!(
+            level,
+            "a source {what}; retrying until it can source.name={} error={error}",
+            self.source_name
+        );
+    }
+}

@@ -1,0 +1,107 @@
+//! The rows of a batch as parameters: one array for each column.
+
+use diesel::pg::Pg;
+use diesel::prelude::QueryResult;
+use diesel::query_builder::AstPass;
+use diesel::sql_types::{Array, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+
+use super::columns::{FixedColumn, Oid, TextColumn};
+use super::rows::{EventRow, ResourceRow, Rows};
+
+/// A column of `events` or `event_resources`, as a parameter.
+type EventTexts<'a> = TextColumn<'a, EventRow<'a>>;
+type ResourceTexts<'a> = TextColumn<'a, ResourceRow<'a>>;
+
+/// All columns of both tables that come from the events.
+pub(super) struct Arrays<'a> {
+    ids: FixedColumn<'a, EventRow<'a>, 16>,
+    times: [FixedColumn<'a, EventRow<'a>, 8>; 2],
+    texts: [EventTexts<'a>; 6],
+    follows: FixedColumn<'a, EventRow<'a>, 16>,
+    event_numbers: FixedColumn<'a, ResourceRow<'a>, 4>,
+    event_ids: FixedColumn<'a, ResourceRow<'a>, 16>,
+    occurred: FixedColumn<'a, ResourceRow<'a>, 8>,
+    resource_texts: [ResourceTexts<'a>; 3],
+}
+
+impl<'a> Arrays<'a> {
+    pub(super) fn new(rows: &'a Rows<'a>) -> Self {
+        let events = rows.events.as_slice();
+        let resources = rows.resources.as_slice();
+        let time = |bytes| fixed(events, Oid::Timestamptz, bytes);
+        let text = |text| TextColumn { rows: events, text };
+        let resource_text = |text| TextColumn {
+            rows: resources,
+            text,
+        };
+        Self {
+            ids: fixed(events, Oid::Uuid, |row| Some(row.event.id.into_bytes())),
+            times: [
+                time(|row: &EventRow<'_>| Some(row.occurred.0.to_be_bytes())),
+                time(|row: &EventRow<'_>| Some(row.received.0.to_be_bytes())),
+            ],
+            texts: [
+                text(|row, _| &row.event.event),
+                text(|row, _| row.event.resource.id()),
+                text(EventRow::resource),
+                text(EventRow::related),
+                text(EventRow::related_ids),
+                text(|row, _| row.event.payload()),
+            ],
+            follows: fixed(events, Oid::Uuid, |row| {
+                row.event.follows.map(uuid::Uuid::into_bytes)
+            }),
+            event_numbers: fixed(resources, Oid::Int4, |row| {
+                Some(row.event_number.to_be_bytes())
+            }),
+            event_ids: fixed(resources, Oid::Uuid, |row| Some(row.event_id.into_bytes())),
+            occurred: fixed(resources, Oid::Timestamptz, |row| {
+                Some(row.occurred.0.to_be_bytes())
+            }),
+            resource_texts: [
+                resource_text(|row, _| row.resource.id()),
+                resource_text(|row, _| row.role),
+                resource_text(ResourceRow::other_labels),
+            ],
+        }
+    }
+
+    /// Ten parameters, with commas between: id, occurred, received, event, resource_id, resource,
+    /// related, related_resource_ids, payload, follows.
+    pub(super) fn push_events<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_bind_param::<Array<SqlUuid>, _>(&self.ids)?;
+        for times in &self.times {
+            out.push_sql(", ");
+            out.push_bind_param::<Array<Timestamptz>, _>(times)?;
+        }
+        for texts in &self.texts {
+            out.push_sql(", ");
+            out.push_bind_param::<Array<Text>, _>(texts)?;
+        }
+        out.push_sql(", ");
+        out.push_bind_param::<Array<Nullable<SqlUuid>>, _>(&self.follows)
+    }
+
+    /// Six parameters, with commas between: the event's number, event_id, occurred, resource_id,
+    /// resource_role, resource.
+    pub(super) fn push_resources<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_bind_param::<Array<Integer>, _>(&self.event_numbers)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<SqlUuid>, _>(&self.event_ids)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<Timestamptz>, _>(&self.occurred)?;
+        for texts in &self.resource_texts {
+            out.push_sql(", ");
+            out.push_bind_param::<Array<Text>, _>(texts)?;
+        }
+        Ok(())
+    }
+}
+
+fn fixed<R, const N: usize>(
+    rows: &[R],
+    oid: Oid,
+    bytes: fn(&R) -> Option<[u8; N]>,
+) -> FixedColumn<'_, R, N> {
+    FixedColumn { rows, oid, bytes }
+}

@@ -1,0 +1,204 @@
+//! Holds rows against those that would be written, text by text: that is how Prefect's queries see
+//! them.
+
+use std::sync::Arc;
+
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{Nullable, Text};
+use futures_util::future::LocalBoxFuture;
+
+use super::SqliteStore;
+use super::connection::{Connection, Failure};
+use super::rows::{EventTexts, RowTexts};
+use crate::delivery::{Content, Entry};
+use crate::event::{ReceivedEvent, Resource};
+use crate::store::StoreError;
+use crate::store::comparison::{
+    Compared, Comparison, NUM_RESOURCES, RESOURCES, of_columns, with_refused,
+};
+
+/// What a row of `events` holds that comes from the event.
+#[derive(QueryableByName)]
+struct HeldEvent {
+    #[diesel(sql_type = Nullable<Text>)]
+    occurred: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    received: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    event: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    resource_id: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    resource: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    related: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    related_resource_ids: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    payload: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    follows: Option<String>,
+}
+
+const EVENT: &str = "SELECT CAST(occurred AS TEXT) AS occurred, CAST(received AS TEXT) AS received, \
+    CAST(event AS TEXT) AS event, CAST(resource_id AS TEXT) AS resource_id, \
+    CAST(resource AS TEXT) AS resource, CAST(related AS TEXT) AS related, \
+    CAST(related_resource_ids AS TEXT) AS related_resource_ids, CAST(payload AS TEXT) AS payload, \
+    CAST(follows AS TEXT) AS follows FROM events WHERE id = ?";
+
+/// What a row of `event_resources` holds that comes from the event.
+#[derive(QueryableByName, PartialEq, Eq, PartialOrd, Ord)]
+struct ResourceRow {
+    #[diesel(sql_type = Nullable<Text>)]
+    occurred: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    resource_id: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    resource_role: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    resource: Option<String>,
+}
+
+const RESOURCES_OF_EVENT: &str = "SELECT CAST(occurred AS TEXT) AS occurred, \
+    CAST(resource_id AS TEXT) AS resource_id, CAST(resource_role AS TEXT) AS resource_role, \
+    CAST(resource AS TEXT) AS resource FROM event_resources WHERE event_id = ?";
+
+impl Comparison for SqliteStore {
+    fn compare<'a>(
+        &'a self,
+        entries: &'a [Arc<Entry>],
+    ) -> LocalBoxFuture<'a, Result<Vec<Compared>, StoreError>> {
+        Box::pin(async move {
+            let given = entries.to_vec();
+            let now = self.shared.clock.now();
+            let compare = move |connection: &mut Connection| {
+                let (texts, _) = RowTexts::new(&given, now, connection.max_length())?;
+                let compared = given.iter().enumerate().map(|(index, entry)| {
+                    match (&entry.content, texts.event(index)) {
+                        (Content::Event(event), Some(texts)) => {
+                            compare(connection, event, &texts).map(Some)
+                        }
+                        // A rejection, or an event that would be refused.
+                        _ => Ok(None),
+                    }
+                });
+                compared.collect::<Result<Vec<_>, Failure>>()
+            };
+            let compared = self.with_connection("read", compare).await?;
+            with_refused(self, entries, compared).await
+        })
+    }
+}
+
+fn compare(
+    connection: &mut Connection,
+    event: &ReceivedEvent,
+    texts: &EventTexts<'_>,
+) -> Result<Compared, Failure> {
+    let query = sql_query(EVENT).bind::<Text, _>(texts.id());
+    let held: Option<HeldEvent> =
+        connection.run(|connection| query.get_result(connection).optional())?;
+    let Some(held) = held else {
+        return Ok(Compared::Absent);
+    };
+    let mut columns = held.differing(event, texts);
+    let query = sql_query(RESOURCES_OF_EVENT).bind::<Text, _>(texts.id());
+    let theirs: Vec<ResourceRow> = connection.run(|connection| query.load(connection))?;
+    columns.extend(differing_resources(ours(event, texts), theirs));
+    let columns = columns.into_iter().map(str::to_owned).collect();
+    Ok(of_columns(event.received, columns))
+}
+
+impl HeldEvent {
+    fn differing(&self, event: &ReceivedEvent, texts: &EventTexts<'_>) -> Vec<&'static str> {
+        let made = texts.columns().into_iter();
+        let given = [
+            ("event", Some(event.event.as_str())),
+            ("resource_id", Some(event.resource.id())),
+        ];
+        let differing = made
+            .chain(given)
+            .filter(|(column, ours)| self.column(column) != *ours);
+        differing.map(|(column, _)| column).collect()
+    }
+
+    fn column(&self, name: &str) -> Option<&str> {
+        let text = match name {
+            "occurred" => &self.occurred,
+            "received" => &self.received,
+            "event" => &self.event,
+            "resource_id" => &self.resource_id,
+            "resource" => &self.resource,
+            "related" => &self.related,
+            "related_resource_ids" => &self.related_resource_ids,
+            "payload" => &self.payload,
+            "follows" => &self.follows,
+            _ => &None,
+        };
+        text.as_deref()
+    }
+}
+
+/// The rows of `event_resources` that would be written.
+fn ours(event: &ReceivedEvent, texts: &EventTexts<'_>) -> Vec<ResourceRow> {
+    let related = event.related.iter();
+    let related = related.map(|resource| (resource.role().unwrap_or_default(), resource));
+    let resources = std::iter::once(("", &event.resource)).chain(related);
+    let row = |(number, (role, resource)): (usize, (&str, &Resource))| ResourceRow {
+        occurred: Some(texts.occurred().to_owned()),
+        resource_id: Some(resource.id().to_owned()),
+        resource_role: Some(role.to_owned()),
+        resource: Some(texts.other_labels(number).to_owned()),
+    };
+    resources.enumerate().map(row).collect()
+}
+
+/// They have no order.
+fn differing_resources(
+    mut ours: Vec<ResourceRow>,
+    mut theirs: Vec<ResourceRow>,
+) -> Option<&'static str> {
+    ours.sort();
+    theirs.sort();
+    if ours == theirs {
+        return None;
+    }
+    ours.dedup();
+    theirs.dedup();
+    Some(if ours == theirs {
+        NUM_RESOURCES
+    } else {
+        RESOURCES
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(role: &str) -> ResourceRow {
+        ResourceRow {
+            occurred: None,
+            resource_id: Some("a".to_owned()),
+            resource_role: Some(role.to_owned()),
+            resource: Some("{}".to_owned()),
+        }
+    }
+
+    #[test]
+    fn resources_are_compared_without_order_and_with_their_number() {
+        let differing = |ours: &[&str], theirs: &[&str]| {
+            let rows = |roles: &[&str]| roles.iter().copied().map(row).collect();
+            differing_resources(rows(ours), rows(theirs))
+        };
+        assert_eq!(differing(&["", "flow"], &["flow", ""]), None);
+        assert_eq!(differing(&["flow", "flow"], &["flow", "flow"]), None);
+        assert_eq!(
+            differing(&["", "flow"], &["flow", "", ""]),
+            Some(NUM_RESOURCES)
+        );
+        assert_eq!(differing(&["", "flow"], &["", "tag"]), Some(RESOURCES));
+        assert_eq!(differing(&[""], &[]), Some(RESOURCES));
+    }
+}

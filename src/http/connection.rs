@@ -1,0 +1,328 @@
+//! One client's connection: how long it may keep silent, and how long it may leave us waiting.
+//!
+//! # Why not the time-outs of actix-http
+//!
+//! They guard the head of a connection's first request alone: whoever asks once and lets the second
+//! head trickle keeps a connection for ever, and so does who never reads an answer. Here one rule
+//! covers the handshake, every head and the time between requests.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Sleep, sleep};
+
+/// Bytes in both directions, encrypted or not.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+
+/// When a client is given up.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// How long it may take for the head of its first or next request.
+    pub(super) idle: Duration,
+    /// How long while all places are taken.
+    pub(super) crowded: Duration,
+    /// How long it may read nothing of what it was sent. Its share of the buffers is small, but
+    /// its place is one of few.
+    pub(super) unread: Duration,
+}
+
+/// What concerns all connections.
+#[derive(Clone)]
+pub(super) struct Signals {
+    /// Whether all places are taken.
+    pub(super) crowded: watch::Receiver<bool>,
+    /// Whether those without a request at work are to end.
+    pub(super) closing: watch::Receiver<bool>,
+}
+
+/// A connection that ends by itself when its client takes too long.
+pub(super) struct Connection {
+    stream: Box<dyn Stream>,
+    patience: Patience,
+    requests: Rc<Requests>,
+    signals: Signals,
+    /// Runs while no request is at work.
+    silence: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    /// Whether that was too long; then it has ended for good.
+    silenced: bool,
+    /// Runs while the client reads nothing.
+    unread: Option<Pin<Box<Sleep>>>,
+}
+
+impl Connection {
+    /// A connection with a place of its own, or, without one, for a single answer.
+    pub(super) fn new(
+        stream: Box<dyn Stream>,
+        patience: Patience,
+        place: Option<OwnedSemaphorePermit>,
+        signals: Signals,
+    ) -> Self {
+        Self {
+            stream,
+            patience,
+            requests: Rc::new(Requests {
+                num: Cell::new(0),
+                reader: RefCell::new(None),
+                place,
+            }),
+            signals,
+            silence: None,
+            silenced: false,
+            unread: None,
+        }
+    }
+
+    /// What its requests have to know.
+    pub(super) fn requests(&self) -> Rc<Requests> {
+        Rc::clone(&self.requests)
+    }
+
+    /// Whether the client has been silent for too long, or there is nothing to wait for any more.
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.silenced {
+            return Poll::Ready(());
+        }
+        self.requests.wake_later(cx.waker());
+        if self.requests.num.get() > 0 {
+            self.silence = None;
+            return Poll::Pending;
+        }
+        let (patience, signals) = (self.patience, &self.signals);
+        let silence = self
+            .silence
+            .get_or_insert_with(|| Box::pin(silent(patience, signals.clone())));
+        let silenced = silence.as_mut().poll(cx);
+        self.silenced = silenced.is_ready();
+        silenced
+    }
+
+    /// Whether the client has read nothing for too long, given what came of a write.
+    fn poll_unread<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<R>>,
+    ) -> Poll<io::Result<R>> {
+        if written.is_ready() {
+            self.unread = None;
+            return written;
+        }
+        let patience = self.patience.unread;
+        let unread = self.unread.get_or_insert_with(|| Box::pin(sleep(patience)));
+        let elapsed = unread.as_mut().poll(cx);
+        elapsed.map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+/// Resolves when a silence that begins now has been too long.
+async fn silent(patience: Patience, mut signals: Signals) {
+    let crowded_out = async {
+        sleep(patience.crowded).await;
+        signals.crowded.wait_for(|crowded| *crowded).await.is_ok()
+    };
+    // An error would be that the listener itself has gone.
+    tokio::select! {
+        () = sleep(patience.idle) => {}
+        _ = crowded_out => {}
+        _ = signals.closing.wait_for(|closing| *closing) => {}
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.poll_silence(cx).is_ready() {
+            // As if the client had gone: what it is still to be sent goes out before the end.
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, data);
+        this.poll_unread(cx, written)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.stream).poll_flush(cx);
+        this.poll_unread(cx, flushed)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let shut = Pin::new(&mut this.stream).poll_shutdown(cx);
+        this.poll_unread(cx, shut)
+    }
+}
+
+/// The requests of a connection, as they and it see them.
+pub(super) struct Requests {
+    num: Cell<usize>,
+    /// Who reads the connection: silence begins with the end of an answer, which is no event of
+    /// the connection's own.
+    reader: RefCell<Option<Waker>>,
+    place: Option<OwnedSemaphorePermit>,
+}
+
+impl Requests {
+    /// Whether there was no place, so that nothing may stay.
+    pub(super) fn are_beyond_the_limit(&self) -> bool {
+        self.place.is_none()
+    }
+
+    /// From here until the drop, a request is at work.
+    pub(super) fn begin(self: Rc<Self>) -> Busy {
+        self.num.set(self.num.get() + 1);
+        Busy(self)
+    }
+
+    fn wake_later(&self, reader: &Waker) {
+        let mut known = self.reader.borrow_mut();
+        if !known.as_ref().is_some_and(|known| known.will_wake(reader)) {
+            *known = Some(reader.clone());
+        }
+    }
+}
+
+/// A request at work, from its head to the end of its answer.
+pub(super) struct Busy(Rc<Requests>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.num.set(self.0.num.get().saturating_sub(1));
+        if let Some(reader) = self.0.reader.borrow().as_ref() {
+            reader.wake_by_ref();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const PATIENCE: Patience = Patience {
+        idle: Duration::from_secs(10),
+        crowded: Duration::from_secs(2),
+        unread: Duration::from_secs(30),
+    };
+
+    struct Senders {
+        crowd: watch::Sender<bool>,
+        close: watch::Sender<bool>,
+    }
+
+    fn connection() -> (Connection, DuplexStream, Senders) {
+        let (ours, theirs) = duplex(100);
+        let (crowd, crowded) = watch::channel(false);
+        let (close, closing) = watch::channel(false);
+        let signals = Signals { crowded, closing };
+        let connection = Connection::new(Box::new(ours), PATIENCE, None, signals);
+        (connection, theirs, Senders { crowd, close })
+    }
+
+    async fn reads_to_its_end(connection: &mut Connection) -> Duration {
+        let started = Instant::now();
+        connection.read_to_end(&mut Vec::new()).await.unwrap();
+        started.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_trickles_ends_with_the_patience() {
+        let (mut connection, mut client, _senders) = connection();
+        let trickle = async {
+            for byte in *b"GET /api/health HTTP/1.1" {
+                client.write_u8(byte).await.unwrap();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        tokio::select! {
+            () = trickle => panic!("it was let in"),
+            took = reads_to_its_end(&mut connection) => assert_eq!(took, PATIENCE.idle),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_a_request_is_at_work_silence_is_no_matter_and_then_counts_anew() {
+        let (mut connection, _client, _senders) = connection();
+        let busy = connection.requests().begin();
+        let work = Duration::from_secs(1000);
+        let answer = async {
+            tokio::time::sleep(work).await;
+            drop(busy);
+        };
+        let (took, ()) = tokio::join!(reads_to_its_end(&mut connection), answer);
+        assert_eq!(took, work + PATIENCE.idle);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_crowd_silence_is_shorter() {
+        for crowded_after in [1, 5].map(Duration::from_secs) {
+            let (mut connection, _client, senders) = connection();
+            let crowd = async {
+                sleep(crowded_after).await;
+                senders.crowd.send(true).unwrap();
+            };
+            let (took, ()) = tokio::join!(reads_to_its_end(&mut connection), crowd);
+            assert_eq!(took, PATIENCE.crowded.max(crowded_after));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn closing_ends_the_silent_at_once_and_the_busy_after_their_answer() {
+        let (mut connection, _client, senders) = connection();
+        let busy = connection.requests().begin();
+        let answer = async {
+            senders.close.send(true).unwrap();
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            drop(busy);
+        };
+        let (took, ()) = tokio::join!(reads_to_its_end(&mut connection), answer);
+        assert_eq!(took, Duration::from_secs(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_nothing_is_given_up_and_who_reads_slowly_is_not() {
+        let (mut connection, mut client, _senders) = connection();
+        let _busy = connection.requests().begin();
+        let started = Instant::now();
+        let slow = async {
+            for _ in 0..10 {
+                tokio::time::sleep(PATIENCE.unread - Duration::from_secs(1)).await;
+                client.read_exact(&mut [0; 100]).await.unwrap();
+            }
+            client
+        };
+        let (written, _client) = tokio::join!(connection.write_all(&[0; 1100]), slow);
+        written.unwrap();
+        assert_eq!(
+            started.elapsed(),
+            (PATIENCE.unread - Duration::from_secs(1)) * 10
+        );
+        let started = Instant::now();
+        let error = connection.write_all(&[0; 1]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(started.elapsed(), PATIENCE.unread);
+    }
+}

@@ -1,0 +1,273 @@
+//! Takes connections in and puts the routes behind them.
+//!
+//! This is `HttpServer` of actix-web, put together from the same parts, with [`Connection`] between
+//! the socket and the protocol, and a bound on how many there are. HTTP/1.1 only.
+
+use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use actix_http::error::DispatchError;
+use actix_http::{HttpService, KeepAlive};
+use actix_server::{Server, ServerBuilder, ServerHandle};
+use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
+use actix_web::body::{BodySize, BoxBody, MessageBody};
+use actix_web::dev::{AppConfig, Service, ServiceRequest, ServiceResponse};
+use actix_web::http::header::RETRY_AFTER;
+use actix_web::middleware::from_fn;
+use actix_web::{App, HttpResponse, rt::net::TcpStream};
+use anyhow::Context as _;
+use bytes::Bytes;
+use futures_util::future::{Either, ready};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+
+use super::connection::{Busy, Connection, Patience, Requests, Signals, Stream};
+use super::tls::Certificate;
+use super::{HEALTH_PATHS, Listener, Place, configure, refuse};
+use crate::config::Http;
+
+/// Requests are small work beside the database's; two threads keep one slow client from holding
+/// up the others.
+const NUM_WORKERS: usize = 2;
+/// How long requests that wait may still take once the pipeline has drained: their answers are
+/// there, and only have to be sent.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections beyond the limit that are told so, or asked for health. Each is gone after one
+/// answer.
+const NUM_BEYOND: usize = 64;
+/// How long a connection may be silent while all places are taken: a client that wants something
+/// says so at once. Shorter makes those who fill all places come back more often, longer keeps
+/// others waiting for them.
+const CROWDED_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long what a refused client still sends is read and forgotten. Cut off at once, it would
+/// often not see why.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Files that the rest of the process may have open: databases, Redis, the runtime's own.
+const NUM_OTHER_FILES: u64 = 256;
+
+/// A listener at work.
+pub(crate) struct Running {
+    /// Where it listens; port 0 takes any that is free.
+    pub(crate) addresses: Vec<SocketAddr>,
+    /// `http` or `https`.
+    pub(crate) scheme: &'static str,
+    handle: ServerHandle,
+    closing: watch::Sender<bool>,
+}
+
+impl Running {
+    /// Lets requests that are at work have their answers, and ends.
+    pub(crate) async fn stop(self) {
+        self.closing.send_replace(true);
+        self.handle.stop(true).await;
+    }
+}
+
+/// Binds and starts the listener; it serves once the server is polled.
+pub(crate) fn start(
+    place: &Place,
+    http: &Http,
+    certificate: Option<&Arc<Certificate>>,
+    listener: &Listener,
+) -> anyhow::Result<(Server, Running)> {
+    let max_connections = http.max_connections.get();
+    allow_files(max_connections + NUM_BEYOND);
+    let (closing, closes) = watch::channel(false);
+    let gate = Gate {
+        places: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
+        tls: certificate.map(Certificate::acceptor).transpose()?,
+        patience: Patience {
+            idle: http.idle_timeout,
+            crowded: CROWDED_TIMEOUT.min(http.idle_timeout),
+            unread: http.request_timeout,
+        },
+        crowd: watch::Sender::new(false),
+        closing: closes,
+    };
+    let mut server = Server::build()
+        .workers(NUM_WORKERS)
+        .max_concurrent_connections((max_connections + NUM_BEYOND).div_ceil(NUM_WORKERS))
+        .disable_signals()
+        .shutdown_timeout(SHUTDOWN_TIMEOUT.as_secs());
+    let mut addresses = Vec::new();
+    for address in &place.addresses {
+        let bound = TcpListener::bind(address).with_context(|| {
+            format!(
+                "cannot listen on {address}; if another process listens there, stop it or choose \
+                 another address with --listen or EVENT_PERSISTER_LISTEN"
+            )
+        })?;
+        addresses.push(bound.local_addr()?);
+        server = listen(server, bound, &gate, listener)?;
+    }
+    let server = server.run();
+    let running = Running {
+        addresses,
+        scheme: if certificate.is_some() {
+            "https"
+        } else {
+            "http"
+        },
+        handle: server.handle(),
+        closing,
+    };
+    Ok((server, running))
+}
+
+fn listen(
+    server: ServerBuilder,
+    bound: TcpListener,
+    gate: &Gate,
+    listener: &Listener,
+) -> std::io::Result<ServerBuilder> {
+    let (gate, listener) = (gate.clone(), listener.clone());
+    server.listen("http", bound, move || {
+        let (gate, listener) = (gate.clone(), listener.clone());
+        let refusals = listener.refusals.clone();
+        let app = App::new()
+            .wrap_fn(attend)
+            .wrap(from_fn(move |request, next| {
+                refusals.clone().watch(request, next)
+            }))
+            .configure(move |config| configure(config, &listener))
+            .into_factory()
+            .map_err(|error: actix_web::Error| error.error_response());
+        let http = HttpService::build()
+            .keep_alive(KeepAlive::Os)
+            .client_request_timeout(Duration::ZERO)
+            .client_disconnect_timeout(LINGER_TIMEOUT)
+            .on_connect_ext(|connection: &Connection, data| {
+                data.insert(connection.requests());
+            })
+            .h1(map_config(app, |()| AppConfig::default()));
+        fn_service(move |stream| gate.clone().open(stream)).and_then(http)
+    })
+}
+
+/// Lets connections in.
+#[derive(Clone)]
+struct Gate {
+    places: Arc<Semaphore>,
+    tls: Option<TlsAcceptor>,
+    patience: Patience,
+    crowd: watch::Sender<bool>,
+    closing: watch::Receiver<bool>,
+}
+
+impl Gate {
+    async fn open(
+        self,
+        stream: TcpStream,
+    ) -> Result<(Connection, Option<SocketAddr>), DispatchError> {
+        let peer = stream.peer_addr().ok();
+        // Answers are written whole, so there is nothing to gather.
+        stream.set_nodelay(true).map_err(DispatchError::Io)?;
+        let places = self.places;
+        let place = Arc::clone(&places).try_acquire_owned().ok();
+        // Once nobody can be let in any more, nobody comes to say so: the last place counts.
+        let is_full = places.available_permits() == 0;
+        self.crowd
+            .send_if_modified(|crowded| std::mem::replace(crowded, is_full) != is_full);
+        let stream: Box<dyn Stream> = match self.tls {
+            None => Box::new(stream),
+            Some(tls) => {
+                let shaken = tokio::time::timeout(self.patience.idle, tls.accept(stream)).await;
+                let shaken = shaken.map_err(|_elapsed| DispatchError::SlowRequestTimeout)?;
+                Box::new(shaken.map_err(DispatchError::Io)?)
+            }
+        };
+        let signals = Signals {
+            crowded: self.crowd.subscribe(),
+            closing: self.closing,
+        };
+        let connection = Connection::new(stream, self.patience, place, signals);
+        Ok((connection, peer))
+    }
+}
+
+/// Goes around every request: tells its connection that it is at work, and refuses it where the
+/// connection has no place.
+fn attend<S, B>(
+    request: ServiceRequest,
+    service: &S,
+) -> impl Future<Output = Result<ServiceResponse<Held>, actix_web::Error>> + use<S, B>
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = actix_web::Error>,
+    B: MessageBody + 'static,
+{
+    let requests = request.conn_data::<Rc<Requests>>().map(Rc::clone);
+    let is_beyond = (requests.as_ref()).is_some_and(|requests| requests.are_beyond_the_limit());
+    let busy = requests.map(Requests::begin);
+    let answer = if is_beyond && !HEALTH_PATHS.contains(&request.path()) {
+        let refused = request.into_response(too_many());
+        Either::Left(ready(Ok(refused.map_into_boxed_body())))
+    } else {
+        let answer = service.call(request);
+        Either::Right(async { answer.await.map(ServiceResponse::map_into_boxed_body) })
+    };
+    async move {
+        let mut answer = answer.await?;
+        if is_beyond {
+            let head = answer.response_mut().head_mut();
+            head.set_connection_type(actix_http::ConnectionType::Close);
+        }
+        Ok(answer.map_body(|_, body| Held { body, _busy: busy }))
+    }
+}
+
+fn too_many() -> HttpResponse {
+    let mut refused = refuse(
+        actix_web::http::StatusCode::SERVICE_UNAVAILABLE,
+        "there are as many connections as http.max_connections allows",
+    );
+    let soon = actix_web::http::header::HeaderValue::from_static("1");
+    refused.headers_mut().insert(RETRY_AFTER, soon);
+    refused
+}
+
+/// The body of an answer; its request is at work until it is sent.
+struct Held {
+    body: BoxBody,
+    _busy: Option<Busy>,
+}
+
+impl MessageBody for Held {
+    type Error = <BoxBody as MessageBody>::Error;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_next(cx)
+    }
+}
+
+/// Systems often begin with 1,024 files for a process, and let it have more.
+fn allow_files(num_connections: usize) {
+    let wanted = u64::try_from(num_connections).unwrap_or(u64::MAX) + NUM_OTHER_FILES;
+    let limit = getrlimit(Resource::Nofile);
+    let Some(current) = limit.current.filter(|current| *current < wanted) else {
+        return;
+    };
+    let raised = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    let new = Rlimit {
+        current: Some(raised),
+        ..limit
+    };
+    let allowed = setrlimit(Resource::Nofile, new).map_or(current, |()| raised);
+    if allowed < wanted {
+        log::warn!(
+            "at most {allowed} files may be open, and http.max_connections needs {wanted}: raise \
+             the limit (ulimit -n, LimitNOFILE=) or lower the setting"
+        );
+    }
+}

@@ -1,0 +1,78 @@
+//! The shadow's counts, for `/metrics`.
+
+use std::collections::BTreeMap;
+
+use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+
+use super::tally::Class;
+
+/// What is counted.
+#[derive(Clone)]
+pub(crate) struct ShadowMetrics {
+    registry: Registry,
+    messages: IntCounterVec,
+    columns: IntCounterVec,
+    waiting: IntGauge,
+}
+
+impl ShadowMetrics {
+    pub(crate) fn new() -> Result<Self, prometheus::Error> {
+        let metrics = Self {
+            registry: Registry::new(),
+            messages: IntCounterVec::new(
+                Opts::new(
+                    "event_persister_shadow_messages_total",
+                    "Messages of the stream, by what became of them.",
+                ),
+                &["class"],
+            )?,
+            columns: IntCounterVec::new(
+                Opts::new(
+                    "event_persister_shadow_differing_columns_total",
+                    "Events that are stored in another value than would be written, by column.",
+                ),
+                &["column"],
+            )?,
+            waiting: IntGauge::new(
+                "event_persister_shadow_waiting",
+                "Messages that wait for their time to be compared.",
+            )?,
+        };
+        metrics
+            .registry
+            .register(Box::new(metrics.messages.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.columns.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.waiting.clone()))?;
+        for class in Class::ALL {
+            // Zeros can be watched, gaps cannot.
+            metrics.count(class, 0);
+        }
+        Ok(metrics)
+    }
+
+    pub(crate) fn registry(&self) -> Registry {
+        self.registry.clone()
+    }
+
+    pub(crate) fn count(&self, class: Class, number: u64) {
+        self.messages
+            .with_label_values(&[class.as_str()])
+            .inc_by(number);
+    }
+
+    /// Takes over how often each column has differed so far.
+    pub(crate) fn columns(&self, columns: &BTreeMap<String, u64>) {
+        for (column, total) in columns {
+            let counter = self.columns.with_label_values(&[column.as_str()]);
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
+    }
+
+    pub(crate) fn waiting(&self, number: usize) {
+        self.waiting.set(i64::try_from(number).unwrap_or(i64::MAX));
+    }
+}

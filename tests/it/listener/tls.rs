@@ -1,0 +1,156 @@
+//! `https` and `wss`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use futures_util::SinkExt as _;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_tungstenite::client_async;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::*;
+use crate::support::certificates;
+use crate::support::events::ids;
+
+const FILES: [(&str, &str); 2] = [
+    ("EVENT_PERSISTER_HTTP_TLS_CERT_FILE", "server.pem"),
+    ("EVENT_PERSISTER_HTTP_TLS_KEY_FILE", "server.key"),
+];
+
+/// Whoever trusts the authority in the folder.
+fn connector(folder: &Path) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    let authority = CertificateDer::from_pem_file(folder.join("ca.pem")).unwrap();
+    roots.add(authority).unwrap();
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    TlsConnector::from(Arc::new(config))
+}
+
+async fn connect_to(folder: &Folder, server: &Server) -> TlsStream<TcpStream> {
+    let name = ServerName::try_from("localhost").unwrap();
+    let connected = connector(folder.path()).connect(name, connect(server).await);
+    connected.await.unwrap()
+}
+
+/// Sends one request and returns the answer.
+async fn ask(stream: &mut TlsStream<TcpStream>, head: &str, body: &str) -> String {
+    let request = format!(
+        "{head} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await;
+    read.expect("an end in time").unwrap();
+    answer
+}
+
+fn shown(stream: &TlsStream<TcpStream>) -> Vec<u8> {
+    let (_, session) = stream.get_ref();
+    session.peer_certificates().unwrap()[0].to_vec()
+}
+
+#[tokio::test]
+async fn events_come_in_encrypted() {
+    let folder = Folder::new();
+    certificates::make(folder.path());
+    let server = Server::start(&folder, &FILES);
+    let events = events(2);
+    let ready = async {
+        loop {
+            let mut client = connect_to(&folder, &server).await;
+            let answer = ask(&mut client, "GET /api/ready", "").await;
+            if answer.starts_with("HTTP/1.1 200") {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, ready).await.expect("ready");
+    let mut client = connect_to(&folder, &server).await;
+    assert_eq!(client.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+    let answer = ask(&mut client, "POST /api/events", &list(&events[..1])).await;
+    assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+
+    let client = connect_to(&folder, &server).await;
+    let url = format!("wss://{}/api/events/in", server.address());
+    let (mut socket, _) = client_async(url, client).await.unwrap();
+    let event = Message::text(events[1].to_string());
+    socket.send(event).await.unwrap();
+    socket.send(Message::Ping("stored?".into())).await.unwrap();
+    let pong = tokio::time::timeout(PATIENCE, futures_util::StreamExt::next(&mut socket));
+    let pong = pong.await.expect("an answer in time");
+    assert_eq!(pong.unwrap().unwrap(), Message::Pong("stored?".into()));
+    server.database().has_all(&ids(&events));
+
+    // In the clear there is nothing.
+    let mut plain = connect(&server).await;
+    plain.write_all(HEALTH).await.unwrap();
+    assert!(!answer_or_end(&mut plain).await.contains("HTTP"));
+    drop(socket);
+    server.terminate().in_good_order();
+}
+
+async fn answer_or_end(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    // It may be reset.
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+    drop(read.expect("an end in time"));
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn who_connects_and_shakes_no_hands_is_closed() {
+    let folder = Folder::new();
+    certificates::make(folder.path());
+    let idle = ("EVENT_PERSISTER_HTTP_IDLE_TIMEOUT", "300ms");
+    let server = Server::start(&folder, &[FILES[0], FILES[1], idle]);
+    let mut silent = connect(&server).await;
+    until_closed(&mut silent, b"").await;
+    server.terminate().in_good_order();
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_without_a_restart() {
+    let folder = Folder::new();
+    certificates::make(folder.path());
+    let server = Server::start(&folder, &FILES);
+    let first = shown(&connect_to(&folder, &server).await);
+    certificates::sign(folder.path());
+    server.logged("the certificate has changed; new connections see the new one");
+    let second = shown(&connect_to(&folder, &server).await);
+    assert_ne!(first, second);
+    // What cannot be used changes nothing.
+    folder.write("server.pem", "nonsense");
+    let line = server.logged("cannot be used; the one before stays");
+    assert!(line.contains("server.pem"), "{line}");
+    assert_eq!(shown(&connect_to(&folder, &server).await), second);
+    server.terminate().in_good_order();
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_is_named_at_the_start() {
+    let folder = Folder::new();
+    let serve = |files: &[(&str, &str)]| folder.run_with(&[], files);
+    let missing = serve(&FILES).exits(1);
+    missing.complains(&["http.tls_cert_file server.pem cannot be used"]);
+    let alone = serve(&FILES[..1]).exits(2);
+    alone.complains(&["http.tls_cert_file and http.tls_key_file are used together"]);
+    certificates::make(folder.path());
+    std::fs::copy(
+        folder.path().join("ca.key"),
+        folder.path().join("server.key"),
+    )
+    .unwrap();
+    let mixed = serve(&FILES).exits(1);
+    mixed.complains(&["the key in server.key does not belong to the certificate in server.pem"]);
+}

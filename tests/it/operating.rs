@@ -1,0 +1,5 @@
+//! What an operator sees of a service that has been broken: numbers and log lines.
+
+mod logs;
+mod numbers;
+mod scrape;
