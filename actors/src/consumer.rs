@@ -24,7 +24,7 @@ use crate::messages::{
 };
 use crate::metrics::{Metrics, RetryKind};
 use crate::source::{Body, Chunk, EventSource, Message, More, Permit, SourceError};
-use crate::status::Component;
+use crate::status::{Component, error_chain};
 use crate::waiters::{Owed, Waiters};
 
 mod acks;
@@ -65,6 +65,8 @@ pub struct ConsumerActor {
     downstream: Downstream,
     parts: ConsumerParts,
     stage: Stage,
+    /// Told to stop, or refused by a batcher that drains.
+    is_stopping: bool,
     failed_reads: u32,
     acks: Acks,
     stopping: Waiters<()>,
@@ -77,13 +79,15 @@ pub struct ConsumerActor {
 enum Stage {
     /// Waiting for the batcher: for a permit, after its last chunk or before its first.
     AtBatcher,
-    /// Waiting for the source, or for the end of a back-off.
+    /// Waiting for the source to be rewound, or for the end of a back-off.
+    BeforeSource(SpawnHandle),
+    /// Waiting for the source to hand something out.
     AtSource(SpawnHandle),
     /// Waiting for the source to take receipts back, with a permit for the next read.
     AtAcks(Permit),
     /// The source has come to its end.
     Ended,
-    /// Told to stop, or refused by a batcher that drains.
+    /// Nothing is read any more, and nothing that the source took is left with it.
     Stopped,
 }
 
@@ -101,6 +105,7 @@ impl ConsumerActor {
             downstream,
             parts,
             stage: Stage::AtBatcher,
+            is_stopping: false,
             failed_reads: 0,
             acks: Acks::default(),
             stopping: Waiters::default(),
@@ -121,7 +126,7 @@ impl ConsumerActor {
                 .into_actor(self)
                 .map(|result, actor, ctx| actor.has_rewound(result, ctx)),
         );
-        self.stage = Stage::AtSource(handle);
+        self.stage = Stage::BeforeSource(handle);
     }
 
     fn has_rewound(&mut self, result: Result<(), SourceError>, ctx: &mut Context<Self>) {
@@ -129,7 +134,7 @@ impl ConsumerActor {
             let delay = self.next_delay();
             self.note_failure(RetryKind::Rewind, "could not be rewound", &error);
             let handle = ctx.run_later(delay, |actor, ctx| actor.rewind(ctx));
-            self.stage = Stage::AtSource(handle);
+            self.stage = Stage::BeforeSource(handle);
             return;
         }
         self.failed_reads = 0;
@@ -181,10 +186,14 @@ impl ConsumerActor {
     }
 
     fn read_failed(&mut self, error: &SourceError, permit: Permit, ctx: &mut Context<Self>) {
+        if self.is_stopping {
+            log::debug!("the last read failed error={}", error_chain(error));
+            return self.stop_reading();
+        }
         let delay = self.next_delay();
         self.note_failure(RetryKind::Read, "could not be read", error);
         let handle = ctx.run_later(delay, move |actor, ctx| actor.read(permit, ctx));
-        self.stage = Stage::AtSource(handle);
+        self.stage = Stage::BeforeSource(handle);
     }
 
     /// Parses a chunk and hands it to the batcher.
@@ -204,10 +213,13 @@ impl ConsumerActor {
             self.parts.metrics.ignored(empty.len());
             self.acknowledge(empty, ctx);
         }
-        if deliveries.is_empty() && chunk.more != More::Ended {
+        let more = chunk.more;
+        if deliveries.is_empty() && more != More::Ended {
             return self.read(permit, ctx);
         }
-        let more = chunk.more;
+        if deliveries.is_empty() && self.is_stopping {
+            return self.stop_reading();
+        }
         let enqueue = self.downstream.enqueue.send(Enqueue {
             source: self.downstream.index,
             deliveries,
@@ -251,16 +263,28 @@ impl ConsumerActor {
         ctx: &mut Context<Self>,
     ) {
         match reply {
-            Ok(Ok(permit)) if self.stopping.is_empty() => {
+            Ok(Ok(permit)) if !self.is_stopping => {
                 self.parts.component.started();
                 self.read(permit, ctx);
             }
-            Ok(_) => self.stop_reading(),
+            Ok(_) => self.read_the_rest(ctx),
             // The batcher is gone; the pipeline starts anew, with another consumer.
             Err(error) => {
                 log::debug!("the batcher is gone error={error}");
                 ctx.stop();
             }
+        }
+    }
+
+    /// Reads what the source has taken and not handed out, then stops.
+    ///
+    /// It is in memory already, and stays in flight if it is left: so no permit is needed.
+    fn read_the_rest(&mut self, ctx: &mut Context<Self>) {
+        self.is_stopping = true;
+        if self.source.end_reading() {
+            self.read(Permit::UNLIMITED, ctx);
+        } else {
+            self.stop_reading();
         }
     }
 
@@ -356,13 +380,15 @@ impl Handler<StopReading> for ConsumerActor {
 
     fn handle(&mut self, _: StopReading, ctx: &mut Self::Context) -> Self::Result {
         let reply = self.stopping.wait();
+        self.is_stopping = true;
         match self.stage {
+            Stage::AtSource(_) if self.source.end_reading() => {}
             // What the read may have taken stays with the source.
-            Stage::AtSource(handle) => {
+            Stage::AtSource(handle) | Stage::BeforeSource(handle) => {
                 ctx.cancel_future(handle);
                 self.stop_reading();
             }
-            Stage::AtAcks(_) => self.stop_reading(),
+            Stage::AtAcks(_) => self.read_the_rest(ctx),
             Stage::Ended | Stage::Stopped => self.stopping.answer(&()),
             Stage::AtBatcher => {}
         }

@@ -32,6 +32,14 @@ pub struct Permit {
     pub max_bytes: usize,
 }
 
+impl Permit {
+    /// For what is in memory already.
+    pub(crate) const UNLIMITED: Self = Self {
+        max_messages: usize::MAX,
+        max_bytes: usize::MAX,
+    };
+}
+
 /// What one read brought.
 #[derive(Debug)]
 pub struct Chunk {
@@ -131,6 +139,16 @@ pub trait EventSource: Send + Sync {
     /// future is dropped, what it may have taken is handed out again, at the latest after
     /// [`EventSource::rewind`].
     fn read(&self, permit: Permit) -> LocalBoxFuture<'_, Result<Chunk, SourceError>>;
+
+    /// Takes nothing more from where the messages are; a shutdown has begun. What was taken already
+    /// is still handed out, by a read that is under way or those to come, and then
+    /// [`More::Ended`], without waiting for more.
+    ///
+    /// Returns whether the source does so. Where it does not, because nothing is held up by what a
+    /// read may have taken, reads are dropped instead. May be called again.
+    fn end_reading(&self) -> bool {
+        false
+    }
 
     /// Takes back receipts whose messages are durable. A receipt that is not known is ignored.
     ///

@@ -22,6 +22,7 @@ pub(crate) struct RedisMetrics {
     lag: IntGauge,
     lag_seconds: Gauge,
     guard: IntGauge,
+    guard_age: IntGauge,
     guard_position: Gauge,
     guard_max_entries: IntGauge,
     alarm: IntGauge,
@@ -81,6 +82,11 @@ impl RedisMetrics {
                 "event_persister_redis_guard",
                 "1 while the trim guard is in place, else 0.",
             )?,
+            guard_age: IntGauge::new(
+                "event_persister_redis_guard_age_seconds",
+                "Seconds for which the trim guard has not been moved to where it belongs; 0 or 1 \
+                 when all is well. Left out without one.",
+            )?,
             guard_position: Gauge::new(
                 "event_persister_redis_guard_position_seconds",
                 "The time in the id at which the trim guard stands, since 1970; left out without \
@@ -93,7 +99,7 @@ impl RedisMetrics {
         })
     }
 
-    fn all(&self) -> [&dyn Collector; 12] {
+    fn all(&self) -> [&dyn Collector; 13] {
         [
             &self.lost,
             &self.claimed,
@@ -104,6 +110,7 @@ impl RedisMetrics {
             &self.lag,
             &self.lag_seconds,
             &self.guard,
+            &self.guard_age,
             &self.guard_position,
             &self.guard_max_entries,
             &self.alarm,
@@ -145,6 +152,10 @@ impl Collector for RedisMetrics {
             (&self.stream_length, status.stream_length),
             (&self.lag, status.lag.unwrap_or_default()),
             (&self.guard, u64::from(status.guard_position.is_some())),
+            (
+                &self.guard_age,
+                status.guard_age.unwrap_or_default().as_secs(),
+            ),
             (&self.alarm, u64::from(status.alarm)),
         ] {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
@@ -157,6 +168,10 @@ impl Collector for RedisMetrics {
         let guard_seconds = guard_millis.map(|millis| millis as f64 / 1000.0);
         self.guard_position.set(guard_seconds.unwrap_or_default());
         let unknown = [
+            (
+                status.guard_age.is_none(),
+                "event_persister_redis_guard_age_seconds",
+            ),
             (status.lag.is_none(), "event_persister_redis_lag"),
             (
                 guard_seconds.is_none(),
@@ -212,6 +227,7 @@ mod tests {
         );
         assert!(!text.contains("event_persister_redis_lag "), "{text}");
         assert!(!text.contains("redis_guard_position_seconds"), "{text}");
+        assert!(!text.contains("guard_age"), "{text}");
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub(crate) enum Action {
     RollBack(usize),
     /// XACK of everything that is committed and not confirmed.
     Acknowledge(usize, Reply),
-    /// XINFO GROUPS and XPENDING in one MULTI: somebody finds out where the guard has to stand.
+    /// XINFO GROUPS and XPENDING in one script: somebody finds out where the guard has to stand.
     Look,
     /// XGROUP SETID: somebody moves the guard there, however old that look is.
     MoveGuard(Id),

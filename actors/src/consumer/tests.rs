@@ -225,6 +225,50 @@ async fn stops_only_once_its_last_chunk_is_with_the_batcher() {
 }
 
 #[actix::test]
+async fn hands_on_what_its_source_has_taken_before_it_stops() {
+    let mut bench = Bench::start().await;
+    bench.source.hands_out_the_rest(true);
+    for _ in 0..5 {
+        bench.source.push(EVENT);
+    }
+    let chunk = bench.chunk().await;
+    assert_eq!(chunk.message.deliveries.len(), 3);
+    let stopped = actix_rt::spawn(bench.consumer.send(StopReading));
+    settle().await;
+    chunk.answer(Err(EnqueueRefused));
+    let chunk = bench.chunk().await;
+    assert_eq!(chunk.message.deliveries.len(), 2, "the rest, unasked");
+    assert!(!stopped.is_finished(), "it is not with the batcher yet");
+    chunk.answer(Err(EnqueueRefused));
+    stopped.await.unwrap().unwrap();
+}
+
+#[actix::test]
+async fn ends_a_read_that_waits_and_hands_on_nothing_empty() {
+    let mut bench = Bench::start().await;
+    bench.source.hands_out_the_rest(true);
+    settle().await; // Now it waits for the source.
+    bench.consumer.send(StopReading).await.unwrap();
+    assert_eq!(bench.source.num_reads(), 1, "the read came to its end");
+    assert!(bench.chunks.try_next().is_none());
+}
+
+#[actix::test]
+async fn stops_although_the_last_read_fails() {
+    let mut bench = Bench::start().await;
+    bench.source.hands_out_the_rest(true);
+    let pushed = bench.source.push(EVENT);
+    let chunk = bench.chunk().await;
+    assert_eq!(receipts(&chunk.message), [pushed]);
+    let stopped = actix_rt::spawn(bench.consumer.send(StopReading));
+    settle().await;
+    bench.source.fail_reads(usize::MAX);
+    chunk.answer(Err(EnqueueRefused));
+    stopped.await.unwrap().unwrap();
+    assert_eq!(bench.source.num_reads(), 2, "not tried again");
+}
+
+#[actix::test]
 async fn drains_once_every_receipt_is_back() {
     let mut bench = Bench::start().await;
     let pushed = bench.source.push(EVENT);

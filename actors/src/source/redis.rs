@@ -22,7 +22,8 @@
 //!
 //! Every future of a source may be dropped, but a command that was sent cannot be taken back: it
 //! would take entries that nobody hears of, and hold up the next one. So the read of the stream
-//! runs on, and what it takes waits for the next [`EventSource::read`].
+//! runs on, and what it takes waits for the next [`EventSource::read`]. At the end of all reads it is
+//! told to be quick, and what it took nevertheless is handed out before [`More::Ended`].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -38,6 +39,7 @@ use super::{Chunk, EventSource, More, Permit, SourceError};
 mod audit;
 mod commands;
 mod connection;
+mod ending;
 mod entries;
 mod failure;
 mod fetch;
@@ -122,7 +124,7 @@ impl RedisSource {
     /// Starts a fetch unless one runs.
     fn ensure_fetch(&self, permit: Permit) {
         let mut state = self.shared.lock();
-        if state.fetching || state.closed {
+        if state.fetching || state.stopping {
             return;
         }
         state.fetching = true;
@@ -142,10 +144,20 @@ impl RedisSource {
         if let Some(chunk) = state.taken.hand_out(permit, more) {
             return Some(Ok(chunk));
         }
-        match state.outcome.take()? {
-            Ok(Outcome::Some) => None,
-            Ok(Outcome::Nothing) => Some(Ok(nothing(More::Later))),
-            Err(error) => Some(Err(error)),
+        match state.outcome.take() {
+            Some(Err(error)) => Some(Err(error)),
+            _ if state.stopping && !state.fetching => Some(Ok(nothing(More::Ended))),
+            Some(Ok(Outcome::Nothing)) => Some(Ok(nothing(More::Later))),
+            Some(Ok(Outcome::Some)) | None => None,
+        }
+    }
+
+    /// Waits until there may be something to take, or the end.
+    async fn changed(&self) {
+        if self.shared.lock().stopping {
+            self.shared.hastened_change().await;
+        } else {
+            self.shared.changed.notified().await;
         }
     }
 
@@ -177,7 +189,7 @@ impl RedisSource {
     async fn leave(&self) -> Result<(), SourceError> {
         // A read that waits in Redis would take entries in our name after we have left.
         while self.shared.lock().fetching {
-            self.shared.changed.notified().await;
+            self.changed().await;
         }
         let committed = self.shared.lock().taken.committed();
         if self.send_committed(&committed).await.is_err() {
@@ -220,9 +232,15 @@ impl EventSource for RedisSource {
                     return taken;
                 }
                 self.ensure_fetch(permit);
-                self.shared.changed.notified().await;
+                self.changed().await;
             }
         })
+    }
+
+    fn end_reading(&self) -> bool {
+        self.shared.lock().stopping = true;
+        self.shared.changed.notify_one();
+        true
     }
 
     fn acknowledge<'a>(
@@ -246,7 +264,11 @@ impl EventSource for RedisSource {
 
     fn close(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
         Box::pin(async move {
-            let was_closed = std::mem::replace(&mut self.shared.lock().closed, true);
+            let was_closed = {
+                let mut state = self.shared.lock();
+                state.stopping = true;
+                std::mem::replace(&mut state.closed, true)
+            };
             if was_closed {
                 return Ok(());
             }
@@ -274,7 +296,11 @@ impl EventSource for RedisSource {
 impl RedisSource {
     /// Lets go of everything, at once.
     fn end(&self) {
-        self.shared.lock().closed = true;
+        {
+            let mut state = self.shared.lock();
+            state.stopping = true;
+            state.closed = true;
+        }
         let tasks = std::mem::take(&mut *self.tasks());
         for task in [tasks.keeper, tasks.fetch].into_iter().flatten() {
             task.abort();

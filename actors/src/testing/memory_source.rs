@@ -32,6 +32,7 @@ struct State {
     panic_next_read: bool,
     max_chunk: Option<usize>,
     always_short: bool,
+    hands_out_the_rest: bool,
     num_reads: usize,
     permits: VecDeque<Permit>,
     ended: bool,
@@ -111,6 +112,11 @@ impl MemorySource {
     /// Every chunk says that nothing more is to be had at once, even if there is.
     pub fn always_short(&self, short: bool) {
         self.lock().always_short = short;
+    }
+
+    /// When reading is ended, what is here is handed out before the end.
+    pub fn hands_out_the_rest(&self, does: bool) {
+        self.lock().hands_out_the_rest = does;
     }
 
     /// Every receipt that was acknowledged for the first time, in order.
@@ -244,6 +250,14 @@ impl EventSource for MemorySource {
                 self.available.notified().await;
             }
         })
+    }
+
+    fn end_reading(&self) -> bool {
+        let does = self.lock().hands_out_the_rest;
+        if does {
+            self.end();
+        }
+        does
     }
 
     fn acknowledge<'a>(

@@ -279,7 +279,7 @@ fn commands_that_are_forbidden() {
         ("-xautoclaim", "+@stream"),
         ("-xreadgroup", "+@stream"),
         ("-eval", "+eval"),
-        ("-multi", "+multi"),
+        ("-time", "+time"),
         ("-xgroup", "ACL SETUSER limited ~events"),
     ] {
         let ran = bus.check_without(commands);

@@ -332,3 +332,59 @@ async fn a_stream_that_grows_too_long_raises_an_alarm_and_loses_nothing() {
     stream.command::<()>("XTRIM events MAXLEN 5");
     until("its end", || !source.stats().status().alarm).await;
 }
+
+/// Memory is full: nothing that may need more is allowed. Returns the id of the last entry.
+fn fill(stream: &TestStream, events: &[String]) -> String {
+    let last = stream.publish(events).pop().unwrap();
+    stream.command::<()>("CONFIG SET maxmemory 1");
+    let refused = stream
+        .try_command::<Value>("XADD events * data x")
+        .unwrap_err();
+    assert_eq!(refused.code(), Some("OOM"));
+    last
+}
+
+async fn until_the_guard_has_passed(stream: &TestStream, id: &str) {
+    let (millis, _) = id.split_once('-').unwrap();
+    let position = format!("{millis}-0");
+    until("the guard has moved", || {
+        stream.last_delivered("event-persister-guard").as_deref() == Some(position.as_str())
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn is_made_and_moved_although_memory_is_full() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let last = fill(&stream, &numbered(0..1000));
+    let reader = source(settings(&stream));
+    consume_all(&reader, &numbered(0..1000)).await;
+    until_the_guard_has_passed(&stream, &last).await;
+    assert_eq!(stream.num_pending(), 0);
+    assert_eq!(reader.stats().status().num_lost, 0);
+    reader.close().await.unwrap();
+    assert_eq!(stream.consumers("event-persister"), [], "it has left");
+}
+
+#[actix_web::test]
+async fn moves_on_after_a_failure_although_memory_is_full() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let reader = source(settings(&stream));
+    join(&reader).await;
+    let other = PrefectTrimmer::new(&stream);
+    let last = fill(&stream, &numbered(0..1000));
+    // Everything is looked for anew behind a broken connection.
+    stream.command::<Value>("CLIENT KILL TYPE normal SKIPME yes");
+    consume_all(&reader, &numbered(0..1000)).await;
+    until_the_guard_has_passed(&stream, &last).await;
+    assert_eq!(stream.num_pending(), 0);
+    // What is committed can be trimmed, and memory is free again.
+    other.read_and_trim();
+    assert!(stream.len() < 1000);
+    assert!(
+        reader.stats().status().guard_age.is_some(),
+        "when it moved is known"
+    );
+}

@@ -1,6 +1,7 @@
 //! The whole pipeline between a Redis stream and a store in memory.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::{Actor as _, Addr};
@@ -9,7 +10,7 @@ use event_persister_actors::event::EventLimits;
 use event_persister_actors::messages::{Drain, Status};
 use event_persister_actors::metrics::Metrics;
 use event_persister_actors::pipeline::{PipelineActor, PipelineParts, PipelineSettings};
-use event_persister_actors::source::redis::{RedisSource, RedisStats};
+use event_persister_actors::source::redis::{RedisSettings, RedisSource, RedisStats};
 use event_persister_actors::testing::MemoryStore;
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -34,7 +35,11 @@ struct Bench {
 }
 
 fn start(stream: &TestStream) -> Bench {
-    let source: RedisSource = source(stream.settings());
+    start_with(stream.settings())
+}
+
+fn start_with(settings: RedisSettings) -> Bench {
+    let source: RedisSource = source(settings);
     let store = MemoryStore::new();
     let stats = source.stats();
     let parts = PipelineParts {
@@ -125,4 +130,87 @@ async fn two_pipelines_and_a_server_that_is_killed_lose_and_double_nothing() {
     };
     until("all is stored", || stored() == 3000).await;
     until("all is acknowledged", || stream.num_pending() == 0).await;
+}
+
+const DRAIN: Drain = Drain {
+    timeout: super::PATIENCE,
+};
+
+#[actix_web::test]
+async fn a_shutdown_under_load_leaves_nothing_pending() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    for _ in 0..5 {
+        let bench = start(&stream);
+        let done = Arc::new(AtomicBool::new(false));
+        let publishing = {
+            let (stream, done) = (stream.clone(), Arc::clone(&done));
+            std::thread::spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    stream.publish(&events(1));
+                }
+            })
+        };
+        until("it is under load", || bench.store.num_events() >= 200).await;
+        let drained = bench.pipeline.send(DRAIN).await.unwrap();
+        done.store(true, Ordering::Relaxed);
+        publishing.join().unwrap();
+        assert_eq!(drained.released, 0);
+        assert_eq!(stream.num_pending(), 0);
+        assert_eq!(stream.consumers("event-persister"), [], "it has left");
+        let ledger = bench.pipeline.send(Status).await.unwrap().ledger;
+        assert!(ledger.balances(), "{ledger:?}");
+        assert_eq!((ledger.received, ledger.redelivered), (ledger.stored, 0));
+        assert_eq!(ledger.stored as usize, bench.store.num_events());
+    }
+}
+
+#[actix_web::test]
+async fn a_shutdown_does_not_wait_for_a_read_that_waits() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let bench = start_with(RedisSettings {
+        block: 10 * super::PATIENCE,
+        ..stream.settings()
+    });
+    stream.publish(&events(10));
+    until("all is stored", || bench.store.num_events() == 10).await;
+    until("a read waits", || {
+        let clients: String = stream.command("CLIENT LIST");
+        clients.contains("cmd=xreadgroup")
+    })
+    .await;
+    let drained = tokio::time::timeout(super::PATIENCE, bench.pipeline.send(DRAIN)).await;
+    assert_eq!(drained.expect("soon").unwrap().released, 0);
+    assert_eq!(stream.consumers("event-persister"), [], "it has left");
+}
+
+#[actix_web::test]
+async fn a_shutdown_waits_for_its_read_where_it_may_not_end_it() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    stream.command::<()>("ACL SETUSER default -client|unblock");
+    let bench = start(&stream);
+    stream.publish(&events(10));
+    until("all is stored", || bench.store.num_events() == 10).await;
+    bench.pipeline.send(DRAIN).await.unwrap();
+    assert_eq!(stream.num_pending(), 0);
+    assert_eq!(stream.consumers("event-persister"), [], "it has left");
+}
+
+#[actix_web::test]
+async fn a_shutdown_without_the_server_still_stores_what_is_held() {
+    let mut server = RedisServer::start();
+    let stream = server.stream();
+    let bench = start(&stream);
+    bench.store.set_available(false);
+    stream.publish(&events(100));
+    until("all is held", || bench.stats.status().own_pending == 100).await;
+    server.kill();
+    let drained = actix_web::rt::spawn(bench.pipeline.send(Drain {
+        timeout: Duration::from_secs(10),
+    }));
+    bench.store.set_available(true);
+    drained.await.unwrap().unwrap();
+    assert_eq!(bench.store.num_events(), 100);
 }

@@ -7,7 +7,7 @@ use redis::{Cmd, RedisResult, Value};
 use crate::source::Permit;
 
 use super::connection::Connection;
-use super::replies::{self, Claimed, Group, NewEntries, Pending, RawEntry};
+use super::replies::{self, Claimed, Group, NewEntries, Pending, RawEntry, Sight};
 use super::scripts;
 use super::settings::RedisSettings;
 use super::stream_id::StreamId;
@@ -19,13 +19,6 @@ const IDS_AT_ONCE: usize = 1000;
 /// Entries that may be asked for without a look at their sizes. All of them may be as large as the
 /// largest event there is, and a reply is in memory more than once while it is understood.
 pub(super) const FEW: usize = 16;
-
-/// What a guard transaction saw, at one moment.
-pub(super) struct Sight {
-    pub(super) groups: Vec<Group>,
-    pub(super) pending: Pending,
-    pub(super) length: u64,
-}
 
 /// What making the groups did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,17 +95,11 @@ impl Commands<'_> {
         &mut self,
         permit: Permit,
     ) -> RedisResult<(usize, NewEntries)> {
-        let mut read = self.script(scripts::READ_WITHIN);
-        read.arg(&self.settings.consumer_name);
-        read.arg(permit.max_messages).arg(permit.max_bytes);
-        let mut pipeline = redis::pipe();
-        pipeline.atomic();
-        pipeline.add_command(self.script(scripts::COUNT_LOSSES));
-        pipeline.add_command(read);
-        let (lost, read): (Value, Value) = pipeline.query_async(&mut self.connection.redis).await?;
-        let [lost] = replies::numbers(lost)?;
-        let lost = usize::try_from(lost).unwrap_or(usize::MAX);
-        Ok((lost, replies::read_within(read)?))
+        let mut command = self.script(&scripts::count_losses_and_read());
+        command.arg(&self.settings.consumer_name);
+        command.arg(permit.max_messages).arg(permit.max_bytes);
+        let (lost, read) = replies::losses_and_read(self.send(&command).await?)?;
+        Ok((usize::try_from(lost).unwrap_or(usize::MAX), read))
     }
 
     /// Takes a few entries that nobody was given yet; waits for the first.
@@ -126,6 +113,13 @@ impl Commands<'_> {
             more: entries.len() == count,
             entries,
         })
+    }
+
+    /// Ends the wait of another connection, as if its time were over. What it took it still gets.
+    pub(super) async fn unblock(&mut self, connection_id: i64) -> RedisResult<()> {
+        let mut command = redis::cmd("CLIENT");
+        command.arg("UNBLOCK").arg(connection_id);
+        self.send(&command).await.map(drop)
     }
 
     /// Reads own pending entries again, behind an id.
@@ -203,21 +197,8 @@ impl Commands<'_> {
 
     /// Groups, what is pending in ours, and the length of the stream, all at one moment.
     pub(super) async fn look(&mut self) -> RedisResult<Sight> {
-        let mut pipeline = redis::pipe();
-        pipeline.atomic();
-        pipeline
-            .cmd("XINFO")
-            .arg("GROUPS")
-            .arg(&self.settings.stream);
-        pipeline.add_command(self.group_command("XPENDING"));
-        pipeline.add_command(self.stream_command("XLEN"));
-        let (groups, pending, length): (Value, Value, u64) =
-            pipeline.query_async(&mut self.connection.redis).await?;
-        Ok(Sight {
-            groups: replies::groups(groups)?,
-            pending: replies::pending(pending)?,
-            length,
-        })
+        let command = self.script(scripts::LOOK);
+        replies::sight(self.send(&command).await?)
     }
 
     /// The first entry that no member of a group was given, which was given all up to `last`.
@@ -229,11 +210,9 @@ impl Commands<'_> {
     }
 
     pub(super) async fn set_guard(&mut self, position: StreamId) -> RedisResult<()> {
-        let mut command = redis::cmd("XGROUP");
-        command.arg("SETID").arg(&self.settings.stream);
-        command
-            .arg(&self.settings.guard_group)
-            .arg(position.to_string());
+        let mut command = self.script(scripts::MOVE_GUARD);
+        command.arg(&self.settings.guard_group);
+        command.arg(position.to_string());
         self.send(&command).await.map(drop)
     }
 

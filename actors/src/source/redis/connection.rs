@@ -53,6 +53,8 @@ struct Link {
 #[derive(Clone)]
 pub(super) struct Connection {
     pub(super) redis: MultiplexedConnection,
+    /// What the server calls it; `None` if it does not say, or not to us.
+    id: Option<i64>,
     _driver: Arc<Driver>,
 }
 
@@ -101,6 +103,11 @@ impl Connections {
         Ok((connection, true))
     }
 
+    /// What the server calls the open connection for reads.
+    pub(super) fn id_for_reads(&self) -> Option<i64> {
+        self.reads.current()?.id
+    }
+
     /// Lets go of both.
     pub(super) fn reset(&self) {
         drop(self.reads.lock().take());
@@ -140,11 +147,15 @@ impl Connections {
             info = info.set_password(password);
         }
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(patience));
-        let (redis, driver) = MultiplexedConnection::new_with_config(&info, stream, config).await?;
-        let driver = tokio::spawn(driver);
+        let (mut redis, driver) =
+            MultiplexedConnection::new_with_config(&info, stream, config).await?;
+        let driver = Arc::new(Driver(tokio::spawn(driver).abort_handle()));
+        // A connection that breaks here breaks at its first command as well.
+        let id = redis::cmd("CLIENT").arg("ID").query_async(&mut redis).await;
         Ok(Connection {
             redis,
-            _driver: Arc::new(Driver(driver.abort_handle())),
+            id: id.ok(),
+            _driver: driver,
         })
     }
 }

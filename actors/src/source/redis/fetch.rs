@@ -269,6 +269,9 @@ impl Shared {
 
     fn must_claim(&self) -> bool {
         let state = self.lock();
+        if state.stopping {
+            return false;
+        }
         state.claims.cursor.is_some() || Instant::now() >= state.claims.due_at
     }
 
@@ -321,12 +324,13 @@ impl Shared {
             } = &*self.lock();
             (sizes.count(permit), sizes.many(permit), *last_brought_few)
         };
-        let read = match last_brought_few {
+        let read = match last_brought_few || self.lock().stopping {
             true => None,
             false => commands.read_many(many).await?,
         };
         let read = match read {
             Some(read) => read,
+            None if self.lock().stopping => return Ok(Outcome::Nothing),
             None => commands.read_few(few).await?,
         };
         let num = read.entries.len();

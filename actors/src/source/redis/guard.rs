@@ -9,10 +9,10 @@ use redis::RedisResult;
 
 use crate::source::SourceError;
 
-use super::commands::{Commands, Sight};
+use super::commands::Commands;
 use super::connection::{Connections, Use};
 use super::failure;
-use super::replies::Group;
+use super::replies::{Group, Sight};
 use super::settings::{RedisSettings, RedisSettingsError};
 use super::stream_id::StreamId;
 

@@ -62,7 +62,7 @@ impl RedisInspection {
         findings.push(permissions::judge(&forbidden, &self.settings));
         match stream_facts(&mut commands).await {
             Ok(facts) => findings.extend(facts.judge(&self.settings, retention)),
-            // What is forbidden was told already, and is why: without MULTI, EXEC makes no sense either.
+            // What is forbidden was told already, and is why.
             Err(_) if !forbidden.is_empty() => {}
             Err(error) => findings.push(unreachable(&server, "looking at the stream", &error)),
         }

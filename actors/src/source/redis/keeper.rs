@@ -9,17 +9,23 @@ use std::time::Duration;
 use redis::RedisResult;
 use tokio::time::{Instant, sleep_until};
 
+use crate::source::SourceError;
 use crate::status::error_chain;
 
-use super::commands::{Commands, Sight};
+use super::commands::Commands;
 use super::connection::Use;
 use super::failure;
 use super::guard;
+use super::replies::Sight;
 use super::shared::Shared;
 use super::stream_id::StreamId;
 
 /// How often the guard is moved at most, and the stream looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A guard that was not moved for this long deserves an alarm. Longer than a server takes to restart
+/// or to be replaced, which is said when it begins.
+const GUARD_ALARM_AFTER: Duration = Duration::from_secs(60);
 
 /// How often dead consumers are looked for; less if they count as dead sooner.
 const TIDY_EVERY: Duration = Duration::from_secs(600);
@@ -43,6 +49,8 @@ struct Complaint {
     /// Failures in a row.
     failures: u32,
     said: bool,
+    /// Said, too, that the guard was not moved for long.
+    said_old_guard: bool,
 }
 
 impl Complaint {
@@ -57,8 +65,12 @@ impl Complaint {
 
     /// After how many failures a success is to be said aloud.
     fn succeeded(&mut self) -> Option<u32> {
-        let Self { failures, said } = std::mem::take(self);
-        said.then_some(failures)
+        let Self {
+            failures,
+            said,
+            said_old_guard,
+        } = std::mem::take(self);
+        (said || said_old_guard).then_some(failures)
     }
 }
 
@@ -161,6 +173,7 @@ impl Shared {
         if position != standing {
             commands.set_guard(position).await?;
         }
+        self.stats.kept_guard();
         self.stats.saw_guard(Some(position.to_string()));
         if self.settings.trim_stream && position != standing {
             let num = commands.trim(position).await?;
@@ -281,8 +294,27 @@ impl Shared {
                     log::Level::Debug
                 };
                 log::log!(level, "{}", error_chain(&error));
+                self.note_old_guard(&error, complaint);
             }
         }
+    }
+
+    fn note_old_guard(&self, error: &SourceError, complaint: &mut Complaint) {
+        let Some(age) = self.stats.guard_age() else {
+            return;
+        };
+        if complaint.said_old_guard || age < GUARD_ALARM_AFTER {
+            return;
+        }
+        complaint.said_old_guard = true;
+        log::error!(
+            "the trim guard has not been moved for long: nobody can trim what is persisted, and \
+             Redis may run out of memory guard_age_s={} redis.stream={} redis.guard={} error={}",
+            age.as_secs(),
+            self.settings.stream,
+            self.settings.guard_group,
+            error_chain(error)
+        );
     }
 }
 
@@ -297,7 +329,29 @@ fn is_due(at: &mut Instant, now: Instant, every: Duration) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::Complaint;
+    use tokio::time::advance;
+
+    use super::super::failure::timed_out;
+    use super::super::settings::RedisSettings;
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_grave_once_a_guard_was_not_moved_for_long() {
+        let shared = Shared::new(RedisSettings::default());
+        let mut complaint = Complaint::default();
+        let is_grave_after = async |time, complaint: &mut Complaint| {
+            advance(time).await;
+            shared.note_keeping(Err(timed_out("no answer")), complaint);
+            complaint.said_old_guard
+        };
+        let without_guard = is_grave_after(2 * GUARD_ALARM_AFTER, &mut complaint).await;
+        assert!(!without_guard);
+        shared.stats.kept_guard();
+        assert!(!is_grave_after(GUARD_ALARM_AFTER / 2, &mut complaint).await);
+        assert!(is_grave_after(GUARD_ALARM_AFTER / 2, &mut complaint).await);
+        shared.note_keeping(Ok(()), &mut complaint);
+        assert!(!complaint.said_old_guard);
+    }
 
     #[test]
     fn complains_once_an_outage_and_not_for_what_the_reader_tells_of() {

@@ -135,6 +135,29 @@ pub(super) fn pending(reply: Value) -> RedisResult<Pending> {
     })
 }
 
+/// How many entries were removed unread, and then what was read.
+pub(super) fn losses_and_read(reply: Value) -> RedisResult<(u64, NewEntries)> {
+    let [lost, read] = fixed(reply)?;
+    let [lost] = numbers(lost)?;
+    Ok((lost, read_within(read)?))
+}
+
+/// What was seen of a stream, at one moment.
+pub(super) struct Sight {
+    pub(super) groups: Vec<Group>,
+    pub(super) pending: Pending,
+    pub(super) length: u64,
+}
+
+pub(super) fn sight(reply: Value) -> RedisResult<Sight> {
+    let [seen, in_group, length] = fixed(reply)?;
+    Ok(Sight {
+        groups: groups(seen)?,
+        pending: pending(in_group)?,
+        length: number(length)?,
+    })
+}
+
 pub(super) fn groups(reply: Value) -> RedisResult<Vec<Group>> {
     array(reply)?.into_iter().map(group).collect()
 }

@@ -2,11 +2,24 @@
 //!
 //! Errors are returned rather than raised, so that their codes are the same in every version.
 
+/// Lets a script do what it has to do for a stream although memory is full.
+///
+/// Redis then refuses a script's commands that may need memory, such as XGROUP (in 6.2 in all its
+/// forms), but never behind a first write, since it does not stop scripts halfway. This first write
+/// needs no memory and changes nothing: no entry has that id. If nobody could move the guard, nobody
+/// could trim, and memory would stay full.
+macro_rules! though_full {
+    ($script:literal) => {
+        concat!("redis.pcall('XACK', KEYS[1], ARGV[1], '0-0')", $script)
+    };
+}
+
 /// Makes the guard and then the group, at an id that Prefect's trimming respects.
 ///
 /// A group at `0-0` counts for nothing there, and one that is made without `ENTRIESREAD` cannot
 /// tell what it lost. Answers whether the guard was made, the group made, the group moved.
-pub(super) const MAKE_GROUPS: &str = r#"
+pub(super) const MAKE_GROUPS: &str = though_full!(
+    r#"
 local stream, group, guard = KEYS[1], ARGV[1], ARGV[2]
 
 local function named(list)
@@ -15,12 +28,20 @@ local function named(list)
   return map
 end
 
-local function make(name)
-  local made = redis.pcall('XGROUP', 'CREATE', stream, name, '0-1', 'MKSTREAM')
-  if made.err then
-    if string.find(made.err, 'BUSYGROUP', 1, true) then return 0 end
-    return made
+local standing = {}
+if redis.call('EXISTS', stream) == 1 then
+  local groups = redis.pcall('XINFO', 'GROUPS', stream)
+  if groups.err then return groups end
+  for _, info in ipairs(groups) do
+    info = named(info)
+    standing[info['name']] = info['last-delivered-id']
   end
+end
+
+local function make(name)
+  if standing[name] then return 0 end
+  local made = redis.pcall('XGROUP', 'CREATE', stream, name, '0-1', 'MKSTREAM')
+  if made.err then return made end
   return 1
 end
 
@@ -33,12 +54,7 @@ local made = make(group)
 if type(made) == 'table' then return made end
 
 local moved = 0
-if made == 0 then
-  for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-    local other = named(info)
-    if other['name'] == group and other['last-delivered-id'] == '0-0' then moved = 1 end
-  end
-end
+if standing[group] == '0-0' then moved = 1 end
 if made == 1 or moved == 1 then
   local info = named(redis.call('XINFO', 'STREAM', stream))
   local moving = {'XGROUP', 'SETID', stream, group, '0-1'}
@@ -50,7 +66,27 @@ if made == 1 or moved == 1 then
   if set.err then return set end
 end
 return {guarded, made, moved}
+"#
+);
+
+/// Looks at the groups of a stream, what is pending in one of them, and the stream's length, all at
+/// one moment.
+///
+/// Not as a transaction: when memory is full, Redis refuses to queue whatever it is.
+pub(super) const LOOK: &str = r#"
+local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
+if groups.err then return groups end
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1])
+if pending.err then return pending end
+return {groups, pending, redis.call('XLEN', KEYS[1])}
 "#;
+
+/// Moves the guard.
+pub(super) const MOVE_GUARD: &str = though_full!(
+    r#"
+return redis.pcall('XGROUP', 'SETID', KEYS[1], ARGV[2], ARGV[3])
+"#
+);
 
 /// Makes a group with its consumer on a stream that is there, behind an id or at the end. Answers the
 /// id that it begins behind, or nothing where there is no stream.
@@ -153,7 +189,8 @@ return {entries[1][1]}
 /// Removes consumers with nothing pending that were idle for longer than given: all but one, or
 /// one alone. To remove a consumer discards what it has pending, hence check and removal in one.
 /// Answers the names.
-pub(super) const REMOVE_CONSUMERS: &str = r#"
+pub(super) const REMOVE_CONSUMERS: &str = though_full!(
+    r#"
 local stream, group = KEYS[1], ARGV[1]
 local idle, except, only = tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local consumers = redis.pcall('XINFO', 'CONSUMERS', stream, group)
@@ -170,7 +207,8 @@ for _, list in ipairs(consumers) do
   end
 end
 return removed
-"#;
+"#
+);
 
 /// A function for scripts: entries behind one id and up to another, as many as stay within a number
 /// of bytes, but at least one; and whether it was the count or the bytes that ended them.
@@ -260,3 +298,15 @@ end
 return {page, pending}
 "#
 );
+
+/// [`COUNT_LOSSES`], then [`READ_WITHIN`], at one moment; answers both. Not as a transaction, as for
+/// [`LOOK`].
+pub(super) fn count_losses_and_read() -> String {
+    format!(
+        "local function count() {COUNT_LOSSES} end\n\
+         local function take() {READ_WITHIN} end\n\
+         local lost = count()\n\
+         if lost.err then return lost end\n\
+         return {{lost, take()}}"
+    )
+}

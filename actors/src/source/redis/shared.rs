@@ -37,6 +37,8 @@ pub(super) struct State {
     /// What to expect behind what waits.
     pub(super) more: More,
     pub(super) fetching: bool,
+    /// Nothing more is to be taken from the stream.
+    pub(super) stopping: bool,
     /// The last fetch failed; whoever reads says so.
     pub(super) fetch_failed: bool,
     pub(super) closed: bool,
@@ -89,6 +91,7 @@ impl Shared {
                 outcome: None,
                 more: More::Later,
                 fetching: false,
+                stopping: false,
                 fetch_failed: false,
                 closed: false,
                 recovery: Recovery {
@@ -140,6 +143,9 @@ impl Shared {
         let made = commands.make_groups().await?;
         let mut state = self.lock();
         state.joined = true;
+        if made.guard || (self.settings.guard && !state.joined_before) {
+            self.stats.kept_guard();
+        }
         let again = std::mem::replace(&mut state.joined_before, true);
         if made.group && again {
             // What was in flight is pending no more. Ids may be used again by a new stream, so

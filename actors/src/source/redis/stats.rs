@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// A handle on what the source knows about its stream; cheap to clone, for any thread.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +28,7 @@ struct View {
     lag: Option<u64>,
     oldest_millis: Option<u64>,
     guard_position: Option<String>,
+    guard_kept_at: Option<Instant>,
     alarm: bool,
 }
 
@@ -53,6 +57,8 @@ pub struct RedisStatus {
     /// Where the trim guard stands; `None` without one, `abandoned` if one is there although the
     /// guard is off.
     pub guard_position: Option<String>,
+    /// For how long the trim guard has not been moved to where it belongs; `None` without one.
+    pub guard_age: Option<Duration>,
     /// Whether the stream is longer than the alarm allows.
     pub alarm: bool,
 }
@@ -71,6 +77,7 @@ impl RedisStats {
             lag: view.lag,
             oldest_millis: view.oldest_millis,
             guard_position: view.guard_position,
+            guard_age: view.guard_kept_at.map(|at| at.elapsed()),
             alarm: view.alarm,
         }
     }
@@ -115,6 +122,16 @@ impl RedisStats {
         let changed = view.guard_position != position;
         view.guard_position = position;
         changed
+    }
+
+    /// From now on the guard stands where it belongs, or it did until now.
+    pub(super) fn kept_guard(&self) {
+        self.view().guard_kept_at = Some(Instant::now());
+    }
+
+    /// For how long it has not been moved to where it belongs.
+    pub(super) fn guard_age(&self) -> Option<Duration> {
+        self.view().guard_kept_at.map(|at| at.elapsed())
     }
 
     fn view(&self) -> MutexGuard<'_, View> {

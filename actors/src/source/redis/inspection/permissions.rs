@@ -17,7 +17,7 @@ const NOBODY: &str = "nobody";
 const NO_ID: &str = "no-id";
 
 /// What is needed, as its name and its words, with `*` for the stream.
-const NEEDED: [(&str, &[&str]); 16] = [
+const NEEDED: [(&str, &[&str]); 14] = [
     ("EXISTS", &["*"]),
     ("XLEN", &["*"]),
     ("XRANGE", &["*", "-", "-"]),
@@ -35,9 +35,6 @@ const NEEDED: [(&str, &[&str]); 16] = [
     ("XGROUP", &["DELCONSUMER", "*", NO_GROUP, NOBODY]),
     ("EVAL", &["return 0", "1", "*"]),
     ("TIME", &[]),
-    // One after the other they are a transaction of nothing.
-    ("MULTI", &[]),
-    ("EXEC", &[]),
 ];
 
 /// Only where we trim the stream ourselves.
@@ -84,8 +81,6 @@ pub(super) fn judge(forbidden: &[&str], settings: &RedisSettings) -> Finding {
             "the user {user} may not do this with {stream}: {}",
             forbidden.join(", ")
         ),
-        format!(
-            "ACL SETUSER {user} ~{stream} +@stream +eval +exists +multi +exec +time +info, then ACL SAVE"
-        ),
+        format!("ACL SETUSER {user} ~{stream} +@stream +eval +exists +time +info, then ACL SAVE"),
     )
 }
