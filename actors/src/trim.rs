@@ -83,9 +83,8 @@ pub fn cutoffs(settings: &TrimSettings, now: DateTime<Utc>) -> Result<Cutoffs, T
 
 /// One retention pass: bounded steps until nothing is left to remove.
 ///
-/// Between two steps it rests for a moment, so that other processes which poll for the same lock find
-/// it free now and then; what else is fair is the store's affair. Each step is told of at once, since what it removed stays removed
-/// whatever the next one does.
+/// That others who need the same locks get their turn between two steps is the store's affair. Each
+/// step is told of at once, since what it removed stays removed whatever the next one does.
 ///
 /// # Errors
 ///
@@ -96,13 +95,8 @@ pub async fn run_pass(
     batch_size: NonZeroUsize,
     mut removed: impl FnMut(&Trimmed),
 ) -> Result<Trimmed, TrimError> {
-    /// Of the time that the last step took. More costs as much of the speed, less makes those wait
-    /// longer who can only try again and again, as SQLite's other processes do.
-    const REST: f64 = 0.125;
-    const LONGEST_REST: Duration = Duration::from_millis(100);
     let mut total = Trimmed::default();
     loop {
-        let started = Instant::now();
         match store.trim(cutoffs, batch_size).await? {
             TrimStep::Removed(trimmed) => {
                 removed(&trimmed);
@@ -111,7 +105,6 @@ pub async fn run_pass(
             TrimStep::Finished => return Ok(total),
             TrimStep::TakenByAnother => return Err(TrimError::TakenByAnother),
         }
-        tokio::time::sleep(started.elapsed().mul_f64(REST).min(LONGEST_REST)).await;
     }
 }
 

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use self::connection::{Connection, Failure, Missing, Place};
 use self::in_place::{OpenFile, Token, moved_meanwhile};
@@ -112,6 +113,11 @@ impl Shared {
         self.file.open(path, || connect(&self.place(), create))
     }
 }
+
+/// How long a trimmer rests after a step, of the time that the step took. More costs as much of its
+/// speed, less makes other processes wait longer.
+const REST: f64 = 0.125;
+const LONGEST_REST: Duration = Duration::from_millis(100);
 
 /// One that writes and one that gets ready meanwhile: more would only wait.
 const MAX_READY: usize = 2;
@@ -296,6 +302,7 @@ impl EventStore for SqliteStore {
             let cutoffs = cutoffs.clone();
             let turn = Arc::clone(&self.shared.turn);
             let mut resume = self.lock_resume().take();
+            let started = Instant::now();
             let (step, resume) = self
                 .with_connection("trim", move |connection| {
                     let lock = || turn.blocking_lock_owned();
@@ -304,6 +311,10 @@ impl EventStore for SqliteStore {
                 })
                 .await?;
             *self.lock_resume() = resume;
+            if matches!(step, TrimStep::Removed(_)) {
+                // Other processes poll for the lock, and must find it free now and then.
+                tokio::time::sleep(started.elapsed().mul_f64(REST).min(LONGEST_REST)).await;
+            }
             Ok(step)
         })
     }
