@@ -79,6 +79,12 @@ async fn everything_is_killed(fault: &'static str, num: usize) {
     case.cured();
     case.until_more_is_stored().await;
     case.ends_well(replicas).await;
+    let counts = database.value(
+        "SELECT (SELECT count(*) FROM events) || ' rows, ' || \
+         (SELECT count(*) FROM event_resources) || ' resources, ' || \
+         (SELECT count(*) FROM event_persister_dead_letters) || ' dead letters'",
+    );
+    eprintln!("all that was published is stored, once and whole: {counts}");
 }
 
 #[tokio::test]
