@@ -96,6 +96,10 @@ async fn load_with_poison(bus: &Bus, numbers: &Numbers<'_>) {
 
 /// The stream is settled, and shorter than the alarm allows.
 async fn of_the_stream(bus: &Bus, numbers: &Numbers<'_>) {
+    // It is moved every second.
+    numbers
+        .until("redis_guard_age_seconds", |age| age <= 1.0)
+        .await;
     numbers
         .are(&[
             ("redis_stream_length", 69.0),

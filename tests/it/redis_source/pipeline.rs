@@ -189,7 +189,7 @@ async fn a_shutdown_does_not_wait_for_a_read_that_waits() {
 async fn a_shutdown_waits_for_its_read_where_it_may_not_end_it() {
     let server = RedisServer::start();
     let stream = server.stream();
-    stream.command::<()>("ACL SETUSER default -client|unblock");
+    stream.command::<()>("ACL SETUSER default -client");
     let bench = start(&stream);
     stream.publish(&events(10));
     until("all is stored", || bench.store.num_events() == 10).await;
