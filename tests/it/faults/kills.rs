@@ -68,6 +68,7 @@ async fn kill(
     );
 }
 
+#[expect(clippy::print_stderr, reason = "who asked for it wants to know")]
 async fn everything_is_killed(fault: &'static str, num: usize) {
     let postgres = postgres::Server::start("");
     let database = postgres.database();
