@@ -10,7 +10,9 @@
 //!
 //! SQLite lets those who wait for the write lock poll for it, so that of two busy writers one may
 //! wait for seconds. Stores that are opened together take turns instead, in the order in which they
-//! asked; only against other processes the lock is polled for, up to `busy_timeout`.
+//! asked, and write through one connection: after somebody else's commit a connection forgets all pages
+//! that it has read, so that two which alternate would read everything again for every batch. Only
+//! against other processes the lock is polled for, up to `busy_timeout`.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -23,6 +25,7 @@ use tokio::time::Instant;
 
 use self::connection::{Connection, Failure, Missing, Place};
 use self::in_place::{OpenFile, Token, moved_meanwhile};
+use self::rows::RowTexts;
 use self::trim::Resume;
 use crate::batch::Batch;
 use crate::clock::Clock;
@@ -75,8 +78,8 @@ impl SqliteSettings {
 struct Shared {
     settings: SqliteSettings,
     clock: Arc<dyn Clock>,
-    /// Held while writing; fair, unlike SQLite's lock.
-    turn: Arc<tokio::sync::Mutex<()>>,
+    /// The connection that writes, held while it does; fair, unlike SQLite's lock.
+    writer: Arc<tokio::sync::Mutex<Option<OpenConnection>>>,
     /// Bounds how many have made their rows' texts and wait for their turn: memory, and threads.
     ready: Arc<Semaphore>,
     file: OpenFile,
@@ -87,7 +90,7 @@ impl Shared {
         Arc::new(Self {
             settings,
             clock,
-            turn: Arc::default(),
+            writer: Arc::default(),
             ready: Arc::new(Semaphore::new(MAX_READY)),
             file: OpenFile::default(),
         })
@@ -100,11 +103,26 @@ impl Shared {
         }
     }
 
-    /// The connection that is there, if its file still is, or another.
-    fn connection(
+    /// Runs `work` on the connection that is kept, or on another, and keeps it if it succeeds.
+    fn run<T>(
         &self,
-        idle: Option<(Connection, Token)>,
-    ) -> Result<(Connection, Token), StoreError> {
+        doing: &str,
+        kept: &mut Option<OpenConnection>,
+        work: impl FnOnce(&mut Connection) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
+        let (mut connection, file) = self.connection(kept.take())?;
+        match work(&mut connection) {
+            Ok(done) if file.is_at(&self.settings.path) => {
+                *kept = Some((connection, file));
+                Ok(done)
+            }
+            Ok(_) => Err(moved_meanwhile(&self.settings.path)),
+            Err(failure) => Err(connection.store_error(doing, failure)),
+        }
+    }
+
+    /// The connection that is there, if its file still is, or another.
+    fn connection(&self, idle: Option<OpenConnection>) -> Result<OpenConnection, StoreError> {
         let path = &self.settings.path;
         if let Some(idle) = idle.filter(|(_, file)| file.is_at(path)) {
             return Ok(idle);
@@ -114,6 +132,9 @@ impl Shared {
     }
 }
 
+/// A connection, and the file that it is open on.
+type OpenConnection = (Connection, Token);
+
 /// How long a trimmer rests after a step, of the time that the step took. More costs as much of its
 /// speed, less makes other processes wait longer.
 const REST: f64 = 0.125;
@@ -122,10 +143,10 @@ const LONGEST_REST: Duration = Duration::from_millis(100);
 /// One that writes and one that gets ready meanwhile: more would only wait.
 const MAX_READY: usize = 2;
 
-/// One connection to an SQLite database.
+/// An SQLite database: one connection to read, and one to write that stores opened together share.
 pub struct SqliteStore {
     shared: Arc<Shared>,
-    idle: Mutex<Option<(Connection, Token)>>,
+    idle: Mutex<Option<OpenConnection>>,
     resume: Mutex<Resume>,
 }
 
@@ -192,25 +213,35 @@ impl SqliteStore {
         blocking(move || inspection::inspect(&place, create)).await
     }
 
-    /// Runs `work` on the connection, which is made if there is none.
+    /// Runs `work` on this store's own connection, which is made if there is none.
     async fn with_connection<T: Send + 'static>(
         &self,
         doing: &'static str,
         work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let idle = self.lock_idle().take();
+        let mut kept = self.lock_idle().take();
         let shared = Arc::clone(&self.shared);
-        let (connection, done) = blocking(move || {
-            let (mut connection, file) = shared.connection(idle)?;
-            match work(&mut connection) {
-                Ok(done) if file.is_at(&shared.settings.path) => Ok(((connection, file), done)),
-                Ok(_) => Err(moved_meanwhile(&shared.settings.path)),
-                Err(failure) => Err(connection.store_error(doing, failure)),
-            }
+        let (kept, done) = blocking(move || {
+            let done = shared.run(doing, &mut kept, work);
+            (kept, done)
         })
-        .await??;
-        *self.lock_idle() = Some(connection);
-        Ok(done)
+        .await?;
+        *self.lock_idle() = kept;
+        done
+    }
+
+    /// Runs `work` on the connection that writes, in turn.
+    async fn with_writer<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let mut writer = shared.writer.blocking_lock();
+            shared.run(doing, &mut writer, work)
+        })
+        .await?
     }
 
     /// Runs `work` on a connection of its own that makes nothing; `empty` where there is no table of
@@ -236,7 +267,7 @@ impl SqliteStore {
         .await?
     }
 
-    fn lock_idle(&self) -> std::sync::MutexGuard<'_, Option<(Connection, Token)>> {
+    fn lock_idle(&self) -> std::sync::MutexGuard<'_, Option<OpenConnection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -280,15 +311,18 @@ impl EventStore for SqliteStore {
             let Ok(ready) = Arc::clone(&self.shared.ready).acquire_owned().await else {
                 return Err(StoreError::unavailable("the turns to write were closed"));
             };
-            let turn = Arc::clone(&self.shared.turn);
-            let clock = Arc::clone(&self.shared.clock);
-            self.with_connection("write to", move |connection| {
-                // Both are kept until the transaction has ended, even if nobody waits for it any more.
+            let shared = Arc::clone(&self.shared);
+            blocking(move || {
+                // Kept until the transaction has ended, even if nobody waits for it any more.
                 let _ready = ready;
-                let take_turn = || turn.blocking_lock_owned();
-                write::write(connection, &batch, clock.now(), take_turn)
+                let (texts, refused) = RowTexts::new(batch.entries(), shared.clock.now())
+                    .map_err(StoreError::unavailable)?;
+                let mut writer = shared.writer.blocking_lock();
+                shared.run("write to", &mut writer, |connection| {
+                    write::write(connection, &batch, &texts, refused)
+                })
             })
-            .await
+            .await?
         })
     }
 
@@ -300,16 +334,13 @@ impl EventStore for SqliteStore {
         Box::pin(async move {
             cutoffs.refuse_future(self.shared.clock.now())?;
             let cutoffs = cutoffs.clone();
-            let turn = Arc::clone(&self.shared.turn);
             let mut resume = self.lock_resume().take();
             let started = Instant::now();
-            let (step, resume) = self
-                .with_connection("trim", move |connection| {
-                    let lock = || turn.blocking_lock_owned();
-                    let step = trim::step(connection, &cutoffs, max_events, &mut resume, lock)?;
-                    Ok((step, resume))
-                })
-                .await?;
+            let step = move |connection: &mut Connection| {
+                let step = trim::step(connection, &cutoffs, max_events, &mut resume)?;
+                Ok((step, resume))
+            };
+            let (step, resume) = self.with_writer("trim", step).await?;
             *self.lock_resume() = resume;
             if matches!(step, TrimStep::Removed(_)) {
                 // Other processes poll for the lock, and must find it free now and then.
@@ -333,17 +364,16 @@ impl EventStore for SqliteStore {
 
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         let create = self.shared.settings.create_schema;
-        Box::pin(self.with_connection("read", move |connection| schema::check(connection, create)))
+        // Not one more connection: what writes and trims here is to have no other open.
+        Box::pin(self.with_writer("read", move |connection| schema::check(connection, create)))
     }
 
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         let idle = self.lock_idle().take();
         Box::pin(async move {
-            match idle {
-                // The last connection writes the log back into the file, which may take its time.
-                Some(connection) => blocking(move || drop(connection)).await,
-                None => Ok(()),
-            }
+            let writer = self.shared.writer.lock().await.take();
+            // The last connection writes the log back into the file, which may take its time.
+            blocking(move || drop((idle, writer))).await
         })
     }
 }

@@ -73,10 +73,13 @@ impl Comparison for SqliteStore {
             let given = entries.to_vec();
             let now = self.shared.clock.now();
             let compare = move |connection: &mut Connection| {
-                let (texts, _) = RowTexts::new(&given, now, connection.max_length())?;
+                let (texts, _) = RowTexts::new(&given, now).map_err(Failure::Unfit)?;
+                let max_length = connection.max_length();
                 let compared = given.iter().enumerate().map(|(index, entry)| {
                     match (&entry.content, texts.event(index)) {
-                        (Content::Event(event), Some(texts)) => {
+                        (Content::Event(event), Some(texts))
+                            if texts.too_long(event, max_length).is_none() =>
+                        {
                             compare(connection, event, &texts).map(Some)
                         }
                         // A rejection, or an event that would be refused.

@@ -11,7 +11,6 @@ use diesel::sql_types::{Nullable, Text};
 use diesel::sqlite::Sqlite;
 use uuid::Uuid;
 
-use super::connection::Failure;
 use super::result_code::{Failed, ResultCode};
 use super::text::write_timestamp;
 use crate::delivery::{Content, Entry};
@@ -75,26 +74,23 @@ pub(super) struct EventTexts<'a> {
 
 impl RowTexts {
     /// Makes the texts of the events among the entries; returns also, by their index, why columns cannot
-    /// hold those that are left out.
+    /// hold those that are left out. Fails where `now` is no time that can be written.
     pub(super) fn new(
         entries: &[Arc<Entry>],
         now: DateTime<Utc>,
-        max_length: usize,
-    ) -> Result<(Self, HashMap<usize, Refusal>), Failure> {
+    ) -> Result<(Self, HashMap<usize, Refusal>), String> {
         // Roughly what comes out: the event, and some of it again in the rows of its resources. Growing
         // would copy it.
         let num_bytes: usize = entries.iter().map(|entry| entry.num_bytes()).sum();
         let mut buffer = String::with_capacity(num_bytes + num_bytes / 4);
         let now = written(&mut buffer, |out| write_timestamp(now, out)).ok_or_else(|| {
-            Failure::Unfit(format!(
-                "the clock shows {now}, which is no time that can be written: set it right"
-            ))
+            format!("the clock shows {now}, which is no time that can be written: set it right")
         })?;
         let mut refused = HashMap::new();
         let mut events = Vec::with_capacity(entries.len());
         for (index, entry) in entries.iter().enumerate() {
             let made = match &entry.content {
-                Content::Event(event) => Some(EventRanges::new(event, &mut buffer, max_length)),
+                Content::Event(event) => Some(EventRanges::new(event, &mut buffer)),
                 Content::Rejected(_) => None,
             };
             events.push(made.transpose().unwrap_or_else(|refusal| {
@@ -128,7 +124,7 @@ impl RowTexts {
 }
 
 impl EventRanges {
-    fn new(event: &ReceivedEvent, out: &mut String, max_length: usize) -> Result<Self, Refusal> {
+    fn new(event: &ReceivedEvent, out: &mut String) -> Result<Self, Refusal> {
         let mut time = |name: &str, at| {
             written(out, |out| write_timestamp(at, out)).ok_or_else(|| {
                 let reason = format!("{name}: the year is outside 0001 to 9999");
@@ -138,7 +134,7 @@ impl EventRanges {
         let occurred = time("occurred", event.occurred)?;
         let received = time("received", event.received)?;
         let resources = std::iter::once(&event.resource).chain(&event.related);
-        let ranges = Self {
+        Ok(Self {
             id: appended(out, |out| write_uuid(event.id, out)),
             occurred,
             received,
@@ -158,30 +154,34 @@ impl EventRanges {
             other_labels: resources
                 .map(|resource| appended(out, |out| write_object(resource.other_labels(), out)))
                 .collect(),
-        };
-        for (column, length) in [
+        })
+    }
+}
+
+impl EventTexts<'_> {
+    /// Why a column cannot hold the event, where one is longer than the database takes.
+    pub(super) fn too_long(&self, event: &ReceivedEvent, max_length: usize) -> Option<Refusal> {
+        let ranges = self.ranges;
+        let lengths = [
             ("event", event.event.len()),
             ("resource_id", event.resource.id().len()),
             ("resource", ranges.resource.len()),
             ("related", ranges.related.len()),
             ("related_resource_ids", ranges.related_ids.len()),
             ("payload", ranges.payload.len()),
-        ] {
-            if length > max_length {
-                return Err(Refusal {
-                    kind: RefusalReason::TooLarge,
-                    reason: format!(
-                        "{column}: {length} bytes are more than the {max_length} that SQLite takes"
-                    ),
-                    sqlstate: Some(ResultCode::TOO_BIG.name()),
-                });
-            }
-        }
-        Ok(ranges)
+        ];
+        let (column, length) = lengths
+            .into_iter()
+            .find(|(_, length)| *length > max_length)?;
+        Some(Refusal {
+            kind: RefusalReason::TooLarge,
+            reason: format!(
+                "{column}: {length} bytes are more than the {max_length} that SQLite takes"
+            ),
+            sqlstate: Some(ResultCode::TOO_BIG.name()),
+        })
     }
-}
 
-impl EventTexts<'_> {
     pub(super) fn id(&self) -> &str {
         self.texts.text(&self.ranges.id)
     }

@@ -318,7 +318,7 @@ async fn commits_are_synced_and_readers_do_not_wait() {
     let mode = "SELECT journal_mode AS text FROM pragma_journal_mode";
     assert_eq!(texts(&mut connection, mode), ["wal"]);
     let synchronous = store
-        .with_connection("read", |connection| {
+        .with_writer("read", |connection| {
             let pragma = "SELECT synchronous AS number FROM pragma_synchronous";
             let row: OneNumber =
                 connection.run(|connection| sql_query(pragma).get_result(connection))?;
@@ -355,7 +355,7 @@ async fn a_full_disk_is_waited_for() {
     let directory = TempDir::new().unwrap();
     let (store, mut connection) = store_with_tables(&directory).await;
     store
-        .with_connection("fill", |connection| {
+        .with_writer("fill", |connection| {
             Ok(connection.execute_batch("PRAGMA max_page_count = 1")?)
         })
         .await
@@ -617,8 +617,12 @@ async fn acknowledges_nothing_that_is_in_no_file() {
     let settings = settings(&directory);
     let open = SqliteStore::open_store(settings.clone(), Arc::new(SystemClock));
     let (store, other) = (open(), open());
+    let nothing = Cutoffs {
+        default: DateTime::UNIX_EPOCH,
+        overrides: BTreeMap::new(),
+    };
     store.write(one_event()).await.unwrap();
-    other.check().await.unwrap();
+    other.count_expired(&nothing).await.unwrap();
     let moved = directory.path().join("moved.db");
     std::fs::rename(&settings.path, &moved).unwrap();
     for _ in 0..2 {
@@ -634,7 +638,7 @@ async fn acknowledges_nothing_that_is_in_no_file() {
     // With the last connection on it the old file is let go.
     std::fs::rename(&settings.path, &moved).unwrap();
     unavailable(store.write(one_event()).await);
-    other.check().await.unwrap();
+    other.count_expired(&nothing).await.unwrap();
     store.write(one_event()).await.unwrap();
     assert_eq!(num_events(&mut connect(&settings)), 1);
 }
@@ -646,7 +650,7 @@ async fn a_commit_to_a_file_that_was_just_removed_is_made_again() {
     let store = store(&settings);
     store.check().await.unwrap();
     let path = settings.path.clone();
-    let removed = store.with_connection("write to", move |_| {
+    let removed = store.with_writer("write to", move |_| {
         std::fs::remove_file(path).unwrap();
         Ok(())
     });

@@ -59,13 +59,12 @@ impl Bounds {
     }
 }
 
-/// One step: chooses the oldest expired events, then deletes them under the lock that `lock` takes.
-pub(super) fn step<Lock>(
+/// One step: chooses the oldest expired events, then deletes them.
+pub(super) fn step(
     connection: &mut Connection,
     cutoffs: &Cutoffs,
     max_events: NonZeroUsize,
     resume: &mut Resume,
-    lock: impl FnOnce() -> Lock,
 ) -> Result<TrimStep, Failure> {
     let bounds = Bounds::new(cutoffs);
     let mut expired = oldest_expired(connection, &bounds, max_events, resume)?;
@@ -76,7 +75,6 @@ pub(super) fn step<Lock>(
     if expired.is_empty() && !has_orphans(connection, &bounds)? {
         return Ok(TrimStep::Finished);
     }
-    let _lock = lock();
     connection.begin()?;
     let trimmed = if expired.is_empty() {
         delete_orphans(connection, &bounds, max_events)?

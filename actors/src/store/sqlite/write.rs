@@ -13,7 +13,6 @@
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use uuid::Uuid;
 
@@ -74,24 +73,21 @@ enum GaveUp {
     Failed(Failure),
 }
 
-/// Writes the batch, in the turn that `take_turn` waits for; after an error the connection must be
-/// dropped, which undoes what is undecided.
-pub(super) fn write<Turn>(
+/// Writes the batch but for the events that are left out, whose letters it writes; after an error the
+/// connection must be dropped, which undoes what is undecided.
+pub(super) fn write(
     connection: &mut Connection,
     batch: &Batch,
-    now: DateTime<Utc>,
-    take_turn: impl FnOnce() -> Turn,
+    texts: &RowTexts,
+    mut left_out: HashMap<usize, Refusal>,
 ) -> Result<Vec<Outcome>, Failure> {
     if batch.is_empty() {
         return Ok(Vec::new());
     }
-    // What can be known beforehand is refused without troubling the database.
-    let (texts, mut left_out) = RowTexts::new(batch.entries(), now, connection.max_length())?;
-    let _turn = take_turn();
     let mut care = Care::Optimistic;
     loop {
         connection.begin()?;
-        match attempt(connection, batch.entries(), &texts, care, &left_out) {
+        match attempt(connection, batch.entries(), texts, care, &left_out) {
             Ok(outcomes) => {
                 failpoint::pass("sqlite::before-commit");
                 connection.commit()?;
@@ -172,6 +168,9 @@ fn write_event(
     care: Care,
     index: usize,
 ) -> Result<Written, GaveUp> {
+    if let Some(refusal) = texts.too_long(event, connection.max_length()) {
+        return Ok(Written::Refused(refusal));
+    }
     let savepoint = |connection: &mut Connection, sql| match care {
         Care::Optimistic => Ok(()),
         Care::Isolating => connection
