@@ -16,7 +16,7 @@ use crate::batch::BatchId;
 use crate::clock::SystemClock;
 use crate::delivery::Entry;
 use crate::event::ReceivedEvent;
-use crate::store::RefusalReason;
+use crate::store::{DeadLetter, DeadLetters as _, LetterFilter, RefusalReason};
 use crate::testing::{EventFixture, event, event_entry, rejected_entry};
 
 fn settings(directory: &TempDir) -> SqliteSettings {
