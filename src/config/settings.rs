@@ -209,7 +209,7 @@ settings! {
     );
     REDIS_GUARD_MAX_ENTRIES: NonZeroU64 = Key::new(
         "redis", "guard_max_entries", Some("1000000"),
-        "Entries in the stream above which a warning says that it grows; nothing is let go.",
+        "Entries in the stream above which the log says that it grows; nothing is let go.",
     );
     REDIS_TRIM_STREAM: Toggle = Key::new(
         "redis", "trim_stream", Some("off"),

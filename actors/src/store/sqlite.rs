@@ -24,7 +24,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use self::connection::{Connection, Failure, Missing, Place};
-use self::in_place::{OpenFile, Token, moved_meanwhile};
+use self::in_place::{OpenFile, Token, moved, moved_meanwhile};
 use self::rows::RowTexts;
 use self::trim::Resume;
 use crate::batch::Batch;
@@ -101,32 +101,41 @@ impl Shared {
         }
     }
 
-    /// Runs `work` on the connection that is kept, or on another, and keeps it if it succeeds.
+    /// Runs `work` on the connection that is kept, or on a new one, and keeps it if it succeeds.
+    ///
+    /// One whose file was moved is kept too, and nothing else opened: what was acknowledged may still
+    /// stand in the write-ahead log beside the path, which would be taken for that of another file.
     fn run<T>(
         &self,
         doing: &str,
         kept: &mut Option<OpenConnection>,
         work: impl FnOnce(&mut Connection) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
-        let (mut connection, file) = self.connection(kept.take())?;
-        match work(&mut connection) {
-            Ok(done) if file.is_at(&self.settings.path) => {
-                *kept = Some((connection, file));
-                Ok(done)
+        let path = &self.settings.path;
+        let (mut connection, file) = match kept.take() {
+            Some(open) => open,
+            None => {
+                let create = self.settings.create_schema;
+                self.file.open(path, || connect(&self.place(), create))?
             }
-            Ok(_) => Err(moved_meanwhile(&self.settings.path)),
+        };
+        if !file.is_at(path) {
+            connection.write_log_back();
+            *kept = Some((connection, file));
+            return Err(moved(path));
+        }
+        match work(&mut connection) {
+            Ok(done) => {
+                let is_there = file.is_at(path);
+                *kept = Some((connection, file));
+                if is_there {
+                    Ok(done)
+                } else {
+                    Err(moved_meanwhile(path))
+                }
+            }
             Err(failure) => Err(connection.store_error(doing, failure)),
         }
-    }
-
-    /// The connection that is there, if its file still is, or another.
-    fn connection(&self, idle: Option<OpenConnection>) -> Result<OpenConnection, StoreError> {
-        let path = &self.settings.path;
-        if let Some(idle) = idle.filter(|(_, file)| file.is_at(path)) {
-            return Ok(idle);
-        }
-        let create = self.settings.create_schema;
-        self.file.open(path, || connect(&self.place(), create))
     }
 }
 
@@ -141,7 +150,7 @@ const LONGEST_REST: Duration = Duration::from_millis(100);
 /// One that writes and one that gets ready meanwhile: more would only wait.
 const MAX_READY: usize = 2;
 
-/// An SQLite database: one connection to read, and one to write that stores opened together share.
+/// An SQLite database, written through one connection that stores opened together share.
 pub struct SqliteStore {
     shared: Arc<Shared>,
     idle: Mutex<Option<OpenConnection>>,
@@ -235,11 +244,9 @@ impl SqliteStore {
         work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
         let shared = Arc::clone(&self.shared);
-        blocking(move || {
-            let mut writer = shared.writer.blocking_lock();
-            shared.run(doing, &mut writer, work)
-        })
-        .await?
+        // Waited for here, where whoever no longer wants it leaves the queue.
+        let mut writer = Arc::clone(&shared.writer).lock_owned().await;
+        blocking(move || shared.run(doing, &mut writer, work)).await?
     }
 
     /// Runs `work` on a connection of its own that makes nothing; `empty` where there is no table of

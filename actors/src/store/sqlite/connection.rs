@@ -169,6 +169,17 @@ impl Connection {
         })
     }
 
+    /// Writes the write-ahead log back into the file, wherever that is now.
+    pub(super) fn write_log_back(&mut self) {
+        if let Err(failed) = self.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
+            log::warn!(
+                "the write-ahead log of {} could not be written back code={}",
+                self.path(),
+                failed.code.name()
+            );
+        }
+    }
+
     /// Undoes the transaction.
     pub(super) fn roll_back(&mut self) -> Result<(), Failure> {
         Ok(self.execute_batch("ROLLBACK")?)

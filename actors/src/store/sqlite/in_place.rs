@@ -50,11 +50,7 @@ impl OpenFile {
     ) -> Result<(C, Token), StoreError> {
         let used = self.lock().upgrade();
         if used.is_some_and(|used| !used.is_at(path)) {
-            return Err(StoreError::unavailable(format!(
-                "the SQLite database {} was moved, replaced or removed while it was in use: put it \
-                 back, or start this process again to go on with what stands there now",
-                shown(path)
-            )));
+            return Err(moved(path));
         }
         let connection = connect()?;
         let mut open = self.lock();
@@ -69,6 +65,15 @@ impl OpenFile {
     fn lock(&self) -> std::sync::MutexGuard<'_, Weak<FileId>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Why nothing is written: the file that is open no longer stands at the path.
+pub(super) fn moved(path: &Path) -> StoreError {
+    StoreError::unavailable(format!(
+        "the SQLite database {} was moved, replaced or removed while it was in use: put it back, or \
+         start this process again to go on with what stands there now",
+        shown(path)
+    ))
 }
 
 /// For a call that succeeded on a file that no longer stands at the path.

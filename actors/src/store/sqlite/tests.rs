@@ -615,42 +615,42 @@ async fn a_panic_is_an_error_and_the_next_write_works() {
 async fn acknowledges_nothing_that_is_in_no_file() {
     let directory = TempDir::new().unwrap();
     let settings = settings(&directory);
-    let open = SqliteStore::open_store(settings.clone(), Arc::new(SystemClock));
-    let (store, other) = (open(), open());
-    let nothing = Cutoffs {
-        default: DateTime::UNIX_EPOCH,
-        overrides: BTreeMap::new(),
+    let moved = SqliteSettings {
+        path: directory.path().join("moved.db"),
+        ..settings.clone()
     };
-    store.write(one_event()).await.unwrap();
-    other.count_expired(&nothing).await.unwrap();
-    let moved = directory.path().join("moved.db");
-    std::fs::rename(&settings.path, &moved).unwrap();
+    let first = store(&settings);
+    first.write(one_event()).await.unwrap();
+    std::fs::rename(&settings.path, &moved.path).unwrap();
     for _ in 0..2 {
-        let error = unavailable(store.write(one_event()).await);
+        let error = unavailable(first.write(one_event()).await);
         assert!(error.contains("put it back"), "{error}");
     }
     assert!(!settings.path.exists(), "made while the old one is in use");
+    // What was acknowledged is in the file, not in a log that stands somewhere else.
+    assert_eq!(num_events(&mut connect(&moved)), 1);
 
-    std::fs::rename(&moved, &settings.path).unwrap();
-    store.write(one_event()).await.unwrap();
+    std::fs::rename(&moved.path, &settings.path).unwrap();
+    first.write(one_event()).await.unwrap();
     assert_eq!(num_events(&mut connect(&settings)), 2);
 
-    // With the last connection on it the old file is let go.
-    std::fs::rename(&settings.path, &moved).unwrap();
-    unavailable(store.write(one_event()).await);
-    other.count_expired(&nothing).await.unwrap();
-    store.write(one_event()).await.unwrap();
+    // Another process goes on with what stands there then.
+    std::fs::rename(&settings.path, &moved.path).unwrap();
+    unavailable(first.write(one_event()).await);
+    first.close().await.unwrap();
+    store(&settings).write(one_event()).await.unwrap();
     assert_eq!(num_events(&mut connect(&settings)), 1);
+    assert_eq!(num_events(&mut connect(&moved)), 2);
 }
 
 #[actix::test]
-async fn a_commit_to_a_file_that_was_just_removed_is_made_again() {
+async fn a_commit_to_a_file_that_was_just_removed_is_not_told_as_done() {
     let directory = TempDir::new().unwrap();
     let settings = settings(&directory);
-    let store = store(&settings);
-    store.check().await.unwrap();
+    let first = store(&settings);
+    first.check().await.unwrap();
     let path = settings.path.clone();
-    let removed = store.with_writer("write to", move |_| {
+    let removed = first.with_writer("write to", move |_| {
         std::fs::remove_file(path).unwrap();
         Ok(())
     });
@@ -659,7 +659,10 @@ async fn a_commit_to_a_file_that_was_just_removed_is_made_again() {
         matches!(error, StoreError::OutcomeUnknown { .. }),
         "{error:?}"
     );
-    store.write(one_event()).await.unwrap();
+    let error = unavailable(first.write(one_event()).await);
+    assert!(error.contains("start this process again"), "{error}");
+    first.close().await.unwrap();
+    store(&settings).write(one_event()).await.unwrap();
     assert_eq!(num_events(&mut connect(&settings)), 1);
 }
 
