@@ -63,8 +63,10 @@ pub(crate) fn start(
     let served = Served {
         health,
         registry: metrics.registry(),
-        // Whoever forgets the auth string opens nothing to the network.
-        open: Place::resolve(address)?.is_loopback() || auth.is_some(),
+        // Whoever forgets the auth string opens nothing to the network; and a shadow does not speak
+        // TLS, so where that is wanted no credential may cross the network.
+        open: Place::resolve(address)?.is_loopback()
+            || (auth.is_some() && config.http.tls.is_none()),
         auth,
     };
     let server = HttpServer::new(move || {
