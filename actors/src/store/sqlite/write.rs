@@ -130,8 +130,11 @@ fn attempt(
                     }
                 },
                 (_, Some(refusal)) => Outcome::RefusedByStore(refusal.kind),
-                // Each event has texts, or a reason why not.
-                (None, None) => Outcome::RejectedAtParse,
+                // Never written and never a letter: that must not pass for done.
+                (None, None) => {
+                    let what = "an event was given without its texts; report this".to_owned();
+                    return Err(GaveUp::Failed(Failure::Unfit(what)));
+                }
             },
         };
         outcomes.push(outcome);
