@@ -111,14 +111,21 @@ fn not_ready(reason: &str) -> HttpResponse {
 }
 
 async fn metrics(request: HttpRequest, listener: web::Data<Listener>) -> HttpResponse {
-    if let Some(auth) = &listener.auth
-        && !auth.allows(request.headers())
-    {
+    expose(&listener.registry, listener.auth.as_ref(), &request)
+}
+
+/// The metrics as text, for who may read them.
+pub(crate) fn expose(
+    registry: &Registry,
+    auth: Option<&AuthString>,
+    request: &HttpRequest,
+) -> HttpResponse {
+    if auth.is_some_and(|auth| !auth.allows(request.headers())) {
         return AuthString::unauthorized();
     }
     let encoder = TextEncoder::new();
     let mut text = Vec::new();
-    match encoder.encode(&listener.registry.gather(), &mut text) {
+    match encoder.encode(&registry.gather(), &mut text) {
         Ok(()) => HttpResponse::Ok()
             .content_type(encoder.format_type())
             .body(text),

@@ -78,6 +78,22 @@ impl Finding {
         }
     }
 
+    /// Of the migrations of a database that this version does not know.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    pub(crate) fn of_newer_migrations(id: &'static str, newer: &[String]) -> Self {
+        if newer.is_empty() {
+            return Self::ok(id, "no newer version of event-persister has been here");
+        }
+        Self::warning(
+            id,
+            format!(
+                "a newer version of event-persister has changed the tables ({})",
+                newer.join(", ")
+            ),
+            "upgrade event-persister to that version, everywhere",
+        )
+    }
+
     /// What an error of a port says: these tell what failed, a colon, and what to do about it.
     pub fn of_error(id: &'static str, error: &dyn Error) -> Self {
         let text = error.to_string();

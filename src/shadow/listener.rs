@@ -3,14 +3,14 @@
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use anyhow::Context as _;
-use prometheus::{Encoder as _, Registry, TextEncoder};
+use prometheus::Registry;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
 use super::health::Health;
 use super::metrics::ShadowMetrics;
 use crate::config::{Config, Listen};
-use crate::http::Place;
+use crate::http::{Place, expose};
 use crate::wiring::AuthString;
 
 /// A listener at work.
@@ -132,20 +132,5 @@ async fn takes_nothing() -> HttpResponse {
 }
 
 async fn metrics(request: HttpRequest, served: web::Data<Served>) -> HttpResponse {
-    if let Some(auth) = &served.auth
-        && !auth.allows(request.headers())
-    {
-        return AuthString::unauthorized();
-    }
-    let encoder = TextEncoder::new();
-    let mut text = Vec::new();
-    match encoder.encode(&served.registry.gather(), &mut text) {
-        Ok(()) => HttpResponse::Ok()
-            .content_type(encoder.format_type())
-            .body(text),
-        Err(error) => {
-            log::error!("cannot write the metrics error={error}");
-            HttpResponse::InternalServerError().finish()
-        }
-    }
+    expose(&served.registry, served.auth.as_ref(), &request)
 }

@@ -125,7 +125,8 @@ impl Inspection<'_> {
             Box::pin(tables::newer_migrations(c))
         });
         if let Some(newer) = unknown.await {
-            self.findings.push(tables::of_migrations(&newer));
+            self.findings
+                .push(Finding::of_newer_migrations("postgres.migrations", &newer));
         }
     }
 }

@@ -66,7 +66,7 @@ fn look_inside(connection: &mut Connection, create: CreateSchema, findings: &mut
         Err(failure) => of_failure(connection, "sqlite.indexes", "read", failure),
     });
     findings.push(match schema::newer_migrations(connection) {
-        Ok(newer) => of_migrations(&newer),
+        Ok(newer) => Finding::of_newer_migrations("sqlite.migrations", &newer),
         Err(failure) => of_failure(connection, "sqlite.migrations", "read", failure),
     });
 }
@@ -121,21 +121,6 @@ fn of_indexes(missing: &[String]) -> Finding {
             missing.join(", ")
         ),
         create.join("; "),
-    )
-}
-
-fn of_migrations(newer: &[String]) -> Finding {
-    const ID: &str = "sqlite.migrations";
-    if newer.is_empty() {
-        return Finding::ok(ID, "no newer version of event-persister has been here");
-    }
-    Finding::warning(
-        ID,
-        format!(
-            "a newer version of event-persister has changed the tables ({})",
-            newer.join(", ")
-        ),
-        "upgrade event-persister to that version, everywhere",
     )
 }
 

@@ -182,18 +182,3 @@ pub(super) async fn newer_migrations(connection: &mut Connection) -> Result<Vec<
         .filter(|version| version.starts_with(OURS) && !known.contains(version))
         .collect())
 }
-
-pub(super) fn of_migrations(newer: &[String]) -> Finding {
-    const ID: &str = "postgres.migrations";
-    if newer.is_empty() {
-        return Finding::ok(ID, "no newer version of event-persister has been here");
-    }
-    Finding::warning(
-        ID,
-        format!(
-            "a newer version of event-persister has changed the tables ({})",
-            newer.join(", ")
-        ),
-        "upgrade event-persister to that version, everywhere",
-    )
-}
