@@ -646,22 +646,12 @@ async fn who_stops_in_the_middle_keeps_the_room_for_large_messages_from_nobody()
     };
     let server = start(settings, IntakeSettings::default());
     let mut client = server.authenticated().await;
-    // The head of a frame of 100,000 bytes, and a few of them.
-    let mut head = vec![0x81, 0xff];
-    head.extend(100_000_u64.to_be_bytes());
-    head.extend([0; 100]);
-    let tokio_tungstenite::MaybeTlsStream::Plain(stream) = client.get_mut() else {
-        panic!("no TLS here");
-    };
-    stream.write_all(&head).await.expect("sent");
+    begin_large_frame(&mut client, &[0; 100]).await;
     let close = closed(&mut client).await;
     assert_eq!(u16::from(close.code), 1013, "{close:?}");
 
-    let mut request = tokio::net::TcpStream::connect(server.address)
-        .await
-        .expect("connected");
-    let head = "POST /api/events HTTP/1.1\r\nhost: x\r\ncontent-length: 90000\r\n\r\n[";
-    request.write_all(head.as_bytes()).await.expect("sent");
+    let mut request = begin_large_post(&server).await;
+    request.write_all(b"[").await.expect("sent");
     let mut status = [0; 12];
     request.read_exact(&mut status).await.expect("an answer");
     assert_eq!(&status, b"HTTP/1.1 408");
@@ -681,26 +671,41 @@ async fn what_trickles_keeps_the_room_for_large_messages_from_nobody() {
     };
     let server = start(settings, IntakeSettings::default());
     let mut client = server.authenticated().await;
-    let mut head = vec![0x81, 0xff];
-    head.extend(100_000_u64.to_be_bytes());
-    head.extend([0; 4]);
-    let tokio_tungstenite::MaybeTlsStream::Plain(stream) = client.get_mut() else {
-        panic!("no TLS here");
-    };
-    stream.write_all(&head).await.expect("sent");
+    let stream = begin_large_frame(&mut client, &[0; 4]).await;
     // The first byte of the answer is that of a close.
     assert_eq!(trickle(stream).await[0], 0x88);
 
-    let mut request = tokio::net::TcpStream::connect(server.address)
-        .await
-        .expect("connected");
-    let head = "POST /api/events HTTP/1.1\r\nhost: x\r\ncontent-length: 90000\r\n\r\n";
-    request.write_all(head.as_bytes()).await.expect("sent");
+    let mut request = begin_large_post(&server).await;
     let answer = trickle(&mut request).await;
     assert!(answer.starts_with(b"HTTP/1.1 408"), "{answer:?}");
 
     let answer = server.post("[]").send().await.expect("an answer");
     assert_eq!(answer.status(), 204);
+}
+
+/// Sends the head of a frame of 100,000 bytes, and the first of them.
+async fn begin_large_frame<'a>(
+    client: &'a mut Client,
+    first: &[u8],
+) -> &'a mut tokio::net::TcpStream {
+    let tokio_tungstenite::MaybeTlsStream::Plain(stream) = client.get_mut() else {
+        panic!("no TLS here");
+    };
+    let mut frame = vec![0x81, 0xff];
+    frame.extend(100_000_u64.to_be_bytes());
+    frame.extend(first);
+    stream.write_all(&frame).await.expect("sent");
+    stream
+}
+
+/// Sends the head of a request of 90,000 bytes.
+async fn begin_large_post(server: &Server) -> tokio::net::TcpStream {
+    let mut request = tokio::net::TcpStream::connect(server.address)
+        .await
+        .expect("connected");
+    let head = "POST /api/events HTTP/1.1\r\nhost: x\r\ncontent-length: 90000\r\n\r\n";
+    request.write_all(head.as_bytes()).await.expect("sent");
+    request
 }
 
 /// Sends byte after byte, never resting, until there is an answer; its beginning.

@@ -1,7 +1,6 @@
 //! `serve --shadow`, beside a persister whose rows are spoiled on their way into the tables.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -10,14 +9,13 @@ use tokio::time::Instant;
 use crate::support::bus::{Bus, Publisher};
 use crate::support::database::Database as File;
 use crate::support::events;
-use crate::support::postgres::{self, Database, TextRows};
+use crate::support::postgres::{self, TextRows};
 use crate::support::server::Server;
+use crate::support::stored::{Case, LONG, Store};
 
 mod outages;
 mod truth;
 
-/// Retention under which only what is meant to be old is old, on whatever day the tests run.
-const LONG: (&str, &str) = ("EVENT_PERSISTER_TRIM_RETENTION", "20000d");
 /// Otherwise a shadow waits for twice as long.
 const FLUSH_INTERVAL: (&str, &str) = (
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL",
@@ -28,45 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 const METRIC: &str = "event_persister_shadow_messages_total{class=\"";
 
-/// Where the rows are.
-enum Store {
-    Postgres(Database),
-    Sqlite(PathBuf),
-}
-
-struct Case {
-    bus: Bus,
-    store: Store,
-}
-
 impl Case {
-    fn postgres() -> Self {
-        let database = postgres::Server::shared().database();
-        let mut bus = Bus::into_postgres(&database);
-        bus.set(LONG.0, LONG.1);
-        Self {
-            bus,
-            store: Store::Postgres(database),
-        }
-    }
-
-    fn sqlite() -> Self {
-        let mut bus = Bus::into_sqlite();
-        bus.set(LONG.0, LONG.1);
-        let path = bus.folder.path().join("event-persister.db");
-        Self {
-            bus,
-            store: Store::Sqlite(path),
-        }
-    }
-
-    fn execute(&self, sql: &str) {
-        match &self.store {
-            Store::Postgres(database) => drop(database.execute(sql)),
-            Store::Sqlite(path) => File::new(path).execute(sql),
-        }
-    }
-
     /// A shadow that sees what is published from now on.
     async fn shadow(&self) -> Server {
         let variables = self.bus.variables();
@@ -75,7 +35,7 @@ impl Case {
 
     /// Makes what is written from now on differ from what was given.
     fn spoil(&self) {
-        self.execute(match self.store {
+        self.store.execute(match self.store {
             Store::Postgres(_) => SPOIL_POSTGRES,
             Store::Sqlite(_) => SPOIL_SQLITE,
         });
@@ -83,7 +43,7 @@ impl Case {
 
     /// A row of `events` that somebody else wrote.
     fn insert(&self, id: &str) {
-        self.execute(&format!(
+        self.store.execute(&format!(
             "INSERT INTO events (id, occurred, event, resource_id, resource, payload, received, recorded) \
              VALUES ('{id}', '2026-01-01', 'e', 'r', '{{}}', '{{}}', '2026-01-01', '2026-01-01')"
         ));

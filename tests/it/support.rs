@@ -18,3 +18,5 @@ pub(crate) mod proxy;
 pub(crate) mod redis;
 pub(crate) mod server;
 pub(crate) mod socket;
+#[cfg(feature = "service-tests")]
+pub(crate) mod stored;

@@ -1,43 +1,17 @@
 //! `verify`, on what the binary has written, whole and broken.
 
-use std::path::PathBuf;
-
-use diesel::connection::SimpleConnection as _;
-use diesel::{Connection as _, SqliteConnection};
 use serde_json::{Value, json};
 
 use crate::support::binary::{Folder, Ran};
-use crate::support::bus::{Bus, Publisher};
+use crate::support::bus::Publisher;
 use crate::support::events;
 use crate::support::postgres::{self, Database};
 use crate::support::server::Server;
+use crate::support::stored::{Case, LONG, Store};
 
 const PREFECTS_TABLES: &str = include_str!("../data/prefect-schema-postgres.sql");
 
-/// Retention under which nothing that the tests write is old, on whatever day they run.
-const LONG: (&str, &str) = ("EVENT_PERSISTER_TRIM_RETENTION", "20000d");
-
-/// Where the events end up.
-enum Store {
-    Postgres(Database),
-    Sqlite(PathBuf),
-}
-
 impl Store {
-    fn execute(&self, sql: &str) {
-        match self {
-            Self::Postgres(database) => drop(database.execute(sql)),
-            Self::Sqlite(path) => {
-                let url = path.display().to_string();
-                let mut connection = SqliteConnection::establish(&url).unwrap();
-                connection
-                    .batch_execute("PRAGMA busy_timeout = 20000")
-                    .unwrap();
-                connection.batch_execute(sql).unwrap();
-            }
-        }
-    }
-
     /// An expression for a new id.
     fn new_id(&self) -> &'static str {
         match self {
@@ -47,32 +21,7 @@ impl Store {
     }
 }
 
-struct Case {
-    bus: Bus,
-    store: Store,
-}
-
 impl Case {
-    fn postgres() -> Self {
-        let database = postgres::Server::shared().database();
-        let mut bus = Bus::into_postgres(&database);
-        bus.set(LONG.0, LONG.1);
-        Self {
-            bus,
-            store: Store::Postgres(database),
-        }
-    }
-
-    fn sqlite() -> Self {
-        let mut bus = Bus::into_sqlite();
-        bus.set(LONG.0, LONG.1);
-        let path = bus.folder.path().join("event-persister.db");
-        Self {
-            bus,
-            store: Store::Sqlite(path),
-        }
-    }
-
     fn run(&self, arguments: &[&str]) -> Ran {
         self.bus.folder.run_with(arguments, &self.bus.variables())
     }
