@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use binary::Folder;
 use light_client::Protocol;
 use server::Server;
-use table::{Samples, turns};
+use stats::{Samples, shown, turns};
 
 #[allow(dead_code, reason = "tests need more of it")]
 #[path = "../tests/it/support/binary.rs"]
@@ -45,8 +45,8 @@ mod settings;
 #[path = "../tests/it/support/socket.rs"]
 mod socket;
 #[allow(dead_code, reason = "other benchmarks need more of it")]
-#[path = "support/table.rs"]
-mod table;
+#[path = "support/stats.rs"]
+mod stats;
 #[allow(dead_code, reason = "other benchmarks need more of it")]
 #[path = "support/usage.rs"]
 mod usage;
@@ -94,15 +94,16 @@ struct Row {
 
 impl Row {
     fn print(&self, name: &str) {
+        let median = |samples: &Samples, digits| shown(samples.median(), digits);
         println!(
-            "{name:<26}{:.0}{:>9.2}{:>9.1}{:>9.1}{:>9.1}{:>9.1}{:>9.0}",
+            "{name:<26}{:.0}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
             self.rates,
-            self.over_import.median(),
-            self.p50.median(),
-            self.p99.median(),
-            self.server_micros.median(),
-            self.client_micros.median(),
-            self.peak_mib.median(),
+            median(&self.over_import, 2),
+            median(&self.p50, 1),
+            median(&self.p99, 1),
+            median(&self.server_micros, 1),
+            median(&self.client_micros, 1),
+            median(&self.peak_mib, 0),
         );
     }
 }
@@ -128,12 +129,9 @@ async fn measure(variant: Variant, events: &[String], import_rate: f64, row: &mu
     let rate = events.len() as f64 / took.as_secs_f64();
     row.rates.push(rate);
     row.over_import.push(rate / import_rate);
-    let mut millis = Samples::default();
-    for wait in waits {
-        millis.push(wait.as_secs_f64() * 1e3);
-    }
-    row.p50.push(millis.quantile(0.5));
-    row.p99.push(millis.quantile(0.99));
+    let millis: Samples = waits.iter().map(|wait| wait.as_secs_f64() * 1e3).collect();
+    row.p50.push(millis.quantile(0.5).unwrap());
+    row.p99.push(millis.quantile(0.99).unwrap());
     let stored = service.terminate().in_good_order().ledger()("stored");
     assert_eq!(stored, events.len() as u64);
 }

@@ -16,7 +16,7 @@ use rusqlite::types::Value;
 use tokio::time::Instant;
 
 use binary::Folder;
-use table::{Samples, turns};
+use stats::{Samples, turns};
 
 #[allow(dead_code, reason = "tests need more of it")]
 #[path = "../tests/it/support/binary.rs"]
@@ -33,8 +33,8 @@ mod plain_sqlite;
 #[path = "support/settings.rs"]
 mod settings;
 #[allow(dead_code, reason = "other benchmarks need more of it")]
-#[path = "support/table.rs"]
-mod table;
+#[path = "support/stats.rs"]
+mod stats;
 #[allow(dead_code, reason = "other benchmarks need more of it")]
 #[path = "support/usage.rs"]
 mod usage;

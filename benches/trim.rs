@@ -24,7 +24,7 @@ use event_persister_actors::trim::{TrimSettings, cutoffs, run_pass};
 use tokio::time::Instant;
 
 use binary::Folder;
-use table::{Samples, turns};
+use stats::{Samples, turns};
 
 #[allow(dead_code, reason = "tests need more of it")]
 #[path = "../tests/it/support/binary.rs"]
@@ -60,8 +60,8 @@ mod settings;
 #[path = "../tests/it/support/socket.rs"]
 mod socket;
 #[allow(dead_code, reason = "other benchmarks need more of it")]
-#[path = "support/table.rs"]
-mod table;
+#[path = "support/stats.rs"]
+mod stats;
 
 /// How soon it is looked again whether the backlog is written.
 const LOOK: Duration = Duration::from_millis(20);

@@ -1,24 +1,37 @@
 //! Numbers to rows.
 
-/// What is known of one quantity after some rounds.
+use std::fmt;
+
+/// Samples of one quantity, in the order in which they were taken.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Samples(Vec<f64>);
 
 impl Samples {
+    pub(crate) fn push(&mut self, sample: f64) {
+        self.0.push(sample);
+    }
+
+    fn sorted(&self) -> Vec<f64> {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted
+    }
+
     pub(crate) fn min(&self) -> Option<f64> {
-        self.0.first().copied()
+        self.sorted().first().copied()
     }
 
     pub(crate) fn max(&self) -> Option<f64> {
-        self.0.last().copied()
+        self.sorted().last().copied()
     }
 
     pub(crate) fn median(&self) -> Option<f64> {
-        let middle = self.0.len() / 2;
-        let upper = *self.0.get(middle)?;
-        let is_even = self.0.len().is_multiple_of(2);
+        let sorted = self.sorted();
+        let middle = sorted.len() / 2;
+        let upper = *sorted.get(middle)?;
+        let is_even = sorted.len().is_multiple_of(2);
         Some(if is_even {
-            (self.0[middle - 1] + upper) / 2.0
+            (sorted[middle - 1] + upper) / 2.0
         } else {
             upper
         })
@@ -27,16 +40,41 @@ impl Samples {
     /// The value below which this share of all values is; the nearest one that was measured.
     pub(crate) fn quantile(&self, share: f64) -> Option<f64> {
         let rank = (share * self.0.len() as f64).ceil() as usize;
-        self.0.get(rank.saturating_sub(1)).copied()
+        self.sorted().get(rank.saturating_sub(1)).copied()
+    }
+
+    /// Each of these samples over the one that was taken in the same round.
+    pub(crate) fn over(&self, reference: &Self) -> Self {
+        let rounds = self.0.iter().zip(&reference.0);
+        rounds.map(|(ours, theirs)| ours / theirs).collect()
     }
 }
 
 impl FromIterator<f64> for Samples {
-    fn from_iter<I: IntoIterator<Item = f64>>(values: I) -> Self {
-        let mut values: Vec<f64> = values.into_iter().collect();
-        values.sort_by(f64::total_cmp);
-        Self(values)
+    fn from_iter<I: IntoIterator<Item = f64>>(samples: I) -> Self {
+        Self(samples.into_iter().collect())
     }
+}
+
+/// The least, the median and the greatest, in columns of ten; `{:.2}` chooses the digits.
+impl fmt::Display for Samples {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = f.precision().unwrap_or(0);
+        for value in [self.min(), self.median(), self.max()] {
+            write!(f, "{:>10}", shown(value, digits))?;
+        }
+        Ok(())
+    }
+}
+
+/// The order in which the variants of a round are measured: there and back, round by round, so that
+/// none always has the warmer machine.
+pub(crate) fn turns(num_variants: usize, round: usize) -> Vec<usize> {
+    let mut turns: Vec<usize> = (0..num_variants).collect();
+    if round % 2 == 1 {
+        turns.reverse();
+    }
+    turns
 }
 
 /// A number with so many digits behind the point, or a dash where there is none.
