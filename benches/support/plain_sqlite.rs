@@ -6,7 +6,7 @@ use rusqlite::Connection;
 
 /// All that the store sets for a connection; the size of the page cache is its own too.
 const PRAGMAS: &str = "PRAGMA busy_timeout = 4000; PRAGMA synchronous = FULL; \
-    PRAGMA foreign_keys = ON; PRAGMA cache_size = -8000; PRAGMA wal_autocheckpoint = 8000; PRAGMA journal_mode = WAL";
+    PRAGMA foreign_keys = ON; PRAGMA cache_size = -8000; PRAGMA journal_mode = WAL";
 
 pub(crate) fn open(path: &Path) -> Connection {
     let connection = Connection::open(path).unwrap();

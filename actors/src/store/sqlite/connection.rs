@@ -16,11 +16,6 @@ use crate::store::StoreError;
 /// writer and the trimmer may come to hold as much.
 const CACHE_KIB: u32 = 8_000;
 
-/// How many pages of the write-ahead log are kept before they are written back into the database,
-/// 32 MB of them. A batch changes thousands of pages, most of them again and again; SQLite's own 1,000
-/// would write each one back after every batch. More makes the log larger and the pauses longer.
-const CHECKPOINT_PAGES: u32 = 8_000;
-
 /// Why something could not be done.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -93,7 +88,6 @@ impl Connection {
         self.execute_batch("PRAGMA synchronous = FULL")?;
         self.execute_batch("PRAGMA foreign_keys = ON")?;
         self.execute_batch(&format!("PRAGMA cache_size = -{CACHE_KIB}"))?;
-        self.execute_batch(&format!("PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}"))?;
         self.use_write_ahead_log()
     }
 
