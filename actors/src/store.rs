@@ -32,6 +32,8 @@ pub mod sqlite;
     allow(dead_code, reason = "only SQLite keeps payloads as text")
 )]
 mod python_json;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod resource_ids;
 
 /// Which tables a store may make in its database.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]

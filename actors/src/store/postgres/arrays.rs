@@ -98,6 +98,11 @@ impl<'a> Arrays<'a> {
     }
 }
 
+/// Ids as a parameter.
+pub(super) fn uuids(ids: &[uuid::Uuid]) -> FixedColumn<'_, uuid::Uuid, 16> {
+    fixed(ids, Oid::Uuid, |id| Some(id.into_bytes()))
+}
+
 fn fixed<R, const N: usize>(
     rows: &[R],
     oid: Oid,

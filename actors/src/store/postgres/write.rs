@@ -8,11 +8,13 @@ use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::QueryResult;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{Bool, Integer, Nullable, Text};
+use diesel::sql_types::{Array, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 use futures_util::future::join;
+use uuid::Uuid;
 
-use super::arrays::Arrays;
+use super::arrays::{self, Arrays};
+use super::columns::FixedColumn;
 use super::connection::{Connection, begin};
 use super::failure::Failure;
 use super::letters::{self, NewLetter};
@@ -20,6 +22,7 @@ use super::rows::{Refusal, Rows};
 use crate::batch::Batch;
 use crate::delivery::Content;
 use crate::failpoint;
+use crate::store::resource_ids::ResourceIds;
 use crate::store::{Outcome, Stage};
 
 /// From this share of a batch on, one in so many, the next one is expected to hold duplicates too. Too
@@ -43,7 +46,7 @@ pub(super) async fn write(
     }
     let mut rows = Rows::new(batch.entries());
     let mut refused = std::mem::take(&mut rows.refused);
-    let not_written = store(connection, &rows).await?;
+    let not_written = store(connection, &rows, ResourceIds::new(now)).await?;
     let mut outcomes: Vec<_> = batch
         .entries()
         .iter()
@@ -82,15 +85,21 @@ pub(super) async fn write(
 }
 
 /// Starts the transaction and writes the events.
-async fn store(connection: &Connection, rows: &Rows<'_>) -> Result<Vec<NotWritten>, Failure> {
+async fn store(
+    connection: &Connection,
+    rows: &Rows<'_>,
+    ids: ResourceIds,
+) -> Result<Vec<NotWritten>, Failure> {
     let begin = begin(&connection.configure);
     let mut begin_on = &connection.pg;
     if rows.events.is_empty() {
         begin_on.batch_execute(&begin).await?;
         return Ok(Vec::new());
     }
+    let resource_ids: Vec<_> = (0..rows.resources.len()).map(|at| ids.get(at)).collect();
     let call = StoreEvents {
         arrays: Arrays::new(rows),
+        resource_ids: arrays::uuids(&resource_ids),
         expects_duplicates: connection.expects_duplicates || rows.repeats_ids,
     };
     let mut call_on = &connection.pg;
@@ -147,6 +156,7 @@ async fn keep(
 /// The call of the store function: always the same text, so that it is prepared once.
 struct StoreEvents<'a> {
     arrays: Arrays<'a>,
+    resource_ids: FixedColumn<'a, Uuid, 16>,
     expects_duplicates: bool,
 }
 
@@ -163,6 +173,8 @@ impl QueryFragment<Pg> for StoreEvents<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql("SELECT event_number, code, reason FROM event_persister_store_v1(");
         self.arrays.push_events(out.reborrow())?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<SqlUuid>, _>(&self.resource_ids)?;
         out.push_sql(", ");
         self.arrays.push_resources(out.reborrow())?;
         out.push_sql(", ");

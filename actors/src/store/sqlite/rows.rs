@@ -17,6 +17,7 @@ use crate::delivery::{Content, Entry};
 use crate::event::ReceivedEvent;
 use crate::store::RefusalReason;
 use crate::store::python_json::{rewrite, write_array, write_object, write_string};
+use crate::store::resource_ids::ResourceIds;
 
 /// Why the database does not take an event.
 pub(super) struct Refusal {
@@ -48,6 +49,7 @@ impl Refusal {
 pub(super) struct RowTexts {
     buffer: String,
     now: Range<usize>,
+    resource_ids: ResourceIds,
     /// One for each entry; none where there is nothing to write.
     events: Vec<Option<EventRanges>>,
 }
@@ -62,6 +64,8 @@ struct EventRanges {
     related: Range<usize>,
     related_ids: Range<usize>,
     payload: Range<usize>,
+    /// The number within the batch of its own resource; those of the related ones follow.
+    first_resource: usize,
     /// The labels of its resource and then of the related ones, as `event_resources` has them.
     other_labels: Vec<Range<usize>>,
 }
@@ -83,14 +87,20 @@ impl RowTexts {
         // would copy it.
         let num_bytes: usize = entries.iter().map(|entry| entry.num_bytes()).sum();
         let mut buffer = String::with_capacity(num_bytes + num_bytes / 4);
+        let resource_ids = ResourceIds::new(now);
         let now = written(&mut buffer, |out| write_timestamp(now, out)).ok_or_else(|| {
             format!("the clock shows {now}, which is no time that can be written: set it right")
         })?;
         let mut refused = HashMap::new();
         let mut events = Vec::with_capacity(entries.len());
+        let mut num_resources = 0;
         for (index, entry) in entries.iter().enumerate() {
             let made = match &entry.content {
-                Content::Event(event) => Some(EventRanges::new(event, &mut buffer)),
+                Content::Event(event) => {
+                    let first_resource = num_resources;
+                    num_resources += 1 + event.related.len();
+                    Some(EventRanges::new(event, first_resource, &mut buffer))
+                }
                 Content::Rejected(_) => None,
             };
             events.push(made.transpose().unwrap_or_else(|refusal| {
@@ -101,6 +111,7 @@ impl RowTexts {
         let texts = Self {
             buffer,
             now,
+            resource_ids,
             events,
         };
         Ok((texts, refused))
@@ -124,7 +135,11 @@ impl RowTexts {
 }
 
 impl EventRanges {
-    fn new(event: &ReceivedEvent, out: &mut String) -> Result<Self, Refusal> {
+    fn new(
+        event: &ReceivedEvent,
+        first_resource: usize,
+        out: &mut String,
+    ) -> Result<Self, Refusal> {
         let mut time = |name: &str, at| {
             written(out, |out| write_timestamp(at, out)).ok_or_else(|| {
                 let reason = format!("{name}: the year is outside 0001 to 9999");
@@ -151,6 +166,7 @@ impl EventRanges {
                 write_array(event.related_ids(), out, write_string)
             }),
             payload: appended(out, |out| rewrite(event.payload(), out)),
+            first_resource,
             other_labels: resources
                 .map(|resource| appended(out, |out| write_object(resource.other_labels(), out)))
                 .collect(),
@@ -202,6 +218,12 @@ impl EventTexts<'_> {
             ("payload", text(&self.ranges.payload)),
             ("follows", self.ranges.follows.as_ref().and_then(text)),
         ]
+    }
+
+    /// The id of the row of the event's resource, or of one of the related ones from 1.
+    pub(super) fn row_id(&self, number: usize) -> Uuid {
+        let index = self.ranges.first_resource + number;
+        self.texts.resource_ids.get(index)
     }
 
     /// The labels of the event's resource, or of one of the related ones from 1.

@@ -226,7 +226,7 @@ fn insert(
     let mut row_id = Uuid::encode_buffer();
     for (number, (resource, role)) in std::iter::once(primary).chain(related).enumerate() {
         let insert = InsertResource {
-            row_id: Uuid::new_v4().hyphenated().encode_lower(&mut row_id),
+            row_id: texts.row_id(number).hyphenated().encode_lower(&mut row_id),
             resource_id: resource.id(),
             role,
             texts,

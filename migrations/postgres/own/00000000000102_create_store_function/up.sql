@@ -22,6 +22,7 @@ CREATE FUNCTION event_persister_store_v1(
     related_ids text[],
     payloads text[],
     followed uuid[],
+    r_ids uuid[],
     r_events integer[],
     r_event_ids uuid[],
     r_occurred_at timestamptz[],
@@ -72,8 +73,8 @@ BEGIN
             cardinality(resource_ids), cardinality(resources), cardinality(relateds),
             cardinality(related_ids), cardinality(payloads), cardinality(followed)])
         OR num_resources <> ANY (ARRAY[
-            cardinality(r_event_ids), cardinality(r_occurred_at), cardinality(r_resource_ids),
-            cardinality(r_roles), cardinality(r_labels)])
+            cardinality(r_ids), cardinality(r_event_ids), cardinality(r_occurred_at),
+            cardinality(r_resource_ids), cardinality(r_roles), cardinality(r_labels)])
     THEN
         RAISE EXCEPTION 'the arrays differ in length' USING ERRCODE = 'internal_error';
     END IF;
@@ -103,7 +104,7 @@ BEGIN
                         id, event_id, occurred, resource_id, resource_role, resource, created, updated
                     )
                     SELECT
-                        gen_random_uuid(), unnest(r_event_ids), unnest(r_occurred_at),
+                        unnest(r_ids), unnest(r_event_ids), unnest(r_occurred_at),
                         unnest(r_resource_ids), unnest(r_roles), unnest(r_labels)::json, now(), now();
                     GET DIAGNOSTICS num_written = ROW_COUNT;
                     num_expected := num_resources;
@@ -154,11 +155,12 @@ BEGIN
                         id, event_id, occurred, resource_id, resource_role, resource, created, updated
                     )
                     SELECT
-                        gen_random_uuid(), r.event_id, r.occurred, r.resource_id, r.resource_role,
+                        r.id, r.event_id, r.occurred, r.resource_id, r.resource_role,
                         r.labels::json, now(), now()
                     FROM (
                         SELECT
                             unnest(r_events[r_lo:r_hi]) AS number,
+                            unnest(r_ids[r_lo:r_hi]) AS id,
                             unnest(r_event_ids[r_lo:r_hi]) AS event_id,
                             unnest(r_occurred_at[r_lo:r_hi]) AS occurred,
                             unnest(r_resource_ids[r_lo:r_hi]) AS resource_id,
