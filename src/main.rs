@@ -16,6 +16,7 @@ mod guard;
 mod http;
 mod import;
 mod logging;
+mod memory;
 mod metrics;
 mod migrate;
 mod output;
@@ -41,6 +42,7 @@ const WRONG_USAGE: i32 = 2;
 fn main() {
     // Ended so, rather than by returning, since a thread that waits for a terminal or a pipe would
     // hold the end of the runtime up.
+    memory::give_large_buffers_back();
     std::process::exit(run());
 }
 
