@@ -208,6 +208,8 @@ pub struct BatchQueue {
     /// Entries that a new batch may have: fewer than its limit after one took too long.
     max_events: usize,
     returned: BTreeMap<BatchId, (HeldBatch, Instant)>,
+    /// The next one after these, where somebody was told about it before its turn.
+    upcoming: Option<(HeldBatch, FlushReason)>,
     open: VecDeque<Waiting>,
     open_bytes: usize,
     last_push: Option<Instant>,
@@ -230,6 +232,7 @@ impl BatchQueue {
             max_events: limits.max_events.get(),
             limits,
             returned: BTreeMap::new(),
+            upcoming: None,
             open: VecDeque::new(),
             open_bytes: 0,
             last_push: None,
@@ -264,7 +267,8 @@ impl BatchQueue {
         self.returned.insert(held.batch.id, (held, not_before));
     }
 
-    /// Takes back a batch that took too long, as two halves; new batches are no larger than these.
+    /// Takes back a batch that took too long, as two halves; new batches are no larger than these, but
+    /// for one that is known already as the next.
     ///
     /// A slow store would never write it whole. Its halves may take too long again, down to single
     /// entries.
@@ -299,14 +303,15 @@ impl BatchQueue {
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.open.is_empty() && self.returned.is_empty()
+        self.open.is_empty() && self.upcoming.is_none() && self.returned.is_empty()
     }
 
     /// When the oldest entry that waits came.
     pub fn oldest(&self) -> Option<Instant> {
         let returned = self.returned.values().map(|(held, _)| held.oldest);
+        let upcoming = self.upcoming.iter().map(|(held, _)| held.oldest);
         let open = self.open.front().map(|waiting| waiting.since);
-        returned.chain(open).min()
+        returned.chain(upcoming).chain(open).min()
     }
 
     /// The next batch for a writer that is idle now.
@@ -325,6 +330,9 @@ impl BatchQueue {
             }
             wake = Some(wake.map_or(*not_before, |at: Instant| at.min(*not_before)));
         }
+        if let Some((held, reason)) = self.upcoming.take() {
+            return Next::Write(held, reason);
+        }
         match self.flush_reason(now) {
             Ok(reason) => Next::Write(self.take_batch(now), reason),
             Err(at) => match at.into_iter().chain(wake).min() {
@@ -332,6 +340,23 @@ impl BatchQueue {
                 None => Next::Nothing,
             },
         }
+    }
+
+    /// The batch that goes out next, if that is certain already: it is full, and none has come back.
+    pub fn upcoming(&mut self, now: Instant) -> Option<Arc<Batch>> {
+        if !self.returned.is_empty() {
+            return None;
+        }
+        if self.upcoming.is_none() {
+            let full = [FlushReason::MaxEvents, FlushReason::MaxBytes];
+            let reason = self.flush_reason(now).ok()?;
+            if !full.contains(&reason) {
+                return None;
+            }
+            self.upcoming = Some((self.take_batch(now), reason));
+        }
+        let upcoming = self.upcoming.as_ref();
+        upcoming.map(|(held, _)| Arc::clone(&held.batch))
     }
 
     /// Why the open entries leave now, or else when they will.

@@ -159,6 +159,7 @@ impl BatcherActor {
         self.parts.metrics.batch_handed_out(reason, &held.batch);
         let flush = writer.recipient.send(Flush {
             batch: Arc::clone(&held.batch),
+            upcoming: self.queue.upcoming(Instant::now()),
         });
         self.hand_outs += 1;
         let hand_out = self.hand_outs;

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use actix::prelude::*;
+use futures_util::future::join;
 
 use crate::failpoint;
 use crate::lifeline::Lifeline;
@@ -38,11 +39,19 @@ impl Handler<Flush> for DbWriterActor {
     /// One at a time: the mailbox waits while a batch is being written.
     type Result = AtomicResponse<Self, Result<Flushed, StoreError>>;
 
-    fn handle(&mut self, Flush { batch }: Flush, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, flush: Flush, _: &mut Self::Context) -> Self::Result {
+        let Flush { batch, upcoming } = flush;
         let store = Arc::clone(&self.store);
         let write = async move {
             failpoint::pass("writer::before-write");
-            let outcomes = store.write(Arc::clone(&batch)).await?;
+            let prepare = async {
+                if let Some(upcoming) = upcoming {
+                    store.prepare(upcoming).await;
+                }
+            };
+            // The database works on the one while the other is made ready here.
+            let (outcomes, ()) = join(store.write(Arc::clone(&batch)), prepare).await;
+            let outcomes = outcomes?;
             failpoint::pass("writer::after-commit");
             if outcomes.len() != batch.len() {
                 return Err(StoreError::unavailable(format!(

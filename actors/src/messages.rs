@@ -66,6 +66,8 @@ pub struct EnqueueRefused;
 pub struct Flush {
     /// Shared: the batcher writes it again if this writer fails or dies.
     pub batch: Arc<Batch>,
+    /// What some writer will get next, if that is certain: it may be made ready meanwhile.
+    pub upcoming: Option<Arc<Batch>>,
 }
 
 /// A batch is durable; what became of its entries.

@@ -173,6 +173,13 @@ pub trait EventStore: Send + Sync {
     /// a whole, and the next call works.
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>>;
 
+    /// Makes ready what can be made of a batch before it is written, here or by another store that was
+    /// opened together with this one. The batch may still be written without, or never.
+    fn prepare(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, ()> {
+        drop(batch);
+        Box::pin(std::future::ready(()))
+    }
+
     /// Removes at most `max_events` events older than their cutoff, oldest first, each together
     /// with its resources. A cutoff in the future, by the store's clock, is refused.
     fn trim<'a>(

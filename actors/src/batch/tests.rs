@@ -124,6 +124,24 @@ fn drains_without_waiting() {
 }
 
 #[test]
+fn tells_the_next_batch_before_its_turn_only_when_it_is_full_and_none_came_back() {
+    let now = Instant::now();
+    let mut queue = queue(2, 1_000);
+    queue.push(SOURCE, deliveries(5), false, now);
+    let (first, _) = write(queue.next(now));
+    let upcoming = queue.upcoming(now).unwrap();
+    assert!(Arc::ptr_eq(&upcoming, &queue.upcoming(now).unwrap()));
+    queue.put_back(first, now);
+    assert!(queue.upcoming(now).is_none());
+    assert_eq!(write(queue.next(now)).0.batch.id, BatchId(1));
+    let (second, reason) = write(queue.next(now));
+    assert!(Arc::ptr_eq(&upcoming, &second.batch));
+    assert_eq!(reason, FlushReason::MaxEvents);
+    assert!(queue.upcoming(now).is_none(), "one entry fills no batch");
+    assert_eq!(write(queue.next(now)).0.batch.len(), 1);
+}
+
+#[test]
 fn a_returned_batch_goes_first_and_is_not_overtaken() {
     let now = Instant::now();
     let mut queue = queue(2, 1_000);
@@ -229,6 +247,7 @@ enum Step {
         more_ready: bool,
     },
     Next,
+    Upcoming,
     PutBack {
         which: usize,
         after_millis: u64,
@@ -249,6 +268,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (prop::collection::vec(0_usize..60, 0..9), any::<bool>())
             .prop_map(|(sizes, more_ready)| Step::Push { sizes, more_ready }),
         4 => Just(Step::Next),
+        2 => Just(Step::Upcoming),
         2 => (any::<usize>(), 0_u64..3_000, any::<bool>(), any::<bool>())
             .prop_map(|(which, after_millis, is_stubborn, in_halves)| {
                 Step::PutBack { which, after_millis, is_stubborn, in_halves }
@@ -265,6 +285,8 @@ struct Game {
     now: Instant,
     pushed: u64,
     out: Vec<HeldBatch>,
+    /// The one that was last told about before its turn.
+    upcoming: Option<Arc<Batch>>,
     /// Ids that were put back and wait, and whether they hold up others.
     back: BTreeMap<BatchId, bool>,
     highest: u64,
@@ -283,6 +305,12 @@ impl Game {
                 self.queue.push(SOURCE, chunk, more_ready, self.now);
             }
             Step::Next => self.next()?,
+            Step::Upcoming => {
+                let upcoming = self.queue.upcoming(self.now);
+                if upcoming.is_some() {
+                    self.upcoming = upcoming;
+                }
+            }
             Step::PutBack {
                 which,
                 after_millis,
@@ -346,6 +374,12 @@ impl Game {
         } else {
             prop_assert_eq!(held.batch.id.0, self.highest + 1, "out of sequence");
             self.highest += held.batch.len() as u64;
+            if let Some(upcoming) = self.upcoming.take() {
+                prop_assert!(
+                    Arc::ptr_eq(&upcoming, &held.batch),
+                    "not the one that was told"
+                );
+            }
         }
         self.out.push(held);
         Ok(())
@@ -364,6 +398,7 @@ proptest! {
             now: Instant::now(),
             pushed: 0,
             out: Vec::new(),
+            upcoming: None,
             back: BTreeMap::new(),
             highest: 0,
             committed: Vec::new(),

@@ -10,6 +10,11 @@ fn batch(ids: std::ops::Range<u128>) -> Arc<Batch> {
     Arc::new(Batch::new(BatchId(1), entries.collect()))
 }
 
+fn flush(batch: Arc<Batch>) -> Flush {
+    let upcoming = None;
+    Flush { batch, upcoming }
+}
+
 fn writer(store: &MemoryStore) -> (Addr<DbWriterActor>, crate::lifeline::Watch) {
     let (alive, watch) = lifeline();
     let writer = DbWriterActor::new((store.open_store())(), alive).start();
@@ -21,7 +26,7 @@ async fn answers_only_after_the_commit() {
     let store = MemoryStore::new();
     let (writer, _) = writer(&store);
     store.hold();
-    let reply = actix_rt::spawn(writer.send(Flush { batch: batch(0..3) }));
+    let reply = actix_rt::spawn(writer.send(flush(batch(0..3))));
     store.wait_for_write_started().await;
     assert!(!reply.is_finished());
     assert_eq!(store.num_events(), 0);
@@ -40,7 +45,7 @@ async fn tells_what_became_of_each() {
     entries.push(Arc::clone(&entries[0]));
     entries.push(rejected_entry("here", b"garbage", "not JSON"));
     let batch = Arc::new(Batch::new(BatchId(1), entries));
-    let flushed = writer.send(Flush { batch }).await.unwrap().unwrap();
+    let flushed = writer.send(flush(batch)).await.unwrap().unwrap();
     let expected = Flushed {
         inserted: 2,
         duplicates: 1,
@@ -55,8 +60,8 @@ async fn writes_one_batch_at_a_time() {
     let store = MemoryStore::new();
     let (writer, _) = writer(&store);
     store.hold();
-    let first = actix_rt::spawn(writer.send(Flush { batch: batch(0..1) }));
-    let second = actix_rt::spawn(writer.send(Flush { batch: batch(1..2) }));
+    let first = actix_rt::spawn(writer.send(flush(batch(0..1))));
+    let second = actix_rt::spawn(writer.send(flush(batch(1..2))));
     store.wait_for_write_started().await;
     for _ in 0..50 {
         tokio::task::yield_now().await;
@@ -68,13 +73,33 @@ async fn writes_one_batch_at_a_time() {
 }
 
 #[actix::test]
+async fn makes_the_next_batch_ready_while_one_is_under_way() {
+    let store = MemoryStore::new();
+    let (writer, _) = writer(&store);
+    store.hold();
+    let upcoming = batch(3..6);
+    let flush = Flush {
+        batch: batch(0..3),
+        upcoming: Some(Arc::clone(&upcoming)),
+    };
+    let reply = actix_rt::spawn(writer.send(flush));
+    store.wait_for_write_started().await;
+    let prepared = store.last_prepared().unwrap();
+    assert!(Arc::ptr_eq(&prepared, &upcoming));
+    assert_eq!(store.num_events(), 0);
+    store.release();
+    assert_eq!(reply.await.unwrap().unwrap().unwrap().inserted, 3);
+    assert_eq!(store.num_events(), 3, "made ready is not written");
+}
+
+#[actix::test]
 async fn goes_on_after_an_error() {
     let store = MemoryStore::new();
     let (writer, _) = writer(&store);
     store.fail_next(1);
-    let failed = writer.send(Flush { batch: batch(0..1) }).await.unwrap();
+    let failed = writer.send(flush(batch(0..1))).await.unwrap();
     assert!(matches!(failed, Err(StoreError::Unavailable { .. })));
-    let flushed = writer.send(Flush { batch: batch(0..1) }).await.unwrap();
+    let flushed = writer.send(flush(batch(0..1))).await.unwrap();
     assert_eq!(flushed.unwrap().inserted, 1);
 }
 
@@ -83,7 +108,7 @@ async fn a_panic_closes_the_mailbox_and_cuts_the_lifeline() {
     let store = MemoryStore::new();
     let (writer, watch) = writer(&store);
     store.panic_next(1);
-    let reply = writer.send(Flush { batch: batch(0..1) }).await;
+    let reply = writer.send(flush(batch(0..1))).await;
     assert!(matches!(reply, Err(MailboxError::Closed)));
     watch.gone().await;
     assert!(!writer.connected());

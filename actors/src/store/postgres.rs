@@ -25,6 +25,7 @@ use std::time::Duration;
 use futures_util::future::LocalBoxFuture;
 
 use self::connection::Connection;
+use self::encoded::Prepared;
 use self::failure::Failure;
 pub use self::halves::HalfEvents;
 pub use self::inspection::Needs;
@@ -43,6 +44,7 @@ mod columns;
 mod comparison;
 mod connection;
 mod dead_letters;
+mod encoded;
 mod failure;
 mod halves;
 mod inspection;
@@ -62,6 +64,7 @@ const GRACE: Duration = Duration::from_secs(10);
 pub struct PostgresStore {
     settings: Arc<PostgresSettings>,
     clock: Arc<dyn Clock>,
+    prepared: Arc<Prepared>,
     idle: Mutex<Option<Connection>>,
     resume: Mutex<Resume>,
 }
@@ -69,19 +72,28 @@ pub struct PostgresStore {
 impl PostgresStore {
     /// A store that connects when it is first used.
     pub fn new(settings: PostgresSettings, clock: Arc<dyn Clock>) -> Self {
-        Self::sharing(Arc::new(settings), clock)
+        Self::sharing(Arc::new(settings), clock, Arc::default())
     }
 
-    /// Opens stores with the same settings.
+    /// Opens stores with the same settings, which write what one of them has made ready.
     pub fn open_store(settings: PostgresSettings, clock: Arc<dyn Clock>) -> OpenStore {
         let settings = Arc::new(settings);
-        Arc::new(move || Arc::new(Self::sharing(Arc::clone(&settings), Arc::clone(&clock))))
+        let prepared = Arc::<Prepared>::default();
+        Arc::new(move || {
+            let (settings, clock) = (Arc::clone(&settings), Arc::clone(&clock));
+            Arc::new(Self::sharing(settings, clock, Arc::clone(&prepared)))
+        })
     }
 
-    fn sharing(settings: Arc<PostgresSettings>, clock: Arc<dyn Clock>) -> Self {
+    fn sharing(
+        settings: Arc<PostgresSettings>,
+        clock: Arc<dyn Clock>,
+        prepared: Arc<Prepared>,
+    ) -> Self {
         Self {
             settings,
             clock,
+            prepared,
             idle: Mutex::new(None),
             resume: Mutex::new(None),
         }
@@ -232,11 +244,16 @@ impl PostgresStore {
 impl EventStore for PostgresStore {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move {
+            let encoded = self.prepared.take(&batch);
             let write = async |connection: &mut Connection| {
-                write::write(connection, &batch, self.clock.now()).await
+                write::write(connection, &batch, &encoded, self.clock.now()).await
             };
             self.with_connection("write to", self.limit(), write).await
         })
+    }
+
+    fn prepare(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, ()> {
+        Box::pin(self.prepared.prepare(batch))
     }
 
     fn trim<'a>(
@@ -285,6 +302,7 @@ impl EventStore for PostgresStore {
 
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         drop(self.lock_idle().take());
+        self.prepared.clear();
         Box::pin(async { Ok(()) })
     }
 }

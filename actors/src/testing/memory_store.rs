@@ -47,6 +47,7 @@ struct State {
     num_writes: usize,
     num_commits: usize,
     num_trims: usize,
+    last_prepared: Option<Arc<Batch>>,
 }
 
 impl Default for MemoryStore {
@@ -76,6 +77,7 @@ impl MemoryStore {
                     num_writes: 0,
                     num_commits: 0,
                     num_trims: 0,
+                    last_prepared: None,
                 }),
                 clock,
                 held: watch::Sender::new(false),
@@ -192,6 +194,11 @@ impl MemoryStore {
         self.state().num_trims
     }
 
+    /// The batch that it was asked to make ready last.
+    pub fn last_prepared(&self) -> Option<Arc<Batch>> {
+        self.state().last_prepared.clone()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.core
             .state
@@ -255,6 +262,11 @@ fn take_one(counter: &mut usize) -> bool {
 impl EventStore for MemoryStore {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move { self.write_batch(&batch).await })
+    }
+
+    fn prepare(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, ()> {
+        self.state().last_prepared = Some(batch);
+        Box::pin(std::future::ready(()))
     }
 
     fn trim<'a>(

@@ -5,37 +5,30 @@ use diesel::prelude::QueryResult;
 use diesel::query_builder::AstPass;
 use diesel::sql_types::{Array, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 
-use super::columns::{FixedColumn, Oid, TextColumn};
+use super::columns::{Column, Oid};
 use super::rows::{EventRow, ResourceRow, Rows};
 
-/// A column of `events` or `event_resources`, as a parameter.
-type EventTexts<'a> = TextColumn<'a, EventRow<'a>>;
-type ResourceTexts<'a> = TextColumn<'a, ResourceRow<'a>>;
-
 /// All columns of both tables that come from the events.
-pub(super) struct Arrays<'a> {
-    ids: FixedColumn<'a, EventRow<'a>, 16>,
-    times: [FixedColumn<'a, EventRow<'a>, 8>; 2],
-    texts: [EventTexts<'a>; 6],
-    follows: FixedColumn<'a, EventRow<'a>, 16>,
-    event_numbers: FixedColumn<'a, ResourceRow<'a>, 4>,
-    event_ids: FixedColumn<'a, ResourceRow<'a>, 16>,
-    occurred: FixedColumn<'a, ResourceRow<'a>, 8>,
-    resource_texts: [ResourceTexts<'a>; 3],
+pub(super) struct Arrays {
+    ids: Column,
+    times: [Column; 2],
+    texts: [Column; 6],
+    follows: Column,
+    event_numbers: Column,
+    event_ids: Column,
+    occurred: Column,
+    resource_texts: [Column; 3],
 }
 
-impl<'a> Arrays<'a> {
-    pub(super) fn new(rows: &'a Rows<'a>) -> Self {
+impl Arrays {
+    pub(super) fn new(rows: &Rows<'_>) -> Self {
         let events = rows.events.as_slice();
         let resources = rows.resources.as_slice();
-        let time = |bytes| fixed(events, Oid::Timestamptz, bytes);
-        let text = |text| TextColumn { rows: events, text };
-        let resource_text = |text| TextColumn {
-            rows: resources,
-            text,
-        };
+        let time = |value| Column::of_fixed(events, Oid::Timestamptz, value);
+        let text = |text| Column::of_texts(events, text);
+        let resource_text = |text| Column::of_texts(resources, text);
         Self {
-            ids: fixed(events, Oid::Uuid, |row| Some(row.event.id.into_bytes())),
+            ids: Column::of_fixed(events, Oid::Uuid, |row| Some(row.event.id.into_bytes())),
             times: [
                 time(|row: &EventRow<'_>| Some(row.occurred.0.to_be_bytes())),
                 time(|row: &EventRow<'_>| Some(row.received.0.to_be_bytes())),
@@ -48,18 +41,20 @@ impl<'a> Arrays<'a> {
                 text(EventRow::related_ids),
                 text(|row, _| row.event.payload()),
             ],
-            follows: fixed(events, Oid::Uuid, |row| {
+            follows: Column::of_fixed(events, Oid::Uuid, |row| {
                 row.event.follows.map(uuid::Uuid::into_bytes)
             }),
-            event_numbers: fixed(resources, Oid::Int4, |row| {
+            event_numbers: Column::of_fixed(resources, Oid::Int4, |row| {
                 Some(row.event_number.to_be_bytes())
             }),
-            event_ids: fixed(resources, Oid::Uuid, |row| Some(row.event_id.into_bytes())),
-            occurred: fixed(resources, Oid::Timestamptz, |row| {
+            event_ids: Column::of_fixed(resources, Oid::Uuid, |row| {
+                Some(row.event_id.into_bytes())
+            }),
+            occurred: Column::of_fixed(resources, Oid::Timestamptz, |row| {
                 Some(row.occurred.0.to_be_bytes())
             }),
             resource_texts: [
-                resource_text(|row, _| row.resource.id()),
+                resource_text(|row: &ResourceRow<'_>, _| row.resource.id()),
                 resource_text(|row, _| row.role),
                 resource_text(ResourceRow::other_labels),
             ],
@@ -99,14 +94,6 @@ impl<'a> Arrays<'a> {
 }
 
 /// Ids as a parameter.
-pub(super) fn uuids(ids: &[uuid::Uuid]) -> FixedColumn<'_, uuid::Uuid, 16> {
-    fixed(ids, Oid::Uuid, |id| Some(id.into_bytes()))
-}
-
-fn fixed<R, const N: usize>(
-    rows: &[R],
-    oid: Oid,
-    bytes: fn(&R) -> Option<[u8; N]>,
-) -> FixedColumn<'_, R, N> {
-    FixedColumn { rows, oid, bytes }
+pub(super) fn uuids(ids: &[uuid::Uuid]) -> Column {
+    Column::of_fixed(ids, Oid::Uuid, |id| Some(id.into_bytes()))
 }

@@ -1,12 +1,13 @@
-//! Arrays as parameters, written straight from the batch into the message to the server.
+//! Arrays as parameters, in the form in which they go to the server.
 
 use std::fmt;
 use std::io::Write as _;
+use std::num::TryFromIntError;
 
 use chrono::{DateTime, Datelike as _, Utc};
 use diesel::pg::Pg;
 use diesel::serialize::{IsNull, Output, Result, ToSql};
-use diesel::sql_types::{Array, HasSqlType, Text};
+use diesel::sql_types::{Array, HasSqlType};
 
 /// From 1970 to 2000, where PostgreSQL's time begins.
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
@@ -52,77 +53,101 @@ pub(super) enum Oid {
     Uuid = 2950,
 }
 
-/// A column of texts: one of each row, which is either there or written into the buffer.
-pub(super) struct TextColumn<'a, R> {
-    pub(super) rows: &'a [R],
-    pub(super) text: for<'r> fn(&'r R, &'r mut String) -> &'r str,
+/// A column as a parameter: an array in PostgreSQL's binary form.
+pub(super) struct Column {
+    /// What is too long for that fails the batch, as what cannot be sent does.
+    bytes: std::result::Result<Vec<u8>, TryFromIntError>,
+    num_rows: usize,
 }
 
-/// A column of values of one size.
-pub(super) struct FixedColumn<'a, R, const N: usize> {
-    pub(super) rows: &'a [R],
-    pub(super) oid: Oid,
-    pub(super) bytes: fn(&R) -> Option<[u8; N]>,
-}
-
-impl<R> ToSql<Array<Text>, Pg> for TextColumn<'_, R> {
-    fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> Result {
-        header(out, Oid::Text, self.rows.len(), false)?;
-        let mut buffer = String::new();
-        for row in self.rows {
-            buffer.clear();
-            let text = (self.text)(row, &mut buffer);
-            out.write_all(&i32::try_from(text.len())?.to_be_bytes())?;
-            out.write_all(text.as_bytes())?;
-        }
-        Ok(IsNull::No)
-    }
-}
-
-impl<R, const N: usize, T> ToSql<Array<T>, Pg> for FixedColumn<'_, R, N>
-where
-    Pg: HasSqlType<T>,
-{
-    fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> Result {
-        let has_null = self.rows.iter().any(|row| (self.bytes)(row).is_none());
-        header(out, self.oid, self.rows.len(), has_null)?;
-        let length = i32::try_from(N)?.to_be_bytes();
-        for row in self.rows {
-            match (self.bytes)(row) {
-                Some(bytes) => {
-                    out.write_all(&length)?;
-                    out.write_all(&bytes)?;
-                }
-                None => out.write_all(&(-1_i32).to_be_bytes())?,
+impl Column {
+    /// A column of texts: one of each row, which is either there or written into the buffer.
+    pub(super) fn of_texts<R>(
+        rows: &[R],
+        text: for<'r> fn(&'r R, &'r mut String) -> &'r str,
+    ) -> Self {
+        Self::new(Oid::Text, rows, false, |bytes| {
+            let mut buffer = String::new();
+            for row in rows {
+                buffer.clear();
+                let text = text(row, &mut buffer);
+                bytes.extend(i32::try_from(text.len())?.to_be_bytes());
+                bytes.extend_from_slice(text.as_bytes());
             }
+            Ok(())
+        })
+    }
+
+    /// A column of values of one size.
+    pub(super) fn of_fixed<R, const N: usize>(
+        rows: &[R],
+        oid: Oid,
+        value: fn(&R) -> Option<[u8; N]>,
+    ) -> Self {
+        let has_null = rows.iter().any(|row| value(row).is_none());
+        Self::new(oid, rows, has_null, |bytes| {
+            let length = i32::try_from(N)?.to_be_bytes();
+            for row in rows {
+                match value(row) {
+                    Some(value) => {
+                        bytes.extend_from_slice(&length);
+                        bytes.extend_from_slice(&value);
+                    }
+                    None => bytes.extend((-1_i32).to_be_bytes()),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn new<R>(
+        oid: Oid,
+        rows: &[R],
+        has_null: bool,
+        write: impl FnOnce(&mut Vec<u8>) -> std::result::Result<(), TryFromIntError>,
+    ) -> Self {
+        let num_rows = rows.len();
+        let mut bytes = Vec::new();
+        let written = header(&mut bytes, oid, num_rows, has_null).and_then(|()| write(&mut bytes));
+        Self {
+            bytes: written.map(|()| bytes),
+            num_rows,
         }
-        Ok(IsNull::No)
     }
 }
 
 /// What stands before the elements of an array of one dimension.
-fn header(out: &mut Output<'_, '_, Pg>, oid: Oid, length: usize, has_null: bool) -> Result {
+fn header(
+    bytes: &mut Vec<u8>,
+    oid: Oid,
+    length: usize,
+    has_null: bool,
+) -> std::result::Result<(), TryFromIntError> {
     let num_dimensions = i32::from(length > 0);
-    out.write_all(&num_dimensions.to_be_bytes())?;
-    out.write_all(&i32::from(has_null).to_be_bytes())?;
-    out.write_all(&(oid as u32).to_be_bytes())?;
+    bytes.extend(num_dimensions.to_be_bytes());
+    bytes.extend(i32::from(has_null).to_be_bytes());
+    bytes.extend((oid as u32).to_be_bytes());
     if length > 0 {
-        out.write_all(&i32::try_from(length)?.to_be_bytes())?;
-        out.write_all(&1_i32.to_be_bytes())?;
+        bytes.extend(i32::try_from(length)?.to_be_bytes());
+        bytes.extend(1_i32.to_be_bytes());
     }
-    Ok(IsNull::No)
+    Ok(())
 }
 
-/// Lengths only, never the values.
-impl<R> fmt::Debug for TextColumn<'_, R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} texts", self.rows.len())
+impl<T> ToSql<Array<T>, Pg> for Column
+where
+    Pg: HasSqlType<T>,
+{
+    fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> Result {
+        out.write_all(self.bytes.as_ref().map_err(|error| *error)?)?;
+        Ok(IsNull::No)
     }
 }
 
-impl<R, const N: usize> fmt::Debug for FixedColumn<'_, R, N> {
+/// The number of values only, never the values.
+impl fmt::Debug for Column {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} values", self.rows.len())
+        write!(f, "{} values", self.num_rows)
     }
 }
 

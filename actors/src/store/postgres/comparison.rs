@@ -130,18 +130,18 @@ const COLUMNS: [(&str, &str); 9] = [
 
 /// Both tables are looked into by their indexes, whatever the planner knows about them. The rows of
 /// `event_resources` are compared as sorted texts, since they have no order.
-struct CompareEvents<'a>(Arrays<'a>);
+struct CompareEvents(Arrays);
 
-impl QueryId for CompareEvents<'_> {
-    type QueryId = CompareEvents<'static>;
+impl QueryId for CompareEvents {
+    type QueryId = Self;
     const HAS_STATIC_QUERY_ID: bool = true;
 }
 
-impl Query for CompareEvents<'_> {
+impl Query for CompareEvents {
     type SqlType = (BigInt, Bool, Array<Text>);
 }
 
-impl QueryFragment<Pg> for CompareEvents<'_> {
+impl QueryFragment<Pg> for CompareEvents {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql("SELECT given.number, held.id IS NOT NULL, array_remove(ARRAY[");
         for (column, sql_type) in COLUMNS {

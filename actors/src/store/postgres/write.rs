@@ -11,14 +11,14 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Array, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 use futures_util::future::join;
-use uuid::Uuid;
 
 use super::arrays::{self, Arrays};
-use super::columns::FixedColumn;
+use super::columns::Column;
 use super::connection::{Connection, begin};
+use super::encoded::Encoded;
 use super::failure::Failure;
 use super::letters::{self, NewLetter};
-use super::rows::{Refusal, Rows};
+use super::rows::Refusal;
 use crate::batch::Batch;
 use crate::delivery::Content;
 use crate::failpoint;
@@ -39,14 +39,14 @@ type NotWritten = (i32, Option<String>, Option<String>);
 pub(super) async fn write(
     connection: &mut Connection,
     batch: &Batch,
+    encoded: &Encoded,
     now: DateTime<Utc>,
 ) -> Result<Vec<Outcome>, Failure> {
     if batch.is_empty() {
         return Ok(Vec::new());
     }
-    let mut rows = Rows::new(batch.entries());
-    let mut refused = std::mem::take(&mut rows.refused);
-    let not_written = store(connection, &rows, ResourceIds::new(now)).await?;
+    let mut refused = encoded.refused.clone();
+    let not_written = store(connection, encoded, ResourceIds::new(now)).await?;
     let mut outcomes: Vec<_> = batch
         .entries()
         .iter()
@@ -57,7 +57,7 @@ pub(super) async fn write(
         .collect();
     let mut num_duplicates = 0;
     for (number, code, reason) in not_written {
-        let index = index_of(number, &rows)?;
+        let index = index_of(number, encoded)?;
         match code {
             None => {
                 num_duplicates += 1;
@@ -80,27 +80,27 @@ pub(super) async fn write(
     keep(connection, batch, &refused, now).await?;
     failpoint::pass("postgres::before-commit");
     connection.commit().await?;
-    connection.expects_duplicates = num_duplicates * EXPECT_DUPLICATES_FROM > rows.events.len();
+    connection.expects_duplicates = num_duplicates * EXPECT_DUPLICATES_FROM > encoded.indexes.len();
     Ok(outcomes)
 }
 
 /// Starts the transaction and writes the events.
 async fn store(
     connection: &Connection,
-    rows: &Rows<'_>,
+    encoded: &Encoded,
     ids: ResourceIds,
 ) -> Result<Vec<NotWritten>, Failure> {
     let begin = begin(&connection.configure);
     let mut begin_on = &connection.pg;
-    if rows.events.is_empty() {
+    if encoded.indexes.is_empty() {
         begin_on.batch_execute(&begin).await?;
         return Ok(Vec::new());
     }
-    let resource_ids: Vec<_> = (0..rows.resources.len()).map(|at| ids.get(at)).collect();
+    let resource_ids: Vec<_> = (0..encoded.num_resources).map(|at| ids.get(at)).collect();
     let call = StoreEvents {
-        arrays: Arrays::new(rows),
+        arrays: &encoded.arrays,
         resource_ids: arrays::uuids(&resource_ids),
-        expects_duplicates: connection.expects_duplicates || rows.repeats_ids,
+        expects_duplicates: connection.expects_duplicates || encoded.repeats_ids,
     };
     let mut call_on = &connection.pg;
     // Sent in this order. Should the first fail and the second not, events are committed that are
@@ -114,11 +114,11 @@ async fn store(
     Ok(written?)
 }
 
-fn index_of(number: i32, rows: &Rows<'_>) -> Result<usize, Failure> {
-    let row = usize::try_from(number - 1)
+fn index_of(number: i32, encoded: &Encoded) -> Result<usize, Failure> {
+    let index = usize::try_from(number - 1)
         .ok()
-        .and_then(|at| rows.events.get(at));
-    row.map(|row| row.index).ok_or_else(|| {
+        .and_then(|at| encoded.indexes.get(at));
+    index.copied().ok_or_else(|| {
         Failure::Unfit(
             "the function event_persister_store_v1 answered for an event that it was not given: \
              someone replaced it; drop it and its row in __diesel_schema_migrations"
@@ -155,8 +155,8 @@ async fn keep(
 
 /// The call of the store function: always the same text, so that it is prepared once.
 struct StoreEvents<'a> {
-    arrays: Arrays<'a>,
-    resource_ids: FixedColumn<'a, Uuid, 16>,
+    arrays: &'a Arrays,
+    resource_ids: Column,
     expects_duplicates: bool,
 }
 

@@ -1,0 +1,102 @@
+//! A batch as it is sent, and the one that was made so before its turn.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::arrays::Arrays;
+use super::rows::{Refusal, Rows};
+use crate::batch::Batch;
+
+/// All that can be made of a batch without the database.
+pub(super) struct Encoded {
+    pub(super) arrays: Arrays,
+    /// Which entry of the batch each event is.
+    pub(super) indexes: Vec<usize>,
+    pub(super) num_resources: usize,
+    /// Whether an id stands in the batch more than once.
+    pub(super) repeats_ids: bool,
+    /// What need not be sent to be refused.
+    pub(super) refused: Vec<Refusal>,
+}
+
+impl Encoded {
+    pub(super) fn new(batch: &Batch) -> Self {
+        let rows = Rows::new(batch.entries());
+        Self {
+            arrays: Arrays::new(&rows),
+            indexes: rows.events.iter().map(|row| row.index).collect(),
+            num_resources: rows.resources.len(),
+            repeats_ids: rows.repeats_ids,
+            refused: rows.refused,
+        }
+    }
+}
+
+/// The batch that was made ready last; shared by stores that were opened together, since any of them
+/// may get to write it.
+#[derive(Default)]
+pub(super) struct Prepared(Mutex<Option<(Arc<Batch>, Encoded)>>);
+
+impl Prepared {
+    /// Makes a batch ready where others need not wait for it. It takes the place of the one before,
+    /// which is made again should it ever be written.
+    pub(super) async fn prepare(self: &Arc<Self>, batch: Arc<Batch>) {
+        let prepared = Arc::clone(self);
+        let prepare = move || prepared.set(Encoded::new(&batch), batch);
+        // Whatever became of that call, the batch is made ready at its turn where it is not by then.
+        drop(tokio::task::spawn_blocking(prepare).await);
+    }
+
+    /// The batch as it is sent; taken from here if it is this one that was made ready.
+    pub(super) fn take(&self, batch: &Arc<Batch>) -> Encoded {
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = slot.take_if(|(of, _)| Arc::ptr_eq(of, batch));
+        drop(slot);
+        taken.map_or_else(|| Encoded::new(batch), |(_, encoded)| encoded)
+    }
+
+    pub(super) fn clear(&self) {
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    fn set(&self, encoded: Encoded, batch: Arc<Batch>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((batch, encoded));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::batch::BatchId;
+    use crate::testing::{event, event_entry};
+
+    fn batch(num_events: usize) -> Arc<Batch> {
+        let entries = (0..num_events).map(|_| event_entry(event(Uuid::new_v4())));
+        Arc::new(Batch::new(BatchId(1), entries.collect()))
+    }
+
+    #[actix::test]
+    async fn gives_what_was_made_ready_to_its_own_batch_and_once() {
+        let prepared = Arc::<Prepared>::default();
+        let is_there = || prepared.0.lock().unwrap().is_some();
+        let (ready, other) = (batch(3), batch(2));
+        prepared.prepare(Arc::clone(&ready)).await;
+        assert_eq!(prepared.take(&other).indexes.len(), 2);
+        assert!(is_there(), "taken for another batch");
+        assert_eq!(prepared.take(&ready).indexes.len(), 3);
+        assert!(!is_there());
+        assert_eq!(prepared.take(&ready).indexes.len(), 3, "made again");
+    }
+
+    #[actix::test]
+    async fn keeps_one_batch_at_most() {
+        let prepared = Arc::<Prepared>::default();
+        let (first, second) = (batch(1), batch(2));
+        prepared.prepare(Arc::clone(&first)).await;
+        prepared.prepare(Arc::clone(&second)).await;
+        assert_eq!(Arc::strong_count(&first), 1);
+        prepared.clear();
+        assert_eq!(Arc::strong_count(&second), 1);
+    }
+}
