@@ -7,10 +7,12 @@
 //! Every run begins with the same database. Both servers run as they come, durable.
 //!
 //! `cargo bench --features service-tests --bench trim`; `BENCH_EVENTS` (20,000 expired, as many that
-//! stay, and as many to insert), `BENCH_ROUNDS` (5), `BENCH_EVENTS_FILE`.
+//! stay, and as many to insert), `BENCH_ROUNDS` (5), `BENCH_TRIM_BATCH` (as by default),
+//! `BENCH_EVENTS_FILE`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::print_stdout)]
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -206,7 +208,10 @@ impl Place {
     /// The steps of one pass, as the trimmer makes them.
     fn run_pass(&self) {
         let store = self.store();
-        let settings = TrimSettings::default();
+        let settings = TrimSettings {
+            batch_size: batch_size(),
+            ..TrimSettings::default()
+        };
         let cutoffs = cutoffs(&settings, SystemClock.now()).unwrap();
         runtime().block_on(async {
             run_pass(store.as_ref(), &cutoffs, settings.batch_size, |_| {})
@@ -215,6 +220,11 @@ impl Place {
             store.close().await.unwrap();
         });
     }
+}
+
+/// Events removed in one transaction.
+fn batch_size() -> NonZeroUsize {
+    settings::number("BENCH_TRIM_BATCH", TrimSettings::default().batch_size)
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -270,8 +280,12 @@ fn alone(place: &Place, load: &Load, num_rounds: usize) {
                 0 => place.delete_plainly(&load.is_expired()),
                 1 => place.run_pass(),
                 _ => {
-                    let arguments = ["trim", "--database-url", place.url()];
-                    place.folder.run(&arguments).exits(0);
+                    let mut command =
+                        place
+                            .folder
+                            .command(&["trim", "--database-url", place.url()]);
+                    command.env("EVENT_PERSISTER_TRIM_BATCH_SIZE", batch_size().to_string());
+                    assert!(command.output().unwrap().status.success());
                 }
             }
             let took = started.elapsed();
@@ -307,6 +321,7 @@ fn insert(place: &Place, load: &Load, trim_every: &str) -> Inserted {
     command.env("EVENT_PERSISTER_LISTEN", "127.0.0.1:0");
     command.env("EVENT_PERSISTER_REDIS_URL", redis.url());
     command.env("EVENT_PERSISTER_TRIM_EVERY", trim_every);
+    command.env("EVENT_PERSISTER_TRIM_BATCH_SIZE", batch_size().to_string());
     let started = Instant::now();
     let service = server::Server::spawn(command, &place.file("work.db"));
     let is_written = || {

@@ -33,7 +33,7 @@ pub struct TrimSettings {
     pub retention: Duration,
     /// The same for single event names, shorter or longer (heartbeats of flow runs: 7 days).
     pub overrides: BTreeMap<String, Duration>,
-    /// Events removed in one transaction (1,000). More are faster and hold writers up longer.
+    /// Events removed in one transaction (5,000). More are faster and hold up SQLite's writers longer.
     pub batch_size: NonZeroUsize,
 }
 
@@ -47,7 +47,7 @@ impl Default for TrimSettings {
                 "prefect.flow-run.heartbeat".to_owned(),
                 Duration::from_secs(7 * DAY),
             )]),
-            batch_size: NonZeroUsize::MIN.saturating_add(999),
+            batch_size: NonZeroUsize::MIN.saturating_add(4_999),
         }
     }
 }

@@ -324,8 +324,8 @@ settings! {
         "Retention of single event names, shorter or longer: a table in the file, `name=30d,other=1h` or JSON in a variable. Replaces the default.",
     );
     TRIM_BATCH_SIZE: NonZeroUsize = Key::new(
-        "trim", "batch_size", Some("1000"),
-        "Events deleted in one transaction; fewer lets writers in sooner, more finishes earlier.",
+        "trim", "batch_size", Some("5000"),
+        "Events deleted in one transaction; fewer let SQLite's writers in sooner, more finish earlier.",
     );
 
     EVENTS_MAX_LABELS_PER_RESOURCE: NonZeroUsize = Key::new(
