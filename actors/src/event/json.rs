@@ -8,6 +8,7 @@ use bytestring::ByteString;
 use jiter::{
     Jiter, JiterError, JiterErrorType, JiterResult, JsonErrorType, JsonType, NumberAny, Peek,
 };
+use memchr::memchr2;
 
 /// How many arrays and objects may stand open within one another, the event itself included.
 ///
@@ -219,10 +220,13 @@ impl<'t> OutsideStrings<'t> {
     /// The offset behind the closing quote of the string whose content starts at `offset`.
     fn end_of_string(&self, mut offset: usize) -> usize {
         loop {
-            match self.bytes.get(offset) {
-                Some(b'\\') => offset += 2,
-                Some(b'"') | None => return offset + 1,
-                Some(_) => offset += 1,
+            let rest = self.bytes.get(offset..).unwrap_or_default();
+            let Some(length) = memchr2(b'"', b'\\', rest) else {
+                return self.bytes.len();
+            };
+            match rest.get(length) {
+                Some(b'\\') => offset += length + 2,
+                _ => return offset + length + 1,
             }
         }
     }
