@@ -29,6 +29,7 @@ struct State {
     acknowledged: Vec<Receipt>,
     failing_reads: usize,
     failing_acks: usize,
+    failing_rewinds: usize,
     panic_next_read: bool,
     max_chunk: Option<usize>,
     always_short: bool,
@@ -98,6 +99,11 @@ impl MemorySource {
         self.lock().failing_acks = num;
     }
 
+    /// The next `num` rewinds fail, and change nothing.
+    pub fn fail_rewinds(&self, num: usize) {
+        self.lock().failing_rewinds = num;
+    }
+
     /// The next read panics, or the one that waits now.
     pub fn panic_next_read(&self) {
         self.lock().panic_next_read = true;
@@ -142,6 +148,11 @@ impl MemorySource {
     /// How often it was rewound.
     pub fn rewinds(&self) -> usize {
         *self.num_rewinds.borrow()
+    }
+
+    /// Whether it was told that nothing more will come, or that nothing more is wanted.
+    pub fn has_ended(&self) -> bool {
+        self.lock().ended
     }
 
     /// Whether it was closed.
@@ -285,7 +296,14 @@ impl EventSource for MemorySource {
 
     fn rewind(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
         Box::pin(async move {
-            self.lock().messages.rewind();
+            {
+                let mut state = self.lock();
+                if state.failing_rewinds > 0 {
+                    state.failing_rewinds -= 1;
+                    return Err(failure("rewind"));
+                }
+                state.messages.rewind();
+            }
             self.num_rewinds.send_modify(|num| *num += 1);
             Ok(())
         })
