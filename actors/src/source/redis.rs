@@ -237,6 +237,10 @@ impl EventSource for RedisSource {
         })
     }
 
+    fn warnings(&self) -> Vec<String> {
+        self.shared.stats.warnings()
+    }
+
     fn end_reading(&self) -> bool {
         self.shared.lock().stopping = true;
         self.shared.changed.notify_one();

@@ -335,6 +335,12 @@ impl Commands<'_> {
         Ok(usize::try_from(lost).unwrap_or(usize::MAX))
     }
 
+    /// Has Redis write down how many entries the group has read.
+    pub(super) async fn record_read(&mut self) -> RedisResult<()> {
+        let command = self.script(scripts::RECORD_READ);
+        self.send(&command).await.map(drop)
+    }
+
     /// Removes the consumers of others that are long gone; answers their names.
     pub(super) async fn remove_dead_consumers(&mut self) -> RedisResult<Vec<String>> {
         let mut command = self.script(scripts::REMOVE_CONSUMERS);

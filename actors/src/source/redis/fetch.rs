@@ -262,7 +262,10 @@ impl Shared {
         if due {
             let lost = commands.count_losses().await?;
             self.lock().count_losses = false;
-            self.note_lost(lost, "before they were read");
+            self.note_lost(
+                lost,
+                "before they were read (up to so many, where Redis restarted just before)",
+            );
         }
         Ok(())
     }

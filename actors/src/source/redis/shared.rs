@@ -50,6 +50,9 @@ pub(super) struct State {
     pub(super) joined_before: bool,
     /// Whether losses have to be counted before anything new is read.
     pub(super) count_losses: bool,
+    /// Up to which entry it was written down how many the group has read; `None` after anything
+    /// that may have undone it.
+    pub(super) recorded: Option<StreamId>,
     pub(super) last_new_read: Instant,
     /// The last read of new entries brought some, but few.
     pub(super) last_was_short: bool,
@@ -106,6 +109,7 @@ impl Shared {
                 joined: false,
                 joined_before: false,
                 count_losses: true,
+                recorded: None,
                 last_new_read: now,
                 last_was_short: false,
                 last_brought_few: false,
@@ -147,6 +151,9 @@ impl Shared {
             self.stats.kept_guard();
         }
         let again = std::mem::replace(&mut state.joined_before, true);
+        if made.group {
+            state.recorded = None;
+        }
         if made.group && again {
             // What was in flight is pending no more. Ids may be used again by a new stream, so
             // nothing may be known by its id; what is left in the stream comes again.
@@ -205,6 +212,7 @@ impl Shared {
         let mut state = self.lock();
         state.joined = false;
         state.count_losses = true;
+        state.recorded = None;
         state.recovery.due = true;
         state.recovery.runs = None;
         state.claims.cursor = None;
