@@ -30,6 +30,7 @@ struct State {
     failing_reads: usize,
     failing_acks: usize,
     failing_rewinds: usize,
+    warning: Option<String>,
     panic_next_read: bool,
     max_chunk: Option<usize>,
     always_short: bool,
@@ -108,6 +109,11 @@ impl MemorySource {
     pub fn panic_next_read(&self) {
         self.lock().panic_next_read = true;
         self.available.notify_one();
+    }
+
+    /// From now on this is to be looked at, or nothing.
+    pub fn warn(&self, warning: Option<&str>) {
+        self.lock().warning = warning.map(str::to_owned);
     }
 
     /// Hands out at most `num` messages a read, whatever the permit allows.
@@ -261,6 +267,10 @@ impl EventSource for MemorySource {
                 self.available.notified().await;
             }
         })
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.lock().warning.iter().cloned().collect()
     }
 
     fn end_reading(&self) -> bool {
