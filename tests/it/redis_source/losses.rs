@@ -138,3 +138,42 @@ async fn what_redis_forgot_is_put_right_once_everything_is_read() {
     .await;
     assert_eq!(reader.stats().status().num_lost, 0);
 }
+
+#[actix_web::test]
+async fn what_is_removed_between_two_reads_is_counted() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    if !stream.counts_entries() {
+        return;
+    }
+    let reader = unguarded(&stream);
+    join(&reader).await;
+    let before = num_set(&stream);
+    let events = numbered(0..50);
+    stream.publish(&events);
+    consume_all(&reader, &events).await;
+    until("it is written down", || num_set(&stream) > before + 1).await;
+    // In one step, so that nobody can read what is removed.
+    let mut at_once = redis::pipe();
+    at_once.atomic();
+    for event in numbered(50..57) {
+        at_once
+            .cmd("XADD")
+            .arg("events")
+            .arg("*")
+            .arg("data")
+            .arg(event);
+    }
+    at_once.cmd("XTRIM").arg("events").arg("MAXLEN").arg(0);
+    at_once
+        .cmd("XADD")
+        .arg("events")
+        .arg("*")
+        .arg("data")
+        .arg("message 57");
+    at_once.query::<Value>(&mut stream.connect()).unwrap();
+    consume_all(&reader, &numbered(57..58)).await;
+    until("they are counted", || reader.stats().status().num_lost > 0).await;
+    assert_eq!(reader.stats().status().num_lost, 7);
+    assert_eq!(stream.entries_read(GROUP), Some(58));
+}

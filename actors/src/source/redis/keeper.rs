@@ -182,7 +182,8 @@ impl Shared {
     }
 
     fn note_failure(&self, duty: Duty, error: redis::RedisError, complaints: &mut Complaints) {
-        let is_refusal = failure::is_answer(&error);
+        // A group that has vanished is made again at once, which is told.
+        let is_refusal = failure::is_answer(&error) && !failure::has_vanished(&error);
         let aloud = complaints.failed(duty, is_refusal, self.lock().fetch_failed);
         // A refusal of something here must not disturb the reads.
         let error = if failure::leaves_connections_sound(&error) {

@@ -125,7 +125,10 @@ return {position}
 /// Redis does not write this number into its append-only file, nor tell its replicas, when entries
 /// are read: there it stands still until a group is set. After a restart or a failover all that was
 /// read since would seem to be unread, and lost once it is trimmed. Where the group was given
-/// everything that was ever added the number is known, whatever Redis says.
+/// everything that was ever added the number is known, whatever Redis says; if it says less, and was
+/// not restarted, what is missing was removed between two reads.
+///
+/// Answers whether the number is known so, and then how many are missing.
 pub(super) const RECORD_READ: &str = though_full!(
     r#"
 local stream, group = KEYS[1], ARGV[1]
@@ -139,19 +142,25 @@ end
 local info = redis.pcall('XINFO', 'STREAM', stream)
 if info.err then return info end
 info = named(info)
-if not info['entries-added'] then return 'OK' end
+if not info['entries-added'] then return {0, 0} end
 local groups = redis.pcall('XINFO', 'GROUPS', stream)
 if groups.err then return groups end
 for _, ours in ipairs(groups) do
   ours = named(ours)
   if ours['name'] == group then
-    local last, num = ours['last-delivered-id'], ours['entries-read']
-    if last == info['last-generated-id'] then num = info['entries-added'] end
-    if not num then return 'OK' end
-    return redis.pcall('XGROUP', 'SETID', stream, group, last, 'ENTRIESREAD', string.format('%.0f', num))
+    local last, num, known, missing = ours['last-delivered-id'], ours['entries-read'], 0, 0
+    if last == info['last-generated-id'] then
+      local added = info['entries-added']
+      known, missing = 1, math.max(0, added - (num or added))
+      num = added
+    end
+    if not num then return {0, 0} end
+    local set = redis.pcall('XGROUP', 'SETID', stream, group, last, 'ENTRIESREAD', string.format('%.0f', num))
+    if set.err then return set end
+    return {known, missing}
   end
 end
-return 'OK'
+return {0, 0}
 "#
 );
 

@@ -93,16 +93,26 @@ impl Shared {
     }
 
     /// Writes down how many entries the group has read, when it has read some: or Redis would not
-    /// know after a restart.
+    /// know after a restart. Counts those that went missing on the way.
     pub(super) async fn record_read(&self, sight: &Sight) -> RedisResult<()> {
         let group = guard::find(&sight.groups, &self.settings.group);
         let last = group.map(|group| group.last_delivered);
-        if last.is_none() || last == self.lock().recorded {
+        if last.is_none() || last == self.lock().recorded.last {
             return Ok(());
         }
         let mut commands = self.commands(Use::Commands).await?;
-        commands.record_read().await?;
-        self.lock().recorded = last;
+        let missing = commands.record_read().await?;
+        let was_exact = {
+            let recorded = &mut self.lock().recorded;
+            recorded.last = last;
+            let was_exact = recorded.is_exact;
+            recorded.is_exact |= missing.is_some();
+            was_exact
+        };
+        self.note_lost(
+            missing.filter(|_| was_exact).unwrap_or_default(),
+            "between two reads",
+        );
         Ok(())
     }
 
