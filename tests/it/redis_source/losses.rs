@@ -75,19 +75,17 @@ async fn what_was_read_one_by_one_before_a_kill_of_the_server_is_not_counted() {
     }
     let first = unguarded(&stream);
     join(&first).await;
-    let events = numbered(0..19);
-    for event in &events {
-        // A read that waits in Redis takes it.
+    for event in numbered(0..3) {
         let before = num_set(&stream);
-        stream.publish(std::slice::from_ref(event));
-        consume_all(&first, std::slice::from_ref(event)).await;
-        if event == events.last().unwrap() {
-            until("it is written down", || num_set(&stream) > before).await;
-        }
+        let event = std::slice::from_ref(&event);
+        stream.publish(event);
+        // A read that waits in Redis takes it.
+        consume_all(&first, event).await;
+        until("it is written down", || num_set(&stream) > before).await;
     }
     drop(first);
     kill_and_launch(&mut server);
-    assert_eq!(stream.entries_read(GROUP), Some(19));
+    assert_eq!(stream.entries_read(GROUP), Some(3));
     loses_ten_of_thirty(&stream).await;
 }
 
