@@ -190,6 +190,7 @@ mod tests {
             generation: 1,
             draining: false,
             components: Vec::new(),
+            warnings: Vec::new(),
             ledger: LedgerCounts::default(),
             oldest_unflushed: None,
         }

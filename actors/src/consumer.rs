@@ -1,6 +1,7 @@
 //! Rewinds one source, reads it, and forwards what it brings, parsed, in chunks.
 //!
-//! Receives [`Ack`], [`StopReading`], [`AwaitEnd`], [`Drain`]; sends [`Join`], then [`Enqueue`].
+//! Receives [`Ack`], [`StopReading`](crate::messages::StopReading),
+//! [`AwaitEnd`](crate::messages::AwaitEnd), [`Drain`]; sends [`Join`], then [`Enqueue`].
 //! Guarantee: a receipt goes back to the source only after the batcher's `Ack`, or for a message
 //! that is empty. A message that cannot be parsed travels on as a rejection, never vanishes.
 //! When this actor dies, what it had read and not enqueued comes again after a rewind.
@@ -19,8 +20,7 @@ use crate::event::{EventLimits, Received};
 use crate::failpoint;
 use crate::lifeline::Lifeline;
 use crate::messages::{
-    Ack, AwaitEnd, Drain, Drained, Enqueue, EnqueueRefused, Join, SourceIndex, StopReading,
-    stops_when_retired,
+    Ack, Drain, Drained, Enqueue, EnqueueRefused, Join, SourceIndex, stops_when_retired,
 };
 use crate::metrics::{Metrics, RetryKind};
 use crate::source::{Body, Chunk, EventSource, Message, More, Permit, SourceError};
@@ -28,6 +28,7 @@ use crate::status::{Component, error_chain};
 use crate::waiters::{Owed, Waiters};
 
 mod acks;
+mod ending;
 mod noting;
 
 use acks::Acks;
@@ -79,8 +80,10 @@ pub struct ConsumerActor {
 enum Stage {
     /// Waiting for the batcher: for a permit, after its last chunk or before its first.
     AtBatcher,
-    /// Waiting for the source to be rewound, or for the end of a back-off.
-    BeforeSource(SpawnHandle),
+    /// Waiting for the source to be rewound, or to try that again: the batcher does not know us yet.
+    Rewinding(SpawnHandle),
+    /// Waiting for the end of a back-off, before the next read.
+    BetweenReads(SpawnHandle),
     /// Waiting for the source to hand something out.
     AtSource(SpawnHandle),
     /// Waiting for the source to take receipts back, with a permit for the next read.
@@ -126,7 +129,7 @@ impl ConsumerActor {
                 .into_actor(self)
                 .map(|result, actor, ctx| actor.has_rewound(result, ctx)),
         );
-        self.stage = Stage::BeforeSource(handle);
+        self.stage = Stage::Rewinding(handle);
     }
 
     fn has_rewound(&mut self, result: Result<(), SourceError>, ctx: &mut Context<Self>) {
@@ -134,7 +137,7 @@ impl ConsumerActor {
             let delay = self.next_delay();
             self.note_failure(RetryKind::Rewind, "could not be rewound", &error);
             let handle = ctx.run_later(delay, |actor, ctx| actor.rewind(ctx));
-            self.stage = Stage::BeforeSource(handle);
+            self.stage = Stage::Rewinding(handle);
             return;
         }
         self.failed_reads = 0;
@@ -193,7 +196,7 @@ impl ConsumerActor {
         let delay = self.next_delay();
         self.note_failure(RetryKind::Read, "could not be read", error);
         let handle = ctx.run_later(delay, move |actor, ctx| actor.read(permit, ctx));
-        self.stage = Stage::BeforeSource(handle);
+        self.stage = Stage::BetweenReads(handle);
     }
 
     /// Parses a chunk and hands it to the batcher.
@@ -276,30 +279,6 @@ impl ConsumerActor {
         }
     }
 
-    /// Reads what the source has taken and not handed out, then stops.
-    ///
-    /// It is in memory already, and stays in flight if it is left: so no permit is needed.
-    fn read_the_rest(&mut self, ctx: &mut Context<Self>) {
-        self.is_stopping = true;
-        if self.source.end_reading() {
-            self.read(Permit::UNLIMITED, ctx);
-        } else {
-            self.stop_reading();
-        }
-    }
-
-    fn source_ended(&mut self) {
-        self.parts.component.ended();
-        self.stage = Stage::Ended;
-        self.ending.answer(&());
-        self.stopping.answer(&());
-    }
-
-    fn stop_reading(&mut self) {
-        self.stage = Stage::Stopped;
-        self.stopping.answer(&());
-    }
-
     /// Gives receipts back to the source, all that have gathered in one call.
     fn acknowledge(&mut self, receipts: Vec<Receipt>, ctx: &mut Context<Self>) {
         self.acks.waiting.extend(receipts);
@@ -372,39 +351,6 @@ impl Handler<Ack> for ConsumerActor {
 
     fn handle(&mut self, Ack { receipts }: Ack, ctx: &mut Self::Context) {
         self.acknowledge(receipts, ctx);
-    }
-}
-
-impl Handler<StopReading> for ConsumerActor {
-    type Result = Owed<()>;
-
-    fn handle(&mut self, _: StopReading, ctx: &mut Self::Context) -> Self::Result {
-        let reply = self.stopping.wait();
-        self.is_stopping = true;
-        match self.stage {
-            Stage::AtSource(_) if self.source.end_reading() => {}
-            // What the read may have taken stays with the source.
-            Stage::AtSource(handle) | Stage::BeforeSource(handle) => {
-                ctx.cancel_future(handle);
-                self.stop_reading();
-            }
-            Stage::AtAcks(_) => self.read_the_rest(ctx),
-            Stage::Ended | Stage::Stopped => self.stopping.answer(&()),
-            Stage::AtBatcher => {}
-        }
-        reply
-    }
-}
-
-impl Handler<AwaitEnd> for ConsumerActor {
-    type Result = Owed<()>;
-
-    fn handle(&mut self, _: AwaitEnd, _: &mut Self::Context) -> Self::Result {
-        let reply = self.ending.wait();
-        if matches!(self.stage, Stage::Ended) {
-            self.ending.answer(&());
-        }
-        reply
     }
 }
 

@@ -140,6 +140,11 @@ pub trait EventSource: Send + Sync {
     /// [`EventSource::rewind`].
     fn read(&self, permit: Permit) -> LocalBoxFuture<'_, Result<Chunk, SourceError>>;
 
+    /// What somebody should look at although messages come and go, each in a sentence or two.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Takes nothing more from where the messages are; a shutdown has begun. What was taken already
     /// is still handed out, by a read that is under way or those to come, and then
     /// [`More::Ended`], without waiting for more.

@@ -52,6 +52,8 @@ pub struct PipelineStatus {
     pub draining: bool,
     /// Sources, store, trimmer.
     pub components: Vec<ComponentStatus>,
+    /// What somebody should look at although events are stored; each begins with the part's name.
+    pub warnings: Vec<String>,
     /// Every message, accounted for.
     pub ledger: LedgerCounts,
     /// How long the oldest message that is not durable has been held.

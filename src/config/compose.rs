@@ -185,21 +185,35 @@ impl Layers {
         let [cert, key] = address.certificate.clone();
         let cert = get.optional(&settings::REDIS_CERT_FILE, cert)?;
         let key = get.optional(&settings::REDIS_KEY_FILE, key)?;
+        let ca_file = get.optional(&settings::REDIS_CA_FILE, address.ca_file.clone())?;
+        let group = self.get(&settings::REDIS_GROUP)?;
         Ok(Some(Redis {
-            ca_file: get.optional(&settings::REDIS_CA_FILE, address.ca_file.clone())?,
+            ca_file,
             certificate: certificate(
                 [&settings::REDIS_CERT_FILE, &settings::REDIS_KEY_FILE],
                 [cert, key],
             )?,
             address,
             stream: self.get(&settings::REDIS_STREAM)?,
-            group: self.get(&settings::REDIS_GROUP)?,
+            guard_group: self.guard_group(&group, effective)?,
+            group,
             claim_idle: self.duration(&settings::REDIS_CLAIM_IDLE)?,
             guard: self.get(&settings::REDIS_GUARD)?.0,
-            guard_group: self.get(&settings::REDIS_GUARD_GROUP)?,
             guard_max_entries: self.get(&settings::REDIS_GUARD_MAX_ENTRIES)?,
             trim_stream: self.get(&settings::REDIS_TRIM_STREAM)?.0,
         }))
+    }
+
+    /// One for each group: two groups that moved the same guard would let others trim what the slower
+    /// of them has not committed.
+    fn guard_group(&self, group: &str, effective: &mut [Effective]) -> Result<String, ConfigError> {
+        let setting = &settings::REDIS_GUARD_GROUP.setting;
+        if self.origin(setting) != Origin::Default {
+            return self.get(&settings::REDIS_GUARD_GROUP);
+        }
+        let name = format!("{group}-guard");
+        correct(effective, setting, name.clone(), Origin::Default);
+        Ok(name)
     }
 
     /// Whoever shortens retention means all events: a default override must not keep some longer.

@@ -205,7 +205,7 @@ settings! {
     );
     REDIS_GUARD_GROUP: String = Key::new(
         "redis", "guard_group", Some("event-persister-guard"),
-        "That group's name; must not begin with `ephemeral`, which Prefect deletes.",
+        "That group's name; by default `redis.group` with `-guard`, since groups that share a stream need one each (`guard remove` before you give a group up). Must not begin with `ephemeral`, which Prefect deletes.",
     );
     REDIS_GUARD_MAX_ENTRIES: NonZeroU64 = Key::new(
         "redis", "guard_max_entries", Some("1000000"),

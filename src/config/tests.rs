@@ -262,6 +262,24 @@ fn a_certificate_without_its_key_is_an_error() {
 }
 
 #[test]
+fn every_group_has_a_guard_of_its_own() {
+    let guard_group = |more: &[(&str, &str)]| {
+        let mut environment = vec![("EVENT_PERSISTER_REDIS_URL", "redis://localhost")];
+        environment.extend(more);
+        let config = load(&Flags::default(), &environment).unwrap();
+        let shown = effective(&config, "redis.guard_group").value.clone();
+        let guard_group = config.redis.unwrap().guard_group;
+        assert_eq!(shown, Some(guard_group.clone()));
+        guard_group
+    };
+    let group = ("EVENT_PERSISTER_REDIS_GROUP", "other");
+    assert_eq!(guard_group(&[]), "event-persister-guard");
+    assert_eq!(guard_group(&[group]), "other-guard");
+    let named = ("EVENT_PERSISTER_REDIS_GUARD_GROUP", "mine");
+    assert_eq!(guard_group(&[group, named]), "mine");
+}
+
+#[test]
 fn the_readmes_example_is_right() {
     let readme = include_str!("../../README.md");
     let example = readme.split("```toml\n").nth(1).unwrap();

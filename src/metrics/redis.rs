@@ -47,7 +47,8 @@ impl RedisMetrics {
             lost: IntCounter::new(
                 "event_persister_redis_lost_total",
                 "Entries that were trimmed from the stream before they could be read, as far as \
-                 Redis lets them be counted.",
+                 Redis lets them be counted; up to so many, where it restarted or failed over just \
+                 before.",
             )?,
             claimed: IntCounter::new(
                 "event_persister_redis_claimed_total",

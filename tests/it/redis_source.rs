@@ -10,6 +10,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 mod entries;
 mod guard;
+mod keeper;
+mod losses;
 mod outages;
 mod pipeline;
 mod sharing;

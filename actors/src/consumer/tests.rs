@@ -3,6 +3,7 @@ use super::*;
 use crate::clock::SystemClock;
 use crate::delivery::Content;
 use crate::lifeline::lifeline;
+use crate::messages::{AwaitEnd, StopReading};
 use crate::status::State;
 use crate::testing::{Asked, Inbox, MemorySource, probe};
 
@@ -33,8 +34,14 @@ impl Bench {
     }
 
     fn start_joining() -> Self {
+        Self::start_rewinding(|_| {})
+    }
+
+    /// A consumer that is about to rewind its source, which is prepared first.
+    fn start_rewinding(prepare: impl FnOnce(&MemorySource)) -> Self {
         tokio::time::pause();
         let source = Arc::new(MemorySource::default());
+        prepare(&source);
         let (join, joins) = probe();
         let (enqueue, chunks) = probe();
         let component = Component::new("source.memory");
@@ -266,6 +273,37 @@ async fn stops_although_the_last_read_fails() {
     chunk.answer(Err(EnqueueRefused));
     stopped.await.unwrap().unwrap();
     assert_eq!(bench.source.num_reads(), 2, "not tried again");
+}
+
+#[actix::test]
+async fn hands_on_what_its_source_has_taken_although_it_waits_after_a_failure() {
+    let mut bench = Bench::start().await;
+    bench.source.hands_out_the_rest(true);
+    bench.source.fail_reads(1);
+    settle().await; // Now it waits for the end of a back-off.
+    assert_eq!(bench.component.snapshot().state, State::Failing);
+    let pushed = bench.source.push(EVENT);
+    let stopped = actix_rt::spawn(bench.consumer.send(StopReading));
+    let chunk = bench.chunk().await;
+    assert_eq!(receipts(&chunk.message), [pushed]);
+    assert!(!stopped.is_finished(), "it is not with the batcher yet");
+    chunk.answer(Err(EnqueueRefused));
+    stopped.await.unwrap().unwrap();
+    assert_eq!(bench.source.permits().last(), Some(&Permit::UNLIMITED));
+}
+
+#[actix::test]
+async fn ends_its_source_although_that_cannot_be_rewound() {
+    let mut bench = Bench::start_rewinding(|source| source.fail_rewinds(usize::MAX));
+    bench.source.hands_out_the_rest(true);
+    settle().await;
+    assert_eq!(bench.component.snapshot().state, State::Failing);
+    bench.source.push(EVENT);
+    bench.consumer.send(StopReading).await.unwrap();
+    assert!(bench.source.has_ended(), "the source would go on");
+    settle().await;
+    assert_eq!(bench.source.num_reads(), 0, "nobody would acknowledge it");
+    assert!(bench.joins.try_next().is_none());
 }
 
 #[actix::test]

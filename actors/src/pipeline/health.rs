@@ -59,6 +59,7 @@ impl PipelineActor {
             generation: self.generation,
             draining: matches!(self.phase, Phase::Draining | Phase::Drained),
             components: self.components.all().map(Component::snapshot).collect(),
+            warnings: self.warnings(),
             ledger: self.parts.metrics.ledger(),
             oldest_unflushed: self.parts.metrics.oldest_unflushed(),
         }
@@ -91,6 +92,15 @@ impl PipelineActor {
                 State::Ok | State::Ended => None,
             })
             .or_else(|| self.why_stalled())
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let of_each = self.parts.sources.iter().map(|source| {
+            let name = source.name().to_owned();
+            let warnings = source.warnings().into_iter();
+            warnings.map(move |warning| format!("source.{name}: {warning}"))
+        });
+        of_each.flatten().collect()
     }
 
     /// A store that does not answer says no error either.

@@ -499,3 +499,16 @@ proptest! {
         actix_rt::System::new().block_on(play(steps, writers, max_events))?;
     }
 }
+
+#[actix::test]
+async fn is_ready_although_a_source_has_something_to_be_looked_at() {
+    let bench = Bench::new();
+    let pipeline = bench.pipeline(settings(1, 10)).start();
+    until(&pipeline, |status| status.ready).await;
+    bench.source.warn(Some("its guard stands still"));
+    let warned = status(&pipeline).await;
+    assert_eq!(warned.warnings, ["source.memory: its guard stands still"]);
+    assert!(warned.ready);
+    bench.source.warn(None);
+    assert!(status(&pipeline).await.warnings.is_empty());
+}

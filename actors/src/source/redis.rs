@@ -16,7 +16,9 @@
 //!
 //! Others trim the stream, by rules that do not know what is committed; the [trim guard](RedisGuard)
 //! keeps them from it. What was removed nevertheless before it was read is counted as far as Redis
-//! lets it be counted, and logged.
+//! lets it be counted, and logged. How much was read Redis does not write down by itself; the source
+//! has it do so with large reads and every second. So right after a restart or a failover of Redis, what was
+//! read within the last second may be counted too, until all is read again.
 //!
 //! # Why the reads have a task of their own
 //!
@@ -235,6 +237,10 @@ impl EventSource for RedisSource {
                 self.changed().await;
             }
         })
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.shared.stats.warnings()
     }
 
     fn end_reading(&self) -> bool {

@@ -29,6 +29,8 @@ struct State {
     acknowledged: Vec<Receipt>,
     failing_reads: usize,
     failing_acks: usize,
+    failing_rewinds: usize,
+    warning: Option<String>,
     panic_next_read: bool,
     max_chunk: Option<usize>,
     always_short: bool,
@@ -98,10 +100,20 @@ impl MemorySource {
         self.lock().failing_acks = num;
     }
 
+    /// The next `num` rewinds fail, and change nothing.
+    pub fn fail_rewinds(&self, num: usize) {
+        self.lock().failing_rewinds = num;
+    }
+
     /// The next read panics, or the one that waits now.
     pub fn panic_next_read(&self) {
         self.lock().panic_next_read = true;
         self.available.notify_one();
+    }
+
+    /// From now on this is to be looked at, or nothing.
+    pub fn warn(&self, warning: Option<&str>) {
+        self.lock().warning = warning.map(str::to_owned);
     }
 
     /// Hands out at most `num` messages a read, whatever the permit allows.
@@ -142,6 +154,11 @@ impl MemorySource {
     /// How often it was rewound.
     pub fn rewinds(&self) -> usize {
         *self.num_rewinds.borrow()
+    }
+
+    /// Whether it was told that nothing more will come, or that nothing more is wanted.
+    pub fn has_ended(&self) -> bool {
+        self.lock().ended
     }
 
     /// Whether it was closed.
@@ -252,6 +269,10 @@ impl EventSource for MemorySource {
         })
     }
 
+    fn warnings(&self) -> Vec<String> {
+        self.lock().warning.iter().cloned().collect()
+    }
+
     fn end_reading(&self) -> bool {
         let does = self.lock().hands_out_the_rest;
         if does {
@@ -285,7 +306,14 @@ impl EventSource for MemorySource {
 
     fn rewind(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
         Box::pin(async move {
-            self.lock().messages.rewind();
+            {
+                let mut state = self.lock();
+                if state.failing_rewinds > 0 {
+                    state.failing_rewinds -= 1;
+                    return Err(failure("rewind"));
+                }
+                state.messages.rewind();
+            }
             self.num_rewinds.send_modify(|num| *num += 1);
             Ok(())
         })

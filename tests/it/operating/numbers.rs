@@ -166,6 +166,10 @@ async fn the_database_is_away(bus: &Bus, numbers: &Numbers<'_>) {
                 "trim_passes_total{outcome=\"failed\"}",
             ])
             .await;
+        let (_, readiness) = numbers.server.readiness().await;
+        let warning = readiness["warnings"][0].as_str().unwrap_or_default();
+        let told = warning.starts_with("source.redis: the stream has 119 entries");
+        assert!(told, "{readiness}");
         // They grow for as long as it lasts.
         let is_old = |seconds| seconds > 1.5;
         numbers.until("oldest_unflushed_seconds", is_old).await;

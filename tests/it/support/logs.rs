@@ -42,3 +42,9 @@ pub(crate) fn find(parts: &[&str]) -> String {
     assert_eq!(found.next(), None, "said more than once");
     line.clone()
 }
+
+/// Whether any line holds all of these.
+pub(crate) fn has(parts: &[&str]) -> bool {
+    let lines = LINES.lock().unwrap();
+    (lines.iter()).any(|line| parts.iter().all(|part| line.contains(part)))
+}

@@ -332,6 +332,15 @@ impl TestStream {
         Some(field.1)
     }
 
+    /// How many entries a group has read, where Redis knows.
+    pub(crate) fn entries_read(&self, group: &str) -> Option<usize> {
+        let fields = self.group(group)?;
+        let field = fields
+            .into_iter()
+            .find(|(name, _)| name == "entries-read")?;
+        field.1.parse().ok()
+    }
+
     /// The consumers of a group: name, entries pending, milliseconds idle.
     pub(crate) fn consumers(&self, group: &str) -> Vec<(String, u64, u64)> {
         let consumers: Vec<Vec<Value>> = self

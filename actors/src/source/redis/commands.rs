@@ -335,6 +335,14 @@ impl Commands<'_> {
         Ok(usize::try_from(lost).unwrap_or(usize::MAX))
     }
 
+    /// Has Redis write down how many entries the group has read. If that is known beyond doubt,
+    /// answers how many fewer Redis thought it to be.
+    pub(super) async fn record_read(&mut self) -> RedisResult<Option<usize>> {
+        let command = self.script(scripts::RECORD_READ);
+        let [known, missing] = replies::numbers(self.send(&command).await?)?;
+        Ok((known > 0).then(|| usize::try_from(missing).unwrap_or(usize::MAX)))
+    }
+
     /// Removes the consumers of others that are long gone; answers their names.
     pub(super) async fn remove_dead_consumers(&mut self) -> RedisResult<Vec<String>> {
         let mut command = self.script(scripts::REMOVE_CONSUMERS);

@@ -98,7 +98,8 @@ impl Connections {
             Use::Reads => self.block + RESPONSE_TIMEOUT,
             Use::Commands => RESPONSE_TIMEOUT,
         };
-        let connection = self.connect(patience).await?;
+        // Boxed: it is rare, and would make everything large that may connect.
+        let connection = Box::pin(self.connect(patience)).await?;
         *link.lock() = Some(connection.clone());
         Ok((connection, true))
     }

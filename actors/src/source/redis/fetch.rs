@@ -34,6 +34,10 @@ const PACE: Duration = Duration::from_millis(15);
 /// After a pause of this length losses are counted before anything is read.
 const LONG_PAUSE: Duration = Duration::from_secs(10);
 
+/// A replica that died may have stored them.
+const TRIMMED_WHILE_PENDING: &str =
+    "while they were pending in the group (up to so many, where a replica died just before)";
+
 /// Leaves the state right however the fetch ends, also if it is aborted.
 pub(super) struct Turn(Arc<Shared>);
 
@@ -225,7 +229,7 @@ impl Shared {
         let num = state.taken.take_again(entries, Instant::now());
         state.more = More::Ready;
         drop(state);
-        self.note_lost(gone.len(), "while they were pending in the group");
+        self.note_lost(gone.len(), TRIMMED_WHILE_PENDING);
         Ok(num)
     }
 
@@ -262,7 +266,10 @@ impl Shared {
         if due {
             let lost = commands.count_losses().await?;
             self.lock().count_losses = false;
-            self.note_lost(lost, "before they were read");
+            self.note_lost(
+                lost,
+                "before they were read (up to so many, where Redis restarted just before)",
+            );
         }
         Ok(())
     }
@@ -296,7 +303,7 @@ impl Shared {
                 // Redis 6.2 does not say which; they are pending for us now.
                 state.recovery.due |= claimed.some_deleted;
             }
-            self.note_lost(lost, "while they were pending in the group");
+            self.note_lost(lost, TRIMMED_WHILE_PENDING);
             if num > 0 {
                 self.stats.claimed(num);
                 log::info!(

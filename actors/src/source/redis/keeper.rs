@@ -2,97 +2,106 @@
 //!
 //! While the pipeline is full nobody reads, and what is held must still be held. So this runs on
 //! its own, from the first read until the source is closed or dropped; it keeps nothing alive.
+//!
+//! Each duty has its own turns, time-out and failures: one that is refused or hangs keeps no other
+//! from its turn. A user who may not claim entries must not fill the server's memory as well, because
+//! the guard stands still.
 
-use std::sync::{Arc, Weak};
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use futures_util::future::{join_all, join4};
 use redis::RedisResult;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::source::SourceError;
 use crate::status::error_chain;
 
-use super::commands::Commands;
-use super::connection::Use;
 use super::failure;
-use super::guard;
-use super::replies::Sight;
 use super::shared::Shared;
-use super::stream_id::StreamId;
+use super::stats::GUARD_ALARM_AFTER;
+
+mod complaints;
+mod duties;
+
+use complaints::Complaints;
 
 /// How often the guard is moved at most, and the stream looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// A guard that was not moved for this long deserves an alarm. Longer than a server takes to restart
-/// or to be replaced, which is said when it begins.
-const GUARD_ALARM_AFTER: Duration = Duration::from_secs(60);
-
 /// How often dead consumers are looked for; less if they count as dead sooner.
 const TIDY_EVERY: Duration = Duration::from_secs(600);
 
-/// When each duty is due.
-struct Duties {
-    heartbeat: Instant,
-    look: Instant,
-    tidy: Instant,
+/// How long a duty may take: longer than any of its commands, of which there may be several.
+const DUTY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is done again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Duty {
+    Hold,
+    Confirm,
+    Look,
+    /// This and the next three do something about what was seen.
+    Guard,
+    Oldest,
+    Record,
+    Trim,
+    Tidy,
 }
 
-impl Duties {
-    fn next(&self) -> Instant {
-        self.heartbeat.min(self.look).min(self.tidy)
+impl Duty {
+    const NUM: usize = Self::Tidy as usize + 1;
+    /// Those that have turns of their own.
+    const ROUNDS: [Self; 4] = [Self::Hold, Self::Confirm, Self::Look, Self::Tidy];
+
+    /// What is being done, for the error.
+    const fn doing(self) -> &'static str {
+        match self {
+            Self::Hold => "keeping what is held",
+            Self::Confirm => "acknowledging once more",
+            Self::Look => "looking at the stream and its groups",
+            Self::Guard => "moving the trim guard",
+            Self::Oldest => "looking for the oldest entry",
+            Self::Record => "writing down how much was read",
+            Self::Trim => "trimming the stream",
+            Self::Tidy => "removing consumers that are gone",
+        }
     }
-}
 
-/// What was said of failures, so that an outage is one line.
-#[derive(Default)]
-struct Complaint {
-    /// Failures in a row.
-    failures: u32,
-    said: bool,
-    /// Said, too, that the guard was not moved for long.
-    said_old_guard: bool,
-}
-
-impl Complaint {
-    /// Whether this failure is to be said aloud. A refusal is; a lost connection the reader tells of
-    /// as well, unless nobody reads, so that one waits for a second.
-    fn failed(&mut self, is_refusal: bool, reader_fails: bool) -> bool {
-        self.failures = self.failures.saturating_add(1);
-        let aloud = !self.said && (is_refusal || (self.failures > 1 && !reader_fails));
-        self.said |= aloud;
-        aloud
-    }
-
-    /// After how many failures a success is to be said aloud.
-    fn succeeded(&mut self) -> Option<u32> {
-        let Self {
-            failures,
-            said,
-            said_old_guard,
-        } = std::mem::take(self);
-        (said || said_old_guard).then_some(failures)
+    /// Whether the guard stands still while this fails.
+    const fn moves_guard(self) -> bool {
+        matches!(self, Self::Look | Self::Guard)
     }
 }
 
 /// Runs until the source is closed or gone.
-pub(super) async fn keep(shared: Weak<Shared>) {
-    let now = Instant::now();
-    let mut duties = Duties {
-        heartbeat: now,
-        look: now,
-        tidy: now,
-    };
-    let mut complaint = Complaint::default();
+async fn keep(shared: Weak<Shared>) {
+    let complaints = Mutex::default();
+    let rounds = Duty::ROUNDS.map(|duty| repeat(&shared, duty, &complaints));
+    join_all(rounds).await;
+}
+
+async fn repeat(shared: &Weak<Shared>, duty: Duty, complaints: &Mutex<Complaints>) {
+    let mut due = Instant::now();
     loop {
-        sleep_until(duties.next()).await;
+        sleep_until(due).await;
         let Some(shared) = shared.upgrade() else {
             return;
         };
-        if shared.lock().closed {
+        let (closed, joined) = {
+            let state = shared.lock();
+            (state.closed, state.joined_before)
+        };
+        if closed {
             return;
         }
-        let result = shared.fulfil(&mut duties).await;
-        shared.note_keeping(result, &mut complaint);
+        // A duty that fails comes again after its own time, not at once.
+        due = Instant::now() + shared.time_between(duty);
+        // Before the first read has found or made the groups there is nothing to keep.
+        if joined {
+            shared.fulfil(duty, complaints).await;
+        }
     }
 }
 
@@ -102,233 +111,118 @@ impl Shared {
         tokio::spawn(keep(Arc::downgrade(self))).abort_handle()
     }
 
-    async fn fulfil(&self, duties: &mut Duties) -> RedisResult<()> {
-        let now = Instant::now();
-        // Set first: a duty that fails comes again after its own time, not at once.
-        let heartbeat = is_due(&mut duties.heartbeat, now, self.settings.heartbeat_every);
-        let look = is_due(&mut duties.look, now, LOOK_EVERY);
-        let tidy_every = self.settings.consumer_idle_removal.min(TIDY_EVERY);
-        let tidy = is_due(&mut duties.tidy, now, tidy_every);
-
-        // Before the first read has found or made the groups there is nothing to keep.
-        if !self.lock().joined_before {
-            return Ok(());
+    fn time_between(&self, duty: Duty) -> Duration {
+        match duty {
+            Duty::Hold | Duty::Confirm => self.settings.heartbeat_every,
+            Duty::Tidy => self.settings.consumer_idle_removal.min(TIDY_EVERY),
+            Duty::Look | Duty::Guard | Duty::Oldest | Duty::Record | Duty::Trim => LOOK_EVERY,
         }
-        let mut commands = self.commands(Use::Commands).await?;
-        if heartbeat {
-            self.heartbeat(&mut commands).await?;
-        }
-        if look {
-            self.look(&mut commands).await?;
-        }
-        if tidy {
-            self.tidy(&mut commands).await?;
-        }
-        Ok(())
     }
 
-    /// Tells Redis that what is held is in work, and once more what is done.
-    async fn heartbeat(&self, commands: &mut Commands<'_>) -> RedisResult<()> {
-        let now = Instant::now();
-        let (held, committed) = {
-            let state = self.lock();
-            // What is younger would wait for the next beat, and be idle for twice the time by then:
-            // too close to the 5 s of Prefect's consumers for a beat that comes late.
-            let held = state.taken.to_keep(now, self.settings.heartbeat_every / 2);
-            (held, state.taken.committed())
-        };
-        if !held.is_empty() {
-            commands.keep(&held).await?;
-            self.lock().taken.kept(&held, now);
-        }
-        self.acknowledge(commands, &committed).await
-    }
-
-    /// Looks at the stream and its groups, and moves the guard.
-    async fn look(&self, commands: &mut Commands<'_>) -> RedisResult<()> {
-        let sight = match commands.look().await {
-            Ok(sight) => sight,
-            // The stream or the group may be gone; if that is not it, the error comes again.
-            Err(error) if failure::is_answer(&error) => {
-                self.join(commands).await?;
-                commands.look().await?
+    async fn fulfil(&self, duty: Duty, complaints: &Mutex<Complaints>) {
+        match duty {
+            Duty::Hold => drop(self.attend(duty, self.hold(), complaints).await),
+            Duty::Confirm => drop(self.attend(duty, self.confirm(), complaints).await),
+            Duty::Tidy => drop(self.attend(duty, self.tidy(), complaints).await),
+            Duty::Look | Duty::Guard | Duty::Oldest | Duty::Record | Duty::Trim => {
+                self.look_after_the_stream(complaints).await;
             }
-            Err(error) => return Err(error),
-        };
-        self.note_sight(&sight);
-        let oldest = self.oldest(commands, &sight).await?;
-        self.stats.saw_oldest(oldest.map(|id| id.millis));
-        let standing = guard::find(&sight.groups, &self.settings.guard_group);
-        if !self.settings.guard {
-            self.note_stray_guard(standing.is_some());
-            return Ok(());
-        }
-        let Some(standing) = standing.map(|guard| guard.last_delivered) else {
-            return self.join(commands).await;
-        };
-        let Some(safe) = guard::safe_id(&sight, &self.settings) else {
-            return Ok(());
-        };
-        let position = guard::position(safe);
-        if position != standing {
-            commands.set_guard(position).await?;
-        }
-        self.stats.kept_guard();
-        self.stats.saw_guard(Some(position.to_string()));
-        if self.settings.trim_stream && position != standing {
-            let num = commands.trim(position).await?;
-            log::debug!(
-                "trimmed the stream behind the guard num_entries={num} redis.stream={}",
-                self.settings.stream
-            );
-        }
-        Ok(())
-    }
-
-    /// The oldest entry that is not acknowledged.
-    async fn oldest(
-        &self,
-        commands: &mut Commands<'_>,
-        sight: &Sight,
-    ) -> RedisResult<Option<StreamId>> {
-        let group = guard::find(&sight.groups, &self.settings.group);
-        match (sight.pending.smallest, group) {
-            // What is pending was delivered, and stands before all that was not.
-            (Some(smallest), _) => Ok(Some(smallest)),
-            (None, None) => Ok(None),
-            (None, Some(group)) if group.lag == Some(0) => Ok(None),
-            (None, Some(group)) => commands.first_behind(group.last_delivered).await,
         }
     }
 
-    /// A guard that nobody moves keeps the stream from being trimmed, for ever.
-    fn note_stray_guard(&self, is_there: bool) {
-        let position = is_there.then(|| "abandoned".to_owned());
-        if self.stats.saw_guard(position) && is_there {
-            log::warn!(
-                "the trim guard is off, but one is there that keeps others from trimming; remove \
-                 it (event-persister guard remove) or set it on redis.server={} redis.stream={} \
-                 redis.guard={}",
-                self.server,
-                self.settings.stream,
-                self.settings.guard_group
-            );
-        }
-    }
-
-    fn note_sight(&self, sight: &Sight) {
-        let settings = &self.settings;
-        let own = sight.pending.by_consumer.get(&settings.consumer_name);
-        self.stats
-            .saw_pending(own.copied().unwrap_or_default(), sight.pending.num);
-        let lag = guard::find(&sight.groups, &settings.group).and_then(|group| group.lag);
-        let alarm = sight.length > settings.guard_max_entries.get();
-        if !self.stats.saw_stream(sight.length, lag, alarm) {
+    /// Looks, and does what follows from it.
+    async fn look_after_the_stream(&self, complaints: &Mutex<Complaints>) {
+        let Some(sight) = self.attend(Duty::Look, self.look(), complaints).await else {
             return;
-        }
-        let (length, limit) = (sight.length, settings.guard_max_entries);
-        let (server, stream) = (&self.server, &settings.stream);
-        if alarm {
-            log::error!(
-                "the stream is longer than the alarm allows, and Redis may run out of memory; see \
-                 why it is not persisted or not trimmed num_entries={length} limit={limit} \
-                 redis.server={server} redis.stream={stream}"
-            );
-        } else {
-            log::info!(
-                "the stream is short again num_entries={length} limit={limit} \
-                 redis.server={server} redis.stream={stream}"
-            );
-        }
-    }
-
-    /// Removes consumers that are long gone.
-    async fn tidy(&self, commands: &mut Commands<'_>) -> RedisResult<()> {
-        let removed = match commands.remove_dead_consumers().await {
-            Err(error) if failure::is_answer(&error) => {
-                // Of use, but not worth an outage: the user may not be allowed scripts.
-                log::warn!(
-                    "consumers that are gone could not be removed redis.server={} error={error}",
-                    self.server
-                );
-                return Ok(());
-            }
-            removed => removed?,
         };
-        if !removed.is_empty() {
-            log::info!(
-                "removed consumers that had been idle with nothing pending num_consumers={} \
-                 redis.server={} redis.group={}",
-                removed.len(),
-                self.server,
-                self.settings.group
-            );
-        }
-        Ok(())
+        join4(
+            self.attend(Duty::Guard, self.move_guard(&sight), complaints),
+            self.attend(Duty::Oldest, self.find_oldest(&sight), complaints),
+            self.attend(Duty::Record, self.record_read(&sight), complaints),
+            self.attend(Duty::Trim, self.trim(&sight), complaints),
+        )
+        .await;
     }
 
-    /// Says once that it fails, and once that it works again.
-    fn note_keeping(&self, result: RedisResult<()>, complaint: &mut Complaint) {
+    /// Does one duty, for so long at most, and says what is to be said of how it went.
+    async fn attend<T>(
+        &self,
+        duty: Duty,
+        work: impl Future<Output = RedisResult<T>>,
+        complaints: &Mutex<Complaints>,
+    ) -> Option<T> {
+        let result = timeout(DUTY_TIMEOUT, work)
+            .await
+            .unwrap_or_else(|_| Err(failure::timed_out("not done within its time")));
+        // Every change is complete before anything that could panic.
+        let mut complaints = complaints.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
-            Ok(()) => {
-                if let Some(failures) = complaint.succeeded() {
-                    log::info!(
-                        "what is held is kept again failures={failures} redis.server={}",
-                        self.server
-                    );
-                }
+            Ok(done) => {
+                self.note_success(duty, &mut complaints);
+                Some(done)
             }
             Err(error) => {
-                let doing = "keeping what is held";
-                let is_refusal = failure::is_answer(&error);
-                let aloud = complaint.failed(is_refusal, self.lock().fetch_failed);
-                // A refusal of something here must not disturb the reads.
-                let error = if failure::leaves_connections_sound(&error) {
-                    failure::unavailable(&self.server, doing, error)
-                } else {
-                    self.failed(doing, error)
-                };
-                let level = if aloud {
-                    log::Level::Warn
-                } else {
-                    log::Level::Debug
-                };
-                log::log!(level, "{}", error_chain(&error));
-                self.note_old_guard(&error, complaint);
+                self.note_failure(duty, error, &mut complaints);
+                None
             }
         }
     }
 
-    fn note_old_guard(&self, error: &SourceError, complaint: &mut Complaint) {
-        let Some(age) = self.stats.guard_age() else {
-            return;
+    fn note_success(&self, duty: Duty, complaints: &mut Complaints) {
+        if duty == Duty::Guard {
+            self.stats.saw_guard_error(None);
+        }
+        if let Some(failures) = complaints.succeeded(duty) {
+            log::info!(
+                "{} works again failures={failures} redis.server={}",
+                duty.doing(),
+                self.server
+            );
+        }
+    }
+
+    fn note_failure(&self, duty: Duty, error: redis::RedisError, complaints: &mut Complaints) {
+        // A group that has vanished is made again at once, which is told.
+        let is_refusal = failure::is_answer(&error) && !failure::has_vanished(&error);
+        let aloud = complaints.failed(duty, is_refusal, self.lock().fetch_failed);
+        // A refusal of something here must not disturb the reads.
+        let error = if failure::leaves_connections_sound(&error) {
+            failure::unavailable(&self.server, duty.doing(), error)
+        } else {
+            self.failed(duty.doing(), error)
         };
-        if complaint.said_old_guard || age < GUARD_ALARM_AFTER {
+        let level = if aloud {
+            log::Level::Warn
+        } else {
+            log::Level::Debug
+        };
+        log::log!(level, "{}", error_chain(&error));
+        if duty.moves_guard() {
+            self.note_old_guard(&error, complaints);
+        }
+    }
+
+    fn note_old_guard(&self, error: &SourceError, complaints: &mut Complaints) {
+        let error = error_chain(error);
+        self.stats.saw_guard_error(Some(error.clone()));
+        let age = self.stats.guard_age().unwrap_or_default();
+        if age < GUARD_ALARM_AFTER || !complaints.guard_is_old() {
             return;
         }
-        complaint.said_old_guard = true;
         log::error!(
             "the trim guard has not been moved for long: nobody can trim what is persisted, and \
-             Redis may run out of memory guard_age_s={} redis.stream={} redis.guard={} error={}",
+             Redis may run out of memory guard_age_s={} redis.stream={} redis.guard={} error={error}",
             age.as_secs(),
             self.settings.stream,
-            self.settings.guard_group,
-            error_chain(error)
+            self.settings.guard_group
         );
     }
 }
 
-/// Whether a duty is due; if so, sets when it is due next.
-fn is_due(at: &mut Instant, now: Instant, every: Duration) -> bool {
-    let due = *at <= now;
-    if due {
-        *at = now + every;
-    }
-    due
-}
-
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+
     use tokio::time::advance;
 
     use super::super::failure::timed_out;
@@ -336,35 +230,44 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_failure_is_grave_once_a_guard_was_not_moved_for_long() {
+    async fn a_guard_that_was_not_moved_for_long_is_told_of_until_it_is() {
         let shared = Shared::new(RedisSettings::default());
-        let mut complaint = Complaint::default();
-        let is_grave_after = async |time, complaint: &mut Complaint| {
+        let complaints = Mutex::default();
+        let warned_after = async |time| {
             advance(time).await;
-            shared.note_keeping(Err(timed_out("no answer")), complaint);
-            complaint.said_old_guard
+            let failing = async { RedisResult::<()>::Err(timed_out("no answer")) };
+            shared.attend(Duty::Look, failing, &complaints).await;
+            shared.stats.warnings()
         };
-        let without_guard = is_grave_after(2 * GUARD_ALARM_AFTER, &mut complaint).await;
-        assert!(!without_guard);
+        let without_guard = warned_after(2 * GUARD_ALARM_AFTER).await;
+        assert!(without_guard.is_empty(), "{without_guard:?}");
         shared.stats.kept_guard();
-        assert!(!is_grave_after(GUARD_ALARM_AFTER / 2, &mut complaint).await);
-        assert!(is_grave_after(GUARD_ALARM_AFTER / 2, &mut complaint).await);
-        shared.note_keeping(Ok(()), &mut complaint);
-        assert!(!complaint.said_old_guard);
+        let soon = warned_after(GUARD_ALARM_AFTER / 2).await;
+        assert!(soon.is_empty(), "{soon:?}");
+        let late = warned_after(GUARD_ALARM_AFTER / 2).await;
+        assert!(late[0].contains("not been moved for 60 s"), "{late:?}");
+        assert!(late[0].contains("no answer"), "{late:?}");
+        assert!(!complaints.lock().unwrap().guard_is_old(), "said already");
+        let moving = async {
+            shared.stats.kept_guard();
+            RedisResult::Ok(())
+        };
+        shared.attend(Duty::Guard, moving, &complaints).await;
+        assert!(shared.stats.warnings().is_empty());
+        assert!(complaints.lock().unwrap().guard_is_old(), "to be said anew");
     }
 
-    #[test]
-    fn complains_once_an_outage_and_not_for_what_the_reader_tells_of() {
-        let mut complaint = Complaint::default();
-        assert_eq!(complaint.succeeded(), None);
-        let refused = [true, true].map(|refusal| complaint.failed(refusal, true));
-        assert_eq!(refused, [true, false]);
-        assert_eq!(complaint.succeeded(), Some(2));
-        let unread = [false, false, false].map(|refusal| complaint.failed(refusal, false));
-        assert_eq!(unread, [false, true, false]);
-        assert_eq!(complaint.succeeded(), Some(3));
-        let told = [false, true, true].map(|reader_fails| complaint.failed(false, reader_fails));
-        assert_eq!(told, [false; 3]);
-        assert_eq!(complaint.succeeded(), None);
+    #[tokio::test(start_paused = true)]
+    async fn a_duty_that_hangs_ends_in_its_time_and_is_told_of() {
+        let shared = Shared::new(RedisSettings::default());
+        let complaints = Mutex::default();
+        let began = Instant::now();
+        for _ in 0..2 {
+            let hanging = pending::<RedisResult<()>>();
+            assert_eq!(shared.attend(Duty::Hold, hanging, &complaints).await, None);
+        }
+        assert_eq!(began.elapsed(), 2 * DUTY_TIMEOUT);
+        let said_after = complaints.lock().unwrap().succeeded(Duty::Hold);
+        assert_eq!(said_after, Some(2));
     }
 }

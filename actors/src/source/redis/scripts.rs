@@ -120,11 +120,57 @@ redis.pcall('XGROUP', 'CREATECONSUMER', stream, group, consumer)
 return {position}
 "#;
 
+/// Writes down how many entries the group has read, where that is known.
+///
+/// Redis does not write this number into its append-only file, nor tell its replicas, when entries
+/// are read: there it stands still until a group is set. After a restart or a failover all that was
+/// read since would seem to be unread, and lost once it is trimmed. Where the group was given
+/// everything that was ever added the number is known, whatever Redis says; if it says less, and was
+/// not restarted, what is missing was removed between two reads.
+///
+/// Answers whether the number is known so, and then how many are missing.
+pub(super) const RECORD_READ: &str = though_full!(
+    r#"
+local stream, group = KEYS[1], ARGV[1]
+
+local function named(list)
+  local map = {}
+  for i = 1, #list, 2 do map[list[i]] = list[i + 1] end
+  return map
+end
+
+local info = redis.pcall('XINFO', 'STREAM', stream)
+if info.err then return info end
+info = named(info)
+if not info['entries-added'] then return {0, 0} end
+local groups = redis.pcall('XINFO', 'GROUPS', stream)
+if groups.err then return groups end
+for _, ours in ipairs(groups) do
+  ours = named(ours)
+  if ours['name'] == group then
+    local last, num, known, missing = ours['last-delivered-id'], ours['entries-read'], 0, 0
+    if last == info['last-generated-id'] then
+      local added = info['entries-added']
+      known, missing = 1, math.max(0, added - (num or added))
+      num = added
+    end
+    if not num then return {0, 0} end
+    local set = redis.pcall('XGROUP', 'SETID', stream, group, last, 'ENTRIESREAD', string.format('%.0f', num))
+    if set.err then return set end
+    return {known, missing}
+  end
+end
+return {0, 0}
+"#
+);
+
 /// Counts what was removed from the stream before the group could read it, and moves the group
 /// behind it, so that no replica counts it twice. There is nothing to be read in between.
 ///
 /// Redis counts what was added, what is there and what the group has read: once everything that
-/// the group read is gone too, what is missing was never read. Before 7.0 it does not count.
+/// the group read is gone too, what is missing was never read. Before 7.0 it does not count. After a
+/// restart from its append-only file, or on a replica that took over, it knows of no reads since the
+/// last [`RECORD_READ`], and this counts as many too many, unless the group was given everything.
 pub(super) const COUNT_LOSSES: &str = r#"
 local stream, group = KEYS[1], ARGV[1]
 
@@ -165,6 +211,7 @@ for _, other in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
   if other['name'] == group then ours = other end
 end
 if not ours or not ours['entries-read'] then return {0} end
+if ours['last-delivered-id'] == info['last-generated-id'] then return {0} end
 local first = info['first-entry'] and info['first-entry'][1]
 if first and not less(ours['last-delivered-id'], first) then return {0} end
 local removed = info['entries-added'] - info['length']
@@ -250,25 +297,35 @@ end
 /// Answers whether there was more, then what XREADGROUP answers.
 ///
 /// What XREADGROUP has handed out cannot be given back, so sizes are looked at first, and the entries
-/// taken in the same step.
+/// taken in the same step. Then it is written down how much was read, as by [`RECORD_READ`], which the
+/// keeper does again, and tells of failures: so one here must not cost the entries.
 pub(super) const READ_WITHIN: &str = with_within!(
     r#"
 local consumer, count, max_bytes = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
+local function ours()
+  local groups = redis.pcall('XINFO', 'GROUPS', stream)
+  if groups.err then return {} end
+  for _, list in ipairs(groups) do
+    local info = {}
+    for i = 1, #list, 2 do info[list[i]] = list[i + 1] end
+    if info['name'] == group then return info end
+  end
+  return {}
+end
+
 local function read(num, more)
   local read = redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', num, 'STREAMS', stream, '>')
   if type(read) == 'table' and read.err then return read end
+  local now = ours()
+  if now['entries-read'] then
+    redis.pcall('XGROUP', 'SETID', stream, group, now['last-delivered-id'],
+      'ENTRIESREAD', string.format('%.0f', now['entries-read']))
+  end
   return {more, read}
 end
 
-local groups = redis.pcall('XINFO', 'GROUPS', stream)
-if groups.err then return read(1, 1) end
-local last
-for _, list in ipairs(groups) do
-  local info = {}
-  for i = 1, #list, 2 do info[list[i]] = list[i + 1] end
-  if info['name'] == group then last = info['last-delivered-id'] end
-end
+local last = ours()['last-delivered-id']
 if not last then return read(1, 1) end
 local entries, more = within(last, '+', count, max_bytes)
 if entries.err then return entries end

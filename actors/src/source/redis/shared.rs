@@ -50,6 +50,7 @@ pub(super) struct State {
     pub(super) joined_before: bool,
     /// Whether losses have to be counted before anything new is read.
     pub(super) count_losses: bool,
+    pub(super) recorded: Recorded,
     pub(super) last_new_read: Instant,
     /// The last read of new entries brought some, but few.
     pub(super) last_was_short: bool,
@@ -62,6 +63,16 @@ pub(super) struct State {
 pub(super) enum Outcome {
     Some,
     Nothing,
+}
+
+/// What is written down of how many entries the group has read; nothing after anything that may have
+/// undone it, such as a restart of Redis.
+#[derive(Default)]
+pub(super) struct Recorded {
+    /// Up to which entry.
+    pub(super) last: Option<StreamId>,
+    /// Whether the number was known beyond doubt, so that Redis counts on from it rightly.
+    pub(super) is_exact: bool,
 }
 
 /// When own pending entries are read again, and which.
@@ -106,6 +117,7 @@ impl Shared {
                 joined: false,
                 joined_before: false,
                 count_losses: true,
+                recorded: Recorded::default(),
                 last_new_read: now,
                 last_was_short: false,
                 last_brought_few: false,
@@ -147,6 +159,9 @@ impl Shared {
             self.stats.kept_guard();
         }
         let again = std::mem::replace(&mut state.joined_before, true);
+        if made.group {
+            state.recorded = Recorded::default();
+        }
         if made.group && again {
             // What was in flight is pending no more. Ids may be used again by a new stream, so
             // nothing may be known by its id; what is left in the stream comes again.
@@ -205,6 +220,7 @@ impl Shared {
         let mut state = self.lock();
         state.joined = false;
         state.count_losses = true;
+        state.recorded = Recorded::default();
         state.recovery.due = true;
         state.recovery.runs = None;
         state.claims.cursor = None;

@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// A guard that was not moved for this long deserves an alarm. Longer than a server takes to restart
+/// or to be replaced, which is said when it begins.
+pub(super) const GUARD_ALARM_AFTER: Duration = Duration::from_secs(60);
+
 /// A handle on what the source knows about its stream; cheap to clone, for any thread.
 #[derive(Debug, Clone, Default)]
 pub struct RedisStats {
@@ -29,6 +33,7 @@ struct View {
     oldest_millis: Option<u64>,
     guard_position: Option<String>,
     guard_kept_at: Option<Instant>,
+    guard_error: Option<String>,
     alarm: bool,
 }
 
@@ -36,7 +41,7 @@ struct View {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RedisStatus {
     /// Entries that were gone from the stream before they could be read, as far as Redis lets
-    /// them be counted.
+    /// them be counted. Where it restarted or failed over just before, up to so many.
     pub num_lost: u64,
     /// Entries that were taken over from consumers that had not touched them for too long.
     pub num_claimed: u64,
@@ -80,6 +85,28 @@ impl RedisStats {
             guard_age: view.guard_kept_at.map(|at| at.elapsed()),
             alarm: view.alarm,
         }
+    }
+
+    /// What somebody should look at, although events are stored.
+    pub fn warnings(&self) -> Vec<String> {
+        let view = self.view();
+        let age = view.guard_kept_at.map(|at| at.elapsed());
+        let old_guard = age.filter(|age| *age >= GUARD_ALARM_AFTER).map(|age| {
+            format!(
+                "the trim guard has not been moved for {} s, so nobody can trim what is persisted, \
+                 and Redis may run out of memory; the last error: {}",
+                age.as_secs(),
+                view.guard_error.as_deref().unwrap_or("none")
+            )
+        });
+        let too_long = view.alarm.then(|| {
+            format!(
+                "the stream has {} entries, more than the alarm allows, and Redis may run out of \
+                 memory; see why it is not persisted or not trimmed",
+                view.length
+            )
+        });
+        old_guard.into_iter().chain(too_long).collect()
     }
 
     pub(super) fn lost(&self, num: usize) {
@@ -127,6 +154,11 @@ impl RedisStats {
     /// From now on the guard stands where it belongs, or it did until now.
     pub(super) fn kept_guard(&self) {
         self.view().guard_kept_at = Some(Instant::now());
+    }
+
+    /// Why it could not be moved, or that it could.
+    pub(super) fn saw_guard_error(&self, error: Option<String>) {
+        self.view().guard_error = error;
     }
 
     /// For how long it has not been moved to where it belongs.

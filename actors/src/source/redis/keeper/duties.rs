@@ -1,0 +1,202 @@
+//! The duties themselves, each on its own.
+
+use redis::RedisResult;
+use tokio::time::Instant;
+
+use super::super::connection::Use;
+use super::super::failure;
+use super::super::guard;
+use super::super::replies::Sight;
+use super::super::shared::Shared;
+
+impl Shared {
+    /// Tells Redis that what is held is in work.
+    pub(super) async fn hold(&self) -> RedisResult<()> {
+        let now = Instant::now();
+        // What is younger would wait for the next beat, and be idle for twice the time by then:
+        // too close to the 5 s of Prefect's consumers for a beat that comes late.
+        let younger_than = self.settings.heartbeat_every / 2;
+        let held = self.lock().taken.to_keep(now, younger_than);
+        if held.is_empty() {
+            return Ok(());
+        }
+        let mut commands = self.commands(Use::Commands).await?;
+        commands.keep(&held).await?;
+        self.lock().taken.kept(&held, now);
+        Ok(())
+    }
+
+    /// Tells Redis once more what is done and not confirmed.
+    pub(super) async fn confirm(&self) -> RedisResult<()> {
+        let committed = self.lock().taken.committed();
+        if committed.is_empty() {
+            return Ok(());
+        }
+        let mut commands = self.commands(Use::Commands).await?;
+        self.acknowledge(&mut commands, &committed).await
+    }
+
+    /// Looks at the stream and its groups, which are made again if they are gone.
+    pub(super) async fn look(&self) -> RedisResult<Sight> {
+        let mut commands = self.commands(Use::Commands).await?;
+        let sight = match commands.look().await {
+            Ok(sight) => sight,
+            // The stream or the group may be gone; if that is not it, the error comes again.
+            Err(error) if failure::is_answer(&error) => {
+                self.join(&mut commands).await?;
+                commands.look().await?
+            }
+            Err(error) => return Err(error),
+        };
+        self.note_sight(&sight);
+        Ok(sight)
+    }
+
+    /// Moves the guard.
+    pub(super) async fn move_guard(&self, sight: &Sight) -> RedisResult<()> {
+        let standing = guard::find(&sight.groups, &self.settings.guard_group);
+        if !self.settings.guard {
+            self.note_stray_guard(standing.is_some());
+            return Ok(());
+        }
+        let mut commands = self.commands(Use::Commands).await?;
+        let Some(standing) = standing.map(|guard| guard.last_delivered) else {
+            return self.join(&mut commands).await;
+        };
+        let Some(safe) = guard::safe_id(sight, &self.settings) else {
+            return Ok(());
+        };
+        let position = guard::position(safe);
+        if position != standing {
+            commands.set_guard(position).await?;
+        }
+        self.stats.kept_guard();
+        self.stats.saw_guard(Some(position.to_string()));
+        Ok(())
+    }
+
+    /// Finds the oldest entry that is not acknowledged.
+    pub(super) async fn find_oldest(&self, sight: &Sight) -> RedisResult<()> {
+        let group = guard::find(&sight.groups, &self.settings.group);
+        let oldest = match (sight.pending.smallest, group) {
+            // What is pending was delivered, and stands before all that was not.
+            (Some(smallest), _) => Some(smallest),
+            (None, None) => None,
+            (None, Some(group)) if group.lag == Some(0) => None,
+            (None, Some(group)) => {
+                let mut commands = self.commands(Use::Commands).await?;
+                commands.first_behind(group.last_delivered).await?
+            }
+        };
+        self.stats.saw_oldest(oldest.map(|id| id.millis));
+        Ok(())
+    }
+
+    /// Writes down how many entries the group has read, when it has read some: or Redis would not
+    /// know after a restart. Counts those that went missing on the way.
+    pub(super) async fn record_read(&self, sight: &Sight) -> RedisResult<()> {
+        let group = guard::find(&sight.groups, &self.settings.group);
+        let last = group.map(|group| group.last_delivered);
+        if last.is_none() || last == self.lock().recorded.last {
+            return Ok(());
+        }
+        let mut commands = self.commands(Use::Commands).await?;
+        let missing = commands.record_read().await?;
+        let was_exact = {
+            let recorded = &mut self.lock().recorded;
+            recorded.last = last;
+            let was_exact = recorded.is_exact;
+            recorded.is_exact |= missing.is_some();
+            was_exact
+        };
+        self.note_lost(
+            missing.filter(|_| was_exact).unwrap_or_default(),
+            "between two reads",
+        );
+        Ok(())
+    }
+
+    /// Trims the stream behind the guard, as it was seen.
+    pub(super) async fn trim(&self, sight: &Sight) -> RedisResult<()> {
+        let standing = guard::find(&sight.groups, &self.settings.guard_group);
+        let Some(standing) = standing.filter(|_| self.settings.trim_stream) else {
+            return Ok(());
+        };
+        let mut commands = self.commands(Use::Commands).await?;
+        let num = commands.trim(standing.last_delivered).await?;
+        if num > 0 {
+            log::debug!(
+                "trimmed the stream behind the guard num_entries={num} redis.stream={}",
+                self.settings.stream
+            );
+        }
+        Ok(())
+    }
+
+    /// Removes consumers that are long gone.
+    pub(super) async fn tidy(&self) -> RedisResult<()> {
+        let mut commands = self.commands(Use::Commands).await?;
+        let removed = match commands.remove_dead_consumers().await {
+            Err(error) if failure::is_answer(&error) => {
+                // Of use, but not worth an outage: the user may not be allowed scripts.
+                log::warn!(
+                    "consumers that are gone could not be removed redis.server={} error={error}",
+                    self.server
+                );
+                return Ok(());
+            }
+            removed => removed?,
+        };
+        if !removed.is_empty() {
+            log::info!(
+                "removed consumers that had been idle with nothing pending num_consumers={} \
+                 redis.server={} redis.group={}",
+                removed.len(),
+                self.server,
+                self.settings.group
+            );
+        }
+        Ok(())
+    }
+
+    /// A guard that nobody moves keeps the stream from being trimmed, for ever.
+    fn note_stray_guard(&self, is_there: bool) {
+        let position = is_there.then(|| "abandoned".to_owned());
+        if self.stats.saw_guard(position) && is_there {
+            log::warn!(
+                "the trim guard is off, but one is there that keeps others from trimming; remove \
+                 it (event-persister guard remove) or set it on redis.server={} redis.stream={} \
+                 redis.guard={}",
+                self.server,
+                self.settings.stream,
+                self.settings.guard_group
+            );
+        }
+    }
+
+    fn note_sight(&self, sight: &Sight) {
+        let settings = &self.settings;
+        let own = sight.pending.by_consumer.get(&settings.consumer_name);
+        self.stats
+            .saw_pending(own.copied().unwrap_or_default(), sight.pending.num);
+        let lag = guard::find(&sight.groups, &settings.group).and_then(|group| group.lag);
+        let alarm = sight.length > settings.guard_max_entries.get();
+        if !self.stats.saw_stream(sight.length, lag, alarm) {
+            return;
+        }
+        let (length, limit) = (sight.length, settings.guard_max_entries);
+        let (server, stream) = (&self.server, &settings.stream);
+        if alarm {
+            log::error!(
+                "the stream is longer than the alarm allows, and Redis may run out of memory; see \
+                 why it is not persisted or not trimmed num_entries={length} limit={limit} \
+                 redis.server={server} redis.stream={stream}"
+            );
+        } else {
+            log::info!(
+                "the stream is short again num_entries={length} limit={limit} \
+                 redis.server={server} redis.stream={stream}"
+            );
+        }
+    }
+}
