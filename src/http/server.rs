@@ -26,7 +26,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
-use super::connection::{Busy, Connection, Patience, Requests, Signals, Stream};
+use super::connection::{Busy, Connection, Patience, Requests, Signals, Stream, silent};
 use super::tls::Certificate;
 use super::{HEALTH_PATHS, Listener, Place, configure, refuse};
 use crate::config::Http;
@@ -181,11 +181,12 @@ impl Gate {
         };
         let stream: Box<dyn Stream> = match self.tls {
             None => Box::new(stream),
-            Some(tls) => {
-                let shaken = tokio::time::timeout(self.patience.idle, tls.accept(stream)).await;
-                let shaken = shaken.map_err(|_elapsed| DispatchError::SlowRequestTimeout)?;
-                Box::new(shaken.map_err(DispatchError::Io)?)
-            }
+            Some(tls) => tokio::select! {
+                shaken = tls.accept(stream) => Box::new(shaken.map_err(DispatchError::Io)?),
+                () = silent(self.patience, signals.clone()) => {
+                    return Err(DispatchError::SlowRequestTimeout);
+                }
+            },
         };
         let connection = Connection::new(stream, self.patience, place, signals);
         Ok((connection, peer))

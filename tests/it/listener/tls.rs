@@ -65,6 +65,22 @@ async fn who_connects_and_shakes_no_hands_is_closed() {
     server.terminate().in_good_order();
 }
 
+/// It never is silent for too long by itself, and must not keep the last place either.
+#[tokio::test]
+async fn in_a_crowd_who_shakes_no_hands_makes_room() {
+    let folder = Folder::new();
+    certificates::make(folder.path());
+    let idle = ("EVENT_PERSISTER_HTTP_IDLE_TIMEOUT", "1h");
+    let limit = ("EVENT_PERSISTER_HTTP_MAX_CONNECTIONS", "1");
+    let server = Server::start(&folder, &[FILES[0], FILES[1], idle, limit]);
+    let mut silent = connect(&server).await;
+    until_closed(&mut silent, b"").await;
+    let mut next = connect_to(&folder, &server).await;
+    let answer = ask(&mut next, "GET /metrics", "", "").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    server.terminate().in_good_order();
+}
+
 #[tokio::test]
 async fn a_renewed_certificate_is_shown_without_a_restart() {
     let folder = Folder::new();
