@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::metrics::Refusals;
 use crate::wiring::AuthString;
 
+pub(crate) mod client;
 mod connection;
 mod entrance;
 mod server;
@@ -24,9 +25,9 @@ mod tls;
 pub(crate) use entrance::{Entrance, Listening};
 
 /// The process is alive.
-const HEALTH_PATH: &str = "/api/health";
+pub(crate) const HEALTH_PATH: &str = "/api/health";
 /// It does what it is there for.
-const READY_PATH: &str = "/api/ready";
+pub(crate) const READY_PATH: &str = "/api/ready";
 
 /// What is served to anyone, whatever the load.
 const HEALTH_PATHS: [&str; 2] = [HEALTH_PATH, READY_PATH];
@@ -53,7 +54,7 @@ pub(crate) struct Listener {
 /// An address that is resolved and to be bound.
 #[derive(Debug)]
 pub(crate) struct Place {
-    addresses: Vec<SocketAddr>,
+    pub(crate) addresses: Vec<SocketAddr>,
 }
 
 impl Place {
