@@ -25,9 +25,9 @@ mod tls;
 pub(crate) use entrance::{Entrance, Listening};
 
 /// The process is alive.
-pub(crate) const HEALTH_PATH: &str = "/api/health";
+const HEALTH_PATH: &str = "/api/health";
 /// It does what it is there for.
-pub(crate) const READY_PATH: &str = "/api/ready";
+const READY_PATH: &str = "/api/ready";
 
 /// What is served to anyone, whatever the load.
 const HEALTH_PATHS: [&str; 2] = [HEALTH_PATH, READY_PATH];

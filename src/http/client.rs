@@ -79,7 +79,8 @@ impl Question {
         Ok(self.read(&text))
     }
 
-    /// Only ours says at these paths, in this form, how it is.
+    /// Nobody else has a field `ready` at `/api/ready`. At `/api/health` a Prefect server answers as we
+    /// do, and is alive as well.
     fn read(self, text: &[u8]) -> Answer {
         let text = String::from_utf8_lossy(text);
         let Some((head, body)) = text.split_once("\r\n\r\n") else {
