@@ -182,6 +182,25 @@ pub(crate) enum Command {
         output: Output,
     },
 
+    /// Ask the service on this machine whether it is alive, as health checks of containers do
+    ///
+    /// Needs the settings that the service has, flags included: asks `/api/health` at the address where
+    /// it listens, at loopback where that is every address, with TLS where it has a certificate. Needs
+    /// no auth string, and looks at nobody's certificate. Prints one line; the exit code is 0, or 1 if
+    /// there is no such answer in time.
+    #[command(after_help = "Examples:
+  event-persister health
+  event-persister health --ready --timeout 10s
+  event-persister health --listen 127.0.0.1:8080")]
+    Health {
+        /// Ask whether it is ready (`/api/ready`), which it is not while the database is away
+        #[arg(long)]
+        ready: bool,
+        /// How long the answer may take
+        #[arg(long, value_name = "SPAN", default_value = "4s", value_parser = humantime::parse_duration)]
+        timeout: Duration,
+    },
+
     /// Create or upgrade the database's tables, Prefect's two included
     ///
     /// Not for a database that Prefect's server uses or will use: its own migrations create the

@@ -4,42 +4,49 @@
 //! are there: whoever forgets the auth string opens nothing to the network.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::time::Duration;
+use std::sync::Arc;
 
-use actix::Addr;
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, guard, web};
 use anyhow::{Context as _, bail};
-use event_persister_actors::messages::Status;
-use event_persister_actors::pipeline::PipelineActor;
+use futures_util::future::LocalBoxFuture;
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use serde_json::json;
 
 use crate::metrics::Refusals;
-use crate::wiring::{AuthString, EventRoutes};
+use crate::wiring::AuthString;
 
+pub(crate) mod client;
 mod connection;
+mod entrance;
 mod server;
 mod tls;
 
-pub(crate) use server::{Running, start};
-pub(crate) use tls::Certificate;
+pub(crate) use entrance::{Entrance, Listening};
+
+/// The process is alive.
+const HEALTH_PATH: &str = "/api/health";
+/// It does what it is there for.
+const READY_PATH: &str = "/api/ready";
 
 /// What is served to anyone, whatever the load.
-const HEALTH_PATHS: [&str; 2] = ["/api/health", "/api/ready"];
+const HEALTH_PATHS: [&str; 2] = [HEALTH_PATH, READY_PATH];
 
-/// How long the pipeline may take to say how it is.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Who is behind the listener.
+pub(crate) trait Served: Send + Sync {
+    /// The answer to the question whether it is ready.
+    fn ready(&self) -> LocalBoxFuture<'static, HttpResponse>;
+
+    /// Mounts the routes for events.
+    fn mount(&self, config: &mut web::ServiceConfig);
+}
 
 /// What the listener needs from the rest.
 #[derive(Clone)]
 pub(crate) struct Listener {
-    pub(crate) pipeline: Addr<PipelineActor>,
-    pub(crate) events: EventRoutes,
+    pub(crate) served: Arc<dyn Served>,
     /// What requests have to carry, beside those for the two health paths.
     pub(crate) auth: Option<AuthString>,
-    /// Whether more than the two health paths is served.
-    pub(crate) open: bool,
     pub(crate) registry: Registry,
     pub(crate) refusals: Refusals,
 }
@@ -47,7 +54,7 @@ pub(crate) struct Listener {
 /// An address that is resolved and to be bound.
 #[derive(Debug)]
 pub(crate) struct Place {
-    addresses: Vec<SocketAddr>,
+    pub(crate) addresses: Vec<SocketAddr>,
 }
 
 impl Place {
@@ -69,16 +76,23 @@ impl Place {
             .iter()
             .all(|address| address.ip().to_canonical().is_loopback())
     }
+
+    /// Whether more than the two health paths is served: whoever forgets the auth string opens
+    /// nothing to the network.
+    fn is_open(&self, auth: Option<&AuthString>) -> bool {
+        self.is_loopback() || auth.is_some()
+    }
 }
 
-fn configure(config: &mut web::ServiceConfig, listener: &Listener) {
+/// Mounts the two health paths, and where it is open the rest.
+fn configure(config: &mut web::ServiceConfig, listener: &Listener, is_open: bool) {
     config
         .app_data(web::Data::new(listener.clone()))
-        .service(readable(HEALTH_PATHS[0], web::to(health)))
-        .service(readable(HEALTH_PATHS[1], web::to(ready)));
-    if listener.open {
+        .service(readable(HEALTH_PATH, web::to(health)))
+        .service(readable(READY_PATH, web::to(ready)));
+    if is_open {
         config.service(readable("/metrics", web::to(metrics)));
-        listener.events.configure(config);
+        listener.served.mount(config);
         config.default_service(web::to(not_found));
     } else {
         config.default_service(web::to(closed));
@@ -95,37 +109,20 @@ async fn health() -> HttpResponse {
     HttpResponse::Ok().json(true)
 }
 
-/// Whether events that are sent now will be stored, and how each part is doing.
+/// Whether it does what it is there for, and how each part is doing.
 async fn ready(listener: web::Data<Listener>) -> HttpResponse {
-    let status = actix_rt::time::timeout(STATUS_TIMEOUT, listener.pipeline.send(Status)).await;
-    match status {
-        Ok(Ok(status)) if status.ready => HttpResponse::Ok().json(status),
-        Ok(Ok(status)) => HttpResponse::ServiceUnavailable().json(status),
-        Ok(Err(_)) => not_ready("the pipeline has stopped"),
-        Err(_) => not_ready("the pipeline does not answer"),
-    }
-}
-
-fn not_ready(reason: &str) -> HttpResponse {
-    HttpResponse::ServiceUnavailable().json(json!({ "ready": false, "reason": reason }))
-}
-
-async fn metrics(request: HttpRequest, listener: web::Data<Listener>) -> HttpResponse {
-    expose(&listener.registry, listener.auth.as_ref(), &request)
+    listener.served.ready().await
 }
 
 /// The metrics as text, for who may read them.
-pub(crate) fn expose(
-    registry: &Registry,
-    auth: Option<&AuthString>,
-    request: &HttpRequest,
-) -> HttpResponse {
+async fn metrics(request: HttpRequest, listener: web::Data<Listener>) -> HttpResponse {
+    let auth = listener.auth.as_ref();
     if auth.is_some_and(|auth| !auth.allows(request.headers())) {
         return AuthString::unauthorized();
     }
     let encoder = TextEncoder::new();
     let mut text = Vec::new();
-    match encoder.encode(&registry.gather(), &mut text) {
+    match encoder.encode(&listener.registry.gather(), &mut text) {
         Ok(()) => HttpResponse::Ok()
             .content_type(encoder.format_type())
             .body(text),

@@ -13,6 +13,7 @@ mod config;
 mod dead_letters;
 mod finite_run;
 mod guard;
+mod health;
 mod http;
 mod import;
 mod logging;
@@ -102,6 +103,7 @@ async fn execute(
             return import::run(config, screen, file, output.json).await;
         }
         Command::Check { output } => return check::run(config, output.json).await,
+        Command::Health { ready, timeout } => return health::run(config, *ready, *timeout).await,
         Command::Migrate { output } => migrate::run(config, output.json).await?,
         Command::Trim {
             dry_run,

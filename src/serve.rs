@@ -1,25 +1,27 @@
 //! The service: the pipeline, the listener in front of it, and an end in good order.
 
-use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor as _, Addr};
+use actix_web::{HttpResponse, web};
 use anyhow::{Context as _, bail};
-use event_persister_actors::messages::Drain;
+use event_persister_actors::messages::{Drain, Status};
 use event_persister_actors::metrics::Metrics;
 use event_persister_actors::pipeline::PipelineActor;
 use event_persister_actors::source::EventSource;
-use prometheus::Registry;
-use tokio::task::JoinHandle;
+use futures_util::future::LocalBoxFuture;
+use serde_json::json;
 
-use crate::config::{Config, Listen, Supervisor};
-use crate::http::{self, Certificate, Listener, Place};
+use crate::config::{Config, Supervisor};
+use crate::http::{Entrance, Listener, Listening, Served};
 use crate::metrics::{self, Refusals};
 use crate::signals::Signals;
 use crate::systemd::Notifier;
-use crate::wiring::{self, Bus, Intake};
+use crate::wiring::{self, Bus, EventRoutes, Intake};
 
+/// How long the pipeline may take to say how it is.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is looked at whether the pipeline is still there.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
@@ -27,17 +29,10 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let metrics = Metrics::new().context("cannot set the metrics up")?;
-    let place = match &config.http.listen {
-        Listen::Off => None,
-        Listen::At(address) => Some(Place::resolve(address)?),
-    };
-    let certificate = match &config.http.tls {
-        None => None,
-        Some(files) => Some(Certificate::read(files.clone())?),
-    };
+    let entrance = Entrance::find(&config.http)?;
     let intake = wiring::intake(config);
     let bus = wiring::bus(config)?;
-    let sources = sources(&intake, bus.as_ref(), place.is_some());
+    let sources = sources(&intake, bus.as_ref(), entrance.is_some());
     let names: Vec<String> = sources
         .iter()
         .map(|source| source.name().to_owned())
@@ -48,15 +43,19 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
     // An actor does nothing until this thread next awaits, and the listener is bound before that:
     // a second process on the same address ends here, and has not touched the database.
     let pipeline = PipelineActor::new(wiring::pipeline_settings(config), parts).start();
-    let mut listening = match &place {
-        None => None,
-        Some(place) => {
-            let listener = listener(place, &intake, &pipeline, registry, refusals);
-            Some(listen(config, place, certificate, &listener)?)
-        }
+    let listener = Listener {
+        served: Arc::new(Service {
+            pipeline: pipeline.clone(),
+            events: intake.routes(),
+        }),
+        auth: wiring::auth(config),
+        registry,
+        refusals,
     };
+    let opened = entrance.map(|entrance| entrance.open(&listener));
+    let mut listening = opened.transpose()?;
     announce(config, &names.join(","), listening.as_ref());
-    warn(config, &intake, place.as_ref());
+    warn(config, listening.as_ref());
     let notifier = Notifier::start(Supervisor::of_environment(), pipeline.clone());
     let ended = tokio::select! {
         stop = signals.next() => {
@@ -64,7 +63,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
             Ok(())
         }
         () = gone(&pipeline) => Err("the pipeline has stopped by itself"),
-        () = listener_ended(listening.as_mut()) => Err("the listener has stopped by itself"),
+        () = Listening::ended(listening.as_mut()) => Err("the listener has stopped by itself"),
     };
     signals.next_is_final();
     notifier.stopping();
@@ -82,67 +81,37 @@ fn sources(intake: &Intake, bus: Option<&Bus>, listens: bool) -> Vec<Arc<dyn Eve
     redis.into_iter().chain(http).collect()
 }
 
-/// A listener at work, and the task that it works in.
-struct Listening {
-    running: http::Running,
-    server: JoinHandle<std::io::Result<()>>,
+/// What the listener is there for.
+struct Service {
+    pipeline: Addr<PipelineActor>,
+    events: EventRoutes,
 }
 
-fn listen(
-    config: &Config,
-    place: &Place,
-    certificate: Option<Arc<Certificate>>,
-    listener: &Listener,
-) -> anyhow::Result<Listening> {
-    let (server, running) = http::start(place, &config.http, certificate.as_ref(), listener)?;
-    if let Some(certificate) = certificate {
-        actix_rt::spawn(certificate.follow());
+impl Served for Service {
+    /// Whether events that are sent now will be stored.
+    fn ready(&self) -> LocalBoxFuture<'static, HttpResponse> {
+        let asked = actix_rt::time::timeout(STATUS_TIMEOUT, self.pipeline.send(Status));
+        Box::pin(async {
+            match asked.await {
+                Ok(Ok(status)) if status.ready => HttpResponse::Ok().json(status),
+                Ok(Ok(status)) => HttpResponse::ServiceUnavailable().json(status),
+                Ok(Err(_)) => not_ready("the pipeline has stopped"),
+                Err(_) => not_ready("the pipeline does not answer"),
+            }
+        })
     }
-    Ok(Listening {
-        running,
-        server: actix_rt::spawn(server),
-    })
-}
 
-fn listener(
-    place: &Place,
-    intake: &Intake,
-    pipeline: &Addr<PipelineActor>,
-    registry: Registry,
-    refusals: Refusals,
-) -> Listener {
-    Listener {
-        pipeline: pipeline.clone(),
-        events: intake.routes(),
-        open: is_open(place, intake),
-        auth: intake.auth(),
-        registry,
-        refusals,
+    fn mount(&self, config: &mut web::ServiceConfig) {
+        self.events.configure(config);
     }
 }
 
-/// Whoever forgets the auth string opens nothing to the network.
-fn is_open(place: &Place, intake: &Intake) -> bool {
-    place.is_loopback() || intake.auth().is_some()
+fn not_ready(reason: &str) -> HttpResponse {
+    HttpResponse::ServiceUnavailable().json(json!({ "ready": false, "reason": reason }))
 }
 
 fn announce(config: &Config, sources: &str, listening: Option<&Listening>) {
-    let addresses: Vec<String> = listening
-        .iter()
-        .flat_map(|listening| {
-            let http::Running {
-                scheme, addresses, ..
-            } = &listening.running;
-            addresses
-                .iter()
-                .map(move |address| format!("{scheme}://{address}"))
-        })
-        .collect();
-    let listen = if addresses.is_empty() {
-        "off".to_owned()
-    } else {
-        addresses.join(",")
-    };
+    let listen = Listening::addresses(listening);
     let redis = config
         .redis
         .as_ref()
@@ -160,20 +129,16 @@ fn announce(config: &Config, sources: &str, listening: Option<&Listening>) {
     );
 }
 
-fn warn(config: &Config, intake: &Intake, place: Option<&Place>) {
+fn warn(config: &Config, listening: Option<&Listening>) {
     for warning in &config.prefect.warnings {
         log::warn!("{warning}");
     }
-    match place {
+    match listening {
         None if config.redis.is_none() => {
             log::warn!("the listener is off and there is no other source: no events come in");
         }
-        Some(place) if !is_open(place, intake) => log::warn!(
-            "reachable from beyond this machine without an auth string: only /api/health and \
-             /api/ready are served; set http.auth_string (EVENT_PERSISTER_HTTP_AUTH_STRING), or \
-             listen on 127.0.0.1"
-        ),
-        _ => {}
+        None => {}
+        Some(listening) => listening.warn(),
     }
 }
 
@@ -181,17 +146,6 @@ fn warn(config: &Config, intake: &Intake, place: Option<&Place>) {
 async fn gone(pipeline: &Addr<PipelineActor>) {
     while pipeline.connected() {
         actix_rt::time::sleep(WATCH_EVERY).await;
-    }
-}
-
-async fn listener_ended(listening: Option<&mut Listening>) {
-    match listening {
-        None => pending().await,
-        Some(listening) => match (&mut listening.server).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => log::error!("the listener has failed error={error}"),
-            Err(error) => log::error!("the listener has failed error={error}"),
-        },
     }
 }
 
@@ -217,7 +171,7 @@ async fn shut_down(
         Err(error) => log::error!("the pipeline was gone before it could drain error={error}"),
     }
     if let Some(listening) = listening {
-        listening.running.stop().await;
+        listening.stop().await;
     }
     let ledger = metrics.ledger();
     if !ledger.balances() {

@@ -6,7 +6,6 @@
 //! long again. One loop does it all, so that what is read never outruns what is compared: when too
 //! much waits, reading pauses.
 
-use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,13 +23,13 @@ use event_persister_actors::trim::cutoffs;
 use tokio::time::Instant;
 
 use self::health::{Failed, Health};
-use self::listener::Running;
 use self::metrics::ShadowMetrics;
 use self::report::Report;
 use self::tally::{Class, Tally, Verdict};
 use self::waiting::{Held, Waiting};
 use crate::cli::{Command, ServeFlags};
 use crate::config::Config;
+use crate::http::{Entrance, Listening};
 use crate::signals::Signals;
 use crate::wiring::{self, BusShadow};
 
@@ -78,34 +77,30 @@ pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()>
 /// stored by Prefect.
 pub(crate) async fn run(config: &Config, flags: &ServeFlags) -> anyhow::Result<bool> {
     let mut signals = Signals::listen()?;
+    let entrance = Entrance::find(&config.http)?;
     let mut shadow = Shadow::new(config, flags)?;
-    let mut running = listener::start(config, shadow.health.clone(), &shadow.metrics)?;
-    shadow.announce(running.as_ref());
+    let listener = listener::listener(config, &shadow.health, &shadow.metrics);
+    let opened = entrance.map(|entrance| entrance.open(&listener));
+    let mut listening = opened.transpose()?;
+    shadow.announce(listening.as_ref());
     let ended = tokio::select! {
         stop = signals.next() => {
             log::info!("{stop}; comparing nothing more");
             Ok(())
         }
         () = shadow.work(flags.span) => Ok(()),
-        () = listener_ended(running.as_mut()) => Err("the listener has stopped by itself"),
+        () = Listening::ended(listening.as_mut()) => Err("the listener has stopped by itself"),
     };
     signals.next_is_final();
     shadow.leave().await;
-    if let Some(running) = running {
-        running.stop().await;
+    if let Some(listening) = listening {
+        listening.stop().await;
     }
     shadow.report(flags.json)?;
     if let Err(what) = ended {
         bail!("{what}; start the shadow again");
     }
     shadow.outcome()
-}
-
-async fn listener_ended(running: Option<&mut Running>) {
-    match running {
-        None => pending().await,
-        Some(running) => running.ended().await,
-    }
 }
 
 struct Shadow<'a> {
@@ -148,8 +143,8 @@ impl<'a> Shadow<'a> {
         })
     }
 
-    fn announce(&self, running: Option<&Running>) {
-        let listen = running.map_or_else(|| "off".to_owned(), Running::addresses);
+    fn announce(&self, listening: Option<&Listening>) {
+        let listen = Listening::addresses(listening);
         log::info!(
             "event-persister {} started as a shadow, which writes nothing listen={listen} \
              stream={} beside={} group={} store={} delay={:?}",
@@ -160,6 +155,9 @@ impl<'a> Shadow<'a> {
             self.config.database.url,
             self.delay,
         );
+        if let Some(listening) = listening {
+            listening.warn();
+        }
     }
 
     /// Reads for as long as the span is, then compares what is held, and returns.

@@ -27,7 +27,7 @@ mod stores;
 pub(crate) use event_persister_actors::finding::{Finding, Severity};
 pub(crate) use event_persister_actors::source::intake::Intake as IntakeHandle;
 pub(crate) use inspection::{inspect_bus, inspect_store};
-pub(crate) use intake::{Intake, intake};
+pub(crate) use intake::{Intake, auth, intake};
 pub(crate) use redis::{
     BUS_NAME, Bus, BusAudit, BusShadow, GuardReport, RedisStats, bus, bus_audit, bus_shadow, guard,
 };

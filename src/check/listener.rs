@@ -1,14 +1,14 @@
 //! Whether the listener could listen, and to whom it would be open.
 
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpSocket;
 
 use crate::config::{Config, Listen};
 use crate::http::Place;
+use crate::http::client::{Answer, Question, reachable};
 use crate::wiring::Finding;
 
 /// A service that stalls takes 5 s to say that it does.
@@ -20,13 +20,12 @@ pub(super) async fn judge(config: &Config) -> Vec<Finding> {
         Listen::Off => return vec![Finding::ok(ID, "the listener is off")],
         Listen::At(address) => address,
     };
-    let (place, addresses) = match (Place::resolve(address), address.to_socket_addrs()) {
-        (Ok(place), Ok(addresses)) => (place, addresses),
-        (Err(error), _) => return vec![no_such_address(address, &format!("{error:#}"))],
-        (_, Err(error)) => return vec![no_such_address(address, &error.to_string())],
+    let place = match Place::resolve(address) {
+        Ok(place) => place,
+        Err(error) => return vec![no_such_address(address, &format!("{error:#}"))],
     };
     let mut findings = Vec::new();
-    for at in addresses {
+    for at in place.addresses.iter().copied() {
         findings.push(match bind(at) {
             Ok(()) => Finding::ok(ID, format!("{at} is free")),
             Err(error) if error.kind() == ErrorKind::AddrInUse => in_use(at).await,
@@ -73,33 +72,34 @@ fn refused(at: SocketAddr, error: &io::Error) -> Finding {
 
 async fn in_use(at: SocketAddr) -> Finding {
     const ID: &str = "http.listen";
-    let answer = actix_rt::time::timeout(PATIENCE, ask_ready(at)).await;
-    if matches!(&answer, Ok(Ok(answer)) if is_ours(answer)) {
-        return Finding::ok(ID, format!("event-persister listens at {at} already"));
-    }
-    Finding::error(
+    // What is set here need not be what the service there was started with. And whoever speaks the
+    // one may keep silent to the other, so both are tried at the same time.
+    let how = match tokio::join!(is_ours(at, false), is_ours(at, true)) {
+        (true, _) => "without TLS",
+        (_, true) => "with TLS; whom its certificate convinces was not looked at",
+        (false, false) => {
+            return Finding::error(
+                ID,
+                format!("another process listens at {at}: `serve` would not start"),
+                "stop it, or choose another address with --listen or EVENT_PERSISTER_LISTEN",
+            );
+        }
+    };
+    Finding::ok(
         ID,
-        format!("another process listens at {at}: `serve` would not start"),
-        "stop it, or choose another address with --listen or EVENT_PERSISTER_LISTEN",
+        format!("event-persister listens at {at} already, {how}"),
     )
 }
 
-async fn ask_ready(at: SocketAddr) -> io::Result<Vec<u8>> {
-    const MOST: u64 = 64 * 1024;
-    let mut stream = TcpStream::connect(at).await?;
-    let request = format!("GET /api/ready HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.take(MOST).read_to_end(&mut answer).await?;
-    Ok(answer)
-}
-
-/// Nobody else tells there whether it is ready, and how each writer is.
-fn is_ours(answer: &[u8]) -> bool {
-    let answer = String::from_utf8_lossy(answer);
-    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
-    let status = body.and_then(|body| serde_json::from_str::<serde_json::Value>(body).ok());
-    status.is_some_and(|status| status["ready"].is_boolean())
+/// Whether an event persister answers there, ready or not.
+async fn is_ours(at: SocketAddr, encrypted: bool) -> bool {
+    for at in reachable(at) {
+        let asked = actix_rt::time::timeout(PATIENCE, Question::Ready.ask(at, encrypted)).await;
+        if matches!(asked, Ok(Ok(Answer::Yes | Answer::No(_)))) {
+            return true;
+        }
+    }
+    false
 }
 
 fn auth(address: &str, place: &Place, config: &Config) -> Finding {
@@ -118,18 +118,4 @@ fn auth(address: &str, place: &Place, config: &Config) -> Finding {
         ),
         "set EVENT_PERSISTER_HTTP_AUTH_STRING, or a file with EVENT_PERSISTER_HTTP_AUTH_STRING_FILE",
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_our_own_answer_is_ours() {
-        let answer = |body: &str| format!("HTTP/1.1 200 OK\r\nx: y\r\n\r\n{body}").into_bytes();
-        assert!(is_ours(&answer(r#"{"ready":false,"reason":"x"}"#)));
-        assert!(!is_ours(&answer(r#"{"message":"OK"}"#)));
-        assert!(!is_ours(&answer("<html>")));
-        assert!(!is_ours(b"SSH-2.0-x\r\n"));
-    }
 }

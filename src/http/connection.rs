@@ -122,7 +122,7 @@ impl Connection {
 }
 
 /// Resolves when a silence that begins now has been too long.
-async fn silent(patience: Patience, mut signals: Signals) {
+pub(super) async fn silent(patience: Patience, mut signals: Signals) {
     let crowded_out = async {
         sleep(patience.crowded).await;
         signals.crowded.wait_for(|crowded| *crowded).await.is_ok()

@@ -26,7 +26,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
-use super::connection::{Busy, Connection, Patience, Requests, Signals, Stream};
+use super::connection::{Busy, Connection, Patience, Requests, Signals, Stream, silent};
 use super::tls::Certificate;
 use super::{HEALTH_PATHS, Listener, Place, configure, refuse};
 use crate::config::Http;
@@ -51,30 +51,31 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 const NUM_OTHER_FILES: u64 = 256;
 
 /// A listener at work.
-pub(crate) struct Running {
+pub(super) struct Running {
     /// Where it listens; port 0 takes any that is free.
-    pub(crate) addresses: Vec<SocketAddr>,
+    pub(super) addresses: Vec<SocketAddr>,
     /// `http` or `https`.
-    pub(crate) scheme: &'static str,
+    pub(super) scheme: &'static str,
     handle: ServerHandle,
     closing: watch::Sender<bool>,
 }
 
 impl Running {
     /// Lets requests that are at work have their answers, and ends.
-    pub(crate) async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.closing.send_replace(true);
         self.handle.stop(true).await;
     }
 }
 
 /// Binds and starts the listener; it serves once the server is polled.
-pub(crate) fn start(
+pub(super) fn start(
     place: &Place,
     http: &Http,
     certificate: Option<&Arc<Certificate>>,
     listener: &Listener,
 ) -> anyhow::Result<(Server, Running)> {
+    let is_open = place.is_open(listener.auth.as_ref());
     let max_connections = http.max_connections.get();
     allow_files(max_connections + NUM_BEYOND);
     let (closing, closes) = watch::channel(false);
@@ -103,7 +104,7 @@ pub(crate) fn start(
             )
         })?;
         addresses.push(bound.local_addr()?);
-        server = listen(server, bound, &gate, listener)?;
+        server = listen(server, bound, &gate, listener, is_open)?;
     }
     let server = server.run();
     let running = Running {
@@ -124,6 +125,7 @@ fn listen(
     bound: TcpListener,
     gate: &Gate,
     listener: &Listener,
+    is_open: bool,
 ) -> std::io::Result<ServerBuilder> {
     let (gate, listener) = (gate.clone(), listener.clone());
     server.listen("http", bound, move || {
@@ -134,7 +136,7 @@ fn listen(
             .wrap(from_fn(move |request, next| {
                 refusals.clone().watch(request, next)
             }))
-            .configure(move |config| configure(config, &listener))
+            .configure(move |config| configure(config, &listener, is_open))
             .into_factory()
             .map_err(|error: actix_web::Error| error.error_response());
         let http = HttpService::build()
@@ -173,17 +175,18 @@ impl Gate {
         let is_full = places.available_permits() == 0;
         self.crowd
             .send_if_modified(|crowded| std::mem::replace(crowded, is_full) != is_full);
-        let stream: Box<dyn Stream> = match self.tls {
-            None => Box::new(stream),
-            Some(tls) => {
-                let shaken = tokio::time::timeout(self.patience.idle, tls.accept(stream)).await;
-                let shaken = shaken.map_err(|_elapsed| DispatchError::SlowRequestTimeout)?;
-                Box::new(shaken.map_err(DispatchError::Io)?)
-            }
-        };
         let signals = Signals {
             crowded: self.crowd.subscribe(),
             closing: self.closing,
+        };
+        let stream: Box<dyn Stream> = match self.tls {
+            None => Box::new(stream),
+            Some(tls) => tokio::select! {
+                shaken = tls.accept(stream) => Box::new(shaken.map_err(DispatchError::Io)?),
+                () = silent(self.patience, signals.clone()) => {
+                    return Err(DispatchError::SlowRequestTimeout);
+                }
+            },
         };
         let connection = Connection::new(stream, self.patience, place, signals);
         Ok((connection, peer))

@@ -20,7 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// A certificate that is read again when its files change.
 #[derive(Debug)]
-pub(crate) struct Certificate {
+pub(super) struct Certificate {
     files: CertificateFiles,
     provider: Arc<CryptoProvider>,
     current: RwLock<Arc<CertifiedKey>>,
@@ -28,7 +28,7 @@ pub(crate) struct Certificate {
 
 impl Certificate {
     /// Reads it for the first time.
-    pub(crate) fn read(files: CertificateFiles) -> anyhow::Result<Arc<Self>> {
+    pub(super) fn read(files: CertificateFiles) -> anyhow::Result<Arc<Self>> {
         // Named, for another part of the process may bring a provider of its own.
         let provider = Arc::new(ring::default_provider());
         let current = RwLock::new(Arc::new(read(&files, &provider)?));
@@ -40,7 +40,7 @@ impl Certificate {
     }
 
     /// Encrypts with whatever is current when a client comes.
-    pub(crate) fn acceptor(self: &Arc<Self>) -> anyhow::Result<TlsAcceptor> {
+    pub(super) fn acceptor(self: &Arc<Self>) -> anyhow::Result<TlsAcceptor> {
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
@@ -51,7 +51,7 @@ impl Certificate {
 
     /// Takes over what is renewed, for ever. What cannot be used changes nothing: the two files are
     /// hardly ever replaced in the same instant.
-    pub(crate) async fn follow(self: Arc<Self>) {
+    pub(super) async fn follow(self: Arc<Self>) {
         let mut seen = changed(&self.files);
         loop {
             actix_rt::time::sleep(LOOK_EVERY).await;

@@ -64,7 +64,7 @@ impl Refusals {
         self.0.with_label_values(&[label]).inc();
     }
 
-    pub(super) fn collector(&self) -> IntCounterVec {
+    pub(crate) fn collector(&self) -> IntCounterVec {
         self.0.clone()
     }
 }

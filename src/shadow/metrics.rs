@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 
 use super::tally::Class;
+use crate::metrics::Refusals;
 
 /// What is counted.
 #[derive(Clone)]
@@ -13,6 +14,7 @@ pub(crate) struct ShadowMetrics {
     messages: IntCounterVec,
     columns: IntCounterVec,
     waiting: IntGauge,
+    refusals: Refusals,
 }
 
 impl ShadowMetrics {
@@ -37,6 +39,7 @@ impl ShadowMetrics {
                 "event_persister_shadow_waiting",
                 "Messages that wait for their time to be compared.",
             )?,
+            refusals: Refusals::new()?,
         };
         metrics
             .registry
@@ -47,6 +50,9 @@ impl ShadowMetrics {
         metrics
             .registry
             .register(Box::new(metrics.waiting.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.refusals.collector()))?;
         for class in Class::ALL {
             // Zeros can be watched, gaps cannot.
             metrics.count(class, 0);
@@ -56,6 +62,11 @@ impl ShadowMetrics {
 
     pub(crate) fn registry(&self) -> Registry {
         self.registry.clone()
+    }
+
+    /// What counts the requests that the listener refuses.
+    pub(crate) fn refusals(&self) -> Refusals {
+        self.refusals.clone()
     }
 
     pub(crate) fn count(&self, class: Class, number: u64) {

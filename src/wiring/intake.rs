@@ -14,7 +14,12 @@ pub(crate) struct Intake {
     source: Arc<IntakeSource>,
     handle: intake::Intake,
     routes: EventRoutes,
-    auth: Option<AuthString>,
+}
+
+/// What requests have to carry.
+pub(crate) fn auth(config: &Config) -> Option<AuthString> {
+    let secret = config.http.auth_string.as_ref()?;
+    Some(AuthString::new(secret.reveal()))
 }
 
 /// An empty intake.
@@ -27,13 +32,9 @@ pub(crate) fn intake(config: &Config) -> Intake {
             max_bytes: http.max_waiting_bytes,
         },
     );
-    let auth = http
-        .auth_string
-        .as_ref()
-        .map(|secret| AuthString::new(secret.reveal()));
     let defaults = HttpSettings::default();
     let settings = HttpSettings {
-        auth: auth.clone(),
+        auth: auth(config),
         max_body_bytes: http.max_body_bytes,
         // A frame beyond its limit ends the connection, and the client sends it again for ever; an
         // event beyond its own becomes a dead letter. So a lower limit on events moves no frames.
@@ -48,7 +49,6 @@ pub(crate) fn intake(config: &Config) -> Intake {
         routes: EventRoutes::new(handle.clone(), settings, event_limits(config), clock()),
         source,
         handle,
-        auth,
     }
 }
 
@@ -66,11 +66,6 @@ impl Intake {
     /// What knows how much waits.
     pub(crate) fn handle(&self) -> intake::Intake {
         self.handle.clone()
-    }
-
-    /// What requests have to carry.
-    pub(crate) fn auth(&self) -> Option<AuthString> {
-        self.auth.clone()
     }
 
     /// Takes nothing more; what is here still becomes durable.

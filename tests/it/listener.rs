@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_tungstenite::MaybeTlsStream;
 use tokio_tungstenite::tungstenite::Error;
 
@@ -216,10 +217,16 @@ async fn wrong_tokens_are_refused_and_health_needs_none() {
     let secret = ("EVENT_PERSISTER_HTTP_AUTH_STRING", "admin:hunter2");
     let server = Server::start(&folder, &[secret]);
     server.until_ready_is(200).await;
-    for password in ["", "hunter", "hunter2 ", "hunter22", "Hunter2"] {
+    let wrong = ["", "hunter", "hunter2 ", "hunter22", "Hunter2"];
+    let (started, mut peers) = (Instant::now(), Vec::new());
+    for password in wrong {
         let request = server.post("[]").basic_auth("admin", Some(password));
         assert_eq!(request.send().await.unwrap().status(), 401, "{password}");
         let mut client = server.connect().await;
+        let MaybeTlsStream::Plain(stream) = client.get_ref() else {
+            panic!("no TLS here");
+        };
+        peers.push(format!("peer={} ", stream.local_addr().unwrap()));
         let token = format!("admin:{password}");
         socket::send_auth(&mut client, token.into()).await;
         let close = socket::closed(&mut client).await;
@@ -231,4 +238,11 @@ async fn wrong_tokens_are_refused_and_health_needs_none() {
     socket::authenticate(&mut client, Value::from("admin:hunter2")).await;
     let ended = server.terminate().in_good_order();
     assert!(!ended.log.contains("hunter"), "{}", ended.log);
+    let refused = ended.log.lines().filter(|line| line.contains("not let in"));
+    let refused: Vec<&str> = refused.collect();
+    // Anybody can do this: it is said now and then, and of whom.
+    let most = 1 + started.elapsed().as_secs() / 10;
+    assert!(refused.len() as u64 <= most, "{}", ended.log);
+    assert!(refused[0].contains(&peers[0]), "{}", ended.log);
+    assert!(refused[0].ends_with(" others=0"), "{}", ended.log);
 }

@@ -9,6 +9,7 @@ mod cli;
 mod dead_letters;
 #[cfg(feature = "service-tests")]
 mod faults;
+mod health;
 mod http_source;
 mod listener;
 #[cfg(feature = "service-tests")]

@@ -13,6 +13,7 @@ use crate::support::postgres::{self, TextRows};
 use crate::support::server::Server;
 use crate::support::stored::{Case, LONG, Store};
 
+mod listener;
 mod outages;
 mod truth;
 

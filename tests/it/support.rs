@@ -20,3 +20,4 @@ pub(crate) mod server;
 pub(crate) mod socket;
 #[cfg(feature = "service-tests")]
 pub(crate) mod stored;
+pub(crate) mod tls;

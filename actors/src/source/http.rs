@@ -47,11 +47,18 @@ mod list;
 mod pongs;
 mod post;
 mod socket;
+mod sparing;
+
+use sparing::Sparing;
 
 pub use auth::AuthString;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use frames::{CutMessages, cut_messages};
+
+/// How often it is logged that a WebSocket was not let in: often enough to be seen while it goes on,
+/// too seldom to fill a disk.
+const REFUSED_EVERY: Duration = Duration::from_secs(10);
 
 /// Texts longer than this are parsed by a thread for blocking work: on the connections' thread
 /// they would hold up everybody else on it for milliseconds.
@@ -131,6 +138,7 @@ impl EventRoutes {
             buffered: Arc::new(Semaphore::new(buffered)),
             post: Position::new("POST /api/events"),
             socket: Position::new("WS /api/events/in"),
+            refused: Sparing::new(REFUSED_EVERY),
         };
         Self {
             shared: web::Data::new(shared),
@@ -162,6 +170,8 @@ struct Shared {
     buffered: Arc<Semaphore>,
     post: Position,
     socket: Position,
+    /// WebSockets that were not let in.
+    refused: Sparing,
 }
 
 impl Shared {

@@ -21,7 +21,6 @@ use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 
 use self::connection::{Connection, Failure, Missing, Place};
 use self::in_place::{OpenFile, Token, moved, moved_meanwhile};
@@ -46,6 +45,7 @@ mod rows;
 mod schema;
 mod text;
 mod trim;
+mod turns;
 mod write;
 
 /// Where the database is and what may be made in it.
@@ -141,11 +141,6 @@ impl Shared {
 
 /// A connection, and the file that it is open on.
 type OpenConnection = (Connection, Token);
-
-/// How long a trimmer rests after a step, of the time that the step took. More costs as much of its
-/// speed, less makes other processes wait longer.
-const REST: f64 = 0.125;
-const LONGEST_REST: Duration = Duration::from_millis(100);
 
 /// One that writes and one that gets ready meanwhile: more would only wait.
 const MAX_READY: usize = 2;
@@ -336,23 +331,7 @@ impl EventStore for SqliteStore {
         cutoffs: &'a Cutoffs,
         max_events: NonZeroUsize,
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
-        Box::pin(async move {
-            cutoffs.refuse_future(self.shared.clock.now())?;
-            let cutoffs = cutoffs.clone();
-            let mut resume = self.lock_resume().take();
-            let started = Instant::now();
-            let step = move |connection: &mut Connection| {
-                let step = trim::step(connection, &cutoffs, max_events, &mut resume)?;
-                Ok((step, resume))
-            };
-            let (step, resume) = self.with_writer("trim", step).await?;
-            *self.lock_resume() = resume;
-            if matches!(step, TrimStep::Removed(_)) {
-                // Other processes poll for the lock, and must find it free now and then.
-                tokio::time::sleep(started.elapsed().mul_f64(REST).min(LONGEST_REST)).await;
-            }
-            Ok(step)
-        })
+        Box::pin(self.trim_in_turns(cutoffs, max_events))
     }
 
     fn count_expired<'a>(

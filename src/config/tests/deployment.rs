@@ -1,8 +1,10 @@
 //! The files of `deploy/` set what there is, and wait for as long as a shutdown may take.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::time::Duration;
 
+use crate::cli::{self, Command};
 use crate::config::Config;
 use crate::config::settings::ALL;
 
@@ -58,6 +60,28 @@ fn every_variable_sets_something() {
         }
     }
     assert!(num_seen > 10, "{num_seen}");
+}
+
+#[test]
+fn health_is_asked_by_a_command_that_there_is() {
+    for (file, start) in [
+        ("Dockerfile", "CMD ["),
+        ("compose.yaml", "test: [\"CMD\", "),
+        ("compose.prefect.yaml", "test: [\"CMD\", "),
+    ] {
+        let lists = text(file).split(start).skip(1);
+        let mut ours = lists
+            .filter_map(|rest| rest.split(']').next())
+            .filter(|list| list.starts_with("\"event-persister\""));
+        let words: Vec<String> =
+            serde_json::from_str(&format!("[{}]", ours.next().unwrap())).unwrap();
+        let (_, command) = cli::parse(words.into_iter().map(OsString::from)).unwrap();
+        assert!(
+            matches!(command, Command::Health { ready: false, .. }),
+            "{file}"
+        );
+        assert_eq!(ours.next(), None, "{file}");
+    }
 }
 
 #[test]

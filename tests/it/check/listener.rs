@@ -3,7 +3,9 @@
 use std::net::TcpListener;
 
 use super::*;
+use crate::support::certificates;
 use crate::support::server::Server;
+use crate::support::tls::{FILES, until_ready};
 
 #[test]
 fn a_port_that_somebody_else_has() {
@@ -43,6 +45,22 @@ async fn a_service_of_ours_at_work_is_no_fault() {
     let listen = ("EVENT_PERSISTER_LISTEN", address.as_str());
     let checked = check(&folder, &[listen]);
     finds_nothing(&checked);
-    checked.prints(&["listens at"]);
+    checked.prints(&["listens at", "already, without TLS"]);
+    server.terminate().in_good_order();
+}
+
+/// Whoever checks has not always the same settings, and trusts no authority of a test.
+#[tokio::test]
+async fn one_that_speaks_tls_is_no_fault_either() {
+    let folder = Folder::new();
+    certificates::make(folder.path());
+    let server = Server::start(&folder, &FILES);
+    until_ready(&folder, &server).await;
+    let listen = ("EVENT_PERSISTER_LISTEN", server.address());
+    for variables in [&[listen][..], &[listen, FILES[0], FILES[1]]] {
+        let checked = check(&folder, variables);
+        finds_nothing(&checked);
+        checked.prints(&["already, with TLS"]);
+    }
     server.terminate().in_good_order();
 }

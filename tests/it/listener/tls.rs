@@ -1,59 +1,14 @@
 //! `https` and `wss`.
 
-use std::path::Path;
-use std::sync::Arc;
-
 use futures_util::SinkExt as _;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
 use crate::support::certificates;
 use crate::support::events::ids;
-
-const FILES: [(&str, &str); 2] = [
-    ("EVENT_PERSISTER_HTTP_TLS_CERT_FILE", "server.pem"),
-    ("EVENT_PERSISTER_HTTP_TLS_KEY_FILE", "server.key"),
-];
-
-/// Whoever trusts the authority in the folder.
-fn connector(folder: &Path) -> TlsConnector {
-    let mut roots = RootCertStore::empty();
-    let authority = CertificateDer::from_pem_file(folder.join("ca.pem")).unwrap();
-    roots.add(authority).unwrap();
-    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    TlsConnector::from(Arc::new(config))
-}
-
-async fn connect_to(folder: &Folder, server: &Server) -> TlsStream<TcpStream> {
-    let name = ServerName::try_from("localhost").unwrap();
-    let connected = connector(folder.path()).connect(name, connect(server).await);
-    connected.await.unwrap()
-}
-
-/// Sends one request and returns the answer.
-async fn ask(stream: &mut TlsStream<TcpStream>, head: &str, body: &str) -> String {
-    let request = format!(
-        "{head} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    let read = tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await;
-    read.expect("an end in time").unwrap();
-    answer
-}
+use crate::support::tls::{FILES, ask, connect_to, until_ready};
 
 fn shown(stream: &TlsStream<TcpStream>) -> Vec<u8> {
     let (_, session) = stream.get_ref();
@@ -66,19 +21,10 @@ async fn events_come_in_encrypted() {
     certificates::make(folder.path());
     let server = Server::start(&folder, &FILES);
     let events = events(2);
-    let ready = async {
-        loop {
-            let mut client = connect_to(&folder, &server).await;
-            let answer = ask(&mut client, "GET /api/ready", "").await;
-            if answer.starts_with("HTTP/1.1 200") {
-                return;
-            }
-        }
-    };
-    tokio::time::timeout(PATIENCE, ready).await.expect("ready");
+    until_ready(&folder, &server).await;
     let mut client = connect_to(&folder, &server).await;
     assert_eq!(client.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
-    let answer = ask(&mut client, "POST /api/events", &list(&events[..1])).await;
+    let answer = ask(&mut client, "POST /api/events", "", &list(&events[..1])).await;
     assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
 
     let client = connect_to(&folder, &server).await;
@@ -116,6 +62,22 @@ async fn who_connects_and_shakes_no_hands_is_closed() {
     let server = Server::start(&folder, &[FILES[0], FILES[1], idle]);
     let mut silent = connect(&server).await;
     until_closed(&mut silent, b"").await;
+    server.terminate().in_good_order();
+}
+
+/// It never is silent for too long by itself, and must not keep the last place either.
+#[tokio::test]
+async fn in_a_crowd_who_shakes_no_hands_makes_room() {
+    let folder = Folder::new();
+    certificates::make(folder.path());
+    let idle = ("EVENT_PERSISTER_HTTP_IDLE_TIMEOUT", "1h");
+    let limit = ("EVENT_PERSISTER_HTTP_MAX_CONNECTIONS", "1");
+    let server = Server::start(&folder, &[FILES[0], FILES[1], idle, limit]);
+    let mut silent = connect(&server).await;
+    until_closed(&mut silent, b"").await;
+    let mut next = connect_to(&folder, &server).await;
+    let answer = ask(&mut next, "GET /metrics", "", "").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     server.terminate().in_good_order();
 }
 

@@ -70,6 +70,7 @@ pub(super) async fn connect(
         writer,
         shared,
         peer: Peer(request.peer_addr()),
+        is_admitted: false,
     };
     log::debug!("websocket opened peer={}", connection.peer);
     actix_web::rt::spawn(connection.run(with_handshake));
@@ -91,6 +92,8 @@ struct Connection {
     writer: Writer,
     shared: Arc<Shared>,
     peer: Peer,
+    /// Whether it has shown that it may send events.
+    is_admitted: bool,
 }
 
 /// Who is at the other end; not known where the host's listener has no addresses.
@@ -151,7 +154,10 @@ impl Connection {
             };
         }
         let end = match admitted {
-            Ok(()) => self.receive().await,
+            Ok(()) => {
+                self.is_admitted = true;
+                self.receive().await
+            }
             Err(end) => end,
         };
         self.end(end).await;
@@ -249,12 +255,7 @@ impl Connection {
 
     /// Says good-bye. What was read stays in the pipeline, however the connection ends.
     async fn end(self, end: End) {
-        let Self {
-            reader,
-            mut writer,
-            peer,
-            ..
-        } = self;
+        let peer = &self.peer;
         let (reason, wait) = match end {
             End::Gone => {
                 log::debug!("websocket gone peer={peer}");
@@ -265,13 +266,13 @@ impl Connection {
                 (reason, false)
             }
             End::Close(code, reason) => {
-                log::info!(
-                    "websocket closed peer={peer} code={} reason={reason:?}",
-                    u16::from(code)
-                );
+                self.say(code, &reason);
                 (Some(CloseReason::from((code, reason))), true)
             }
         };
+        let Self {
+            reader, mut writer, ..
+        } = self;
         // Whether the client reads this and closes in time or not, the connection is over.
         let farewell = async {
             let sent = writer.send(Outgoing::Close(reason)).await;
@@ -282,6 +283,24 @@ impl Connection {
         tokio::time::timeout(CLOSE_TIMEOUT, farewell)
             .await
             .unwrap_or(());
+    }
+}
+
+impl Connection {
+    /// Says why we end it. Whoever was not let in can come again as fast as it likes: that is said
+    /// now and then.
+    fn say(&self, code: CloseCode, reason: &str) {
+        let (peer, code) = (&self.peer, u16::from(code));
+        if self.is_admitted {
+            log::info!("websocket closed peer={peer} code={code} reason={reason:?}");
+            return;
+        }
+        match self.shared.refused.happened(Instant::now()) {
+            Some(others) => log::info!(
+                "websocket not let in peer={peer} code={code} reason={reason:?} others={others}"
+            ),
+            None => log::debug!("websocket not let in peer={peer} code={code} reason={reason:?}"),
+        }
     }
 }
 

@@ -82,8 +82,7 @@ impl Connection {
 
     fn configure(&mut self) -> Result<(), Failure> {
         // First of all, so that the others wait too.
-        let millis = self.place.busy_timeout.as_millis().min(i32::MAX as u128);
-        self.execute_batch(&format!("PRAGMA busy_timeout = {millis}"))?;
+        self.wait_for_locks(self.place.busy_timeout)?;
         // An acknowledged event survives a power cut: every commit is synced.
         self.execute_batch("PRAGMA synchronous = FULL")?;
         self.execute_batch("PRAGMA foreign_keys = ON")?;
@@ -149,6 +148,29 @@ impl Connection {
     /// Starts a transaction with the write lock, so that it can never fail for a lock later.
     pub(super) fn begin(&mut self) -> Result<(), Failure> {
         Ok(self.execute_batch("BEGIN IMMEDIATE")?)
+    }
+
+    /// The same, but another process's lock is waited for at most as long as this; whether there is a
+    /// transaction now.
+    pub(super) fn try_begin(&mut self, patience: Duration) -> Result<bool, Failure> {
+        match self.begin_within(patience) {
+            Ok(()) => Ok(true),
+            Err(Failure::Database(failed)) if is_busy(failed.code) => Ok(false),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// The same, but a lock that is kept for longer is a failure.
+    pub(super) fn begin_within(&mut self, patience: Duration) -> Result<(), Failure> {
+        self.wait_for_locks(patience)?;
+        let begun = self.begin();
+        self.wait_for_locks(self.place.busy_timeout)?;
+        begun
+    }
+
+    fn wait_for_locks(&mut self, patience: Duration) -> Result<(), Failed> {
+        let millis = patience.as_millis().min(i32::MAX as u128);
+        self.execute_batch(&format!("PRAGMA busy_timeout = {millis}"))
     }
 
     /// Ends the transaction; from here on it is durable.

@@ -9,6 +9,7 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Text};
 use futures_util::FutureExt as _;
 use tempfile::TempDir;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::*;
@@ -678,6 +679,60 @@ async fn refuses_to_trim_up_to_a_moment_that_has_not_come() {
     let error = unavailable(store.trim(&cutoffs, NonZeroUsize::MIN).await);
     assert!(error.contains("in the future"), "{error}");
     assert_eq!(num_events(&mut connection), 1);
+}
+
+/// Otherwise the service is not ready because it trims while somebody else writes.
+#[actix::test]
+async fn whoever_asks_how_the_store_is_does_not_wait_for_a_trimmer_that_waits() {
+    let directory = TempDir::new().unwrap();
+    let settings = SqliteSettings {
+        busy_timeout: Duration::from_secs(60),
+        ..settings(&directory)
+    };
+    let open = SqliteStore::open_store(settings.clone(), Arc::new(SystemClock));
+    let (trimmer, probe) = (open(), open());
+    probe.write(one_event()).await.unwrap();
+    let cutoffs = Cutoffs {
+        default: SystemClock.now(),
+        overrides: [].into(),
+    };
+    let mut other = connect(&settings);
+    other.batch_execute("BEGIN IMMEDIATE").unwrap();
+    let mut step = trimmer.trim(&cutoffs, NonZeroUsize::MAX);
+    tokio::select! {
+        // Asked first, so it has its turn before the other.
+        biased;
+        step = &mut step => panic!("it did not wait for the lock: {step:?}"),
+        checked = probe.check() => checked.unwrap(),
+    }
+    other.batch_execute("ROLLBACK").unwrap();
+    let step = step.await.unwrap();
+    assert!(matches!(step, TrimStep::Removed(removed) if removed.events == 1));
+}
+
+#[actix::test]
+async fn a_trimmer_that_waits_in_vain_names_who_holds_the_lock() {
+    let directory = TempDir::new().unwrap();
+    let settings = SqliteSettings {
+        busy_timeout: Duration::from_millis(1200),
+        ..settings(&directory)
+    };
+    let store = store(&settings);
+    store.write(one_event()).await.unwrap();
+    let cutoffs = Cutoffs {
+        default: SystemClock.now(),
+        overrides: [].into(),
+    };
+    let mut other = connect(&settings);
+    other.batch_execute("BEGIN IMMEDIATE").unwrap();
+    let started = Instant::now();
+    let error = unavailable(store.trim(&cutoffs, NonZeroUsize::MAX).await);
+    assert!(started.elapsed() >= settings.busy_timeout - Duration::from_millis(500));
+    assert!(error.contains("holds the write lock"), "{error}");
+    assert!(error.contains("for 1.2 s"), "{error}");
+    other.batch_execute("ROLLBACK").unwrap();
+    let step = store.trim(&cutoffs, NonZeroUsize::MAX).await.unwrap();
+    assert!(matches!(step, TrimStep::Removed(_)));
 }
 
 #[actix::test]

@@ -4,6 +4,7 @@
 //! an event occurred, so what was read stays true.
 
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use diesel::dsl::{exists, not};
 use diesel::prelude::*;
@@ -59,13 +60,24 @@ impl Bounds {
     }
 }
 
+/// How a step may wait for another process.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Turn {
+    pub(super) patience: Duration,
+    pub(super) is_last: bool,
+}
+
 /// One step: chooses the oldest expired events, then deletes them.
+///
+/// `None` where another process keeps the write lock for longer than `patience`, unless this is the
+/// last time that it is tried: then that is a failure.
 pub(super) fn step(
     connection: &mut Connection,
     cutoffs: &Cutoffs,
     max_events: NonZeroUsize,
     resume: &mut Resume,
-) -> Result<TrimStep, Failure> {
+    Turn { patience, is_last }: Turn,
+) -> Result<Option<TrimStep>, Failure> {
     let bounds = Bounds::new(cutoffs);
     let mut expired = oldest_expired(connection, &bounds, max_events, resume)?;
     if expired.is_empty() && resume.take().is_some() {
@@ -73,16 +85,20 @@ pub(super) fn step(
         expired = oldest_expired(connection, &bounds, max_events, resume)?;
     }
     if expired.is_empty() && !has_orphans(connection, &bounds)? {
-        return Ok(TrimStep::Finished);
+        return Ok(Some(TrimStep::Finished));
     }
-    connection.begin()?;
+    if is_last {
+        connection.begin_within(patience)?;
+    } else if !connection.try_begin(patience)? {
+        return Ok(None);
+    }
     let trimmed = if expired.is_empty() {
         delete_orphans(connection, &bounds, max_events)?
     } else {
         delete_events(connection, &expired)?
     };
     connection.commit()?;
-    Ok(TrimStep::Removed(trimmed))
+    Ok(Some(TrimStep::Removed(trimmed)))
 }
 
 fn oldest_expired(

@@ -1,0 +1,56 @@
+//! Asks the service on this machine how it is: a health check where there is nothing but this binary.
+
+use std::time::Duration;
+
+use crate::config::{Config, Listen};
+use crate::http::Place;
+use crate::http::client::{Answer, Question, reachable};
+use crate::output;
+
+/// Asks, and prints one line; whether all is well.
+pub(crate) async fn run(config: &Config, ready: bool, timeout: Duration) -> anyhow::Result<bool> {
+    let question = if ready {
+        Question::Ready
+    } else {
+        Question::Health
+    };
+    let asked = actix_rt::time::timeout(timeout, ask(config, question)).await;
+    let asked = asked.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")));
+    let (is_well, line) = match asked {
+        Ok(line) => (true, line),
+        Err(line) => (false, line),
+    };
+    output::line(&output::one_line(&line))?;
+    Ok(is_well)
+}
+
+/// What is well, or what is not.
+async fn ask(config: &Config, question: Question) -> Result<String, String> {
+    let Listen::At(address) = &config.http.listen else {
+        return Err("http.listen is off, so there is nobody to ask".to_owned());
+    };
+    let place = Place::resolve(address).map_err(|error| format!("{error:#}"))?;
+    let encrypted = config.http.tls.is_some();
+    let scheme = if encrypted { "https" } else { "http" };
+    let mut failure = String::new();
+    for at in place.addresses.into_iter().flat_map(reachable) {
+        let url = format!("{scheme}://{at}{}", question.path());
+        match question.ask(at, encrypted).await {
+            Ok(answer) => return judge(question, answer, &url),
+            Err(error) => failure = format!("{url} does not answer: {error}"),
+        }
+    }
+    Err(failure)
+}
+
+fn judge(question: Question, answer: Answer, url: &str) -> Result<String, String> {
+    match (question, answer) {
+        (Question::Health, Answer::Yes) => Ok(format!("alive: {url}")),
+        (Question::Ready, Answer::Yes) => Ok(format!("ready: {url}")),
+        (_, Answer::No(Some(reason))) => Err(format!("not ready: {reason}")),
+        (_, Answer::No(None)) => Err("not ready".to_owned()),
+        (_, Answer::Foreign) => Err(format!(
+            "{url} is not answered as an event-persister with these settings would"
+        )),
+    }
+}

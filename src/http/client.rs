@@ -1,0 +1,236 @@
+//! Asks a listener on this machine how it is.
+//!
+//! No certificate is refused: what is asked is told to everybody and nothing secret is sent, while the
+//! names in the certificate are those by which others reach this machine, which is asked by address.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::client::danger::{
+    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
+};
+use tokio_rustls::rustls::crypto::{
+    CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature,
+};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+
+use super::connection::Stream;
+use super::{HEALTH_PATH, READY_PATH};
+
+/// More than any answer of ours: whoever else is there may send without end.
+const MAX_BYTES: u64 = 64 * 1024;
+
+/// What is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Question {
+    /// Whether the process is alive.
+    Health,
+    /// Whether it does what it is there for.
+    Ready,
+}
+
+/// What was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It is so.
+    Yes,
+    /// It is not, and why, if it says so.
+    No(Option<String>),
+    /// This is no answer of ours: another program listens there.
+    Foreign,
+}
+
+impl Question {
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Health => HEALTH_PATH,
+            Self::Ready => READY_PATH,
+        }
+    }
+
+    /// Asks it, encrypted or not.
+    ///
+    /// # Errors
+    ///
+    /// Nobody can be reached there, or whoever is there speaks something else.
+    pub(crate) async fn ask(self, at: SocketAddr, encrypted: bool) -> io::Result<Answer> {
+        let stream = TcpStream::connect(at).await?;
+        let mut stream: Box<dyn Stream> = if encrypted {
+            let name = ServerName::IpAddress(at.ip().into());
+            Box::new(connector()?.connect(name, stream).await?)
+        } else {
+            Box::new(stream)
+        };
+        let path = self.path();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut text = Vec::new();
+        match stream.take(MAX_BYTES).read_to_end(&mut text).await {
+            // Whether all of it has come shows in the answer itself.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+            read => drop(read?),
+        }
+        Ok(self.read(&text))
+    }
+
+    /// Nobody else has a field `ready` at `/api/ready`. At `/api/health` a Prefect server answers as we
+    /// do, and is alive as well.
+    fn read(self, text: &[u8]) -> Answer {
+        let text = String::from_utf8_lossy(text);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            return Answer::Foreign;
+        };
+        let is_ok = head.starts_with("HTTP/1.1 200 ");
+        let said = serde_json::from_str::<Value>(body).unwrap_or_default();
+        let yes = match self {
+            Self::Health => &said,
+            Self::Ready => &said["ready"],
+        };
+        match yes.as_bool() {
+            Some(true) if is_ok => Answer::Yes,
+            Some(false) if self == Self::Ready && !is_ok => {
+                Answer::No(said["reason"].as_str().map(str::to_owned))
+            }
+            _ => Answer::Foreign,
+        }
+    }
+}
+
+/// Where to ask who listens at this address: who listens at all of them is asked at loopback.
+pub(crate) fn reachable(at: SocketAddr) -> Vec<SocketAddr> {
+    const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+    let ips = match at.ip().to_canonical() {
+        IpAddr::V4(ip) if ip.is_unspecified() => vec![V4],
+        // Such a socket takes the other kind in too, and there may be no loopback of its own kind.
+        IpAddr::V6(ip) if ip.is_unspecified() => vec![V6, V4],
+        _ => return vec![at],
+    };
+    let ips = ips.into_iter();
+    ips.map(|ip| SocketAddr::new(ip, at.port())).collect()
+}
+
+fn connector() -> io::Result<TlsConnector> {
+    let provider = Arc::new(ring::default_provider());
+    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// Accepts any certificate whose key the other side has.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_answers_count() {
+        let read = |question: Question, status: &str, body: &str| {
+            question.read(format!("HTTP/1.1 {status} x\r\na: b\r\n\r\n{body}").as_bytes())
+        };
+        let why = Answer::No(Some("x".to_owned()));
+        for (question, status, body, expected) in [
+            (Question::Health, "200", "true", Answer::Yes),
+            (Question::Health, "200", "\"true\"", Answer::Foreign),
+            (Question::Health, "200", "<html>", Answer::Foreign),
+            (Question::Health, "503", "true", Answer::Foreign),
+            (Question::Health, "503", "false", Answer::Foreign),
+            (Question::Ready, "200", r#"{"ready":true}"#, Answer::Yes),
+            (
+                Question::Ready,
+                "503",
+                r#"{"ready":false,"reason":"x"}"#,
+                why,
+            ),
+            (
+                Question::Ready,
+                "503",
+                r#"{"ready":false}"#,
+                Answer::No(None),
+            ),
+            (Question::Ready, "503", r#"{"ready":true}"#, Answer::Foreign),
+            (
+                Question::Ready,
+                "200",
+                r#"{"message":"OK"}"#,
+                Answer::Foreign,
+            ),
+            (Question::Ready, "200", "true", Answer::Foreign),
+        ] {
+            assert_eq!(read(question, status, body), expected, "{status} {body}");
+        }
+        assert_eq!(Question::Health.read(b"SSH-2.0-x\r\n"), Answer::Foreign);
+    }
+
+    #[test]
+    fn who_listens_everywhere_is_asked_at_loopback() {
+        for (at, expected) in [
+            ("0.0.0.0:80", &["127.0.0.1:80"][..]),
+            ("[::]:80", &["[::1]:80", "127.0.0.1:80"]),
+            ("[::ffff:0.0.0.0]:80", &["127.0.0.1:80"]),
+            ("10.0.0.1:80", &["10.0.0.1:80"]),
+            ("[::1]:80", &["[::1]:80"]),
+        ] {
+            let reachable = reachable(at.parse().unwrap());
+            let reachable: Vec<String> = reachable.iter().map(ToString::to_string).collect();
+            assert_eq!(reachable, expected);
+        }
+    }
+}
