@@ -4,7 +4,8 @@
 //! Guarantee: a receipt is acknowledged only once its batch is durable.
 //! A batch that failed goes back to the front, in order, until it is written, in halves if it took
 //! too long; while its back-off
-//! lasts, nothing newer overtakes it, unless it is the only one that fails. A writer that dies
+//! lasts, nothing newer overtakes it, unless it is the only one that fails. However many fail,
+//! their attempts do not add up ([`Outage`] spaces them). A writer that dies
 //! loses nothing: its batch is still here.
 //! While the database refuses nearly everything, reading pauses: no permits are granted, and one
 //! batch a back-off goes out as a probe ([`Refusals`] decides). What is held stays held, bounded by
@@ -34,11 +35,15 @@ use crate::status::{Component, error_chain};
 use crate::store::StoreError;
 use crate::waiters::{Owed, Waiters};
 
+mod letters;
+mod outage;
 mod pausing;
 mod retrying;
 mod settings;
 mod writer;
 
+use letters::Untold;
+use outage::Outage;
 pub use settings::BatcherSettings;
 use writer::{HandOut, Writer};
 
@@ -64,6 +69,8 @@ pub struct BatcherActor {
     queue: BatchQueue,
     credit: Credit,
     refusals: Refusals,
+    outage: Outage,
+    untold: Untold,
     /// Who waits for room, in the order in which they asked.
     asking: VecDeque<(SourceIndex, oneshot::Sender<Result<Permit, EnqueueRefused>>)>,
     is_draining: bool,
@@ -92,6 +99,8 @@ impl BatcherActor {
             queue: BatchQueue::new(settings.limits()),
             credit: settings.credit(writers.len(), num_sources),
             refusals: Refusals::new(settings.backoff),
+            outage: Outage::new(settings.backoff),
+            untold: Untold::default(),
             settings,
             parts,
             writers: writers.into_iter().map(Writer::new).collect(),
@@ -111,6 +120,10 @@ impl BatcherActor {
         let now = Instant::now();
         while let Some(index) = self.writers.iter().position(Writer::is_idle) {
             if self.waits_for_probe(now, ctx) {
+                break;
+            }
+            if let Err(at) = self.outage.may_write(now) {
+                self.wake_at(at, ctx);
                 break;
             }
             match self.queue.next(now) {
@@ -157,6 +170,7 @@ impl BatcherActor {
             reason.as_str(),
         );
         self.parts.metrics.batch_handed_out(reason, &held.batch);
+        self.outage.tried(Instant::now());
         let flush = writer.recipient.send(Flush {
             batch: Arc::clone(&held.batch),
             upcoming: self.queue.upcoming(Instant::now()),
@@ -184,7 +198,10 @@ impl BatcherActor {
             return;
         };
         match reply {
-            Ok(Ok(flushed)) => self.settle(held, &flushed, took),
+            Ok(Ok(flushed)) => {
+                self.settle(held, &flushed, took);
+                self.note_letters(&flushed, ctx);
+            }
             Ok(Err(error)) => match &error {
                 StoreError::TooSlow { .. } => self.retry_in_halves(held, &error),
                 StoreError::Unavailable { .. } | StoreError::OutcomeUnknown { .. } => {
@@ -213,6 +230,7 @@ impl BatcherActor {
             );
         }
         self.successes += 1;
+        self.outage.ended();
         self.queue.end_backoff(Instant::now());
         self.queue.grow();
         self.judge(flushed);

@@ -286,7 +286,10 @@ impl<'a> Reader<'a> {
                 "Prefect's own persister is enabled in this environment ({how}), takes a share of the \
                  events and acknowledges them before they are stored"
             ),
-            remedy: format!("set {name}=false for Prefect's server and restart it"),
+            remedy: format!(
+                "once event-persister runs, not before, set {name}=false for Prefect's server and \
+                 services and restart them"
+            ),
         });
     }
 }

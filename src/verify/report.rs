@@ -123,8 +123,10 @@ impl Report<'_> {
         }
         if faults.missing > 0 {
             remarks.push(
-                "what is missing still stands in the stream (`XRANGE` with its stream id) and can be \
-                 published again; a dead letter that was purged is missing too"
+                "what is missing still stands in the stream, until Prefect trims it, within a minute or \
+                 so: `redis-cli XGROUP SETID STREAM GROUP ID`, with an ID before the first one, has \
+                 everything after it read again, and what is stored counts as duplicate; a dead \
+                 letter that was purged is missing too"
                     .to_owned(),
             );
         }

@@ -22,8 +22,9 @@ impl BatcherActor {
     }
 
     /// Says that a batch could not be written; returns when it may be tried again.
-    fn note_failure(&self, held: &mut HeldBatch, kind: RetryKind, error: &str) -> Instant {
+    fn note_failure(&mut self, held: &mut HeldBatch, kind: RetryKind, error: &str) -> Instant {
         held.failed(self.successes);
+        self.outage.failed();
         let delay = self.settings.backoff.random_delay(held.failures);
         self.parts.metrics.retries(kind);
         let at = self.parts.clock.now();

@@ -9,6 +9,8 @@ use crate::lifeline::lifeline;
 use crate::messages::Retire;
 use crate::testing::{Asked, Inbox, probe};
 
+mod outage;
+
 const SOURCE: SourceIndex = SourceIndex(0);
 
 fn deliveries(numbers: std::ops::Range<u64>) -> Vec<Delivery> {

@@ -42,6 +42,8 @@ async fn reading_pauses_and_goes_on_by_itself_once_the_database_is_mended() {
     server.database().has_all(&ids(&good));
     let ended = server.terminate().in_good_order();
     assert_eq!(ended.ledger()("refused_by_store"), 601);
+    let letters = "messages were refused and are kept as dead letters";
+    assert!(ended.log.contains(letters), "{}", ended.log);
     for said in ["reading pauses: ", "reading goes on: "] {
         assert_eq!(ended.log.matches(said).count(), 1, "{}", ended.log);
     }

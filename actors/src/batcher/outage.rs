@@ -1,0 +1,58 @@
+//! How often batches go out while none of them can be written.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::backoff::Backoff;
+
+/// Failures in a row after which it is the store that fails, rather than a batch.
+const PATIENCE: u32 = 3;
+/// So many attempts fit into the longest back-off. More would only load a store in trouble; with
+/// fewer, a batch that alone always fails would keep the others from being tried.
+const ATTEMPTS_IN_A_BACKOFF: u32 = 12;
+
+/// Spaces attempts while nothing succeeds.
+///
+/// Each batch has a back-off of its own, and an outage makes ever more batches: without this their
+/// attempts would add up to hundreds a second.
+#[derive(Debug)]
+pub(super) struct Outage {
+    pace: Duration,
+    /// In a row, whichever batches they were.
+    failures: u32,
+    last_attempt: Option<Instant>,
+}
+
+impl Outage {
+    pub(super) fn new(backoff: Backoff) -> Self {
+        Self {
+            pace: backoff.cap / ATTEMPTS_IN_A_BACKOFF,
+            failures: 0,
+            last_attempt: None,
+        }
+    }
+
+    /// A batch is handed out.
+    pub(super) fn tried(&mut self, now: Instant) {
+        self.last_attempt = Some(now);
+    }
+
+    /// It could not be written.
+    pub(super) fn failed(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// One was written: all others may go out at once.
+    pub(super) fn ended(&mut self) {
+        self.failures = 0;
+    }
+
+    /// Whether a batch may go out now, or else when.
+    pub(super) fn may_write(&self, now: Instant) -> Result<(), Instant> {
+        match self.last_attempt.map(|last| last + self.pace) {
+            Some(next) if self.failures >= PATIENCE && next > now => Err(next),
+            _ => Ok(()),
+        }
+    }
+}
