@@ -43,7 +43,7 @@ const WRONG_USAGE: i32 = 2;
 fn main() {
     // Ended so, rather than by returning, since a thread that waits for a terminal or a pipe would
     // hold the end of the runtime up.
-    memory::give_large_buffers_back();
+    memory::keep_once();
     std::process::exit(run());
 }
 
