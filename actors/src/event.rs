@@ -4,6 +4,8 @@
 //! accepts is accepted here and what it rejects is rejected, with a reason that names the field.
 //! Imports nothing of ours.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use bytestring::ByteString;
 use chrono::{DateTime, Utc};
@@ -21,6 +23,20 @@ pub use parse::{EventLimits, ParseError, Received};
 pub const ID_LABEL: &str = "prefect.resource.id";
 /// The label that tells what a related resource is to the event.
 pub const ROLE_LABEL: &str = "prefect.resource.role";
+/// The label that most resources have besides.
+const NAME_LABEL: &str = "prefect.resource.name";
+
+/// A label's key; the frequent ones take no memory.
+type LabelName = Cow<'static, str>;
+
+/// The key as it is kept.
+fn label_name(key: &str) -> LabelName {
+    let frequent = [ID_LABEL, ROLE_LABEL, NAME_LABEL];
+    match frequent.into_iter().find(|label| *label == key) {
+        Some(label) => Cow::Borrowed(label),
+        None => Cow::Owned(key.to_owned()),
+    }
+}
 
 /// An event as it stands on the bus, validated.
 ///
@@ -120,13 +136,16 @@ impl std::fmt::Debug for ReceivedEvent {
 /// The id label is always there and not empty; on a related resource so is the role.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Resource {
-    labels: Vec<(String, String)>,
+    labels: Vec<(LabelName, String)>,
 }
 
 impl Resource {
     /// Of labels that were checked: distinct keys, a non-empty id.
-    pub(crate) fn from_checked(labels: Vec<(String, String)>) -> Self {
-        Self { labels }
+    pub(crate) fn from_checked(labels: Vec<(impl Into<LabelName>, String)>) -> Self {
+        let labels = labels.into_iter();
+        Self {
+            labels: labels.map(|(name, value)| (name.into(), value)).collect(),
+        }
     }
 
     /// The value of one label.
@@ -151,7 +170,7 @@ impl Resource {
     pub fn labels(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.labels
             .iter()
-            .map(|(key, value)| (key.as_str(), value.as_str()))
+            .map(|(key, value)| (key.as_ref(), value.as_str()))
     }
 
     /// The labels besides id and role, in order.

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::json::{Reader, Skipped, kind_of};
 use super::problems::Problems;
-use super::{EventLimits, ID_LABEL, ROLE_LABEL, Resource, datetime};
+use super::{EventLimits, ID_LABEL, LabelName, ROLE_LABEL, Resource, datetime, label_name};
 
 /// A field's value, or what is wrong with it.
 pub(super) type Field<T> = Result<T, Problems>;
@@ -222,7 +222,7 @@ fn read_labels(
 ) -> JiterResult<Labels> {
     let mut labels = Labels::new(limits.max_labels_per_resource);
     let mut num_read = 0_usize;
-    let mut next = reader.enter_object()?.map(str::to_owned);
+    let mut next = reader.enter_object()?.map(label_name);
     while let Some(label) = next {
         num_read += 1;
         let peek = reader.peek()?;
@@ -236,7 +236,7 @@ fn read_labels(
                 format_args!("label {} {problem}", shown(&label, num_read)),
             );
         }
-        next = reader.next_key()?.map(str::to_owned);
+        next = reader.next_key()?.map(label_name);
     }
     Ok(labels)
 }
@@ -244,9 +244,9 @@ fn read_labels(
 /// Labels with distinct keys, as a Python dictionary would hold them: a key that comes again
 /// keeps its place and takes the new value.
 struct Labels {
-    pairs: Vec<(String, String)>,
+    pairs: Vec<(LabelName, String)>,
     /// Where each key is in `pairs`; only for resources with many labels.
-    places: HashMap<String, usize>,
+    places: HashMap<LabelName, usize>,
     max_labels: usize,
     has_too_many: bool,
 }
@@ -264,7 +264,7 @@ impl Labels {
         }
     }
 
-    fn set(&mut self, label: String, value: &str) {
+    fn set(&mut self, label: LabelName, value: &str) {
         if let Some(place) = self.place_of(&label) {
             self.pairs[place].1 = value.to_owned();
         } else if self.pairs.len() >= self.max_labels {
