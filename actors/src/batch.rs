@@ -342,21 +342,20 @@ impl BatchQueue {
         }
     }
 
-    /// The batch that goes out next, if that is certain already: it is full, and none has come back.
-    pub fn upcoming(&mut self, now: Instant) -> Option<Arc<Batch>> {
-        if !self.returned.is_empty() {
+    /// Tells, once, which batch goes out next, if that is certain before its turn: it is full, and none
+    /// has come back.
+    pub fn announce(&mut self, now: Instant) -> Option<Arc<Batch>> {
+        if self.upcoming.is_some() || !self.returned.is_empty() {
             return None;
         }
-        if self.upcoming.is_none() {
-            let full = [FlushReason::MaxEvents, FlushReason::MaxBytes];
-            let reason = self.flush_reason(now).ok()?;
-            if !full.contains(&reason) {
-                return None;
-            }
-            self.upcoming = Some((self.take_batch(now), reason));
+        let reason = self.flush_reason(now).ok()?;
+        if !matches!(reason, FlushReason::MaxEvents | FlushReason::MaxBytes) {
+            return None;
         }
-        let upcoming = self.upcoming.as_ref();
-        upcoming.map(|(held, _)| Arc::clone(&held.batch))
+        let held = self.take_batch(now);
+        let batch = Arc::clone(&held.batch);
+        self.upcoming = Some((held, reason));
+        Some(batch)
     }
 
     /// Why the open entries leave now, or else when they will.

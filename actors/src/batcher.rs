@@ -138,18 +138,18 @@ impl BatcherActor {
                 }
             }
         }
+        self.announce_upcoming();
         self.parts.metrics.set_oldest(self.oldest());
         self.answer_drained();
     }
 
     fn is_writing(&self) -> bool {
-        self.writers.iter().any(|writer| writer.writing.is_some())
+        self.writers.iter().any(Writer::is_writing)
     }
 
     fn oldest(&self) -> Option<Instant> {
-        let writing = self.writers.iter().filter_map(|w| w.writing.as_ref());
-        let written = writing.map(|(_, held)| held.oldest);
-        written.chain(self.queue.oldest()).min()
+        let writing = self.writers.iter().filter_map(Writer::oldest);
+        writing.chain(self.queue.oldest()).min()
     }
 
     fn hand_out(
@@ -171,13 +171,10 @@ impl BatcherActor {
         );
         self.parts.metrics.batch_handed_out(reason, &held.batch);
         self.outage.tried(Instant::now());
-        let flush = writer.recipient.send(Flush {
-            batch: Arc::clone(&held.batch),
-            upcoming: self.queue.upcoming(Instant::now()),
-        });
         self.hand_outs += 1;
         let hand_out = self.hand_outs;
-        writer.writing = Some((hand_out, held));
+        let flush = writer.begin(hand_out, held);
+        let flush = writer.recipient.send(flush);
         let started = Instant::now();
         ctx.spawn(flush.into_actor(self).map(move |reply, actor, ctx| {
             actor.flushed((index, hand_out), started.elapsed(), reply, ctx);
@@ -192,9 +189,7 @@ impl BatcherActor {
         ctx: &mut Context<Self>,
     ) {
         let writer = self.writers.get_mut(index);
-        let Some((_, held)) =
-            writer.and_then(|writer| writer.writing.take_if(|(of, _)| *of == hand_out))
-        else {
+        let Some(held) = writer.and_then(|writer| writer.end(hand_out)) else {
             return;
         };
         match reply {
@@ -369,9 +364,9 @@ impl Handler<ReplaceWriter> for BatcherActor {
 
     fn handle(&mut self, replacement: ReplaceWriter, ctx: &mut Self::Context) {
         if let Some(slot) = self.writers.get_mut(replacement.index) {
-            let unanswered = slot.writing.take();
+            let unanswered = slot.give_up();
             *slot = Writer::new(replacement.writer);
-            if let Some((_, held)) = unanswered {
+            if let Some(held) = unanswered {
                 let error = "the writer died before it answered";
                 self.retry_later(held, RetryKind::WriterDied, error);
             }

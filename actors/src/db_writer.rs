@@ -4,10 +4,11 @@
 //! Guarantee: the reply to a `Flush` comes only after the transaction's end; `Ok` means committed.
 //! Knows nothing of sources and receipts. When it panics, the batcher still has the batch.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use actix::prelude::*;
-use futures_util::future::join;
+use futures_util::future::{Either, select};
 
 use crate::failpoint;
 use crate::lifeline::Lifeline;
@@ -45,13 +46,16 @@ impl Handler<Flush> for DbWriterActor {
         let write = async move {
             failpoint::pass("writer::before-write");
             let prepare = async {
-                if let Some(upcoming) = upcoming {
+                if let Ok(upcoming) = upcoming.await {
                     store.prepare(upcoming).await;
                 }
             };
             // The database works on the one while the other is made ready here.
-            let (outcomes, ()) = join(store.write(Arc::clone(&batch)), prepare).await;
-            let outcomes = outcomes?;
+            let write = store.write(Arc::clone(&batch));
+            let outcomes = match select(write, pin!(prepare)).await {
+                Either::Left((outcomes, _)) => outcomes,
+                Either::Right(((), write)) => write.await,
+            }?;
             failpoint::pass("writer::after-commit");
             if outcomes.len() != batch.len() {
                 return Err(StoreError::unavailable(format!(

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
+use tokio::sync::oneshot;
 
 use crate::batch::Batch;
 use crate::delivery::{Delivery, Receipt};
@@ -61,13 +62,13 @@ pub struct Enqueue {
 pub struct EnqueueRefused;
 
 /// Asks a writer to make a batch durable.
-#[derive(Debug, Clone, Message)]
+#[derive(Debug, Message)]
 #[rtype(result = "Result<Flushed, StoreError>")]
 pub struct Flush {
     /// Shared: the batcher writes it again if this writer fails or dies.
     pub batch: Arc<Batch>,
-    /// What some writer will get next, if that is certain: it may be made ready meanwhile.
-    pub upcoming: Option<Arc<Batch>>,
+    /// Tells what some writer will get next, if that becomes certain: it may be made ready meanwhile.
+    pub upcoming: oneshot::Receiver<Arc<Batch>>,
 }
 
 /// A batch is durable; what became of its entries.

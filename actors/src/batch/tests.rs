@@ -124,21 +124,22 @@ fn drains_without_waiting() {
 }
 
 #[test]
-fn tells_the_next_batch_before_its_turn_only_when_it_is_full_and_none_came_back() {
+fn tells_the_next_batch_once_and_only_when_it_is_full_and_none_came_back() {
     let now = Instant::now();
     let mut queue = queue(2, 1_000);
     queue.push(SOURCE, deliveries(5), false, now);
     let (first, _) = write(queue.next(now));
-    let upcoming = queue.upcoming(now).unwrap();
-    assert!(Arc::ptr_eq(&upcoming, &queue.upcoming(now).unwrap()));
+    let upcoming = queue.announce(now).unwrap();
+    assert!(queue.announce(now).is_none(), "told twice");
     queue.put_back(first, now);
-    assert!(queue.upcoming(now).is_none());
     assert_eq!(write(queue.next(now)).0.batch.id, BatchId(1));
     let (second, reason) = write(queue.next(now));
     assert!(Arc::ptr_eq(&upcoming, &second.batch));
     assert_eq!(reason, FlushReason::MaxEvents);
-    assert!(queue.upcoming(now).is_none(), "one entry fills no batch");
-    assert_eq!(write(queue.next(now)).0.batch.len(), 1);
+    assert!(queue.announce(now).is_none(), "one entry fills no batch");
+    queue.push(SOURCE, deliveries(1), false, now);
+    queue.put_back(second, now);
+    assert!(queue.announce(now).is_none(), "another one has come back");
 }
 
 #[test]
@@ -306,10 +307,9 @@ impl Game {
             }
             Step::Next => self.next()?,
             Step::Upcoming => {
-                let upcoming = self.queue.upcoming(self.now);
-                if upcoming.is_some() {
-                    self.upcoming = upcoming;
-                }
+                let upcoming = self.queue.announce(self.now);
+                prop_assert!(upcoming.is_none() || self.upcoming.is_none(), "told two");
+                self.upcoming = upcoming.or_else(|| self.upcoming.take());
             }
             Step::PutBack {
                 which,

@@ -1,8 +1,13 @@
 //! A writer as the batcher sees it.
 
-use actix::Recipient;
+use std::sync::Arc;
 
-use crate::batch::HeldBatch;
+use actix::Recipient;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::BatcherActor;
+use crate::batch::{Batch, HeldBatch};
 use crate::messages::Flush;
 
 /// One handing out of a batch; a reply to an earlier one is stale.
@@ -11,10 +16,18 @@ pub(super) type HandOut = u64;
 /// One writer.
 pub(super) struct Writer {
     pub(super) recipient: Recipient<Flush>,
-    /// What it is writing, and under which number that was handed out; an idle one writes nothing.
-    pub(super) writing: Option<(HandOut, HeldBatch)>,
+    /// What it is writing; an idle one writes nothing.
+    writing: Option<Writing>,
     /// Its mailbox has closed; it gets nothing until it is replaced.
     pub(super) gone: bool,
+}
+
+/// A batch in a writer's hands.
+struct Writing {
+    hand_out: HandOut,
+    held: HeldBatch,
+    /// Takes the batch that comes next; used once.
+    upcoming: Option<oneshot::Sender<Arc<Batch>>>,
 }
 
 impl Writer {
@@ -28,5 +41,61 @@ impl Writer {
 
     pub(super) fn is_idle(&self) -> bool {
         self.writing.is_none() && !self.gone
+    }
+
+    pub(super) fn is_writing(&self) -> bool {
+        self.writing.is_some()
+    }
+
+    /// When the oldest entry of what it is writing came.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.writing.as_ref().map(|writing| writing.held.oldest)
+    }
+
+    /// Notes what it is given, and returns how it is told.
+    pub(super) fn begin(&mut self, hand_out: HandOut, held: HeldBatch) -> Flush {
+        let (sender, upcoming) = oneshot::channel();
+        let batch = Arc::clone(&held.batch);
+        self.writing = Some(Writing {
+            hand_out,
+            held,
+            upcoming: Some(sender),
+        });
+        Flush { batch, upcoming }
+    }
+
+    /// Takes back what it was given, if it was by this handing out.
+    pub(super) fn end(&mut self, hand_out: HandOut) -> Option<HeldBatch> {
+        let writing = self.writing.take_if(|of| of.hand_out == hand_out)?;
+        Some(writing.held)
+    }
+
+    /// Takes back what it was given, whenever.
+    pub(super) fn give_up(&mut self) -> Option<HeldBatch> {
+        self.writing.take().map(|writing| writing.held)
+    }
+
+    fn can_be_told(&self) -> bool {
+        let writing = self.writing.as_ref();
+        writing.is_some_and(|writing| writing.upcoming.is_some())
+    }
+
+    fn tell(&mut self, batch: Arc<Batch>) {
+        if let Some(upcoming) = self.writing.as_mut().and_then(|of| of.upcoming.take()) {
+            // A writer that has just answered needs no hint.
+            upcoming.send(batch).ok();
+        }
+    }
+}
+
+impl BatcherActor {
+    /// Tells one of the busy writers which batch comes next, once that is certain.
+    pub(super) fn announce_upcoming(&mut self) {
+        let mut writers = self.writers.iter_mut();
+        if let Some(writer) = writers.find(|writer| writer.can_be_told())
+            && let Some(batch) = self.queue.announce(Instant::now())
+        {
+            writer.tell(batch);
+        }
     }
 }

@@ -244,9 +244,9 @@ impl PostgresStore {
 impl EventStore for PostgresStore {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move {
-            let encoded = self.prepared.take(&batch);
             let write = async |connection: &mut Connection| {
-                write::write(connection, &batch, &encoded, self.clock.now()).await
+                let encoded = self.prepared.take(&batch);
+                write::write(connection, &batch, encoded, self.clock.now()).await
             };
             self.with_connection("write to", self.limit(), write).await
         })

@@ -9,7 +9,7 @@ use crate::store::RefusalReason;
 use crate::store::python_json::{write_array, write_object, write_string};
 
 /// Why the database does not take an event.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Refusal {
     /// Which entry of the batch.
     pub(super) index: usize,

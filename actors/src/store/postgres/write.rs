@@ -39,14 +39,32 @@ type NotWritten = (i32, Option<String>, Option<String>);
 pub(super) async fn write(
     connection: &mut Connection,
     batch: &Batch,
-    encoded: &Encoded,
+    encoded: Encoded,
     now: DateTime<Utc>,
 ) -> Result<Vec<Outcome>, Failure> {
     if batch.is_empty() {
         return Ok(Vec::new());
     }
-    let mut refused = encoded.refused.clone();
-    let not_written = store(connection, encoded, ResourceIds::new(now)).await?;
+    let Encoded {
+        arrays,
+        indexes,
+        num_resources,
+        repeats_ids,
+        mut refused,
+    } = encoded;
+    let not_written = if indexes.is_empty() {
+        connection.begin().await?;
+        Vec::new()
+    } else {
+        let ids = ResourceIds::new(now);
+        let ids: Vec<_> = (0..num_resources).map(|at| ids.get(at)).collect();
+        let call = StoreEvents {
+            arrays,
+            resource_ids: arrays::uuids(&ids),
+            expects_duplicates: connection.expects_duplicates || repeats_ids,
+        };
+        store(connection, call).await?
+    };
     let mut outcomes: Vec<_> = batch
         .entries()
         .iter()
@@ -57,7 +75,7 @@ pub(super) async fn write(
         .collect();
     let mut num_duplicates = 0;
     for (number, code, reason) in not_written {
-        let index = index_of(number, encoded)?;
+        let index = index_of(number, &indexes)?;
         match code {
             None => {
                 num_duplicates += 1;
@@ -80,31 +98,18 @@ pub(super) async fn write(
     keep(connection, batch, &refused, now).await?;
     failpoint::pass("postgres::before-commit");
     connection.commit().await?;
-    connection.expects_duplicates = num_duplicates * EXPECT_DUPLICATES_FROM > encoded.indexes.len();
+    connection.expects_duplicates = num_duplicates * EXPECT_DUPLICATES_FROM > indexes.len();
     Ok(outcomes)
 }
 
 /// Starts the transaction and writes the events.
-async fn store(
-    connection: &Connection,
-    encoded: &Encoded,
-    ids: ResourceIds,
-) -> Result<Vec<NotWritten>, Failure> {
+async fn store(connection: &Connection, call: StoreEvents) -> Result<Vec<NotWritten>, Failure> {
     let begin = begin(&connection.configure);
     let mut begin_on = &connection.pg;
-    if encoded.indexes.is_empty() {
-        begin_on.batch_execute(&begin).await?;
-        return Ok(Vec::new());
-    }
-    let resource_ids: Vec<_> = (0..encoded.num_resources).map(|at| ids.get(at)).collect();
-    let call = StoreEvents {
-        arrays: &encoded.arrays,
-        resource_ids: arrays::uuids(&resource_ids),
-        expects_duplicates: connection.expects_duplicates || encoded.repeats_ids,
-    };
     let mut call_on = &connection.pg;
     // Sent in this order. Should the first fail and the second not, events are committed that are
-    // told as not written; the next attempt finds them.
+    // told as not written; the next attempt finds them. The call's own copy of the batch is given up
+    // as soon as it is on its way.
     let (begun, written) = join(
         begin_on.batch_execute(&begin),
         call.load::<NotWritten>(&mut call_on),
@@ -114,10 +119,10 @@ async fn store(
     Ok(written?)
 }
 
-fn index_of(number: i32, encoded: &Encoded) -> Result<usize, Failure> {
+fn index_of(number: i32, indexes: &[usize]) -> Result<usize, Failure> {
     let index = usize::try_from(number - 1)
         .ok()
-        .and_then(|at| encoded.indexes.get(at));
+        .and_then(|at| indexes.get(at));
     index.copied().ok_or_else(|| {
         Failure::Unfit(
             "the function event_persister_store_v1 answered for an event that it was not given: \
@@ -154,22 +159,22 @@ async fn keep(
 }
 
 /// The call of the store function: always the same text, so that it is prepared once.
-struct StoreEvents<'a> {
-    arrays: &'a Arrays,
+struct StoreEvents {
+    arrays: Arrays,
     resource_ids: Column,
     expects_duplicates: bool,
 }
 
-impl QueryId for StoreEvents<'_> {
-    type QueryId = StoreEvents<'static>;
+impl QueryId for StoreEvents {
+    type QueryId = Self;
     const HAS_STATIC_QUERY_ID: bool = true;
 }
 
-impl Query for StoreEvents<'_> {
+impl Query for StoreEvents {
     type SqlType = (Integer, Nullable<Text>, Nullable<Text>);
 }
 
-impl QueryFragment<Pg> for StoreEvents<'_> {
+impl QueryFragment<Pg> for StoreEvents {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql("SELECT event_number, code, reason FROM event_persister_store_v1(");
         self.arrays.push_events(out.reborrow())?;
