@@ -109,6 +109,8 @@ impl Column {
         let num_rows = rows.len();
         let mut bytes = Vec::new();
         let written = header(&mut bytes, oid, num_rows, has_null).and_then(|()| write(&mut bytes));
+        // It grew by doubling, and may wait for its turn.
+        bytes.shrink_to_fit();
         Self {
             bytes: written.map(|()| bytes),
             num_rows,
