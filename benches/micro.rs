@@ -168,7 +168,7 @@ fn queue(criterion: &mut Criterion) {
                     credit.spend(source, chunk.len(), num_bytes.sum());
                     queue.push(source, chunk, true, now);
                 }
-                let Next::Write(held, _) = queue.next(now) else {
+                let Next::Write(held, _) = queue.next(now, false) else {
                     unreachable!("a full batch is handed out");
                 };
                 credit.give_back(held.batch.len(), held.batch.num_bytes());

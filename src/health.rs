@@ -29,7 +29,12 @@ async fn ask(config: &Config, question: Question) -> Result<String, String> {
     let Listen::At(address) = &config.http.listen else {
         return Err("http.listen is off, so there is nobody to ask".to_owned());
     };
-    let place = Place::resolve(address).map_err(|error| format!("{error:#}"))?;
+    let address = address.clone();
+    // Looking a name up blocks, and must not outlast the time-out.
+    let place = tokio::task::spawn_blocking(move || Place::resolve(&address)).await;
+    let place = place
+        .map_err(|error| error.to_string())?
+        .map_err(|error| format!("{error:#}"))?;
     let encrypted = config.http.tls.is_some();
     let scheme = if encrypted { "https" } else { "http" };
     let mut failure = String::new();

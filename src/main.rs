@@ -41,9 +41,9 @@ const FAILED: i32 = 1;
 const WRONG_USAGE: i32 = 2;
 
 fn main() {
+    memory::keep_once();
     // Ended so, rather than by returning, since a thread that waits for a terminal or a pipe would
     // hold the end of the runtime up.
-    memory::keep_once();
     std::process::exit(run());
 }
 

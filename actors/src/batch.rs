@@ -315,20 +315,32 @@ impl BatchQueue {
     }
 
     /// The next batch for a writer that is idle now.
-    pub fn next(&mut self, now: Instant) -> Next {
-        let mut wake = None;
+    ///
+    /// Of those that hold nothing up, the one that has waited longest since it was due goes first; with
+    /// `prefers_new` only where there is nothing new, so that ever so many of them keep nothing from
+    /// being tried.
+    pub fn next(&mut self, now: Instant, prefers_new: bool) -> Next {
+        let mut retry: Option<(Instant, BatchId)> = None;
+        let mut held_up_until = None;
         for (id, (held, not_before)) in &self.returned {
-            if *not_before <= now {
-                let id = *id;
-                return match self.returned.remove(&id) {
-                    Some((held, _)) => Next::Write(held, FlushReason::Retry),
-                    None => Next::Nothing,
-                };
-            }
             if held.holds_up_others() {
-                return Next::WaitUntil(*not_before);
+                if *not_before <= now {
+                    return self.retry(*id);
+                }
+                held_up_until = Some(*not_before);
+                break;
             }
-            wake = Some(wake.map_or(*not_before, |at: Instant| at.min(*not_before)));
+            let due = (*not_before, *id);
+            retry = Some(retry.map_or(due, |first| first.min(due)));
+        }
+        let is_passed_over = prefers_new && held_up_until.is_none() && self.has_new(now);
+        match retry {
+            Some((at, id)) if at <= now && !is_passed_over => return self.retry(id),
+            _ => {}
+        }
+        let wake = retry.map(|(at, _)| at);
+        if let Some(at) = held_up_until {
+            return Next::WaitUntil(wake.map_or(at, |wake| wake.min(at)));
         }
         if let Some((held, reason)) = self.upcoming.take() {
             return Next::Write(held, reason);
@@ -340,6 +352,18 @@ impl BatchQueue {
                 None => Next::Nothing,
             },
         }
+    }
+
+    fn retry(&mut self, id: BatchId) -> Next {
+        match self.returned.remove(&id) {
+            Some((held, _)) => Next::Write(held, FlushReason::Retry),
+            None => Next::Nothing,
+        }
+    }
+
+    /// Whether something is to be written that was never handed out.
+    fn has_new(&self, now: Instant) -> bool {
+        self.upcoming.is_some() || self.flush_reason(now).is_ok()
     }
 
     /// Tells, once, which batch goes out next, if that is certain before its turn: it is full, and none

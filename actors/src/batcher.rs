@@ -126,7 +126,7 @@ impl BatcherActor {
                 self.wake_at(at, ctx);
                 break;
             }
-            match self.queue.next(now) {
+            match self.queue.next(now, self.outage.prefers_new()) {
                 Next::Write(held, reason) => self.hand_out(index, held, reason, ctx),
                 Next::WaitUntil(at) => {
                     self.wake_at(at, ctx);
@@ -170,7 +170,8 @@ impl BatcherActor {
             reason.as_str(),
         );
         self.parts.metrics.batch_handed_out(reason, &held.batch);
-        self.outage.tried(Instant::now());
+        self.outage
+            .tried(Instant::now(), reason == FlushReason::Retry);
         self.hand_outs += 1;
         let hand_out = self.hand_outs;
         let flush = writer.begin(hand_out, held);

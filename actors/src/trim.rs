@@ -18,7 +18,7 @@ use crate::lifeline::Lifeline;
 use crate::messages::{Drain, Drained, Trim, TrimError, stops_when_retired};
 use crate::metrics::{Metrics, PassOutcome};
 use crate::status::{Component, error_chain};
-use crate::store::{Cutoffs, EventStore, TrimStep, Trimmed};
+use crate::store::{Cutoffs, EventStore, StoreError, TrimStep, Trimmed};
 
 mod steadiness;
 
@@ -84,7 +84,8 @@ pub fn cutoffs(settings: &TrimSettings, now: DateTime<Utc>) -> Result<Cutoffs, T
 /// One retention pass: bounded steps until nothing is left to remove.
 ///
 /// That others who need the same locks get their turn between two steps is the store's affair. Each
-/// step is told of at once, since what it removed stays removed whatever the next one does.
+/// step is told of at once, since what it removed stays removed whatever the next one does. A step
+/// that takes too long is made again with half as many events, down to an eighth.
 ///
 /// # Errors
 ///
@@ -95,9 +96,23 @@ pub async fn run_pass(
     batch_size: NonZeroUsize,
     mut removed: impl FnMut(&Trimmed),
 ) -> Result<Trimmed, TrimError> {
+    const MAX_HALVINGS: u32 = 3;
     let mut total = Trimmed::default();
+    let mut halvings = 0;
     loop {
-        match store.trim(cutoffs, batch_size).await? {
+        let max_events =
+            NonZeroUsize::new(batch_size.get() >> halvings).unwrap_or(NonZeroUsize::MIN);
+        let step = match store.trim(cutoffs, max_events).await {
+            Err(StoreError::TooSlow { what, .. }) if halvings < MAX_HALVINGS => {
+                halvings += 1;
+                log::warn!(
+                    "a step of retention took too long and is made with half as many events batch.len={max_events} error={what}"
+                );
+                continue;
+            }
+            step => step?,
+        };
+        match step {
             TrimStep::Removed(trimmed) => {
                 removed(&trimmed);
                 total += trimmed;

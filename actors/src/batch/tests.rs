@@ -56,10 +56,10 @@ fn flushes_by_size() {
     let mut queue = queue(3, 1_000);
     queue.push(SOURCE, deliveries(7), true, now);
     for _ in 0..2 {
-        let (held, reason) = write(queue.next(now));
+        let (held, reason) = write(queue.next(now, false));
         assert_eq!((held.batch.len(), reason), (3, FlushReason::MaxEvents));
     }
-    wait(queue.next(now));
+    wait(queue.next(now, false));
 }
 
 #[test]
@@ -68,13 +68,14 @@ fn flushes_by_bytes_and_lets_a_larger_event_go_alone() {
     let mut queue = queue(100, 25);
     queue.push(SOURCE, deliveries(3), true, now);
     queue.push(SOURCE, vec![delivery(3, 500), delivery(4, 10)], true, now);
-    let (held, reason) = write(queue.next(now));
+    let (held, reason) = write(queue.next(now, false));
     assert_eq!((held.batch.len(), reason), (2, FlushReason::MaxBytes));
-    let lens: Vec<_> = std::iter::from_fn(|| match queue.next(now + Duration::from_secs(1)) {
-        Next::Write(held, _) => Some((held.batch.len(), held.batch.num_bytes())),
-        Next::WaitUntil(_) | Next::Nothing => None,
-    })
-    .collect();
+    let lens: Vec<_> =
+        std::iter::from_fn(|| match queue.next(now + Duration::from_secs(1), false) {
+            Next::Write(held, _) => Some((held.batch.len(), held.batch.num_bytes())),
+            Next::WaitUntil(_) | Next::Nothing => None,
+        })
+        .collect();
     assert_eq!(lens, [(1, 10), (1, 500), (1, 10)]);
 }
 
@@ -83,8 +84,8 @@ fn flushes_at_once_when_the_source_has_no_more() {
     let now = Instant::now();
     let mut queue = queue(100, 1_000);
     queue.push(SOURCE, deliveries(1), false, now);
-    assert_eq!(write(queue.next(now)).1, FlushReason::SourceIdle);
-    assert!(matches!(queue.next(now), Next::Nothing));
+    assert_eq!(write(queue.next(now, false)).1, FlushReason::SourceIdle);
+    assert!(matches!(queue.next(now, false), Next::Nothing));
 }
 
 #[test]
@@ -93,8 +94,8 @@ fn flushes_by_linger_when_the_source_is_slow() {
     let mut queue = queue(100, 1_000);
     queue.push(SOURCE, deliveries(1), true, now);
     let lingered = now + Duration::from_millis(5);
-    assert_eq!(wait(queue.next(now)), lingered);
-    assert_eq!(write(queue.next(lingered)).1, FlushReason::Linger);
+    assert_eq!(wait(queue.next(now, false)), lingered);
+    assert_eq!(write(queue.next(lingered, false)).1, FlushReason::Linger);
 }
 
 #[test]
@@ -106,11 +107,11 @@ fn flushes_by_age_however_busy_the_source() {
         let now = start + step * number;
         queue.push(SOURCE, deliveries(1), true, now);
         if now < start + Duration::from_secs(1) {
-            wait(queue.next(now));
+            wait(queue.next(now, false));
         }
     }
     let aged = start + Duration::from_secs(1);
-    assert_eq!(write(queue.next(aged)).1, FlushReason::MaxAge);
+    assert_eq!(write(queue.next(aged, false)).1, FlushReason::MaxAge);
 }
 
 #[test]
@@ -119,7 +120,7 @@ fn drains_without_waiting() {
     let mut queue = queue(100, 1_000);
     queue.push(SOURCE, deliveries(1), true, now);
     queue.start_draining();
-    assert_eq!(write(queue.next(now)).1, FlushReason::Draining);
+    assert_eq!(write(queue.next(now, false)).1, FlushReason::Draining);
     assert!(queue.is_empty());
 }
 
@@ -128,12 +129,12 @@ fn tells_the_next_batch_once_and_only_when_it_is_full_and_none_came_back() {
     let now = Instant::now();
     let mut queue = queue(2, 1_000);
     queue.push(SOURCE, deliveries(5), false, now);
-    let (first, _) = write(queue.next(now));
+    let (first, _) = write(queue.next(now, false));
     let upcoming = queue.announce(now).unwrap();
     assert!(queue.announce(now).is_none(), "told twice");
     queue.put_back(first, now);
-    assert_eq!(write(queue.next(now)).0.batch.id, BatchId(1));
-    let (second, reason) = write(queue.next(now));
+    assert_eq!(write(queue.next(now, false)).0.batch.id, BatchId(1));
+    let (second, reason) = write(queue.next(now, false));
     assert!(Arc::ptr_eq(&upcoming, &second.batch));
     assert_eq!(reason, FlushReason::MaxEvents);
     assert!(queue.announce(now).is_none(), "one entry fills no batch");
@@ -147,15 +148,15 @@ fn a_returned_batch_goes_first_and_is_not_overtaken() {
     let now = Instant::now();
     let mut queue = queue(2, 1_000);
     queue.push(SOURCE, deliveries(6), false, now);
-    let (first, _) = write(queue.next(now));
-    let (second, _) = write(queue.next(now));
+    let (first, _) = write(queue.next(now, false));
+    let (second, _) = write(queue.next(now, false));
     let later = now + Duration::from_secs(3);
     queue.put_back(second, later);
     queue.put_back(first, later);
-    assert_eq!(wait(queue.next(now)), later);
+    assert_eq!(wait(queue.next(now, false)), later);
     queue.end_backoff(now);
     let order: Vec<_> = (0..3)
-        .map(|_| write(queue.next(now)))
+        .map(|_| write(queue.next(now, false)))
         .map(|(held, reason)| (held.batch.id.0, reason))
         .collect();
     assert_eq!(
@@ -173,18 +174,22 @@ fn a_batch_that_fails_again_and_again_holds_nothing_up() {
     let now = Instant::now();
     let mut queue = queue(2, 1_000);
     queue.push(SOURCE, deliveries(4), false, now);
-    let (mut first, _) = write(queue.next(now));
+    let (mut first, _) = write(queue.next(now, false));
     let later = now + Duration::from_secs(3);
     for failures in 1..3 {
         first.failures = failures;
         queue.put_back(first, later);
-        assert_eq!(wait(queue.next(now)), later, "after {failures} failures");
-        first = write(queue.next(later)).0;
+        assert_eq!(
+            wait(queue.next(now, false)),
+            later,
+            "after {failures} failures"
+        );
+        first = write(queue.next(later, false)).0;
     }
     first.failures = 3;
     queue.put_back(first, later);
-    assert_eq!(write(queue.next(now)).0.batch.id, BatchId(3));
-    assert_eq!(wait(queue.next(now)), later, "and is not forgotten");
+    assert_eq!(write(queue.next(now, false)).0.batch.id, BatchId(3));
+    assert_eq!(wait(queue.next(now, false)), later, "and is not forgotten");
 }
 
 #[test]
@@ -192,15 +197,36 @@ fn a_stubborn_batch_keeps_its_back_off_whatever_others_do() {
     let now = Instant::now();
     let mut queue = queue(2, 1_000);
     queue.push(SOURCE, deliveries(4), false, now);
-    let (mut first, _) = write(queue.next(now));
+    let (mut first, _) = write(queue.next(now, false));
     let later = now + Duration::from_secs(3);
     first.failures = 2;
     first.is_stubborn = true;
     queue.put_back(first, later);
     queue.end_backoff(now);
-    assert_eq!(write(queue.next(now)).0.batch.id, BatchId(3));
-    assert_eq!(wait(queue.next(now)), later);
-    assert_eq!(write(queue.next(later)).0.batch.id, BatchId(1));
+    assert_eq!(write(queue.next(now, false)).0.batch.id, BatchId(3));
+    assert_eq!(wait(queue.next(now, false)), later);
+    assert_eq!(write(queue.next(later, false)).0.batch.id, BatchId(1));
+}
+
+#[test]
+fn many_that_always_fail_take_turns_with_what_is_new() {
+    let now = Instant::now();
+    let mut queue = queue(1, 1_000);
+    queue.push(SOURCE, deliveries(4), false, now);
+    let failing: Vec<_> = (0..3).map(|_| write(queue.next(now, false)).0).collect();
+    for (mut held, waited) in failing.into_iter().zip([1, 3, 2]) {
+        held.failures = 3;
+        queue.put_back(held, now - Duration::from_millis(waited));
+    }
+    let mut ids = Vec::new();
+    for prefers_new in [false, true, true, false] {
+        ids.push(write(queue.next(now, prefers_new)).0.batch.id.0);
+    }
+    assert_eq!(
+        ids,
+        [2, 4, 3, 1],
+        "the longest due, the new one, the others"
+    );
 }
 
 #[test]
@@ -208,11 +234,11 @@ fn a_batch_that_takes_too_long_is_halved_down_to_single_entries() {
     let now = Instant::now();
     let mut queue = queue(8, 1_000);
     queue.push(SOURCE, deliveries(8), false, now);
-    let (whole, _) = write(queue.next(now));
+    let (whole, _) = write(queue.next(now, false));
     queue.put_back_in_halves(whole, now);
     let mut sizes = Vec::new();
     let mut receipts = Vec::new();
-    while let Next::Write(held, _) = queue.next(now) {
+    while let Next::Write(held, _) = queue.next(now, false) {
         sizes.push(held.batch.len());
         if held.batch.len() > 1 {
             queue.put_back_in_halves(held, now);
@@ -229,11 +255,11 @@ fn new_batches_are_small_after_one_took_too_long_and_grow_again() {
     let now = Instant::now();
     let mut queue = queue(8, 1_000);
     queue.push(SOURCE, deliveries(100), false, now);
-    let (whole, _) = write(queue.next(now));
+    let (whole, _) = write(queue.next(now, false));
     queue.put_back_in_halves(whole, now);
     let lens: Vec<_> = (0..9)
         .map(|_| {
-            let (held, _) = write(queue.next(now));
+            let (held, _) = write(queue.next(now, false));
             queue.grow();
             held.batch.len()
         })
@@ -247,7 +273,9 @@ enum Step {
         sizes: Vec<usize>,
         more_ready: bool,
     },
-    Next,
+    Next {
+        prefers_new: bool,
+    },
     Upcoming,
     PutBack {
         which: usize,
@@ -268,7 +296,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (prop::collection::vec(0_usize..60, 0..9), any::<bool>())
             .prop_map(|(sizes, more_ready)| Step::Push { sizes, more_ready }),
-        4 => Just(Step::Next),
+        4 => any::<bool>().prop_map(|prefers_new| Step::Next { prefers_new }),
         2 => Just(Step::Upcoming),
         2 => (any::<usize>(), 0_u64..3_000, any::<bool>(), any::<bool>())
             .prop_map(|(which, after_millis, is_stubborn, in_halves)| {
@@ -305,7 +333,7 @@ impl Game {
                 let chunk = chunk.collect();
                 self.queue.push(SOURCE, chunk, more_ready, self.now);
             }
-            Step::Next => self.next()?,
+            Step::Next { prefers_new } => self.next(prefers_new)?,
             Step::Upcoming => {
                 let upcoming = self.queue.announce(self.now);
                 prop_assert!(upcoming.is_none() || self.upcoming.is_none(), "told two");
@@ -346,8 +374,8 @@ impl Game {
         Ok(())
     }
 
-    fn next(&mut self) -> Result<(), TestCaseError> {
-        let (held, reason) = match self.queue.next(self.now) {
+    fn next(&mut self, prefers_new: bool) -> Result<(), TestCaseError> {
+        let (held, reason) = match self.queue.next(self.now, prefers_new) {
             Next::Write(held, reason) => (held, reason),
             Next::WaitUntil(at) => {
                 prop_assert!(at > self.now, "told to wait for what is due");
@@ -409,7 +437,7 @@ proptest! {
         game.queue.start_draining();
         game.now += Duration::from_secs(10);
         while !game.queue.is_empty() {
-            game.next()?;
+            game.next(false)?;
         }
         for held in game.out {
             game.committed.extend(held.receipts.iter().map(|(_, receipt)| receipt.0));

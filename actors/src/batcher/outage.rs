@@ -22,6 +22,8 @@ pub(super) struct Outage {
     /// In a row, whichever batches they were.
     failures: u32,
     last_attempt: Option<Instant>,
+    /// Whether that was one that had failed before.
+    was_retry: bool,
 }
 
 impl Outage {
@@ -30,12 +32,14 @@ impl Outage {
             pace: backoff.cap / ATTEMPTS_IN_A_BACKOFF,
             failures: 0,
             last_attempt: None,
+            was_retry: false,
         }
     }
 
     /// A batch is handed out.
-    pub(super) fn tried(&mut self, now: Instant) {
+    pub(super) fn tried(&mut self, now: Instant, is_retry: bool) {
         self.last_attempt = Some(now);
+        self.was_retry = is_retry;
     }
 
     /// It could not be written.
@@ -46,6 +50,12 @@ impl Outage {
     /// One was written: all others may go out at once.
     pub(super) fn ended(&mut self) {
         self.failures = 0;
+    }
+
+    /// Whether it is the turn of what was never tried. If it is not the store that fails, but many batches
+    /// of their own, these would take all the attempts that there are.
+    pub(super) fn prefers_new(&self) -> bool {
+        self.failures >= PATIENCE && self.was_retry
     }
 
     /// Whether a batch may go out now, or else when.

@@ -23,14 +23,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
+use tokio::time::Instant;
 
 use self::connection::Connection;
-use self::encoded::Prepared;
 use self::failure::Failure;
 pub use self::halves::HalfEvents;
 pub use self::inspection::Needs;
 pub use self::schema::ServerInfo;
 pub use self::settings::{InvalidUrl, PostgresSettings, TlsMode, TlsSettings};
+use self::together::Together;
 use self::trim::Resume;
 use crate::batch::Batch;
 use crate::clock::Clock;
@@ -54,6 +55,7 @@ mod rows;
 mod schema;
 mod settings;
 mod tls;
+mod together;
 mod trim;
 mod write;
 
@@ -64,7 +66,7 @@ const GRACE: Duration = Duration::from_secs(10);
 pub struct PostgresStore {
     settings: Arc<PostgresSettings>,
     clock: Arc<dyn Clock>,
-    prepared: Arc<Prepared>,
+    together: Arc<Together>,
     idle: Mutex<Option<Connection>>,
     resume: Mutex<Resume>,
 }
@@ -78,22 +80,22 @@ impl PostgresStore {
     /// Opens stores with the same settings, which write what one of them has made ready.
     pub fn open_store(settings: PostgresSettings, clock: Arc<dyn Clock>) -> OpenStore {
         let settings = Arc::new(settings);
-        let prepared = Arc::<Prepared>::default();
+        let together = Arc::<Together>::default();
         Arc::new(move || {
             let (settings, clock) = (Arc::clone(&settings), Arc::clone(&clock));
-            Arc::new(Self::sharing(settings, clock, Arc::clone(&prepared)))
+            Arc::new(Self::sharing(settings, clock, Arc::clone(&together)))
         })
     }
 
     fn sharing(
         settings: Arc<PostgresSettings>,
         clock: Arc<dyn Clock>,
-        prepared: Arc<Prepared>,
+        together: Arc<Together>,
     ) -> Self {
         Self {
             settings,
             clock,
-            prepared,
+            together,
             idle: Mutex::new(None),
             resume: Mutex::new(None),
         }
@@ -245,15 +247,18 @@ impl EventStore for PostgresStore {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move {
             let write = async |connection: &mut Connection| {
-                let encoded = self.prepared.take(&batch);
-                write::write(connection, &batch, encoded, self.clock.now()).await
+                let encoded = self.together.prepared.take(&batch);
+                let written = write::write(connection, &batch, encoded, self.clock.now()).await;
+                self.together.writes();
+                written
             };
+            self.together.writes();
             self.with_connection("write to", self.limit(), write).await
         })
     }
 
     fn prepare(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, ()> {
-        Box::pin(self.prepared.prepare(batch))
+        Box::pin(self.together.prepared.prepare(batch))
     }
 
     fn trim<'a>(
@@ -263,6 +268,13 @@ impl EventStore for PostgresStore {
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
         Box::pin(async move {
             cutoffs.refuse_future(self.clock.now())?;
+            let is_gentle = self.together.are_writing();
+            let max_events = if is_gentle {
+                max_events.min(trim::GENTLE)
+            } else {
+                max_events
+            };
+            let started = Instant::now();
             let resume = self.lock_resume().take();
             let trim = async |connection: &mut Connection| {
                 let mut resume = resume;
@@ -273,6 +285,9 @@ impl EventStore for PostgresStore {
             let limit = self.limit();
             let (step, resume) = self.with_connection("trim", limit, trim).await?;
             *self.lock_resume() = resume;
+            if is_gentle && matches!(step, TrimStep::Removed(_)) {
+                tokio::time::sleep(started.elapsed().mul_f64(trim::REST)).await;
+            }
             Ok(step)
         })
     }
@@ -302,7 +317,7 @@ impl EventStore for PostgresStore {
 
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         drop(self.lock_idle().take());
-        self.prepared.clear();
+        self.together.prepared.clear();
         Box::pin(async { Ok(()) })
     }
 }

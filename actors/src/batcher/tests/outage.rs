@@ -1,4 +1,4 @@
-//! What a batcher does while nothing can be written.
+//! What a batcher does while nothing, or next to nothing, can be written.
 
 use super::*;
 
@@ -29,4 +29,31 @@ async fn attempts_do_not_add_up_in_an_outage_and_its_end_frees_all() {
     }
     let took = back_at.elapsed();
     assert!(took < Duration::from_millis(600), "{took:?}");
+}
+
+#[actix::test]
+async fn many_batches_that_always_fail_keep_no_other_from_being_written() {
+    let mut bench = Bench::start(1, 1).await;
+    let mut num_failed = 0;
+    for number in 0..20 {
+        drop(bench.enqueue(number..number + 1, false));
+    }
+    while num_failed < 400 {
+        let flush = bench.flush(0).await;
+        num_failed += 1;
+        flush.answer(Err(StoreError::unavailable("always")));
+    }
+    drop(bench.enqueue(20..21, false));
+    let mut num_before = 0;
+    loop {
+        let flush = bench.flush(0).await;
+        if positions(&flush) == ["20"] {
+            commit(flush);
+            break;
+        }
+        num_before += 1;
+        flush.answer(Err(StoreError::unavailable("always")));
+    }
+    assert!(num_before <= 2, "{num_before} attempts came before it");
+    assert_eq!(bench.acknowledged().await, [20]);
 }

@@ -1,6 +1,6 @@
 //! A batch as it is sent, and the one that was made so before its turn.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::arrays::Arrays;
 use super::rows::{Refusal, Rows};
@@ -34,7 +34,14 @@ impl Encoded {
 /// The batch that was made ready last; shared by stores that were opened together, since any of them
 /// may get to write it.
 #[derive(Default)]
-pub(super) struct Prepared(Mutex<Option<(Arc<Batch>, Encoded)>>);
+pub(super) struct Prepared(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    ready: Option<(Arc<Batch>, Encoded)>,
+    /// The batch that was asked for last: what comes too late for it is of no use.
+    taken: Weak<Batch>,
+}
 
 impl Prepared {
     /// Makes a batch ready where others need not wait for it. It takes the place of the one before,
@@ -48,18 +55,32 @@ impl Prepared {
 
     /// The batch as it is sent; taken from here if it is this one that was made ready.
     pub(super) fn take(&self, batch: &Arc<Batch>) -> Encoded {
-        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = slot.take_if(|(of, _)| Arc::ptr_eq(of, batch));
-        drop(slot);
-        taken.map_or_else(|| Encoded::new(batch), |(_, encoded)| encoded)
+        let mut state = self.lock();
+        state.taken = Arc::downgrade(batch);
+        let ready = state.ready.take_if(|(of, _)| Arc::ptr_eq(of, batch));
+        drop(state);
+        ready.map_or_else(|| Encoded::new(batch), |(_, encoded)| encoded)
     }
 
     pub(super) fn clear(&self) {
-        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let ready = self.lock().ready.take();
+        drop(ready);
     }
 
     fn set(&self, encoded: Encoded, batch: Arc<Batch>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((batch, encoded));
+        let mut state = self.lock();
+        let is_too_late = state.taken.as_ptr() == Arc::as_ptr(&batch);
+        let before = if is_too_late {
+            None
+        } else {
+            state.ready.replace((batch, encoded))
+        };
+        drop(state);
+        drop(before);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -79,7 +100,7 @@ mod tests {
     #[actix::test]
     async fn gives_what_was_made_ready_to_its_own_batch_and_once() {
         let prepared = Arc::<Prepared>::default();
-        let is_there = || prepared.0.lock().unwrap().is_some();
+        let is_there = || prepared.lock().ready.is_some();
         let (ready, other) = (batch(3), batch(2));
         prepared.prepare(Arc::clone(&ready)).await;
         assert_eq!(prepared.take(&other).indexes.len(), 2);
@@ -87,6 +108,8 @@ mod tests {
         assert_eq!(prepared.take(&ready).indexes.len(), 3);
         assert!(!is_there());
         assert_eq!(prepared.take(&ready).indexes.len(), 3, "made again");
+        prepared.prepare(Arc::clone(&ready)).await;
+        assert!(!is_there(), "kept although it came too late");
     }
 
     #[actix::test]

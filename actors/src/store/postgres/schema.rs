@@ -137,7 +137,9 @@ const FIND: &str = "SELECT \
     to_regclass('events') IS NOT NULL AS events, \
     to_regclass('alembic_version') IS NOT NULL AS alembic, \
     to_regclass('event_persister_dead_letters') IS NOT NULL AS letters, \
-    to_regproc('event_persister_store_v1') IS NOT NULL AS function, \
+    EXISTS (SELECT FROM pg_catalog.pg_proc \
+        WHERE oid = to_regproc('event_persister_store_v1')::oid AND 'r_ids' = ANY (proargnames)) \
+        AS function, \
     to_regclass('__diesel_schema_migrations') IS NOT NULL AS versions, \
     current_setting('server_encoding') = 'UTF8' AS utf8";
 
@@ -334,8 +336,10 @@ pub(super) async fn check_shape(
     }
     if !found.function {
         return Err(Failure::Unfit(format!(
-            "{place} has no function event_persister_store_v1, or several: look for it in the schemas \
-             of the search path, then run `event-persister migrate`"
+            "{place} has no function event_persister_store_v1, or several, or one of a build before the \
+             first release: look for it in the schemas of the search path, drop what is there together \
+             with its row 00000000000102 in __diesel_schema_migrations, then run \
+             `event-persister migrate`"
         )));
     }
     Ok(true)

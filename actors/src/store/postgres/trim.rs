@@ -24,6 +24,12 @@ use super::failure::Failure;
 use super::schema::{event_resources, events};
 use crate::store::{Cutoffs, TrimStep, Trimmed};
 
+/// Events that a step removes at most while batches are written: a commit waits until all that was
+/// logged before it, also by others, is on disk.
+pub(super) const GENTLE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(999);
+/// How long to rest after such a step, of the time that it took.
+pub(super) const REST: f64 = 0.5;
+
 /// Where the next search goes on among events without a cutoff of their own.
 ///
 /// Names that are kept longer leave rows behind the default cutoff; without this every step would
