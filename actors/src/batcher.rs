@@ -5,7 +5,7 @@
 //! A batch that failed goes back to the front, in order, until it is written, in halves if it took
 //! too long; while its back-off
 //! lasts, nothing newer overtakes it, unless it is the only one that fails. However many fail,
-//! their attempts do not add up ([`Outage`] spaces them). A writer that dies
+//! their attempts do not add up (`Outage` spaces them). A writer that dies
 //! loses nothing: its batch is still here.
 //! While the database refuses nearly everything, reading pauses: no permits are granted, and one
 //! batch a back-off goes out as a probe ([`Refusals`] decides). What is held stays held, bounded by
