@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use chrono::{DateTime, TimeDelta, Utc};
 use event_persister_actors::clock::Clock;
 use event_persister_actors::store::postgres::HalfEvents;
-use event_persister_actors::store::{Cutoffs, EventStore as _, TrimStep, Trimmed};
+use event_persister_actors::store::{Cutoffs, EventStore, TrimStep, Trimmed};
 
 use super::*;
 
@@ -73,6 +73,34 @@ async fn two_trimmers_remove_everything_once() {
     let (mut total, other) = tokio::join!(trim(&one), trim(&two));
     total += other;
     assert_eq!((total.events, total.resources), (300, 600));
+}
+
+#[actix::test]
+async fn steps_are_small_while_batches_are_written() {
+    let (database, _) = migrated().await;
+    let open = PostgresStore::open_store(database.settings(), Arc::new(SystemClock));
+    let (writer, trimmer) = (open(), open());
+    let write = async |num| {
+        let old = of_events((0..num).map(|_| aged(9)));
+        writer.write(old).await.unwrap();
+    };
+    let cutoffs = cutoffs(SystemClock.now() - TimeDelta::days(7));
+    let many = NonZeroUsize::new(5_000).unwrap();
+    let removed = async |store: &dyn EventStore| match store.trim(&cutoffs, many).await.unwrap() {
+        TrimStep::Removed(trimmed) => trimmed.events,
+        other => panic!("{other:?}"),
+    };
+    write(1_500).await;
+    assert_eq!(removed(&*trimmer).await, 1_000);
+    write(500).await;
+    let knows_of_no_writer = store(database.settings());
+    assert_eq!(
+        removed(&knows_of_no_writer).await,
+        1_000,
+        "all that is left"
+    );
+    write(1_500).await;
+    assert_eq!(removed(&knows_of_no_writer).await, 1_500);
 }
 
 /// A clock that runs ahead of the server's.
