@@ -28,7 +28,7 @@ use crate::store::{Cutoffs, TrimStep, Trimmed};
 /// logged before it, also by others, is on disk.
 pub(super) const GENTLE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(999);
 /// How long to rest after such a step, of the time that it took.
-pub(super) const REST: f64 = 0.5;
+pub(super) const REST: f64 = 1.0;
 
 /// Where the next search goes on among events without a cutoff of their own.
 ///
