@@ -9,8 +9,21 @@
 /// needs no memory and changes nothing: no entry has that id. If nobody could move the guard, nobody
 /// could trim, and memory would stay full.
 macro_rules! though_full {
-    ($script:literal) => {
-        concat!("redis.pcall('XACK', KEYS[1], ARGV[1], '0-0')", $script)
+    ($($script:tt)+) => {
+        concat!("redis.pcall('XACK', KEYS[1], ARGV[1], '0-0')", $($script)+)
+    };
+}
+
+/// A function for scripts: what XINFO answers as a list of names and values, as a table.
+macro_rules! named {
+    () => {
+        "
+local function named(list)
+  local map = {}
+  for i = 1, #list, 2 do map[list[i]] = list[i + 1] end
+  return map
+end
+"
     };
 }
 
@@ -19,14 +32,9 @@ macro_rules! though_full {
 /// A group at `0-0` counts for nothing there, and one that is made without `ENTRIESREAD` cannot
 /// tell what it lost. Answers whether the guard was made, the group made, the group moved.
 pub(super) const MAKE_GROUPS: &str = though_full!(
+    named!(),
     r#"
 local stream, group, guard = KEYS[1], ARGV[1], ARGV[2]
-
-local function named(list)
-  local map = {}
-  for i = 1, #list, 2 do map[list[i]] = list[i + 1] end
-  return map
-end
 
 local standing = {}
 if redis.call('EXISTS', stream) == 1 then
@@ -130,14 +138,9 @@ return {position}
 ///
 /// Answers whether the number is known so, and then how many are missing.
 pub(super) const RECORD_READ: &str = though_full!(
+    named!(),
     r#"
 local stream, group = KEYS[1], ARGV[1]
-
-local function named(list)
-  local map = {}
-  for i = 1, #list, 2 do map[list[i]] = list[i + 1] end
-  return map
-end
 
 local info = redis.pcall('XINFO', 'STREAM', stream)
 if info.err then return info end
@@ -171,14 +174,10 @@ return {0, 0}
 /// the group read is gone too, what is missing was never read. Before 7.0 it does not count. After a
 /// restart from its append-only file, or on a replica that took over, it knows of no reads since the
 /// last [`RECORD_READ`], and this counts as many too many, unless the group was given everything.
-pub(super) const COUNT_LOSSES: &str = r#"
+pub(super) const COUNT_LOSSES: &str = concat!(
+    named!(),
+    r#"
 local stream, group = KEYS[1], ARGV[1]
-
-local function named(list)
-  local map = {}
-  for i = 1, #list, 2 do map[list[i]] = list[i + 1] end
-  return map
-end
 
 local function parts(id)
   local millis, number = string.match(id, '^(%d+)%-(%d+)$')
@@ -223,7 +222,8 @@ if not target then return {0} end
 local set = redis.pcall('XGROUP', 'SETID', stream, group, target, 'ENTRIESREAD', string.format('%.0f', removed))
 if set.err then return set end
 return {lost}
-"#;
+"#
+);
 
 /// Answers the id of the first entry behind a given one, without its text.
 pub(super) const FIRST_BEHIND: &str = r#"
