@@ -67,10 +67,12 @@ pub(super) struct NewEntries {
 
 /// What the script that reads within a number of bytes has taken.
 pub(super) fn read_within(reply: Value) -> RedisResult<NewEntries> {
-    let mut parts = array(reply)?.into_iter();
-    let more = number(parts.next().unwrap_or(Value::Nil))? > 0;
-    let entries = entries_read(parts.next().unwrap_or(Value::Nil))?;
-    Ok(NewEntries { more, entries })
+    let [more, entries] = fixed(reply)?;
+    let entries = array(entries)?.into_iter().map(raw_entry);
+    Ok(NewEntries {
+        more: number(more)? > 0,
+        entries: entries.collect::<RedisResult<_>>()?,
+    })
 }
 
 /// Entries of the stream, and the ids of those that are pending.

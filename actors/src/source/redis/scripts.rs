@@ -294,43 +294,61 @@ end
 }
 
 /// Takes new entries for a consumer, as many as stay within a number of bytes, but at least one.
-/// Answers whether there was more, then what XREADGROUP answers.
+/// Answers whether there was more, and the entries.
 ///
-/// What XREADGROUP has handed out cannot be given back, so sizes are looked at first, and the entries
-/// taken in the same step. Then it is written down how much was read, as by [`RECORD_READ`], which the
-/// keeper does again, and tells of failures: so one here must not cost the entries.
+/// What is handed out cannot be given back, so sizes are looked at first, and the entries taken in the
+/// same step. XREADGROUP would bring their texts a second time; XCLAIM takes them by their ids, as new
+/// ones, and moves the group behind the last. What XREADGROUP would count is counted here, and written
+/// down as by [`RECORD_READ`]: where it was unknown it is so again once the group was given everything.
+/// The keeper does that again, and tells of failures: so one here must not cost the entries.
 pub(super) const READ_WITHIN: &str = with_within!(
     r#"
 local consumer, count, max_bytes = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
+local function pairs_of(list)
+  local map = {}
+  for i = 1, #list, 2 do map[list[i]] = list[i + 1] end
+  return map
+end
+
 local function ours()
   local groups = redis.pcall('XINFO', 'GROUPS', stream)
-  if groups.err then return {} end
+  if groups.err then return groups end
   for _, list in ipairs(groups) do
-    local info = {}
-    for i = 1, #list, 2 do info[list[i]] = list[i + 1] end
+    local info = pairs_of(list)
     if info['name'] == group then return info end
   end
-  return {}
+  return {err = 'NOGROUP No such consumer group ' .. group}
 end
 
-local function read(num, more)
-  local read = redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', num, 'STREAMS', stream, '>')
-  if type(read) == 'table' and read.err then return read end
-  local now = ours()
-  if now['entries-read'] then
-    redis.pcall('XGROUP', 'SETID', stream, group, now['last-delivered-id'],
-      'ENTRIESREAD', string.format('%.0f', now['entries-read']))
-  end
-  return {more, read}
-end
-
-local last = ours()['last-delivered-id']
-if not last then return read(1, 1) end
-local entries, more = within(last, '+', count, max_bytes)
+local before = ours()
+if before.err then return before end
+local entries, more = within(before['last-delivered-id'], '+', count, max_bytes)
 if entries.err then return entries end
-if #entries == 0 then return {0} end
-return read(#entries, more and 1 or 0)
+if #entries == 0 then return {0, entries} end
+
+local last = entries[#entries][1]
+local taking = {'XCLAIM', stream, group, consumer, 0}
+for _, entry in ipairs(entries) do table.insert(taking, entry[1]) end
+for _, option in ipairs({'FORCE', 'JUSTID', 'RETRYCOUNT', 1, 'LASTID', last}) do
+  table.insert(taking, option)
+end
+local taken = redis.pcall(unpack(taking))
+if taken.err then return taken end
+if #taken ~= #entries then return redis.error_reply('ERR XCLAIM took other entries than it was told to') end
+
+-- Redis before 7.0 does not count, and names no number.
+local num_read = before['entries-read']
+if num_read then
+  num_read = num_read + #entries
+elseif num_read == false then
+  local info = pairs_of(redis.call('XINFO', 'STREAM', stream))
+  if info['last-generated-id'] == last then num_read = info['entries-added'] end
+end
+if num_read then
+  redis.pcall('XGROUP', 'SETID', stream, group, last, 'ENTRIESREAD', string.format('%.0f', num_read))
+end
+return {more and 1 or 0, entries}
 "#
 );
 
