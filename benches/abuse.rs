@@ -1,8 +1,10 @@
-//! What abuse of the listener costs those who mean well: how many events a second two of them post
-//! into SQLite without it and with it, in turns. The ratio should be at least 0.9.
+//! What abuse of the listener costs those who mean well, without it and with it, in turns: how many
+//! events a second two of them post into SQLite, and how many get from Redis into PostgreSQL. The
+//! ratio should be at least 0.9.
 //!
-//! `cargo bench --bench abuse`; those who abuse run on the same machine, and their own work counts
-//! against the ratio.
+//! `cargo bench --features service-tests --bench abuse`; `BENCH_ROUNDS` (7), and for the way from Redis
+//! `BENCH_EVENTS` (50,000) and `BENCH_EVENTS_FILE`. Those who abuse run on the same machine, and their
+//! own work counts against the ratio.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,8 +15,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use event_persister_actors::clock::{Clock as _, SystemClock};
 use futures_util::future::join_all;
+use tokio::runtime::Runtime;
 use tokio::time::Instant;
+
+#[allow(dead_code, reason = "other benchmarks need more of it")]
+#[path = "support/kit.rs"]
+mod kit;
 
 #[allow(dead_code, reason = "tests need more of it")]
 #[path = "../tests/it/support"]
@@ -27,15 +35,18 @@ mod support {
     pub(crate) mod socket;
 }
 
-use support::abuse::Abuse;
+use kit::load::{Load, Message};
+use kit::servers::Servers;
+use kit::{persister, settings, usage};
+use support::abuse::{Abuse, Refused};
 use support::binary::Folder;
 use support::events::{events, list};
 use support::server::Server;
 
-const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_secs(6);
 const NUM_CLIENTS: usize = 2;
 const EVENTS_IN_A_LIST: usize = 200;
+const AUTH_STRING: (&str, &str) = ("EVENT_PERSISTER_HTTP_AUTH_STRING", "admin:right");
 
 /// Posts one list after the other on a connection of its own; the number of events stored.
 async fn post_until(server: &Server, until: Instant) -> usize {
@@ -58,39 +69,104 @@ async fn post_until(server: &Server, until: Instant) -> usize {
 }
 
 /// Events a second.
-async fn measure(server: &Server) -> f64 {
+async fn posted(server: &Server) -> f64 {
     let started = Instant::now();
     let clients = (0..NUM_CLIENTS).map(|_| post_until(server, started + ROUND));
     let num: usize = join_all(clients).await.iter().sum();
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-    let num = num as f64;
-    num / started.elapsed().as_secs_f64()
+    num as f64 / started.elapsed().as_secs_f64()
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() {
-    let folder = Folder::new();
-    let secret = ("EVENT_PERSISTER_HTTP_AUTH_STRING", "admin:right");
-    let server = Arc::new(Server::start(&folder, &[secret]).ready().await);
-    let mut ratios = Vec::new();
-    println!("round      without         with   ratio");
-    // The first round warms up.
-    for round in 0..=ROUNDS {
-        let without = measure(&server).await;
-        let abuse = Abuse::of(server.address());
-        let with = measure(&server).await;
+/// What all rounds of one way came to.
+#[derive(Default)]
+struct Ratios(Vec<f64>);
+
+impl Ratios {
+    /// The first round, which warms up, does not count.
+    fn push(&mut self, round: usize, without: f64, with: f64, remark: &str) {
         if round > 0 {
-            let refused = &abuse.refused;
-            println!(
-                "{round:>5} {without:>10.0}/s {with:>10.0}/s {:>7.2}  {refused:?}",
-                with / without
-            );
-            ratios.push(with / without);
+            let ratio = with / without;
+            println!("{round:>5} {without:>10.0}/s {with:>10.0}/s {ratio:>7.2}  {remark}");
+            self.0.push(ratio);
         }
-        drop(abuse);
     }
-    ratios.sort_by(f64::total_cmp);
-    println!("median ratio {:.2}", ratios[ratios.len() / 2]);
-    println!("peak memory  {} MiB", server.peak_memory());
+
+    fn print(mut self, peak_memory: f64) {
+        self.0.sort_by(f64::total_cmp);
+        println!("median ratio {:.2}", self.0[self.0.len() / 2]);
+        println!("peak memory  {peak_memory:.0} MiB\n");
+    }
+}
+
+fn head(way: &str) {
+    println!("{way}\nround      without         with   ratio");
+}
+
+/// Those who abuse cost processor time of this machine too.
+fn remark(cost: Duration, refused: &Refused) -> String {
+    format!("abusers' CPU {:.1} s, {refused:?}", cost.as_secs_f64())
+}
+
+fn from_http(runtime: &Runtime, num_rounds: usize) {
+    head("HTTP into SQLite");
+    let folder = Folder::new();
+    let start = async { Server::start(&folder, &[AUTH_STRING]).ready().await };
+    let server = runtime.block_on(start);
+    let mut ratios = Ratios::default();
+    for round in 0..=num_rounds {
+        let (before, without) = (usage::own(), runtime.block_on(posted(&server)));
+        let between = usage::own();
+        let abuse = Abuse::of(server.address());
+        let with = runtime.block_on(posted(&server));
+        // The clients that mean well run in this process too.
+        let cost = (usage::own() - between).saturating_sub(between - before);
+        ratios.push(round, without, with, &remark(cost, &abuse.refused));
+    }
+    ratios.print(server.peak_memory() as f64);
     server.terminate().in_good_order();
+}
+
+/// From the start of the process to the last acknowledgement, as `pipeline` measures it.
+fn from_redis(num_rounds: usize) {
+    head("Redis into PostgreSQL");
+    let file = settings::events_file();
+    let mut load = Load::new(file.as_deref(), SystemClock.now());
+    let messages = load.take(settings::number("BENCH_EVENTS", 50_000));
+    let servers = Servers::start();
+    let mut ratios = Ratios::default();
+    let mut peak_memory = 0_f64;
+    for round in 0..=num_rounds {
+        let (without, _, _) = drained(&servers, &messages, |_| ());
+        let mut refused = Arc::default();
+        let (with, peak, cost) = drained(&servers, &messages, |persister| {
+            let abuse = Abuse::of(&persister.address());
+            refused = Arc::clone(&abuse.refused);
+            abuse
+        });
+        peak_memory = peak_memory.max(peak);
+        ratios.push(round, without, with, &remark(cost, &refused));
+    }
+    ratios.print(peak_memory);
+}
+
+/// Events a second, peak memory, and the processor time of this process.
+fn drained<T>(
+    servers: &Servers,
+    messages: &[Message],
+    beside: impl FnOnce(&persister::Persister) -> T,
+) -> (f64, f64, Duration) {
+    let database = servers.fresh_database("bench");
+    servers.filled_stream(messages);
+    let before = usage::own();
+    let run = persister::run_beside(&servers.redis, &database, &[AUTH_STRING], beside);
+    let rate = messages.len() as f64 / run.took.as_secs_f64();
+    (rate, run.peak_memory, usage::own().saturating_sub(before))
+}
+
+fn main() {
+    let num_rounds = settings::number("BENCH_ROUNDS", 7);
+    let runtime = Runtime::new().unwrap();
+    // Those who abuse run on it, wherever they are sent off.
+    let _entered = runtime.enter();
+    from_http(&runtime, num_rounds);
+    from_redis(num_rounds);
 }

@@ -19,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is asked whether it is ready.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
+/// What it wants to see where its auth string is `admin:right`.
+const AUTHORIZATION: &str = "Basic YWRtaW46cmlnaHQ=";
+
 fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_event-persister"));
     command.env_clear().stdin(Stdio::null());
@@ -77,6 +80,10 @@ impl Persister {
         }
     }
 
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
@@ -91,7 +98,14 @@ impl Persister {
 
     /// Its numbers as they are now.
     pub(crate) fn metrics(&self) -> Metrics {
-        Metrics(self.get("/metrics").unwrap())
+        let started = Instant::now();
+        loop {
+            if let Some(text) = self.get("/metrics") {
+                return Metrics(text);
+            }
+            assert!(started.elapsed() < PATIENCE, "no metrics: {}", self.log());
+            std::thread::sleep(LOOK_EVERY);
+        }
     }
 
     /// Waits until it is ready.
@@ -106,7 +120,7 @@ impl Persister {
     /// The body of a 200.
     fn get(&self, path: &str) -> Option<String> {
         let mut connection = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.0\r\nauthorization: {AUTHORIZATION}\r\n\r\n");
         connection.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();
         connection.read_to_string(&mut answer).ok()?;
@@ -136,13 +150,25 @@ impl Drop for Persister {
 
 /// Starts it before a stream that is full, and ends it once all is acknowledged.
 pub(crate) fn run(redis: &RedisServer, database: &Database, num_writers: usize) -> Run {
-    let mut watch = Watch::start(redis, "event-persister");
     let num_writers = num_writers.to_string();
     let variables = [("EVENT_PERSISTER_WRITERS", num_writers.as_str())];
+    run_beside(redis, database, &variables, |_| ())
+}
+
+/// The same beside something that begins as soon as it is started, and is told its address.
+pub(crate) fn run_beside<T>(
+    redis: &RedisServer,
+    database: &Database,
+    variables: &[(&str, &str)],
+    beside: impl FnOnce(&Persister) -> T,
+) -> Run {
+    let mut watch = Watch::start(redis, "event-persister");
     let started = Instant::now();
-    let persister = Persister::start(redis, database, &variables);
+    let persister = Persister::start(redis, database, variables);
+    let beside = beside(&persister);
     watch.until_settled(|| persister.log());
     let took = started.elapsed();
+    drop(beside);
     let run = Run {
         took,
         processor: persister.processor(),
