@@ -219,6 +219,17 @@ fn a_guard_that_was_left_behind() {
 }
 
 #[test]
+fn a_guard_of_a_group_that_was_renamed() {
+    let bus = Bus::new();
+    for group in ["event-persister", "event-persister-guard"] {
+        bus.command(&format!("XGROUP SETID events {group} $"));
+    }
+    bus.command("XGROUP CREATE events formerly-guard 0-1");
+    let remedy = "XGROUP DESTROY events formerly-guard";
+    finds_only(&bus.check(), "redis.other_guard", "warning", remedy);
+}
+
+#[test]
 fn a_guard_that_is_off_beside_prefects_consumers() {
     let bus = Bus::new();
     bus.command("XGROUP DESTROY events event-persister-guard");

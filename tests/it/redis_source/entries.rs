@@ -6,7 +6,7 @@ use event_persister_actors::delivery::Content;
 use event_persister_actors::source::{Body, EventSource as _, More, Permit};
 use redis::Value;
 
-use super::{acknowledge, numbered, raws, read_num, source};
+use super::{acknowledge, consume_all, numbered, raws, read_num, source, until};
 use crate::support::redis::{RedisServer, TestStream};
 
 /// Adds one entry with these fields; returns its id.
@@ -122,6 +122,54 @@ async fn takes_few_commands_for_an_event() {
 }
 
 #[actix_web::test]
+async fn what_is_read_many_at_once_was_delivered_once_and_counts_as_read() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let settings = stream.settings();
+    let name = settings.consumer_name.clone();
+    let source = source(settings);
+    stream.publish(&numbered(0..500));
+    let held = read_num(&source, 500).await;
+    let pending: Vec<(String, String, u64, u64)> =
+        stream.command("XPENDING events event-persister - + 1000");
+    assert_eq!(pending.len(), 500);
+    assert!(
+        pending
+            .iter()
+            .all(|(_, consumer, _, times)| *consumer == name && *times == 1),
+        "{pending:?}"
+    );
+    let last = pending.last().map(|(id, ..)| id.clone());
+    assert_eq!(stream.last_delivered("event-persister"), last);
+    if stream.counts_entries() {
+        assert_eq!(stream.entries_read("event-persister"), Some(500));
+    }
+    acknowledge(&source, &held).await;
+}
+
+#[actix_web::test]
+async fn it_is_known_again_how_much_was_read_once_all_was() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    if !stream.counts_entries() {
+        return;
+    }
+    let source = source(stream.settings());
+    stream.publish(&numbered(0..300));
+    consume_all(&source, &numbered(0..300)).await;
+    // As an operator has everything read again; what was read is unknown then.
+    stream.publish(&numbered(300..600));
+    stream.command::<()>("XGROUP SETID events event-persister 0-1");
+    assert_eq!(stream.entries_read("event-persister"), None);
+    consume_all(&source, &numbered(0..600)).await;
+    until("it is known again", || {
+        stream.entries_read("event-persister") == Some(600)
+    })
+    .await;
+    assert_eq!(source.stats().status().num_lost, 0);
+}
+
+#[actix_web::test]
 async fn takes_few_commands_when_events_trickle_in() {
     let server = RedisServer::start();
     let stream = server.stream();
@@ -135,10 +183,12 @@ async fn takes_few_commands_when_events_trickle_in() {
         }
     });
     let all = numbered(0..4000);
-    assert_eq!(super::consume_all(&source, &all).await, 4000);
+    assert_eq!(consume_all(&source, &all).await, 4000);
     publishing.join().unwrap();
     let calls = calls(&stream);
-    let (reads, acks) = (calls["xreadgroup"], calls["xack"]);
+    // What gathered meanwhile is taken by XCLAIM.
+    let claims = calls.get("xclaim").copied().unwrap_or_default();
+    let (reads, acks) = (calls["xreadgroup"] + claims, calls["xack"]);
     assert!(
         reads + acks < 600,
         "the reads were paced: {reads} reads and {acks} acknowledgements"

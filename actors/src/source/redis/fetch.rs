@@ -268,7 +268,7 @@ impl Shared {
             self.lock().count_losses = false;
             self.note_lost(
                 lost,
-                "before they were read, or fewer of them where Redis restarted just before",
+                "before they were read (up to so many, where Redis restarted just before)",
             );
         }
         Ok(())

@@ -112,7 +112,7 @@ impl<'a> ServerFacts<'a> {
             let what = format!("{} MiB used, without a limit of its own", used >> 20);
             return Finding::ok(ID, what);
         };
-        let what = format!("{percent} % of maxmemory are used");
+        let what = format!("{percent} % of maxmemory is used");
         if percent > FULL_PERCENT {
             let what = format!("{what}: soon nothing can be published any more");
             return Finding::error(ID, what, REMEDY);

@@ -17,6 +17,12 @@ const GUARD_MAY_BE_BEHIND: Duration = Duration::from_secs(60);
 /// Prefect's consumers pass over a group whose consumers have been idle for longer; so do we.
 const ACTIVE_WITHIN: Duration = Duration::from_secs(5 * 60);
 
+/// Prefect's consumers ask for more every second: one that did not for so long has ended, or hangs.
+const LIVES_WITHIN: Duration = Duration::from_secs(60);
+
+/// What a guard's name ends with, unless someone chose another.
+const GUARD_SUFFIX: &str = "-guard";
+
 /// What there is, at about one moment.
 #[derive(Default)]
 pub(super) struct StreamFacts {
@@ -66,6 +72,7 @@ impl StreamFacts {
                 findings.push(self.consumers());
             }
         }
+        findings.extend(self.guards_left_behind(settings));
         findings.extend(self.prefects());
         findings.extend(retention.and_then(|retention| self.retention(retention)));
         findings
@@ -136,35 +143,69 @@ impl StreamFacts {
         Finding::ok(ID, what)
     }
 
-    fn active(&self) -> impl Iterator<Item = &Consumer> {
-        let within = u64::try_from(ACTIVE_WITHIN.as_millis()).unwrap_or(u64::MAX);
+    /// The consumers that asked for something within this time.
+    fn active(&self, within: Duration) -> impl Iterator<Item = &Consumer> {
+        let within = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
         (self.consumers.iter()).filter(move |consumer| consumer.idle < within)
     }
 
     fn consumers(&self) -> Finding {
         let num = self.consumers.len();
-        let what = format!("{num} consumers, {} of them active", self.active().count());
+        let num_active = self.active(ACTIVE_WITHIN).count();
+        let what = format!("{num} consumers, {num_active} of them active");
         Finding::ok("redis.consumers", what)
     }
 
     /// Prefect's own persister, at work in the same group.
     fn prefects(&self) -> Option<Finding> {
-        let names: Vec<&str> = self
-            .active()
-            .map(|consumer| consumer.name.as_str())
-            .filter(|name| is_prefects(name))
-            .collect();
-        let first = names.first()?;
+        let of_prefect = (self.active(LIVES_WITHIN)).filter(|consumer| is_prefects(&consumer.name));
+        let of_prefect: Vec<&Consumer> = of_prefect.collect();
+        let last = of_prefect.iter().min_by_key(|consumer| consumer.idle)?;
         Some(Finding::warning(
             "redis.prefect_persister",
             format!(
-                "Prefect's own persister reads from the same group ({} of its consumers, such as \
-                 {first}): it acknowledges events before they are stored",
-                names.len()
+                "Prefect's own persister reads from the same group ({} of its consumers; {} did {} s \
+                 ago): of what is published it takes a share, and acknowledges it before it is stored",
+                of_prefect.len(),
+                last.name,
+                last.idle / 1000
             ),
-            "set PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED=false for Prefect's server and \
-             restart it",
+            "once `event-persister` runs, set PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED=false for \
+             Prefect's server and restart it",
         ))
+    }
+
+    /// Guards of groups that have been renamed, or are read by nobody any more: others trim nothing
+    /// from there on, whatever ours says.
+    fn guards_left_behind(&self, settings: &RedisSettings) -> Vec<Finding> {
+        let newest = self.groups.iter().map(|group| group.last_delivered).max();
+        let newest = newest.unwrap_or(StreamId::ZERO);
+        let is_left = |guard: &&Group| {
+            let behind = newest.millis.saturating_sub(guard.last_delivered.millis);
+            guard.consumers == 0
+                && guard.name != settings.guard_group
+                && guard.name.ends_with(GUARD_SUFFIX)
+                && Duration::from_millis(behind) > LONG
+        };
+        let guards = self.groups.iter().filter(is_left);
+        let finding = |guard: &Group| {
+            let name = &guard.name;
+            Finding::warning(
+                "redis.other_guard",
+                format!(
+                    "the group {name} stands at {}, {} s behind: others trim nothing from there on, \
+                     and the stream grows",
+                    guard.last_delivered,
+                    (newest.millis - guard.last_delivered.millis) / 1000
+                ),
+                format!(
+                    "if no event-persister reads as {} any more: redis-cli XGROUP DESTROY {} {name}",
+                    name.strip_suffix(GUARD_SUFFIX).unwrap_or(name),
+                    settings.stream
+                ),
+            )
+        };
+        guards.map(finding).collect()
     }
 
     /// Events that retention would delete as soon as they are stored.

@@ -57,7 +57,7 @@ fn prefects_consumers_matter_while_they_are_active() {
         pending: 0,
         idle,
     };
-    facts.consumers = vec![consumer(400_000)];
+    facts.consumers = vec![consumer(61_000)];
     assert_eq!(bad(&facts, None), []);
     facts.consumers = vec![consumer(1_000)];
     assert_eq!(
@@ -99,4 +99,28 @@ fn new_groups_are_where_serve_makes_them() {
     assert_eq!(bad(&facts, None), []);
     facts.groups[0] = group("event-persister", "0-0");
     assert_eq!(bad(&facts, None), [("redis.group", Severity::Warning)]);
+}
+
+#[test]
+fn a_guard_of_a_group_that_nobody_reads_as_is_told_of() {
+    let mut facts = good();
+    let other = |id| group("orders-guard", id);
+    facts.groups.push(other("1699999000000-0"));
+    let findings = facts.judge(&RedisSettings::default(), None);
+    let mut left = findings.iter().filter(|one| one.id == "redis.other_guard");
+    let left = left.next().unwrap();
+    assert!(left.what.contains("orders-guard") && left.what.contains("999 s behind"));
+    let remedy = left.remedy.as_ref().unwrap();
+    assert!(remedy.contains("as orders any more"), "{remedy}");
+    assert!(remedy.contains("XGROUP DESTROY events orders-guard"));
+    assert_eq!(bad(&facts, None).len(), 1);
+    facts.groups[2] = other("1699999999000-0");
+    assert_eq!(bad(&facts, None), [], "somebody moves it");
+    facts.groups[2] = Group {
+        consumers: 1,
+        ..other("1699999000000-0")
+    };
+    assert_eq!(bad(&facts, None), [], "somebody reads as that group");
+    facts.groups[2] = group("reactive-triggers", "1699999000000-0");
+    assert_eq!(bad(&facts, None), [], "this is no guard");
 }
