@@ -13,6 +13,7 @@
 )]
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use event_persister_actors::clock::{Clock as _, SystemClock};
@@ -92,7 +93,9 @@ impl Ratios {
 
     fn print(mut self, peak_memory: f64) {
         self.0.sort_by(f64::total_cmp);
-        println!("median ratio {:.2}", self.0[self.0.len() / 2]);
+        if let Some(median) = self.0.get(self.0.len() / 2) {
+            println!("median ratio {median:.2}");
+        }
         println!("peak memory  {peak_memory:.0} MiB\n");
     }
 }
@@ -125,7 +128,7 @@ fn from_http(runtime: &Runtime, num_rounds: usize) {
     server.terminate().in_good_order();
 }
 
-/// From the start of the process to the last acknowledgement, as `pipeline` measures it.
+/// From the start of the process to the last acknowledgement; what abuses it begins once it listens.
 fn from_redis(num_rounds: usize) {
     head("Redis into PostgreSQL");
     let file = settings::events_file();
@@ -135,31 +138,56 @@ fn from_redis(num_rounds: usize) {
     let mut ratios = Ratios::default();
     let mut peak_memory = 0_f64;
     for round in 0..=num_rounds {
-        let (without, _, _) = drained(&servers, &messages, |_| ());
         let mut refused = Arc::default();
-        let (with, peak, cost) = drained(&servers, &messages, |persister| {
-            let abuse = Abuse::of(&persister.address());
-            refused = Arc::clone(&abuse.refused);
-            abuse
-        });
-        peak_memory = peak_memory.max(peak);
-        ratios.push(round, without, with, &remark(cost, &refused));
+        let mut abused = || {
+            drained(&servers, &messages, |persister| {
+                persister.until_reachable();
+                let abuse = Abuse::of(&persister.address());
+                refused = Arc::clone(&abuse.refused);
+                abuse
+            })
+        };
+        let left_alone = || drained(&servers, &messages, |persister| persister.until_reachable());
+        // So that neither always profits, or suffers, from being first.
+        let (without, with) = if round % 2 == 1 {
+            (left_alone(), abused())
+        } else {
+            let with = abused();
+            (left_alone(), with)
+        };
+        let num_refused = refused.tokens.load(Ordering::Relaxed);
+        assert!(num_refused > 0, "nobody abused it: {refused:?}");
+        peak_memory = peak_memory.max(with.peak_memory);
+        let cost = with.own_cpu.saturating_sub(without.own_cpu);
+        ratios.push(round, without.rate, with.rate, &remark(cost, &refused));
     }
     ratios.print(peak_memory);
 }
 
-/// Events a second, peak memory, and the processor time of this process.
+struct Drained {
+    /// Events a second.
+    rate: f64,
+    /// In MiB.
+    peak_memory: f64,
+    /// The processor time of this process.
+    own_cpu: Duration,
+}
+
 fn drained<T>(
     servers: &Servers,
     messages: &[Message],
     beside: impl FnOnce(&persister::Persister) -> T,
-) -> (f64, f64, Duration) {
+) -> Drained {
     let database = servers.fresh_database("bench");
     servers.filled_stream(messages);
     let before = usage::own();
-    let run = persister::run_beside(&servers.redis, &database, &[AUTH_STRING], beside);
-    let rate = messages.len() as f64 / run.took.as_secs_f64();
-    (rate, run.peak_memory, usage::own().saturating_sub(before))
+    let work = || persister::run_beside(&servers.redis, &database, &[AUTH_STRING], beside);
+    let (run, _) = servers.cost(&database, work);
+    Drained {
+        rate: messages.len() as f64 / run.took.as_secs_f64(),
+        peak_memory: run.peak_memory,
+        own_cpu: usage::own().saturating_sub(before),
+    }
 }
 
 fn main() {

@@ -108,6 +108,15 @@ impl Persister {
         }
     }
 
+    /// Waits until it listens.
+    pub(crate) fn until_reachable(&self) {
+        let started = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(started.elapsed() < PATIENCE, "no listener: {}", self.log());
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
     /// Waits until it is ready.
     pub(crate) fn until_ready(&self) {
         let started = Instant::now();
@@ -155,7 +164,7 @@ pub(crate) fn run(redis: &RedisServer, database: &Database, num_writers: usize) 
     run_beside(redis, database, &variables, |_| ())
 }
 
-/// The same beside something that begins as soon as it is started, and is told its address.
+/// The same beside something that begins as soon as it can be reached.
 pub(crate) fn run_beside<T>(
     redis: &RedisServer,
     database: &Database,

@@ -148,6 +148,27 @@ async fn what_is_read_many_at_once_was_delivered_once_and_counts_as_read() {
 }
 
 #[actix_web::test]
+async fn a_stream_that_vanishes_between_two_reads_fails_none() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let source = source(stream.settings());
+    stream.publish(&numbered(0..1500));
+    let held = read_num(&source, 1000).await;
+    stream.command::<u64>("DEL events");
+    stream.publish(&numbered(2000..2100));
+    let mut num_read = 0;
+    while num_read < 100 {
+        let chunk = source.read(super::WIDE).await.unwrap();
+        num_read += chunk.messages.len();
+        acknowledge(&source, &chunk.messages).await;
+    }
+    acknowledge(&source, &held).await;
+    if stream.counts_entries() {
+        assert_eq!(stream.entries_read("event-persister"), Some(100));
+    }
+}
+
+#[actix_web::test]
 async fn it_is_known_again_how_much_was_read_once_all_was() {
     let server = RedisServer::start();
     let stream = server.stream();

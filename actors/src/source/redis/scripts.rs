@@ -200,6 +200,8 @@ local function previous(id)
   return millis .. '-' .. string.format('%.0f', tonumber(number) - 1)
 end
 
+-- What is gone altogether was not removed unread by anyone's trimming.
+if redis.call('EXISTS', stream) == 0 then return {0} end
 local info = redis.pcall('XINFO', 'STREAM', stream)
 if info.err then return info end
 info = named(info)
@@ -297,10 +299,12 @@ end
 /// Answers whether there was more, and the entries.
 ///
 /// What is handed out cannot be given back, so sizes are looked at first, and the entries taken in the
-/// same step. XREADGROUP would bring their texts a second time; XCLAIM takes them by their ids, as new
-/// ones, and moves the group behind the last. What XREADGROUP would count is counted here, and written
-/// down as by [`RECORD_READ`]: where it was unknown it is so again once the group was given everything.
-/// The keeper does that again, and tells of failures: so one here must not cost the entries.
+/// same step. XREADGROUP would bring their texts a second time; so the group is moved behind the last
+/// instead, with the number that it has read as [`RECORD_READ`] writes it down, and XCLAIM takes them
+/// by their ids, as new ones. Where one of the two is refused, XREADGROUP does it after all.
+///
+/// Redis writes a script down, and hands it on to replicas, as one transaction. Nothing else would do:
+/// between the two steps the entries are behind the group and nobody's.
 pub(super) const READ_WITHIN: &str = with_within!(
     r#"
 local consumer, count, max_bytes = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -312,41 +316,59 @@ local function pairs_of(list)
 end
 
 local function ours()
-  local groups = redis.pcall('XINFO', 'GROUPS', stream)
+  local groups = {}
+  if redis.call('EXISTS', stream) == 1 then groups = redis.pcall('XINFO', 'GROUPS', stream) end
   if groups.err then return groups end
   for _, list in ipairs(groups) do
     local info = pairs_of(list)
     if info['name'] == group then return info end
   end
-  return {err = 'NOGROUP No such consumer group ' .. group}
+  return redis.error_reply('NOGROUP the stream or its group is not there')
+end
+
+-- Redis before 7.0 does not count, and names no number.
+local function num_read_with(entries, before)
+  if before then return before + #entries end
+  if before == nil then return nil end
+  local info = redis.pcall('XINFO', 'STREAM', stream)
+  if info.err then return nil end
+  info = pairs_of(info)
+  local first = info['first-entry'] and info['first-entry'][1]
+  if first == entries[1][1] then return info['entries-added'] - info['length'] + #entries end
+  if info['last-generated-id'] == entries[#entries][1] then return info['entries-added'] end
+  return nil
+end
+
+local function move(id, num_read)
+  local moving = {'XGROUP', 'SETID', stream, group, id}
+  if num_read then
+    table.insert(moving, 'ENTRIESREAD')
+    table.insert(moving, string.format('%.0f', num_read))
+  end
+  return redis.pcall(unpack(moving))
+end
+
+local function take(entries, before)
+  local num_read = num_read_with(entries, before['entries-read'])
+  if move(entries[#entries][1], num_read).err then return false end
+  local taking = {'XCLAIM', stream, group, consumer, 0}
+  for _, entry in ipairs(entries) do table.insert(taking, entry[1]) end
+  for _, option in ipairs({'FORCE', 'JUSTID', 'RETRYCOUNT', 1}) do table.insert(taking, option) end
+  local taken = redis.pcall(unpack(taking))
+  if not taken.err and #taken == #entries then return true end
+  move(before['last-delivered-id'], before['entries-read'])
+  return false
 end
 
 local before = ours()
 if before.err then return before end
 local entries, more = within(before['last-delivered-id'], '+', count, max_bytes)
 if entries.err then return entries end
-if #entries == 0 then return {0, entries} end
-
-local last = entries[#entries][1]
-local taking = {'XCLAIM', stream, group, consumer, 0}
-for _, entry in ipairs(entries) do table.insert(taking, entry[1]) end
-for _, option in ipairs({'FORCE', 'JUSTID', 'RETRYCOUNT', 1, 'LASTID', last}) do
-  table.insert(taking, option)
-end
-local taken = redis.pcall(unpack(taking))
-if taken.err then return taken end
-if #taken ~= #entries then return redis.error_reply('ERR XCLAIM took other entries than it was told to') end
-
--- Redis before 7.0 does not count, and names no number.
-local num_read = before['entries-read']
-if num_read then
-  num_read = num_read + #entries
-elseif num_read == false then
-  local info = pairs_of(redis.call('XINFO', 'STREAM', stream))
-  if info['last-generated-id'] == last then num_read = info['entries-added'] end
-end
-if num_read then
-  redis.pcall('XGROUP', 'SETID', stream, group, last, 'ENTRIESREAD', string.format('%.0f', num_read))
+if #entries > 0 and not take(entries, before) then
+  local read = redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', #entries, 'STREAMS', stream, '>')
+  if type(read) ~= 'table' then return {0, {}} end
+  if read.err then return read end
+  entries = read[1][2]
 end
 return {more and 1 or 0, entries}
 "#
@@ -374,14 +396,16 @@ return {page, pending}
 "#
 );
 
-/// [`COUNT_LOSSES`], then [`READ_WITHIN`], at one moment; answers both. Not as a transaction, as for
-/// [`LOOK`].
+/// [`COUNT_LOSSES`], then [`READ_WITHIN`], at one moment; answers both, and what was lost also where
+/// the second fails, since nobody counts it again. Not as a transaction, as for [`LOOK`].
 pub(super) fn count_losses_and_read() -> String {
     format!(
         "local function count() {COUNT_LOSSES} end\n\
          local function take() {READ_WITHIN} end\n\
          local lost = count()\n\
          if lost.err then return lost end\n\
-         return {{lost, take()}}"
+         local taken = take()\n\
+         if taken.err and lost[1] > 0 then taken = {{0, {{}}}} end\n\
+         return {{lost, taken}}"
     )
 }
