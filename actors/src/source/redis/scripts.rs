@@ -200,7 +200,7 @@ local function previous(id)
   return millis .. '-' .. string.format('%.0f', tonumber(number) - 1)
 end
 
--- What is gone altogether was not removed unread by anyone's trimming.
+-- Of a stream that was deleted nothing is known.
 if redis.call('EXISTS', stream) == 0 then return {0} end
 local info = redis.pcall('XINFO', 'STREAM', stream)
 if info.err then return info end
@@ -266,7 +266,7 @@ return removed
 /// stand a backlog of huge ones. So they are looked at in steps, each as large as the largest so far
 /// lets it be.
 macro_rules! with_within {
-    ($script:literal) => {
+    ($($script:tt)+) => {
         concat!(
             r#"
 local stream, group = KEYS[1], ARGV[1]
@@ -290,7 +290,7 @@ local function within(after, last, count, max_bytes)
   return page, true
 end
 "#,
-            $script
+            $($script)+
         )
     };
 }
@@ -306,21 +306,16 @@ end
 /// Redis writes a script down, and hands it on to replicas, as one transaction. Nothing else would do:
 /// between the two steps the entries are behind the group and nobody's.
 pub(super) const READ_WITHIN: &str = with_within!(
+    named!(),
     r#"
 local consumer, count, max_bytes = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-
-local function pairs_of(list)
-  local map = {}
-  for i = 1, #list, 2 do map[list[i]] = list[i + 1] end
-  return map
-end
 
 local function ours()
   local groups = {}
   if redis.call('EXISTS', stream) == 1 then groups = redis.pcall('XINFO', 'GROUPS', stream) end
   if groups.err then return groups end
   for _, list in ipairs(groups) do
-    local info = pairs_of(list)
+    local info = named(list)
     if info['name'] == group then return info end
   end
   return redis.error_reply('NOGROUP the stream or its group is not there')
@@ -332,7 +327,7 @@ local function num_read_with(entries, before)
   if before == nil then return nil end
   local info = redis.pcall('XINFO', 'STREAM', stream)
   if info.err then return nil end
-  info = pairs_of(info)
+  info = named(info)
   local first = info['first-entry'] and info['first-entry'][1]
   if first == entries[1][1] then return info['entries-added'] - info['length'] + #entries end
   if info['last-generated-id'] == entries[#entries][1] then return info['entries-added'] end
