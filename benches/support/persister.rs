@@ -98,30 +98,27 @@ impl Persister {
 
     /// Its numbers as they are now.
     pub(crate) fn metrics(&self) -> Metrics {
-        let started = Instant::now();
-        loop {
-            if let Some(text) = self.get("/metrics") {
-                return Metrics(text);
-            }
-            assert!(started.elapsed() < PATIENCE, "no metrics: {}", self.log());
-            std::thread::sleep(LOOK_EVERY);
-        }
+        Metrics(self.until("no metrics", || self.get("/metrics")))
     }
 
     /// Waits until it listens.
     pub(crate) fn until_reachable(&self) {
-        let started = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(started.elapsed() < PATIENCE, "no listener: {}", self.log());
-            std::thread::sleep(LOOK_EVERY);
-        }
+        let address = ("127.0.0.1", self.port);
+        self.until("no listener", || TcpStream::connect(address).ok());
     }
 
     /// Waits until it is ready.
     pub(crate) fn until_ready(&self) {
+        self.until("not ready", || self.get("/api/ready"));
+    }
+
+    fn until<T>(&self, complaint: &str, look: impl Fn() -> Option<T>) -> T {
         let started = Instant::now();
-        while self.get("/api/ready").is_none() {
-            assert!(started.elapsed() < PATIENCE, "not ready: {}", self.log());
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            assert!(started.elapsed() < PATIENCE, "{complaint}: {}", self.log());
             std::thread::sleep(LOOK_EVERY);
         }
     }

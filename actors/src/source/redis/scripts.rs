@@ -102,13 +102,14 @@ return redis.pcall('XGROUP', 'SETID', KEYS[1], ARGV[2], ARGV[3])
 /// At the end it is told how many entries there were, or it could not tell later what it lost. A
 /// group that is there already, since an answer was lost, begins where it began. The consumer is made
 /// with it: Prefect deletes such groups while they have none.
-pub(super) const JOIN_BESIDE: &str = r#"
+pub(super) const JOIN_BESIDE: &str = concat!(
+    named!(),
+    r#"
 local stream, group, consumer, position = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 if redis.call('EXISTS', stream) == 0 then return {} end
 local list = redis.pcall('XINFO', 'STREAM', stream)
 if list.err then return list end
-local info = {}
-for i = 1, #list, 2 do info[list[i]] = list[i + 1] end
+local info = named(list)
 local creating, if_there = {'XGROUP', 'CREATE', stream, group, position}, position
 if position == '$' then
   if_there = '0-1'
@@ -126,7 +127,8 @@ if made.err then
 end
 redis.pcall('XGROUP', 'CREATECONSUMER', stream, group, consumer)
 return {position}
-"#;
+"#
+);
 
 /// Writes down how many entries the group has read, where that is known.
 ///
@@ -239,15 +241,15 @@ return {entries[1][1]}
 /// one alone. To remove a consumer discards what it has pending, hence check and removal in one.
 /// Answers the names.
 pub(super) const REMOVE_CONSUMERS: &str = though_full!(
+    named!(),
     r#"
 local stream, group = KEYS[1], ARGV[1]
 local idle, except, only = tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local consumers = redis.pcall('XINFO', 'CONSUMERS', stream, group)
 if consumers.err then return consumers end
 local removed = {}
-for _, list in ipairs(consumers) do
-  local consumer = {}
-  for i = 1, #list, 2 do consumer[list[i]] = list[i + 1] end
+for _, consumer in ipairs(consumers) do
+  consumer = named(consumer)
   local name = consumer['name']
   local chosen = name ~= except and (only == '' or name == only)
   if chosen and consumer['pending'] == 0 and consumer['idle'] >= idle then
