@@ -120,6 +120,14 @@ impl Cutoffs {
         occurred < *self.overrides.get(name).unwrap_or(&self.default)
     }
 
+    /// The overrides that differ from the default: only these names need a search of their own.
+    pub fn different_overrides(&self) -> impl Iterator<Item = (&str, DateTime<Utc>)> {
+        self.overrides
+            .iter()
+            .map(|(name, cutoff)| (name.as_str(), *cutoff))
+            .filter(|(_, cutoff)| *cutoff != self.default)
+    }
+
     /// A clock that ran ahead, or a retention that is negative, must not empty the tables.
     ///
     /// # Errors

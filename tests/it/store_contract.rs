@@ -298,9 +298,9 @@ fn aged(name: &str, days: i64) -> ReceivedEvent {
     .build()
 }
 
-/// Seven days for most, two for `short`, thirty for `long`.
+/// Seven days for most and, said once more, for `other`, two for `short`, thirty for `long`.
 fn cutoffs() -> Cutoffs {
-    let overrides = [("short", 2), ("long", 30), ("of no event", 1)];
+    let overrides = [("short", 2), ("other", 7), ("long", 30), ("of no event", 1)];
     Cutoffs {
         default: days_ago(7),
         overrides: overrides

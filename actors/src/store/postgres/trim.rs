@@ -8,14 +8,11 @@ use std::num::NonZeroUsize;
 
 use chrono::{DateTime, Utc};
 use diesel::dsl::{exists, not};
-use diesel::pg::Pg;
 use diesel::pg::data_types::PgTimestamp;
 use diesel::prelude::*;
-use diesel::query_builder::{QueryFragment, QueryId};
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Bool, Timestamptz};
-use diesel_async::methods::{ExecuteDsl, LoadQuery};
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
 use super::columns::Moment;
@@ -37,22 +34,15 @@ pub(super) const REST: f64 = 1.0;
 pub(super) type Resume = Option<Candidate>;
 
 /// When an event occurred, and its id: the order in which events are removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Queryable)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Candidate {
-    #[diesel(deserialize_as = PgTimestamp)]
-    occurred: Moment,
+    occurred: PgTimestamp,
     id: Uuid,
-}
-
-impl From<PgTimestamp> for Moment {
-    fn from(timestamp: PgTimestamp) -> Self {
-        Self(timestamp.0)
-    }
 }
 
 impl Candidate {
     const FIRST: Self = Self {
-        occurred: Moment::FIRST,
+        occurred: PgTimestamp(Moment::FIRST.0),
         id: Uuid::nil(),
     };
 }
@@ -60,32 +50,33 @@ impl Candidate {
 /// The cutoffs by the slower of two clocks: ours, by which they were made, and the server's.
 struct Bounds {
     default: PgTimestamp,
-    overrides: Vec<(String, PgTimestamp)>,
+    /// The names that are kept longer or shorter.
+    names: Vec<String>,
+    /// Theirs.
+    cutoffs: Vec<PgTimestamp>,
 }
 
 impl Bounds {
     fn new(cutoffs: &Cutoffs, ahead: i64) -> Self {
         let bound = |cutoff: &DateTime<Utc>| PgTimestamp(Moment::new(*cutoff).0 - ahead);
+        let overrides = cutoffs.different_overrides();
+        let (names, bounds) = overrides
+            .map(|(name, cutoff)| (name.to_owned(), bound(&cutoff)))
+            .unzip();
         Self {
             default: bound(&cutoffs.default),
-            overrides: cutoffs
-                .overrides
-                .iter()
-                .map(|(name, cutoff)| (name.clone(), bound(cutoff)))
-                .collect(),
+            names,
+            cutoffs: bounds,
         }
     }
 
-    fn names(&self) -> Vec<&str> {
-        self.overrides
-            .iter()
-            .map(|(name, _)| name.as_str())
-            .collect()
+    fn overrides(&self) -> impl Iterator<Item = (&String, PgTimestamp)> {
+        self.names.iter().zip(self.cutoffs.iter().copied())
     }
 
     fn earliest(&self) -> PgTimestamp {
-        let overrides = self.overrides.iter().map(|(_, cutoff)| cutoff.0);
-        PgTimestamp(overrides.fold(self.default.0, i64::min))
+        let cutoffs = self.cutoffs.iter().map(|cutoff| cutoff.0);
+        PgTimestamp(cutoffs.fold(self.default.0, i64::min))
     }
 }
 
@@ -124,109 +115,85 @@ pub(super) async fn step(
         return Ok(TrimStep::TakenByAnother);
     };
     let bounds = Bounds::new(cutoffs, ahead);
-    let mut expired = oldest_expired(connection, &bounds, max_events, resume).await?;
-    if expired.is_empty() && resume.take().is_some() {
+    let mut expired = delete_expired(connection, &bounds, max_events, resume).await?;
+    if expired.is_none() && resume.take().is_some() {
         // The search began in the middle; it is over only when one from the beginning finds nothing.
-        expired = oldest_expired(connection, &bounds, max_events, resume).await?;
+        expired = delete_expired(connection, &bounds, max_events, resume).await?;
     }
-    let trimmed = if expired.is_empty() {
-        delete_orphans(connection, &bounds, max_events).await?
-    } else {
-        delete_events(connection, &expired).await?
+    let trimmed = match expired {
+        Some(trimmed) => Some(trimmed),
+        None => delete_orphans(connection, &bounds, max_events).await?,
     };
     connection.commit().await?;
-    if expired.is_empty() && trimmed == Trimmed::default() {
-        return Ok(TrimStep::Finished);
-    }
-    Ok(TrimStep::Removed(trimmed))
+    Ok(trimmed.map_or(TrimStep::Finished, TrimStep::Removed))
 }
 
-async fn oldest_expired(
+/// The oldest expired events go, with their resources, in one statement: found, chosen and deleted in
+/// one snapshot, with no ids sent to and fro.
+///
+/// Names with a cutoff of their own are searched each by itself, all others after `resume`. Only
+/// columns of the indexes are read, so that no row is looked at before it is deleted, and lists of ids
+/// instead of joins keep the planner from reading whole tables when its statistics are old.
+const DELETE_EXPIRED: &str = "WITH expired AS (\
+    SELECT occurred, id, is_other FROM (\
+    (SELECT named.occurred, named.id, false AS is_other \
+    FROM unnest($1, $2) AS override (name, cutoff) CROSS JOIN LATERAL (\
+    SELECT occurred, id FROM events WHERE event = override.name AND occurred < override.cutoff \
+    ORDER BY occurred, id LIMIT $3) AS named) \
+    UNION ALL \
+    (SELECT occurred, id, true FROM events \
+    WHERE occurred < $4 AND event <> ALL ($1) AND occurred >= $5 AND (occurred > $5 OR id > $6) \
+    ORDER BY occurred, id LIMIT $3)) AS found \
+    ORDER BY occurred, id LIMIT $3), \
+    resources AS (DELETE FROM event_resources \
+    WHERE event_id = ANY (ARRAY(SELECT id FROM expired)) RETURNING 1), \
+    gone AS (DELETE FROM events WHERE id = ANY (ARRAY(SELECT id FROM expired)) RETURNING 1) \
+    SELECT (SELECT count(*) FROM expired) AS expired, (SELECT count(*) FROM gone) AS events, \
+    (SELECT count(*) FROM resources) AS resources, last.occurred, last.id \
+    FROM (SELECT) AS one LEFT JOIN (SELECT occurred, id FROM expired WHERE is_other \
+    ORDER BY occurred DESC, id DESC LIMIT 1) AS last ON true";
+
+/// What [`DELETE_EXPIRED`] did.
+#[derive(QueryableByName)]
+struct Deleted {
+    #[diesel(sql_type = BigInt)]
+    expired: i64,
+    #[diesel(sql_type = BigInt)]
+    events: i64,
+    #[diesel(sql_type = BigInt)]
+    resources: i64,
+    /// Of the last event without a cutoff of its own.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    occurred: Option<PgTimestamp>,
+    #[diesel(sql_type = Nullable<SqlUuid>)]
+    id: Option<Uuid>,
+}
+
+/// Deletes the oldest expired events; `None` if the search found none.
+async fn delete_expired(
     connection: &mut Connection,
     bounds: &Bounds,
     max_events: NonZeroUsize,
     resume: &mut Resume,
-) -> Result<Vec<Candidate>, Failure> {
-    let limit = i64::try_from(max_events.get()).unwrap_or(i64::MAX);
-    let mut expired = Vec::new();
-    for (name, cutoff) in &bounds.overrides {
-        let query = expired_of_name(name, *cutoff, limit);
-        let of_name: Vec<Candidate> = query.load(&mut connection.pg).await?;
-        expired.extend(of_name);
-    }
+) -> Result<Option<Trimmed>, Failure> {
     let from = resume.unwrap_or(Candidate::FIRST);
-    let query = expired_of_others(bounds.names(), bounds.default, from, limit);
-    let mut others: Vec<Candidate> = query.load(&mut connection.pg).await?;
-    expired.extend(&others);
-    expired.sort_unstable();
-    expired.truncate(max_events.get());
-    // Those of the others that are among the oldest are the first of them.
-    if let Some(last) = expired.last() {
-        others.retain(|candidate| candidate <= last);
-        if let Some(candidate) = others.pop() {
-            *resume = Some(candidate);
-        }
+    let deleted: Deleted = sql_query(DELETE_EXPIRED)
+        .bind::<Array<Text>, _>(&bounds.names)
+        .bind::<Array<Timestamptz>, _>(&bounds.cutoffs)
+        .bind::<BigInt, _>(i64::try_from(max_events.get()).unwrap_or(i64::MAX))
+        .bind::<Timestamptz, _>(bounds.default)
+        .bind::<Timestamptz, _>(from.occurred)
+        .bind::<SqlUuid, _>(from.id)
+        .get_result(&mut connection.pg)
+        .await?;
+    if let (Some(occurred), Some(id)) = (deleted.occurred, deleted.id) {
+        *resume = Some(Candidate { occurred, id });
     }
-    Ok(expired)
-}
-
-/// The oldest expired events of a name that has a cutoff of its own.
-fn expired_of_name(
-    name: &str,
-    cutoff: PgTimestamp,
-    limit: i64,
-) -> impl LoadQuery<'_, AsyncPgConnection, Candidate> + QueryFragment<Pg> + QueryId {
-    events::table
-        .filter(events::event.eq(name).and(events::occurred.lt(cutoff)))
-        .order((events::occurred, events::id))
-        .limit(limit)
-        .select((events::occurred, events::id))
-}
-
-/// The oldest expired events of all other names, after `from`.
-fn expired_of_others(
-    names: Vec<&str>,
-    cutoff: PgTimestamp,
-    from: Candidate,
-    limit: i64,
-) -> impl LoadQuery<'_, AsyncPgConnection, Candidate> + QueryFragment<Pg> + QueryId {
-    let occurred = PgTimestamp(from.occurred.0);
-    events::table
-        .filter(events::occurred.lt(cutoff))
-        .filter(events::event.ne_all(names))
-        .filter(events::occurred.ge(occurred))
-        .filter(events::occurred.gt(occurred).or(events::id.gt(from.id)))
-        .order((events::occurred, events::id))
-        .limit(limit)
-        .select((events::occurred, events::id))
-}
-
-/// Deletes the resources of events.
-fn delete_resources(
-    event_ids: &[Uuid],
-) -> impl ExecuteDsl<AsyncPgConnection> + QueryFragment<Pg> + QueryId {
-    diesel::delete(event_resources::table.filter(event_resources::event_id.eq_any(event_ids)))
-}
-
-/// Deletes events.
-fn delete_only_events(
-    ids: &[Uuid],
-) -> impl ExecuteDsl<AsyncPgConnection> + QueryFragment<Pg> + QueryId {
-    diesel::delete(events::table.filter(events::id.eq_any(ids)))
-}
-
-/// Deletes events, after their resources.
-async fn delete_events(
-    connection: &mut Connection,
-    expired: &[Candidate],
-) -> Result<Trimmed, Failure> {
-    let ids: Vec<_> = expired.iter().map(|candidate| candidate.id).collect();
-    let resources = ExecuteDsl::execute(delete_resources(&ids), &mut connection.pg).await?;
-    let events = ExecuteDsl::execute(delete_only_events(&ids), &mut connection.pg).await?;
-    Ok(Trimmed {
-        events: events as u64,
-        resources: resources as u64,
-    })
+    let number = |count: i64| u64::try_from(count).unwrap_or_default();
+    Ok((deleted.expired > 0).then(|| Trimmed {
+        events: number(deleted.events),
+        resources: number(deleted.resources),
+    }))
 }
 
 /// Resources of no event, older than anything that is kept: halves of events that someone else wrote.
@@ -242,16 +209,16 @@ async fn delete_orphans(
     connection: &mut Connection,
     bounds: &Bounds,
     max_rows: NonZeroUsize,
-) -> Result<Trimmed, Failure> {
+) -> Result<Option<Trimmed>, Failure> {
     let deleted = sql_query(DELETE_ORPHANS)
         .bind::<Timestamptz, _>(bounds.earliest())
         .bind::<BigInt, _>(i64::try_from(max_rows.get()).unwrap_or(i64::MAX))
         .execute(&mut connection.pg)
         .await?;
-    Ok(Trimmed {
+    Ok((deleted > 0).then_some(Trimmed {
         events: 0,
         resources: deleted as u64,
-    })
+    }))
 }
 
 /// Counts what steps until [`TrimStep::Finished`] would remove.
@@ -266,8 +233,8 @@ pub(super) async fn count(
         .await?;
     let bounds = Bounds::new(cutoffs, (Moment::new(now).0 - server_now.0).max(0));
     let (mut num_events, mut num_resources) = (0, 0);
-    for (name, cutoff) in &bounds.overrides {
-        let of_name = events::event.eq(name).and(events::occurred.lt(*cutoff));
+    for (name, cutoff) in bounds.overrides() {
+        let of_name = events::event.eq(name).and(events::occurred.lt(cutoff));
         let expired = events::table.filter(of_name);
         num_events += expired
             .count()
@@ -279,7 +246,7 @@ pub(super) async fn count(
     }
     let of_others = events::occurred
         .lt(bounds.default)
-        .and(events::event.ne_all(bounds.names()));
+        .and(events::event.ne_all(&bounds.names));
     let expired = events::table.filter(of_others);
     num_events += (expired.clone().count())
         .get_result::<i64>(&mut connection.pg)

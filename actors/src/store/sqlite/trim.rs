@@ -43,9 +43,8 @@ impl Bounds {
         Self {
             default: timestamp_bound(cutoffs.default),
             overrides: cutoffs
-                .overrides
-                .iter()
-                .map(|(name, cutoff)| (name.clone(), timestamp_bound(*cutoff)))
+                .different_overrides()
+                .map(|(name, cutoff)| (name.to_owned(), timestamp_bound(cutoff)))
                 .collect(),
         }
     }
