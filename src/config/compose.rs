@@ -83,8 +83,10 @@ impl Layers {
         prefect: Prefect,
     ) -> Result<Config, ConfigError> {
         let retention = self.duration(&settings::TRIM_RETENTION)?;
+        let database = self.database(&mut effective)?;
+        let max_events = self.max_events(&database.url, &mut effective)?;
         Ok(Config {
-            database: self.database(&mut effective)?,
+            database,
             redis: self.redis(&mut effective)?,
             http: self.http()?,
             pipeline: Pipeline {
@@ -93,7 +95,7 @@ impl Layers {
                 drain_timeout: self.get(&settings::PIPELINE_DRAIN_TIMEOUT)?,
             },
             batch: Batch {
-                max_events: self.get(&settings::BATCH_MAX_EVENTS)?,
+                max_events,
                 max_bytes: self.size(&settings::BATCH_MAX_BYTES)?,
                 linger: self.get(&settings::BATCH_LINGER)?,
                 max_age: self.duration(&settings::BATCH_MAX_AGE)?,
@@ -214,6 +216,24 @@ impl Layers {
         let name = format!("{group}-guard");
         correct(effective, setting, name.clone(), Origin::Default);
         Ok(name)
+    }
+
+    /// SQLite gains more from larger batches: each writes the pages that it touched once. Those of a
+    /// quarter more events still fit into its cache, and into 64 MiB all in all.
+    fn max_events(
+        &self,
+        database: &DatabaseUrl,
+        effective: &mut [Effective],
+    ) -> Result<NonZeroUsize, ConfigError> {
+        const ON_SQLITE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1_249);
+        let setting = &settings::BATCH_MAX_EVENTS.setting;
+        if self.origin(setting) != Origin::Default
+            || !matches!(database, DatabaseUrl::Sqlite { .. })
+        {
+            return self.get(&settings::BATCH_MAX_EVENTS);
+        }
+        correct(effective, setting, ON_SQLITE.to_string(), Origin::Default);
+        Ok(ON_SQLITE)
     }
 
     /// Whoever shortens retention means all events: a default override must not keep some longer.

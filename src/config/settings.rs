@@ -296,7 +296,7 @@ settings! {
 
     BATCH_MAX_EVENTS: NonZeroUsize = Key::new(
         "batch", "max_events", Some("1000"),
-        "Events in one transaction; more is faster up to a few thousand, and repeats more after a failure.",
+        "Events in one transaction, 1,250 by default on SQLite; more is faster up to a few thousand, takes memory for four times as many, and repeats more after a failure.",
     );
     BATCH_MAX_BYTES: Size = Key::new(
         "batch", "max_bytes", Some("8MiB"),

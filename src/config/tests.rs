@@ -46,6 +46,22 @@ fn without_any_settings_the_defaults_count() {
 }
 
 #[test]
+fn batches_are_larger_on_sqlite_unless_told() {
+    let postgres = ("EVENT_PERSISTER_DATABASE_URL", "postgresql://db/events");
+    let told = ("EVENT_PERSISTER_BATCH_MAX_EVENTS", "1000");
+    for (environment, expected) in [
+        (vec![], 1_250),
+        (vec![postgres], 1_000),
+        (vec![told], 1_000),
+    ] {
+        let config = load(&Flags::default(), &environment).unwrap();
+        assert_eq!(config.batch.max_events.get(), expected);
+        let shown = effective(&config, "batch.max_events").value.clone();
+        assert_eq!(shown, Some(expected.to_string()));
+    }
+}
+
+#[test]
 fn flags_come_before_variables_before_the_file_before_defaults() {
     let file = file("[pipeline]\nwriters = 3\n[batch]\nmax_events = 30\nmax_bytes = 300\n");
     let path = file.path().to_owned();
