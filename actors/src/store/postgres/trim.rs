@@ -131,9 +131,10 @@ pub(super) async fn step(
 /// The oldest expired events go, with their resources, in one statement: found, chosen and deleted in
 /// one snapshot, with no ids sent to and fro.
 ///
-/// Names with a cutoff of their own are searched each by itself, all others after `resume`. Only
-/// columns of the indexes are read, so that no row is looked at before it is deleted, and lists of ids
-/// instead of joins keep the planner from reading whole tables when its statistics are old.
+/// Names with a cutoff of their own are searched each by itself, all others after `resume`; where there
+/// are none the planner sees that it need not read names at all, and finds what it looks for in
+/// indexes alone. Lists of ids instead of joins keep it from reading whole tables when its statistics
+/// are old.
 const DELETE_EXPIRED: &str = "WITH expired AS (\
     SELECT occurred, id, is_other FROM (\
     (SELECT named.occurred, named.id, false AS is_other \
@@ -142,7 +143,7 @@ const DELETE_EXPIRED: &str = "WITH expired AS (\
     ORDER BY occurred, id LIMIT $3) AS named) \
     UNION ALL \
     (SELECT occurred, id, true FROM events \
-    WHERE occurred < $4 AND event <> ALL ($1) AND occurred >= $5 AND (occurred > $5 OR id > $6) \
+    WHERE occurred < $4 AND (cardinality($1) = 0 OR event <> ALL ($1)) AND occurred >= $5 AND (occurred > $5 OR id > $6) \
     ORDER BY occurred, id LIMIT $3)) AS found \
     ORDER BY occurred, id LIMIT $3), \
     resources AS (DELETE FROM event_resources \
