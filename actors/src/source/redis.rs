@@ -48,6 +48,7 @@ mod fetch;
 mod guard;
 mod inspection;
 mod keeper;
+mod reads;
 mod replies;
 mod scripts;
 mod settings;
@@ -60,7 +61,6 @@ mod taken;
 mod tls;
 mod url;
 
-use connection::Use;
 use shared::{Outcome, Shared};
 
 pub use audit::{RedisAudit, StreamPage, StreamWalk};
@@ -179,7 +179,7 @@ impl RedisSource {
             return Ok(());
         }
         let sent = async {
-            let mut commands = self.shared.commands(Use::Commands).await?;
+            let mut commands = self.shared.commands().await?;
             self.shared.acknowledge(&mut commands, ids).await
         };
         sent.await
@@ -202,7 +202,7 @@ impl RedisSource {
             return Ok(());
         }
         let removed = async {
-            let mut commands = self.shared.commands(Use::Commands).await?;
+            let mut commands = self.shared.commands().await?;
             commands.remove_own_consumer().await
         };
         let removed = removed

@@ -15,7 +15,7 @@ use redis::RedisResult;
 use crate::source::{Body, SourceError};
 
 use super::commands::Commands;
-use super::connection::{Connections, Use};
+use super::connection::Connections;
 use super::settings::{RedisSettings, RedisSettingsError};
 use super::stream_id::StreamId;
 use super::{entries, failure, guard};
@@ -102,9 +102,8 @@ impl RedisAudit {
     }
 
     async fn commands(&self) -> RedisResult<Commands<'_>> {
-        let (connection, _) = self.connections.get(Use::Commands).await?;
         Ok(Commands {
-            connection,
+            connection: self.connections.commands().await?,
             settings: &self.settings,
         })
     }

@@ -16,8 +16,8 @@ use super::stream_id::StreamId;
 /// others should wait.
 const IDS_AT_ONCE: usize = 1000;
 
-/// Entries that may be asked for without a look at their sizes. All of them may be as large as the
-/// largest event there is, and a reply is in memory more than once while it is understood.
+/// Entries of others that may be claimed at once. All of them may be as large as the largest event
+/// there is, and a reply is in memory more than once while it is understood.
 pub(super) const FEW: usize = 16;
 
 /// What making the groups did.
@@ -70,27 +70,9 @@ impl Commands<'_> {
         command
     }
 
-    fn read_group(&self, count: usize) -> Cmd {
-        let mut command = redis::cmd("XREADGROUP");
-        command.arg("GROUP").arg(&self.settings.group);
-        command.arg(&self.settings.consumer_name);
-        command.arg("COUNT").arg(count);
-        command
-    }
-
-    /// Takes entries that nobody was given yet, as many as stay within the permit, but at least one.
-    /// There are none where it is `None`.
-    pub(super) async fn read_many(&mut self, permit: Permit) -> RedisResult<Option<NewEntries>> {
-        let mut command = self.script(scripts::READ_WITHIN);
-        command.arg(&self.settings.consumer_name);
-        command.arg(permit.max_messages).arg(permit.max_bytes);
-        let read = replies::read_within(self.send(&command).await?)?;
-        Ok(Some(read).filter(|read| !read.entries.is_empty()))
-    }
-
-    /// Counts what was removed before the group could read it, then takes entries as
-    /// [`read_many`](Self::read_many) does, at one moment: what is removed in between would be passed
-    /// over uncounted.
+    /// Counts what was removed before the group could read it, then takes entries that nobody was given
+    /// yet, as many as stay within the permit, but at least one; at one moment: what is removed in
+    /// between would be passed over uncounted.
     pub(super) async fn read_and_count_losses(
         &mut self,
         permit: Permit,
@@ -100,19 +82,6 @@ impl Commands<'_> {
         command.arg(permit.max_messages).arg(permit.max_bytes);
         let (lost, read) = replies::losses_and_read(self.send(&command).await?)?;
         Ok((usize::try_from(lost).unwrap_or(usize::MAX), read))
-    }
-
-    /// Takes a few entries that nobody was given yet; waits for the first.
-    pub(super) async fn read_few(&mut self, count: usize) -> RedisResult<NewEntries> {
-        let count = count.min(FEW);
-        let mut command = self.read_group(count);
-        command.arg("BLOCK").arg(millis(self.settings.block));
-        command.arg("STREAMS").arg(&self.settings.stream).arg(">");
-        let entries = replies::entries_read(self.send(&command).await?)?;
-        Ok(NewEntries {
-            more: entries.len() == count,
-            entries,
-        })
     }
 
     /// Ends the wait of another connection, as if its time were over. What it took it still gets.
@@ -128,9 +97,7 @@ impl Commands<'_> {
         behind: StreamId,
         count: usize,
     ) -> RedisResult<Vec<RawEntry>> {
-        let mut command = self.read_group(count);
-        command.arg("STREAMS").arg(&self.settings.stream);
-        command.arg(behind.to_string());
+        let command = read_pending(self.settings, behind, count);
         replies::entries_read(self.send(&command).await?)
     }
 
@@ -358,6 +325,32 @@ impl Commands<'_> {
         let removed = replies::texts(self.send(&command).await?)?;
         Ok(!removed.is_empty())
     }
+}
+
+/// Takes entries that nobody was given yet; may wait for the first.
+pub(super) fn read_new(settings: &RedisSettings, count: usize, waits: bool) -> Cmd {
+    let mut command = read_group(settings, count);
+    if waits {
+        command.arg("BLOCK").arg(millis(settings.block));
+    }
+    command.arg("STREAMS").arg(&settings.stream).arg(">");
+    command
+}
+
+/// Reads own pending entries again, behind an id.
+pub(super) fn read_pending(settings: &RedisSettings, behind: StreamId, count: usize) -> Cmd {
+    let mut command = read_group(settings, count);
+    command.arg("STREAMS").arg(&settings.stream);
+    command.arg(behind.to_string());
+    command
+}
+
+fn read_group(settings: &RedisSettings, count: usize) -> Cmd {
+    let mut command = redis::cmd("XREADGROUP");
+    command.arg("GROUP").arg(&settings.group);
+    command.arg(&settings.consumer_name);
+    command.arg("COUNT").arg(count);
+    command
 }
 
 fn millis(time: Duration) -> u64 {

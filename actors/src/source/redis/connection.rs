@@ -4,6 +4,7 @@
 //! heartbeats have their own. After any failure both are made anew: what is left of an old one,
 //! such as a read that nobody waits for, must not be mistaken for the answer to something else.
 
+use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::failure::timed_out;
+use super::reads::Reads;
 use super::settings::{RedisSettings, RedisTls};
 use super::tls;
 use super::url::RedisUrl;
@@ -24,38 +26,47 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long an answer may take, beyond the time for which the command itself waits. Shorter takes
 /// a pause of a busy server for an outage; longer notices an outage later.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Which of the two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Use {
-    Reads,
-    Commands,
-}
+/// What we call ourselves to the server.
+pub(super) const LIBRARY: &str = "event-persister";
+
+/// What both are made of, encrypted or not.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// Makes connections, and makes them anew.
 pub(super) struct Connections {
     url: RedisUrl,
     tls: RedisTls,
-    block: Duration,
-    reads: Link,
-    commands: Link,
-}
-
-#[derive(Default)]
-struct Link {
-    current: Mutex<Option<Connection>>,
+    current: Mutex<Current>,
     /// Held while connecting, so that one connection is made and not several.
     connecting: tokio::sync::Mutex<()>,
 }
 
-/// An open connection; cheap to clone.
+#[derive(Default)]
+struct Current {
+    commands: Option<Connection>,
+    /// Unless it is in use.
+    reads: Option<Reads>,
+    /// What the server calls the one for reads.
+    reads_id: Option<i64>,
+    /// Tells those that were let go of from the present ones.
+    generation: u64,
+}
+
+/// An open connection for commands; cheap to clone.
 #[derive(Clone)]
 pub(super) struct Connection {
     pub(super) redis: MultiplexedConnection,
-    /// What the server calls it; `None` if it does not say, or not to us.
-    id: Option<i64>,
     _driver: Arc<Driver>,
+}
+
+/// The connection for reads while it is in use; it ends unless it is given back.
+pub(super) struct InUse {
+    pub(super) reads: Reads,
+    generation: u64,
 }
 
 /// Ends the task that drives a connection, whatever it still waits for.
@@ -75,101 +86,121 @@ impl Connections {
         Self {
             url: settings.url.clone(),
             tls,
-            block: settings.block,
-            reads: Link::default(),
-            commands: Link::default(),
+            current: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
         }
     }
 
-    /// The open connection, or a new one; and whether it is new.
-    pub(super) async fn get(&self, r#use: Use) -> RedisResult<(Connection, bool)> {
-        let link = match r#use {
-            Use::Reads => &self.reads,
-            Use::Commands => &self.commands,
-        };
-        if let Some(connection) = link.current() {
-            return Ok((connection, false));
+    /// The open connection for commands, or a new one.
+    pub(super) async fn commands(&self) -> RedisResult<Connection> {
+        let current = || self.lock().commands.clone();
+        if let Some(connection) = current() {
+            return Ok(connection);
         }
-        let _connecting = link.connecting.lock().await;
-        if let Some(connection) = link.current() {
-            return Ok((connection, false));
+        let _connecting = self.connecting.lock().await;
+        if let Some(connection) = current() {
+            return Ok(connection);
         }
-        let patience = match r#use {
-            Use::Reads => self.block + RESPONSE_TIMEOUT,
-            Use::Commands => RESPONSE_TIMEOUT,
-        };
         // Boxed: it is rare, and would make everything large that may connect.
-        let connection = Box::pin(self.connect(patience)).await?;
-        *link.lock() = Some(connection.clone());
-        Ok((connection, true))
+        let connection = Box::pin(within_time(self.connect_for_commands())).await?;
+        log::debug!(
+            "connected to Redis redis.server={} redis.use=commands",
+            self.url
+        );
+        self.lock().commands = Some(connection.clone());
+        Ok(connection)
+    }
+
+    /// The connection for reads, or a new one. One caller at a time.
+    pub(super) async fn reads(&self) -> RedisResult<InUse> {
+        let generation = {
+            let mut current = self.lock();
+            let generation = current.generation;
+            if let Some(reads) = current.reads.take() {
+                return Ok(InUse { reads, generation });
+            }
+            generation
+        };
+        let reads = Box::pin(within_time(self.connect_for_reads())).await?;
+        log::debug!(
+            "connected to Redis redis.server={} redis.use=reads",
+            self.url
+        );
+        let mut current = self.lock();
+        if current.generation == generation {
+            current.reads_id = reads.id();
+        }
+        Ok(InUse { reads, generation })
+    }
+
+    /// Gives the connection for reads back, with nothing under way on it.
+    pub(super) fn give_back(&self, in_use: InUse) {
+        let mut current = self.lock();
+        if current.generation == in_use.generation {
+            current.reads = Some(in_use.reads);
+        }
     }
 
     /// What the server calls the open connection for reads.
     pub(super) fn id_for_reads(&self) -> Option<i64> {
-        self.reads.current()?.id
+        self.lock().reads_id
     }
 
     /// Lets go of both.
     pub(super) fn reset(&self) {
-        drop(self.reads.lock().take());
-        drop(self.commands.lock().take());
+        let mut current = self.lock();
+        *current = Current {
+            generation: current.generation + 1,
+            ..Current::default()
+        };
     }
 
-    async fn connect(&self, patience: Duration) -> RedisResult<Connection> {
-        timeout(CONNECT_TIMEOUT, self.greet(patience))
-            .await
-            .unwrap_or_else(|_| Err(timed_out("no greeting within the connect time-out")))
-    }
-
-    async fn greet(&self, patience: Duration) -> RedisResult<Connection> {
-        let stream = TcpStream::connect((self.url.host.as_str(), self.url.port)).await?;
-        stream.set_nodelay(true)?;
-        if self.url.tls {
-            let stream = tls::encrypt(stream, &self.url.host, &self.tls)
-                .await
-                .map_err(refused_by_tls)?;
-            self.set_up(stream, patience).await
-        } else {
-            self.set_up(stream, patience).await
-        }
-    }
-
-    async fn set_up<S>(&self, stream: S, patience: Duration) -> RedisResult<Connection>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn connect_for_commands(&self) -> RedisResult<Connection> {
         let mut info = RedisConnectionInfo::default()
             .set_db(self.url.database)
-            .set_lib_name("event-persister", env!("CARGO_PKG_VERSION"));
+            .set_lib_name(LIBRARY, env!("CARGO_PKG_VERSION"));
         if let Some(username) = &self.url.username {
             info = info.set_username(username);
         }
         if let Some(password) = &self.url.password {
             info = info.set_password(password);
         }
-        let config = AsyncConnectionConfig::new().set_response_timeout(Some(patience));
-        let (mut redis, driver) =
-            MultiplexedConnection::new_with_config(&info, stream, config).await?;
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
+        let stream = self.connect().await?;
+        let (redis, driver) = MultiplexedConnection::new_with_config(&info, stream, config).await?;
         let driver = Arc::new(Driver(tokio::spawn(driver).abort_handle()));
-        // A connection that breaks here breaks at its first command as well.
-        let id = redis::cmd("CLIENT").arg("ID").query_async(&mut redis).await;
         Ok(Connection {
             redis,
-            id: id.ok(),
             _driver: driver,
         })
     }
-}
 
-impl Link {
-    fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
+    async fn connect_for_reads(&self) -> RedisResult<Reads> {
+        Reads::greet(self.connect().await?, &self.url).await
+    }
+
+    async fn connect(&self) -> RedisResult<Box<dyn Stream>> {
+        let stream = TcpStream::connect((self.url.host.as_str(), self.url.port)).await?;
+        stream.set_nodelay(true)?;
+        if !self.url.tls {
+            return Ok(Box::new(stream));
+        }
+        let stream = tls::encrypt(stream, &self.url.host, &self.tls)
+            .await
+            .map_err(refused_by_tls)?;
+        Ok(Box::new(stream))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Current> {
         // Every change is complete before anything that could panic.
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn current(&self) -> Option<Connection> {
-        self.lock().clone()
-    }
+async fn within_time<T>(connecting: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+    timeout(CONNECT_TIMEOUT, connecting)
+        .await
+        .unwrap_or_else(|_| Err(timed_out("no greeting within the connect time-out")))
 }
 
 fn refused_by_tls(error: std::io::Error) -> RedisError {

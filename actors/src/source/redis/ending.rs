@@ -11,7 +11,6 @@ use futures_util::future::select;
 use redis::RedisResult;
 use tokio::time::sleep;
 
-use super::connection::Use;
 use super::shared::Shared;
 
 /// How often Redis is told, since the read may still have been on its way there the last time.
@@ -36,6 +35,6 @@ impl Shared {
         let Some(id) = self.connections.id_for_reads() else {
             return Ok(());
         };
-        self.commands(Use::Commands).await?.unblock(id).await
+        self.commands().await?.unblock(id).await
     }
 }

@@ -3,18 +3,20 @@
 //! A fetch runs on its own and not within the future of a read. When that is dropped, what the
 //! fetch takes waits for the next read, and no second command is sent that waits in Redis.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::RedisResult;
+use redis::{Cmd, RedisResult};
 use tokio::time::{Instant, sleep};
 
 use crate::source::{More, Permit};
 
-use super::commands::{Commands, FEW};
-use super::connection::Use;
+use super::commands::{self, Commands, FEW};
+use super::connection::RESPONSE_TIMEOUT;
 use super::entries::fetched;
 use super::failure;
+use super::reads::{EntriesRead, Room};
 use super::replies::RawEntry;
 use super::shared::{Outcome, Shared, State};
 use super::stream_id::StreamId;
@@ -30,6 +32,10 @@ const RECOVER_AFTER_FAILURE: Duration = Duration::from_secs(6);
 /// While events trickle in, reads are this far apart: each takes what gathered meanwhile, instead
 /// of one command an event. Longer saves commands, at the price of that much delay.
 const PACE: Duration = Duration::from_millis(15);
+
+/// From so many entries on, how much was read is written down at once. Fewer would make that the most
+/// part of what Redis has to do; more could be taken for lost after a restart.
+const MANY: usize = 16;
 
 /// After a pause of this length losses are counted before anything is read.
 const LONG_PAUSE: Duration = Duration::from_secs(10);
@@ -110,7 +116,7 @@ impl Shared {
     /// A stream or a group that has vanished is made again at once, within the same fetch.
     async fn fetch_or_rejoin(&self, permit: Permit) -> Result<Outcome, Failed> {
         let connecting = |error| ("connecting", error);
-        let mut commands = self.commands(Use::Reads).await.map_err(connecting)?;
+        let mut commands = self.commands().await.map_err(connecting)?;
         match self.fetch_with(&mut commands, permit).await {
             Err((_, error)) if failure::has_vanished(&error) => {
                 self.lock().joined = false;
@@ -151,7 +157,7 @@ impl Shared {
                 return Ok(Outcome::Some);
             }
         }
-        self.read_new(commands, permit)
+        self.read_new(permit)
             .await
             .map_err(|error| ("reading the stream", error))
     }
@@ -177,9 +183,15 @@ impl Shared {
                 state.recovery.runs = Some(runs);
             }
             while let Some((run, count)) = self.next_run(permit) {
-                let entries = commands.read_pending(run.first.previous(), count).await?;
-                let rest = rest_of(run, count, &entries);
-                let num = self.take_pending(commands, entries).await?;
+                let behind = run.first.previous();
+                let command = commands::read_pending(&self.settings, behind, count);
+                let room = Room {
+                    permit,
+                    must_take_one: true,
+                };
+                let read = self.read(&command, room, RESPONSE_TIMEOUT).await?;
+                let rest = rest_of(run, count, &read);
+                let num = self.take_pending(commands, read.entries).await?;
                 self.run_is_read(rest);
                 if num > 0 {
                     return Ok(true);
@@ -194,7 +206,11 @@ impl Shared {
     fn next_run(&self, permit: Permit) -> Option<(Run, usize)> {
         let state = self.lock();
         let run = *state.recovery.runs.as_ref()?.front()?;
-        Some((run, run.num.min(state.sizes.count(permit)).min(FEW)))
+        Some((
+            run,
+            run.num
+                .min(state.sizes.expected(permit).map_or(1, NonZeroUsize::get)),
+        ))
     }
 
     fn run_is_read(&self, rest: Option<Run>) {
@@ -290,7 +306,7 @@ impl Shared {
                 let mut state = self.lock();
                 state.claims.due_at = Instant::now() + self.settings.claim_every;
                 let cursor = state.claims.cursor.take().unwrap_or(StreamId::ZERO);
-                (cursor, state.sizes.count(permit).min(FEW))
+                (cursor, state.sizes.certain(permit).min(FEW))
             };
             let claimed = commands.claim_idle(cursor, count).await?;
             let lost = self.unknown_of(&claimed.deleted);
@@ -320,45 +336,98 @@ impl Shared {
         }
     }
 
-    /// Waits for new entries, as many as the permit allows for.
-    async fn read_new(&self, commands: &mut Commands<'_>, permit: Permit) -> RedisResult<Outcome> {
+    /// Waits for new entries, and takes as many as there are and the permit allows for.
+    ///
+    /// In several reads, since none asks for very many. What they bring is handed out together: each part
+    /// on its own would have to wait for a processor as often.
+    async fn read_new(&self, permit: Permit) -> RedisResult<Outcome> {
         self.keep_the_pace().await;
-        let (few, many, last_brought_few) = {
-            let State {
-                sizes,
-                last_brought_few,
-                ..
-            } = &*self.lock();
-            (sizes.count(permit), sizes.many(permit), *last_brought_few)
+        let mut room = Room {
+            permit,
+            must_take_one: true,
         };
-        let read = match last_brought_few || self.lock().stopping {
-            true => None,
-            false => commands.read_many(many).await?,
-        };
-        let read = match read {
-            Some(read) => read,
-            None if self.lock().stopping => return Ok(Outcome::Nothing),
-            None => commands.read_few(few).await?,
-        };
-        let num = read.entries.len();
-        // Delivered just now: one without text is unheard of, but must not stay pending.
+        let mut num_taken = 0;
+        loop {
+            let expected = {
+                let state = self.lock();
+                if state.stopping {
+                    break;
+                }
+                state.sizes.expected(room.permit)
+            };
+            // One may come alone, however large.
+            let count = match expected {
+                None if !room.must_take_one => break,
+                expected => expected.map_or(1, NonZeroUsize::get),
+            };
+            let command = commands::read_new(&self.settings, count, room.must_take_one);
+            let patience = self.settings.block + RESPONSE_TIMEOUT;
+            let read = self.read(&command, room, patience).await?;
+            let is_full = read.num() == count && read.left.is_empty();
+            num_taken += read.entries.len();
+            room.use_up(&read);
+            self.take_new(read, is_full).await?;
+            if !is_full {
+                break;
+            }
+        }
+        if num_taken >= MANY {
+            // The keeper does it too, and says what fails.
+            drop(self.write_down_what_was_read().await);
+        }
+        Ok(match num_taken {
+            0 => Outcome::Nothing,
+            _ => Outcome::Some,
+        })
+    }
+
+    /// Takes entries that were delivered just now.
+    async fn take_new(&self, read: EntriesRead, has_more: bool) -> RedisResult<()> {
+        let num = read.num();
         let (entries, gone) = self.split(read.entries);
+        let now = Instant::now();
+        {
+            let mut state = self.lock();
+            state.taken.take_new(entries, now);
+            // Those are pending for us now, and nobody else will read them.
+            let has_left = !read.left.is_empty();
+            state.recovery.due |= has_left;
+            state.last_new_read = now;
+            state.last_was_short = num > 0 && !has_more && !has_left;
+            state.more = if has_more || has_left {
+                More::Ready
+            } else {
+                More::Later
+            };
+        }
         if !gone.is_empty() {
-            commands.acknowledge(&gone).await?;
+            // One without text is unheard of, but must not stay pending.
+            self.commands().await?.acknowledge(&gone).await?;
             self.note_lost(gone.len(), "while they were read");
         }
+        Ok(())
+    }
+
+    /// Reads entries through the connection for that.
+    async fn read(
+        &self,
+        command: &Cmd,
+        room: Room,
+        patience: Duration,
+    ) -> RedisResult<EntriesRead> {
+        let mut connection = self.connections.reads().await?;
+        let read = connection.reads.entries(command, room, patience).await;
+        // A future that was dropped, or an answer that was not understood, ends the connection.
+        if read.as_ref().err().is_none_or(failure::is_answer) {
+            self.connections.give_back(connection);
+        }
+        let read = read?;
         let now = Instant::now();
         let mut state = self.lock();
-        state.taken.take_new(entries, now);
-        state.last_new_read = now;
-        state.last_was_short = num > 0 && !read.more && num < many.max_messages.div_ceil(2);
-        state.last_brought_few = num < FEW;
-        state.more = if read.more { More::Ready } else { More::Later };
-        Ok(if num == 0 {
-            Outcome::Nothing
-        } else {
-            Outcome::Some
-        })
+        for &num_bytes in &read.left {
+            state.sizes.saw(num_bytes, now);
+        }
+        Ok(read)
     }
 
     async fn keep_the_pace(&self) {
@@ -376,11 +445,11 @@ impl Shared {
     }
 }
 
-/// What of a run is left after a reply; `None` if Redis has no more of it.
-fn rest_of(run: Run, asked: usize, entries: &[RawEntry]) -> Option<Run> {
-    let last = entries.last()?.id;
-    let num = run.num - asked.min(run.num);
-    (entries.len() == asked && num > 0).then_some(Run {
+/// What of a run is still to be read; `None` if Redis has no more of it.
+fn rest_of(run: Run, asked: usize, read: &EntriesRead) -> Option<Run> {
+    let last = read.entries.last()?.id;
+    let num = run.num.saturating_sub(read.entries.len());
+    (read.num() == asked && num > 0).then_some(Run {
         first: StreamId {
             number: last.number.saturating_add(1),
             ..last

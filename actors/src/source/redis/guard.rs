@@ -10,7 +10,7 @@ use redis::RedisResult;
 use crate::source::SourceError;
 
 use super::commands::Commands;
-use super::connection::{Connections, Use};
+use super::connection::Connections;
 use super::failure;
 use super::replies::{Group, Sight};
 use super::settings::{RedisSettings, RedisSettingsError};
@@ -136,9 +136,8 @@ impl RedisGuard {
     }
 
     async fn commands(&self) -> RedisResult<Commands<'_>> {
-        let (connection, _) = self.connections.get(Use::Commands).await?;
         Ok(Commands {
-            connection,
+            connection: self.connections.commands().await?,
             settings: &self.settings,
         })
     }

@@ -9,7 +9,7 @@ use redis::{RedisError, RedisResult};
 use crate::finding::Finding;
 
 use super::commands::Commands;
-use super::connection::{Connections, Use};
+use super::connection::Connections;
 use super::failure;
 use super::guard::find;
 use super::replies::{self, Consumer};
@@ -70,9 +70,8 @@ impl RedisInspection {
     }
 
     async fn commands(&self) -> RedisResult<Commands<'_>> {
-        let (connection, _) = self.connections.get(Use::Commands).await?;
         Ok(Commands {
-            connection,
+            connection: self.connections.commands().await?,
             settings: &self.settings,
         })
     }

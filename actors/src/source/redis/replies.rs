@@ -13,6 +13,14 @@ pub(super) struct RawEntry {
     pub(super) fields: Option<Vec<(Bytes, Bytes)>>,
 }
 
+impl RawEntry {
+    /// Of all texts in it.
+    pub(super) fn num_bytes(&self) -> usize {
+        let fields = self.fields.iter().flatten();
+        fields.map(|(name, value)| name.len() + value.len()).sum()
+    }
+}
+
 /// What XAUTOCLAIM found.
 pub(super) struct Claimed {
     /// Where to go on; zero at the end.
@@ -312,7 +320,7 @@ fn fixed<const N: usize>(value: Value) -> RedisResult<[Value; N]> {
         .map_err(|_| unexpected("a list of another length"))
 }
 
-fn unexpected(wanted: &'static str) -> RedisError {
+pub(super) fn unexpected(wanted: &'static str) -> RedisError {
     let what = "the answer has another form than Redis documents";
     RedisError::from((
         ErrorKind::UnexpectedReturnType,

@@ -16,7 +16,7 @@ use redis::RedisResult;
 use crate::source::{Body, Permit, SourceError};
 
 use super::commands::{Commands, Joined};
-use super::connection::{Connection, Connections, Use};
+use super::connection::Connections;
 use super::replies::RawEntry;
 use super::settings::{RedisSettings, RedisSettingsError};
 use super::stream_id::StreamId;
@@ -141,8 +141,7 @@ impl RedisShadow {
     }
 
     async fn try_read(&self, permit: Permit) -> RedisResult<ShadowRead> {
-        let (connection, _) = self.connections.get(Use::Reads).await?;
-        let mut reads = with(connection, &self.own);
+        let mut reads = self.commands(&self.own).await?;
         if !self.lock().has_group && !self.join(&mut reads).await? {
             tokio::time::sleep(PAUSE).await;
             return Ok(ShadowRead::default());
@@ -298,8 +297,10 @@ impl RedisShadow {
     }
 
     async fn commands<'a>(&self, settings: &'a RedisSettings) -> RedisResult<Commands<'a>> {
-        let (connection, _) = self.connections.get(Use::Commands).await?;
-        Ok(with(connection, settings))
+        Ok(Commands {
+            connection: self.connections.commands().await?,
+            settings,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -309,13 +310,6 @@ impl RedisShadow {
     fn failed(&self, doing: &str, error: redis::RedisError) -> SourceError {
         self.connections.reset();
         failure::unavailable(&self.own.url.to_string(), doing, error)
-    }
-}
-
-fn with(connection: Connection, settings: &RedisSettings) -> Commands<'_> {
-    Commands {
-        connection,
-        settings,
     }
 }
 

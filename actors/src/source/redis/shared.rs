@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::source::{More, SourceError};
 
 use super::commands::Commands;
-use super::connection::{Connections, Use};
+use super::connection::Connections;
 use super::failure;
 use super::settings::RedisSettings;
 use super::sizes::Sizes;
@@ -52,10 +52,8 @@ pub(super) struct State {
     pub(super) count_losses: bool,
     pub(super) recorded: Recorded,
     pub(super) last_new_read: Instant,
-    /// The last read of new entries brought some, but few.
+    /// The last read of new entries brought some, and left none.
     pub(super) last_was_short: bool,
-    /// Whether the last read brought so few entries that the next is likely to as well.
-    pub(super) last_brought_few: bool,
 }
 
 /// What a fetch brought besides entries.
@@ -120,7 +118,6 @@ impl Shared {
                 recorded: Recorded::default(),
                 last_new_read: now,
                 last_was_short: false,
-                last_brought_few: false,
             }),
             settings,
         }
@@ -131,21 +128,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Commands on one of the connections, opened if need be.
-    pub(super) async fn commands(&self, r#use: Use) -> RedisResult<Commands<'_>> {
-        let (connection, is_new) = self.connections.get(r#use).await?;
-        if is_new {
-            log::debug!(
-                "connected to Redis redis.server={} redis.use={}",
-                self.server,
-                match r#use {
-                    Use::Reads => "reads",
-                    Use::Commands => "commands",
-                }
-            );
-        }
+    /// Commands on their connection, opened if need be.
+    pub(super) async fn commands(&self) -> RedisResult<Commands<'_>> {
         Ok(Commands {
-            connection,
+            connection: self.connections.commands().await?,
             settings: &self.settings,
         })
     }

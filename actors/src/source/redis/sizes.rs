@@ -1,21 +1,28 @@
 //! How many entries may be asked for, when only bytes may be taken and sizes are not yet known.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::source::Permit;
 
-/// Entries of one read at most, as many as a batch takes: more is no faster, and makes replies that
-/// others wait behind.
-pub(super) const MAX_COUNT: usize = 1000;
+/// Entries of one read at most. Should all of them be huge, Redis would have to hold as many once more
+/// until they are sent; with fewer, both sides wait for a processor more often.
+const MAX_COUNT: usize = 256;
 
 /// What an event is assumed to have before any was seen.
 const FIRST_GUESS: usize = 256 * 1024;
 
-/// The largest event of the last minute stands for the next ones.
+/// The average is over about so many events. Fewer, and it follows chance; more, and it is late to see
+/// that events have become larger.
+const AVERAGE_OVER: usize = 64;
+
+/// What was seen stands for what comes next.
 #[derive(Debug)]
 pub(super) struct Sizes {
+    average: Option<usize>,
+    /// The largest of this half of a minute, and of the one before.
     current: Option<usize>,
     previous: Option<usize>,
     since: Instant,
@@ -29,6 +36,7 @@ impl Sizes {
 
     pub(super) fn new(now: Instant) -> Self {
         Self {
+            average: None,
             current: None,
             previous: None,
             since: now,
@@ -44,6 +52,8 @@ impl Sizes {
             self.since = now;
         }
         self.current = Some(num_bytes.max(self.current.unwrap_or_default()));
+        let average = self.average.unwrap_or(num_bytes);
+        self.average = Some(average - average / AVERAGE_OVER + num_bytes / AVERAGE_OVER);
     }
 
     pub(super) fn succeeded(&mut self) {
@@ -54,21 +64,25 @@ impl Sizes {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// What may be taken where sizes are looked at first.
-    pub(super) fn many(&self, permit: Permit) -> Permit {
-        let halvings = self.failures.min(9);
-        Permit {
-            max_messages: (permit.max_messages.min(MAX_COUNT) >> halvings).max(1),
-            max_bytes: (permit.max_bytes >> halvings).max(1),
-        }
+    /// How many to ask for where what is beyond the permit can be read over. Half of the bytes are for
+    /// what is larger than the average. None where not even one is likely to fit.
+    pub(super) fn expected(&self, permit: Permit) -> Option<NonZeroUsize> {
+        let average = self.average.unwrap_or(FIRST_GUESS);
+        NonZeroUsize::new(self.within(permit, average.saturating_mul(2)))
     }
 
-    /// How many entries to ask for where sizes are not looked at.
-    pub(super) fn count(&self, permit: Permit) -> usize {
-        let largest = self.current.max(self.previous).unwrap_or(FIRST_GUESS);
-        let by_bytes = permit.max_bytes / largest.max(1);
-        let count = by_bytes.min(permit.max_messages).clamp(1, MAX_COUNT);
-        (count >> self.failures.min(9)).max(1)
+    /// How many to ask for where everything that comes has to be taken, however large.
+    pub(super) fn certain(&self, permit: Permit) -> usize {
+        let largest = self.current.max(self.previous);
+        self.within(permit, largest.unwrap_or(FIRST_GUESS)).max(1)
+    }
+
+    fn within(&self, permit: Permit, num_bytes: usize) -> usize {
+        let by_bytes = permit.max_bytes / num_bytes.max(1);
+        match by_bytes.min(permit.max_messages).min(MAX_COUNT) {
+            0 => 0,
+            count => (count >> self.failures.min(9)).max(1),
+        }
     }
 }
 
@@ -82,22 +96,53 @@ mod tests {
     };
 
     #[tokio::test(start_paused = true)]
-    async fn counts_by_the_largest_of_the_last_minute() {
+    async fn counts_by_the_largest_of_the_last_minute_where_all_has_to_be_taken() {
         let mut sizes = Sizes::new(Instant::now());
-        assert_eq!(sizes.count(PERMIT), 3, "cautious before the first event");
+        assert_eq!(sizes.certain(PERMIT), 3, "cautious before the first event");
         sizes.saw(10, Instant::now());
-        assert_eq!(sizes.count(PERMIT), MAX_COUNT);
+        assert_eq!(sizes.certain(PERMIT), MAX_COUNT);
         sizes.saw(100_000, Instant::now());
         sizes.saw(10, Instant::now());
-        assert_eq!(sizes.count(PERMIT), 10);
+        assert_eq!(sizes.certain(PERMIT), 10);
         tokio::time::advance(Duration::from_secs(31)).await;
         sizes.saw(50_000, Instant::now());
-        assert_eq!(sizes.count(PERMIT), 10);
+        assert_eq!(sizes.certain(PERMIT), 10);
         tokio::time::advance(Duration::from_secs(31)).await;
         sizes.saw(10, Instant::now());
-        assert_eq!(sizes.count(PERMIT), 20);
+        assert_eq!(sizes.certain(PERMIT), 20);
         sizes.saw(5_000_000, Instant::now());
-        assert_eq!(sizes.count(PERMIT), 1, "one is always asked for");
+        assert_eq!(sizes.certain(PERMIT), 1, "one is always asked for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn counts_by_the_average_where_the_rest_can_be_left() {
+        let now = Instant::now();
+        let mut sizes = Sizes::new(now);
+        let expected = |sizes: &Sizes| sizes.expected(PERMIT).map_or(0, NonZeroUsize::get);
+        assert_eq!(expected(&sizes), 1, "cautious before the first event");
+        sizes.saw(10_000, now);
+        assert_eq!(expected(&sizes), 50);
+        sizes.saw(1_000_000, now);
+        let after_a_large_one = expected(&sizes);
+        assert!((15..50).contains(&after_a_large_one), "{after_a_large_one}");
+        for _ in 0..1000 {
+            sizes.saw(1_000_000, now);
+        }
+        assert_eq!(expected(&sizes), 0, "not even one");
+        for _ in 0..1000 {
+            sizes.saw(1_000, now);
+        }
+        assert_eq!(expected(&sizes), MAX_COUNT);
+        let few = Permit {
+            max_messages: 7,
+            ..PERMIT
+        };
+        assert_eq!(sizes.expected(few), NonZeroUsize::new(7));
+        let none = Permit {
+            max_messages: 0,
+            ..PERMIT
+        };
+        assert_eq!(sizes.expected(none), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -107,12 +152,14 @@ mod tests {
         let counts: Vec<usize> = (0..11)
             .map(|_| {
                 sizes.failed();
-                sizes.count(PERMIT)
+                let count = sizes.certain(PERMIT);
+                assert_eq!(sizes.expected(PERMIT), NonZeroUsize::new(count));
+                count
             })
             .collect();
-        assert_eq!(counts[..4], [500, 250, 125, 62]);
+        assert_eq!(counts[..4], [128, 64, 32, 16]);
         assert_eq!(counts[10], 1);
         sizes.succeeded();
-        assert_eq!(sizes.count(PERMIT), MAX_COUNT);
+        assert_eq!(sizes.certain(PERMIT), MAX_COUNT);
     }
 }

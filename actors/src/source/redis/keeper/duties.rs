@@ -3,7 +3,6 @@
 use redis::RedisResult;
 use tokio::time::Instant;
 
-use super::super::connection::Use;
 use super::super::failure;
 use super::super::guard;
 use super::super::replies::Sight;
@@ -20,7 +19,7 @@ impl Shared {
         if held.is_empty() {
             return Ok(());
         }
-        let mut commands = self.commands(Use::Commands).await?;
+        let mut commands = self.commands().await?;
         commands.keep(&held).await?;
         self.lock().taken.kept(&held, now);
         Ok(())
@@ -32,13 +31,13 @@ impl Shared {
         if committed.is_empty() {
             return Ok(());
         }
-        let mut commands = self.commands(Use::Commands).await?;
+        let mut commands = self.commands().await?;
         self.acknowledge(&mut commands, &committed).await
     }
 
     /// Looks at the stream and its groups, which are made again if they are gone.
     pub(super) async fn look(&self) -> RedisResult<Sight> {
-        let mut commands = self.commands(Use::Commands).await?;
+        let mut commands = self.commands().await?;
         let sight = match commands.look().await {
             Ok(sight) => sight,
             // The stream or the group may be gone; if that is not it, the error comes again.
@@ -59,7 +58,7 @@ impl Shared {
             self.note_stray_guard(standing.is_some());
             return Ok(());
         }
-        let mut commands = self.commands(Use::Commands).await?;
+        let mut commands = self.commands().await?;
         let Some(standing) = standing.map(|guard| guard.last_delivered) else {
             return self.join(&mut commands).await;
         };
@@ -84,7 +83,7 @@ impl Shared {
             (None, None) => None,
             (None, Some(group)) if group.lag == Some(0) => None,
             (None, Some(group)) => {
-                let mut commands = self.commands(Use::Commands).await?;
+                let mut commands = self.commands().await?;
                 commands.first_behind(group.last_delivered).await?
             }
         };
@@ -100,11 +99,16 @@ impl Shared {
         if last.is_none() || last == self.lock().recorded.last {
             return Ok(());
         }
-        let mut commands = self.commands(Use::Commands).await?;
+        self.write_down_what_was_read().await?;
+        self.lock().recorded.last = last;
+        Ok(())
+    }
+
+    pub(in super::super) async fn write_down_what_was_read(&self) -> RedisResult<()> {
+        let mut commands = self.commands().await?;
         let missing = commands.record_read().await?;
         let was_exact = {
             let recorded = &mut self.lock().recorded;
-            recorded.last = last;
             let was_exact = recorded.is_exact;
             recorded.is_exact |= missing.is_some();
             was_exact
@@ -122,7 +126,7 @@ impl Shared {
         let Some(standing) = standing.filter(|_| self.settings.trim_stream) else {
             return Ok(());
         };
-        let mut commands = self.commands(Use::Commands).await?;
+        let mut commands = self.commands().await?;
         let num = commands.trim(standing.last_delivered).await?;
         if num > 0 {
             log::debug!(
@@ -135,7 +139,7 @@ impl Shared {
 
     /// Removes consumers that are long gone.
     pub(super) async fn tidy(&self) -> RedisResult<()> {
-        let mut commands = self.commands(Use::Commands).await?;
+        let mut commands = self.commands().await?;
         let removed = match commands.remove_dead_consumers().await {
             Err(error) if failure::is_answer(&error) => {
                 // Of use, but not worth an outage: the user may not be allowed scripts.
