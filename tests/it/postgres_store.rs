@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::support::postgres::{Database, Server};
 
 pub(crate) mod connect;
+mod copying;
 mod failures;
 mod schema;
 mod trim;

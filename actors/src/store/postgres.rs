@@ -44,6 +44,8 @@ mod audit;
 mod columns;
 mod comparison;
 mod connection;
+mod copy_rows;
+mod copying;
 mod dead_letters;
 mod encoded;
 mod failure;
@@ -248,7 +250,10 @@ impl EventStore for PostgresStore {
         Box::pin(async move {
             let write = async |connection: &mut Connection| {
                 let encoded = self.together.prepared.take(&batch);
-                let written = write::write(connection, &batch, encoded, self.clock.now()).await;
+                let written = {
+                    let now = self.clock.now();
+                    write::write(connection, &self.settings, &batch, encoded, now).await
+                };
                 self.together.writes();
                 written
             };

@@ -301,6 +301,16 @@ fn refusal(code: &str) -> RefusalReason {
 
 #[actix::test]
 async fn every_sqlstate_is_of_one_kind() {
+    every_sqlstate_beside(1).await;
+}
+
+#[actix::test]
+async fn every_sqlstate_is_of_the_same_kind_where_batches_are_copied() {
+    every_sqlstate_beside(copying::MANY).await;
+}
+
+/// In a batch with so many other events.
+async fn every_sqlstate_beside(num_others: usize) {
     const KINDS: [(Kind, &[&str]); 4] = [
         (
             Kind::Refused,
@@ -337,14 +347,16 @@ async fn every_sqlstate_is_of_one_kind() {
                 event: format!("fail {code}"),
                 ..EventFixture::default()
             };
-            let batch = of_events([any_event(), failing.build()]);
+            let others = (0..num_others).map(|_| any_event());
+            let batch = of_events(others.chain([failing.build()]));
+            // So that each of them is tried by COPY first, where it is large enough.
+            let ordinary = (0..num_others).map(|_| any_event());
+            store.write(of_events(ordinary)).await.unwrap();
             let kind = match store.write(batch).await {
                 Ok(outcomes) => {
-                    assert_eq!(
-                        outcomes,
-                        [Outcome::Stored, Outcome::RefusedByStore(refusal(code))],
-                        "{code}"
-                    );
+                    let (refused, stored) = outcomes.split_last().unwrap();
+                    assert!(stored.iter().all(|one| *one == Outcome::Stored), "{code}");
+                    assert_eq!(*refused, Outcome::RefusedByStore(refusal(code)), "{code}");
                     Kind::Refused
                 }
                 Err(StoreError::Unavailable { .. }) => Kind::Unavailable,
@@ -357,9 +369,11 @@ async fn every_sqlstate_is_of_one_kind() {
     let counts = "SELECT (SELECT count(*) FROM events) || ' ' || \
         (SELECT count(*) FROM event_persister_dead_letters)";
     let num_refused = KINDS[0].1.len();
+    let num_codes: usize = KINDS.iter().map(|(_, codes)| codes.len()).sum();
+    let num_stored = num_others * (num_codes + num_refused);
     assert_eq!(
         database.value(counts),
-        format!("{num_refused} {num_refused}")
+        format!("{num_stored} {num_refused}")
     );
 }
 

@@ -6,18 +6,27 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
 use futures_util::future::{Either, select};
 use rustls::Error as TlsError;
+use tokio::time::Instant;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::copy_rows::CopyRows;
+use super::copying::{Copied, Copier};
 use super::failure::{Failure, connect_error};
 use super::settings::{PostgresSettings, TlsMode};
 use super::tls;
+use crate::status::error_chain;
 use crate::store::StoreError;
+
+/// Where no connection for COPY can be had, the next attempt is made this much later: longer leaves the
+/// store slow after a moment without connections, shorter says so too often.
+const TRY_COPYING_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 /// A connection with our settings.
 pub(super) struct Connection {
@@ -26,6 +35,18 @@ pub(super) struct Connection {
     pub(super) configure: String,
     /// Whether the last batch held events that were there already.
     pub(super) expects_duplicates: bool,
+    /// For batches that hold nothing special.
+    pub(super) copying: Copying,
+}
+
+/// Whether batches are copied.
+pub(super) enum Copying {
+    /// As soon as one is large enough, but not before this moment.
+    From(Instant),
+    /// Through this connection, unless the batch before it held something special.
+    Possible { copier: Copier, is_due: bool },
+    /// Never.
+    Impossible,
 }
 
 /// Why there is no connection.
@@ -72,6 +93,37 @@ impl ConnectError {
     }
 }
 
+impl Copying {
+    async fn open(settings: &PostgresSettings) -> Self {
+        let opened = tokio::time::timeout(settings.connect_timeout, Copier::open(settings)).await;
+        let (why, otherwise) =
+            match opened.unwrap_or(Err(ConnectError::Late(settings.connect_timeout))) {
+                Ok(Some(copier)) => {
+                    return Self::Possible {
+                        copier,
+                        is_due: true,
+                    };
+                }
+                Ok(None) => {
+                    let why = "a rule on events or event_resources would not be heeded";
+                    (why.to_owned(), Self::Impossible)
+                }
+                Err(error) => {
+                    let later = Self::From(Instant::now() + TRY_COPYING_AGAIN_AFTER);
+                    (error_chain(&error), later)
+                }
+            };
+        let place = settings.place();
+        log::info!(
+            "large batches are written by the store function, which is slower than COPY \
+             store.host={} store.database={} reason={why}",
+            place.host,
+            place.database,
+        );
+        otherwise
+    }
+}
+
 impl Connection {
     /// Connects; the transaction that it was set up in is over when this returns.
     pub(super) async fn open(settings: &PostgresSettings) -> Result<Self, StoreError> {
@@ -80,10 +132,43 @@ impl Connection {
         let limit = settings
             .connect_timeout
             .saturating_mul(num_hosts.saturating_mul(2));
-        let established = tokio::time::timeout(limit, establish(settings)).await;
+        let established = tokio::time::timeout(limit, for_diesel(settings)).await;
         established
             .unwrap_or(Err(ConnectError::Late(limit)))
             .map_err(|error| connect_error(&place, error))
+    }
+
+    /// Copies a batch, if that is possible and promises to succeed.
+    pub(super) async fn copy(
+        &mut self,
+        settings: &PostgresSettings,
+        rows: CopyRows,
+        now: DateTime<Utc>,
+    ) -> Result<Copied, Failure> {
+        if matches!(self.copying, Copying::From(moment) if moment <= Instant::now()) {
+            self.copying = Copying::open(settings).await;
+        }
+        let copied = match &self.copying {
+            Copying::Possible {
+                copier,
+                is_due: true,
+            } => copier.copy(rows, now).await?,
+            Copying::Possible { is_due: false, .. } => Copied::Refused,
+            Copying::From(_) | Copying::Impossible => Copied::Refused,
+        };
+        match copied {
+            Copied::All | Copied::NothingNew | Copied::Refused => {}
+            Copied::Impossible => self.copying = Copying::Impossible,
+            Copied::Lost => self.copying = Copying::From(Instant::now()),
+        }
+        Ok(copied)
+    }
+
+    /// What holds something special is seldom alone: the store function then finds it sooner.
+    pub(super) fn copies_next(&mut self, was_clean: bool) {
+        if let Copying::Possible { is_due, .. } = &mut self.copying {
+            *is_due = was_clean;
+        }
     }
 
     /// Starts a transaction.
@@ -129,7 +214,7 @@ impl Connection {
         self.pg
             .batch_execute("COMMIT")
             .await
-            .map_err(Failure::Commit)
+            .map_err(Failure::commit)
     }
 }
 
@@ -140,7 +225,7 @@ pub(super) fn begin(configure: &str) -> String {
 }
 
 /// The settings as one statement; they end with the transaction.
-fn configure(settings: &PostgresSettings) -> String {
+pub(super) fn configure(settings: &PostgresSettings) -> String {
     let millis = |duration: Duration| duration.as_millis().min(i32::MAX as u128).to_string();
     let mut values = vec![
         ("statement_timeout", millis(settings.statement_timeout)),
@@ -159,7 +244,11 @@ fn configure(settings: &PostgresSettings) -> String {
     format!("SELECT {}", calls.join(", "))
 }
 
-async fn establish(settings: &PostgresSettings) -> Result<Connection, ConnectError> {
+/// Opens a connection with our settings, and makes of it what is wanted.
+pub(super) async fn establish<A: Adopt>(
+    settings: &PostgresSettings,
+    adopt: A,
+) -> Result<A::Adopted, ConnectError> {
     let mut config = settings.config.clone();
     config
         .application_name(&settings.application_name)
@@ -171,8 +260,12 @@ async fn establish(settings: &PostgresSettings) -> Result<Connection, ConnectErr
     if config.get_tcp_user_timeout().is_none() {
         config.tcp_user_timeout(Duration::from_secs(60));
     }
+    encrypted_or_not(config, settings, adopt).await
+}
+
+async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectError> {
     let configure = configure(settings);
-    let mut pg = encrypted_or_not(config, settings, &begin(&configure)).await?;
+    let mut pg = establish(settings, ForDiesel).await?;
     if !settings.prepared_statements {
         use diesel_async::AsyncConnection as _;
         pg.set_prepared_statement_cache_size(diesel::connection::CacheSize::Disabled);
@@ -184,15 +277,20 @@ async fn establish(settings: &PostgresSettings) -> Result<Connection, ConnectErr
         pg,
         configure,
         expects_duplicates: false,
+        copying: if settings.prepared_statements {
+            Copying::From(Instant::now())
+        } else {
+            Copying::Impossible
+        },
     })
 }
 
 /// Tries the ways that the mode allows, one after another.
-async fn encrypted_or_not(
+async fn encrypted_or_not<A: Adopt>(
     mut config: Config,
     settings: &PostgresSettings,
-    begin: &str,
-) -> Result<AsyncPgConnection, ConnectError> {
+    adopt: A,
+) -> Result<A::Adopted, ConnectError> {
     let (first, second) = match settings.tls.mode {
         TlsMode::Disable => (SslMode::Disable, None),
         TlsMode::Allow => (SslMode::Disable, Some(SslMode::Require)),
@@ -203,48 +301,75 @@ async fn encrypted_or_not(
         TlsMode::Disable => None,
         _ => Some(tls::connector(&settings.tls).map_err(ConnectError::Tls)?),
     };
+    let begin = begin(&configure(settings));
     config.ssl_mode(first);
-    match (connect(&config, tls.clone(), begin).await, second) {
+    match (connect(&config, tls.clone(), adopt, &begin).await, second) {
         (Err(error), Some(second)) if error.may_be_encryption() => {
             config.ssl_mode(second);
             // The first answer tells more than that the other way is barred too.
-            connect(&config, tls, begin).await.map_err(|_| error)
+            connect(&config, tls, adopt, &begin)
+                .await
+                .map_err(|_| error)
         }
         (connected, _) => connected,
     }
 }
 
-async fn connect(
+async fn connect<A: Adopt>(
     config: &Config,
     tls: Option<MakeRustlsConnect>,
+    adopt: A,
     begin: &str,
-) -> Result<AsyncPgConnection, ConnectError> {
+) -> Result<A::Adopted, ConnectError> {
     match tls {
         None => {
             let (client, connection) = config.connect(NoTls).await?;
-            adopt(client, connection, begin).await
+            adopt.adopt(client, connection, begin).await
         }
         Some(tls) => {
             let (client, connection) = config.connect(tls).await?;
-            adopt(client, connection, begin).await
+            adopt.adopt(client, connection, begin).await
         }
     }
 }
 
-/// Makes it diesel's, inside a transaction that is left open: diesel prepares statements of its own
-/// here, which PgBouncer must not spread over several servers.
-async fn adopt<S>(
-    client: Client,
-    mut connection: tokio_postgres::Connection<Socket, S>,
-    begin: &str,
-) -> Result<AsyncPgConnection, ConnectError>
-where
-    S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
-{
-    match select(pin!(client.batch_execute(begin)), &mut connection).await {
-        Either::Left((begun, _)) => begun?,
-        Either::Right((Err(error), _)) => return Err(error.into()),
-        Either::Right((Ok(()), _)) => return Err(ConnectError::Closed),
+/// What becomes of a connection that was made.
+pub(super) trait Adopt: Copy {
+    type Adopted;
+
+    /// Sets it up in a transaction that begins with `begin`.
+    async fn adopt<S>(
+        self,
+        client: Client,
+        connection: tokio_postgres::Connection<Socket, S>,
+        begin: &str,
+    ) -> Result<Self::Adopted, ConnectError>
+    where
+        S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static;
+}
+
+#[derive(Clone, Copy)]
+struct ForDiesel;
+
+impl Adopt for ForDiesel {
+    type Adopted = AsyncPgConnection;
+
+    /// Makes it diesel's, inside a transaction that is left open: diesel prepares statements of its own
+    /// here, which PgBouncer must not spread over several servers.
+    async fn adopt<S>(
+        self,
+        client: Client,
+        mut connection: tokio_postgres::Connection<Socket, S>,
+        begin: &str,
+    ) -> Result<AsyncPgConnection, ConnectError>
+    where
+        S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
+    {
+        match select(pin!(client.batch_execute(begin)), &mut connection).await {
+            Either::Left((begun, _)) => begun?,
+            Either::Right((Err(error), _)) => return Err(error.into()),
+            Either::Right((Ok(()), _)) => return Err(ConnectError::Closed),
+        }
+        Ok(AsyncPgConnection::try_from_client_and_connection(client, connection).await?)
     }
-    Ok(AsyncPgConnection::try_from_client_and_connection(client, connection).await?)
 }

@@ -3,11 +3,24 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::arrays::Arrays;
+use super::copy_rows::CopyRows;
 use super::rows::{Refusal, Rows};
 use crate::batch::Batch;
 
+/// From so many events on, a batch is copied. Fewer are written by the store function, which takes two
+/// round trips where COPY takes four.
+const MANY: usize = 200;
+
 /// All that can be made of a batch without the database.
-pub(super) struct Encoded {
+pub(super) enum Encoded {
+    /// Of many events, and nothing special about any of them.
+    Rows(CopyRows),
+    /// For the store function.
+    Call(Call),
+}
+
+/// What the store function is given.
+pub(super) struct Call {
     pub(super) arrays: Arrays,
     /// Which entry of the batch each event is.
     pub(super) indexes: Vec<usize>,
@@ -21,6 +34,23 @@ pub(super) struct Encoded {
 impl Encoded {
     pub(super) fn new(batch: &Batch) -> Self {
         let rows = Rows::new(batch.entries());
+        let is_ordinary = rows.events.len() == batch.len() && !rows.repeats_ids;
+        if is_ordinary && batch.len() >= MANY {
+            // What is too long for either way is told by the store function's.
+            if let Ok(rows) = CopyRows::new(&rows) {
+                return Self::Rows(rows);
+            }
+        }
+        Self::Call(Call::of(rows))
+    }
+}
+
+impl Call {
+    pub(super) fn new(batch: &Batch) -> Self {
+        Self::of(Rows::new(batch.entries()))
+    }
+
+    fn of(rows: Rows<'_>) -> Self {
         Self {
             arrays: Arrays::new(&rows),
             indexes: rows.events.iter().map(|row| row.index).collect(),
@@ -90,7 +120,14 @@ mod tests {
 
     use super::*;
     use crate::batch::BatchId;
-    use crate::testing::{event, event_entry};
+    use crate::testing::{EventFixture, event, event_entry, rejected_entry};
+
+    fn num_events(encoded: Encoded) -> usize {
+        match encoded {
+            Encoded::Call(call) => call.indexes.len(),
+            Encoded::Rows(_) => panic!("too many"),
+        }
+    }
 
     fn batch(num_events: usize) -> Arc<Batch> {
         let entries = (0..num_events).map(|_| event_entry(event(Uuid::new_v4())));
@@ -103,13 +140,36 @@ mod tests {
         let is_there = || prepared.lock().ready.is_some();
         let (ready, other) = (batch(3), batch(2));
         prepared.prepare(Arc::clone(&ready)).await;
-        assert_eq!(prepared.take(&other).indexes.len(), 2);
+        assert_eq!(num_events(prepared.take(&other)), 2);
         assert!(is_there(), "taken for another batch");
-        assert_eq!(prepared.take(&ready).indexes.len(), 3);
+        assert_eq!(num_events(prepared.take(&ready)), 3);
         assert!(!is_there());
-        assert_eq!(prepared.take(&ready).indexes.len(), 3, "made again");
+        assert_eq!(num_events(prepared.take(&ready)), 3, "made again");
         prepared.prepare(Arc::clone(&ready)).await;
         assert!(!is_there(), "kept although it came too late");
+    }
+
+    #[test]
+    fn only_what_is_large_and_ordinary_is_copied() {
+        let is_copied = |entries: Vec<_>| {
+            let batch = Batch::new(BatchId(1), entries);
+            matches!(Encoded::new(&batch), Encoded::Rows(_))
+        };
+        let many = || batch(MANY).entries().to_vec();
+        assert!(is_copied(many()));
+        assert!(!is_copied(batch(MANY - 1).entries().to_vec()));
+        let rejected = rejected_entry("1", b"{", "no JSON");
+        assert!(!is_copied([many(), vec![rejected]].concat()));
+        let twice = many()[..1].to_vec();
+        assert!(is_copied([many(), batch(1).entries().to_vec()].concat()));
+        assert!(!is_copied([twice.clone(), many(), twice].concat()));
+        let nul = EventFixture {
+            event: "a\0b".to_owned(),
+            ..EventFixture::default()
+        };
+        assert!(!is_copied(
+            [many(), vec![event_entry(nul.build())]].concat()
+        ));
     }
 
     #[actix::test]

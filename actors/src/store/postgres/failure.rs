@@ -12,13 +12,17 @@ use super::connection::ConnectError;
 use super::settings::Place;
 use crate::store::StoreError;
 
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// Why something could not be done.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// PostgreSQL or diesel said no, and nothing was written.
     Database(DieselError),
+    /// PostgreSQL said no to a COPY, for no fault of an event, and nothing was written.
+    Copy(tokio_postgres::Error),
     /// COMMIT failed: it may have happened all the same.
-    Commit(DieselError),
+    Commit(Cause),
     /// Nothing was heard for this long.
     Late(Duration),
     /// A call ended without saying what it did.
@@ -34,14 +38,38 @@ impl From<DieselError> for Failure {
 }
 
 impl Failure {
+    pub(super) fn commit(error: impl Into<Cause>) -> Self {
+        Self::Commit(error.into())
+    }
+
+    /// The code of a failure before the commit.
+    fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Database(error) => sqlstate(error),
+            Self::Copy(error) => error.code().map(SqlState::code),
+            Self::Commit(_) | Self::Late(_) | Self::Lost(_) | Self::Unfit(_) => None,
+        }
+    }
+
+    /// Whether the connection ended before an answer came.
+    fn is_loss(&self) -> bool {
+        matches!(
+            self,
+            Self::Database(DieselError::DatabaseError(
+                DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection,
+                _,
+            ))
+        )
+    }
+
     /// Whether it came before anything could be committed.
     pub(super) fn is_before_commit(&self) -> bool {
-        matches!(self, Self::Database(_))
+        matches!(self, Self::Database(_) | Self::Copy(_))
     }
 
     /// Whether a lock was not given in time.
     pub(super) fn is_lock_timeout(&self) -> bool {
-        matches!(self, Self::Database(error) if sqlstate(error) == Some("55P03"))
+        self.sqlstate() == Some("55P03")
     }
 
     pub(super) fn into_store_error(
@@ -50,28 +78,30 @@ impl Failure {
         place: &Place,
         holders: Option<&str>,
     ) -> StoreError {
+        let advice = advice(self.sqlstate(), self.is_loss(), place);
+        let kind = Kind::of(self.sqlstate());
+        let undone = |cause: Cause| {
+            let what = format!(
+                "cannot {doing} {place}: {advice}{}",
+                holders.unwrap_or_default()
+            );
+            let source = Some(cause);
+            match kind {
+                Kind::TooSlow => StoreError::TooSlow { what, source },
+                Kind::OutcomeUnknown => StoreError::OutcomeUnknown { what, source },
+                Kind::Unavailable => StoreError::Unavailable { what, source },
+            }
+        };
         match self {
             Self::Unfit(what) => StoreError::unavailable(what),
-            Self::Database(error) => {
-                let what = format!(
-                    "cannot {doing} {place}: {}{}",
-                    advice(&error, place),
-                    holders.unwrap_or_default()
-                );
-                let kind = Kind::of(sqlstate(&error));
-                let source = Some(error.into());
-                match kind {
-                    Kind::TooSlow => StoreError::TooSlow { what, source },
-                    Kind::OutcomeUnknown => StoreError::OutcomeUnknown { what, source },
-                    Kind::Unavailable => StoreError::Unavailable { what, source },
-                }
-            }
+            Self::Database(error) => undone(error.into()),
+            Self::Copy(error) => undone(error.into()),
             Self::Commit(error) => StoreError::OutcomeUnknown {
                 what: format!(
                     "the commit to {place} failed, and it may have happened all the same; it is made \
                      again, which doubles nothing"
                 ),
-                source: Some(Box::new(error)),
+                source: Some(error),
             },
             Self::Late(limit) => StoreError::TooSlow {
                 what: format!(
@@ -126,8 +156,8 @@ fn sqlstate(error: &DieselError) -> Option<&str> {
     }
 }
 
-fn advice(error: &DieselError, place: &Place) -> String {
-    let known = match sqlstate(error) {
+fn advice(sqlstate: Option<&str>, is_loss: bool, place: &Place) -> String {
+    let known = match sqlstate {
         Some("55P03") => {
             let timeout = place.lock_timeout;
             return format!("another session kept a table locked for longer than {timeout:?}");
@@ -148,13 +178,8 @@ fn advice(error: &DieselError, place: &Place) -> String {
         Some("42P01" | "42703" | "42883") => {
             "the schema has changed: see `event-persister check`, then run `event-persister migrate`"
         }
-        _ => match error {
-            DieselError::DatabaseError(
-                DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection,
-                _,
-            ) => "the connection was lost; it is made again",
-            _ => "the server refused; it is tried again, and its own words and log say why",
-        },
+        _ if is_loss => "the connection was lost; it is made again",
+        _ => "the server refused; it is tried again, and its own words and log say why",
     };
     known.to_owned()
 }

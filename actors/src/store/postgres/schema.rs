@@ -187,6 +187,7 @@ async fn run_pending(
         pg,
         configure,
         expects_duplicates,
+        copying,
     } = connection;
     let migrated = tokio::task::spawn_blocking(move || {
         let mut wrapper = AsyncConnectionWrapper::<AsyncPgConnection>::from(pg);
@@ -195,6 +196,7 @@ async fn run_pending(
             pg: wrapper.into_inner(),
             configure,
             expects_duplicates,
+            copying,
         };
         Ok((connection, run))
     });

@@ -1,5 +1,8 @@
 //! One batch in one transaction.
 //!
+//! A large batch without anything special about it is copied. All others, and those of which COPY did not
+//! take everything and so nothing, are written by the store function.
+//!
 //! The store function writes the events and tells which ones the database refuses; only then, and
 //! for what the parser rejected, dead letters are written. The start of the transaction and the call
 //! travel together, so that a batch costs two round trips: one to write, one to commit.
@@ -15,10 +18,12 @@ use futures_util::future::join;
 use super::arrays::{self, Arrays};
 use super::columns::Column;
 use super::connection::{Connection, begin};
-use super::encoded::Encoded;
+use super::copying::Copied;
+use super::encoded::{Call, Encoded};
 use super::failure::Failure;
 use super::letters::{self, NewLetter};
 use super::rows::Refusal;
+use super::settings::PostgresSettings;
 use crate::batch::Batch;
 use crate::delivery::Content;
 use crate::failpoint;
@@ -38,6 +43,7 @@ type NotWritten = (i32, Option<String>, Option<String>);
 /// Writes the batch; after an error the connection must be dropped, which undoes what is undecided.
 pub(super) async fn write(
     connection: &mut Connection,
+    settings: &PostgresSettings,
     batch: &Batch,
     encoded: Encoded,
     now: DateTime<Utc>,
@@ -45,13 +51,36 @@ pub(super) async fn write(
     if batch.is_empty() {
         return Ok(Vec::new());
     }
-    let Encoded {
+    let call = match encoded {
+        Encoded::Call(call) => call,
+        Encoded::Rows(rows) => match connection.copy(settings, rows, now).await? {
+            Copied::All => return Ok(vec![Outcome::Stored; batch.len()]),
+            copied => {
+                connection.expects_duplicates |= copied == Copied::NothingNew;
+                Call::new(batch)
+            }
+        },
+    };
+    let outcomes = call_function(connection, batch, call, now).await?;
+    let is_clean = outcomes.iter().all(|outcome| *outcome == Outcome::Stored);
+    connection.copies_next(is_clean);
+    Ok(outcomes)
+}
+
+/// Writes a batch of any kind, its dead letters included.
+async fn call_function(
+    connection: &mut Connection,
+    batch: &Batch,
+    call: Call,
+    now: DateTime<Utc>,
+) -> Result<Vec<Outcome>, Failure> {
+    let Call {
         arrays,
         indexes,
         num_resources,
         repeats_ids,
         mut refused,
-    } = encoded;
+    } = call;
     let not_written = if indexes.is_empty() {
         connection.begin().await?;
         Vec::new()
