@@ -283,7 +283,7 @@ settings! {
 
     PIPELINE_WRITERS: NumWriters = Key::new(
         "pipeline", "writers", Some("2"),
-        "Connections that write, each on a thread of its own, at most 64. More helps a database with cores to spare; SQLite writes one at a time.",
+        "How many write at the same time, each on a thread of its own, at most 64; on PostgreSQL over two connections, one of them to copy large batches. More helps a database with cores to spare; SQLite writes one at a time.",
     ).flag("--writers").short_variable("EVENT_PERSISTER_WRITERS");
     PIPELINE_MAX_BYTES_IN_FLIGHT: Size = Key::new(
         "pipeline", "max_bytes_in_flight", Some("64MiB"),

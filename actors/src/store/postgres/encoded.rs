@@ -16,7 +16,7 @@ pub(super) enum Encoded {
     /// Of many events, and nothing special about any of them.
     Rows(CopyRows),
     /// For the store function.
-    Call(Call),
+    Call(Box<Call>),
 }
 
 /// What the store function is given.
@@ -41,7 +41,7 @@ impl Encoded {
                 return Self::Rows(rows);
             }
         }
-        Self::Call(Call::of(rows))
+        Self::Call(Box::new(Call::of(rows)))
     }
 }
 

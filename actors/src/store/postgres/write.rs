@@ -52,7 +52,7 @@ pub(super) async fn write(
         return Ok(Vec::new());
     }
     let call = match encoded {
-        Encoded::Call(call) => call,
+        Encoded::Call(call) => *call,
         Encoded::Rows(rows) => match connection.copy(settings, rows, now).await? {
             Copied::All => return Ok(vec![Outcome::Stored; batch.len()]),
             copied => {

@@ -160,8 +160,10 @@ impl ServerFacts {
 
     fn connections(&self, needs: Needs) -> Finding {
         const ID: &str = "postgres.connections";
+        // A writer has one for its batches of any kind, and one to copy large ones.
         let wanted = i64::try_from(needs.writers)
             .unwrap_or(i64::MAX)
+            .saturating_mul(2)
             .saturating_add(i64::from(needs.trims));
         let what = format!(
             "{} connections are free for this role, and {wanted} are wanted",
@@ -220,7 +222,7 @@ mod tests {
             full_page_writes: true,
             synchronous_commit: "on".to_owned(),
             lz4: true,
-            free: 3,
+            free: 5,
             can_create: true,
             now: DateTime::UNIX_EPOCH,
         }
@@ -258,7 +260,7 @@ mod tests {
             [("postgres.compression", Severity::Warning)]
         );
         assert_eq!(
-            bad(|facts| facts.free = 2),
+            bad(|facts| facts.free = 4),
             [("postgres.connections", Severity::Warning)]
         );
     }
