@@ -249,10 +249,10 @@ impl EventStore for PostgresStore {
             let write = async |connection: &mut Connection| {
                 let encoded = self.together.prepared.take(&batch);
                 let written = write::write(connection, &batch, encoded, self.clock.now()).await;
-                self.together.writes();
+                self.together.writing.note();
                 written
             };
-            self.together.writes();
+            self.together.writing.note();
             self.with_connection("write to", self.limit(), write).await
         })
     }
@@ -268,7 +268,7 @@ impl EventStore for PostgresStore {
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
         Box::pin(async move {
             cutoffs.refuse_future(self.clock.now())?;
-            let is_gentle = self.together.are_writing();
+            let is_gentle = self.together.writing.is_going_on();
             let max_events = if is_gentle {
                 max_events.min(trim::GENTLE)
             } else {
