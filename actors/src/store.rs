@@ -20,6 +20,8 @@ pub use refusal::{RefusalCounts, RefusalReason};
 
 pub mod audit;
 pub mod comparison;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod lately;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod refusal;
@@ -172,6 +174,9 @@ pub enum TrimStep {
     TakenByAnother,
 }
 
+/// How many times as many events a step may remove while nobody else writes.
+pub const MAX_GROWTH: u8 = 4;
+
 /// Where events go. One value is one connection, made when it is first needed and made again after
 /// an error; a writer owns one, and so does the trimmer.
 pub trait EventStore: Send + Sync {
@@ -195,6 +200,16 @@ pub trait EventStore: Send + Sync {
         cutoffs: &'a Cutoffs,
         max_events: NonZeroUsize,
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>>;
+
+    /// The same for many steps in a row: a store may remove up to [`MAX_GROWTH`] times as many while
+    /// nobody else writes and its transactions stay below a second.
+    fn trim_at_pace<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+        max_events: NonZeroUsize,
+    ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
+        self.trim(cutoffs, max_events)
+    }
 
     /// Counts what trims with these cutoffs would remove, and removes nothing.
     fn count_expired<'a>(

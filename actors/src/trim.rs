@@ -33,7 +33,8 @@ pub struct TrimSettings {
     pub retention: Duration,
     /// The same for single event names, shorter or longer (heartbeats of flow runs: 7 days).
     pub overrides: BTreeMap<String, Duration>,
-    /// Events removed in one transaction (5,000). More are faster and hold up SQLite's writers longer.
+    /// Events removed in one transaction (5,000). More are faster and hold up SQLite's writers longer;
+    /// while nobody else writes, SQLite takes up to four times as many.
     pub batch_size: NonZeroUsize,
 }
 
@@ -102,7 +103,7 @@ pub async fn run_pass(
     loop {
         let max_events =
             NonZeroUsize::new(batch_size.get() >> halvings).unwrap_or(NonZeroUsize::MIN);
-        let step = match store.trim(cutoffs, max_events).await {
+        let step = match store.trim_at_pace(cutoffs, max_events).await {
             Err(StoreError::TooSlow { what, .. }) if halvings < MAX_HALVINGS => {
                 halvings += 1;
                 log::warn!(

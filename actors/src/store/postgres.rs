@@ -250,14 +250,12 @@ impl EventStore for PostgresStore {
         Box::pin(async move {
             let write = async |connection: &mut Connection| {
                 let encoded = self.together.prepared.take(&batch);
-                let written = {
-                    let now = self.clock.now();
-                    write::write(connection, &self.settings, &batch, encoded, now).await
-                };
-                self.together.writes();
+                let now = self.clock.now();
+                let written = write::write(connection, &self.settings, &batch, encoded, now).await;
+                self.together.writing.note();
                 written
             };
-            self.together.writes();
+            self.together.writing.note();
             self.with_connection("write to", self.limit(), write).await
         })
     }
@@ -273,7 +271,7 @@ impl EventStore for PostgresStore {
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
         Box::pin(async move {
             cutoffs.refuse_future(self.clock.now())?;
-            let is_gentle = self.together.are_writing();
+            let is_gentle = self.together.writing.is_going_on();
             let max_events = if is_gentle {
                 max_events.min(trim::GENTLE)
             } else {

@@ -25,11 +25,12 @@ use tokio::sync::Semaphore;
 use self::connection::{Connection, Failure, Missing, Place};
 use self::in_place::{OpenFile, Token, moved, moved_meanwhile};
 use self::rows::RowTexts;
-use self::trim::Resume;
+use self::turns::{Progress, Size};
 use crate::batch::Batch;
 use crate::clock::Clock;
 use crate::finding::Finding;
 pub use crate::store::CreateSchema;
+use crate::store::lately::Writing;
 use crate::store::{Cutoffs, EventStore, OpenStore, Outcome, StoreError, TrimStep, Trimmed};
 
 mod audit;
@@ -40,11 +41,13 @@ mod in_place;
 mod inspection;
 mod letters;
 mod lock_holder;
+mod pace;
 mod result_code;
 mod rows;
 mod schema;
 mod text;
 mod trim;
+mod trim_connection;
 mod turns;
 mod write;
 
@@ -81,6 +84,8 @@ struct Shared {
     /// Bounds how many have made their rows' texts and wait for their turn: memory, and threads.
     ready: Arc<Semaphore>,
     file: OpenFile,
+    /// What the batches of all of them tell a trimmer.
+    writing: Writing,
 }
 
 impl Shared {
@@ -91,6 +96,7 @@ impl Shared {
             writer: Arc::default(),
             ready: Arc::new(Semaphore::new(MAX_READY)),
             file: OpenFile::default(),
+            writing: Writing::default(),
         })
     }
 
@@ -149,7 +155,7 @@ const MAX_READY: usize = 2;
 pub struct SqliteStore {
     shared: Arc<Shared>,
     idle: Mutex<Option<OpenConnection>>,
-    resume: Mutex<Resume>,
+    progress: Mutex<Progress>,
 }
 
 impl SqliteStore {
@@ -168,7 +174,7 @@ impl SqliteStore {
         Self {
             shared,
             idle: Mutex::new(None),
-            resume: Mutex::new(None),
+            progress: Mutex::default(),
         }
     }
 
@@ -318,9 +324,12 @@ impl EventStore for SqliteStore {
                 let (texts, refused) = RowTexts::new(batch.entries(), shared.clock.now())
                     .map_err(StoreError::unavailable)?;
                 let mut writer = shared.writer.blocking_lock();
-                shared.run("write to", &mut writer, |connection| {
+                shared.writing.note();
+                let written = shared.run("write to", &mut writer, |connection| {
                     write::write(connection, &batch, &texts, refused)
-                })
+                });
+                shared.writing.note();
+                written
             })
             .await?
         })
@@ -331,7 +340,15 @@ impl EventStore for SqliteStore {
         cutoffs: &'a Cutoffs,
         max_events: NonZeroUsize,
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
-        Box::pin(self.trim_in_turns(cutoffs, max_events))
+        Box::pin(self.trim_in_turns(cutoffs, max_events, Size::AsTold))
+    }
+
+    fn trim_at_pace<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+        max_events: NonZeroUsize,
+    ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
+        Box::pin(self.trim_in_turns(cutoffs, max_events, Size::AtPace))
     }
 
     fn count_expired<'a>(
@@ -363,8 +380,8 @@ impl EventStore for SqliteStore {
 }
 
 impl SqliteStore {
-    fn lock_resume(&self) -> std::sync::MutexGuard<'_, Resume> {
-        self.resume.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_progress(&self) -> std::sync::MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

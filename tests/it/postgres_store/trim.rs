@@ -177,6 +177,60 @@ async fn half_events_are_counted_and_removed_on_request() {
     assert_eq!(database.value(left), "1 2");
 }
 
+#[actix::test]
+async fn resources_of_no_event_go_in_the_same_pass() {
+    let (database, store) = migrated().await;
+    let mut cutoffs_ = cutoffs(SystemClock.now() - TimeDelta::days(7));
+    let thirty = SystemClock.now() - TimeDelta::days(30);
+    for overridden in [None, Some("long")] {
+        cutoffs_
+            .overrides
+            .extend(overridden.map(|name| (name.to_owned(), thirty)));
+        // Older, among and younger than events that go as well.
+        let halves = [50, 33, 31].map(aged);
+        let ids = halves.each_ref().map(|half| format!("'{}'", half.id));
+        let whole = [40, 35, 32].map(aged);
+        store
+            .write(of_events(halves.into_iter().chain(whole).chain([aged(6)])))
+            .await
+            .unwrap();
+        let of_halves = format!("DELETE FROM events WHERE id IN ({})", ids.join(", "));
+        database.execute(&of_halves);
+        let expected = Trimmed {
+            events: 3,
+            resources: 12,
+        };
+        assert_eq!(store.count_expired(&cutoffs_).await.unwrap(), expected);
+        let mut total = Trimmed::default();
+        let two = NonZeroUsize::new(2).unwrap();
+        while let TrimStep::Removed(trimmed) = store.trim(&cutoffs_, two).await.unwrap() {
+            total += trimmed;
+        }
+        assert_eq!(total, expected, "{overridden:?}");
+        assert_eq!(store.half_events().await.unwrap(), HalfEvents::default());
+    }
+}
+
+#[actix::test]
+async fn what_comes_late_goes_in_the_same_pass_with_halves_that_were_there() {
+    let (database, store) = migrated().await;
+    let cutoffs_ = cutoffs(SystemClock.now() - TimeDelta::days(7));
+    let half = aged(20);
+    let of_half = format!("DELETE FROM events WHERE id = '{}'", half.id);
+    store
+        .write(of_events([half, aged(10), aged(9)]))
+        .await
+        .unwrap();
+    database.execute(&of_half);
+    let one = NonZeroUsize::MIN;
+    let step = store.trim(&cutoffs_, one).await.unwrap();
+    assert!(matches!(step, TrimStep::Removed(_)), "{step:?}");
+    store.write(of_events([aged(50)])).await.unwrap();
+    while let TrimStep::Removed(_) = store.trim(&cutoffs_, one).await.unwrap() {}
+    let left = "SELECT (SELECT count(*) FROM events) || ' ' || count(*) FROM event_resources";
+    assert_eq!(database.value(left), "0 0");
+}
+
 /// Blocks of the two tables and their indexes that the store's session read.
 fn blocks(database: &Database) -> u64 {
     let blocks = database.value(

@@ -14,7 +14,7 @@ use crate::store::StoreError;
 /// How many KiB of pages a connection keeps. The pages that a batch of 1,000 events touches fit in,
 /// which makes it a fifth faster than SQLite's own 2,000 KiB do. Larger gains little more, and every
 /// writer and the trimmer may come to hold as much.
-const CACHE_KIB: u32 = 8_000;
+pub(super) const CACHE_KIB: u32 = 8_000;
 
 /// Why something could not be done.
 #[derive(Debug)]

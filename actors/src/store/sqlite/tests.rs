@@ -782,6 +782,53 @@ async fn trims_resources_that_have_no_event() {
     assert_eq!(number(&mut connection, num_resources), 2);
 }
 
+/// How many events each step of one pass removes that is told to remove two; `meanwhile` is called before
+/// each step.
+async fn sizes_of_steps(trimmer: &dyn EventStore, mut meanwhile: impl FnMut()) -> Vec<u64> {
+    let cutoffs = Cutoffs {
+        default: SystemClock.now(),
+        overrides: [].into(),
+    };
+    let two = NonZeroUsize::new(2).unwrap();
+    let mut sizes = Vec::new();
+    loop {
+        meanwhile();
+        match trimmer.trim_at_pace(&cutoffs, two).await.unwrap() {
+            TrimStep::Removed(trimmed) => sizes.push(trimmed.events),
+            _ => return sizes,
+        }
+    }
+}
+
+#[actix::test]
+async fn steps_are_larger_only_while_nobody_else_writes() {
+    let directory = TempDir::new().unwrap();
+    let (writer, mut other) = store_with_tables(&directory).await;
+    let open = SqliteStore::open_store(settings(&directory), Arc::new(SystemClock));
+    let (trimmer, beside) = (open(), open());
+    let write = async |store: &dyn EventStore, num| {
+        let events = (0..num).map(|_| event(Uuid::new_v4()));
+        store.write(of_events(events)).await.unwrap();
+    };
+    write(&writer, 100).await;
+    let alone = sizes_of_steps(&*trimmer, || ()).await;
+    assert_eq!(alone.iter().sum::<u64>(), 100);
+    assert!(alone.iter().any(|size| *size > 2), "{alone:?}");
+    assert!(alone.iter().all(|size| *size <= 8), "{alone:?}");
+
+    write(&writer, 10).await;
+    let commit = || other.batch_execute("PRAGMA user_version = 1").unwrap();
+    let beside_another_process = sizes_of_steps(&*trimmer, commit).await;
+    assert_eq!(beside_another_process, [2; 5]);
+
+    write(&*beside, 2).await;
+    assert_eq!(
+        sizes_of_steps(&*trimmer, || ()).await,
+        [2],
+        "one of its own"
+    );
+}
+
 #[test]
 fn many_may_start_together_on_a_new_file() {
     let directory = TempDir::new().unwrap();

@@ -13,6 +13,7 @@ use diesel::query_dsl::LoadQuery;
 use diesel::query_dsl::methods::ExecuteDsl;
 use diesel::sql_types::{BigInt, Text};
 use diesel::sqlite::Sqlite;
+use tokio::time::Instant;
 
 use super::connection::{Connection, Failure};
 use super::schema::{event_resources, events};
@@ -69,14 +70,15 @@ pub(super) struct Turn {
 /// One step: chooses the oldest expired events, then deletes them.
 ///
 /// `None` where another process keeps the write lock for longer than `patience`, unless this is the
-/// last time that it is tried: then that is a failure.
+/// last time that it is tried: then that is a failure. Else also for how long the lock was held. What was
+/// removed has yet to be written back into the file.
 pub(super) fn step(
     connection: &mut Connection,
     cutoffs: &Cutoffs,
     max_events: NonZeroUsize,
     resume: &mut Resume,
     Turn { patience, is_last }: Turn,
-) -> Result<Option<TrimStep>, Failure> {
+) -> Result<Option<(TrimStep, Duration)>, Failure> {
     let bounds = Bounds::new(cutoffs);
     let mut expired = oldest_expired(connection, &bounds, max_events, resume)?;
     if expired.is_empty() && resume.take().is_some() {
@@ -84,20 +86,21 @@ pub(super) fn step(
         expired = oldest_expired(connection, &bounds, max_events, resume)?;
     }
     if expired.is_empty() && !has_orphans(connection, &bounds)? {
-        return Ok(Some(TrimStep::Finished));
+        return Ok(Some((TrimStep::Finished, Duration::ZERO)));
     }
     if is_last {
         connection.begin_within(patience)?;
     } else if !connection.try_begin(patience)? {
         return Ok(None);
     }
+    let begun = Instant::now();
     let trimmed = if expired.is_empty() {
         delete_orphans(connection, &bounds, max_events)?
     } else {
         delete_events(connection, &expired)?
     };
-    connection.commit()?;
-    Ok(Some(TrimStep::Removed(trimmed)))
+    connection.commit_only()?;
+    Ok(Some((TrimStep::Removed(trimmed), begun.elapsed())))
 }
 
 fn oldest_expired(
