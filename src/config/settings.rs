@@ -160,7 +160,7 @@ settings! {
     );
     DATABASE_PREPARED_STATEMENTS: Toggle = Key::new(
         "database", "prepared_statements", Some("on"),
-        "PostgreSQL: `off` behind a PgBouncer in transaction mode that knows no prepared statements (older than 1.21, or `max_prepared_statements` is 0); costs some speed.",
+        "PostgreSQL: `off` behind a PgBouncer in transaction mode that knows no prepared statements (older than 1.21, or `max_prepared_statements` is 0), or whose version keeps a server connection busy after a COPY that failed; costs some speed, since nothing is copied then.",
     );
     DATABASE_TLS: TlsMode = Key::new(
         "database", "tls", Some("prefer"),

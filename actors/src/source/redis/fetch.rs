@@ -389,6 +389,7 @@ impl Shared {
         {
             let mut state = self.lock();
             state.taken.take_new(entries, now);
+            state.taken.leave_new(&read.left);
             // Those are pending for us now, and nobody else will read them.
             let has_left = !read.left.is_empty();
             state.recovery.due |= has_left;
@@ -424,7 +425,7 @@ impl Shared {
         let read = read?;
         let now = Instant::now();
         let mut state = self.lock();
-        for &num_bytes in &read.left {
+        for &(_, num_bytes) in &read.left {
             state.sizes.saw(num_bytes, now);
         }
         Ok(read)
@@ -449,7 +450,9 @@ impl Shared {
 fn rest_of(run: Run, asked: usize, read: &EntriesRead) -> Option<Run> {
     let last = read.entries.last()?.id;
     let num = run.num.saturating_sub(read.entries.len());
-    (read.num() == asked && num > 0).then_some(Run {
+    // Where another has taken some of it meanwhile, fewer come than were asked for.
+    let goes_on = read.num() == asked || !read.left.is_empty();
+    (goes_on && num > 0).then_some(Run {
         first: StreamId {
             number: last.number.saturating_add(1),
             ..last

@@ -71,8 +71,8 @@ impl Room {
 pub(super) struct EntriesRead {
     /// In the stream's order.
     pub(super) entries: Vec<RawEntry>,
-    /// The sizes of those behind them for which there was no room.
-    pub(super) left: Vec<usize>,
+    /// Those behind them for which there was no room, with their sizes.
+    pub(super) left: Vec<(StreamId, usize)>,
 }
 
 impl EntriesRead {
@@ -195,7 +195,7 @@ impl Reads {
             let fields = num_texts.map(|_| pairs(texts)).transpose()?;
             read.entries.push(RawEntry { id, fields });
         } else {
-            read.left.push(size);
+            read.left.push((id, size));
         }
         Ok(())
     }

@@ -91,6 +91,15 @@ impl Taken {
         }
     }
 
+    /// Entries that the group delivered for the first time and that were read over. What is known by such
+    /// an id is void as well, or they would not be read again.
+    pub(super) fn leave_new(&mut self, left: &[(StreamId, usize)]) {
+        for (id, _) in left {
+            self.forget(*id);
+            self.settled.remove(id);
+        }
+    }
+
     /// Entries that were pending, ours or claimed; those that we have already are left out.
     /// Returns how many are left.
     pub(super) fn take_again(&mut self, entries: Vec<Fetched>, now: Instant) -> usize {

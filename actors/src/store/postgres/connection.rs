@@ -28,6 +28,9 @@ use crate::store::StoreError;
 /// store slow after a moment without connections, shorter says so too often.
 const TRY_COPYING_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
+/// A batch waits for that connection, and must not take it for an outage.
+const COPYING_CONNECTS_WITHIN: Duration = Duration::from_secs(3);
+
 /// A connection with our settings.
 pub(super) struct Connection {
     pub(super) pg: AsyncPgConnection,
@@ -95,24 +98,24 @@ impl ConnectError {
 
 impl Copying {
     async fn open(settings: &PostgresSettings) -> Self {
-        let opened = tokio::time::timeout(settings.connect_timeout, Copier::open(settings)).await;
-        let (why, otherwise) =
-            match opened.unwrap_or(Err(ConnectError::Late(settings.connect_timeout))) {
-                Ok(Some(copier)) => {
-                    return Self::Possible {
-                        copier,
-                        is_due: true,
-                    };
-                }
-                Ok(None) => {
-                    let why = "a rule on events or event_resources would not be heeded";
-                    (why.to_owned(), Self::Impossible)
-                }
-                Err(error) => {
-                    let later = Self::From(Instant::now() + TRY_COPYING_AGAIN_AFTER);
-                    (error_chain(&error), later)
-                }
-            };
+        let limit = settings.connect_timeout.min(COPYING_CONNECTS_WITHIN);
+        let opened = tokio::time::timeout(limit, Copier::open(settings)).await;
+        let (why, otherwise) = match opened.unwrap_or(Err(ConnectError::Late(limit))) {
+            Ok(Some(copier)) => {
+                return Self::Possible {
+                    copier,
+                    is_due: true,
+                };
+            }
+            Ok(None) => {
+                let why = "a rule on events or event_resources would not be heeded";
+                (why.to_owned(), Self::Impossible)
+            }
+            Err(error) => {
+                let later = Self::From(Instant::now() + TRY_COPYING_AGAIN_AFTER);
+                (error_chain(&error), later)
+            }
+        };
         let place = settings.place();
         log::info!(
             "large batches are written by the store function, which is slower than COPY \

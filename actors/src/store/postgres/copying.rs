@@ -16,6 +16,7 @@ use std::pin::pin;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::SinkExt as _;
+use futures_util::future::join;
 use tokio::task::AbortHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, Statement};
@@ -130,8 +131,7 @@ impl Copier {
         let copied = match self.copy_both(rows.at(now)).await {
             Ok(true) => {
                 failpoint::pass("postgres::before-commit");
-                let commit = self.client.batch_execute("COMMIT").await;
-                return commit.map(|()| Copied::All).map_err(Failure::commit);
+                return self.commit().await.map(|()| Copied::All);
             }
             // A trigger has ignored rows.
             Ok(false) => Copied::Refused,
@@ -152,6 +152,17 @@ impl Copier {
         let num_events = self.send(&self.into_events, events).await?;
         let num_resources = self.send(&self.into_resources, resources).await?;
         Ok((num_events, num_resources) == expected)
+    }
+
+    /// Of a transaction that a late error has ended, such as a time-out behind the last row, COMMIT makes a
+    /// rollback and no error. Any other statement is refused then, so one goes before it.
+    async fn commit(&self) -> Result<(), Failure> {
+        let (alive, committed) = join(
+            self.client.batch_execute("SELECT"),
+            self.client.batch_execute("COMMIT"),
+        )
+        .await;
+        alive.and(committed).map_err(Failure::commit)
     }
 
     /// Returns how many rows the server took.

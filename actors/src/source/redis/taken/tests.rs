@@ -309,3 +309,27 @@ proptest! {
         prop_assert!(model.taken.to_keep(model.now.unwrap(), Duration::ZERO).is_empty());
     }
 }
+
+#[test]
+fn what_was_read_over_is_read_again_whatever_is_known_by_its_id() {
+    let mut taken = Taken::default();
+    taken.watch();
+    taken.take_new(entries(1..=3), Instant::now());
+    let receipts: Vec<_> = hand_out(&mut taken).into_iter().map(|one| one.2).collect();
+    let committed = taken.commit(&receipts[..2]);
+    taken.confirm(&committed[..1]);
+    // A stream that began anew brings the same ids once more.
+    taken.leave_new(&[1, 2, 3].map(|number| (id(number), 10)));
+    let runs = taken.plan_recovery(&ids(1..=3));
+    assert_eq!(
+        runs,
+        [Run {
+            first: id(1),
+            num: 3
+        }]
+    );
+    assert!(
+        taken.commit(&receipts).is_empty(),
+        "the old receipts are void"
+    );
+}
