@@ -156,8 +156,7 @@ impl Connection {
                 copier,
                 is_due: true,
             } => copier.copy(rows, now).await?,
-            Copying::Possible { is_due: false, .. } => Copied::Refused,
-            Copying::From(_) | Copying::Impossible => Copied::Refused,
+            Copying::Possible { .. } | Copying::From(_) | Copying::Impossible => Copied::Refused,
         };
         match copied {
             Copied::All | Copied::NothingNew | Copied::Refused => {}

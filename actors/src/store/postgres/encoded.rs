@@ -8,7 +8,7 @@ use super::rows::{Refusal, Rows};
 use crate::batch::Batch;
 
 /// From so many events on, a batch is copied. Fewer are written by the store function, which takes two
-/// round trips where COPY takes four.
+/// round trips where COPY takes six.
 const MANY: usize = 200;
 
 /// All that can be made of a batch without the database.

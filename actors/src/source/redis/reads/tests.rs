@@ -142,31 +142,25 @@ async fn what_has_another_form_is_no_answer() {
     );
 }
 
+async fn failure_of(reads: &mut Reads) -> redis::RedisError {
+    let command = redis::cmd("PING");
+    let read = reads.entries(&command, room(10, true), PATIENCE);
+    read.await.err().unwrap()
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_does_not_go_on_is_not_awaited_for_ever() {
     let (mut reads, mut peer) = connected();
     let begun = tokio::time::Instant::now();
-    let error = reads
-        .entries(&redis::cmd("PING"), room(10, true), PATIENCE)
-        .await
-        .err()
-        .unwrap();
+    let error = failure_of(&mut reads).await;
     assert!(error.is_timeout(), "{error}");
     assert_eq!(begun.elapsed(), PATIENCE);
     peer.write_all(b"*1\r\n*2\r\n").await.unwrap();
-    let error = reads
-        .entries(&redis::cmd("PING"), room(10, true), PATIENCE)
-        .await
-        .err()
-        .unwrap();
+    let error = failure_of(&mut reads).await;
     assert!(error.is_timeout(), "{error}");
     assert_eq!(begun.elapsed(), PATIENCE + RESPONSE_TIMEOUT);
     drop(peer);
-    let error = reads
-        .entries(&redis::cmd("PING"), room(10, true), PATIENCE)
-        .await
-        .err()
-        .unwrap();
+    let error = failure_of(&mut reads).await;
     assert!(
         !failure::is_answer(&error) && !error.is_timeout(),
         "{error}"
