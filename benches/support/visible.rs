@@ -1,7 +1,7 @@
 //! When rows become visible to others, as PostgreSQL itself tells it.
 //!
-//! A trigger for each statement on `events` notifies with the transaction's time of start, which is in
-//! the rows' column `updated` too. PostgreSQL delivers that only once the commit is on the disk and
+//! A trigger for each statement on `events` notifies with what its rows have in the column `updated`,
+//! which all rows of a batch share. PostgreSQL delivers that only once the commit is on the disk and
 //! everybody sees the rows. It costs a little, and lets transactions that notify commit only one after
 //! the other: what is measured is, if anything, too long. A commit's own timestamp would leave out the
 //! flush to the disk.
@@ -19,10 +19,12 @@ use tokio_postgres::{AsyncMessage, NoTls};
 use super::postgres::Database;
 
 const TRIGGER: &str = "CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS \
-     $$ BEGIN PERFORM pg_notify('stored', now()::text); RETURN NULL; END $$; \
-     CREATE TRIGGER tell AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION tell()";
+     $$ BEGIN PERFORM pg_notify('stored', extract(epoch FROM updated)::text) \
+     FROM (SELECT DISTINCT updated FROM inserted) AS batches; RETURN NULL; END $$; \
+     CREATE TRIGGER tell AFTER INSERT ON events REFERENCING NEW TABLE AS inserted \
+     FOR EACH STATEMENT EXECUTE FUNCTION tell()";
 
-/// When the transactions of one database became visible, by their time of start.
+/// When the batches of one database became visible, by what their rows have in `updated`.
 type Moments = HashMap<String, DateTime<Utc>>;
 
 /// Listens on a thread of its own, from its start to its end.
@@ -68,6 +70,8 @@ async fn listen(url: String, ready: impl Fn(), stopped: oneshot::Receiver<()>) -
         client.batch_execute("LISTEN stored").await.unwrap();
         ready();
         stopped.await.unwrap();
+        // An answer comes after all that was notified before the question.
+        client.batch_execute("").await.unwrap();
     };
     tokio::select! {
         () = receive => panic!("the connection that listens has ended"),
@@ -82,12 +86,14 @@ pub(crate) fn latencies(
     moments: &Moments,
     sent: &HashMap<String, DateTime<Utc>>,
 ) -> Vec<Duration> {
-    let rows = database.execute("SELECT id, updated::text FROM events");
+    let rows = database.execute("SELECT id, extract(epoch FROM updated)::text FROM events");
     let latencies: Vec<Duration> = (rows.iter())
         .filter_map(|row| {
             let sent = sent.get(row[0].as_deref()?)?;
-            let visible = moments[row[1].as_deref()?];
-            Some((visible - *sent).to_std().unwrap_or_default())
+            let updated = row[1].as_deref()?;
+            let visible = moments.get(updated);
+            let visible = visible.unwrap_or_else(|| panic!("nobody told of rows of {updated}"));
+            Some((*visible - *sent).to_std().unwrap_or_default())
         })
         .collect();
     assert_eq!(latencies.len(), sent.len(), "not all rows are there");
