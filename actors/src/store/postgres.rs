@@ -252,7 +252,8 @@ impl EventStore for PostgresStore {
                 let encoded = self.together.prepared.take(&batch);
                 let now = self.clock.now();
                 let written = write::write(connection, &self.settings, &batch, encoded, now).await;
-                self.together.writing.note();
+                let num_written = written.as_ref().map_or(0, Vec::len);
+                self.together.writing.wrote(num_written);
                 written
             };
             self.together.writing.note();
@@ -288,8 +289,9 @@ impl EventStore for PostgresStore {
             let limit = self.limit();
             let (step, resume) = self.with_connection("trim", limit, trim).await?;
             *self.lock_resume() = resume;
-            if is_gentle && matches!(step, TrimStep::Removed(_)) {
-                tokio::time::sleep(started.elapsed().mul_f64(trim::REST)).await;
+            if let (true, TrimStep::Removed(trimmed)) = (is_gentle, &step) {
+                let written = self.together.writing.events_per_second();
+                tokio::time::sleep(trim::rest(trimmed, started.elapsed(), written)).await;
             }
             Ok(step)
         })

@@ -5,6 +5,7 @@
 //! the disk: a deletion that a crash of the server undoes is made again by the next pass.
 
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel::dsl::{exists, not};
@@ -24,8 +25,15 @@ use crate::store::{Cutoffs, TrimStep, Trimmed};
 /// Events that a step removes at most while batches are written: a commit waits until all that was
 /// logged before it, also by others, is on disk.
 pub(super) const GENTLE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(999);
-/// How long to rest after such a step, of the time that it took.
-pub(super) const REST: f64 = 1.0;
+/// How long to rest after such a step: as long as it took, and longer where little is written, since what
+/// is deleted at full speed fills the log, and the checkpoints that follow make commits wait.
+pub(super) fn rest(removed: &Trimmed, took: Duration, written_per_second: f64) -> Duration {
+    /// So many events a second go at most, or that many times what is written.
+    const PACE: (f64, f64) = (5_000.0, 4.0);
+    let per_second = PACE.0.max(PACE.1 * written_per_second);
+    let due = Duration::from_secs_f64(removed.events as f64 / per_second);
+    due.saturating_sub(took).max(took)
+}
 
 /// Where the next step goes on; `None` before a pass.
 pub(super) type Resume = Option<Search>;
@@ -386,4 +394,23 @@ pub(super) async fn count(
 diesel::define_sql_function! {
     /// The server's time, now and not when the transaction began.
     fn clock_timestamp() -> Timestamptz;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rests_longer_where_little_is_written() {
+        let removed = Trimmed {
+            events: 1_000,
+            resources: 4_000,
+        };
+        let rest = |took, written| rest(&removed, Duration::from_millis(took), written).as_millis();
+        assert_eq!(rest(20, 0.0), 180);
+        assert_eq!(rest(20, 1_000.0), 180);
+        assert_eq!(rest(20, 5_000.0), 30);
+        assert_eq!(rest(20, 10_000.0), 20, "as long as it took");
+        assert_eq!(rest(300, 0.0), 300, "as long as it took");
+    }
 }
