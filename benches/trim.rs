@@ -6,9 +6,9 @@
 //! `trimmed ÷ added` when the last event was in is at most 1, since then nothing expired is left.
 //! Every run begins with the same database. Both servers run as they come, durable.
 //!
-//! `cargo bench --features service-tests --bench trim`; `BENCH_EVENTS` (20,000 expired, as many that
+//! `cargo bench --features service-tests --bench trim`; `BENCH_EVENTS` (50,000 expired, as many that
 //! stay, and as many to insert), `BENCH_ROUNDS` (5), `BENCH_TRIM_BATCH` (as by default),
-//! `BENCH_EVENTS_FILE`.
+//! `BENCH_STORES` (`SQLite,PostgreSQL`), `BENCH_EVENTS_FILE`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::print_stdout)]
 
@@ -386,9 +386,15 @@ fn under_load(place: &Place, load: &Load, num_rounds: usize) {
 }
 
 fn main() {
-    let num_events = settings::number("BENCH_EVENTS", 20_000);
+    let num_events = settings::number("BENCH_EVENTS", 50_000);
     let num_rounds = settings::number("BENCH_ROUNDS", 5);
-    for place in [Place::sqlite(), Place::postgres()] {
+    let stores = settings::text("BENCH_STORES");
+    for store in stores.as_deref().unwrap_or("SQLite,PostgreSQL").split(',') {
+        let place = match store {
+            "SQLite" => Place::sqlite(),
+            "PostgreSQL" => Place::postgres(),
+            other => panic!("BENCH_STORES: {other} is neither SQLite nor PostgreSQL"),
+        };
         let load = Load::fill(&place, num_events);
         println!("{}, {num_rounds} rounds", load::describe(&load.backlog));
         alone(&place, &load, num_rounds);

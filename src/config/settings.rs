@@ -325,7 +325,7 @@ settings! {
     );
     TRIM_BATCH_SIZE: NonZeroUsize = Key::new(
         "trim", "batch_size", Some("5000"),
-        "Events deleted in one transaction; fewer let SQLite's writers in sooner, more finish earlier. SQLite takes up to four times as many while nobody else writes.",
+        "Events deleted in one transaction; fewer let SQLite's writers in sooner, more finish earlier. SQLite takes up to four times as many while nobody else writes; while this process writes to PostgreSQL at most 1,000, and a second four times what it writes, or 5,000 if that is more.",
     );
 
     EVENTS_MAX_LABELS_PER_RESOURCE: NonZeroUsize = Key::new(

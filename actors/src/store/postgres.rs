@@ -53,6 +53,7 @@ mod halves;
 mod inspection;
 mod letters;
 mod lock_holder;
+mod rate;
 mod rows;
 mod schema;
 mod settings;
@@ -232,8 +233,14 @@ impl PostgresStore {
 
     /// How long a call with few statements may take; `None` where a statement may take for ever.
     fn limit(&self) -> Option<Duration> {
+        self.limit_of(2)
+    }
+
+    /// The same for one with so many that may take long.
+    fn limit_of(&self, num_statements: u32) -> Option<Duration> {
         let timeout = self.settings.statement_timeout;
-        (!timeout.is_zero()).then(|| timeout.saturating_mul(2).saturating_add(GRACE))
+        let all = timeout.saturating_mul(num_statements);
+        (!timeout.is_zero()).then(|| all.saturating_add(GRACE))
     }
 
     fn lock_idle(&self) -> MutexGuard<'_, Option<Connection>> {
@@ -252,8 +259,11 @@ impl EventStore for PostgresStore {
                 let encoded = self.together.prepared.take(&batch);
                 let now = self.clock.now();
                 let written = write::write(connection, &self.settings, &batch, encoded, now).await;
-                let num_written = written.as_ref().map_or(0, Vec::len);
-                self.together.writing.wrote(num_written);
+                self.together.writing.note();
+                if let Ok(outcomes) = &written {
+                    let stored = outcomes.iter().filter(|one| **one == Outcome::Stored);
+                    self.together.rate.note(stored.count());
+                }
                 written
             };
             self.together.writing.note();
@@ -286,12 +296,12 @@ impl EventStore for PostgresStore {
                 let step = trim::step(connection, cutoffs, max_events, &mut resume, now).await?;
                 Ok((step, resume))
             };
-            let limit = self.limit();
+            let limit = self.limit_of(trim::NUM_STATEMENTS);
             let (step, resume) = self.with_connection("trim", limit, trim).await?;
             *self.lock_resume() = resume;
             if let (true, TrimStep::Removed(trimmed)) = (is_gentle, &step) {
-                let written = self.together.writing.events_per_second();
-                tokio::time::sleep(trim::rest(trimmed, started.elapsed(), written)).await;
+                let added = self.together.rate.per_second();
+                tokio::time::sleep(trim::rest(trimmed, started.elapsed(), added)).await;
             }
             Ok(step)
         })

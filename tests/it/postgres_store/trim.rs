@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use event_persister_actors::clock::Clock;
 use event_persister_actors::store::postgres::HalfEvents;
 use event_persister_actors::store::{Cutoffs, EventStore, TrimStep, Trimmed};
+use tokio::time::Instant;
 
 use super::*;
 
@@ -91,7 +93,10 @@ async fn steps_are_small_while_batches_are_written() {
         other => panic!("{other:?}"),
     };
     write(1_500).await;
+    let started = Instant::now();
     assert_eq!(removed(&*trimmer).await, 1_000);
+    let pace = Duration::from_secs_f64(1_000.0 / (4.0 * 1_500.0));
+    assert!(started.elapsed() >= pace, "did not rest");
     write(500).await;
     let knows_of_no_writer = store(database.settings());
     assert_eq!(

@@ -1,5 +1,5 @@
 //! Events without resources and resources without an event: what a crash of a writer that does not
-//! write both in one transaction leaves behind. This store makes none.
+//! write both in one transaction leaves behind. This store makes none when it writes.
 
 use diesel::prelude::QueryableByName;
 use diesel::sql_query;

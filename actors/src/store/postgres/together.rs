@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::encoded::Prepared;
+use super::rate::Rate;
 use crate::store::lately::Writing;
 
 /// Shared by them.
@@ -11,4 +12,6 @@ pub(super) struct Together {
     pub(super) prepared: Arc<Prepared>,
     /// What the batches of all of them tell.
     pub(super) writing: Writing,
+    /// What all of them have stored.
+    pub(super) rate: Rate,
 }

@@ -25,12 +25,14 @@ use crate::store::{Cutoffs, TrimStep, Trimmed};
 /// Events that a step removes at most while batches are written: a commit waits until all that was
 /// logged before it, also by others, is on disk.
 pub(super) const GENTLE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(999);
+/// The statements of a step that may take long: one that looks again for what came late.
+pub(super) const NUM_STATEMENTS: u32 = 5;
 /// How long to rest after such a step: as long as it took, and longer where little is written, since what
 /// is deleted at full speed fills the log, and the checkpoints that follow make commits wait.
-pub(super) fn rest(removed: &Trimmed, took: Duration, written_per_second: f64) -> Duration {
-    /// So many events a second go at most, or that many times what is written.
+pub(super) fn rest(removed: &Trimmed, took: Duration, added_per_second: f64) -> Duration {
+    /// So many events a second go at most, or that many times what is added.
     const PACE: (f64, f64) = (5_000.0, 4.0);
-    let per_second = PACE.0.max(PACE.1 * written_per_second);
+    let per_second = PACE.0.max(PACE.1 * added_per_second);
     let due = Duration::from_secs_f64(removed.events as f64 / per_second);
     due.saturating_sub(took).max(took)
 }
@@ -232,6 +234,10 @@ struct Expired {
 /// Statements of their own: as parts of one that counts what they return, they take a fifth longer. A
 /// list that the planner cannot see into keeps it from reading whole tables when its statistics are
 /// old.
+///
+/// Resources go first: nobody adds any to an event that is there. Where somebody who does not take turns
+/// deletes the event in between, and it is delivered once more, its new resources may stay; they go with
+/// those of no event.
 const DELETE_RESOURCES: &str =
     "DELETE FROM event_resources WHERE event_id = ANY (ARRAY(SELECT unnest($1)))";
 const DELETE_EVENTS: &str = "DELETE FROM events WHERE id = ANY (ARRAY(SELECT unnest($1)))";
