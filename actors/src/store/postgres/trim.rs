@@ -25,14 +25,18 @@ use crate::store::{Cutoffs, TrimStep, Trimmed};
 /// Events that a step removes at most while batches are written: a commit waits until all that was
 /// logged before it, also by others, is on disk.
 pub(super) const GENTLE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(999);
-/// The statements of a step that may take long: one that looks again for what came late.
+
+/// The statements of a step that may take long, where it looks again for what came late.
 pub(super) const NUM_STATEMENTS: u32 = 5;
+
 /// How long to rest after such a step: as long as it took, and longer where little is written, since what
 /// is deleted at full speed fills the log, and the checkpoints that follow make commits wait.
 pub(super) fn rest(removed: &Trimmed, took: Duration, added_per_second: f64) -> Duration {
-    /// So many events a second go at most, or that many times what is added.
-    const PACE: (f64, f64) = (5_000.0, 4.0);
-    let per_second = PACE.0.max(PACE.1 * added_per_second);
+    /// So many times what is added may go in a second: others, of whom nothing is known, may add as well.
+    const TIMES_ADDED: f64 = 4.0;
+    /// And always so many events.
+    const PER_SECOND: f64 = 5_000.0;
+    let per_second = PER_SECOND.max(TIMES_ADDED * added_per_second);
     let due = Duration::from_secs_f64(removed.events as f64 / per_second);
     due.saturating_sub(took).max(took)
 }
@@ -201,9 +205,9 @@ pub(super) async fn step(
 
 /// The oldest expired events.
 ///
-/// Names with a cutoff of their own are searched each by itself, all others after `resume`; where there
-/// are none the planner sees that it need not read names at all, and finds what it looks for in
-/// indexes alone.
+/// Names with a cutoff of their own are searched each by itself, all others from where the search has
+/// come to; where there are none the planner sees that it need not read names at all, and finds what it
+/// looks for in indexes alone.
 const FIND_EXPIRED: &str = "WITH expired AS (\
     SELECT occurred, id, is_other FROM (\
     (SELECT named.occurred, named.id, false AS is_other \
@@ -277,10 +281,11 @@ async fn delete_expired(
 }
 
 /// Counts what is to go, before it goes: in an index, while its rows are alive, that takes a fifth of what
-/// it takes to look for resources of no event past the rows that were deleted. Beyond so many it is not
-/// counted.
+/// it takes to look for resources of no event past the rows that were deleted.
 const COUNT_RESOURCES: &str = "SELECT count(*) AS number FROM (SELECT FROM event_resources \
-    WHERE occurred < $1 ORDER BY occurred LIMIT 500001) AS expired";
+    WHERE occurred < $1 ORDER BY occurred LIMIT $2) AS expired";
+/// Beyond so many they are not counted.
+const MAX_COUNTED: i64 = 500_000;
 
 /// `None` where they are too many, or belong to events that are kept longer too.
 async fn count_resources(
@@ -297,10 +302,11 @@ async fn count_resources(
     }
     let row: Row = sql_query(COUNT_RESOURCES)
         .bind::<Timestamptz, _>(bounds.default)
+        .bind::<BigInt, _>(MAX_COUNTED + 1)
         .get_result(&mut connection.pg)
         .await?;
-    let number = u64::try_from(row.number).unwrap_or_default();
-    Ok((number <= 500_000).then_some(number))
+    let is_exact = row.number <= MAX_COUNTED;
+    Ok(is_exact.then(|| u64::try_from(row.number).unwrap_or_default()))
 }
 
 /// Whether an event that is expired already has come since a search began; of so many that it costs less
