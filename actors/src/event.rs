@@ -4,8 +4,6 @@
 //! accepts is accepted here and what it rejects is rejected, with a reason that names the field.
 //! Imports nothing of ours.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
 use bytestring::ByteString;
 use chrono::{DateTime, Utc};
@@ -16,32 +14,20 @@ mod fields;
 mod json;
 mod parse;
 mod problems;
+mod resource;
 
 pub use parse::{EventLimits, ParseError, Received};
+pub use resource::Resource;
 
 /// The label that names a resource.
 pub const ID_LABEL: &str = "prefect.resource.id";
 /// The label that tells what a related resource is to the event.
 pub const ROLE_LABEL: &str = "prefect.resource.role";
-/// The label that most resources have besides.
-const NAME_LABEL: &str = "prefect.resource.name";
-
-/// A label's key; the frequent ones take no memory.
-type LabelName = Cow<'static, str>;
-
-/// The key as it is kept.
-fn label_name(key: &str) -> LabelName {
-    let frequent = [ID_LABEL, ROLE_LABEL, NAME_LABEL];
-    match frequent.into_iter().find(|label| *label == key) {
-        Some(label) => Cow::Borrowed(label),
-        None => Cow::Owned(key.to_owned()),
-    }
-}
 
 /// An event as it stands on the bus, validated.
 ///
-/// Keeps the text that it was read from: the payload is a slice of it, and a dead letter holds it
-/// whole. Two events are equal when their columns are, whatever text they were read from.
+/// Keeps the text that it was read from: the payload and the labels are slices of it, and a dead letter
+/// holds it whole. Two events are equal when their columns are, whatever text they were read from.
 #[derive(Clone)]
 pub struct ReceivedEvent {
     /// Chosen by the sender; what makes a redelivery harmless.
@@ -127,64 +113,6 @@ impl std::fmt::Debug for ReceivedEvent {
             .field("id", &self.id)
             .field("num_related", &self.related.len())
             .field("num_bytes", &self.text.len())
-            .finish_non_exhaustive()
-    }
-}
-
-/// A business object that an event is about: labels with distinct keys, in the sender's order.
-///
-/// The id label is always there and not empty; on a related resource so is the role.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Resource {
-    labels: Vec<(LabelName, String)>,
-}
-
-impl Resource {
-    /// Of labels that were checked: distinct keys, a non-empty id.
-    pub(crate) fn from_checked(labels: Vec<(impl Into<LabelName>, String)>) -> Self {
-        let labels = labels.into_iter();
-        Self {
-            labels: labels.map(|(name, value)| (name.into(), value)).collect(),
-        }
-    }
-
-    /// The value of one label.
-    pub fn get(&self, label: &str) -> Option<&str> {
-        self.labels
-            .iter()
-            .find(|(key, _)| key == label)
-            .map(|(_, value)| value.as_str())
-    }
-
-    /// The resource's id.
-    pub fn id(&self) -> &str {
-        self.get(ID_LABEL).unwrap_or_default()
-    }
-
-    /// What a related resource is to the event; `None` where the label is missing.
-    pub fn role(&self) -> Option<&str> {
-        self.get(ROLE_LABEL)
-    }
-
-    /// All labels in order, id and role included.
-    pub fn labels(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
-        self.labels
-            .iter()
-            .map(|(key, value)| (key.as_ref(), value.as_str()))
-    }
-
-    /// The labels besides id and role, in order.
-    pub fn other_labels(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.labels()
-            .filter(|(key, _)| *key != ID_LABEL && *key != ROLE_LABEL)
-    }
-}
-
-/// The number of labels only; see [`ReceivedEvent`]'s.
-impl std::fmt::Debug for Resource {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Resource")
-            .field("num_labels", &self.labels.len())
             .finish_non_exhaustive()
     }
 }

@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use super::json::{Reader, Skipped, kind_of};
 use super::problems::Problems;
-use super::{EventLimits, ID_LABEL, LabelName, ROLE_LABEL, Resource, datetime, label_name};
+use super::resource::Span;
+use super::{EventLimits, ID_LABEL, ROLE_LABEL, Resource, datetime};
 
 /// A field's value, or what is wrong with it.
 pub(super) type Field<T> = Result<T, Problems>;
@@ -54,7 +55,7 @@ pub(super) fn name(
     if peek != Peek::String {
         return wrong(reader, peek, path, "a string");
     }
-    let name = reader.text()?;
+    let name = reader.string()?;
     // There are never more code points than bytes, so most names need no counting.
     Ok(
         if name.len() <= max_length || name.chars().count() <= max_length {
@@ -74,7 +75,7 @@ pub(super) fn uuid(reader: &mut Reader<'_>, path: &'static str) -> JiterResult<F
     if peek != Peek::String {
         return wrong(reader, peek, path, "a UUID");
     }
-    let text = reader.text()?;
+    let text = reader.string()?;
     // The `uuid` crate takes the prefix in any case; the version beneath Prefect does not.
     let is_other_urn = text.len() > MAX_UUID_LENGTH && !text.starts_with(URN_PREFIX);
     Ok(match Uuid::try_parse(text) {
@@ -104,7 +105,7 @@ pub(super) fn datetime(
 ) -> JiterResult<Field<DateTime<Utc>>> {
     let peek = reader.peek()?;
     let read = match peek {
-        Peek::String => datetime::from_text(reader.text()?),
+        Peek::String => datetime::from_text(reader.string()?),
         _ if peek.is_num() => datetime::from_number(reader.number(peek)?),
         _ => return wrong(reader, peek, path, "a datetime"),
     };
@@ -207,7 +208,7 @@ fn resource_at(
         labels.check(place, &mut problems);
     }
     Ok(if problems.is_empty() {
-        Ok(Resource::from_checked(labels.pairs))
+        Ok(labels.resource)
     } else {
         Err(problems)
     })
@@ -220,23 +221,21 @@ fn read_labels(
     limits: &EventLimits,
     problems: &mut Problems,
 ) -> JiterResult<Labels> {
-    let mut labels = Labels::new(limits.max_labels_per_resource);
+    let mut labels = Labels::new(Resource::of(reader.text()), limits.max_labels_per_resource);
     let mut num_read = 0_usize;
-    let mut next = reader.enter_object()?.map(label_name);
+    let mut next = reader.enter_object()?.map(|key| labels.resource.keep(key));
     while let Some(label) = next {
         num_read += 1;
         let peek = reader.peek()?;
         if peek == Peek::String {
-            labels.set(label, reader.text()?);
+            labels.set(label, reader.string()?);
         } else {
             reader.skip(peek, place.num_open_around_label())?;
+            let label = shown(labels.resource.kept(label), num_read);
             let problem = wrong_kind("a string", peek);
-            problems.add(
-                place,
-                format_args!("label {} {problem}", shown(&label, num_read)),
-            );
+            problems.add(place, format_args!("label {label} {problem}"));
         }
-        next = reader.next_key()?.map(label_name);
+        next = reader.next_key()?.map(|key| labels.resource.keep(key));
     }
     Ok(labels)
 }
@@ -244,9 +243,9 @@ fn read_labels(
 /// Labels with distinct keys, as a Python dictionary would hold them: a key that comes again
 /// keeps its place and takes the new value.
 struct Labels {
-    pairs: Vec<(LabelName, String)>,
-    /// Where each key is in `pairs`; only for resources with many labels.
-    places: HashMap<LabelName, usize>,
+    resource: Resource,
+    /// Where each label is in the resource; only for resources with many.
+    places: HashMap<String, usize>,
     max_labels: usize,
     has_too_many: bool,
 }
@@ -255,40 +254,43 @@ impl Labels {
     /// Up to so many labels comparing them all is faster than hashing; beyond it would be slow.
     const MAX_COMPARED: usize = 32;
 
-    fn new(max_labels: usize) -> Self {
+    fn new(resource: Resource, max_labels: usize) -> Self {
         Self {
-            pairs: Vec::new(),
+            resource,
             places: HashMap::new(),
             max_labels,
             has_too_many: false,
         }
     }
 
-    fn set(&mut self, label: LabelName, value: &str) {
-        if let Some(place) = self.place_of(&label) {
-            self.pairs[place].1 = value.to_owned();
-        } else if self.pairs.len() >= self.max_labels {
+    fn set(&mut self, label: Span, value: &str) {
+        if let Some(place) = self.place_of(self.resource.kept(label)) {
+            let value = self.resource.keep(value);
+            self.resource.set(place, value);
+        } else if self.resource.labels().len() >= self.max_labels {
             // No more are held, so that memory is bounded by the limit and not by the sender.
             self.has_too_many = true;
         } else {
-            self.pairs.push((label, value.to_owned()));
-            self.index_new_pairs();
+            let value = self.resource.keep(value);
+            self.resource.add(label, value);
+            self.index_new_labels();
         }
     }
 
     fn place_of(&self, label: &str) -> Option<usize> {
         if self.places.is_empty() {
-            self.pairs.iter().position(|(key, _)| key == label)
+            self.resource.labels().position(|(key, _)| key == label)
         } else {
             self.places.get(label).copied()
         }
     }
 
-    fn index_new_pairs(&mut self) {
-        if self.pairs.len() > Self::MAX_COMPARED {
-            for place in self.places.len()..self.pairs.len() {
-                self.places.insert(self.pairs[place].0.clone(), place);
-            }
+    fn index_new_labels(&mut self) {
+        if self.resource.labels().len() > Self::MAX_COMPARED {
+            let num_indexed = self.places.len();
+            let new = self.resource.labels().enumerate().skip(num_indexed);
+            self.places
+                .extend(new.map(|(place, (key, _))| (key.to_owned(), place)));
         }
     }
 
@@ -298,9 +300,9 @@ impl Labels {
             return;
         }
         for label in place.required_labels() {
-            match self.pairs.iter().find(|(key, _)| key == label) {
+            match self.resource.get(label) {
                 None => problems.add(place, format_args!("label {label} missing")),
-                Some((_, value)) if value.is_empty() => {
+                Some("") => {
                     problems.add(place, format_args!("label {label} empty"));
                 }
                 Some(_) => {}

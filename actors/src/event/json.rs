@@ -66,8 +66,13 @@ impl<'t> Reader<'t> {
         self.jiter.array_step()
     }
 
-    /// Consumes the string that was peeked.
-    pub(super) fn text(&mut self) -> JiterResult<&str> {
+    /// The whole text.
+    pub(super) fn text(&self) -> &'t ByteString {
+        self.text
+    }
+
+    /// Consumes the string that was peeked: a part of the text, unless it has escapes.
+    pub(super) fn string(&mut self) -> JiterResult<&str> {
         self.jiter.known_str()
     }
 

@@ -83,22 +83,18 @@ impl EventFixture {
     ///
     /// Its text is what a dead letter holds; it says which event it is and no more.
     pub fn build(self) -> ReceivedEvent {
-        let label = |key: &str, value: String| (key.to_owned(), value);
-        let mut labels = vec![label(ID_LABEL, self.resource_id)];
+        let mut labels = vec![(ID_LABEL.to_owned(), self.resource_id)];
         labels.extend(self.labels);
-        let related = self
-            .related
-            .into_iter()
-            .map(|(id, role)| {
-                Resource::from_checked(vec![label(ID_LABEL, id), label(ROLE_LABEL, role)])
-            })
+        let related = self.related.iter();
+        let related = related
+            .map(|(id, role)| Resource::from_checked(&[(ID_LABEL, id), (ROLE_LABEL, role)]))
             .collect();
         ReceivedEvent {
             id: self.id,
             occurred: self.occurred,
             received: self.occurred + TimeDelta::seconds(1),
             event: self.event,
-            resource: Resource::from_checked(labels),
+            resource: Resource::from_checked(&labels),
             related,
             follows: self.follows,
             text: ByteString::from(format!(r#"{{"id":"{}"}}"#, self.id)),

@@ -286,12 +286,11 @@ fn event_of(columns: &Columns, payload: &str) -> ReceivedEvent {
         occurred: DateTime::from_timestamp_micros(columns.occurred).unwrap(),
         received: DateTime::from_timestamp_micros(columns.received).unwrap(),
         event: columns.event.clone(),
-        resource: Resource::from_checked(columns.resource.clone()),
+        resource: Resource::from_checked(&columns.resource),
         related: columns
             .related
             .iter()
-            .cloned()
-            .map(Resource::from_checked)
+            .map(|labels| Resource::from_checked(labels))
             .collect(),
         follows: columns.follows.map(Uuid::from_u128),
         payload: payload.into(),

@@ -29,7 +29,7 @@ fn event(id: u128, text: &str) -> Entry {
         occurred: DateTime::UNIX_EPOCH,
         received: DateTime::UNIX_EPOCH,
         event: "test".into(),
-        resource: Resource::from_checked(vec![(ID_LABEL, "r".into())]),
+        resource: Resource::from_checked(&[(ID_LABEL, "r")]),
         related: Vec::new(),
         follows: None,
         payload: ByteString::from_static("{}"),
