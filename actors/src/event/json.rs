@@ -89,12 +89,14 @@ impl<'t> Reader<'t> {
         let start = self.jiter.current_index();
         self.jiter.known_skip(peek)?;
         let json = &self.text[start..self.jiter.current_index()];
+        let max_nesting = MAX_NESTING.saturating_sub(num_open);
         let has_non_finite = match peek {
-            Peek::Array | Peek::Object => inspect(json, MAX_NESTING.saturating_sub(num_open))
-                .map_err(|offset| JiterError {
+            Peek::Array | Peek::Object if !is_plain(json, max_nesting) => {
+                inspect(json, max_nesting).map_err(|offset| JiterError {
                     error_type: JiterErrorType::JsonError(JsonErrorType::RecursionLimitExceeded),
                     index: start + offset,
-                })?,
+                })?
+            }
             _ => false,
         };
         Ok(Skipped {
@@ -164,6 +166,26 @@ fn kind(json_type: &JsonType) -> &'static str {
         JsonType::Array => "an array",
         JsonType::Object => "an object",
     }
+}
+
+/// Whether a look at the bytes, many at a time, is enough to tell that valid JSON neither goes deeper than
+/// `max_nesting` nor holds NaN or infinities.
+fn is_plain(json: &str, max_nesting: usize) -> bool {
+    let bytes = json.as_bytes();
+    let num_opening = |chunk: &[u8]| {
+        let opening = chunk.iter().map(|&byte| u8::from(byte | b' ' == b'{'));
+        usize::from(opening.sum::<u8>())
+    };
+    // No chunk can hold more than its sum can.
+    let chunks = bytes.chunks(usize::from(u8::MAX));
+    if chunks.map(num_opening).sum::<usize>() > max_nesting {
+        return false;
+    }
+    let pairs = bytes.iter().zip(bytes.iter().skip(1));
+    let is_suspect = pairs.fold(false, |found, (&first, &second)| {
+        found | (first == b'N') & (second == b'a') | (first == b'I') & (second == b'n')
+    });
+    !is_suspect
 }
 
 /// Whether valid JSON holds NaN or infinities, or else where it goes deeper than `max_nesting`.
@@ -248,5 +270,31 @@ impl Iterator for OutsideStrings<'_> {
             _ => offset + 1,
         };
         Some((offset, byte))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_quick_look_lets_nothing_pass_that_has_to_be_looked_at() {
+        for before in 0..600 {
+            for number in ["NaN", "Infinity", "-Infinity"] {
+                let json = format!("[{}{number}]", " ".repeat(before));
+                assert!(!is_plain(&json, MAX_NESTING), "{before} {number}");
+            }
+        }
+        for num_open in [1, 2, 100, 254, 255, 256, 600] {
+            for (opening, closing) in [("[", "]"), ("{\"a\":", "}")] {
+                let [opening, closing] = [opening, closing].map(|text| text.repeat(num_open));
+                let json = format!("{opening}1{closing}");
+                assert!(is_plain(&json, num_open), "{num_open}");
+                assert!(!is_plain(&json, num_open - 1), "{num_open}");
+            }
+        }
+        assert!(is_plain(r#"{"I":"RUNNING","b":"No, I am"}"#, 1));
+        assert!(is_plain("{}", 1));
+        assert!(is_plain("", 0));
     }
 }
