@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use super::copy::CopyBatch;
 use super::load::Message;
-use super::persister;
 use super::postgres::{Database, Server};
 use super::redis::{RedisServer, TestStream};
-use super::usage;
+use super::reference::{self, Way};
+use super::{persister, usage};
 
 /// Both servers; they end with the benchmark.
 pub(crate) struct Servers {
@@ -36,6 +37,14 @@ impl Servers {
         let database = self.postgres.database_named(name);
         persister::migrate(&database);
         database
+    }
+
+    /// Writes these rows once, into a database that is made anew afterwards. The files of the log are made
+    /// then, which the first turn would else do, and the later ones only use again.
+    pub(crate) fn warm_up(&self, name: &str, batches: &[CopyBatch]) {
+        let database = self.fresh_database(name);
+        reference::run(&database, Way::Copy, 1, batches);
+        database.execute("CHECKPOINT");
     }
 
     /// Whether values can be compressed with lz4.
