@@ -12,9 +12,10 @@
 //! | `BENCH_EVENTS_FILE` | generated | events to use, one a line, plain or gzipped |
 //!
 //! The clocks run as in the benchmark `pipeline`. Both databases are in one server, so that each turn
-//! finds the other's pages in its memory. Who goes first changes from step to step, and at each size
-//! from round to round. A ratio is the median over the rounds of ours to `COPY`'s at that size. The quantiles of a flush, from handing a batch to a writer to
-//! the end of its transaction, are estimated from the histogram in `/metrics`, whose bounds double.
+//! finds the other's pages in its memory. Who goes first changes from step to step, and at each size from
+//! round to round. A ratio is the median over the rounds of ours to `COPY`'s at that size. The quantiles of
+//! a flush, from handing a batch to a writer to the end of its transaction, are estimated from the
+//! histogram in `/metrics`, whose bounds double.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -16,8 +16,8 @@
 //! acknowledgement: it connects, compares the schema, reads, parses, commits and acknowledges within it.
 //! The clock of `COPY` runs from the first transaction to the last commit: its connections are made and
 //! its rows are encoded before, and it acknowledges to nobody. Each turn has a database of its own, and
-//! a checkpoint before it; one before all others, which makes the files of the log, counts for nobody. A
-//! ratio is the median over the rounds of ours to theirs in the same round.
+//! a checkpoint before it. A turn of `COPY` before all others makes the files of the log, and counts for
+//! nobody. A ratio is the median over the rounds of ours to theirs in the same round.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
