@@ -26,8 +26,8 @@ pub const ROLE_LABEL: &str = "prefect.resource.role";
 
 /// An event as it stands on the bus, validated.
 ///
-/// Keeps the text that it was read from: the payload and the labels are slices of it, and a dead letter
-/// holds it whole. Two events are equal when their columns are, whatever text they were read from.
+/// Keeps the text that it was read from: the payload and the labels without escapes are parts of it, and a
+/// dead letter holds it whole. Two events are equal when their columns are, whatever text they were read from.
 #[derive(Clone)]
 pub struct ReceivedEvent {
     /// Chosen by the sender; what makes a redelivery harmless.

@@ -231,9 +231,10 @@ fn read_labels(
             labels.set(label, reader.string()?);
         } else {
             reader.skip(peek, place.num_open_around_label())?;
-            let label = shown(labels.resource.kept(label), num_read);
+            let shown = shown(labels.resource.kept(label), num_read);
+            labels.resource.forget(label);
             let problem = wrong_kind("a string", peek);
-            problems.add(place, format_args!("label {label} {problem}"));
+            problems.add(place, format_args!("label {shown} {problem}"));
         }
         next = reader.next_key()?.map(|key| labels.resource.keep(key));
     }
@@ -265,10 +266,12 @@ impl Labels {
 
     fn set(&mut self, label: Span, value: &str) {
         if let Some(place) = self.place_of(self.resource.kept(label)) {
+            self.resource.forget(label);
             let value = self.resource.keep(value);
             self.resource.set(place, value);
         } else if self.resource.labels().len() >= self.max_labels {
             // No more are held, so that memory is bounded by the limit and not by the sender.
+            self.resource.forget(label);
             self.has_too_many = true;
         } else {
             let value = self.resource.keep(value);
@@ -288,9 +291,9 @@ impl Labels {
     fn index_new_labels(&mut self) {
         if self.resource.labels().len() > Self::MAX_COMPARED {
             let num_indexed = self.places.len();
-            let new = self.resource.labels().enumerate().skip(num_indexed);
+            let new = self.resource.keys_from(num_indexed).zip(num_indexed..);
             self.places
-                .extend(new.map(|(place, (key, _))| (key.to_owned(), place)));
+                .extend(new.map(|(key, place)| (key.to_owned(), place)));
         }
     }
 

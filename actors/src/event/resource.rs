@@ -1,4 +1,5 @@
-//! A resource of an event. Its labels are not copied: they say where in the event's text they stand.
+//! A resource of an event. Its labels are not copied, unless they have escapes: they say where in the event's
+//! text they stand.
 
 use bytestring::ByteString;
 
@@ -61,6 +62,19 @@ impl Resource {
             None => (&self.text, span.start),
         };
         text.get(start..start + span.length).unwrap_or_default()
+    }
+
+    /// Gives up what was kept last.
+    pub(super) fn forget(&mut self, last: Span) {
+        if let Some(start) = last.start.checked_sub(self.text.len()) {
+            self.decoded.truncate(start);
+        }
+    }
+
+    /// The keys of the labels from this place on.
+    pub(super) fn keys_from(&self, place: usize) -> impl Iterator<Item = &str> {
+        let labels = self.labels.iter().skip(place);
+        labels.map(|&(key, _)| self.kept(key))
     }
 
     /// Adds a label with a key that is not there yet.
@@ -141,9 +155,14 @@ mod tests {
         let escaped = resource.keep("a \"value\"");
         let empty = resource.keep("");
         let last = resource.keep("höher");
+        for part in ["not wanted", &text[..3]] {
+            let part = resource.keep(part);
+            resource.forget(part);
+        }
         resource.add(key, escaped);
         resource.add(last, empty);
         assert_eq!(resource.decoded, "a \"value\"höher");
+        assert!(resource.keys_from(1).eq(["höher"]));
         let labels: Vec<_> = resource.labels().collect();
         assert_eq!(labels, [("key", "a \"value\""), ("höher", "")]);
         let value = resource.keep(&text[16..]);
