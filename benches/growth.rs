@@ -125,7 +125,11 @@ fn print(sizes: &[Vec<Step>], step: usize) {
     for (number, turns) in sizes.iter().enumerate() {
         let samples = |of: fn(&Step) -> f64| -> Samples { turns.iter().map(of).collect() };
         let median = |of, digits| shown(samples(of).median(), digits);
-        let ratios = samples(|turn| turn.ours / turn.copy);
+        let ratios = samples(|turn| turn.ours).over(&samples(|turn| turn.copy));
+        let [p50, p99] = [
+            samples(|turn| turn.flush_p50),
+            samples(|turn| turn.flush_p99),
+        ];
         table.row(vec![
             (number * step).to_string(),
             median(|turn| turn.megabytes, 0),
@@ -136,7 +140,7 @@ fn print(sizes: &[Vec<Step>], step: usize) {
             shown(ratios.max(), 2),
             median(|turn| turn.flush_p50 * 1e3, 0),
             median(|turn| turn.flush_p99 * 1e3, 0),
-            shown(samples(|turn| turn.flush_p99 / turn.flush_p50).max(), 1),
+            shown(p99.over(&p50).max(), 1),
         ]);
     }
     table.print();

@@ -282,7 +282,7 @@ impl Labels {
 
     fn place_of(&self, label: &str) -> Option<usize> {
         if self.places.is_empty() {
-            self.resource.labels().position(|(key, _)| key == label)
+            self.resource.keys_from(0).position(|key| key == label)
         } else {
             self.places.get(label).copied()
         }

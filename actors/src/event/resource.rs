@@ -91,8 +91,9 @@ impl Resource {
 
     /// The value of one label.
     pub fn get(&self, label: &str) -> Option<&str> {
-        let mut labels = self.labels();
-        labels.find_map(|(key, value)| (key == label).then_some(value))
+        let mut labels = self.labels.iter();
+        let (_, value) = labels.find(|(key, _)| self.kept(*key) == label)?;
+        Some(self.kept(*value))
     }
 
     /// The resource's id.
