@@ -33,7 +33,15 @@ pub(crate) fn start(settings: &Log) -> anyhow::Result<MultiProgress> {
     Ok(progress)
 }
 
+/// Whether a line may hold what came with an event: a library tells the parameters of its statements.
+fn may_hold_payloads(record: &Record<'_>) -> bool {
+    record.level() > log::Level::Info && record.target().starts_with("tokio_postgres")
+}
+
 fn write_text(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    if may_hold_payloads(record) {
+        return Ok(());
+    }
     let time = line.timestamp_millis();
     // One record stays one line, and nothing in it reaches the terminal as a command.
     let message = crate::output::one_line(&record.args().to_string());
@@ -41,6 +49,9 @@ fn write_text(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
 }
 
 fn write_json(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    if may_hold_payloads(record) {
+        return Ok(());
+    }
     let object = serde_json::to_string(&Line {
         timestamp: line.timestamp_millis().to_string(),
         level: record.level().as_str(),
@@ -98,16 +109,24 @@ mod tests {
     }
 
     fn logged(format: fn(&mut Formatter, &Record<'_>) -> io::Result<()>) -> String {
+        logged_by("here", log::Level::Info, format)
+    }
+
+    fn logged_by(
+        target: &str,
+        level: log::Level,
+        format: fn(&mut Formatter, &Record<'_>) -> io::Result<()>,
+    ) -> String {
         let sink = Sink::default();
         env_logger::Builder::new()
-            .parse_filters("info")
+            .parse_filters("trace")
             .format(format)
             .target(env_logger::Target::Pipe(Box::new(sink.clone())))
             .build()
             .log(
                 &Record::builder()
-                    .level(log::Level::Info)
-                    .target("here")
+                    .level(level)
+                    .target(target)
                     .args(format_args!("two\nlines"))
                     .build(),
             );
@@ -121,6 +140,15 @@ mod tests {
         let (time, rest) = line.split_once(' ').unwrap();
         assert_eq!(time.len(), "2026-11-24T03:00:00.123Z".len());
         assert_eq!(rest, "INFO  two\\nlines\n");
+    }
+
+    #[test]
+    fn statements_are_not_told_since_their_parameters_are_payloads() {
+        for format in [write_text, write_json] {
+            let told = |level| logged_by("tokio_postgres::query", level, format);
+            assert_eq!(told(log::Level::Debug), "");
+            assert_ne!(told(log::Level::Warn), "");
+        }
     }
 
     #[test]

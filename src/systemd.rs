@@ -187,6 +187,7 @@ mod tests {
         PipelineStatus {
             ready: reason.is_none(),
             reason: reason.map(str::to_owned),
+            degraded: None,
             generation: 1,
             draining: false,
             components: Vec::new(),

@@ -136,6 +136,13 @@ impl EventStore for Breaking {
         self.inner.write(batch)
     }
 
+    fn rehearse(
+        &self,
+        batch: Arc<Batch>,
+    ) -> LocalBoxFuture<'_, std::result::Result<Vec<Outcome>, StoreError>> {
+        self.inner.rehearse(batch)
+    }
+
     fn trim<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,

@@ -9,7 +9,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::delivery::{Delivery, Entry, Receipt};
+use crate::isolation::Suspect;
 use crate::messages::SourceIndex;
+use crate::store::FaultKind;
 
 /// A batch's place in one pipeline generation: the number of its first entry, counted from 1. So a
 /// half of a batch has a place too.
@@ -22,6 +24,16 @@ impl fmt::Display for BatchId {
     }
 }
 
+/// Why an event became a dead letter that the store itself would never call its fault: it was refused
+/// again and again while others were stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condemned {
+    /// For people; holds no values of the event beyond what the store's own words hold.
+    pub reason: String,
+    /// The store's own code.
+    pub code: Option<String>,
+}
+
 /// Entries that are written in one transaction.
 #[derive(Clone)]
 pub struct Batch {
@@ -29,6 +41,7 @@ pub struct Batch {
     pub id: BatchId,
     entries: Vec<Arc<Entry>>,
     num_bytes: usize,
+    condemned: Option<Condemned>,
 }
 
 impl Batch {
@@ -39,7 +52,21 @@ impl Batch {
             id,
             entries,
             num_bytes,
+            condemned: None,
         }
+    }
+
+    /// The same entries, of which none is written as an event any more: each becomes a dead letter.
+    pub fn condemn(self, condemned: Condemned) -> Self {
+        Self {
+            condemned: Some(condemned),
+            ..self
+        }
+    }
+
+    /// Why all of it is to become dead letters, if it is.
+    pub fn condemned(&self) -> Option<&Condemned> {
+        self.condemned.as_ref()
     }
 
     /// The entries.
@@ -145,8 +172,23 @@ pub struct HeldBatch {
     pub is_stubborn: bool,
     /// How many batches had been written when it failed last.
     failed_after: Option<u64>,
+    /// What it said of itself when it failed last.
+    pub failure: Option<Failure>,
+    /// Whether it is a single event that failed while others were stored, and what is known of it.
+    pub suspect: Option<Suspect>,
+    /// Whether it counts against the allowance of suspects, and no longer as in flight.
+    pub is_aside: bool,
     /// When its oldest entry came.
     pub oldest: Instant,
+}
+
+/// Why a batch could not be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What it is likely to be about, where the store said anything.
+    pub fault: Option<FaultKind>,
+    /// The store's own words.
+    pub error: Arc<str>,
 }
 
 /// What to do now.
@@ -168,6 +210,11 @@ impl HeldBatch {
         self.is_stubborn = before.is_some_and(|before| before < successes);
     }
 
+    /// Whether others were written since it failed last.
+    pub fn others_were_written(&self, successes: u64) -> bool {
+        self.failed_after.is_some_and(|before| before < successes)
+    }
+
     /// Two halves, in order; a single entry stays as it is.
     fn halves(mut self) -> (Self, Option<Self>) {
         let middle = self.batch.len().div_ceil(2);
@@ -180,6 +227,7 @@ impl HeldBatch {
         let second = Self {
             batch: Arc::new(Batch::new(id, back.to_vec())),
             receipts: self.receipts.split_off(middle),
+            failure: self.failure.clone(),
             ..self
         };
         self.batch = Arc::new(Batch::new(BatchId(first), front.to_vec()));
@@ -193,8 +241,17 @@ impl HeldBatch {
     /// up for ever.
     fn holds_up_others(&self) -> bool {
         const PATIENCE: u32 = 3;
-        !self.is_stubborn && self.failures < PATIENCE
+        !self.is_stubborn && self.failures < PATIENCE && self.suspect.is_none()
     }
+}
+
+/// What is to go out next, where there is a choice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Preference {
+    /// What was never tried goes before what came back.
+    pub new_first: bool,
+    /// Suspects wait.
+    pub no_suspects: bool,
 }
 
 /// All that waits for a writer: batches that came back, then entries not yet in a batch.
@@ -280,6 +337,20 @@ impl BatchQueue {
         }
     }
 
+    /// Takes back a batch that could not be written while the store takes others, as two halves, which go
+    /// out again at once: somewhere in it is what cannot be written, and the rest must not wait for that.
+    pub fn put_back_to_isolate(&mut self, held: HeldBatch, now: Instant) {
+        let (first, second) = held.halves();
+        for half in [Some(first), second].into_iter().flatten() {
+            let fresh = HeldBatch {
+                failures: 0,
+                is_stubborn: false,
+                ..half
+            };
+            self.put_back(fresh, now);
+        }
+    }
+
     /// Lets new batches be a quarter larger again, up to their limit: one was written in time.
     pub fn grow(&mut self) {
         let larger = self.max_events + (self.max_events / 4).max(1);
@@ -290,7 +361,7 @@ impl BatchQueue {
     /// batches last: other batches' successes tell nothing about them.
     pub fn end_backoff(&mut self, now: Instant) {
         for (held, not_before) in self.returned.values_mut() {
-            if !held.is_stubborn {
+            if !held.is_stubborn && held.suspect.is_none() {
                 *not_before = (*not_before).min(now);
             }
         }
@@ -314,15 +385,34 @@ impl BatchQueue {
         returned.chain(upcoming).chain(open).min()
     }
 
+    /// The one of the batches that came back whose oldest entry came first.
+    pub fn oldest_returned(&self) -> Option<&HeldBatch> {
+        let returned = self.returned.values().map(|(held, _)| held);
+        returned.min_by_key(|held| held.oldest)
+    }
+
+    /// When the oldest entry that waits and is no suspect came.
+    pub fn oldest_but_suspects(&self) -> Option<Instant> {
+        let returned = self.returned.values().map(|(held, _)| held);
+        let returned = returned.filter(|held| held.suspect.is_none());
+        let returned = returned.map(|held| held.oldest);
+        let upcoming = self.upcoming.iter().map(|(held, _)| held.oldest);
+        let open = self.open.front().map(|waiting| waiting.since);
+        returned.chain(upcoming).chain(open).min()
+    }
+
     /// The next batch for a writer that is idle now.
     ///
     /// Of those that hold nothing up, the one that has waited longest since it was due goes first; with
-    /// `prefers_new` only where there is nothing new, so that ever so many of them keep nothing from
-    /// being tried.
-    pub fn next(&mut self, now: Instant, prefers_new: bool) -> Next {
+    /// [`new_first`](Preference::new_first) only where there is nothing new, so that ever so many of them
+    /// keep nothing from being tried.
+    pub fn next(&mut self, now: Instant, prefer: Preference) -> Next {
         let mut retry: Option<(Instant, BatchId)> = None;
         let mut held_up_until = None;
         for (id, (held, not_before)) in &self.returned {
+            if held.suspect.is_some() && prefer.no_suspects {
+                continue;
+            }
             if held.holds_up_others() {
                 if *not_before <= now {
                     return self.retry(*id);
@@ -333,7 +423,7 @@ impl BatchQueue {
             let due = (*not_before, *id);
             retry = Some(retry.map_or(due, |first| first.min(due)));
         }
-        let is_passed_over = prefers_new && held_up_until.is_none() && self.has_new(now);
+        let is_passed_over = prefer.new_first && held_up_until.is_none() && self.has_new(now);
         match retry {
             Some((at, id)) if at <= now && !is_passed_over => return self.retry(id),
             _ => {}
@@ -437,6 +527,9 @@ impl BatchQueue {
             failures: 0,
             is_stubborn: false,
             failed_after: None,
+            failure: None,
+            suspect: None,
+            is_aside: false,
             oldest,
         }
     }

@@ -5,7 +5,9 @@
 //! A batch that failed goes back to the front, in order, until it is written, in halves if it took
 //! too long; while its back-off
 //! lasts, nothing newer overtakes it, unless it is the only one that fails. However many fail,
-//! their attempts do not add up (`Outage` spaces them). A writer that dies
+//! their attempts do not add up (`Outage` spaces them). A batch that fails while the store takes others
+//! is split until what fails stands alone, and that becomes a dead letter once it has failed often enough
+//! ([`isolation`](crate::isolation) decides). A writer that dies
 //! loses nothing: its batch is still here.
 //! While the database refuses nearly everything, reading pauses: no permits are granted, and one
 //! batch a back-off goes out as a probe ([`Refusals`] decides). What is held stays held, bounded by
@@ -20,21 +22,23 @@ use actix::prelude::*;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::batch::{BatchQueue, FlushReason, HeldBatch, Next};
+use crate::batch::{BatchQueue, FlushReason, HeldBatch, Next, Preference};
 use crate::clock::Clock;
 use crate::credit::Credit;
+use crate::delivery::Entry;
+use crate::isolation::Allowance;
 use crate::lifeline::Lifeline;
 use crate::messages::{
-    Ack, Drain, Drained, Enqueue, EnqueueRefused, Flush, Flushed, Join, ReplaceWriter, SourceIndex,
-    stops_when_retired,
+    Ack, Drain, Drained, Enqueue, EnqueueRefused, Flush, FlushError, Flushed, Join, ReplaceWriter,
+    SourceIndex, stops_when_retired,
 };
-use crate::metrics::{Metrics, RetryKind};
+use crate::metrics::Metrics;
 use crate::refusals::Refusals;
 use crate::source::Permit;
-use crate::status::{Component, error_chain};
-use crate::store::StoreError;
+use crate::status::{Component, HeldUp};
 use crate::waiters::{Owed, Waiters};
 
+mod isolating;
 mod letters;
 mod outage;
 mod pausing;
@@ -42,6 +46,7 @@ mod retrying;
 mod settings;
 mod writer;
 
+pub(crate) use isolating::HELD_UP_AFTER;
 use letters::Untold;
 use outage::Outage;
 pub use settings::BatcherSettings;
@@ -54,6 +59,8 @@ pub struct BatcherParts {
     pub store: Component,
     /// Fails while reading pauses because the store refuses nearly everything.
     pub refusals: Component,
+    /// What is held for long, and why.
+    pub held_up: HeldUp,
     /// Accounts for every message.
     pub metrics: Metrics,
     /// Dates errors.
@@ -71,6 +78,12 @@ pub struct BatcherActor {
     refusals: Refusals,
     outage: Outage,
     untold: Untold,
+    suspects: Allowance,
+    /// An event that was stored lately.
+    template: Option<Arc<Entry>>,
+    /// The event that the store refused last, for a rehearsal.
+    refused: Option<Arc<Entry>>,
+    is_rehearsing: bool,
     /// Who waits for room, in the order in which they asked.
     asking: VecDeque<(SourceIndex, oneshot::Sender<Result<Permit, EnqueueRefused>>)>,
     is_draining: bool,
@@ -84,7 +97,7 @@ pub struct BatcherActor {
 }
 
 /// A writer's reply as it arrives, its own death included.
-type FlushReply = Result<Result<Flushed, StoreError>, MailboxError>;
+type FlushReply = Result<Result<Flushed, FlushError>, MailboxError>;
 
 impl BatcherActor {
     /// A batcher between `num_sources` consumers, which will [`Join`], and these writers.
@@ -101,6 +114,10 @@ impl BatcherActor {
             refusals: Refusals::new(settings.backoff),
             outage: Outage::new(settings.backoff),
             untold: Untold::default(),
+            suspects: settings.allowance(),
+            template: None,
+            refused: None,
+            is_rehearsing: false,
             settings,
             parts,
             writers: writers.into_iter().map(Writer::new).collect(),
@@ -126,7 +143,11 @@ impl BatcherActor {
                 self.wake_at(at, ctx);
                 break;
             }
-            match self.queue.next(now, self.outage.prefers_new()) {
+            let prefer = Preference {
+                new_first: self.outage.prefers_new(),
+                no_suspects: !self.may_examine(),
+            };
+            match self.queue.next(now, prefer) {
                 Next::Write(held, reason) => self.hand_out(index, held, reason, ctx),
                 Next::WaitUntil(at) => {
                     self.wake_at(at, ctx);
@@ -139,17 +160,12 @@ impl BatcherActor {
             }
         }
         self.announce_upcoming();
-        self.parts.metrics.set_oldest(self.oldest());
+        self.show_oldest(now);
         self.answer_drained();
     }
 
     fn is_writing(&self) -> bool {
         self.writers.iter().any(Writer::is_writing)
-    }
-
-    fn oldest(&self) -> Option<Instant> {
-        let writing = self.writers.iter().filter_map(Writer::oldest);
-        writing.chain(self.queue.oldest()).min()
     }
 
     fn hand_out(
@@ -174,7 +190,7 @@ impl BatcherActor {
             .tried(Instant::now(), reason == FlushReason::Retry);
         self.hand_outs += 1;
         let hand_out = self.hand_outs;
-        let flush = writer.begin(hand_out, held);
+        let flush = writer.begin(hand_out, held, self.template.clone());
         let flush = writer.recipient.send(flush);
         let started = Instant::now();
         ctx.spawn(flush.into_actor(self).map(move |reply, actor, ctx| {
@@ -198,18 +214,12 @@ impl BatcherActor {
                 self.settle(held, &flushed, took);
                 self.note_letters(&flushed, ctx);
             }
-            Ok(Err(error)) => match &error {
-                StoreError::TooSlow { .. } => self.retry_in_halves(held, &error),
-                StoreError::Unavailable { .. } | StoreError::OutcomeUnknown { .. } => {
-                    self.retry_later(held, (&error).into(), &error_chain(&error));
-                }
-            },
+            Ok(Err(failed)) => self.not_written(held, &failed),
             Err(error) => {
                 if let Some(writer) = self.writers.get_mut(index) {
                     writer.gone = true;
                 }
-                let error = format!("writer {index} died: {error}");
-                self.retry_later(held, RetryKind::WriterDied, &error);
+                self.writer_died(held, &format!("writer {index} died: {error}"));
             }
         }
         self.pump(ctx);
@@ -219,16 +229,10 @@ impl BatcherActor {
     fn settle(&mut self, held: HeldBatch, flushed: &Flushed, took: Duration) {
         let age = held.oldest.elapsed();
         self.parts.metrics.batch_flushed(flushed, took, age);
-        if let Some(failures) = self.parts.store.succeeded() {
-            log::info!(
-                "the store is back failures={failures} batch.id={}",
-                held.batch.id
-            );
-        }
         self.successes += 1;
-        self.outage.ended();
-        self.queue.end_backoff(Instant::now());
+        self.store_takes_events();
         self.queue.grow();
+        self.remember(&held, flushed);
         self.judge(flushed);
         let mut by_source: HashMap<SourceIndex, Vec<_>> = HashMap::new();
         for (source, receipt) in held.receipts {
@@ -243,8 +247,12 @@ impl BatcherActor {
                 acks.do_send(Ack { receipts });
             }
         }
-        self.credit
-            .give_back(held.batch.len(), held.batch.num_bytes());
+        let num_bytes = held.batch.num_bytes();
+        if held.is_aside {
+            self.suspects.give_back(num_bytes);
+        } else {
+            self.credit.give_back(held.batch.len(), num_bytes);
+        }
         self.grant();
     }
 
@@ -368,8 +376,7 @@ impl Handler<ReplaceWriter> for BatcherActor {
             let unanswered = slot.give_up();
             *slot = Writer::new(replacement.writer);
             if let Some(held) = unanswered {
-                let error = "the writer died before it answered";
-                self.retry_later(held, RetryKind::WriterDied, error);
+                self.writer_died(held, "the writer died before it answered");
             }
         }
         self.pump(ctx);
@@ -382,6 +389,9 @@ impl Handler<Drain> for BatcherActor {
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
         let reply = self.draining.wait();
         self.is_draining = true;
+        if let Some(failures) = self.parts.store.closes() {
+            log::info!("the store is back failures={failures}");
+        }
         self.queue.start_draining();
         for (_, asker) in self.asking.drain(..) {
             asker.send(Err(EnqueueRefused)).ok();

@@ -14,7 +14,9 @@ pub mod consumer;
 
 pub mod batch;
 pub mod batcher;
+mod control;
 pub mod credit;
+pub mod isolation;
 pub mod refusals;
 
 pub mod db_writer;

@@ -25,10 +25,11 @@ use actix::prelude::*;
 use tokio::sync::oneshot;
 
 use crate::batch::Batch;
-use crate::delivery::{Delivery, Receipt};
+use crate::delivery::{Delivery, Entry, Receipt};
+use crate::isolation::Control;
 use crate::source::Permit;
 use crate::status::PipelineStatus;
-use crate::store::{Outcome, RefusalCounts, StoreError, Trimmed};
+use crate::store::{FaultKind, Outcome, RefusalCounts, StoreError, Trimmed};
 
 /// Which of the pipeline's sources; an index into the list that it was started with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -63,12 +64,55 @@ pub struct EnqueueRefused;
 
 /// Asks a writer to make a batch durable.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<Flushed, StoreError>")]
+#[rtype(result = "Result<Flushed, FlushError>")]
 pub struct Flush {
     /// Shared: the batcher writes it again if this writer fails or dies.
     pub batch: Arc<Batch>,
+    /// What is wanted of it.
+    pub purpose: Purpose,
+    /// An event that was stored lately, as a pattern for controls.
+    pub template: Option<Arc<Entry>>,
     /// Tells what some writer will get next, if that becomes certain: it may be made ready meanwhile.
     pub upcoming: oneshot::Receiver<Arc<Batch>>,
+}
+
+/// What a writer is to do with a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// Write it. Should the store not take it, see by a control whether it takes anything.
+    Write,
+    /// Write what has failed before, behind a control: in an outage that is all that is tried.
+    Retry {
+        /// What it failed with last.
+        fault: FaultKind,
+    },
+    /// Write an event that has failed alone before, between controls.
+    Examine {
+        /// What it failed with last.
+        fault: FaultKind,
+    },
+    /// See what would become of it, and leave nothing behind.
+    Rehearse,
+}
+
+/// A batch is not durable, or perhaps not.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct FlushError {
+    /// What failed: the batch, or where the controls before it failed, these.
+    pub error: StoreError,
+    /// Whether the store takes anything at all.
+    pub control: Control,
+}
+
+impl From<StoreError> for FlushError {
+    /// Of a failure without a control.
+    fn from(error: StoreError) -> Self {
+        Self {
+            error,
+            control: Control::NotTried,
+        }
+    }
 }
 
 /// A batch is durable; what became of its entries.
@@ -82,6 +126,8 @@ pub struct Flushed {
     pub rejected_at_parse: u64,
     /// Events that the database refused and that became dead letters.
     pub refused_by_store: RefusalCounts,
+    /// Which entry was the last of these.
+    pub last_refused: Option<usize>,
 }
 
 impl Flushed {
@@ -99,12 +145,15 @@ impl Flushed {
 impl<'a> FromIterator<&'a Outcome> for Flushed {
     fn from_iter<I: IntoIterator<Item = &'a Outcome>>(outcomes: I) -> Self {
         let mut flushed = Self::default();
-        for outcome in outcomes {
+        for (index, outcome) in outcomes.into_iter().enumerate() {
             match outcome {
                 Outcome::Stored => flushed.inserted += 1,
                 Outcome::Duplicate => flushed.duplicates += 1,
                 Outcome::RejectedAtParse => flushed.rejected_at_parse += 1,
-                Outcome::RefusedByStore(reason) => flushed.refused_by_store.add(*reason),
+                Outcome::RefusedByStore(reason) => {
+                    flushed.refused_by_store.add(*reason);
+                    flushed.last_refused = Some(index);
+                }
             }
         }
         flushed

@@ -36,6 +36,7 @@ pub struct Metrics(Arc<Inner>);
 struct Inner {
     ledger: Mutex<LedgerCounts>,
     oldest: Mutex<Option<Instant>>,
+    oldest_but_suspects: Mutex<Option<Instant>>,
     last_commit: Mutex<Option<Instant>>,
     exported: Exported,
     work: Work,
@@ -52,6 +53,7 @@ impl Metrics {
         Ok(Self(Arc::new(Inner {
             ledger: Mutex::default(),
             oldest: Mutex::default(),
+            oldest_but_suspects: Mutex::default(),
             last_commit: Mutex::default(),
             exported: Exported::new()?,
             work: Work::new()?,
@@ -78,9 +80,9 @@ impl Metrics {
         lock(&self.0.oldest).map(|since| since.elapsed())
     }
 
-    /// For how long there has been something to write, and nothing was committed.
+    /// For how long there has been something to write that is no suspect, and nothing was committed.
     pub(crate) fn stalled(&self) -> Option<Duration> {
-        let waiting_since = (*lock(&self.0.oldest))?;
+        let waiting_since = (*lock(&self.0.oldest_but_suspects))?;
         let last_commit = *lock(&self.0.last_commit);
         let since = last_commit.map_or(waiting_since, |commit| commit.max(waiting_since));
         Some(since.elapsed())
@@ -127,12 +129,14 @@ impl Metrics {
         let released = std::mem::take(&mut counts.in_flight);
         counts.released += released;
         drop(counts);
-        self.set_oldest(None);
+        self.set_oldest(None, None);
         released
     }
 
-    pub(crate) fn set_oldest(&self, oldest: Option<Instant>) {
+    /// Since when the oldest message is held, and the oldest that is no suspect.
+    pub(crate) fn set_oldest(&self, oldest: Option<Instant>, but_suspects: Option<Instant>) {
         *lock(&self.0.oldest) = oldest;
+        *lock(&self.0.oldest_but_suspects) = but_suspects;
     }
 
     pub(crate) fn trimmed(&self, trimmed: &Trimmed) {
@@ -153,6 +157,11 @@ impl Metrics {
 
     pub(crate) fn set_ready(&self, ready: bool) {
         self.0.condition.set_ready(ready);
+    }
+
+    /// Whether an event is held for long while others are stored.
+    pub(crate) fn set_degraded(&self, degraded: bool) {
+        self.0.condition.set_degraded(degraded);
     }
 
     /// Whether the last attempt of a part succeeded.
@@ -211,6 +220,7 @@ mod tests {
             duplicates: 2,
             rejected_at_parse: 1,
             refused_by_store: RefusalCounts::of(RefusalReason::Constraint, 1),
+            last_refused: Some(6),
         };
         let (took, age) = (Duration::from_millis(3), Duration::from_millis(5));
         metrics.batch_flushed(&flushed, took, age);

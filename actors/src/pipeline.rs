@@ -105,6 +105,8 @@ pub struct PipelineActor {
     finishing: Waiters<Drained>,
     draining: Waiters<Drained>,
     drained: Option<Drained>,
+    /// Whether it was said that something is held up.
+    is_degraded: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,6 +147,7 @@ impl PipelineActor {
             finishing: Waiters::default(),
             draining: Waiters::default(),
             drained: None,
+            is_degraded: false,
         }
     }
 

@@ -132,6 +132,17 @@ impl Refusals {
         }
     }
 
+    /// Takes into account that a refused event was tried again and rolled back: whether it was taken.
+    pub fn rehearsed(&mut self, was_taken: bool, now: Instant) -> Option<Change> {
+        let pause = self.pause.as_ref().filter(|_| was_taken)?;
+        let change = Change::Resumed {
+            after: now.duration_since(pause.since),
+            refused: pause.refused,
+        };
+        *self = Self::new(self.backoff);
+        Some(change)
+    }
+
     /// Whether a batch may go out now, while no other is being written; else when one may.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::metrics::LedgerCounts;
 
@@ -52,6 +53,9 @@ pub struct PipelineStatus {
     pub draining: bool,
     /// Sources, store, trimmer.
     pub components: Vec<ComponentStatus>,
+    /// What is held up although others are stored, and why; events that are sent now will be stored all
+    /// the same.
+    pub degraded: Option<String>,
     /// What somebody should look at although events are stored; each begins with the part's name.
     pub warnings: Vec<String>,
     /// Every message, accounted for.
@@ -68,60 +72,123 @@ fn as_seconds<S: serde::Serializer>(
     age.map(|age| age.as_secs_f64()).serialize(serializer)
 }
 
+/// What has been held for long and why, where that is a batch that could not be written: the batcher
+/// writes, whoever tells how the pipeline is reads.
+#[derive(Debug, Clone, Default)]
+pub struct HeldUp(Arc<Mutex<Option<String>>>);
+
+impl HeldUp {
+    pub(crate) fn set(&self, what: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
+    }
+
+    pub(crate) fn clear(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// As it is now.
+    pub fn get(&self) -> Option<String> {
+        let held_up = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held_up.clone()
+    }
+}
+
+/// How long failures must have stopped before they count as over. Shorter tells of each time that
+/// something comes and goes, longer keeps the good news back.
+const CALM: Duration = Duration::from_secs(10);
+
+/// Failures that are told of once, at their beginning and at their end, however often something succeeds
+/// between them.
+#[derive(Debug, Default)]
+struct Trouble {
+    num_failures: u64,
+    /// Since when everything succeeds.
+    calm_since: Option<Instant>,
+}
+
 /// One part's own entry: it writes, others read.
 #[derive(Debug, Clone)]
-pub struct Component(Arc<Mutex<ComponentStatus>>);
+pub struct Component(Arc<Mutex<Noted>>);
+
+#[derive(Debug)]
+struct Noted {
+    status: ComponentStatus,
+    trouble: Option<Trouble>,
+}
 
 impl Component {
     /// A part that has not been heard of yet.
     pub fn new(name: impl Into<String>) -> Self {
-        Self(Arc::new(Mutex::new(ComponentStatus {
-            name: name.into(),
-            state: State::Starting,
-            last_error: None,
-            last_error_at: None,
-            num_failures: 0,
+        Self(Arc::new(Mutex::new(Noted {
+            status: ComponentStatus {
+                name: name.into(),
+                state: State::Starting,
+                last_error: None,
+                last_error_at: None,
+                num_failures: 0,
+            },
+            trouble: None,
         })))
     }
 
     /// Notes that it has begun its work; a failure stays noted until something succeeds.
     pub fn started(&self) {
-        self.with(|status| {
-            if status.state == State::Starting {
-                status.state = State::Ok;
+        self.with(|noted| {
+            if noted.status.state == State::Starting {
+                noted.status.state = State::Ok;
             }
         });
     }
 
-    /// Notes a success; returns how many failures in a row it ends, if any.
+    /// Notes a success. Returns how many failures are over, once there was none for a while.
     pub fn succeeded(&self) -> Option<NonZeroU64> {
-        self.with(|status| {
-            status.state = State::Ok;
-            NonZeroU64::new(std::mem::take(&mut status.num_failures))
+        self.with(|noted| {
+            noted.status.state = State::Ok;
+            noted.status.num_failures = 0;
+            let trouble = noted.trouble.as_mut()?;
+            let calm_since = *trouble.calm_since.get_or_insert_with(Instant::now);
+            if calm_since.elapsed() < CALM {
+                return None;
+            }
+            NonZeroU64::new(noted.trouble.take()?.num_failures)
         })
     }
 
-    /// Notes a failure; returns whether it is the first after a success.
+    /// Notes a failure; returns whether it is the first after there was none for a while.
     pub fn failed(&self, error: String, at: DateTime<Utc>) -> bool {
-        self.with(|status| {
-            status.last_error = Some(error);
-            status.last_error_at = Some(at);
-            status.num_failures += 1;
-            std::mem::replace(&mut status.state, State::Failing) != State::Failing
+        self.with(|noted| {
+            noted.status.last_error = Some(error);
+            noted.status.last_error_at = Some(at);
+            noted.status.num_failures += 1;
+            noted.status.state = State::Failing;
+            let is_first = noted.trouble.is_none();
+            let trouble = noted.trouble.get_or_insert_default();
+            trouble.num_failures += 1;
+            trouble.calm_since = None;
+            is_first
+        })
+    }
+
+    /// Nothing more is to come: how many failures are over, if the last attempt succeeded.
+    pub fn closes(&self) -> Option<NonZeroU64> {
+        self.with(|noted| {
+            let is_over = noted.status.state == State::Ok;
+            let trouble = noted.trouble.take_if(|_| is_over)?;
+            NonZeroU64::new(trouble.num_failures)
         })
     }
 
     /// Notes the end.
     pub fn ended(&self) {
-        self.with(|status| status.state = State::Ended);
+        self.with(|noted| noted.status.state = State::Ended);
     }
 
     /// As it is now.
     pub fn snapshot(&self) -> ComponentStatus {
-        self.with(|status| status.clone())
+        self.with(|noted| noted.status.clone())
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut ComponentStatus) -> T) -> T {
+    fn with<T>(&self, f: impl FnOnce(&mut Noted) -> T) -> T {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -136,4 +203,37 @@ pub fn error_chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[actix::test]
+    async fn trouble_that_comes_and_goes_is_told_at_its_beginning_and_at_its_end() {
+        tokio::time::pause();
+        let part = Component::new("store");
+        let failed = || part.failed("away".to_owned(), DateTime::UNIX_EPOCH);
+        let mut told = (0, 0);
+        for _ in 0..30 {
+            told.0 += u32::from(failed());
+            tokio::time::advance(Duration::from_secs(1)).await;
+            told.1 += u32::from(part.succeeded().is_some());
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(told, (1, 0));
+        assert_eq!(part.snapshot().state, State::Ok, "it shows at once");
+        assert_eq!(part.succeeded(), None);
+        tokio::time::advance(CALM).await;
+        assert_eq!(part.succeeded(), NonZeroU64::new(30));
+        assert_eq!(part.succeeded(), None, "once");
+        assert!(failed(), "the next trouble is another one");
+        assert_eq!(part.closes(), None, "it ends in the midst of it");
+        assert_eq!(part.succeeded(), None);
+        assert_eq!(
+            part.closes(),
+            NonZeroU64::new(1),
+            "the end leaves no time to wait"
+        );
+    }
 }

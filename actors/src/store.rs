@@ -63,6 +63,29 @@ pub enum Outcome {
     RefusedByStore(RefusalReason),
 }
 
+/// What a failure is likely to be about, judged by its code. A hint: whose fault it is, the module
+/// [`isolation`](crate::isolation) finds out from what happens to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FaultKind {
+    /// Somebody else holds a lock: no fault of any event.
+    Contention,
+    /// There is no room left: on a disk, in memory.
+    Resources,
+    /// What comes and goes by itself: lost connections, conflicts, time-outs, crashes.
+    Transient,
+    /// Anything else.
+    Lasting,
+}
+
+/// What the store said where it was reached and did not take a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// What it is likely to be about.
+    pub kind: FaultKind,
+    /// Its own code (SQLSTATE; SQLite: the result code's name), where that is known.
+    pub code: Option<String>,
+}
+
 /// What can go wrong with a batch as a whole. In no case may anything be acknowledged, and the same
 /// entries are written again, for ever: inserts are idempotent.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +95,8 @@ pub enum StoreError {
     Unavailable {
         /// What failed, to what, and what to do about it.
         what: String,
+        /// What the store said; none where it was not reached, which tells nothing about the batch.
+        fault: Option<Fault>,
         /// The adapter's own error.
         #[source]
         source: Option<Box<dyn Error + Send + Sync>>,
@@ -82,6 +107,8 @@ pub enum StoreError {
     TooSlow {
         /// What failed, to what, and what to do about it.
         what: String,
+        /// The store's own code, where it said that it took too long.
+        code: Option<String>,
         /// The adapter's own error.
         #[source]
         source: Option<Box<dyn Error + Send + Sync>>,
@@ -91,6 +118,9 @@ pub enum StoreError {
     OutcomeUnknown {
         /// What failed, to what, and what to do about it.
         what: String,
+        /// What the store said, where it was the work that failed. None where the commit did: its failure
+        /// says nothing about what was committed.
+        fault: Option<Fault>,
         /// The adapter's own error.
         #[source]
         source: Option<Box<dyn Error + Send + Sync>>,
@@ -98,11 +128,24 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// An [`StoreError::Unavailable`] without a cause beneath it.
+    /// A store that was not reached, without a cause beneath it.
     pub fn unavailable(what: impl Into<String>) -> Self {
         Self::Unavailable {
             what: what.into(),
+            fault: None,
             source: None,
+        }
+    }
+
+    /// What the store said, as far as it says anything about the batch.
+    pub fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Unavailable { fault, .. } | Self::OutcomeUnknown { fault, .. } => fault.clone(),
+            // One that was never heard of again may have waited for anything.
+            Self::TooSlow { code, .. } => code.clone().map(|code| Fault {
+                kind: FaultKind::Transient,
+                code: Some(code),
+            }),
         }
     }
 }
@@ -185,6 +228,10 @@ pub trait EventStore: Send + Sync {
     /// When the future is dropped or panics, the transaction is either committed or rolled back as
     /// a whole, and the next call works.
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>>;
+
+    /// Does all that [`write`](Self::write) would do with the batch, and undoes it: the outcomes are those
+    /// that it would have had. Tells whether the store takes events, and leaves nothing behind.
+    fn rehearse(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>>;
 
     /// Makes ready what can be made of a batch before it is written, here or by another store that was
     /// opened together with this one. The batch may still be written without, or never.

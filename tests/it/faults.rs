@@ -7,6 +7,7 @@
 //! `tests/FAULTS.md` from what they record.
 
 mod case;
+mod culprits;
 mod kills;
 mod memory;
 mod network;

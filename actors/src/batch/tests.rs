@@ -8,6 +8,15 @@ use crate::delivery::{Content, Position, Rejection};
 
 const SOURCE: SourceIndex = SourceIndex(0);
 
+const ANY: Preference = Preference {
+    new_first: false,
+    no_suspects: false,
+};
+
+fn new_first(new_first: bool) -> Preference {
+    Preference { new_first, ..ANY }
+}
+
 fn delivery(number: u64, num_bytes: usize) -> Delivery {
     Delivery {
         receipt: Receipt(number),
@@ -56,10 +65,10 @@ fn flushes_by_size() {
     let mut queue = queue(3, 1_000);
     queue.push(SOURCE, deliveries(7), true, now);
     for _ in 0..2 {
-        let (held, reason) = write(queue.next(now, false));
+        let (held, reason) = write(queue.next(now, ANY));
         assert_eq!((held.batch.len(), reason), (3, FlushReason::MaxEvents));
     }
-    wait(queue.next(now, false));
+    wait(queue.next(now, ANY));
 }
 
 #[test]
@@ -68,14 +77,13 @@ fn flushes_by_bytes_and_lets_a_larger_event_go_alone() {
     let mut queue = queue(100, 25);
     queue.push(SOURCE, deliveries(3), true, now);
     queue.push(SOURCE, vec![delivery(3, 500), delivery(4, 10)], true, now);
-    let (held, reason) = write(queue.next(now, false));
+    let (held, reason) = write(queue.next(now, ANY));
     assert_eq!((held.batch.len(), reason), (2, FlushReason::MaxBytes));
-    let lens: Vec<_> =
-        std::iter::from_fn(|| match queue.next(now + Duration::from_secs(1), false) {
-            Next::Write(held, _) => Some((held.batch.len(), held.batch.num_bytes())),
-            Next::WaitUntil(_) | Next::Nothing => None,
-        })
-        .collect();
+    let lens: Vec<_> = std::iter::from_fn(|| match queue.next(now + Duration::from_secs(1), ANY) {
+        Next::Write(held, _) => Some((held.batch.len(), held.batch.num_bytes())),
+        Next::WaitUntil(_) | Next::Nothing => None,
+    })
+    .collect();
     assert_eq!(lens, [(1, 10), (1, 500), (1, 10)]);
 }
 
@@ -84,8 +92,8 @@ fn flushes_at_once_when_the_source_has_no_more() {
     let now = Instant::now();
     let mut queue = queue(100, 1_000);
     queue.push(SOURCE, deliveries(1), false, now);
-    assert_eq!(write(queue.next(now, false)).1, FlushReason::SourceIdle);
-    assert!(matches!(queue.next(now, false), Next::Nothing));
+    assert_eq!(write(queue.next(now, ANY)).1, FlushReason::SourceIdle);
+    assert!(matches!(queue.next(now, ANY), Next::Nothing));
 }
 
 #[test]
@@ -94,8 +102,8 @@ fn flushes_by_linger_when_the_source_is_slow() {
     let mut queue = queue(100, 1_000);
     queue.push(SOURCE, deliveries(1), true, now);
     let lingered = now + Duration::from_millis(5);
-    assert_eq!(wait(queue.next(now, false)), lingered);
-    assert_eq!(write(queue.next(lingered, false)).1, FlushReason::Linger);
+    assert_eq!(wait(queue.next(now, ANY)), lingered);
+    assert_eq!(write(queue.next(lingered, ANY)).1, FlushReason::Linger);
 }
 
 #[test]
@@ -107,11 +115,11 @@ fn flushes_by_age_however_busy_the_source() {
         let now = start + step * number;
         queue.push(SOURCE, deliveries(1), true, now);
         if now < start + Duration::from_secs(1) {
-            wait(queue.next(now, false));
+            wait(queue.next(now, ANY));
         }
     }
     let aged = start + Duration::from_secs(1);
-    assert_eq!(write(queue.next(aged, false)).1, FlushReason::MaxAge);
+    assert_eq!(write(queue.next(aged, ANY)).1, FlushReason::MaxAge);
 }
 
 #[test]
@@ -120,7 +128,7 @@ fn drains_without_waiting() {
     let mut queue = queue(100, 1_000);
     queue.push(SOURCE, deliveries(1), true, now);
     queue.start_draining();
-    assert_eq!(write(queue.next(now, false)).1, FlushReason::Draining);
+    assert_eq!(write(queue.next(now, ANY)).1, FlushReason::Draining);
     assert!(queue.is_empty());
 }
 
@@ -129,12 +137,12 @@ fn tells_the_next_batch_once_and_only_when_it_is_full_and_none_came_back() {
     let now = Instant::now();
     let mut queue = queue(2, 1_000);
     queue.push(SOURCE, deliveries(5), false, now);
-    let (first, _) = write(queue.next(now, false));
+    let (first, _) = write(queue.next(now, ANY));
     let upcoming = queue.announce(now).unwrap();
     assert!(queue.announce(now).is_none(), "told twice");
     queue.put_back(first, now);
-    assert_eq!(write(queue.next(now, false)).0.batch.id, BatchId(1));
-    let (second, reason) = write(queue.next(now, false));
+    assert_eq!(write(queue.next(now, ANY)).0.batch.id, BatchId(1));
+    let (second, reason) = write(queue.next(now, ANY));
     assert!(Arc::ptr_eq(&upcoming, &second.batch));
     assert_eq!(reason, FlushReason::MaxEvents);
     assert!(queue.announce(now).is_none(), "one entry fills no batch");
@@ -148,15 +156,15 @@ fn a_returned_batch_goes_first_and_is_not_overtaken() {
     let now = Instant::now();
     let mut queue = queue(2, 1_000);
     queue.push(SOURCE, deliveries(6), false, now);
-    let (first, _) = write(queue.next(now, false));
-    let (second, _) = write(queue.next(now, false));
+    let (first, _) = write(queue.next(now, ANY));
+    let (second, _) = write(queue.next(now, ANY));
     let later = now + Duration::from_secs(3);
     queue.put_back(second, later);
     queue.put_back(first, later);
-    assert_eq!(wait(queue.next(now, false)), later);
+    assert_eq!(wait(queue.next(now, ANY)), later);
     queue.end_backoff(now);
     let order: Vec<_> = (0..3)
-        .map(|_| write(queue.next(now, false)))
+        .map(|_| write(queue.next(now, ANY)))
         .map(|(held, reason)| (held.batch.id.0, reason))
         .collect();
     assert_eq!(
@@ -174,22 +182,22 @@ fn a_batch_that_fails_again_and_again_holds_nothing_up() {
     let now = Instant::now();
     let mut queue = queue(2, 1_000);
     queue.push(SOURCE, deliveries(4), false, now);
-    let (mut first, _) = write(queue.next(now, false));
+    let (mut first, _) = write(queue.next(now, ANY));
     let later = now + Duration::from_secs(3);
     for failures in 1..3 {
         first.failures = failures;
         queue.put_back(first, later);
         assert_eq!(
-            wait(queue.next(now, false)),
+            wait(queue.next(now, ANY)),
             later,
             "after {failures} failures"
         );
-        first = write(queue.next(later, false)).0;
+        first = write(queue.next(later, ANY)).0;
     }
     first.failures = 3;
     queue.put_back(first, later);
-    assert_eq!(write(queue.next(now, false)).0.batch.id, BatchId(3));
-    assert_eq!(wait(queue.next(now, false)), later, "and is not forgotten");
+    assert_eq!(write(queue.next(now, ANY)).0.batch.id, BatchId(3));
+    assert_eq!(wait(queue.next(now, ANY)), later, "and is not forgotten");
 }
 
 #[test]
@@ -197,15 +205,15 @@ fn a_stubborn_batch_keeps_its_back_off_whatever_others_do() {
     let now = Instant::now();
     let mut queue = queue(2, 1_000);
     queue.push(SOURCE, deliveries(4), false, now);
-    let (mut first, _) = write(queue.next(now, false));
+    let (mut first, _) = write(queue.next(now, ANY));
     let later = now + Duration::from_secs(3);
     first.failures = 2;
     first.is_stubborn = true;
     queue.put_back(first, later);
     queue.end_backoff(now);
-    assert_eq!(write(queue.next(now, false)).0.batch.id, BatchId(3));
-    assert_eq!(wait(queue.next(now, false)), later);
-    assert_eq!(write(queue.next(later, false)).0.batch.id, BatchId(1));
+    assert_eq!(write(queue.next(now, ANY)).0.batch.id, BatchId(3));
+    assert_eq!(wait(queue.next(now, ANY)), later);
+    assert_eq!(write(queue.next(later, ANY)).0.batch.id, BatchId(1));
 }
 
 #[test]
@@ -213,14 +221,14 @@ fn many_that_always_fail_take_turns_with_what_is_new() {
     let now = Instant::now();
     let mut queue = queue(1, 1_000);
     queue.push(SOURCE, deliveries(4), false, now);
-    let failing: Vec<_> = (0..3).map(|_| write(queue.next(now, false)).0).collect();
+    let failing: Vec<_> = (0..3).map(|_| write(queue.next(now, ANY)).0).collect();
     for (mut held, waited) in failing.into_iter().zip([1, 3, 2]) {
         held.failures = 3;
         queue.put_back(held, now - Duration::from_millis(waited));
     }
     let mut ids = Vec::new();
     for prefers_new in [false, true, true, false] {
-        ids.push(write(queue.next(now, prefers_new)).0.batch.id.0);
+        ids.push(write(queue.next(now, new_first(prefers_new))).0.batch.id.0);
     }
     assert_eq!(
         ids,
@@ -234,11 +242,11 @@ fn a_batch_that_takes_too_long_is_halved_down_to_single_entries() {
     let now = Instant::now();
     let mut queue = queue(8, 1_000);
     queue.push(SOURCE, deliveries(8), false, now);
-    let (whole, _) = write(queue.next(now, false));
+    let (whole, _) = write(queue.next(now, ANY));
     queue.put_back_in_halves(whole, now);
     let mut sizes = Vec::new();
     let mut receipts = Vec::new();
-    while let Next::Write(held, _) = queue.next(now, false) {
+    while let Next::Write(held, _) = queue.next(now, ANY) {
         sizes.push(held.batch.len());
         if held.batch.len() > 1 {
             queue.put_back_in_halves(held, now);
@@ -255,11 +263,11 @@ fn new_batches_are_small_after_one_took_too_long_and_grow_again() {
     let now = Instant::now();
     let mut queue = queue(8, 1_000);
     queue.push(SOURCE, deliveries(100), false, now);
-    let (whole, _) = write(queue.next(now, false));
+    let (whole, _) = write(queue.next(now, ANY));
     queue.put_back_in_halves(whole, now);
     let lens: Vec<_> = (0..9)
         .map(|_| {
-            let (held, _) = write(queue.next(now, false));
+            let (held, _) = write(queue.next(now, ANY));
             queue.grow();
             held.batch.len()
         })
@@ -375,7 +383,7 @@ impl Game {
     }
 
     fn next(&mut self, prefers_new: bool) -> Result<(), TestCaseError> {
-        let (held, reason) = match self.queue.next(self.now, prefers_new) {
+        let (held, reason) = match self.queue.next(self.now, new_first(prefers_new)) {
             Next::Write(held, reason) => (held, reason),
             Next::WaitUntil(at) => {
                 prop_assert!(at > self.now, "told to wait for what is due");
@@ -445,4 +453,38 @@ proptest! {
         game.committed.sort_unstable();
         prop_assert_eq!(game.committed, (1..=game.pushed).collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn a_batch_that_is_split_goes_out_at_once_and_new_batches_stay_large() {
+    let now = Instant::now();
+    let mut queue = queue(4, 1_000);
+    queue.push(SOURCE, deliveries(8), false, now);
+    let mut held = write(queue.next(now, ANY)).0;
+    held.failures = 3;
+    queue.put_back_to_isolate(held, now);
+    let halves = [(); 2].map(|()| write(queue.next(now, ANY)).0);
+    assert_eq!(halves.each_ref().map(|half| half.batch.id.0), [1, 3]);
+    assert_eq!(halves.map(|half| half.failures), [0, 0]);
+    assert_eq!(write(queue.next(now, ANY)).0.batch.len(), 4);
+}
+
+#[test]
+fn a_suspect_holds_nothing_up_and_waits_where_it_must() {
+    let now = Instant::now();
+    let mut queue = queue(1, 1_000);
+    queue.push(SOURCE, deliveries(2), false, now);
+    let mut held = write(queue.next(now, ANY)).0;
+    held.suspect = Some(Suspect::default());
+    queue.put_back(held, now);
+    let no_suspects = Preference {
+        no_suspects: true,
+        ..ANY
+    };
+    let other = write(queue.next(now, no_suspects)).0;
+    assert_eq!(other.batch.id, BatchId(2));
+    assert_eq!(queue.oldest(), Some(now));
+    assert_eq!(queue.oldest_but_suspects(), None);
+    assert!(matches!(queue.next(now, no_suspects), Next::Nothing));
+    assert_eq!(write(queue.next(now, ANY)).0.batch.id, BatchId(1));
 }

@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use super::BatcherActor;
-use crate::batch::HeldBatch;
+use crate::batch::{Failure, HeldBatch};
 use crate::metrics::RetryKind;
 use crate::status::error_chain;
 use crate::store::StoreError;
@@ -22,8 +22,17 @@ impl BatcherActor {
     }
 
     /// Says that a batch could not be written; returns when it may be tried again.
-    fn note_failure(&mut self, held: &mut HeldBatch, kind: RetryKind, error: &str) -> Instant {
+    pub(super) fn note_failure(
+        &mut self,
+        held: &mut HeldBatch,
+        kind: RetryKind,
+        error: &str,
+    ) -> Instant {
         held.failed(self.successes);
+        held.failure = Some(Failure {
+            fault: held.failure.take().and_then(|failure| failure.fault),
+            error: error.into(),
+        });
         self.outage.failed();
         let delay = self.settings.backoff.random_delay(held.failures);
         self.parts.metrics.retries(kind);

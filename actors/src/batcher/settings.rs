@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::backoff::Backoff;
 use crate::batch::BatchLimits;
 use crate::credit::Credit;
+use crate::isolation::Allowance;
 use crate::source::Permit;
 
 /// When batches leave, and how much may be held.
@@ -61,6 +62,13 @@ impl BatcherSettings {
             largest,
             num_sources,
         )
+    }
+
+    /// Suspects are few, or the guard against refusals pauses reading; their bytes are as many again as may
+    /// be in flight.
+    pub(super) fn allowance(&self) -> Allowance {
+        const MAX_SUSPECTS: usize = 100;
+        Allowance::new(MAX_SUSPECTS, self.max_bytes_in_flight.get())
     }
 
     pub(super) fn limits(&self) -> BatchLimits {

@@ -7,8 +7,10 @@ use crate::clock::SystemClock;
 use crate::delivery::{Content, Delivery, Entry, Position, Receipt, Rejection};
 use crate::lifeline::lifeline;
 use crate::messages::Retire;
+use crate::store::StoreError;
 use crate::testing::{Asked, Inbox, probe};
 
+mod isolation;
 mod outage;
 
 const SOURCE: SourceIndex = SourceIndex(0);
@@ -66,6 +68,7 @@ impl Bench {
         let parts = BatcherParts {
             store: store.clone(),
             refusals: Component::new("store.refusals"),
+            held_up: HeldUp::default(),
             metrics: metrics.clone(),
             clock: Arc::new(SystemClock),
         };
@@ -163,7 +166,7 @@ async fn does_not_acknowledge_what_could_not_be_written() {
     for _ in 0..20 {
         let flush = bench.flush(0).await;
         assert_eq!(positions(&flush), ["0", "1", "2"]);
-        flush.answer(Err(StoreError::unavailable("away")));
+        flush.answer(Err(StoreError::unavailable("away").into()));
         settle().await;
         assert!(bench.acks.try_next().is_none());
         assert_eq!(bench.metrics.ledger().in_flight, 3);
@@ -176,10 +179,14 @@ async fn does_not_acknowledge_what_could_not_be_written() {
 async fn writes_again_after_an_unknown_outcome() {
     let mut bench = Bench::start(1, 10).await;
     drop(bench.enqueue(0..2, false));
-    bench.flush(0).await.answer(Err(StoreError::OutcomeUnknown {
-        what: "the connection broke during COMMIT".to_owned(),
-        source: None,
-    }));
+    bench
+        .flush(0)
+        .await
+        .answer(Err(FlushError::from(StoreError::OutcomeUnknown {
+            what: "the connection broke during COMMIT".to_owned(),
+            fault: None,
+            source: None,
+        })));
     let flush = bench.flush(0).await;
     assert_eq!(positions(&flush), ["0", "1"]);
     assert!(bench.acks.try_next().is_none());
@@ -198,10 +205,11 @@ async fn a_store_too_slow_for_large_batches_gets_smaller_ones_each_acknowledged_
         assert!(bench.acks.try_next().is_none(), "acknowledged too early");
         sizes.push(flush.message.batch.len());
         if flush.message.batch.len() > 2 {
-            flush.answer(Err(StoreError::TooSlow {
+            flush.answer(Err(FlushError::from(StoreError::TooSlow {
                 what: "took too long".to_owned(),
+                code: None,
                 source: None,
-            }));
+            })));
         } else {
             commit(flush);
             acknowledged.extend(bench.acknowledged().await);
@@ -219,7 +227,7 @@ async fn a_failed_batch_goes_back_to_the_front() {
     let mut bench = Bench::start(1, 2).await;
     drop(bench.enqueue(0..6, false));
     let first = bench.flush(0).await;
-    first.answer(Err(StoreError::unavailable("away")));
+    first.answer(Err(StoreError::unavailable("away").into()));
     let mut order = Vec::new();
     for _ in 0..3 {
         let flush = bench.flush(0).await;
@@ -240,7 +248,7 @@ async fn one_that_always_fails(num_writers: usize) {
         while let Some(flush) = bench.writers.iter_mut().find_map(Inbox::try_next) {
             if positions(&flush) == ["0"] {
                 attempts += 1;
-                flush.answer(Err(StoreError::unavailable("this one never")));
+                flush.answer(Err(StoreError::unavailable("this one never").into()));
             } else {
                 stored += 1;
                 commit(flush);
@@ -273,7 +281,7 @@ async fn back_off_grows_is_capped_and_resets() {
         let flush = bench.flush(0).await;
         delays.extend(failed_at.map(|at: Instant| at.elapsed()));
         failed_at = Some(Instant::now());
-        flush.answer(Err(StoreError::unavailable("away")));
+        flush.answer(Err(StoreError::unavailable("away").into()));
     }
     let millis = |ms| Duration::from_millis(ms);
     assert!(delays[0] <= millis(102), "{delays:?}");
@@ -286,7 +294,7 @@ async fn back_off_grows_is_capped_and_resets() {
     bench
         .flush(0)
         .await
-        .answer(Err(StoreError::unavailable("away")));
+        .answer(Err(StoreError::unavailable("away").into()));
     let failed_at = Instant::now();
     commit(bench.flush(0).await);
     assert!(
@@ -303,10 +311,10 @@ async fn a_success_ends_the_back_off_of_the_others() {
     drop(bench.enqueue(2..4, true));
     let second = bench.flush(1).await;
     for _ in 0..8 {
-        first.answer(Err(StoreError::unavailable("away")));
+        first.answer(Err(StoreError::unavailable("away").into()));
         first = bench.flush(0).await;
     }
-    first.answer(Err(StoreError::unavailable("away")));
+    first.answer(Err(StoreError::unavailable("away").into()));
     settle().await;
     let failed_at = Instant::now();
     commit(second);
@@ -325,7 +333,7 @@ async fn an_outage_is_told_once_and_its_end_too() {
     bench
         .flush(0)
         .await
-        .answer(Err(StoreError::unavailable("away")));
+        .answer(Err(StoreError::unavailable("away").into()));
     let flush = bench.flush(0).await;
     let status = bench.store.snapshot();
     assert_eq!(status.state, crate::status::State::Failing);
@@ -342,9 +350,9 @@ async fn hands_batches_to_all_writers_and_puts_them_back_in_order() {
     let first = bench.flush(0).await;
     drop(bench.enqueue(2..4, true));
     let second = bench.flush(1).await;
-    second.answer(Err(StoreError::unavailable("away")));
+    second.answer(Err(StoreError::unavailable("away").into()));
     settle().await;
-    first.answer(Err(StoreError::unavailable("away")));
+    first.answer(Err(StoreError::unavailable("away").into()));
     let one = bench.flush(0).await;
     let other = bench.flush(1).await;
     let order = [&one, &other].map(|flush| flush.message.batch.id.0);

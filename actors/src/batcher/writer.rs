@@ -8,7 +8,9 @@ use tokio::time::Instant;
 
 use super::BatcherActor;
 use crate::batch::{Batch, HeldBatch};
-use crate::messages::Flush;
+use crate::delivery::Entry;
+use crate::messages::{Flush, Purpose};
+use crate::store::FaultKind;
 
 /// One handing out of a batch; a reply to an earlier one is stale.
 pub(super) type HandOut = u64;
@@ -52,16 +54,47 @@ impl Writer {
         self.writing.as_ref().map(|writing| writing.held.oldest)
     }
 
+    /// When the oldest entry of what it is writing came, unless that is a suspect.
+    pub(super) fn oldest_but_suspects(&self) -> Option<Instant> {
+        let writing = self.writing.as_ref();
+        let writing = writing.filter(|writing| writing.held.suspect.is_none());
+        writing.map(|writing| writing.held.oldest)
+    }
+
+    /// Whether it is trying a suspect.
+    pub(super) fn is_examining(&self) -> bool {
+        let writing = self.writing.as_ref();
+        writing.is_some_and(|writing| writing.held.suspect.is_some())
+    }
+
     /// Notes what it is given, and returns how it is told.
-    pub(super) fn begin(&mut self, hand_out: HandOut, held: HeldBatch) -> Flush {
+    pub(super) fn begin(
+        &mut self,
+        hand_out: HandOut,
+        held: HeldBatch,
+        template: Option<Arc<Entry>>,
+    ) -> Flush {
         let (sender, upcoming) = oneshot::channel();
         let batch = Arc::clone(&held.batch);
+        let fault = held.failure.as_ref().and_then(|failure| failure.fault);
+        let fault = fault.unwrap_or(FaultKind::Transient);
+        let is_retry = held.failures > 0 && held.batch.condemned().is_none();
+        let purpose = match held.suspect {
+            Some(_) => Purpose::Examine { fault },
+            None if is_retry => Purpose::Retry { fault },
+            None => Purpose::Write,
+        };
         self.writing = Some(Writing {
             hand_out,
             held,
             upcoming: Some(sender),
         });
-        Flush { batch, upcoming }
+        Flush {
+            batch,
+            purpose,
+            template,
+            upcoming,
+        }
     }
 
     /// Takes back what it was given, if it was by this handing out.

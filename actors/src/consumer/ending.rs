@@ -39,6 +39,7 @@ impl Handler<StopReading> for ConsumerActor {
     fn handle(&mut self, _: StopReading, ctx: &mut Self::Context) -> Self::Result {
         let reply = self.stopping.wait();
         self.is_stopping = true;
+        self.note_end();
         match self.stage {
             Stage::AtSource(_) if self.source.end_reading() => {}
             // What the read may have taken stays with the source.

@@ -1,5 +1,7 @@
 //! What is told of a source: that it fails, once, and that it is back.
 
+use std::num::NonZeroU64;
+
 use super::ConsumerActor;
 use crate::metrics::RetryKind;
 use crate::source::SourceError;
@@ -12,11 +14,22 @@ impl ConsumerActor {
             return;
         }
         if let Some(failures) = self.parts.component.succeeded() {
-            log::info!(
-                "the source is back source.name={} failures={failures}",
-                self.source_name
-            );
+            self.tell_of_return(failures);
         }
+    }
+
+    /// Nothing more is read: failures that were over are told of now or never.
+    pub(super) fn note_end(&self) {
+        if let Some(failures) = self.parts.component.closes() {
+            self.tell_of_return(failures);
+        }
+    }
+
+    fn tell_of_return(&self, failures: NonZeroU64) {
+        log::info!(
+            "the source is back source.name={} failures={failures}",
+            self.source_name
+        );
     }
 
     pub(super) fn note_failure(&self, kind: RetryKind, what: &str, error: &SourceError) {

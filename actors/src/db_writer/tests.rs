@@ -1,5 +1,6 @@
 use super::*;
 use crate::batch::{Batch, BatchId};
+use crate::clock::SystemClock;
 use crate::lifeline::lifeline;
 use crate::store::{RefusalCounts, RefusalReason};
 use crate::testing::{MemoryStore, event, event_entry, rejected_entry};
@@ -14,12 +15,17 @@ fn batch(ids: std::ops::Range<u128>) -> Arc<Batch> {
 fn flush(batch: Arc<Batch>) -> Flush {
     // Nobody tells what comes next.
     let (_, upcoming) = oneshot::channel();
-    Flush { batch, upcoming }
+    Flush {
+        batch,
+        purpose: Purpose::Write,
+        template: None,
+        upcoming,
+    }
 }
 
 fn writer(store: &MemoryStore) -> (Addr<DbWriterActor>, crate::lifeline::Watch) {
     let (alive, watch) = lifeline();
-    let writer = DbWriterActor::new((store.open_store())(), alive).start();
+    let writer = DbWriterActor::new((store.open_store())(), Arc::new(SystemClock), alive).start();
     (writer, watch)
 }
 
@@ -53,6 +59,7 @@ async fn tells_what_became_of_each() {
         duplicates: 1,
         rejected_at_parse: 1,
         refused_by_store: RefusalCounts::of(RefusalReason::Raised, 1),
+        last_refused: Some(1),
     };
     assert_eq!(flushed, expected);
 }
@@ -82,8 +89,8 @@ async fn makes_the_next_batch_ready_while_one_is_under_way() {
     let upcoming = batch(3..6);
     let (tell, told) = oneshot::channel();
     let flush = Flush {
-        batch: batch(0..3),
         upcoming: told,
+        ..flush(batch(0..3))
     };
     let reply = actix_rt::spawn(writer.send(flush));
     store.wait_for_write_started().await;
@@ -104,8 +111,11 @@ async fn waits_for_no_next_batch() {
     let store = MemoryStore::new();
     let (writer, _) = writer(&store);
     let (_tell, upcoming) = oneshot::channel();
-    let batch = batch(0..3);
-    let flushed = writer.send(Flush { batch, upcoming }).await.unwrap();
+    let flush = Flush {
+        upcoming,
+        ..flush(batch(0..3))
+    };
+    let flushed = writer.send(flush).await.unwrap();
     assert_eq!(flushed.unwrap().inserted, 3);
 }
 
@@ -115,7 +125,9 @@ async fn goes_on_after_an_error() {
     let (writer, _) = writer(&store);
     store.fail_next(1);
     let failed = writer.send(flush(batch(0..1))).await.unwrap();
-    assert!(matches!(failed, Err(StoreError::Unavailable { .. })));
+    let failed = failed.unwrap_err();
+    assert!(matches!(failed.error, StoreError::Unavailable { .. }));
+    assert_eq!(failed.control, Control::NotTried, "it was not reached");
     let flushed = writer.send(flush(batch(0..1))).await.unwrap();
     assert_eq!(flushed.unwrap().inserted, 1);
 }

@@ -6,6 +6,7 @@ use prometheus::{IntGauge, IntGaugeVec, Opts};
 pub(super) struct Condition {
     generation: IntGauge,
     ready: IntGauge,
+    degraded: IntGauge,
     reading_paused: IntGauge,
     component_up: IntGaugeVec,
 }
@@ -20,6 +21,10 @@ impl Condition {
             ready: IntGauge::new(
                 "event_persister_ready",
                 "1 while events that are sent will be stored, else 0.",
+            )?,
+            degraded: IntGauge::new(
+                "event_persister_degraded",
+                "1 while an event has been held for more than 10 s although others are stored, else 0.",
             )?,
             reading_paused: IntGauge::new(
                 "event_persister_reading_paused",
@@ -44,6 +49,10 @@ impl Condition {
         self.ready.set(i64::from(ready));
     }
 
+    pub(super) fn set_degraded(&self, degraded: bool) {
+        self.degraded.set(i64::from(degraded));
+    }
+
     pub(super) fn set_reading_paused(&self, paused: bool) {
         self.reading_paused.set(i64::from(paused));
     }
@@ -53,10 +62,11 @@ impl Condition {
         gauge.set(i64::from(up));
     }
 
-    pub(super) fn collectors(&self) -> [&dyn Collector; 4] {
+    pub(super) fn collectors(&self) -> [&dyn Collector; 5] {
         [
             &self.generation,
             &self.ready,
+            &self.degraded,
             &self.reading_paused,
             &self.component_up,
         ]

@@ -115,6 +115,7 @@ impl Starter {
         let parts = BatcherParts {
             store: self.components.store.clone(),
             refusals: self.components.refusals.clone(),
+            held_up: self.components.held_up.clone(),
             metrics: self.parts.metrics.clone(),
             clock: Arc::clone(&self.parts.clock),
         };
@@ -152,7 +153,8 @@ impl Starter {
     pub(super) fn writer(&self, index: usize) -> (Addr<DbWriterActor>, Watch) {
         let on = self.arbiters.as_ref().and_then(|a| a.writers.get(index));
         let open = Arc::clone(&self.parts.open_store);
-        start(on, move |alive| DbWriterActor::new(open(), alive))
+        let clock = Arc::clone(&self.parts.clock);
+        start(on, move |alive| DbWriterActor::new(open(), clock, alive))
     }
 
     /// `None` where nothing is ever trimmed.

@@ -7,8 +7,9 @@ use actix::prelude::*;
 use tokio::time::timeout;
 
 use super::{Phase, PipelineActor, PipelineParts, PipelineSettings};
+use crate::batcher::HELD_UP_AFTER;
 use crate::source::EventSource;
-use crate::status::{Component, PipelineStatus, State, error_chain};
+use crate::status::{Component, HeldUp, PipelineStatus, State, error_chain};
 use crate::store::StoreError;
 
 /// How often readiness is looked at, and the store probed while it is away.
@@ -28,6 +29,7 @@ const COMMITS_WITHIN: Duration = Duration::from_secs(4);
 pub(super) struct Components {
     pub(super) store: Component,
     pub(super) refusals: Component,
+    pub(super) held_up: HeldUp,
     pub(super) sources: Vec<Component>,
     pub(super) trim: Option<Component>,
 }
@@ -39,6 +41,7 @@ impl Components {
         Self {
             store: Component::new("store"),
             refusals: Component::new("store.refusals"),
+            held_up: HeldUp::default(),
             sources: parts.sources.iter().map(named).collect(),
             trim: settings.trim.as_ref().map(|_| Component::new("trim")),
         }
@@ -53,13 +56,17 @@ impl Components {
 impl PipelineActor {
     pub(super) fn status(&self) -> PipelineStatus {
         let reason = self.why_not_ready();
+        let degraded = reason.is_none().then(|| self.why_degraded()).flatten();
+        let mut warnings = self.warnings();
+        warnings.extend(degraded.clone());
         PipelineStatus {
             ready: reason.is_none(),
             reason,
+            degraded,
             generation: self.generation,
             draining: matches!(self.phase, Phase::Draining | Phase::Drained),
             components: self.components.all().map(Component::snapshot).collect(),
-            warnings: self.warnings(),
+            warnings,
             ledger: self.parts.metrics.ledger(),
             oldest_unflushed: self.parts.metrics.oldest_unflushed(),
         }
@@ -79,6 +86,7 @@ impl PipelineActor {
             store,
             refusals,
             trim: _,
+            held_up: _,
         } = &self.components;
         let needed = sources.iter().chain([store, refusals]);
         needed
@@ -114,10 +122,26 @@ impl PipelineActor {
         })
     }
 
+    /// What is held for long although others are stored.
+    fn why_degraded(&self) -> Option<String> {
+        let oldest = self.parts.metrics.oldest_unflushed()?;
+        (oldest > HELD_UP_AFTER).then(|| {
+            let what = self.components.held_up.get();
+            let what = what.unwrap_or_else(|| "the oldest event".to_owned());
+            format!(
+                "store: not stored for {} s although others are: {what}",
+                oldest.as_secs()
+            )
+        })
+    }
+
     /// Keeps what is scraped of the parts and of readiness no older than a tick.
     pub(super) fn keep_showing(&self, ctx: &mut Context<Self>) {
         self.show();
-        ctx.run_interval(TICK, |actor, _| actor.show());
+        ctx.run_interval(TICK, |actor, _| {
+            actor.show();
+            actor.tell_of_degradation();
+        });
     }
 
     /// Makes visible how the parts are, and whether all of them together are ready.
@@ -126,7 +150,23 @@ impl PipelineActor {
         for part in self.components.all().map(Component::snapshot) {
             metrics.set_up(&part.name, part.state == State::Ok);
         }
-        metrics.set_ready(self.why_not_ready().is_none());
+        let is_ready = self.why_not_ready().is_none();
+        metrics.set_ready(is_ready);
+        metrics.set_degraded(is_ready && self.why_degraded().is_some());
+    }
+
+    /// Says once that something is held up, and once that nothing is any more.
+    fn tell_of_degradation(&mut self) {
+        let is_running = self.phase == Phase::Running && self.why_not_ready().is_none();
+        let degraded = is_running.then(|| self.why_degraded()).flatten();
+        match (&degraded, self.is_degraded) {
+            (Some(why), false) => log::warn!("{why}"),
+            (None, true) if is_running => log::info!("nothing is held up any more"),
+            _ => {}
+        }
+        if is_running {
+            self.is_degraded = degraded.is_some();
+        }
     }
 
     /// Asks the store how it is while no writer does; with messages in flight their word counts.

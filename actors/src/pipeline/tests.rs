@@ -11,6 +11,7 @@ use crate::messages::Retire;
 use crate::status::PipelineStatus;
 use crate::testing::{MemorySource, MemoryStore};
 
+mod degraded;
 mod refusals;
 
 fn message(id: u128) -> Bytes {

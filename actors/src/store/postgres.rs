@@ -215,9 +215,10 @@ impl PostgresStore {
                     if was_kept && failure.is_before_commit() && connection.is_lost().await =>
                 {
                     was_kept = false;
-                    connection = self.connect().await?;
+                    connection = self.connect().await.map_err(failure::after_loss)?;
                 }
                 Err(failure) => {
+                    let failure = failure.seen_with(&mut connection).await;
                     let holders = lock_holder::describe(&mut connection, &failure);
                     // Good to know, but not worth waiting for.
                     let holders = tokio::time::timeout(GRACE, holders).await.unwrap_or(None);
@@ -268,6 +269,16 @@ impl EventStore for PostgresStore {
             };
             self.together.writing.note();
             self.with_connection("write to", self.limit(), write).await
+        })
+    }
+
+    fn rehearse(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
+        Box::pin(async move {
+            let rehearse = async |connection: &mut Connection| {
+                write::rehearse(connection, &batch, self.clock.now()).await
+            };
+            self.with_connection("write to", self.limit(), rehearse)
+                .await
         })
     }
 

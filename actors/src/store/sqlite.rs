@@ -26,12 +26,15 @@ use self::connection::{Connection, Failure, Missing, Place};
 use self::in_place::{OpenFile, Token, moved, moved_meanwhile};
 use self::rows::RowTexts;
 use self::turns::{Progress, Size};
+use self::write::End;
 use crate::batch::Batch;
 use crate::clock::Clock;
 use crate::finding::Finding;
 pub use crate::store::CreateSchema;
 use crate::store::lately::Writing;
-use crate::store::{Cutoffs, EventStore, OpenStore, Outcome, StoreError, TrimStep, Trimmed};
+use crate::store::{
+    Cutoffs, EventStore, Fault, FaultKind, OpenStore, Outcome, StoreError, TrimStep, Trimmed,
+};
 
 mod audit;
 mod comparison;
@@ -307,32 +310,21 @@ async fn blocking<T: Send + 'static>(
                 "a call to the SQLite database ended before it could say what it did; it is made \
                    again"
                     .to_owned(),
+            fault: Some(Fault {
+                kind: FaultKind::Transient,
+                code: None,
+            }),
             source: Some(Box::new(error)),
         })
 }
 
 impl EventStore for SqliteStore {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
-        Box::pin(async move {
-            let Ok(ready) = Arc::clone(&self.shared.ready).acquire_owned().await else {
-                return Err(StoreError::unavailable("the turns to write were closed"));
-            };
-            let shared = Arc::clone(&self.shared);
-            blocking(move || {
-                // Kept until the transaction has ended, even if nobody waits for it any more.
-                let _ready = ready;
-                let (texts, refused) = RowTexts::new(batch.entries(), shared.clock.now())
-                    .map_err(StoreError::unavailable)?;
-                let mut writer = shared.writer.blocking_lock();
-                shared.writing.note();
-                let written = shared.run("write to", &mut writer, |connection| {
-                    write::write(connection, &batch, &texts, refused)
-                });
-                shared.writing.note();
-                written
-            })
-            .await?
-        })
+        Box::pin(self.write_and(End::Commit, batch))
+    }
+
+    fn rehearse(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
+        Box::pin(self.write_and(End::RollBack, batch))
     }
 
     fn trim<'a>(
@@ -380,6 +372,27 @@ impl EventStore for SqliteStore {
 }
 
 impl SqliteStore {
+    async fn write_and(&self, end: End, batch: Arc<Batch>) -> Result<Vec<Outcome>, StoreError> {
+        let Ok(ready) = Arc::clone(&self.shared.ready).acquire_owned().await else {
+            return Err(StoreError::unavailable("the turns to write were closed"));
+        };
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            // Kept until the transaction has ended, even if nobody waits for it any more.
+            let _ready = ready;
+            let (texts, refused) = RowTexts::new(batch.entries(), shared.clock.now())
+                .map_err(StoreError::unavailable)?;
+            let mut writer = shared.writer.blocking_lock();
+            shared.writing.note();
+            let written = shared.run("write to", &mut writer, |connection| {
+                write::write(connection, &batch, &texts, refused, end)
+            });
+            shared.writing.note();
+            written
+        })
+        .await?
+    }
+
     fn lock_progress(&self) -> std::sync::MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }

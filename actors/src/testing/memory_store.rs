@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::{Semaphore, watch};
@@ -11,8 +12,8 @@ use uuid::Uuid;
 use crate::batch::Batch;
 use crate::clock::{Clock, SystemClock};
 use crate::store::{
-    Cutoffs, DeadLetter, DeadLetters, EventStore, LetterFilter, LetterVersion, OpenLetter,
-    OpenStore, Outcome, StoreError, TrimStep, Trimmed,
+    Cutoffs, DeadLetter, DeadLetters, EventStore, Fault, LetterFilter, LetterVersion, OpenLetter,
+    OpenStore, Outcome, RefusalReason, StoreError, TrimStep, Trimmed,
 };
 
 mod rows;
@@ -39,6 +40,12 @@ struct Core {
 struct State {
     rows: Rows,
     available: bool,
+    /// Events that fail every batch that they are part of.
+    failing: BTreeMap<Uuid, Fault>,
+    /// What every batch fails with.
+    outage: Option<Fault>,
+    /// How long a write or a rehearsal takes.
+    latency: Duration,
     fail_next: usize,
     panic_next: usize,
     outcome_unknown_next: usize,
@@ -69,6 +76,9 @@ impl MemoryStore {
                 state: Mutex::new(State {
                     rows: Rows::default(),
                     available: true,
+                    failing: BTreeMap::new(),
+                    outage: None,
+                    latency: Duration::ZERO,
                     fail_next: 0,
                     panic_next: 0,
                     outcome_unknown_next: 0,
@@ -115,6 +125,29 @@ impl MemoryStore {
         self.state().available = available;
     }
 
+    /// From now on every batch with this event fails as a whole, with this fault.
+    pub fn fail_with(&self, event_id: Uuid, fault: Fault) {
+        self.state().failing.insert(event_id, fault);
+    }
+
+    /// While there is a fault, every batch fails with it as a whole, as in an outage that the store itself
+    /// can still tell of.
+    pub fn fail_all(&self, fault: Option<Fault>) {
+        self.state().outage = fault;
+    }
+
+    /// From now on every write, and every rehearsal, takes this long.
+    pub fn set_latency(&self, latency: Duration) {
+        self.state().latency = latency;
+    }
+
+    async fn takes_its_time(&self) {
+        let latency = self.state().latency;
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+    }
+
     /// From now on the event with this id is refused, as by a database that cannot hold it.
     pub fn refuse(&self, event_id: Uuid) {
         let reason = "the test refuses this event".to_owned();
@@ -123,6 +156,7 @@ impl MemoryStore {
 
     /// From now on the event with this id is taken again.
     pub fn accept(&self, event_id: Uuid) {
+        self.state().failing.remove(&event_id);
         self.state().rows.refused.remove(&event_id);
     }
 
@@ -225,6 +259,7 @@ impl MemoryStore {
             .wait_for(|held| !held)
             .await
             .map_err(|_| StoreError::unavailable("the memory store is gone"))?;
+        self.takes_its_time().await;
         let mut state = self.available()?;
         if take_one(&mut state.fail_next) {
             return Err(StoreError::unavailable("the test lets this write fail"));
@@ -236,20 +271,61 @@ impl MemoryStore {
                 panic!("the test lets this write panic");
             }
         }
+        if let Some(fault) = state.fault_of(batch) {
+            return Err(faulty(fault));
+        }
         let now = self.core.clock.now();
-        let outcomes = batch
-            .entries()
-            .iter()
-            .map(|entry| state.rows.write(entry, now))
-            .collect();
+        let outcomes = match batch.condemned() {
+            Some(condemned) => {
+                let mut outcomes = Vec::new();
+                for entry in batch.entries() {
+                    outcomes.push(match state.rows.outcome_of(entry) {
+                        Outcome::Duplicate => Outcome::Duplicate,
+                        _ => {
+                            let (reason, code) = (condemned.reason.clone(), condemned.code.clone());
+                            state.rows.keep(entry, reason, code, now);
+                            Outcome::RefusedByStore(RefusalReason::Other)
+                        }
+                    });
+                }
+                outcomes
+            }
+            None => {
+                let entries = batch.entries().iter();
+                entries.map(|entry| state.rows.write(entry, now)).collect()
+            }
+        };
         state.num_commits += 1;
         if take_one(&mut state.outcome_unknown_next) {
             return Err(StoreError::OutcomeUnknown {
                 what: "the test hides the outcome of this commit".to_owned(),
+                fault: None,
                 source: None,
             });
         }
         Ok(outcomes)
+    }
+}
+
+impl State {
+    /// Why this batch fails as a whole, if it does.
+    fn fault_of(&self, batch: &Batch) -> Option<Fault> {
+        if self.outage.is_some() {
+            return self.outage.clone();
+        }
+        if batch.condemned().is_some() {
+            return None;
+        }
+        let mut events = batch.entries().iter().filter_map(|entry| entry.event());
+        events.find_map(|event| self.failing.get(&event.id).cloned())
+    }
+}
+
+fn faulty(fault: Fault) -> StoreError {
+    StoreError::Unavailable {
+        what: "the test lets every write of this fail".to_owned(),
+        fault: Some(fault),
+        source: None,
     }
 }
 
@@ -262,6 +338,18 @@ fn take_one(counter: &mut usize) -> bool {
 impl EventStore for MemoryStore {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move { self.write_batch(&batch).await })
+    }
+
+    fn rehearse(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
+        Box::pin(async move {
+            self.takes_its_time().await;
+            let state = self.available()?;
+            if let Some(fault) = state.fault_of(&batch) {
+                return Err(faulty(fault));
+            }
+            let entries = batch.entries().iter();
+            Ok(entries.map(|entry| state.rows.outcome_of(entry)).collect())
+        })
     }
 
     fn prepare(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, ()> {

@@ -11,7 +11,7 @@ async fn attempts_do_not_add_up_in_an_outage_and_its_end_frees_all() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         while let Some(flush) = bench.writers.iter_mut().find_map(Inbox::try_next) {
             attempts[usize::from(number >= 600)] += 1;
-            flush.answer(Err(StoreError::unavailable("away")));
+            flush.answer(Err(StoreError::unavailable("away").into()));
             settle().await;
         }
     }
@@ -41,7 +41,7 @@ async fn many_batches_that_always_fail_keep_no_other_from_being_written() {
     while num_failed < 400 {
         let flush = bench.flush(0).await;
         num_failed += 1;
-        flush.answer(Err(StoreError::unavailable("always")));
+        flush.answer(Err(StoreError::unavailable("always").into()));
     }
     drop(bench.enqueue(20..21, false));
     let mut num_before = 0;
@@ -53,7 +53,7 @@ async fn many_batches_that_always_fail_keep_no_other_from_being_written() {
         }
         num_before += 1;
         assert!(num_before <= 2, "the new one does not get its turn");
-        flush.answer(Err(StoreError::unavailable("always")));
+        flush.answer(Err(StoreError::unavailable("always").into()));
     }
     assert_eq!(bench.acknowledged().await, [20]);
 }

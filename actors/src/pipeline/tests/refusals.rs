@@ -155,3 +155,32 @@ async fn a_new_generation_starts_without_a_pause() {
     until(&pipeline, |status| status.generation == 2 && status.ready).await;
     bench.source.wait_for_acknowledged(8_000).await;
 }
+
+#[actix::test]
+async fn reading_goes_on_by_itself_although_no_source_has_anything() {
+    let bench = Bench::new();
+    bench.store.refuse_all(true);
+    let pipeline = bench.pipeline(settings(2, 100)).start();
+    bench.push(0..600);
+    until(&pipeline, |status| !status.ready).await;
+    bench.source.wait_for_acknowledged(600).await;
+    sleep(Duration::from_secs(60)).await;
+    assert!(
+        !status(&pipeline).await.ready,
+        "it still refuses everything"
+    );
+    assert_eq!(
+        bench.store.dead_letters().len(),
+        600,
+        "what is tried leaves nothing behind"
+    );
+    bench.store.refuse_all(false);
+    let mended = Instant::now();
+    until(&pipeline, |status| status.ready).await;
+    assert!(mended.elapsed() <= Duration::from_secs(4));
+    assert_eq!(
+        bench.store.num_events(),
+        0,
+        "what is tried leaves nothing behind"
+    );
+}

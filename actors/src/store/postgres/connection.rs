@@ -231,7 +231,7 @@ pub(super) fn configure(settings: &PostgresSettings) -> String {
     let millis = |duration: Duration| duration.as_millis().min(i32::MAX as u128).to_string();
     let mut values = vec![
         ("statement_timeout", millis(settings.statement_timeout)),
-        ("lock_timeout", millis(settings.lock_timeout)),
+        ("lock_timeout", millis(lock_timeout(settings))),
         // A client that went away in the middle must not hold locks for ever.
         ("idle_in_transaction_session_timeout", "60000".to_owned()),
         ("timezone", "UTC".to_owned()),
@@ -244,6 +244,17 @@ pub(super) fn configure(settings: &PostgresSettings) -> String {
         .map(|(name, value)| format!("set_config('{name}', '{value}', true)"))
         .collect();
     format!("SELECT {}", calls.join(", "))
+}
+
+/// How long a statement waits for a lock: always shorter than it may take, so that one that waits for
+/// somebody else is never told as one that is slow by itself.
+fn lock_timeout(settings: &PostgresSettings) -> Duration {
+    let longest = settings.statement_timeout / 4 * 3;
+    match (settings.lock_timeout, longest) {
+        (timeout, Duration::ZERO) => timeout,
+        (Duration::ZERO, longest) => longest,
+        (timeout, longest) => timeout.min(longest),
+    }
 }
 
 /// Opens a connection with our settings, and makes of it what is wanted.

@@ -8,9 +8,9 @@ use std::time::Duration;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use tokio_postgres::error::SqlState;
 
-use super::connection::ConnectError;
+use super::connection::{ConnectError, Connection};
 use super::settings::Place;
-use crate::store::StoreError;
+use crate::store::{Fault, FaultKind, StoreError};
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -19,6 +19,8 @@ type Cause = Box<dyn std::error::Error + Send + Sync>;
 pub(super) enum Failure {
     /// PostgreSQL or diesel said no, and nothing was written.
     Database(DieselError),
+    /// The connection ended before an answer came, and nothing was written.
+    Ended(DieselError),
     /// PostgreSQL said no to a COPY, for no fault of an event, and nothing was written.
     Copy(tokio_postgres::Error),
     /// COMMIT failed: it may have happened all the same.
@@ -47,7 +49,9 @@ impl Failure {
         match self {
             Self::Database(error) => sqlstate(error),
             Self::Copy(error) => error.code().map(SqlState::code),
-            Self::Commit(_) | Self::Late(_) | Self::Lost(_) | Self::Unfit(_) => None,
+            Self::Ended(_) | Self::Commit(_) | Self::Late(_) | Self::Lost(_) | Self::Unfit(_) => {
+                None
+            }
         }
     }
 
@@ -55,16 +59,28 @@ impl Failure {
     fn is_loss(&self) -> bool {
         matches!(
             self,
-            Self::Database(DieselError::DatabaseError(
-                DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection,
-                _,
-            ))
+            Self::Ended(_)
+                | Self::Database(DieselError::DatabaseError(
+                    DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection,
+                    _,
+                ))
         )
+    }
+
+    /// The same, or that the connection was lost: what the server says while it ends one comes without its
+    /// code.
+    pub(super) async fn seen_with(self, connection: &mut Connection) -> Self {
+        match self {
+            Self::Database(error) if sqlstate(&error).is_none() && connection.is_lost().await => {
+                Self::Ended(error)
+            }
+            failure => failure,
+        }
     }
 
     /// Whether it came before anything could be committed.
     pub(super) fn is_before_commit(&self) -> bool {
-        matches!(self, Self::Database(_) | Self::Copy(_))
+        matches!(self, Self::Database(_) | Self::Ended(_) | Self::Copy(_))
     }
 
     /// Whether a lock was not given in time.
@@ -79,7 +95,12 @@ impl Failure {
         holders: Option<&str>,
     ) -> StoreError {
         let advice = advice(self.sqlstate(), self.is_loss(), place);
-        let kind = Kind::of(self.sqlstate());
+        let code = match self.sqlstate() {
+            None if self.is_loss() => Some(CONNECTION_FAILURE),
+            code => code,
+        };
+        let code = code.map(str::to_owned);
+        let kind = Kind::of(code.as_deref());
         let undone = |cause: Cause| {
             let what = format!(
                 "cannot {doing} {place}: {advice}{}",
@@ -87,20 +108,29 @@ impl Failure {
             );
             let source = Some(cause);
             match kind {
-                Kind::TooSlow => StoreError::TooSlow { what, source },
-                Kind::OutcomeUnknown => StoreError::OutcomeUnknown { what, source },
-                Kind::Unavailable => StoreError::Unavailable { what, source },
+                Kind::TooSlow => StoreError::TooSlow { what, code, source },
+                Kind::OutcomeUnknown => StoreError::OutcomeUnknown {
+                    what,
+                    fault: Some(fault(code)),
+                    source,
+                },
+                Kind::Unavailable => StoreError::Unavailable {
+                    what,
+                    fault: Some(fault(code)),
+                    source,
+                },
             }
         };
         match self {
             Self::Unfit(what) => StoreError::unavailable(what),
-            Self::Database(error) => undone(error.into()),
+            Self::Database(error) | Self::Ended(error) => undone(error.into()),
             Self::Copy(error) => undone(error.into()),
             Self::Commit(error) => StoreError::OutcomeUnknown {
                 what: format!(
                     "the commit to {place} failed, and it may have happened all the same; it is made \
                      again, which doubles nothing"
                 ),
+                fault: None,
                 source: Some(error),
             },
             Self::Late(limit) => StoreError::TooSlow {
@@ -109,15 +139,39 @@ impl Failure {
                      all the same; it is made again, which doubles nothing: look at the server and the \
                      network"
                 ),
+                code: None,
                 source: None,
             },
             Self::Lost(error) => StoreError::OutcomeUnknown {
                 what: format!(
                     "a call to {place} ended before it could say what it did; it is made again"
                 ),
+                fault: None,
                 source: Some(Box::new(error)),
             },
         }
+    }
+}
+
+/// SQLSTATE of a connection that ended before an answer came, as the server itself would tell it.
+const CONNECTION_FAILURE: &str = "08006";
+
+/// What a failure of a whole call is likely to be about.
+fn fault(sqlstate: Option<String>) -> Fault {
+    let kind = match sqlstate.as_deref() {
+        // lock_not_available
+        Some("55P03") => FaultKind::Contention,
+        Some(code) => match code.get(..2) {
+            Some("53") => FaultKind::Resources,
+            Some("08" | "40" | "57" | "58" | "XX") => FaultKind::Transient,
+            _ => FaultKind::Lasting,
+        },
+        // diesel does not show every code.
+        None => FaultKind::Transient,
+    };
+    Fault {
+        kind,
+        code: sqlstate,
     }
 }
 
@@ -184,6 +238,22 @@ fn advice(sqlstate: Option<&str>, is_loss: bool, place: &Place) -> String {
     known.to_owned()
 }
 
+/// A connection was lost at work, and no other could be made: the work may be the reason for both.
+pub(super) fn after_loss(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Unavailable {
+            what,
+            fault: None,
+            source,
+        } => StoreError::Unavailable {
+            what,
+            fault: Some(fault(Some(CONNECTION_FAILURE.to_owned()))),
+            source,
+        },
+        error => error,
+    }
+}
+
 /// Why a connection could not be made.
 pub(super) fn connect_error(place: &Place, error: ConnectError) -> StoreError {
     let advice = match error.code() {
@@ -207,6 +277,7 @@ pub(super) fn connect_error(place: &Place, error: ConnectError) -> StoreError {
     };
     StoreError::Unavailable {
         what: format!("cannot connect to {place}: {advice}"),
+        fault: None,
         source: Some(Box::new(error)),
     }
 }

@@ -10,7 +10,7 @@ use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sql_types::{
     Array, BigInt, Binary, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid,
 };
-use diesel_async::RunQueryDsl;
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
@@ -22,6 +22,13 @@ use crate::store::{DeadLetter, LetterFilter, LetterVersion, OpenLetter, Stage, i
 
 /// The longest source or position that is kept whole, in bytes: an index entry holds 2,704 for both.
 const MAX_KEY_BYTES: usize = 1_000;
+
+/// More than this is not written within any time that somebody may have set for statements.
+const MANY_BYTES: usize = 1 << 20;
+
+/// What was refused because it takes too long must still become a letter.
+const TAKE_YOUR_TIME: &str = "SELECT set_config('statement_timeout', (10 * setting::bigint)::text, true) \
+     FROM pg_catalog.pg_settings WHERE name = 'statement_timeout' AND setting::bigint < 100000000";
 
 /// A message that is to be kept, and why.
 pub(super) struct NewLetter<'a> {
@@ -102,6 +109,10 @@ pub(super) async fn insert(
 ) -> Result<(), Failure> {
     if letters.is_empty() {
         return Ok(());
+    }
+    let num_bytes: usize = letters.iter().map(|letter| letter.entry.raw().len()).sum();
+    if num_bytes > MANY_BYTES {
+        connection.pg.batch_execute(TAKE_YOUR_TIME).await?;
     }
     letters.sort_by(|a, b| a.key().cmp(&b.key()));
     // One statement must not meet the same row twice.

@@ -340,7 +340,7 @@ pub(super) async fn check_shape(
         return Err(Failure::Unfit(format!(
             "{place} has no function event_persister_store_v1, or several, or one of a build before the \
              first release: look for it in the schemas of the search path, drop what is there together \
-             with its row 00000000000102 in __diesel_schema_migrations, then run \
+             with its rows 00000000000102 and 00000000000103 in __diesel_schema_migrations, then run \
              `event-persister migrate`"
         )));
     }

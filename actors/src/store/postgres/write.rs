@@ -7,13 +7,15 @@
 //! for what the parser rejected, dead letters are written. The start of the transaction and the call
 //! travel together, so that a batch costs two round trips: one to write, one to commit.
 
+use super::schema::events;
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
-use diesel::prelude::QueryResult;
+use diesel::prelude::{ExpressionMethods as _, QueryDsl as _, QueryResult};
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Array, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 use futures_util::future::join;
+use uuid::Uuid;
 
 use super::arrays::{self, Arrays};
 use super::columns::Column;
@@ -24,7 +26,7 @@ use super::failure::Failure;
 use super::letters::{self, NewLetter};
 use super::rows::Refusal;
 use super::settings::PostgresSettings;
-use crate::batch::Batch;
+use crate::batch::{Batch, Condemned};
 use crate::delivery::Content;
 use crate::failpoint;
 use crate::store::resource_ids::ResourceIds;
@@ -51,6 +53,9 @@ pub(super) async fn write(
     if batch.is_empty() {
         return Ok(Vec::new());
     }
+    if let Some(condemned) = batch.condemned() {
+        return keep_all(connection, batch, condemned, now).await;
+    }
     let call = match encoded {
         Encoded::Call(call) => *call,
         Encoded::Rows(rows) => match connection.copy(settings, rows, now).await? {
@@ -62,12 +67,66 @@ pub(super) async fn write(
         },
     };
     let outcomes = call_function(connection, batch, call, now).await?;
+    failpoint::pass("postgres::before-commit");
+    connection.commit().await?;
+    let duplicates = outcomes.iter().filter(|one| **one == Outcome::Duplicate);
+    connection.expects_duplicates = duplicates.count() * EXPECT_DUPLICATES_FROM > batch.len();
     let is_clean = outcomes.iter().all(|outcome| *outcome == Outcome::Stored);
     connection.copies_next(is_clean);
     Ok(outcomes)
 }
 
-/// Writes a batch of any kind, its dead letters included.
+/// What would become of the batch; nothing of it stays.
+pub(super) async fn rehearse(
+    connection: &mut Connection,
+    batch: &Batch,
+    now: DateTime<Utc>,
+) -> Result<Vec<Outcome>, Failure> {
+    let outcomes = call_function(connection, batch, Call::new(batch), now).await?;
+    connection.roll_back().await?;
+    Ok(outcomes)
+}
+
+/// Writes all of a batch as dead letters.
+async fn keep_all(
+    connection: &mut Connection,
+    batch: &Batch,
+    condemned: &Condemned,
+    now: DateTime<Utc>,
+) -> Result<Vec<Outcome>, Failure> {
+    connection.begin().await?;
+    // An attempt that nobody heard of again may have stored it.
+    let ids = batch.entries().iter().filter_map(|entry| entry.event());
+    let ids: Vec<_> = ids.map(|event| event.id).collect();
+    let stored: Vec<Uuid> = events::table
+        .filter(events::id.eq_any(&ids))
+        .select(events::id)
+        .load(&mut connection.pg)
+        .await?;
+    let mut refused = Vec::new();
+    let mut outcomes = Vec::with_capacity(batch.len());
+    for (index, entry) in batch.entries().iter().enumerate() {
+        if entry
+            .event()
+            .is_some_and(|event| stored.contains(&event.id))
+        {
+            outcomes.push(Outcome::Duplicate);
+            continue;
+        }
+        let refusal = Refusal {
+            index,
+            reason: condemned.reason.clone(),
+            sqlstate: condemned.code.clone(),
+        };
+        outcomes.push(Outcome::RefusedByStore(refusal.kind()));
+        refused.push(refusal);
+    }
+    keep(connection, batch, &refused, now).await?;
+    connection.commit().await?;
+    Ok(outcomes)
+}
+
+/// Writes a batch of any kind, its dead letters included, in a transaction that stays open.
 async fn call_function(
     connection: &mut Connection,
     batch: &Batch,
@@ -102,12 +161,10 @@ async fn call_function(
             Content::Rejected(_) => Outcome::RejectedAtParse,
         })
         .collect();
-    let mut num_duplicates = 0;
     for (number, code, reason) in not_written {
         let index = index_of(number, &indexes)?;
         match code {
             None => {
-                num_duplicates += 1;
                 if let Some(outcome) = outcomes.get_mut(index) {
                     *outcome = Outcome::Duplicate;
                 }
@@ -125,9 +182,6 @@ async fn call_function(
         }
     }
     keep(connection, batch, &refused, now).await?;
-    failpoint::pass("postgres::before-commit");
-    connection.commit().await?;
-    connection.expects_duplicates = num_duplicates * EXPECT_DUPLICATES_FROM > indexes.len();
     Ok(outcomes)
 }
 

@@ -71,6 +71,7 @@ impl Connection {
                 place.path.display(),
                 remedy(ffi::SQLITE_CANTOPEN, &place)
             ),
+            fault: None,
             source: Some(Box::new(error)),
         })?;
         let mut connection = Self { coded, place };
@@ -222,6 +223,7 @@ impl Connection {
                     in_brackets(failed.code),
                     remedy_for(failed.code, &self.place)
                 ),
+                fault: Some(failed.code.fault()),
                 source: Some(Box::new(failed.error)),
             },
             Failure::Commit(failed) => StoreError::OutcomeUnknown {
@@ -230,6 +232,7 @@ impl Connection {
                     in_brackets(failed.code),
                     remedy_for(failed.code, &self.place)
                 ),
+                fault: None,
                 source: Some(Box::new(failed.error)),
             },
         }

@@ -84,6 +84,7 @@ pub(super) fn moved_meanwhile(path: &Path) -> StoreError {
              written last is written again once it is back",
             shown(path)
         ),
+        fault: None,
         source: None,
     }
 }

@@ -19,7 +19,7 @@ use diesel::connection::{Connection as _, Instrumentation, InstrumentationEvent}
 use diesel::{ConnectionError, QueryResult, SqliteConnection};
 use libsqlite3_sys as ffi;
 
-use crate::store::RefusalReason;
+use crate::store::{Fault, FaultKind, RefusalReason};
 
 /// An extended result code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +61,27 @@ impl ResultCode {
                 }
                 _ => Class::Unavailable,
             },
+        }
+    }
+
+    /// What a failure that is no event's fault for sure is likely to be about.
+    pub(super) fn fault(self) -> Fault {
+        let kind = match self.primary() {
+            ffi::SQLITE_BUSY | ffi::SQLITE_LOCKED => FaultKind::Contention,
+            ffi::SQLITE_FULL | ffi::SQLITE_NOMEM => FaultKind::Resources,
+            ffi::SQLITE_ABORT
+            | ffi::SQLITE_CANTOPEN
+            | ffi::SQLITE_CORRUPT
+            | ffi::SQLITE_INTERNAL
+            | ffi::SQLITE_INTERRUPT
+            | ffi::SQLITE_IOERR
+            | ffi::SQLITE_OK
+            | ffi::SQLITE_PROTOCOL => FaultKind::Transient,
+            _ => FaultKind::Lasting,
+        };
+        Fault {
+            kind,
+            code: (self != Self::NONE).then(|| self.name()),
         }
     }
 

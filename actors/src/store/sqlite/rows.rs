@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::result_code::{Failed, ResultCode};
 use super::text::write_timestamp;
+use crate::batch::Condemned;
 use crate::delivery::{Content, Entry};
 use crate::event::ReceivedEvent;
 use crate::store::RefusalReason;
@@ -32,6 +33,15 @@ impl Refusal {
             kind,
             reason: reason.into(),
             sqlstate: None,
+        }
+    }
+
+    /// For an event that was refused while others were stored.
+    pub(super) fn condemned(condemned: &Condemned) -> Self {
+        Self {
+            kind: RefusalReason::Other,
+            reason: condemned.reason.clone(),
+            sqlstate: condemned.code.clone(),
         }
     }
 

@@ -21,7 +21,7 @@ use super::letters::{self, NewLetter};
 use super::result_code::{Class, Failed};
 use super::rows::{EventTexts, InsertEvent, InsertResource, Refusal, RowTexts};
 use super::schema::events;
-use crate::batch::Batch;
+use crate::batch::{Batch, Condemned};
 use crate::delivery::{Content, Entry};
 use crate::event::ReceivedEvent;
 use crate::failpoint;
@@ -73,6 +73,14 @@ enum GaveUp {
     Failed(Failure),
 }
 
+/// How the transaction of a batch ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Commit,
+    /// It was only to be seen what would become of the batch.
+    RollBack,
+}
+
 /// Writes the batch but for the events that are left out, whose letters it writes; after an error the
 /// connection must be dropped, which undoes what is undecided.
 pub(super) fn write(
@@ -80,17 +88,26 @@ pub(super) fn write(
     batch: &Batch,
     texts: &RowTexts,
     mut left_out: HashMap<usize, Refusal>,
+    end: End,
 ) -> Result<Vec<Outcome>, Failure> {
     if batch.is_empty() {
         return Ok(Vec::new());
+    }
+    if let Some(condemned) = batch.condemned() {
+        return keep_all(connection, batch, texts, condemned);
     }
     let mut care = Care::Optimistic;
     loop {
         connection.begin()?;
         match attempt(connection, batch.entries(), texts, care, &left_out) {
             Ok(outcomes) => {
-                failpoint::pass("sqlite::before-commit");
-                connection.commit()?;
+                match end {
+                    End::Commit => {
+                        failpoint::pass("sqlite::before-commit");
+                        connection.commit()?;
+                    }
+                    End::RollBack => connection.roll_back()?,
+                }
                 return Ok(outcomes);
             }
             Err(GaveUp::NeedsCare) => {
@@ -105,6 +122,40 @@ pub(super) fn write(
             Err(GaveUp::Failed(failure)) => return Err(failure),
         }
     }
+}
+
+/// Writes all of a batch as dead letters.
+fn keep_all(
+    connection: &mut Connection,
+    batch: &Batch,
+    texts: &RowTexts,
+    condemned: &Condemned,
+) -> Result<Vec<Outcome>, Failure> {
+    connection.begin()?;
+    let refusal = Refusal::condemned(condemned);
+    let mut outcomes = Vec::with_capacity(batch.len());
+    let mut letters = Vec::new();
+    for entry in batch.entries() {
+        // An attempt that nobody heard of again may have stored it.
+        let id = entry.event().map(|event| event.id.to_string());
+        let stored = match &id {
+            Some(id) => connection.run(|connection| {
+                let found = events::table.find(id).select(events::id);
+                found.first::<String>(connection).optional()
+            })?,
+            None => None,
+        };
+        if stored.is_some() {
+            outcomes.push(Outcome::Duplicate);
+            continue;
+        }
+        outcomes.push(Outcome::RefusedByStore(refusal.kind));
+        let code = refusal.sqlstate.as_deref();
+        letters.push(NewLetter::new(entry, Stage::Store, &refusal.reason, code));
+    }
+    letters::insert(connection, letters, texts.now())?;
+    connection.commit()?;
+    Ok(outcomes)
 }
 
 fn attempt(

@@ -56,24 +56,54 @@ impl StoredResource {
 }
 
 impl Rows {
-    pub(super) fn write(&mut self, entry: &Entry, now: DateTime<Utc>) -> Outcome {
-        let event = match &entry.content {
-            Content::Rejected(rejection) => {
-                let (reason, event_id) = (rejection.reason.clone(), rejection.event_id);
-                self.write_letter(entry, Stage::Parse, reason, event_id, now);
-                return Outcome::RejectedAtParse;
-            }
-            Content::Event(event) => event,
-        };
-        if self.events.contains_key(&event.id) {
-            return Outcome::Duplicate;
+    /// What a write of this entry would lead to.
+    pub(super) fn outcome_of(&self, entry: &Entry) -> Outcome {
+        match &entry.content {
+            Content::Rejected(_) => Outcome::RejectedAtParse,
+            Content::Event(event) if self.events.contains_key(&event.id) => Outcome::Duplicate,
+            Content::Event(event) => match self.refusal_of(event) {
+                Some(_) => Outcome::RefusedByStore(RefusalReason::Raised),
+                None => Outcome::Stored,
+            },
         }
-        let reason = self.refused.get(&event.id).cloned();
+    }
+
+    fn refusal_of(&self, event: &ReceivedEvent) -> Option<String> {
         let all = || "the test refuses every event".to_owned();
-        if let Some(reason) = reason.or_else(|| self.refuses_all.then(all)) {
-            self.write_letter(entry, Stage::Store, reason, Some(event.id), now);
-            return Outcome::RefusedByStore(RefusalReason::Raised);
+        let reason = self.refused.get(&event.id).cloned();
+        reason.or_else(|| self.refuses_all.then(all))
+    }
+
+    pub(super) fn write(&mut self, entry: &Entry, now: DateTime<Utc>) -> Outcome {
+        let outcome = self.outcome_of(entry);
+        match (&entry.content, &outcome) {
+            (Content::Rejected(rejection), _) => {
+                let (reason, event_id) = (rejection.reason.clone(), rejection.event_id);
+                self.write_letter(entry, Stage::Parse, reason, None, event_id, now);
+            }
+            (Content::Event(event), Outcome::Stored) => self.insert(event, now),
+            (Content::Event(event), Outcome::RefusedByStore(_)) => {
+                let reason = self.refusal_of(event).unwrap_or_default();
+                self.keep(entry, reason, None, now);
+            }
+            (Content::Event(_), Outcome::Duplicate | Outcome::RejectedAtParse) => {}
         }
+        outcome
+    }
+
+    /// Keeps an event that the store refuses.
+    pub(super) fn keep(
+        &mut self,
+        entry: &Entry,
+        reason: String,
+        code: Option<String>,
+        now: DateTime<Utc>,
+    ) {
+        let event_id = entry.event().map(|event| event.id);
+        self.write_letter(entry, Stage::Store, reason, code, event_id, now);
+    }
+
+    fn insert(&mut self, event: &ReceivedEvent, now: DateTime<Utc>) {
         let related = event
             .related
             .iter()
@@ -86,7 +116,6 @@ impl Rows {
             event: event.clone(),
         };
         self.events.insert(event.id, stored);
-        Outcome::Stored
     }
 
     fn write_letter(
@@ -94,6 +123,7 @@ impl Rows {
         entry: &Entry,
         stage: Stage,
         reason: String,
+        sqlstate: Option<String>,
         event_id: Option<Uuid>,
         now: DateTime<Utc>,
     ) {
@@ -108,6 +138,7 @@ impl Rows {
             // What is wrong with it now, which may be something else than before.
             letter.stage = stage;
             letter.reason = reason;
+            letter.sqlstate = sqlstate;
             letter.event_id = event_id;
             return;
         }
@@ -118,7 +149,7 @@ impl Rows {
             position: entry.position.to_string(),
             stage,
             reason,
-            sqlstate: None,
+            sqlstate,
             event_id,
             attempts: 1,
             first_seen: now,

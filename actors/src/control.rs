@@ -1,0 +1,111 @@
+//! Events of our own that are written and rolled back, to see whether the store takes any.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use bytestring::ByteString;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::batch::{Batch, BatchId};
+use crate::delivery::{Content, Entry, Position};
+use crate::event::{EventLimits, Received, ReceivedEvent};
+use crate::store::FaultKind;
+
+/// A control that looks for room in a database that may be full is not one event but as many: each
+/// goes to other pages of the indexes, so that all of them pass only where there is room in general.
+const NUM_WHERE_ROOM_IS_SHORT: usize = 16;
+/// Bytes of such a control at most, unless a single event is larger.
+const MAX_BYTES: usize = 8 << 20;
+/// A stored event that is larger is no template: controls are to be cheap.
+pub(crate) const MAX_TEMPLATE_BYTES: usize = 64 << 10;
+
+/// A batch of controls beside an entry that failed so.
+///
+/// Where the store said that it is short of room, they are as large as the entry.
+pub(crate) fn beside(entry: &Entry, fault: FaultKind, now: DateTime<Utc>) -> Option<Arc<Batch>> {
+    let (num_events, num_bytes) = match fault {
+        FaultKind::Resources => {
+            let num_bytes = entry.num_bytes();
+            let that_fit = (MAX_BYTES / num_bytes.max(1)).clamp(1, NUM_WHERE_ROOM_IS_SHORT);
+            (that_fit, num_bytes)
+        }
+        FaultKind::Contention | FaultKind::Transient | FaultKind::Lasting => (1, 0),
+    };
+    let entries: Option<Vec<_>> = (0..num_events).map(|_| made(num_bytes, now)).collect();
+    Some(Arc::new(Batch::new(BatchId(0), entries?)))
+}
+
+/// A control like an event that was stored lately: whatever rules there are for what an event must
+/// be, that one kept them.
+pub(crate) fn like(template: &Entry) -> Option<Arc<Batch>> {
+    let Content::Event(event) = &template.content else {
+        return None;
+    };
+    let mut event = event.clone();
+    event.id = Uuid::new_v4();
+    Some(Arc::new(Batch::new(BatchId(0), vec![entry(event)])))
+}
+
+fn entry(event: ReceivedEvent) -> Arc<Entry> {
+    Arc::new(Entry {
+        source: Arc::from("control"),
+        position: Position::new("control"),
+        content: Content::Event(event),
+    })
+}
+
+/// An event with a payload of this length, of text that does not shrink when it is compressed.
+fn made(num_bytes: usize, now: DateTime<Utc>) -> Option<Arc<Entry>> {
+    let mut text = String::with_capacity(num_bytes + 512);
+    let (id, now_text) = (Uuid::new_v4(), now.to_rfc3339());
+    write!(
+        text,
+        r#"{{"id":"{id}","occurred":"{now_text}","event":"event-persister.control","resource":{{"prefect.resource.id":"event-persister.control.{id}"}},"related":[{{"prefect.resource.id":"event-persister.control.related.{id}","prefect.resource.role":"control"}}],"payload":{{"filler":""#
+    )
+    .ok()?;
+    text.extend((0..num_bytes).map(|_| fastrand::alphanumeric()));
+    text.push_str("\"}}");
+    let received = Received::FromText { default: now };
+    let event = ReceivedEvent::parse(ByteString::from(text), &EventLimits::default(), received);
+    event.ok().map(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{event, event_entry};
+
+    #[test]
+    fn a_control_is_an_event_and_as_large_as_asked_where_room_is_short() {
+        let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let entry = event_entry(event(Uuid::new_v4()));
+        let small = beside(&entry, FaultKind::Lasting, now).unwrap();
+        assert_eq!(small.len(), 1);
+        let event = small.entries()[0].event().expect("an event");
+        assert_eq!(event.occurred, now);
+        let many = beside(&entry, FaultKind::Resources, now).unwrap();
+        assert_eq!(many.len(), NUM_WHERE_ROOM_IS_SHORT);
+        for control in many.entries() {
+            assert!(control.num_bytes() >= entry.num_bytes());
+        }
+        let ids: std::collections::HashSet<_> = many
+            .entries()
+            .iter()
+            .map(|c| c.event().unwrap().id)
+            .collect();
+        assert_eq!(ids.len(), many.len());
+    }
+
+    #[test]
+    fn a_control_like_another_event_differs_in_its_id_alone() {
+        let template = event_entry(event(Uuid::new_v4()));
+        let control = like(&template).unwrap();
+        let (of, like) = (
+            template.event().unwrap(),
+            control.entries()[0].event().unwrap(),
+        );
+        assert_ne!(of.id, like.id);
+        assert_eq!((&of.event, of.occurred), (&like.event, like.occurred));
+    }
+}

@@ -1,0 +1,126 @@
+//! Whose fault it is that an event cannot be written, as pure bookkeeping.
+//!
+//! A database can refuse an event for any reason: a trigger, a policy, a limit, a crash. No list of
+//! codes names all of them, so what an event does decides. A batch that fails while the database takes
+//! others is split until the events that fail stand alone. Each of these is a *suspect*: it is tried
+//! again by itself, between *controls*, which are events of our own that are written the same way and
+//! rolled back. A suspect that fails again while the controls pass is a *culprit* and becomes a dead
+//! letter. Where the controls fail too it is an outage: everything is kept and tried for ever.
+//!
+//! The code of a failure is a hint for how much has to be seen ([`FaultKind`]), never a verdict.
+//!
+//! *Why controls before a trial, not only after it?* An outage that alternates with success would make
+//! a culprit of whatever is tried at the wrong moment. Between controls that pass, moments apart, such an
+//! outage has next to no room; and a control that fails starts the count again and raises the number of
+//! failures that are needed.
+
+use crate::store::{Fault, FaultKind};
+
+/// What the controls of a failed attempt showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// None was tried: nothing is known of the store beyond the failure itself.
+    NotTried,
+    /// The store takes events.
+    Passed,
+    /// The store takes none: it is an outage.
+    Failed,
+}
+
+/// What is to be done with a suspect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Keep it and try it again.
+    Keep,
+    /// It becomes a dead letter.
+    Culprit,
+}
+
+/// Failures of an event alone, each beside a control that passed, that make it a culprit.
+const NEEDED: u32 = 2;
+/// The same where the failure is of a kind that comes and goes by itself.
+const NEEDED_IF_TRANSIENT: u32 = 3;
+/// A store that is up and down all the time raises the number of failures that are needed up to this.
+/// More would keep a culprit for longer, fewer trust an unstable store more.
+const MAX_NEEDED: u32 = 12;
+
+/// An event that failed alone while the store took others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Suspect {
+    /// Failures in a row beside controls that passed.
+    seen: u32,
+    /// Controls that failed meanwhile.
+    disturbances: u32,
+}
+
+impl Suspect {
+    /// Takes a failure into account: what the store said, and what the controls showed.
+    pub fn failed(&mut self, fault: Option<&Fault>, control: Control) -> Verdict {
+        match control {
+            Control::NotTried => return Verdict::Keep,
+            Control::Failed => {
+                self.seen = 0;
+                self.disturbances = self.disturbances.saturating_add(1);
+                return Verdict::Keep;
+            }
+            Control::Passed => {}
+        }
+        let needed = match fault.map(|fault| fault.kind) {
+            // The store was not reached, or somebody else is in the way: no fault of the event.
+            None | Some(FaultKind::Contention) => {
+                self.seen = 0;
+                return Verdict::Keep;
+            }
+            Some(FaultKind::Lasting) => NEEDED,
+            Some(FaultKind::Transient | FaultKind::Resources) => NEEDED_IF_TRANSIENT,
+        };
+        self.seen = self.seen.saturating_add(1);
+        if self.seen >= needed.saturating_add(self.disturbances).min(MAX_NEEDED) {
+            Verdict::Culprit
+        } else {
+            Verdict::Keep
+        }
+    }
+}
+
+/// Room for suspects beside what is in flight, so that one that is large, or several, stop no reading.
+///
+/// A suspect that finds no room here goes on counting as in flight.
+#[derive(Debug)]
+pub struct Allowance {
+    max_events: usize,
+    max_bytes: usize,
+    num_events: usize,
+    num_bytes: usize,
+}
+
+impl Allowance {
+    /// Room for so many suspects and bytes; the last one that finds any may be larger than that.
+    pub fn new(max_events: usize, max_bytes: usize) -> Self {
+        Self {
+            max_events,
+            max_bytes,
+            num_events: 0,
+            num_bytes: 0,
+        }
+    }
+
+    /// Takes room for one, if there is any.
+    pub fn take(&mut self, num_bytes: usize) -> bool {
+        let has_room = self.num_events < self.max_events && self.num_bytes < self.max_bytes;
+        if has_room {
+            self.num_events += 1;
+            self.num_bytes += num_bytes;
+        }
+        has_room
+    }
+
+    /// Gives back the room of one.
+    pub fn give_back(&mut self, num_bytes: usize) {
+        self.num_events = self.num_events.saturating_sub(1);
+        self.num_bytes = self.num_bytes.saturating_sub(num_bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests;

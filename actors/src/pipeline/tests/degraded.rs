@@ -1,0 +1,52 @@
+//! An event that is held up while others are stored.
+
+use uuid::Uuid;
+
+use super::*;
+use crate::store::{Fault, FaultKind};
+
+#[actix::test]
+async fn what_is_held_up_while_others_are_stored_is_named_and_the_rest_is_ready() {
+    let bench = Bench::new();
+    let waiting = Uuid::from_u128(3);
+    bench.store.fail_with(
+        waiting,
+        Fault {
+            kind: FaultKind::Contention,
+            code: Some("55P03".to_owned()),
+        },
+    );
+    let pipeline = bench.pipeline(settings(2, 100)).start();
+    bench.push(0..10);
+    bench.source.wait_for_acknowledged(9).await;
+    sleep(Duration::from_secs(5)).await;
+    let early = status(&pipeline).await;
+    assert!(early.ready && early.degraded.is_none(), "{early:?}");
+    sleep(Duration::from_secs(10)).await;
+    let late = status(&pipeline).await;
+    assert!(late.ready, "{late:?}");
+    let degraded = late.degraded.expect("degraded");
+    assert!(degraded.contains(&waiting.to_string()), "{degraded}");
+    assert!(degraded.contains("failed"), "{degraded}");
+    assert!(late.warnings.contains(&degraded));
+    bench.store.accept(waiting);
+    bench.source.wait_for_acknowledged(10).await;
+    let after = status(&pipeline).await;
+    assert!(after.ready && after.degraded.is_none(), "{after:?}");
+}
+
+#[actix::test]
+async fn where_nothing_is_stored_it_is_not_ready() {
+    let bench = Bench::new();
+    let fault = Fault {
+        kind: FaultKind::Lasting,
+        code: Some("42501".to_owned()),
+    };
+    bench.store.fail_all(Some(fault));
+    let pipeline = bench.pipeline(settings(2, 100)).start();
+    bench.push(0..10);
+    sleep(Duration::from_secs(30)).await;
+    let status = status(&pipeline).await;
+    assert!(!status.ready && status.degraded.is_none(), "{status:?}");
+    assert_eq!(bench.store.dead_letters().len(), 0);
+}
