@@ -1,6 +1,6 @@
 //! What can happen next, in any order and any number of times.
 
-use crate::state::{Entry, Id, REPLICAS};
+use crate::state::{Content, Entry, Id, REPLICAS};
 
 /// What becomes of an answer on its way to a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +56,18 @@ pub(crate) enum Action {
         num_seen: usize,
         passes_over_ours: bool,
     },
+    /// The database goes away. It stays away for longer than a trial takes.
+    GoDown,
+    /// It is there again.
+    ComeBack,
+    /// A batch has failed, and was split until this entry stood alone and failed: it is set aside.
+    Suspect(usize, usize),
+    /// A control passes, and a suspect is to be tried next.
+    Control(usize, usize),
+    /// The suspect is tried alone.
+    Try(usize),
+    /// The control behind a suspect that has failed: if it passes, that is a culprit.
+    ControlAgain(usize),
     /// Removes consumers that are gone and have nothing pending; no change but to a list of names.
     Tidy,
 }
@@ -99,6 +111,28 @@ pub(crate) fn all(entries: &[Entry]) -> Vec<Action> {
             ]);
             let claims = (0..num_entries).map(|entry| Action::Claim(replica, entry, reply));
             actions.extend(claims);
+        }
+    }
+    // Where nothing fails for reasons of its own these steps only multiply what there is to look at.
+    if entries
+        .iter()
+        .any(|entry| entry.content == Content::Culprit)
+    {
+        actions.extend(of_isolation(num_entries));
+    }
+    actions
+}
+
+/// How it is found out whose fault a failure is.
+fn of_isolation(num_entries: usize) -> Vec<Action> {
+    let mut actions = vec![Action::GoDown, Action::ComeBack];
+    for replica in REPLICAS {
+        actions.extend([Action::Try(replica), Action::ControlAgain(replica)]);
+        for entry in 0..num_entries {
+            actions.extend([
+                Action::Suspect(replica, entry),
+                Action::Control(replica, entry),
+            ]);
         }
     }
     actions

@@ -28,12 +28,16 @@ pub(crate) enum Mutation {
     NeverClaims,
     /// What was delivered by a reply that never arrived is not asked for again.
     NeverReadsAgain,
+    /// An event that fails every batch that it is part of stays in all of them.
+    NeverIsolates,
+    /// An event that failed alone becomes a letter although nothing else was stored since.
+    CondemnsWithoutControl,
     /// Consumers that are gone are removed without a look at what they have pending.
     RemovesConsumersUnchecked,
 }
 
 /// All, each with the promise that it breaks.
-pub(crate) const ALL: [(Mutation, Promise); 12] = [
+pub(crate) const ALL: [(Mutation, Promise); 14] = [
     (Mutation::AcknowledgesBeforeCommit, Promise::CommitFirst),
     (Mutation::TakesFailureForSuccess, Promise::CommitFirst),
     (Mutation::InsertsBlindly, Promise::OneRow),
@@ -45,5 +49,7 @@ pub(crate) const ALL: [(Mutation, Promise); 12] = [
     (Mutation::GuardMadeAtZero, Promise::NothingLost),
     (Mutation::NeverClaims, Promise::CanBeStored),
     (Mutation::NeverReadsAgain, Promise::CanBeStored),
+    (Mutation::NeverIsolates, Promise::CanBeStored),
+    (Mutation::CondemnsWithoutControl, Promise::NoInnocentLetter),
     (Mutation::RemovesConsumersUnchecked, Promise::NothingLost),
 ];

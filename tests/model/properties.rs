@@ -4,7 +4,10 @@ use stateright::{Model as _, Property};
 
 use crate::actions::{Action, Reply};
 use crate::protocol::Protocol;
-use crate::state::{Entries, REPLICAS, State};
+use crate::state::{Content, Entries, REPLICAS, State};
+
+/// What it is all for.
+pub(crate) const IS_DONE: &str = "everything is stored and acknowledged";
 
 /// Needs transactions that outlive their writers.
 pub(crate) const ORPHAN_REPEATS: &str = "a transaction without a writer repeats what is stored";
@@ -17,6 +20,7 @@ pub(crate) enum Promise {
     OneRow,
     GuardBehind,
     CanBeStored,
+    NoInnocentLetter,
 }
 
 impl Promise {
@@ -26,6 +30,7 @@ impl Promise {
             Self::CommitFirst => "nothing is acknowledged before it is stored",
             Self::OneRow => "an event has one row, a refused entry one letter",
             Self::GuardBehind => "the guard is behind everything that is not stored",
+            Self::NoInnocentLetter => "no event that the database takes has a letter",
             Self::CanBeStored => "one replica that works is enough to store everything",
         }
     }
@@ -40,7 +45,8 @@ pub(crate) fn all() -> Vec<Property<Protocol>> {
         always(Promise::OneRow, one_row_an_id),
         always(Promise::GuardBehind, guard_is_behind),
         always(Promise::CanBeStored, can_be_stored),
-        Property::sometimes("everything is stored and acknowledged", is_done),
+        always(Promise::NoInnocentLetter, no_innocent_has_a_letter),
+        Property::sometimes(IS_DONE, is_done),
         Property::sometimes("two replicas write the same entry", |_, state: &State| {
             let [first, second] = state.replicas;
             !first.writing.and(second.writing).is_empty()
@@ -90,6 +96,14 @@ fn one_row_an_id(_: &Protocol, state: &State) -> bool {
     state.rows.iter().chain(&state.letters).all(|num| *num <= 1)
 }
 
+fn no_innocent_has_a_letter(model: &Protocol, state: &State) -> bool {
+    let mut entries = model.entries.iter().zip(state.letters);
+    entries.all(|(entry, num_letters)| match entry.content {
+        Content::Event(_) => num_letters == 0,
+        Content::Poison | Content::Culprit => true,
+    })
+}
+
 /// What was right when somebody looked stays right: where the guard may still be moved counts too.
 fn guard_is_behind(model: &Protocol, state: &State) -> bool {
     (0..model.entries.len())
@@ -115,13 +129,31 @@ fn can_be_stored(model: &Protocol, state: &State) -> bool {
         Action::EndOrphan { commits: false },
         Action::RollBack(replica),
         Action::ReadAgain(replica),
+        // Trials under way come to their ends before the database is there again.
+        Action::ControlAgain(REPLICAS[0]),
+        Action::ControlAgain(REPLICAS[1]),
+        Action::ComeBack,
     ];
     round.extend(
         entries
             .clone()
             .map(|entry| Action::Claim(replica, entry, Reply::Arrives)),
     );
-    round.extend(entries.map(|_| Action::Read(replica, Reply::Arrives)));
+    round.extend(
+        entries
+            .clone()
+            .map(|_| Action::Read(replica, Reply::Arrives)),
+    );
+    // A trial that was begun is that of another suspect, perhaps.
+    round.extend([Action::Try(replica), Action::ControlAgain(replica)]);
+    for entry in entries {
+        round.extend([
+            Action::Suspect(replica, entry),
+            Action::Control(replica, entry),
+            Action::Try(replica),
+            Action::ControlAgain(replica),
+        ]);
+    }
     round.extend([
         Action::Write(replica),
         Action::Commit(replica, Reply::Arrives),

@@ -5,7 +5,7 @@ use stateright::{Model, Property};
 use crate::actions::{self, Action, Fate, Reply};
 use crate::mutations::Mutation;
 use crate::properties;
-use crate::state::{Content, Entries, Entry, Id, State};
+use crate::state::{Content, Entries, Entry, Id, State, Trial};
 
 /// The protocol on one stream, with one rule taken out or none.
 #[derive(Debug, Clone)]
@@ -73,6 +73,12 @@ impl Protocol {
             Action::Claim(replica, entry, reply) => self.claim(state, replica, entry, reply),
             Action::Heartbeat(replica) => heartbeat(state, replica),
             Action::Write(replica) => write(state, replica),
+            Action::GoDown => state.is_down = true,
+            Action::ComeBack => come_back(state),
+            Action::Suspect(replica, entry) => self.suspect(state, replica, entry),
+            Action::Control(replica, entry) => control(state, replica, entry),
+            Action::Try(replica) => self.try_alone(state, replica),
+            Action::ControlAgain(replica) => control_again(state, replica),
             Action::Commit(replica, reply) => self.commit(state, replica, reply),
             Action::RollBack(replica) => self.fail(state, replica),
             Action::Acknowledge(replica, reply) => self.acknowledge(state, replica, reply),
@@ -160,6 +166,10 @@ impl Protocol {
 
     /// One transaction: rows for events, letters for what is refused. Whether it could be done.
     fn store(&self, state: &mut State, batch: Entries) -> bool {
+        let is_culprit = |entry: usize| self.entries[entry].content == Content::Culprit;
+        if state.is_down || batch.iter().any(is_culprit) {
+            return false;
+        }
         let is_poison = |entry: usize| self.entries[entry].content == Content::Poison;
         if self.has(Mutation::PoisonFailsItsBatch) && batch.iter().any(is_poison) {
             return false;
@@ -168,7 +178,7 @@ impl Protocol {
             let count = match self.entries[entry].content {
                 Content::Event(event) => &mut state.rows[event],
                 Content::Poison if self.has(Mutation::DropsPoison) => continue,
-                Content::Poison => &mut state.letters[entry],
+                Content::Poison | Content::Culprit => &mut state.letters[entry],
             };
             // ON CONFLICT DO NOTHING, by the event's id or by the letter's position.
             if *count == 0 || self.has(Mutation::InsertsBlindly) {
@@ -183,6 +193,40 @@ impl Protocol {
             settle(state, replica);
         }
         state.replicas[replica].writing = Entries::NONE;
+    }
+
+    // Whose fault it is.
+
+    fn suspect(&self, state: &mut State, replica: usize, entry: usize) {
+        if self.has(Mutation::NeverIsolates) {
+            return;
+        }
+        let is_culprit = self.entries[entry].content == Content::Culprit;
+        let replica = &mut state.replicas[replica];
+        // An innocent fails while the database is away.
+        let may_fail = is_culprit || state.is_down;
+        if may_fail && replica.in_flight.has(entry) && !replica.writing.has(entry) {
+            replica.suspects = replica.suspects.with(Entries::one(entry));
+        }
+    }
+
+    fn try_alone(&self, state: &mut State, replica: usize) {
+        let Some(trial) = state.replicas[replica]
+            .trial
+            .filter(|trial| !trial.has_failed)
+        else {
+            return;
+        };
+        if self.store(state, Entries::one(trial.entry)) {
+            return settle_alone(state, replica, trial.entry);
+        }
+        state.replicas[replica].trial = Some(Trial {
+            has_failed: true,
+            ..trial
+        });
+        if self.has(Mutation::CondemnsWithoutControl) {
+            condemn(state, replica, trial.entry);
+        }
     }
 
     fn end_orphan(&self, state: &mut State, commits: bool) {
@@ -273,8 +317,59 @@ fn heartbeat(state: &mut State, replica: usize) {
 fn write(state: &mut State, replica: usize) {
     let replica = &mut state.replicas[replica];
     if replica.writing.is_empty() {
-        replica.writing = replica.in_flight;
+        replica.writing = replica.in_flight.without(replica.suspects);
     }
+}
+
+/// An outage that fits between the controls of a trial does not pass for one here: what the rule asks
+/// for, several trials with time between them, is to make that next to impossible.
+fn come_back(state: &mut State) {
+    let has_failed = |trial: Trial| trial.has_failed;
+    let mut replicas = state.replicas.iter();
+    if !replicas.any(|replica| replica.trial.is_some_and(has_failed)) {
+        state.is_down = false;
+    }
+}
+
+fn control(state: &mut State, replica: usize, entry: usize) {
+    let replica = &mut state.replicas[replica];
+    if !state.is_down && replica.suspects.has(entry) && replica.trial.is_none() {
+        replica.trial = Some(Trial {
+            entry,
+            has_failed: false,
+        });
+    }
+}
+
+fn control_again(state: &mut State, replica: usize) {
+    let Some(trial) = state.replicas[replica]
+        .trial
+        .filter(|trial| trial.has_failed)
+    else {
+        return;
+    };
+    if state.is_down {
+        // An outage: it is tried again from the start.
+        state.replicas[replica].trial = None;
+    } else {
+        condemn(state, replica, trial.entry);
+    }
+}
+
+/// The letter of a culprit, unless somebody has stored it after all.
+fn condemn(state: &mut State, replica: usize, entry: usize) {
+    let num_letters = &mut state.letters[entry];
+    *num_letters = (*num_letters).max(1);
+    settle_alone(state, replica, entry);
+}
+
+fn settle_alone(state: &mut State, replica: usize, entry: usize) {
+    let entry = Entries::one(entry);
+    let replica = &mut state.replicas[replica];
+    replica.trial = None;
+    replica.suspects = replica.suspects.without(entry);
+    replica.in_flight = replica.in_flight.without(entry);
+    replica.committed = replica.committed.with(entry);
 }
 
 /// What was written is durable, and is to be acknowledged.
@@ -293,7 +388,10 @@ fn crash(state: &mut State, replica: usize, fate: Fate) {
 
 fn rewind(state: &mut State, replica: usize, fate: Fate) {
     abandon_transaction(state, replica, fate);
-    state.replicas[replica].in_flight = Entries::NONE;
+    let replica = &mut state.replicas[replica];
+    replica.in_flight = Entries::NONE;
+    replica.suspects = Entries::NONE;
+    replica.trial = None;
 }
 
 /// One transaction is left to itself at a time: a second would only repeat what the first shows.

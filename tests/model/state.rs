@@ -19,6 +19,8 @@ pub(crate) enum Content {
     Event(usize),
     /// What no parser or no database accepts, and what therefore becomes a dead letter.
     Poison,
+    /// An event that fails every transaction that it is part of, in a way that any outage may look like.
+    Culprit,
 }
 
 /// The id of an entry or the position of a group; compared as Redis does, as numbers.
@@ -129,6 +131,18 @@ pub(crate) struct Replica {
     pub(crate) committed: Entries,
     /// Database: in the transaction that this replica waits for.
     pub(crate) writing: Entries,
+    /// Memory: of what is in flight, what has failed alone and is left out of batches.
+    pub(crate) suspects: Entries,
+    /// Memory: a suspect between its controls.
+    pub(crate) trial: Option<Trial>,
+}
+
+/// How far the trial of a suspect is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Trial {
+    pub(crate) entry: usize,
+    /// It was tried, and failed; the control behind it is to come.
+    pub(crate) has_failed: bool,
 }
 
 /// Everything. All entries are published from the beginning: one that nobody has read yet differs
@@ -147,6 +161,8 @@ pub(crate) struct State {
     /// before it, may still be about to move the guard there, while others go on.
     pub(crate) found: Id,
     pub(crate) replicas: [Replica; REPLICAS.len()],
+    /// Database: takes nothing from anybody.
+    pub(crate) is_down: bool,
     /// Database: in a transaction whose writer is gone, and which may yet commit.
     pub(crate) orphaned: Entries,
     /// Database: how many rows each event has.
@@ -164,6 +180,7 @@ impl State {
             guard,
             found: Id::START,
             replicas: [Replica::default(); REPLICAS.len()],
+            is_down: false,
             orphaned: Entries::NONE,
             rows: [0; MAX_EVENTS],
             letters: [0; MAX_ENTRIES],
@@ -184,7 +201,7 @@ impl State {
     pub(crate) fn is_stored(&self, entry: usize, content: Content) -> bool {
         match content {
             Content::Event(event) => self.rows[event] > 0,
-            Content::Poison => self.letters[entry] > 0,
+            Content::Poison | Content::Culprit => self.letters[entry] > 0,
         }
     }
 
