@@ -3,12 +3,11 @@
 //! Everything runs inside an explicit transaction with its settings, the connection's own set-up
 //! included: behind PgBouncer in transaction mode nothing else stays with one server.
 
-use std::pin::pin;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
-use futures_util::future::{Either, select};
 use rustls::Error as TlsError;
 use tokio::time::Instant;
 use tokio_postgres::config::SslMode;
@@ -18,6 +17,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::copy_rows::CopyRows;
 use super::copying::{Copied, Copier};
+use super::driver::Driver;
 use super::failure::{Failure, connect_error};
 use super::settings::{PostgresSettings, TlsMode};
 use super::tls;
@@ -34,6 +34,8 @@ const COPYING_CONNECTS_WITHIN: Duration = Duration::from_secs(3);
 /// A connection with our settings.
 pub(super) struct Connection {
     pub(super) pg: AsyncPgConnection,
+    /// Drives it.
+    pub(super) driver: Driver,
     /// Settings of every transaction.
     pub(super) configure: String,
     /// Whether the last batch held events that were there already.
@@ -59,8 +61,6 @@ pub(super) enum ConnectError {
     Postgres(#[from] tokio_postgres::Error),
     #[error(transparent)]
     Diesel(#[from] diesel::ConnectionError),
-    #[error("the server closed the connection at once")]
-    Closed,
     #[error("nothing was heard of it for {0:?}")]
     Late(Duration),
     #[error("{0}")]
@@ -211,12 +211,21 @@ impl Connection {
         Ok(self.pg.batch_execute("ROLLBACK").await?)
     }
 
-    /// Ends the transaction; from here on it is durable.
+    /// Ends the transaction; from here on it is durable, on a synchronous standby as well.
     pub(super) async fn commit(&mut self) -> Result<(), Failure> {
-        self.pg
-            .batch_execute("COMMIT")
-            .await
-            .map_err(Failure::commit)
+        self.driver.commit(self.pg.batch_execute("COMMIT")).await
+    }
+
+    /// Tells of a connection that was lost what ended it.
+    pub(super) fn explain(&self, failure: Failure) -> Failure {
+        if !failure.is_loss() {
+            return failure;
+        }
+        let Some(end) = self.driver.take_end() else {
+            return failure;
+        };
+        let kind = DatabaseErrorKind::UnableToSendCommand;
+        Failure::Database(DieselError::DatabaseError(kind, Box::new(end.to_string())))
     }
 }
 
@@ -235,6 +244,8 @@ pub(super) fn configure(settings: &PostgresSettings) -> String {
         // A client that went away in the middle must not hold locks for ever.
         ("idle_in_transaction_session_timeout", "60000".to_owned()),
         ("timezone", "UTC".to_owned()),
+        // A role may have been told to hear of errors alone, but a commit's warnings must be heard.
+        ("client_min_messages", "warning".to_owned()),
     ];
     if let Some(search_path) = &settings.search_path {
         values.push(("search_path", search_path.replace('\'', "''")));
@@ -267,7 +278,7 @@ pub(super) async fn establish<A: Adopt>(
 
 async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectError> {
     let configure = configure(settings);
-    let mut pg = establish(settings, ForDiesel).await?;
+    let (mut pg, driver) = establish(settings, ForDiesel).await?;
     if !settings.prepared_statements {
         use diesel_async::AsyncConnection as _;
         pg.set_prepared_statement_cache_size(diesel::connection::CacheSize::Disabled);
@@ -277,6 +288,7 @@ async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectEr
         .map_err(diesel::ConnectionError::CouldntSetupConfiguration)?;
     Ok(Connection {
         pg,
+        driver,
         configure,
         expects_duplicates: false,
         copying: if settings.prepared_statements {
@@ -354,24 +366,24 @@ pub(super) trait Adopt: Copy {
 struct ForDiesel;
 
 impl Adopt for ForDiesel {
-    type Adopted = AsyncPgConnection;
+    type Adopted = (AsyncPgConnection, Driver);
 
     /// Makes it diesel's, inside a transaction that is left open: diesel prepares statements of its own
     /// here, which PgBouncer must not spread over several servers.
     async fn adopt<S>(
         self,
         client: Client,
-        mut connection: tokio_postgres::Connection<Socket, S>,
+        connection: tokio_postgres::Connection<Socket, S>,
         begin: &str,
-    ) -> Result<AsyncPgConnection, ConnectError>
+    ) -> Result<Self::Adopted, ConnectError>
     where
         S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
     {
-        match select(pin!(client.batch_execute(begin)), &mut connection).await {
-            Either::Left((begun, _)) => begun?,
-            Either::Right((Err(error), _)) => return Err(error.into()),
-            Either::Right((Ok(()), _)) => return Err(ConnectError::Closed),
+        let driver = Driver::start(connection);
+        if let Err(error) = client.batch_execute(begin).await {
+            let end = error.is_closed().then(|| driver.take_end());
+            return Err(end.flatten().unwrap_or(error).into());
         }
-        Ok(AsyncPgConnection::try_from_client_and_connection(client, connection).await?)
+        Ok((AsyncPgConnection::try_from(client).await?, driver))
     }
 }

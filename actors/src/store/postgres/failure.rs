@@ -12,7 +12,7 @@ use super::connection::ConnectError;
 use super::settings::Place;
 use crate::store::StoreError;
 
-type Cause = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why something could not be done.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Failure {
     }
 
     /// Whether the connection ended before an answer came.
-    fn is_loss(&self) -> bool {
+    pub(super) fn is_loss(&self) -> bool {
         matches!(
             self,
             Self::Database(DieselError::DatabaseError(

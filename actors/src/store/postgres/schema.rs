@@ -185,6 +185,7 @@ async fn run_pending(
 ) -> Result<(Connection, Vec<String>), Failure> {
     let Connection {
         pg,
+        driver,
         configure,
         expects_duplicates,
         copying,
@@ -194,6 +195,7 @@ async fn run_pending(
         let run = wrapper.transaction(|wrapper| migrate(wrapper, &configure, create))?;
         let connection = Connection {
             pg: wrapper.into_inner(),
+            driver,
             configure,
             expects_duplicates,
             copying,
