@@ -216,6 +216,17 @@ impl Connection {
         self.driver.commit(self.pg.batch_execute("COMMIT")).await
     }
 
+    /// As [`Self::commit`], for a transaction that goes by rows that others have committed: from here on
+    /// these are as durable as its own.
+    ///
+    /// A standby may not have them yet, where the wait for it was cancelled. A transaction that has written
+    /// nothing waits for no standby, not even with an id of its own; one with a record in the log waits for
+    /// all that was logged before it.
+    pub(super) async fn commit_behind_others(&mut self) -> Result<(), Failure> {
+        const COMMIT: &str = "SELECT pg_logical_emit_message(true, 'event_persister', ''); COMMIT";
+        self.driver.commit(self.pg.batch_execute(COMMIT)).await
+    }
+
     /// Tells of a connection that was lost what ended it.
     pub(super) fn explain(&self, failure: Failure) -> Failure {
         if !failure.is_loss() {

@@ -5,7 +5,10 @@
 //! With synchronous replication, COMMIT waits until a standby has the transaction. Where that wait is
 //! cancelled (`pg_cancel_backend`, `pg_terminate_backend`, a shutdown), the transaction stays committed here,
 //! perhaps not there, and COMMIT *succeeds with a warning*. So a commit that came with any warning is one of
-//! an unknown outcome: it is not acknowledged, and its batch is written again.
+//! an unknown outcome: it is not acknowledged, and its batch is written again. That finds duplicates, and a
+//! commit that has written nothing waits for nothing. So a batch in which events were there already commits
+//! through `Connection::commit_behind_others`, which writes a record to the log; the log is replicated in
+//! order.
 //!
 //! Whether a warning is about replication only its words could tell, and words are translated. What else
 //! may warn at COMMIT is rare (a queue of notifications that is half full), and costs one more write.
@@ -18,8 +21,9 @@
 //!   A removal that was lost brings the letter back, and its event is a duplicate. The same goes for a purge,
 //!   which fails then and says why.
 //! - Retention commits with `synchronous_commit = off` and never waits. What comes back is removed again.
+//! - Halves of events that were removed and come back are found again.
 //! - Migrations are diesel's own transaction, whose warnings nobody hears: every new connection looks at the
-//!   tables before it is used, and makes what is missing.
+//!   tables before it is used, and makes what is missing or says so.
 //! - What only reads waits for nothing.
 
 use std::future::poll_fn;

@@ -126,7 +126,11 @@ async fn call_function(
     }
     keep(connection, batch, &refused, now).await?;
     failpoint::pass("postgres::before-commit");
-    connection.commit().await?;
+    if num_duplicates == 0 {
+        connection.commit().await?;
+    } else {
+        connection.commit_behind_others().await?;
+    }
     connection.expects_duplicates = num_duplicates * EXPECT_DUPLICATES_FROM > indexes.len();
     Ok(outcomes)
 }
