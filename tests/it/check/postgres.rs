@@ -155,6 +155,18 @@ fn privileges_that_are_missing() {
 }
 
 #[test]
+fn a_record_in_the_log_that_may_not_be_written() {
+    let postgres = Postgres::new();
+    let function = postgres.database.value(
+        "SELECT 'FUNCTION ' || oid::regprocedure FROM pg_proc \
+         WHERE proname = 'pg_logical_emit_message' AND proargtypes[2] = 'text'::regtype",
+    );
+    let ran = postgres.check_without(&format!("EXECUTE ON {function}"));
+    let remedy = format!("GRANT EXECUTE ON {function} TO");
+    finds_only(&ran, "postgres.privileges", "error", &remedy);
+}
+
+#[test]
 fn whoever_keeps_events_for_ever_need_not_delete_them() {
     let postgres = Postgres::new();
     let (role, url) = postgres.database.for_a_role();
