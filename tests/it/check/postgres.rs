@@ -141,7 +141,7 @@ fn a_standby() {
 /// Waits until the server has this many standbys in this state.
 fn until_there_are(database: &Database, state: &str, num: usize) {
     let count = format!("SELECT count(*) FROM pg_stat_replication WHERE sync_state = '{state}'");
-    let started = std::time::Instant::now();
+    let started = tokio::time::Instant::now();
     while database.value(&count) != num.to_string() {
         assert!(started.elapsed() < std::time::Duration::from_secs(30));
         std::thread::sleep(std::time::Duration::from_millis(10));

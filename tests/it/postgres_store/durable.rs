@@ -7,6 +7,7 @@ use std::time::Duration;
 use event_persister_actors::store::{EventStore as _, LetterVersion, Outcome, RefusalReason};
 use event_persister_actors::testing::rejected_entry;
 
+use super::connect::Bouncer;
 use super::copying::{MANY, note_rows, ways};
 use super::*;
 
@@ -131,6 +132,27 @@ async fn what_somebody_else_has_stored_is_waited_for() {
     let cancel = "pg_cancel_backend";
     is_unknown(with_commit_ended(&database, cancel, first.write(Arc::clone(&batch))).await);
     is_unknown(with_commit_ended(&database, cancel, second.write(batch)).await);
+}
+
+/// Which passes warnings on.
+#[actix::test]
+async fn behind_pgbouncer() {
+    let (database, _) = prepared().await;
+    commits_wait_for(&database, "on");
+    let bouncer = Bouncer::start(server(), 4).await;
+    let (direct, pooled) = (
+        format!(":{}/", server().port()),
+        format!(":{}/", bouncer.port),
+    );
+    let url = database.url.replace(&direct, &pooled);
+    let mut settings = PostgresSettings::from_url(&url).unwrap();
+    settings.prepared_statements = false;
+    let store = store(settings);
+    let event = any_event();
+    let batch = of_events([event.clone(), event]);
+    for by in ["pg_cancel_backend", "pg_terminate_backend"] {
+        is_unknown(with_commit_ended(&database, by, store.write(Arc::clone(&batch))).await);
+    }
 }
 
 #[actix::test]

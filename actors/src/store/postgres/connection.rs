@@ -49,7 +49,7 @@ pub(super) enum Copying {
     /// As soon as one is large enough, but not before this moment.
     From(Instant),
     /// Through this connection, unless the batch before it held something special.
-    Possible { copier: Copier, is_due: bool },
+    Possible { copier: Box<Copier>, is_due: bool },
     /// Never.
     Impossible,
 }
@@ -103,7 +103,7 @@ impl Copying {
         let (why, otherwise) = match opened.unwrap_or(Err(ConnectError::Late(limit))) {
             Ok(Some(copier)) => {
                 return Self::Possible {
-                    copier,
+                    copier: Box::new(copier),
                     is_due: true,
                 };
             }
@@ -219,9 +219,10 @@ impl Connection {
     /// As [`Self::commit`], for a transaction that goes by rows that others have committed: from here on
     /// these are as durable as its own.
     ///
-    /// A standby may not have them yet, where the wait for it was cancelled. A transaction that has written
-    /// nothing waits for no standby, not even with an id of its own; one with a record in the log waits for
-    /// all that was logged before it.
+    /// A standby may not have them yet, where the wait for it was cancelled, nor the disk, where whoever wrote
+    /// them did not wait for it. A transaction that has written nothing waits for neither, not even with an id
+    /// of its own; one with a record in the log waits for all that was logged before it. That costs what any
+    /// commit costs, so it is done whatever the server's settings are.
     pub(super) async fn commit_behind_others(&mut self) -> Result<(), Failure> {
         const COMMIT: &str = "SELECT pg_logical_emit_message(true, 'event_persister', ''); COMMIT";
         self.driver.commit(self.pg.batch_execute(COMMIT)).await
