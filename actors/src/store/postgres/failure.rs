@@ -106,8 +106,8 @@ impl Failure {
             Self::Late(limit) => StoreError::TooSlow {
                 what: format!(
                     "{place} did not answer for {limit:?}, and what was asked of it may have happened \
-                     all the same; it is made again, which doubles nothing: look at the server and the \
-                     network"
+                     all the same; it is made again, which doubles nothing: look at the server, the \
+                     standby that its commits wait for, if any, and the network"
                 ),
                 source: None,
             },
