@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,8 +13,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use event_persister_actors::store::postgres::{CreateSchema, PostgresSettings};
 use tokio_postgres::{NoTls, SimpleQueryMessage};
-
-use super::redis::free_port;
 
 /// Rows as texts.
 pub(crate) type TextRows = Vec<Vec<Option<String>>>;
@@ -387,6 +386,11 @@ fn try_execute(url: &str, sql: &str) -> Result<TextRows, tokio_postgres::Error> 
         })
     });
     thread.join().unwrap()
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
 }
 
 /// A folder of the server's own, which its keeper removes.
