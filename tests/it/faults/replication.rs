@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
-use super::case::{Case, Store, until};
+use super::case::{Case, Store, for_seconds, until};
 use crate::postgres_store::copying::note_rows;
 use crate::support::events;
 use crate::support::postgres::{Database, Server};
@@ -164,6 +164,28 @@ async fn one_who_waits_is_killed() {
             }
         },
     )
+    .await;
+}
+
+/// Longer than a call may take: it is given up while the server goes on with its commit, which then is in the
+/// way of the next attempt.
+#[tokio::test]
+async fn the_standby_is_away() {
+    let primary = Server::start("");
+    let database = primary.database();
+    let pair = Pair::synchronous(&primary, &database).await;
+    let mut case = Case::postgres(
+        "PostgreSQL: the standby that commits wait for is away for a minute",
+        &database,
+    );
+    (case.bus).set("EVENT_PERSISTER_DATABASE_STATEMENT_TIMEOUT", "5s");
+    (case.bus).set("EVENT_PERSISTER_DATABASE_LOCK_TIMEOUT", "1s");
+    case.survives(async |_, _| {
+        pair.cut_off();
+        pair.until_committing(&BTreeSet::new()).await;
+        for_seconds(60).await;
+        pair.link.pass();
+    })
     .await;
 }
 
