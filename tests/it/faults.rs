@@ -15,6 +15,7 @@ mod persister;
 mod poison;
 mod postgresql;
 mod redis;
+mod replication;
 mod sqlite;
 mod table;
 mod trim;

@@ -15,7 +15,8 @@ use uuid::Uuid;
 use crate::support::postgres::{Database, Server};
 
 pub(crate) mod connect;
-mod copying;
+pub(crate) mod copying;
+mod durable;
 mod failures;
 mod schema;
 mod trim;

@@ -47,6 +47,7 @@ mod connection;
 mod copy_rows;
 mod copying;
 mod dead_letters;
+mod driver;
 mod encoded;
 mod failure;
 mod halves;
@@ -218,6 +219,7 @@ impl PostgresStore {
                     connection = self.connect().await.map_err(failure::after_loss)?;
                 }
                 Err(failure) => {
+                    let failure = connection.explain(failure);
                     let failure = failure.seen_with(&mut connection).await;
                     let holders = lock_holder::describe(&mut connection, &failure);
                     // Good to know, but not worth waiting for.

@@ -138,6 +138,63 @@ fn a_standby() {
     finds(&postgres.check(), "postgres.writable", "error", "primary");
 }
 
+/// Waits until the server has this many standbys in this state.
+fn until_there_are(database: &Database, state: &str, num: usize) {
+    let count = format!("SELECT count(*) FROM pg_stat_replication WHERE sync_state = '{state}'");
+    let started = tokio::time::Instant::now();
+    while database.value(&count) != num.to_string() {
+        assert!(started.elapsed() < std::time::Duration::from_secs(30));
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn standbys_of_every_kind() {
+    const ID: &str = "postgres.replication";
+    let server = Server::start("");
+    let postgres = Postgres::empty(&server);
+    postgres.migrate();
+    let database = &postgres.database;
+    let (_, url) = database.for_a_role();
+    let ran = postgres.check();
+    finds_nothing(&ran);
+    ran.prints(&["no standby is connected"]);
+    let standby = server.standby(server.port());
+    until_there_are(database, "async", 1);
+    for url in [&database.url, &url] {
+        let ran = postgres.check_at(url);
+        finds_only(&ran, ID, "warning", "after each failover");
+    }
+    let set = |setting: &str| {
+        database.execute(&format!("ALTER SYSTEM SET {setting}"));
+        database.execute("SELECT pg_reload_conf()");
+    };
+    set("synchronous_standby_names = 'FIRST 1 (*)'");
+    until_there_are(database, "sync", 1);
+    let ran = postgres.check();
+    finds_nothing(&ran);
+    ran.prints(&["on the disk of 1 of the standbys FIRST 1 (*)"]);
+    let ran = postgres.check_at(&url);
+    finds_nothing(&ran);
+    ran.prints(&["only a role with pg_read_all_stats"]);
+    let name = &database.name;
+    for (level, remedy) in [
+        ("remote_write", "set synchronous_commit to on"),
+        ("local", "RESET synchronous_commit"),
+    ] {
+        database.execute(&format!(
+            "ALTER DATABASE {name} SET synchronous_commit = {level}"
+        ));
+        finds_only(&postgres.check(), ID, "warning", remedy);
+    }
+    database.execute(&format!("ALTER DATABASE {name} RESET synchronous_commit"));
+    standby.stop("fast");
+    until_there_are(database, "sync", 0);
+    for url in [&database.url, &url] {
+        finds_only(&postgres.check_at(url), ID, "error", "start the standby");
+    }
+}
+
 #[test]
 fn privileges_that_are_missing() {
     for (privilege, severity) in [
@@ -152,6 +209,18 @@ fn privileges_that_are_missing() {
         let remedy = format!("GRANT {privilege} TO");
         finds_only(&ran, "postgres.privileges", severity, &remedy);
     }
+}
+
+#[test]
+fn a_record_in_the_log_that_may_not_be_written() {
+    let postgres = Postgres::new();
+    let function = postgres.database.value(
+        "SELECT 'FUNCTION ' || oid::regprocedure FROM pg_proc \
+         WHERE proname = 'pg_logical_emit_message' AND proargtypes[2] = 'text'::regtype",
+    );
+    let ran = postgres.check_without(&format!("EXECUTE ON {function}"));
+    let remedy = format!("GRANT EXECUTE ON {function} TO");
+    finds_only(&ran, "postgres.privileges", "error", &remedy);
 }
 
 #[test]

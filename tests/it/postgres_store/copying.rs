@@ -13,16 +13,25 @@ fn many() -> Vec<ReceivedEvent> {
 
 /// A table of what was done to `events`, one row a statement.
 fn note_statements(database: &Database) {
-    database.execute(
+    note_each(database, "STATEMENT");
+}
+
+/// The same with one row for each that went in, so that what inserts none leaves nothing.
+pub(crate) fn note_rows(database: &Database) {
+    note_each(database, "ROW");
+}
+
+fn note_each(database: &Database, what: &str) {
+    database.execute(&format!(
         "CREATE TABLE statements (at bigserial, text text); \
          CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
          INSERT INTO statements (text) VALUES (current_query()); RETURN NULL; END $$; \
-         CREATE TRIGGER note AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION note()",
-    );
+         CREATE TRIGGER note AFTER INSERT ON events FOR EACH {what} EXECUTE FUNCTION note()"
+    ));
 }
 
 /// The ways in which batches went into the table since the last call.
-fn ways(database: &Database) -> String {
+pub(super) fn ways(database: &Database) -> String {
     let ways = database.value(
         "SELECT coalesce(string_agg(CASE WHEN text LIKE 'COPY%' THEN 'copy' ELSE 'call' END, ' ' \
          ORDER BY at), '') FROM statements",

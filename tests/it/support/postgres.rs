@@ -2,6 +2,7 @@
 //!
 //! `TEST_DATABASE_URL` names a server to use instead; its role must be allowed to create databases.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
@@ -61,6 +62,7 @@ hostnossl cert_only all all reject
 hostssl cert_only all all cert
 host password_only all all scram-sha-256
 host all all all trust
+host replication all all trust
 ";
 
 impl Server {
@@ -83,21 +85,9 @@ impl Server {
 
     /// Starts one of its own, with these lines in its configuration.
     pub(crate) fn start(settings: &str) -> Self {
-        let directory = tempfile::Builder::new()
-            .prefix("event-persister-postgres-")
-            .tempdir()
-            .unwrap()
-            .keep();
+        let directory = empty_directory();
         let bin = bin_directory();
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .unwrap()
-            .port();
-        if is_root() {
-            let mut chown = Command::new("chown");
-            let chowned = chown.arg("postgres").arg(&directory).status();
-            assert!(chowned.unwrap().success());
-        }
+        let port = free_port();
         run("sh", &["-c", CERTIFICATES, "sh", text(&directory)]);
         let data = directory.join("data");
         run(
@@ -125,6 +115,35 @@ impl Server {
         // Both exist, so that they keep their owner.
         std::fs::write(data.join("postgresql.auto.conf"), configuration).unwrap();
         std::fs::write(data.join("pg_hba.conf"), HBA).unwrap();
+        Self::launch(directory, port)
+    }
+
+    /// Starts a standby of it, which reaches it at this port and is asynchronous until it is named. It has the
+    /// certificates of this one.
+    pub(crate) fn standby(&self, through: u16) -> Self {
+        let directory = empty_directory();
+        let data = directory.join("data");
+        let primary = format!("host=127.0.0.1 port={through} user=postgres sslmode=disable");
+        run(
+            text(&bin_directory().join("pg_basebackup")),
+            &["-D", text(&data), "-d", &primary, "-R", "-c", "fast"],
+        );
+        let port = free_port();
+        let configuration = data.join("postgresql.auto.conf");
+        let mut settings = std::fs::read_to_string(&configuration).unwrap();
+        // Once it has taken over, it waits for nobody.
+        settings.push_str(&format!(
+            "port = {port}\nunix_socket_directories = '{}'\nsynchronous_standby_names = ''\n\
+             wal_retrieve_retry_interval = '100ms'\n",
+            directory.display()
+        ));
+        std::fs::write(&configuration, settings).unwrap();
+        Self::launch(directory, port)
+    }
+
+    /// Starts what is in `data` of this folder.
+    fn launch(directory: PathBuf, port: u16) -> Self {
+        let bin = bin_directory();
         let mut keeper = command("sh", &["-c", KEEPER, "sh", text(&bin), text(&directory)])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -171,6 +190,11 @@ impl Server {
         let log = self.directory().unwrap().join("log");
         self.control(&["-l", text(&log), "-o", &format!("-p {port}"), "start"]);
         self.base = format!("postgresql://postgres@127.0.0.1:{port}/");
+    }
+
+    /// Makes a primary of a standby; returns once it takes writes.
+    pub(crate) fn promote(&self) {
+        self.control(&["promote"]);
     }
 
     /// Kills it with all of its processes.
@@ -286,6 +310,39 @@ impl Database {
         execute(&self.url, sql)
     }
 
+    /// The processes whose commits wait for a standby, of this database alone.
+    pub(crate) fn committing(&self) -> BTreeSet<String> {
+        let committing = "SELECT pid FROM pg_stat_activity \
+            WHERE datname = current_database() AND wait_event = 'SyncRep'";
+        // None while the server lets nobody in.
+        let rows = try_execute(&self.url, committing).unwrap_or_default();
+        rows.into_iter().flatten().flatten().collect()
+    }
+
+    /// Returns once commits wait for a standby, as the server's settings say; it heeds them a moment later.
+    pub(crate) fn until_commits_wait(&self) {
+        const COMMIT: &str = "SELECT pg_logical_emit_message(true, 'test', '')";
+        loop {
+            let url = self.url.clone();
+            let commit = std::thread::spawn(move || execute(&url, COMMIT));
+            while !commit.is_finished() {
+                let waiting = self.committing();
+                for process in &waiting {
+                    self.execute(&format!("SELECT pg_cancel_backend({process})"));
+                }
+                if !waiting.is_empty() {
+                    commit.join().unwrap();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether the server lets anybody in at the moment.
+    pub(crate) fn answers(&self) -> bool {
+        try_execute(&self.url, "SELECT").is_ok()
+    }
+
     /// The first column of the first row.
     pub(crate) fn value(&self, sql: &str) -> String {
         self.execute(sql)[0][0].clone().unwrap()
@@ -300,8 +357,12 @@ impl Drop for Database {
     }
 }
 
-/// Blocks, on a thread of its own since tests run inside a runtime.
 fn execute(url: &str, sql: &str) -> TextRows {
+    try_execute(url, sql).unwrap()
+}
+
+/// Blocks, on a thread of its own since tests run inside a runtime.
+fn try_execute(url: &str, sql: &str) -> Result<TextRows, tokio_postgres::Error> {
     let (url, sql) = (url.to_owned(), sql.to_owned());
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -309,24 +370,42 @@ fn execute(url: &str, sql: &str) -> TextRows {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+            let (client, connection) = tokio_postgres::connect(&url, NoTls).await?;
             tokio::spawn(connection);
-            let messages = client.simple_query(&sql).await.unwrap();
-            messages
-                .into_iter()
-                .filter_map(|message| match message {
-                    SimpleQueryMessage::Row(row) => Some(row),
-                    _ => None,
-                })
-                .map(|row| {
-                    (0..row.len())
-                        .map(|column| row.get(column).map(str::to_owned))
-                        .collect()
-                })
-                .collect()
+            let messages = client.simple_query(&sql).await?;
+            let rows = messages.into_iter().filter_map(|message| match message {
+                SimpleQueryMessage::Row(row) => Some(row),
+                _ => None,
+            });
+            let texts = rows.map(|row| {
+                (0..row.len())
+                    .map(|column| row.get(column).map(str::to_owned))
+                    .collect()
+            });
+            Ok(texts.collect())
         })
     });
     thread.join().unwrap()
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// A folder of the server's own, which its keeper removes.
+fn empty_directory() -> PathBuf {
+    let directory = tempfile::Builder::new()
+        .prefix("event-persister-postgres-")
+        .tempdir()
+        .unwrap()
+        .keep();
+    if is_root() {
+        let mut chown = Command::new("chown");
+        let chowned = chown.arg("postgres").arg(&directory).status();
+        assert!(chowned.unwrap().success());
+    }
+    directory
 }
 
 pub(crate) fn is_root() -> bool {

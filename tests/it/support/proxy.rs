@@ -70,6 +70,11 @@ impl Proxy {
         Self { port, shared }
     }
 
+    /// Where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// A URL of the target, as it is through the proxy.
     pub(crate) fn url(&self, url: &str) -> String {
         let target = self.shared.state().target;

@@ -3,12 +3,11 @@
 //! Everything runs inside an explicit transaction with its settings, the connection's own set-up
 //! included: behind PgBouncer in transaction mode nothing else stays with one server.
 
-use std::pin::pin;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
-use futures_util::future::{Either, select};
 use rustls::Error as TlsError;
 use tokio::time::Instant;
 use tokio_postgres::config::SslMode;
@@ -18,6 +17,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::copy_rows::CopyRows;
 use super::copying::{Copied, Copier};
+use super::driver::Driver;
 use super::failure::{Failure, connect_error};
 use super::settings::{PostgresSettings, TlsMode};
 use super::tls;
@@ -34,6 +34,8 @@ const COPYING_CONNECTS_WITHIN: Duration = Duration::from_secs(3);
 /// A connection with our settings.
 pub(super) struct Connection {
     pub(super) pg: AsyncPgConnection,
+    /// Drives it.
+    pub(super) driver: Driver,
     /// Settings of every transaction.
     pub(super) configure: String,
     /// Whether the last batch held events that were there already.
@@ -47,7 +49,7 @@ pub(super) enum Copying {
     /// As soon as one is large enough, but not before this moment.
     From(Instant),
     /// Through this connection, unless the batch before it held something special.
-    Possible { copier: Copier, is_due: bool },
+    Possible { copier: Box<Copier>, is_due: bool },
     /// Never.
     Impossible,
 }
@@ -59,8 +61,6 @@ pub(super) enum ConnectError {
     Postgres(#[from] tokio_postgres::Error),
     #[error(transparent)]
     Diesel(#[from] diesel::ConnectionError),
-    #[error("the server closed the connection at once")]
-    Closed,
     #[error("nothing was heard of it for {0:?}")]
     Late(Duration),
     #[error("{0}")]
@@ -103,7 +103,7 @@ impl Copying {
         let (why, otherwise) = match opened.unwrap_or(Err(ConnectError::Late(limit))) {
             Ok(Some(copier)) => {
                 return Self::Possible {
-                    copier,
+                    copier: Box::new(copier),
                     is_due: true,
                 };
             }
@@ -211,12 +211,33 @@ impl Connection {
         Ok(self.pg.batch_execute("ROLLBACK").await?)
     }
 
-    /// Ends the transaction; from here on it is durable.
+    /// Ends the transaction; from here on it is durable, on a synchronous standby as well.
     pub(super) async fn commit(&mut self) -> Result<(), Failure> {
-        self.pg
-            .batch_execute("COMMIT")
-            .await
-            .map_err(Failure::commit)
+        self.driver.commit(self.pg.batch_execute("COMMIT")).await
+    }
+
+    /// As [`Self::commit`], for a transaction that goes by rows that others have committed: from here on
+    /// these are as durable as its own.
+    ///
+    /// A standby may not have them yet, where the wait for it was cancelled, nor the disk, where whoever wrote
+    /// them did not wait for it. A transaction that has written nothing waits for neither, not even with an id
+    /// of its own; one with a record in the log waits for all that was logged before it. That costs what any
+    /// commit costs, so it is done whatever the server's settings are.
+    pub(super) async fn commit_behind_others(&mut self) -> Result<(), Failure> {
+        const COMMIT: &str = "SELECT pg_logical_emit_message(true, 'event_persister', ''); COMMIT";
+        self.driver.commit(self.pg.batch_execute(COMMIT)).await
+    }
+
+    /// Tells of a connection that was lost what ended it.
+    pub(super) fn explain(&self, failure: Failure) -> Failure {
+        if !failure.is_loss() {
+            return failure;
+        }
+        let Some(end) = self.driver.take_end() else {
+            return failure;
+        };
+        let kind = DatabaseErrorKind::UnableToSendCommand;
+        Failure::Database(DieselError::DatabaseError(kind, Box::new(end.to_string())))
     }
 }
 
@@ -235,6 +256,8 @@ pub(super) fn configure(settings: &PostgresSettings) -> String {
         // A client that went away in the middle must not hold locks for ever.
         ("idle_in_transaction_session_timeout", "60000".to_owned()),
         ("timezone", "UTC".to_owned()),
+        // A role may have been told to hear of errors alone, but a commit's warnings must be heard.
+        ("client_min_messages", "warning".to_owned()),
     ];
     if let Some(search_path) = &settings.search_path {
         values.push(("search_path", search_path.replace('\'', "''")));
@@ -278,7 +301,7 @@ pub(super) async fn establish<A: Adopt>(
 
 async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectError> {
     let configure = configure(settings);
-    let mut pg = establish(settings, ForDiesel).await?;
+    let (mut pg, driver) = establish(settings, ForDiesel).await?;
     if !settings.prepared_statements {
         use diesel_async::AsyncConnection as _;
         pg.set_prepared_statement_cache_size(diesel::connection::CacheSize::Disabled);
@@ -288,6 +311,7 @@ async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectEr
         .map_err(diesel::ConnectionError::CouldntSetupConfiguration)?;
     Ok(Connection {
         pg,
+        driver,
         configure,
         expects_duplicates: false,
         copying: if settings.prepared_statements {
@@ -365,24 +389,24 @@ pub(super) trait Adopt: Copy {
 struct ForDiesel;
 
 impl Adopt for ForDiesel {
-    type Adopted = AsyncPgConnection;
+    type Adopted = (AsyncPgConnection, Driver);
 
     /// Makes it diesel's, inside a transaction that is left open: diesel prepares statements of its own
     /// here, which PgBouncer must not spread over several servers.
     async fn adopt<S>(
         self,
         client: Client,
-        mut connection: tokio_postgres::Connection<Socket, S>,
+        connection: tokio_postgres::Connection<Socket, S>,
         begin: &str,
-    ) -> Result<AsyncPgConnection, ConnectError>
+    ) -> Result<Self::Adopted, ConnectError>
     where
         S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
     {
-        match select(pin!(client.batch_execute(begin)), &mut connection).await {
-            Either::Left((begun, _)) => begun?,
-            Either::Right((Err(error), _)) => return Err(error.into()),
-            Either::Right((Ok(()), _)) => return Err(ConnectError::Closed),
+        let driver = Driver::start(connection);
+        if let Err(error) = client.batch_execute(begin).await {
+            let end = error.is_closed().then(|| driver.take_end());
+            return Err(end.flatten().unwrap_or(error).into());
         }
-        Ok(AsyncPgConnection::try_from_client_and_connection(client, connection).await?)
+        Ok((AsyncPgConnection::try_from(client).await?, driver))
     }
 }

@@ -17,12 +17,12 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::SinkExt as _;
 use futures_util::future::join;
-use tokio::task::AbortHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, Statement};
 
 use super::connection::{Adopt, ConnectError, begin, configure, establish};
 use super::copy_rows::{CopyRows, INTO_EVENTS, INTO_RESOURCES, Sent};
+use super::driver::Driver;
 use super::failure::Failure;
 use super::settings::PostgresSettings;
 use crate::failpoint;
@@ -44,16 +44,7 @@ pub(super) struct Copier {
     into_events: Statement,
     into_resources: Statement,
     begin: String,
-    _driver: Driver,
-}
-
-/// Ends the task that drives a connection, and with it the connection.
-struct Driver(AbortHandle);
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    driver: Driver,
 }
 
 /// What came of an attempt.
@@ -87,9 +78,7 @@ impl Adopt for ForCopy<'_> {
     where
         S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
     {
-        // What it ends with, those hear whose commands it does not answer.
-        let driving = tokio::spawn(async { drop(connection.await) });
-        let driver = Driver(driving.abort_handle());
+        let driver = Driver::start(connection);
         client.batch_execute(begin_of_settings).await?;
         let look = client.query_one(LOOK, &[]).await?;
         let (knows_lz4, has_rules) = (look.try_get(0)?, look.try_get::<_, bool>(1)?);
@@ -110,7 +99,7 @@ impl Adopt for ForCopy<'_> {
             into_events,
             into_resources,
             begin: begin(&configure),
-            _driver: driver,
+            driver,
         }))
     }
 }
@@ -157,12 +146,15 @@ impl Copier {
     /// Of a transaction that a late error has ended, such as a time-out behind the last row, COMMIT makes a
     /// rollback and no error. Any other statement is refused then, so one goes before it.
     async fn commit(&self) -> Result<(), Failure> {
-        let (alive, committed) = join(
+        let commit = join(
             self.client.batch_execute("SELECT"),
             self.client.batch_execute("COMMIT"),
-        )
-        .await;
-        alive.and(committed).map_err(Failure::commit)
+        );
+        let commit = async {
+            let (alive, committed) = commit.await;
+            alive.and(committed)
+        };
+        self.driver.commit(commit).await
     }
 
     /// Returns how many rows the server took.

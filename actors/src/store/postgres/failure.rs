@@ -12,7 +12,7 @@ use super::connection::{ConnectError, Connection};
 use super::settings::Place;
 use crate::store::{Fault, FaultKind, StoreError};
 
-type Cause = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why something could not be done.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl Failure {
     }
 
     /// Whether the connection ended before an answer came.
-    fn is_loss(&self) -> bool {
+    pub(super) fn is_loss(&self) -> bool {
         matches!(
             self,
             Self::Ended(_)
@@ -136,8 +136,8 @@ impl Failure {
             Self::Late(limit) => StoreError::TooSlow {
                 what: format!(
                     "{place} did not answer for {limit:?}, and what was asked of it may have happened \
-                     all the same; it is made again, which doubles nothing: look at the server and the \
-                     network"
+                     all the same; it is made again, which doubles nothing: look at the server, the \
+                     standby that its commits wait for, if any, and the network"
                 ),
                 code: None,
                 source: None,

@@ -15,6 +15,7 @@ use crate::finding::Finding;
 use crate::store::CreateSchema;
 
 mod pooler;
+mod replication;
 mod server;
 mod tables;
 
@@ -53,6 +54,11 @@ pub(super) async fn inspect(
         let findings = facts.judge(needs, (asked, answered));
         inspection.findings.extend(findings);
     }
+    let replication = inspection
+        .ask("postgres.replication", |c| Box::pin(replication::look(c)))
+        .await;
+    let replication = replication.and_then(|replication| replication.judge());
+    inspection.findings.extend(replication);
     inspection.look_at_tables(needs, facts.as_ref()).await;
     if let Some(found) = pooler::look(&mut inspection.connection, settings).await {
         inspection.findings.push(found.judge(settings));

@@ -185,6 +185,7 @@ async fn run_pending(
 ) -> Result<(Connection, Vec<String>), Failure> {
     let Connection {
         pg,
+        driver,
         configure,
         expects_duplicates,
         copying,
@@ -194,6 +195,7 @@ async fn run_pending(
         let run = wrapper.transaction(|wrapper| migrate(wrapper, &configure, create))?;
         let connection = Connection {
             pg: wrapper.into_inner(),
+            driver,
             configure,
             expects_duplicates,
             copying,
@@ -290,7 +292,10 @@ const LACKING: &str = "SELECT privilege || ' ON ' || name AS privilege FROM (VAL
     ('UPDATE', 'event_persister_dead_letters')) AS wanted (privilege, name) \
     WHERE NOT has_table_privilege(to_regclass(name), privilege) \
     UNION ALL SELECT 'EXECUTE ON FUNCTION event_persister_store_v1' \
-    WHERE NOT has_function_privilege(to_regproc('event_persister_store_v1')::oid, 'EXECUTE')";
+    WHERE NOT has_function_privilege(to_regproc('event_persister_store_v1')::oid, 'EXECUTE') \
+    UNION ALL SELECT 'EXECUTE ON FUNCTION ' || oid::regprocedure FROM pg_catalog.pg_proc \
+    WHERE pronamespace = 'pg_catalog'::regnamespace AND proname = 'pg_logical_emit_message' \
+    AND proargtypes[2] = 'text'::regtype AND NOT has_function_privilege(oid, 'EXECUTE')";
 
 /// Whether every column that is written is there, no other must be written, and the role may write.
 ///

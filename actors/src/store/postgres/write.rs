@@ -67,10 +67,15 @@ pub(super) async fn write(
         },
     };
     let outcomes = call_function(connection, batch, call, now).await?;
-    failpoint::pass("postgres::before-commit");
-    connection.commit().await?;
     let duplicates = outcomes.iter().filter(|one| **one == Outcome::Duplicate);
-    connection.expects_duplicates = duplicates.count() * EXPECT_DUPLICATES_FROM > batch.len();
+    let num_duplicates = duplicates.count();
+    failpoint::pass("postgres::before-commit");
+    if num_duplicates == 0 {
+        connection.commit().await?;
+    } else {
+        connection.commit_behind_others().await?;
+    }
+    connection.expects_duplicates = num_duplicates * EXPECT_DUPLICATES_FROM > batch.len();
     let is_clean = outcomes.iter().all(|outcome| *outcome == Outcome::Stored);
     connection.copies_next(is_clean);
     Ok(outcomes)
@@ -122,7 +127,7 @@ async fn keep_all(
         refused.push(refusal);
     }
     keep(connection, batch, &refused, now).await?;
-    connection.commit().await?;
+    connection.commit_behind_others().await?;
     Ok(outcomes)
 }
 

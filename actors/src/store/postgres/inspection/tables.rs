@@ -11,7 +11,7 @@ use crate::finding::{Finding, Severity};
 pub(super) struct Lacking {
     #[diesel(sql_type = Text)]
     privilege: String,
-    /// A table, or the function with its word before it.
+    /// A table, or a function with its word before it.
     #[diesel(sql_type = Text)]
     object: String,
     #[diesel(sql_type = Text)]
@@ -26,7 +26,11 @@ const LACKING: &str = "SELECT privilege, object, current_user::text AS role FROM
     AS wanted (privilege, object) \
     WHERE NOT has_table_privilege(to_regclass(object), privilege) \
     UNION ALL SELECT 'EXECUTE', 'FUNCTION event_persister_store_v1', current_user::text \
-    WHERE NOT has_function_privilege(to_regproc('event_persister_store_v1')::oid, 'EXECUTE')";
+    WHERE NOT has_function_privilege(to_regproc('event_persister_store_v1')::oid, 'EXECUTE') \
+    UNION ALL SELECT 'EXECUTE', 'FUNCTION ' || oid::regprocedure, current_user::text \
+    FROM pg_catalog.pg_proc \
+    WHERE pronamespace = 'pg_catalog'::regnamespace AND proname = 'pg_logical_emit_message' \
+    AND proargtypes[2] = 'text'::regtype AND NOT has_function_privilege(oid, 'EXECUTE')";
 
 pub(super) async fn lacking(connection: &mut Connection) -> Result<Vec<Lacking>, Failure> {
     rows(connection, LACKING).await
