@@ -349,8 +349,11 @@ impl Actor for ConsumerActor {
 impl Handler<Ack> for ConsumerActor {
     type Result = ();
 
-    fn handle(&mut self, Ack { receipts }: Ack, ctx: &mut Self::Context) {
-        self.acknowledge(receipts, ctx);
+    fn handle(&mut self, ack: Ack, ctx: &mut Self::Context) {
+        if !ack.dead_letters.is_empty() {
+            self.source.note_dead_letters(&ack.dead_letters);
+        }
+        self.acknowledge(ack.receipts, ctx);
     }
 }
 

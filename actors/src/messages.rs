@@ -72,7 +72,7 @@ pub struct Flush {
 }
 
 /// A batch is durable; what became of its entries.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Flushed {
     /// Events that are new rows.
     pub inserted: u64,
@@ -82,6 +82,8 @@ pub struct Flushed {
     pub rejected_at_parse: u64,
     /// Events that the database refused and that became dead letters.
     pub refused_by_store: RefusalCounts,
+    /// Which entries of the batch became dead letters, of either kind: their places in it, in order.
+    pub letters: Vec<usize>,
 }
 
 impl Flushed {
@@ -99,12 +101,18 @@ impl Flushed {
 impl<'a> FromIterator<&'a Outcome> for Flushed {
     fn from_iter<I: IntoIterator<Item = &'a Outcome>>(outcomes: I) -> Self {
         let mut flushed = Self::default();
-        for outcome in outcomes {
+        for (place, outcome) in outcomes.into_iter().enumerate() {
             match outcome {
                 Outcome::Stored => flushed.inserted += 1,
                 Outcome::Duplicate => flushed.duplicates += 1,
-                Outcome::RejectedAtParse => flushed.rejected_at_parse += 1,
-                Outcome::RefusedByStore(reason) => flushed.refused_by_store.add(*reason),
+                Outcome::RejectedAtParse => {
+                    flushed.rejected_at_parse += 1;
+                    flushed.letters.push(place);
+                }
+                Outcome::RefusedByStore(reason) => {
+                    flushed.refused_by_store.add(*reason);
+                    flushed.letters.push(place);
+                }
             }
         }
         flushed
@@ -112,11 +120,13 @@ impl<'a> FromIterator<&'a Outcome> for Flushed {
 }
 
 /// Gives receipts back to the consumer: their messages are durable.
-#[derive(Debug, Message)]
+#[derive(Debug, Default, Message)]
 #[rtype(result = "()")]
 pub struct Ack {
     /// Of one source, in no particular order.
     pub receipts: Vec<Receipt>,
+    /// Those of them whose messages became dead letters.
+    pub dead_letters: Vec<Receipt>,
 }
 
 /// Read nothing more; answered once the last chunk is with the batcher.

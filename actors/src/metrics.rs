@@ -211,6 +211,7 @@ mod tests {
             duplicates: 2,
             rejected_at_parse: 1,
             refused_by_store: RefusalCounts::of(RefusalReason::Constraint, 1),
+            letters: vec![4, 5],
         };
         let (took, age) = (Duration::from_millis(3), Duration::from_millis(5));
         metrics.batch_flushed(&flushed, took, age);

@@ -155,6 +155,12 @@ pub trait EventSource: Send + Sync {
         false
     }
 
+    /// Hears which messages became dead letters, before their receipts are acknowledged. A source
+    /// that answers to somebody may tell so; to all others it makes no difference.
+    fn note_dead_letters(&self, receipts: &[Receipt]) {
+        let _ = receipts;
+    }
+
     /// Takes back receipts whose messages are durable. A receipt that is not known is ignored.
     ///
     /// On an error the same receipts are given again; acknowledging twice does no harm.

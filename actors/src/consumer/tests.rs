@@ -76,7 +76,11 @@ impl Bench {
     }
 
     async fn ack(&self, receipts: Vec<Receipt>) {
-        self.consumer.send(Ack { receipts }).await.unwrap();
+        let ack = Ack {
+            receipts,
+            dead_letters: Vec::new(),
+        };
+        self.consumer.send(ack).await.unwrap();
     }
 }
 
@@ -384,4 +388,20 @@ async fn can_be_stopped_while_it_waits_for_receipts_to_be_taken_back() {
     }
     settle().await;
     bench.consumer.send(StopReading).await.unwrap();
+}
+
+#[actix::test]
+async fn tells_the_source_what_became_dead_letters_before_it_acknowledges() {
+    let mut bench = Bench::start().await;
+    for _ in 0..2 {
+        bench.source.push(EVENT);
+    }
+    let receipts = receipts(&bench.chunk().await.message);
+    let ack = Ack {
+        dead_letters: receipts[1..].to_vec(),
+        receipts,
+    };
+    bench.consumer.send(ack).await.unwrap();
+    settle().await;
+    assert_eq!(bench.source.dead_letters().len(), 1);
 }
