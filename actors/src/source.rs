@@ -12,6 +12,8 @@ use futures_util::future::LocalBoxFuture;
 
 use crate::delivery::{Entry, Position, Receipt};
 
+#[cfg(any(feature = "file", feature = "http"))]
+mod encoding;
 pub mod intake;
 pub mod letters;
 pub(crate) mod retained;
