@@ -9,6 +9,7 @@ use event_persister_actors::clock::{Clock, SystemClock};
 use event_persister_actors::event::EventLimits;
 use event_persister_actors::metrics::Metrics;
 use event_persister_actors::pipeline::{PipelineParts, PipelineSettings};
+use event_persister_actors::retention::Retention;
 use event_persister_actors::source::EventSource;
 pub(crate) use event_persister_actors::source::file::FileProgress;
 use event_persister_actors::source::file::{DEFAULT_MAX_LINE_BYTES, FileSource};
@@ -72,6 +73,7 @@ fn settings_without_retention(config: &Config) -> PipelineSettings {
             ..BatcherSettings::default()
         },
         trim: None,
+        retention: retention(config),
         ..PipelineSettings::default()
     }
 }
@@ -84,6 +86,14 @@ pub(crate) fn trim_settings(config: &Config) -> TrimSettings {
         batch_size: config.trim.batch_size,
         ..TrimSettings::default()
     }
+}
+
+/// What is kept, where anything is ever removed.
+fn retention(config: &Config) -> Option<Retention> {
+    config
+        .trim
+        .every
+        .map(|_| Retention::from(&trim_settings(config)))
 }
 
 /// What an event may hold.

@@ -135,6 +135,15 @@ impl Metrics {
         *lock(&self.0.oldest) = oldest;
     }
 
+    /// How many events came when retention no longer kept what is as old.
+    pub fn older_than_retention(&self) -> u64 {
+        self.0.work.num_older_than_retention()
+    }
+
+    pub(crate) fn came_late(&self, num_events: u64) {
+        self.0.work.older_than_retention(num_events);
+    }
+
     pub(crate) fn trimmed(&self, trimmed: &Trimmed) {
         self.0.work.trimmed(trimmed);
     }

@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::lifeline::Lifeline;
 use crate::messages::{Drain, Drained, Trim, TrimError, stops_when_retired};
 use crate::metrics::{Metrics, PassOutcome};
+use crate::retention::Retention;
 use crate::status::{Component, error_chain};
 use crate::store::{Cutoffs, EventStore, StoreError, TrimStep, Trimmed};
 
@@ -50,6 +51,15 @@ impl Default for TrimSettings {
                 Duration::from_secs(7 * DAY),
             )]),
             batch_size: NonZeroUsize::MIN.saturating_add(4_999),
+        }
+    }
+}
+
+impl From<&TrimSettings> for Retention {
+    fn from(settings: &TrimSettings) -> Self {
+        Self {
+            default: settings.retention,
+            overrides: settings.overrides.clone(),
         }
     }
 }

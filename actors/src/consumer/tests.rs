@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::acks::MAX_UNCONFIRMED;
 use super::*;
 use crate::clock::SystemClock;
@@ -52,6 +54,10 @@ impl Bench {
             metrics: metrics.clone(),
             clock: Arc::new(SystemClock),
             backoff: Backoff::default(),
+            retention: Some(Retention {
+                default: Duration::from_secs(60),
+                overrides: BTreeMap::new(),
+            }),
         };
         let downstream = Downstream {
             index: SourceIndex(0),
@@ -388,6 +394,17 @@ async fn can_be_stopped_while_it_waits_for_receipts_to_be_taken_back() {
     }
     settle().await;
     bench.consumer.send(StopReading).await.unwrap();
+}
+
+#[actix::test]
+async fn counts_what_is_older_than_retention_once() {
+    let bench = Bench::start().await;
+    let new = EVENT.replace("2026-11-24T03:00:00Z", &SystemClock.now().to_rfc3339());
+    for message in [EVENT, new.as_str(), "no event"] {
+        bench.source.push(message.to_owned());
+    }
+    settle().await;
+    assert_eq!(bench.metrics.older_than_retention(), 1);
 }
 
 #[actix::test]
