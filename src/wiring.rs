@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use event_persister_actors::batcher::BatcherSettings;
 use event_persister_actors::clock::{Clock, SystemClock};
 use event_persister_actors::event::EventLimits;
@@ -122,6 +122,9 @@ pub(crate) fn pipeline_parts(
 
 /// Whether the sources and the store can be made as configured. Connects to nothing.
 pub(crate) fn validate(config: &Config) -> anyhow::Result<()> {
+    if let Some(misplaced) = stores::misplaced(config) {
+        bail!("{misplaced}");
+    }
     open_store(config, Missing::Refuse)?;
     bus(config)?;
     Ok(())

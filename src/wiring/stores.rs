@@ -51,6 +51,8 @@ fn sqlite_settings(database: &Database, path: &Path, missing: Missing) -> Sqlite
         create_schema: match missing {
             // Prefect's migrations fail for ever on tables that exist.
             Missing::Create if !database.is_prefects => CreateSchema::Everything,
+            // Who only deletes makes no tables in a file of our own.
+            Missing::Refuse if !database.is_prefects => CreateSchema::Nothing,
             Missing::Create | Missing::Refuse => CreateSchema::OwnOnly,
             Missing::Ignore => CreateSchema::Nothing,
         },
@@ -109,6 +111,20 @@ pub(crate) fn open_store(config: &Config, missing: Missing) -> anyhow::Result<Op
     Ok(match Settings::new(config, missing)? {
         Settings::Sqlite(settings) => SqliteStore::open_store(settings, clock()),
         Settings::Postgres(settings) => PostgresStore::open_store(*settings, clock()),
+    })
+}
+
+/// Why no event could ever be stored there; `None` where it could, or the server would have to be asked.
+pub(super) fn misplaced(config: &Config) -> Option<String> {
+    let DatabaseUrl::Sqlite { path, .. } = &config.database.url else {
+        return None;
+    };
+    path.is_dir().then(|| {
+        format!(
+            "database.url: {} is a directory: give the path of a file in it, such as sqlite://{}",
+            config.database.url,
+            path.join("event-persister.db").display()
+        )
     })
 }
 

@@ -317,6 +317,59 @@ async fn the_service_deletes_what_retention_no_longer_keeps() {
 }
 
 #[test]
+fn a_file_of_our_own_never_speaks_of_prefect() {
+    let folder = Folder::new();
+    let missing = ["--database-url", "sqlite://missing.db"];
+    for command in [&["trim"][..], &["verify"], &["dead-letters", "list"]] {
+        let ran = folder.run(&[command, &missing[..]].concat()).exits(1);
+        ran.complains(&["there is no SQLite database", "`event-persister migrate`"]);
+    }
+    rusqlite::Connection::open(folder.path().join("other.db"))
+        .unwrap()
+        .execute_batch("CREATE TABLE t (a)")
+        .unwrap();
+    let other = ["--database-url", "sqlite://other.db"];
+    let mut told = String::new();
+    for command in [
+        &["trim"][..],
+        &["verify"],
+        &["check"],
+        &["trim", "--dry-run"],
+    ] {
+        for database in [&other[..], &missing[..]] {
+            let ran = folder.run(&[command, database].concat());
+            told.push_str(&ran.stdout);
+            told.push_str(&ran.stderr);
+        }
+    }
+    folder.run(&["migrate"]).exits(0);
+    let ran = folder.run(&["check"]).exits(0);
+    told.push_str(&ran.stdout);
+    // But for the setting's default, which is a name of theirs.
+    let told = told.replace("prefect.flow-run.heartbeat", "");
+    assert!(!told.to_lowercase().contains("prefect"), "{told}");
+}
+
+#[test]
+fn a_directory_or_memory_as_a_database_is_wrong_usage() {
+    let folder = Folder::new();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    for (url, right) in [
+        ("sqlite://data", "sqlite://data/event-persister.db"),
+        ("sqlite://data/", "sqlite://data/event-persister.db"),
+        ("sqlite://:memory:", "sqlite://PATH"),
+        ("sqlite://data/:memory:", "sqlite://PATH"),
+    ] {
+        for command in ["serve", "check", "migrate", "trim", "verify"] {
+            let ran = folder.run(&[command, "--database-url", url]).exits(2);
+            ran.complains(&[right]);
+        }
+    }
+    let inside = std::fs::read_dir(folder.path().join("data")).unwrap();
+    assert_eq!(inside.count(), 0);
+}
+
+#[test]
 fn a_trim_keeps_what_its_own_retention_keeps() {
     let folder = Folder::new();
     let mut kept = Vec::new();

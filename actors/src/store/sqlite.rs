@@ -281,7 +281,8 @@ impl SqliteStore {
 fn connect(place: &Place, create: CreateSchema) -> Result<Connection, StoreError> {
     let missing = match create {
         CreateSchema::Everything => Missing::Create,
-        CreateSchema::OwnOnly | CreateSchema::Nothing => Missing::Refuse,
+        CreateSchema::OwnOnly => Missing::Await,
+        CreateSchema::Nothing => Missing::Refuse,
     };
     let mut connection = Connection::open(place, missing)?;
     let run = schema::prepare(&mut connection, create)
