@@ -217,6 +217,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   event-persister trim --dry-run
   event-persister trim --json
+  event-persister trim --yes
   EVENT_PERSISTER_TRIM_RETENTION=30d event-persister trim")]
     Trim {
         /// Count what would be deleted and delete nothing
@@ -228,6 +229,12 @@ pub(crate) enum Command {
         /// this flag they are only counted.
         #[arg(long)]
         remove_half_events: bool,
+        /// Delete even if the clock has jumped and most events would go
+        ///
+        /// A pass that comes more than a day after the last one and would delete more than half of the
+        /// events waits for somebody who knows that the clock is right. It is said once.
+        #[arg(long)]
+        yes: bool,
         #[command(flatten)]
         output: Output,
     },

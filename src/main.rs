@@ -108,11 +108,13 @@ async fn execute(
         Command::Trim {
             dry_run,
             remove_half_events,
+            yes,
             output,
         } => {
             let wishes = trim::Wishes {
                 dry_run: *dry_run,
                 remove_half_events: *remove_half_events,
+                yes: *yes,
                 json: output.json,
             };
             trim::run(config, wishes).await?;

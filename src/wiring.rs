@@ -16,7 +16,7 @@ use event_persister_actors::source::file::{DEFAULT_MAX_LINE_BYTES, FileSource};
 pub(crate) use event_persister_actors::source::http::{AuthString, EventRoutes};
 use event_persister_actors::source::letters::LetterSource;
 use event_persister_actors::store::{DeadLetters, LetterFilter};
-use event_persister_actors::trim::TrimSettings;
+use event_persister_actors::trim::{Caution, TrimSettings};
 
 use crate::config::Config;
 
@@ -33,8 +33,8 @@ pub(crate) use redis::{
     BUS_NAME, Bus, BusAudit, BusShadow, GuardReport, RedisStats, bus, bus_audit, bus_shadow, guard,
 };
 pub(crate) use stores::{
-    HalfEvents, Missing, Prefects, audit, close, comparison, dead_letters, half_events, migrate,
-    not_there_yet, open_store, prefects_schema, remove_half_events,
+    HalfEvents, Missing, Prefects, audit, close, comparison, dead_letters, half_events,
+    look_at_retention, migrate, not_there_yet, open_store, prefects_schema, remove_half_events,
 };
 
 fn clock() -> Arc<dyn Clock> {
@@ -85,6 +85,15 @@ pub(crate) fn trim_settings(config: &Config) -> TrimSettings {
         overrides: config.trim.overrides.0.clone(),
         batch_size: config.trim.batch_size,
         ..TrimSettings::default()
+    }
+}
+
+/// What a retention pass that is made now is held against.
+pub(crate) fn caution(config: &Config) -> Caution {
+    Caution {
+        began: clock().now(),
+        passed: None,
+        every: config.trim.every.unwrap_or_default(),
     }
 }
 

@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 
 use crate::batch::Batch;
 use crate::delivery::{Delivery, Receipt};
+use crate::retention::HeldBack;
 use crate::source::Permit;
 use crate::status::PipelineStatus;
 use crate::store::{Outcome, RefusalCounts, StoreError, Trimmed};
@@ -174,6 +175,9 @@ pub enum TrimError {
     /// A cutoff makes no sense: clock or retention are wrong, and nothing was removed.
     #[error("refused to trim: {0}")]
     AbsurdCutoff(String),
+    /// So much would go, after so long, that a person has to say that the clock is right.
+    #[error("retention waits for a person: {0}")]
+    HeldBack(HeldBack),
     /// The store could not be reached; what was removed before stays removed.
     #[error("the retention pass could not finish")]
     Store(#[from] StoreError),

@@ -1,9 +1,12 @@
-//! How long events are kept. Plain data.
+//! How long events are kept, and what to tell of a pass that waits. Plain data.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::store::Held;
 
 /// How long events are kept, by the time at which they occurred.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +23,35 @@ impl Retention {
         let kept = self.overrides.get(name).unwrap_or(&self.default);
         let age = now.signed_duration_since(occurred);
         TimeDelta::from_std(*kept).is_ok_and(|kept| age > kept)
+    }
+}
+
+/// A pass that a person has to allow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldBack {
+    /// What the clock said.
+    pub now: DateTime<Utc>,
+    /// When the last pass was made or, where none is known, the newest event was stored.
+    pub since: DateTime<Utc>,
+    /// What was there then, and how much of it would go.
+    pub held: Held,
+}
+
+impl fmt::Display for HeldBack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = |at: DateTime<Utc>| at.format("%Y-%m-%d %H:%M");
+        write!(
+            f,
+            "by the clock it is {} UTC, {} days after retention last ran or, before its first run, the \
+             newest event was stored ({} UTC), and {} of {} events would go: nothing was removed, and \
+             nothing will be until somebody says so. If the clock is right, run \
+             `event-persister trim --yes` once; if it is not, set it",
+            time(self.now),
+            (self.now - self.since).num_days(),
+            time(self.since),
+            self.held.num_expired,
+            self.held.num_events
+        )
     }
 }
 

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::Semaphore;
 
@@ -31,7 +32,9 @@ use crate::clock::Clock;
 use crate::finding::Finding;
 pub use crate::store::CreateSchema;
 use crate::store::lately::Writing;
-use crate::store::{Cutoffs, EventStore, OpenStore, Outcome, StoreError, TrimStep, Trimmed};
+use crate::store::{
+    Cutoffs, EventStore, Held, LastPass, OpenStore, Outcome, StoreError, TrimStep, Trimmed,
+};
 
 mod audit;
 mod comparison;
@@ -42,6 +45,7 @@ mod inspection;
 mod letters;
 mod lock_holder;
 mod pace;
+mod passes;
 mod result_code;
 mod rows;
 mod schema;
@@ -362,6 +366,22 @@ impl EventStore for SqliteStore {
             self.with_connection("read", move |connection| trim::count(connection, &cutoffs))
                 .await
         })
+    }
+
+    fn last_pass(&self, before: DateTime<Utc>) -> LocalBoxFuture<'_, Result<LastPass, StoreError>> {
+        Box::pin(self.read_last_pass(before))
+    }
+
+    fn note_pass(&self, at: DateTime<Utc>) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.write_last_pass(at))
+    }
+
+    fn count_held<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+        until: DateTime<Utc>,
+    ) -> LocalBoxFuture<'a, Result<Held, StoreError>> {
+        Box::pin(self.count_held_until(cutoffs, until))
     }
 
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
