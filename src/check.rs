@@ -15,6 +15,7 @@ use crate::wiring::{self, Finding, GuardReport, Missing, Prefects, Severity};
 mod configuration;
 mod listener;
 mod report;
+mod retention;
 
 /// Nobody waits longer than this for an answer to whether something answers.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -68,6 +69,9 @@ async fn look(config: &Config) -> Looked {
         let prefects = look_for_prefect(config).await;
         let mut findings = inspect("store.reachable", wiring::inspect_store(config)).await;
         note_unexplained(&mut findings, "store.reachable", store.as_ref().err());
+        if store.is_ok() {
+            findings.extend(retention::judge(config).await);
+        }
         (store, prefects, findings)
     };
     let (of_listener, (redis, of_redis), (store, prefects, of_store)) =

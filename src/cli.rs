@@ -45,7 +45,7 @@ Examples:
   event-persister --database-url sqlite:///var/lib/e.db --listen 127.0.0.1:8080
   event-persister --redis-url redis://localhost --database-url postgresql://me@localhost/events
   event-persister import events.jsonl
-  zcat events.jsonl.gz | event-persister import -
+  event-persister import events.jsonl.gz
   event-persister check --config event-persister.toml
   event-persister dead-letters list
 
@@ -150,18 +150,23 @@ pub(crate) enum Command {
   event-persister serve --shadow --for 10m")]
     Serve(ServeFlags),
 
-    /// Write events from a file, one JSON object a line
+    /// Write events from a file: one JSON object a line, or a JSON list, also compressed
     ///
-    /// A line that is no event becomes a dead letter with its line number and does not stop the
-    /// rest; the exit code is 1 then. Importing a file again changes nothing: events that are
-    /// there already are counted as duplicates.
+    /// The file's first bytes tell what it is; gzip and zstd are read through. A line or an element that
+    /// is no event becomes a dead letter with its place and does not stop the rest; the exit code is 1
+    /// then. Importing a file again changes nothing: events that are there already are counted as
+    /// duplicates. While the database is away it waits, and says so; SIGINT or SIGTERM ends it.
     #[command(after_help = "Examples:
   event-persister import events.jsonl
-  zcat events.jsonl.gz | event-persister import - --json")]
+  event-persister import events.json.gz --wait 30s
+  ssh host cat events.jsonl.zst | event-persister import - --json")]
     Import {
         /// The file, or `-` for standard input
         #[arg(value_name = "FILE")]
         file: PathBuf,
+        /// For how long to wait for a database that cannot be written to [default: for ever]
+        #[arg(long, value_name = "SPAN", value_parser = humantime::parse_duration)]
+        wait: Option<Duration>,
         #[command(flatten)]
         output: Output,
     },
@@ -217,6 +222,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   event-persister trim --dry-run
   event-persister trim --json
+  event-persister trim --yes
   EVENT_PERSISTER_TRIM_RETENTION=30d event-persister trim")]
     Trim {
         /// Count what would be deleted and delete nothing
@@ -228,6 +234,12 @@ pub(crate) enum Command {
         /// this flag they are only counted.
         #[arg(long)]
         remove_half_events: bool,
+        /// Delete even if the clock has jumped and most events would go
+        ///
+        /// A pass that comes more than a day after the last one and would delete more than half of the
+        /// events waits for somebody who knows that the clock is right. It is said once.
+        #[arg(long)]
+        yes: bool,
         #[command(flatten)]
         output: Output,
     },

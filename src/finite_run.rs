@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use actix::{Actor as _, Addr};
 use anyhow::Context as _;
-use event_persister_actors::messages::{Drain, Drained, Finish};
+use event_persister_actors::messages::{Drain, Drained, Finish, Status};
 use event_persister_actors::metrics::{LedgerCounts, Metrics};
 use event_persister_actors::pipeline::PipelineActor;
 use event_persister_actors::source::EventSource;
+use event_persister_actors::status::State;
 use tokio::time::Instant;
 
 use crate::config::Config;
@@ -26,7 +27,13 @@ pub(crate) enum End {
     Interrupted(Stop, Drained),
     /// The source cannot be read further.
     Failed(String),
+    /// The store was away for longer than somebody wants to wait, and why.
+    GaveUp(Duration, String),
 }
+
+/// How long what is held may still take when it is given up: while the store is away it would not become
+/// durable however long it took.
+const NOT_WAITED_FOR: Duration = Duration::from_millis(200);
 
 /// A pipeline at work on one source.
 pub(crate) struct FiniteRun {
@@ -36,6 +43,8 @@ pub(crate) struct FiniteRun {
     started: Instant,
     /// What to do if the pipeline is gone.
     again: &'static str,
+    /// For how long the store may be away; `None` for ever.
+    patience: Option<Duration>,
 }
 
 impl FiniteRun {
@@ -43,6 +52,7 @@ impl FiniteRun {
         config: &Config,
         source: Arc<dyn EventSource>,
         again: &'static str,
+        patience: Option<Duration>,
     ) -> anyhow::Result<Self> {
         let metrics = Metrics::new().context("cannot set the metrics up")?;
         let parts = wiring::pipeline_parts(config, vec![source], metrics.clone())?;
@@ -54,12 +64,18 @@ impl FiniteRun {
             metrics,
             started: Instant::now(),
             again,
+            patience,
         })
     }
 
     /// What became of the messages so far.
     pub(crate) fn ledger(&self) -> LedgerCounts {
         self.metrics.ledger()
+    }
+
+    /// How many events were older than retention keeps.
+    pub(crate) fn older_than_retention(&self) -> u64 {
+        self.metrics.older_than_retention()
     }
 
     /// For how long it has been at work.
@@ -77,6 +93,7 @@ impl FiniteRun {
         let gone = || format!("the pipeline has stopped by itself; {}", self.again);
         let mut finish = pin!(self.pipeline.send(Finish));
         let mut ticks = actix_rt::time::interval(TICK);
+        let mut absence: Option<Absence> = None;
         loop {
             tokio::select! {
                 finished = &mut finish => {
@@ -84,9 +101,15 @@ impl FiniteRun {
                     return Ok(End::Finished);
                 }
                 stop = signals.next() => {
-                    log::info!("{stop}; writing what is held, then stopping");
+                    let drain = if absence.is_some() {
+                        log::info!("{stop}; stopping, since the database cannot be written to");
+                        Drain { timeout: NOT_WAITED_FOR }
+                    } else {
+                        log::info!("{stop}; writing what is held, then stopping");
+                        self.drain
+                    };
                     Signals::listen()?.next_is_final();
-                    let drained = self.pipeline.send(self.drain).await.with_context(gone)?;
+                    let drained = self.pipeline.send(drain).await.with_context(gone)?;
                     return Ok(End::Interrupted(stop, drained));
                 }
                 _ = ticks.tick() => {
@@ -94,8 +117,51 @@ impl FiniteRun {
                         self.pipeline.send(self.drain).await.with_context(gone)?;
                         return Ok(End::Failed(failure));
                     }
+                    absence = self.look_at_store(absence).await.with_context(gone)?;
+                    if let Some((waited, error)) = self.has_waited_too_long(absence.as_ref()) {
+                        let drain = Drain { timeout: NOT_WAITED_FOR };
+                        self.pipeline.send(drain).await.with_context(gone)?;
+                        return Ok(End::GaveUp(waited, error));
+                    }
                 }
             }
         }
     }
+
+    /// Since when the store cannot be written to, if it cannot. Says so when it begins.
+    async fn look_at_store(
+        &self,
+        before: Option<Absence>,
+    ) -> Result<Option<Absence>, actix::MailboxError> {
+        let status = self.pipeline.send(Status).await?;
+        let mut parts = status.components.into_iter();
+        let store = parts.find(|part| part.name == "store" && part.state == State::Failing);
+        let Some(store) = store else {
+            return Ok(None);
+        };
+        let error = store.last_error.unwrap_or_default();
+        let since = match before {
+            Some(absence) => absence.since,
+            None => {
+                let limit = self.patience.map_or_else(String::new, |patience| {
+                    format!(", for at most {}", humantime::format_duration(patience))
+                });
+                log::warn!("waiting for the database{limit}; SIGINT (Ctrl-C) ends it");
+                Instant::now()
+            }
+        };
+        Ok(Some(Absence { since, error }))
+    }
+
+    fn has_waited_too_long(&self, absence: Option<&Absence>) -> Option<(Duration, String)> {
+        let (absence, patience) = absence.zip(self.patience)?;
+        let is_over = absence.since.elapsed() >= patience;
+        is_over.then(|| (patience, absence.error.clone()))
+    }
+}
+
+/// A store that cannot be written to.
+struct Absence {
+    since: Instant,
+    error: String,
 }

@@ -1,15 +1,18 @@
 //! Events from a file or standard input, through the same pipeline as the service's.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use event_persister_actors::metrics::LedgerCounts;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::finite_run::{End, FiniteRun};
@@ -17,33 +20,52 @@ use crate::output;
 use crate::signals::Signals;
 use crate::wiring::{self, FileProgress};
 
+mod compressed;
+
+use compressed::Unpacked;
+
 const AGAIN: &str = "import the file again, events that are stored are recognised";
+
+/// How often a log says how far it is, where nobody sees a bar.
+const TELL_EVERY: Duration = Duration::from_secs(30);
 
 /// Imports; whether all of it arrived as events.
 pub(crate) async fn run(
     config: &Config,
     screen: &MultiProgress,
     path: &Path,
+    wait: Option<Duration>,
     json: bool,
 ) -> anyhow::Result<bool> {
     let mut signals = Signals::listen()?;
     let input = Input::open(path)?;
     let bar = screen.add(progress_bar(input.num_bytes));
-    let source = wiring::file_source(input.reader, input.name.clone())?;
+    let unpacked = Unpacked::new(input.reader);
+    let num_raw = unpacked.num_raw();
+    let source = wiring::file_source(Box::new(unpacked), input.position)?;
     let import = Import {
         name: input.name,
         progress: source.progress(),
-        run: FiniteRun::start(config, source, AGAIN)?,
+        num_raw,
+        run: FiniteRun::start(config, source, AGAIN, wait)?,
         bar,
+        told: Cell::new(Instant::now()),
     };
     let look = |ledger: &LedgerCounts| import.look(ledger);
     let end = import.run.to_end(&mut signals, look).await?;
     import.bar.finish_and_clear();
-    let summary = Summary::new(&import.run.ledger(), import.run.elapsed());
+    let summary = Summary::new(
+        &import.run.ledger(),
+        import.run.older_than_retention(),
+        import.run.elapsed(),
+    );
     if json {
         output::json(&summary)?;
     } else {
         output::line(&summary.to_line())?;
+    }
+    if let Some(warning) = summary.warning() {
+        log::warn!("{warning}");
     }
     import.judge(&end, &summary)
 }
@@ -51,6 +73,8 @@ pub(crate) async fn run(
 struct Input {
     reader: Box<dyn Read + Send>,
     name: String,
+    /// The same for the file by whatever name it is called, since a dead letter is known by where it stood.
+    position: String,
     /// Where that is known.
     num_bytes: Option<u64>,
 }
@@ -61,6 +85,7 @@ impl Input {
             return Ok(Self {
                 reader: Box::new(io::stdin()),
                 name: "stdin".to_owned(),
+                position: "stdin".to_owned(),
                 num_bytes: None,
             });
         }
@@ -74,11 +99,18 @@ impl Input {
         }
         Ok(Self {
             reader: Box::new(file),
+            position: canonical(path, metadata.is_file()),
             name,
             // A pipe or a device has a length of zero and is longer than that.
             num_bytes: metadata.is_file().then_some(metadata.len()),
         })
     }
+}
+
+/// What has no path of its own, such as a pipe, is called as it was called.
+fn canonical(path: &Path, is_file: bool) -> String {
+    let canonical = is_file.then(|| std::fs::canonicalize(path).ok()).flatten();
+    canonical.as_deref().unwrap_or(path).display().to_string()
 }
 
 /// Drawn on standard error, and only if that is a terminal.
@@ -104,20 +136,29 @@ struct Import {
     name: String,
     run: FiniteRun,
     progress: Arc<FileProgress>,
+    /// Bytes of the file as it stands there, compressed or not.
+    num_raw: Arc<AtomicU64>,
     bar: ProgressBar,
+    /// When a line of the log told how far it is.
+    told: Cell<Instant>,
 }
 
 impl Import {
     /// Moves the bar; says why the file cannot be read further, once all that was read of it is in the
     /// pipeline.
     fn look(&self, ledger: &LedgerCounts) -> Option<String> {
-        self.bar.set_position(self.progress.num_bytes());
+        self.bar.set_position(self.num_raw.load(Ordering::Relaxed));
         self.bar.set_message(format!(
             "{} events, {} dead letters, {}/s",
             ledger.stored + ledger.duplicates,
             ledger.dead_lettered,
             rate(ledger, self.run.elapsed())
         ));
+        if self.bar.is_hidden() && self.told.get().elapsed() >= TELL_EVERY {
+            self.told.set(Instant::now());
+            let summary = Summary::new(ledger, 0, self.run.elapsed());
+            log::info!("importing {}: {}", self.name, summary.to_line());
+        }
         let failure = self.progress.failure()?;
         (ledger.received >= self.progress.num_lines()).then_some(failure)
     }
@@ -125,31 +166,52 @@ impl Import {
     fn judge(&self, end: &End, summary: &Summary) -> anyhow::Result<bool> {
         match end {
             End::Failed(failure) => bail!("{failure}"),
+            End::GaveUp(waited, error) => bail!(
+                "gave up after {} without the database: {error}. Of {} {} written; {AGAIN}",
+                humantime::format_duration(*waited),
+                self.name,
+                match summary.stored + summary.duplicates {
+                    0 => "nothing is".to_owned(),
+                    1 => "1 event is".to_owned(),
+                    num => format!("{num} events are"),
+                }
+            ),
             End::Interrupted(stop, drained) if drained.released > 0 => bail!(
-                "stopped by {stop} after line {} of {} (blank lines not counted), and {} of the lines before \
-                 could not be written in time; import it again, events that are stored are \
-                 recognised",
-                summary.read,
+                "stopped by {stop} after {} of {}, of which {} could not be written in time; import it \
+                 again, events that are stored are recognised",
+                counted(summary.read, "event"),
                 self.name,
                 drained.released
             ),
+            End::Interrupted(stop, _) if summary.read == 0 => bail!(
+                "stopped by {stop} before anything of {} was read; import it again",
+                self.name
+            ),
             End::Interrupted(stop, _) => bail!(
-                "stopped by {stop}; {} is written up to line {} (blank lines not counted); import it again \
-                 for the rest, events that are stored are recognised",
-                self.name,
-                summary.read
+                "stopped by {stop} after {} of {}, all of which are written; import it again for the \
+                 rest, events that are stored are recognised",
+                counted(summary.read, "event"),
+                self.name
             ),
             End::Finished if summary.dead_letters > 0 => {
                 log::warn!(
-                    "some lines are no events, or the database refused them; \
-                     `event-persister dead-letters list` shows why lines={}",
-                    summary.dead_letters
+                    "{} no event or refused by the database; `event-persister dead-letters list` shows \
+                     why",
+                    match summary.dead_letters {
+                        1 => "1 message is".to_owned(),
+                        num => format!("{num} messages are"),
+                    }
                 );
                 Ok(false)
             }
             End::Finished => Ok(true),
         }
     }
+}
+
+fn counted(num: u64, what: &str) -> String {
+    let plural = if num == 1 { "" } else { "s" };
+    format!("{num} {what}{plural}")
 }
 
 fn rate(ledger: &LedgerCounts, elapsed: Duration) -> u64 {
@@ -167,27 +229,49 @@ struct Summary {
     stored: u64,
     duplicates: u64,
     dead_letters: u64,
+    older_than_retention: u64,
     released: u64,
     events_per_second: u64,
 }
 
 impl Summary {
-    fn new(ledger: &LedgerCounts, elapsed: Duration) -> Self {
+    fn new(ledger: &LedgerCounts, older_than_retention: u64, elapsed: Duration) -> Self {
         Self {
             read: ledger.received,
             stored: ledger.stored,
             duplicates: ledger.duplicates,
             dead_letters: ledger.dead_lettered,
+            older_than_retention,
             released: ledger.released,
             events_per_second: rate(ledger, elapsed),
         }
     }
 
     fn to_line(&self) -> String {
+        let older = match self.older_than_retention {
+            0 => String::new(),
+            num => format!("older than retention {num}, "),
+        };
         format!(
-            "read {}, stored {}, duplicates {}, dead letters {}, {} events/s",
+            "read {}, stored {}, duplicates {}, dead letters {}, {older}{} events/s",
             self.read, self.stored, self.duplicates, self.dead_letters, self.events_per_second
         )
+    }
+
+    /// That events will not stay, where somebody should hear of it.
+    fn warning(&self) -> Option<String> {
+        let has_any = self.stored + self.duplicates > 0;
+        (has_any && self.older_than_retention > 0).then(|| {
+            format!(
+                "{} older than retention keeps; a service deletes such events with its next pass. Keep \
+                 them longer with trim.retention (EVENT_PERSISTER_TRIM_RETENTION=365d), or for ever with \
+                 trim.every = \"off\"",
+                match self.older_than_retention {
+                    1 => "1 event is".to_owned(),
+                    num => format!("{num} events are"),
+                }
+            )
+        })
     }
 }
 
@@ -204,7 +288,7 @@ mod tests {
             dead_lettered: 6,
             ..LedgerCounts::default()
         };
-        let summary = Summary::new(&ledger, Duration::from_millis(500));
+        let summary = Summary::new(&ledger, 0, Duration::from_millis(500));
         assert_eq!(
             summary.to_line(),
             "read 3126, stored 3000, duplicates 120, dead letters 6, 6252 events/s"

@@ -99,8 +99,8 @@ async fn execute(
     match command {
         Command::Serve(flags) if flags.shadow => return shadow::run(config, flags).await,
         Command::Serve(_) => serve::run(config).await?,
-        Command::Import { file, output } => {
-            return import::run(config, screen, file, output.json).await;
+        Command::Import { file, wait, output } => {
+            return import::run(config, screen, file, *wait, output.json).await;
         }
         Command::Check { output } => return check::run(config, output.json).await,
         Command::Health { ready, timeout } => return health::run(config, *ready, *timeout).await,
@@ -108,11 +108,13 @@ async fn execute(
         Command::Trim {
             dry_run,
             remove_half_events,
+            yes,
             output,
         } => {
             let wishes = trim::Wishes {
                 dry_run: *dry_run,
                 remove_half_events: *remove_half_events,
+                yes: *yes,
                 json: output.json,
             };
             trim::run(config, wishes).await?;

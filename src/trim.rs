@@ -1,9 +1,10 @@
 //! One retention pass, now.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use event_persister_actors::clock::{Clock as _, SystemClock};
-use event_persister_actors::store::Trimmed;
-use event_persister_actors::trim::{cutoffs, run_pass};
+use event_persister_actors::retention::HeldBack;
+use event_persister_actors::store::{Cutoffs, EventStore, Trimmed};
+use event_persister_actors::trim::{TrimSettings, cutoffs, note_pass, run_pass};
 use serde_json::json;
 
 use crate::config::Config;
@@ -17,6 +18,8 @@ pub(crate) struct Wishes {
     pub(crate) dry_run: bool,
     /// Delete also events without resources and resources without an event.
     pub(crate) remove_half_events: bool,
+    /// Whether a person says that the clock is right.
+    pub(crate) yes: bool,
     pub(crate) json: bool,
 }
 
@@ -30,24 +33,54 @@ pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<()> {
         Missing::Refuse
     };
     let store = wiring::open_store(config, missing)?();
-    let trimmed = if wishes.dry_run {
-        store
-            .count_expired(&cutoffs)
-            .await
-            .context("cannot count what would be deleted")
+    let done = if wishes.dry_run {
+        count(config, store.as_ref(), &cutoffs).await
     } else {
-        run_pass(store.as_ref(), &cutoffs, settings.batch_size, |_| {})
-            .await
-            .context("cannot delete what retention no longer keeps")
+        let allowed = wishes.yes;
+        let done = pass(config, store.as_ref(), &settings, &cutoffs, allowed).await;
+        done.map(|trimmed| (trimmed, None))
     };
     wiring::close(store.as_ref()).await;
-    let trimmed = trimmed?;
+    let (trimmed, held_back) = done?;
     let halves = if wishes.remove_half_events && !wishes.dry_run {
         wiring::remove_half_events(config).await?
     } else {
         count_half_events(config).await
     };
-    print(trimmed, halves, wishes)
+    print(trimmed, halves, held_back, wishes)
+}
+
+/// What a pass would remove, and whether it would wait for a person.
+async fn count(
+    config: &Config,
+    store: &dyn EventStore,
+    cutoffs: &Cutoffs,
+) -> anyhow::Result<(Trimmed, Option<HeldBack>)> {
+    const WHAT: &str = "cannot count what would be deleted";
+    let trimmed = store.count_expired(cutoffs).await.context(WHAT)?;
+    let looked = wiring::caution(config).look(store, cutoffs).await;
+    Ok((trimmed, looked.context(WHAT)?.err()))
+}
+
+/// One pass, unless it has to be allowed and is not.
+async fn pass(
+    config: &Config,
+    store: &dyn EventStore,
+    settings: &TrimSettings,
+    cutoffs: &Cutoffs,
+    is_allowed: bool,
+) -> anyhow::Result<Trimmed> {
+    const WHAT: &str = "cannot delete what retention no longer keeps";
+    let looked = wiring::caution(config).look(store, cutoffs).await;
+    let now = match looked.context(WHAT)? {
+        Ok(last) => last.now,
+        Err(held_back) if is_allowed => held_back.now,
+        Err(held_back) => bail!("{held_back}"),
+    };
+    let trimmed = run_pass(store, cutoffs, settings.batch_size, |_| {}).await;
+    let trimmed = trimmed.context(WHAT)?;
+    note_pass(store, now).await;
+    Ok(trimmed)
 }
 
 /// That they cannot be counted is no failure of what was asked for.
@@ -58,7 +91,12 @@ async fn count_half_events(config: &Config) -> Option<HalfEvents> {
     })
 }
 
-fn print(trimmed: Trimmed, halves: Option<HalfEvents>, wishes: Wishes) -> anyhow::Result<()> {
+fn print(
+    trimmed: Trimmed,
+    halves: Option<HalfEvents>,
+    held_back: Option<HeldBack>,
+    wishes: Wishes,
+) -> anyhow::Result<()> {
     let removed = wishes.remove_half_events && !wishes.dry_run;
     if wishes.json {
         return output::json(&json!({
@@ -67,6 +105,7 @@ fn print(trimmed: Trimmed, halves: Option<HalfEvents>, wishes: Wishes) -> anyhow
             "resources": trimmed.resources,
             "half_events": halves,
             "half_events_removed": removed,
+            "waits_for_yes": held_back.is_some(),
         }));
     }
     let what = if wishes.dry_run {
@@ -78,6 +117,9 @@ fn print(trimmed: Trimmed, halves: Option<HalfEvents>, wishes: Wishes) -> anyhow
         "{what} {} events and {} resources",
         trimmed.events, trimmed.resources
     ))?;
+    if let Some(held_back) = held_back {
+        output::line(&held_back.to_string())?;
+    }
     match halves {
         Some(halves) if halves != HalfEvents::default() || removed => {
             output::line(&describe(halves, removed))

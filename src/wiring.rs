@@ -3,19 +3,20 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use event_persister_actors::batcher::BatcherSettings;
 use event_persister_actors::clock::{Clock, SystemClock};
 use event_persister_actors::event::EventLimits;
 use event_persister_actors::metrics::Metrics;
 use event_persister_actors::pipeline::{PipelineParts, PipelineSettings};
+use event_persister_actors::retention::Retention;
 use event_persister_actors::source::EventSource;
 pub(crate) use event_persister_actors::source::file::FileProgress;
 use event_persister_actors::source::file::{DEFAULT_MAX_LINE_BYTES, FileSource};
 pub(crate) use event_persister_actors::source::http::{AuthString, EventRoutes};
 use event_persister_actors::source::letters::LetterSource;
 use event_persister_actors::store::{DeadLetters, LetterFilter};
-use event_persister_actors::trim::TrimSettings;
+use event_persister_actors::trim::{Caution, TrimSettings};
 
 use crate::config::Config;
 
@@ -32,8 +33,8 @@ pub(crate) use redis::{
     BUS_NAME, Bus, BusAudit, BusShadow, GuardReport, RedisStats, bus, bus_audit, bus_shadow, guard,
 };
 pub(crate) use stores::{
-    HalfEvents, Missing, Prefects, audit, close, comparison, dead_letters, half_events, migrate,
-    not_there_yet, open_store, prefects_schema, remove_half_events,
+    HalfEvents, Missing, Prefects, audit, close, comparison, dead_letters, half_events,
+    look_at_retention, migrate, not_there_yet, open_store, prefects_schema, remove_half_events,
 };
 
 fn clock() -> Arc<dyn Clock> {
@@ -72,6 +73,7 @@ fn settings_without_retention(config: &Config) -> PipelineSettings {
             ..BatcherSettings::default()
         },
         trim: None,
+        retention: retention(config),
         ..PipelineSettings::default()
     }
 }
@@ -84,6 +86,23 @@ pub(crate) fn trim_settings(config: &Config) -> TrimSettings {
         batch_size: config.trim.batch_size,
         ..TrimSettings::default()
     }
+}
+
+/// What a retention pass that is made now is held against.
+pub(crate) fn caution(config: &Config) -> Caution {
+    Caution {
+        began: clock().now(),
+        passed: None,
+        every: config.trim.every.unwrap_or_default(),
+    }
+}
+
+/// What is kept, where anything is ever removed.
+fn retention(config: &Config) -> Option<Retention> {
+    config
+        .trim
+        .every
+        .map(|_| Retention::from(&trim_settings(config)))
 }
 
 /// What an event may hold.
@@ -112,6 +131,9 @@ pub(crate) fn pipeline_parts(
 
 /// Whether the sources and the store can be made as configured. Connects to nothing.
 pub(crate) fn validate(config: &Config) -> anyhow::Result<()> {
+    if let Some(misplaced) = stores::misplaced(config) {
+        bail!("{misplaced}");
+    }
     open_store(config, Missing::Refuse)?;
     bus(config)?;
     Ok(())

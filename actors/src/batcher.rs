@@ -234,17 +234,21 @@ impl BatcherActor {
         self.queue.grow();
         self.remember(&held, flushed);
         self.judge(flushed);
-        let mut by_source: HashMap<SourceIndex, Vec<_>> = HashMap::new();
-        for (source, receipt) in held.receipts {
-            by_source.entry(source).or_default().push(receipt);
+        let mut by_source: HashMap<SourceIndex, Ack> = HashMap::new();
+        for (place, (source, receipt)) in held.receipts.into_iter().enumerate() {
+            let ack = by_source.entry(source).or_default();
+            ack.receipts.push(receipt);
+            if flushed.letters.binary_search(&place).is_ok() {
+                ack.dead_letters.push(receipt);
+            }
         }
-        for (source, receipts) in by_source {
+        for (source, ack) in by_source {
             if let Some(acks) = self.acks.get(&source) {
                 #[expect(
                     clippy::disallowed_methods,
                     reason = "the backward edge must not wait; a lost one heals by redelivery"
                 )]
-                acks.do_send(Ack { receipts });
+                acks.do_send(ack);
             }
         }
         let num_bytes = held.batch.num_bytes();

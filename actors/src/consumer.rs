@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 
 use crate::backoff::Backoff;
 use crate::clock::Clock;
@@ -23,6 +24,7 @@ use crate::messages::{
     Ack, Drain, Drained, Enqueue, EnqueueRefused, Join, SourceIndex, stops_when_retired,
 };
 use crate::metrics::{Metrics, RetryKind};
+use crate::retention::Retention;
 use crate::source::{Body, Chunk, EventSource, Message, More, Permit, SourceError};
 use crate::status::{Component, error_chain};
 use crate::waiters::{Owed, Waiters};
@@ -46,6 +48,8 @@ pub struct ConsumerParts {
     pub clock: Arc<dyn Clock>,
     /// Delays between attempts to read and to acknowledge.
     pub backoff: Backoff,
+    /// By which events count as old when they come; `None` counts none.
+    pub retention: Option<Retention>,
 }
 
 /// Where the chunks go.
@@ -206,11 +210,20 @@ impl ConsumerActor {
         self.parts.metrics.received(num_read - again, again);
         let mut empty = Vec::new();
         let mut deliveries = Vec::with_capacity(num_read);
+        let now = self.parts.clock.now();
+        let mut num_old = 0;
         for message in chunk.messages {
+            let is_new = !message.redelivered;
             match self.deliver(message) {
-                Ok(delivery) => deliveries.push(delivery),
+                Ok(delivery) => {
+                    num_old += u64::from(is_new && self.is_old(&delivery, now));
+                    deliveries.push(delivery);
+                }
                 Err(receipt) => empty.push(receipt),
             }
+        }
+        if num_old > 0 {
+            self.parts.metrics.came_late(num_old);
         }
         if !empty.is_empty() {
             self.parts.metrics.ignored(empty.len());
@@ -236,6 +249,15 @@ impl ConsumerActor {
                 actor.permitted(reply, ctx);
             }
         }));
+    }
+
+    /// Whether it is an event that retention no longer keeps: it is stored, and goes with the next pass.
+    fn is_old(&self, delivery: &Delivery, now: DateTime<Utc>) -> bool {
+        let event = delivery.entry.event();
+        let retention = self.parts.retention.as_ref();
+        event
+            .zip(retention)
+            .is_some_and(|(event, retention)| retention.is_over(event.occurred, &event.event, now))
     }
 
     /// A message as the batcher gets it, or the receipt of an empty one.
@@ -349,8 +371,11 @@ impl Actor for ConsumerActor {
 impl Handler<Ack> for ConsumerActor {
     type Result = ();
 
-    fn handle(&mut self, Ack { receipts }: Ack, ctx: &mut Self::Context) {
-        self.acknowledge(receipts, ctx);
+    fn handle(&mut self, ack: Ack, ctx: &mut Self::Context) {
+        if !ack.dead_letters.is_empty() {
+            self.source.note_dead_letters(&ack.dead_letters);
+        }
+        self.acknowledge(ack.receipts, ctx);
     }
 }
 

@@ -23,6 +23,7 @@ pub mod db_writer;
 
 pub mod store;
 
+pub mod retention;
 pub mod trim;
 
 pub mod pipeline;

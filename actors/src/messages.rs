@@ -27,6 +27,7 @@ use tokio::sync::oneshot;
 use crate::batch::Batch;
 use crate::delivery::{Delivery, Entry, Receipt};
 use crate::isolation::Control;
+use crate::retention::HeldBack;
 use crate::source::Permit;
 use crate::status::PipelineStatus;
 use crate::store::{FaultKind, Outcome, RefusalCounts, StoreError, Trimmed};
@@ -116,7 +117,7 @@ impl From<StoreError> for FlushError {
 }
 
 /// A batch is durable; what became of its entries.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Flushed {
     /// Events that are new rows.
     pub inserted: u64,
@@ -126,8 +127,8 @@ pub struct Flushed {
     pub rejected_at_parse: u64,
     /// Events that the database refused and that became dead letters.
     pub refused_by_store: RefusalCounts,
-    /// Which entry was the last of these.
-    pub last_refused: Option<usize>,
+    /// Which entries of the batch became dead letters, of either kind: their places in it, in order.
+    pub letters: Vec<usize>,
 }
 
 impl Flushed {
@@ -145,14 +146,17 @@ impl Flushed {
 impl<'a> FromIterator<&'a Outcome> for Flushed {
     fn from_iter<I: IntoIterator<Item = &'a Outcome>>(outcomes: I) -> Self {
         let mut flushed = Self::default();
-        for (index, outcome) in outcomes.into_iter().enumerate() {
+        for (place, outcome) in outcomes.into_iter().enumerate() {
             match outcome {
                 Outcome::Stored => flushed.inserted += 1,
                 Outcome::Duplicate => flushed.duplicates += 1,
-                Outcome::RejectedAtParse => flushed.rejected_at_parse += 1,
+                Outcome::RejectedAtParse => {
+                    flushed.rejected_at_parse += 1;
+                    flushed.letters.push(place);
+                }
                 Outcome::RefusedByStore(reason) => {
                     flushed.refused_by_store.add(*reason);
-                    flushed.last_refused = Some(index);
+                    flushed.letters.push(place);
                 }
             }
         }
@@ -161,11 +165,13 @@ impl<'a> FromIterator<&'a Outcome> for Flushed {
 }
 
 /// Gives receipts back to the consumer: their messages are durable.
-#[derive(Debug, Message)]
+#[derive(Debug, Default, Message)]
 #[rtype(result = "()")]
 pub struct Ack {
     /// Of one source, in no particular order.
     pub receipts: Vec<Receipt>,
+    /// Those of them whose messages became dead letters.
+    pub dead_letters: Vec<Receipt>,
 }
 
 /// Read nothing more; answered once the last chunk is with the batcher.
@@ -213,6 +219,9 @@ pub enum TrimError {
     /// A cutoff makes no sense: clock or retention are wrong, and nothing was removed.
     #[error("refused to trim: {0}")]
     AbsurdCutoff(String),
+    /// So much would go, after so long, that a person has to say that the clock is right.
+    #[error("retention waits for a person: {0}")]
+    HeldBack(HeldBack),
     /// The store could not be reached; what was removed before stays removed.
     #[error("the retention pass could not finish")]
     Store(#[from] StoreError),

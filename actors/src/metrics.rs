@@ -139,6 +139,15 @@ impl Metrics {
         *lock(&self.0.oldest_but_suspects) = but_suspects;
     }
 
+    /// How many events came when retention no longer kept what is as old.
+    pub fn older_than_retention(&self) -> u64 {
+        self.0.work.num_older_than_retention()
+    }
+
+    pub(crate) fn came_late(&self, num_events: u64) {
+        self.0.work.older_than_retention(num_events);
+    }
+
     pub(crate) fn trimmed(&self, trimmed: &Trimmed) {
         self.0.work.trimmed(trimmed);
     }
@@ -220,7 +229,7 @@ mod tests {
             duplicates: 2,
             rejected_at_parse: 1,
             refused_by_store: RefusalCounts::of(RefusalReason::Constraint, 1),
-            last_refused: Some(6),
+            letters: vec![4, 5],
         };
         let (took, age) = (Duration::from_millis(3), Duration::from_millis(5));
         metrics.batch_flushed(&flushed, took, age);

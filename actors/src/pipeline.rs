@@ -27,6 +27,7 @@ use crate::messages::{
     AwaitEnd, Drain, Drained, Finish, ReplaceWriter, Status, Trim, TrimError, stops_when_retired,
 };
 use crate::metrics::Metrics;
+use crate::retention::Retention;
 use crate::source::EventSource;
 use crate::store::{EventStore, OpenStore, Trimmed};
 use crate::trim::{TrimActor, TrimSettings};
@@ -58,6 +59,8 @@ pub struct PipelineSettings {
     pub batch: BatcherSettings,
     /// Retention; `None` never deletes anything.
     pub trim: Option<TrimSettings>,
+    /// By which events count as old when they come, which is counted; `None` counts none.
+    pub retention: Option<Retention>,
     /// On which threads the parts run.
     pub placement: Placement,
 }
@@ -68,6 +71,7 @@ impl Default for PipelineSettings {
             writers: NonZeroUsize::MIN.saturating_add(1),
             batch: BatcherSettings::default(),
             trim: Some(TrimSettings::default()),
+            retention: Some(Retention::from(&TrimSettings::default())),
             placement: Placement::default(),
         }
     }

@@ -12,6 +12,8 @@ use futures_util::future::LocalBoxFuture;
 
 use crate::delivery::{Entry, Position, Receipt};
 
+#[cfg(any(feature = "file", feature = "http"))]
+mod encoding;
 pub mod intake;
 pub mod letters;
 pub(crate) mod retained;
@@ -153,6 +155,12 @@ pub trait EventSource: Send + Sync {
     /// read may have taken, reads are dropped instead. May be called again.
     fn end_reading(&self) -> bool {
         false
+    }
+
+    /// Hears which messages became dead letters, before their receipts are acknowledged. A source
+    /// that answers to somebody may tell so; to all others it makes no difference.
+    fn note_dead_letters(&self, receipts: &[Receipt]) {
+        let _ = receipts;
     }
 
     /// Takes back receipts whose messages are durable. A receipt that is not known is ignored.

@@ -2,7 +2,8 @@
 //!
 //! Receives [`Trim`], from its own timer and from operators; sends nothing.
 //! Guarantee: an event goes together with its resources, and not before its time has come by the
-//! clock; a clock that was put forward meanwhile is not believed at once. A pass that was cut off is repaired by the next: passes are idempotent.
+//! clock; a clock that was put forward meanwhile is not believed at once, and one that is far ahead of
+//! what the database remembers only once a person says so ([`Caution`]). A pass that was cut off is repaired by the next: passes are idempotent.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -17,11 +18,14 @@ use crate::clock::Clock;
 use crate::lifeline::Lifeline;
 use crate::messages::{Drain, Drained, Trim, TrimError, stops_when_retired};
 use crate::metrics::{Metrics, PassOutcome};
+use crate::retention::Retention;
 use crate::status::{Component, error_chain};
 use crate::store::{Cutoffs, EventStore, StoreError, TrimStep, Trimmed};
 
+mod caution;
 mod steadiness;
 
+pub use caution::Caution;
 use steadiness::Steadiness;
 
 /// How long events are kept, and how they are removed.
@@ -50,6 +54,15 @@ impl Default for TrimSettings {
                 Duration::from_secs(7 * DAY),
             )]),
             batch_size: NonZeroUsize::MIN.saturating_add(4_999),
+        }
+    }
+}
+
+impl From<&TrimSettings> for Retention {
+    fn from(settings: &TrimSettings) -> Self {
+        Self {
+            default: settings.retention,
+            overrides: settings.overrides.clone(),
         }
     }
 }
@@ -125,6 +138,15 @@ pub async fn run_pass(
     }
 }
 
+/// Notes a pass for the next one, also by another process. Without the note that one is held against the
+/// newest event, so it is no failure of this one.
+pub async fn note_pass(store: &dyn EventStore, at: DateTime<Utc>) {
+    if let Err(error) = store.note_pass(at).await {
+        let error = error_chain(&error);
+        log::debug!("a retention pass could not be noted error={error}");
+    }
+}
+
 fn put_forward(by: TimeDelta) -> TrimError {
     TrimError::AbsurdCutoff(format!(
         "the clock was put forward by {} s; if it is right now, trimming goes on once it has been \
@@ -149,6 +171,7 @@ pub struct TrimActor {
     store: Arc<dyn EventStore>,
     settings: Arc<TrimSettings>,
     steadiness: Steadiness,
+    caution: Caution,
     parts: TrimParts,
     under_way: bool,
     _lifeline: Lifeline,
@@ -162,10 +185,16 @@ impl TrimActor {
         parts: TrimParts,
         lifeline: Lifeline,
     ) -> Self {
+        let now = parts.clock.now();
         Self {
             store,
+            caution: Caution {
+                began: now,
+                passed: None,
+                every: settings.every,
+            },
             settings: Arc::new(settings),
-            steadiness: Steadiness::new(parts.clock.now(), Instant::now()),
+            steadiness: Steadiness::new(now, Instant::now()),
             parts,
             under_way: false,
             _lifeline: lifeline,
@@ -181,6 +210,28 @@ impl TrimActor {
         });
     }
 
+    /// Notes how it was before this process stored anything, where no pass is remembered: what it
+    /// stores by a clock that is wrong must not speak for that clock after a restart.
+    fn look_around(&self, ctx: &mut Context<Self>) {
+        let store = Arc::clone(&self.store);
+        let began = self.caution.began;
+        let look = async move {
+            match store.last_pass(began).await {
+                Ok(last) if !last.is_noted => {
+                    if let Some(at) = last.at {
+                        note_pass(store.as_ref(), at).await;
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => log::debug!(
+                    "the last retention pass could not be looked up error={}",
+                    error_chain(&error)
+                ),
+            }
+        };
+        ctx.spawn(look.into_actor(self));
+    }
+
     /// One pass, with its outcome noted.
     fn pass(&mut self) -> ResponseActFuture<Self, Result<Trimmed, TrimError>> {
         if self.under_way {
@@ -193,14 +244,23 @@ impl TrimActor {
         let started = Instant::now();
         let believed = self.steadiness.look(now, started);
         let metrics = self.parts.metrics.clone();
+        let caution = self.caution;
         let pass = async move {
             believed.map_err(put_forward)?;
             let cutoffs = cutoffs(&settings, now)?;
+            let looked = caution.look(store.as_ref(), &cutoffs).await?;
+            let last = looked.map_err(TrimError::HeldBack)?;
             let removed = |trimmed: &Trimmed| metrics.trimmed(trimmed);
-            run_pass(store.as_ref(), &cutoffs, settings.batch_size, removed).await
+            let trimmed = run_pass(store.as_ref(), &cutoffs, settings.batch_size, removed).await?;
+            note_pass(store.as_ref(), last.now).await;
+            Ok((trimmed, last.now))
         };
         Box::pin(pass.into_actor(self).map(move |result, actor, _| {
             actor.under_way = false;
+            let result = result.map(|(trimmed, passed)| {
+                actor.caution.passed = Some(passed);
+                trimmed
+            });
             actor.note(&result, started.elapsed());
             result
         }))
@@ -236,6 +296,14 @@ impl TrimActor {
                 self.succeeded();
                 log::debug!("left trimming to another");
             }
+            Err(TrimError::HeldBack(held_back)) => {
+                metrics.trim_pass(PassOutcome::Failed, took);
+                let what = held_back.to_string();
+                let at = self.parts.clock.now();
+                if self.parts.component.failed(what.clone(), at) {
+                    log::warn!("retention waits for a person: {what}");
+                }
+            }
             Err(error @ (TrimError::Off | TrimError::AbsurdCutoff(_) | TrimError::Store(_))) => {
                 metrics.trim_pass(PassOutcome::Failed, took);
                 let error = error_chain(error);
@@ -259,6 +327,7 @@ impl Actor for TrimActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.parts.component.started();
+        self.look_around(ctx);
         self.schedule(ctx);
     }
 }

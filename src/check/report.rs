@@ -22,7 +22,12 @@ pub(super) fn print(config: &Config, looked: &Looked) -> anyhow::Result<()> {
     output::line("")?;
     let (Ok(store) | Err(store)) = &looked.store;
     output::line(&format!("store: {store}"))?;
-    if let Some(prefects) = &looked.prefects {
+    let prefects = looked.prefects.as_ref();
+    // A file of our own has nothing to do with Prefect.
+    let prefects = prefects.filter(|prefects| {
+        prefects.server.is_some() || prefects.revision.is_some() || config.database.is_prefects
+    });
+    if let Some(prefects) = prefects {
         output::line(&format!("prefect's schema: {}", describe(prefects)))?;
     }
     match &looked.redis {

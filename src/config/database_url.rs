@@ -59,9 +59,19 @@ impl DatabaseUrl {
             }
             _ => return Err(EXPECTED.to_owned()),
         };
-        if path.is_empty() || path == ":memory:" {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let is_uri_in_memory = path.starts_with("file:")
+            && (path.contains(":memory:") || path.contains("mode=memory"));
+        if path.is_empty() || name == ":memory:" || is_uri_in_memory {
             return Err(format!(
                 "a database in memory would be lost with each connection; {EXPECTED}"
+            ));
+        }
+        if matches!(name, "" | "." | "..") {
+            return Err(format!(
+                "{path} is a directory: give the path of a file in it, such as \
+                 sqlite://{}/event-persister.db",
+                path.trim_end_matches('/')
             ));
         }
         if path.contains('\0') {
@@ -226,8 +236,25 @@ mod tests {
             "sqlite://:memory:",
             "sqlite+aiosqlite://",
             "sqlite+aiosqlite:///:memory:",
+            "sqlite:///:memory:",
+            "sqlite://./:memory:",
+            "sqlite://file::memory:?cache=shared",
+            "sqlite://file:events?mode=memory",
         ] {
             assert!(error(url).contains("in memory"), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_directory_is_refused_with_a_file_in_it() {
+        for url in [
+            "sqlite://data/",
+            "sqlite:///",
+            "sqlite://.",
+            "sqlite:///var/..",
+            "sqlite+aiosqlite:///data/",
+        ] {
+            assert!(error(url).contains("/event-persister.db"), "{url}");
         }
     }
 

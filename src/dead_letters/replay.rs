@@ -47,7 +47,7 @@ async fn replay(
     let mut signals = Signals::listen()?;
     let bar = screen.add(ProgressBar::new(num_letters));
     let source = wiring::letter_source(config, letters, meant.filter, meant.before);
-    let run = FiniteRun::start(config, source, AGAIN)?;
+    let run = FiniteRun::start(config, source, AGAIN, None)?;
     let show = |ledger: &LedgerCounts| {
         bar.set_position(ledger.stored + ledger.duplicates + ledger.dead_lettered);
         None
@@ -60,6 +60,8 @@ async fn replay(
 fn judge(end: &End, summary: &Summary) -> anyhow::Result<bool> {
     match end {
         End::Failed(failure) => bail!("{failure}"),
+        // Not with unlimited patience.
+        End::GaveUp(_, error) => bail!("{error}; {AGAIN}"),
         End::Interrupted(stop, _) => bail!(
             "stopped by {stop}; the letters that were not stored by then are all there; {AGAIN}"
         ),

@@ -6,7 +6,7 @@ use event_persister_actors::source::EventSource;
 use event_persister_actors::source::http::{AuthString, EventRoutes, HttpSettings};
 use event_persister_actors::source::intake::{self, IntakeSettings, IntakeSource};
 
-use super::{clock, event_limits};
+use super::{clock, event_limits, retention};
 use crate::config::Config;
 
 /// The intake that the listener fills, as seen from each of its sides.
@@ -41,6 +41,7 @@ pub(crate) fn intake(config: &Config) -> Intake {
         max_frame_bytes: http.max_event_bytes.max(defaults.max_frame_bytes),
         max_buffered_bytes: http.max_buffered_bytes,
         max_event_bytes: Some(http.max_event_bytes),
+        retention: retention(config),
         request_timeout: http.request_timeout,
         body_timeout: http.body_timeout,
         ..defaults

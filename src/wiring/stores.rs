@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use event_persister_actors::retention::HeldBack;
 use event_persister_actors::store::audit::Audit;
 use event_persister_actors::store::comparison::Comparison;
 pub(crate) use event_persister_actors::store::postgres::HalfEvents;
 use event_persister_actors::store::postgres::{self, PostgresSettings, PostgresStore, TlsSettings};
 use event_persister_actors::store::sqlite::{CreateSchema, SqliteSettings, SqliteStore};
 use event_persister_actors::store::{DeadLetters, EventStore, OpenStore};
+use event_persister_actors::trim::cutoffs;
 
 use super::clock;
 use crate::config::{Config, Database, DatabaseUrl, PostgresUrl, TlsMode};
@@ -51,6 +53,8 @@ fn sqlite_settings(database: &Database, path: &Path, missing: Missing) -> Sqlite
         create_schema: match missing {
             // Prefect's migrations fail for ever on tables that exist.
             Missing::Create if !database.is_prefects => CreateSchema::Everything,
+            // Who only deletes makes no tables in a file of our own.
+            Missing::Refuse if !database.is_prefects => CreateSchema::Nothing,
             Missing::Create | Missing::Refuse => CreateSchema::OwnOnly,
             Missing::Ignore => CreateSchema::Nothing,
         },
@@ -109,6 +113,36 @@ pub(crate) fn open_store(config: &Config, missing: Missing) -> anyhow::Result<Op
     Ok(match Settings::new(config, missing)? {
         Settings::Sqlite(settings) => SqliteStore::open_store(settings, clock()),
         Settings::Postgres(settings) => PostgresStore::open_store(*settings, clock()),
+    })
+}
+
+/// Whether the next retention pass would wait for a person, and why. Makes nothing.
+pub(crate) async fn look_at_retention(config: &Config) -> anyhow::Result<Option<HeldBack>> {
+    if not_there_yet(config).is_some() {
+        return Ok(None);
+    }
+    let store = open_store(config, Missing::Ignore)?();
+    let now = clock().now();
+    let looked = match cutoffs(&super::trim_settings(config), now) {
+        Ok(cutoffs) => super::caution(config).look(store.as_ref(), &cutoffs).await,
+        // The next pass says so.
+        Err(_) => return Ok(None),
+    };
+    close(store.as_ref()).await;
+    Ok(looked?.err())
+}
+
+/// Why no event could ever be stored there; `None` where it could, or the server would have to be asked.
+pub(super) fn misplaced(config: &Config) -> Option<String> {
+    let DatabaseUrl::Sqlite { path, .. } = &config.database.url else {
+        return None;
+    };
+    path.is_dir().then(|| {
+        format!(
+            "database.url: {} is a directory: give the path of a file in it, such as sqlite://{}",
+            config.database.url,
+            path.join("event-persister.db").display()
+        )
     })
 }
 

@@ -233,8 +233,10 @@ fn a_line_that_is_no_event_becomes_a_dead_letter_that_can_be_looked_at() {
         .json();
     let letters = listed.as_array().unwrap();
     assert_eq!(letters.len(), 2);
-    assert_eq!(letters[0]["position"], "events.jsonl:3");
-    assert_eq!(letters[1]["position"], "events.jsonl:2");
+    let place = folder.path().canonicalize().unwrap().join("events.jsonl");
+    let place = |line: u32| format!("{}:{line}", place.display());
+    assert_eq!(letters[0]["position"], place(3));
+    assert_eq!(letters[1]["position"], place(2));
     let id = |index: usize| letters[index]["id"].to_string();
 
     folder

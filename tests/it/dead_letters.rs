@@ -115,7 +115,9 @@ fn only_the_letters_that_are_meant_are_tried_again() {
         ("events.jsonl:4", 1),
         ("events.jsonl:2", 1),
     ];
-    let left = left.map(|(position, attempts)| (position.to_owned(), attempts));
+    let here = folder.path().canonicalize().unwrap();
+    let place = |position: &str| here.join(position).display().to_string();
+    let left = left.map(|(position, attempts)| (place(position), attempts));
     assert_eq!(letters(&folder), left);
     let listed = folder.run(&["dead-letters", "list", "--reason", "JSON", "--since", "1h"]);
     let listed = listed.exits(0).prints(&["bad.jsonl:1", "CODE"]);

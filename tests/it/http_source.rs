@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::{App, HttpServer};
-use event_persister_actors::clock::SystemClock;
+use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::delivery::{Content, Entry, Receipt};
 use event_persister_actors::event::EventLimits;
+use event_persister_actors::retention::Retention;
 use event_persister_actors::source::http::{AuthString, EventRoutes, HttpSettings};
 use event_persister_actors::source::intake::{Intake, IntakeSettings, IntakeSource};
 use event_persister_actors::source::{Body, EventSource, Permit};
@@ -853,4 +854,127 @@ async fn closing_never_confirms_what_is_not_durable() {
     server.read(1).await;
     server.source.close().await.expect("closed");
     assert_eq!(u16::from(closed(&mut client).await.code), 1001);
+}
+
+fn utf_16(text: &str, endian: fn(u16) -> [u8; 2]) -> Vec<u8> {
+    text.encode_utf16().flat_map(endian).collect()
+}
+
+/// As a real Prefect 3.8 server takes them: asked case by case, they are answered 204 there.
+#[actix_web::test]
+async fn a_list_in_any_encoding_of_unicode_is_taken_as_prefect_does() {
+    let server = start(HttpSettings::default(), IntakeSettings::default());
+    let mut named = event();
+    named["event"] = "tést 🦀".into();
+    let text = format!("[{named}]");
+    let marked = format!("\u{feff}{text}");
+    let utf_32 = |text: &str| -> Vec<u8> {
+        let units = text.chars().map(u32::from);
+        units.flat_map(u32::to_le_bytes).collect()
+    };
+    for body in [
+        marked.clone().into_bytes(),
+        format!("\u{feff} \n{text}").into_bytes(),
+        utf_16(&text, u16::to_le_bytes),
+        utf_16(&text, u16::to_be_bytes),
+        utf_16(&marked, u16::to_le_bytes),
+        utf_16(&marked, u16::to_be_bytes),
+        utf_32(&text),
+        utf_32(&marked),
+    ] {
+        let consume = async {
+            let entries = server.read(1).await;
+            let event = entries[0].1.event().expect("an event").clone();
+            server.acknowledge(&entries).await;
+            event.event.to_string()
+        };
+        let (response, name) = tokio::join!(server.post(body).send(), consume);
+        assert_eq!(response.expect("answered").status(), 204);
+        assert_eq!(name, "tést 🦀");
+    }
+    for empty in [b"\xef\xbb\xbf[]".to_vec(), utf_16("[]", u16::to_le_bytes)] {
+        let response = server.post(empty).send().await.expect("answered");
+        assert_eq!(response.status(), 204);
+    }
+    let lone = [b'[', 0, b'"', 0, 0, 0xD8, b'"', 0, b']', 0].to_vec();
+    let two_marks = format!("\u{feff}{marked}").into_bytes();
+    let odd = [utf_16(&text, u16::to_le_bytes), vec![b' ']].concat();
+    for wrong in [
+        two_marks,
+        odd,
+        b"\xef\xbb\xbf".to_vec(),
+        [b"\0", text.as_bytes()].concat(),
+        lone,
+    ] {
+        let response = server.post(wrong.clone()).send().await.expect("answered");
+        assert_eq!(response.status(), 400, "{wrong:?}");
+    }
+    assert_eq!(server.intake.held().num_events, 0);
+}
+
+/// Prefect closes the connection on these; here each is one dead letter, as every wrong message is.
+#[actix_web::test]
+async fn a_message_with_a_mark_or_in_utf_16_is_no_event() {
+    let server = start(with_auth(), IntakeSettings::default());
+    let mut client = server.authenticated().await;
+    let text = event().to_string();
+    client
+        .send(Message::text(format!("\u{feff}{text}")))
+        .await
+        .expect("sent");
+    for message in [utf_16(&text, u16::to_le_bytes), text.clone().into_bytes()] {
+        client.send(Message::binary(message)).await.expect("sent");
+    }
+    let entries = server.read(3).await;
+    let is_event: Vec<_> = entries
+        .iter()
+        .map(|(_, entry)| entry.event().is_some())
+        .collect();
+    assert_eq!(is_event, [false, false, true]);
+    server.acknowledge(&entries).await;
+}
+
+#[actix_web::test]
+async fn a_request_is_told_of_its_dead_letters_and_of_what_is_too_old() {
+    const LETTERS: &str = "event-persister-dead-letters";
+    const OLDER: &str = "event-persister-older-than-retention";
+    let settings = HttpSettings {
+        retention: Some(Retention {
+            default: Duration::from_secs(60),
+            overrides: [("kept".to_owned(), Duration::from_secs(1_000_000_000))].into(),
+        }),
+        ..HttpSettings::default()
+    };
+    let server = start(settings, IntakeSettings::default());
+    let mut events = [event(), event(), event()];
+    events[0]["event"] = "kept".into();
+    events[1]["occurred"] = SystemClock.now().to_rfc3339().into();
+    let list = Value::from(events.to_vec()).to_string();
+    let consume = async {
+        let entries = server.read(3).await;
+        server
+            .source
+            .note_dead_letters(&[entries[0].0, entries[2].0]);
+        server.acknowledge(&entries).await;
+    };
+    let (response, ()) = tokio::join!(server.post(list).send(), consume);
+    let response = response.expect("answered");
+    assert_eq!(response.status(), 204);
+    assert_eq!(response.headers()[LETTERS], "2");
+    assert_eq!(response.headers()[OLDER], "1");
+    // Nothing to tell: no header.
+    let mut new = event();
+    new["occurred"] = SystemClock.now().to_rfc3339().into();
+    let consume = async {
+        let entries = server.read(1).await;
+        server.acknowledge(&entries).await;
+    };
+    let (response, ()) = tokio::join!(server.post(format!("[{new}]")).send(), consume);
+    let response = response.expect("answered");
+    assert_eq!(response.status(), 204);
+    assert!(
+        [LETTERS, OLDER]
+            .iter()
+            .all(|name| !response.headers().contains_key(*name))
+    );
 }

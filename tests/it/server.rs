@@ -316,6 +316,143 @@ async fn the_service_deletes_what_retention_no_longer_keeps() {
     server.terminate().in_good_order();
 }
 
+/// To a database that was left alone for long a clock that is right looks as one that is absurd does.
+#[tokio::test]
+async fn a_clock_that_is_far_ahead_deletes_nothing_until_somebody_says_so() {
+    let folder = Folder::new();
+    let there = events(20);
+    folder
+        .run_on(&["import", "-"], lines(&there).as_bytes())
+        .exits(0);
+    let database = Database::new(&folder.path().join("event-persister.db"));
+    database.execute(
+        "UPDATE events SET occurred = '2020-01-02 03:04:05.000000', \
+         recorded = '2020-01-02 03:04:06.000000', created = '2020-01-02 03:04:06.000000', \
+         updated = '2020-01-02 03:04:06.000000'",
+    );
+    const SAID: &str = "was stored (2020-01-02 03:04 UTC), and 20 of 20 events would go";
+    let trim = [("EVENT_PERSISTER_TRIM_EVERY", "50ms")];
+    let server = Server::start(&folder, &trim).ready().await;
+    let deadline = Duration::from_secs(20);
+    tokio::time::timeout(deadline, async {
+        loop {
+            let (status, readiness) = server.readiness().await;
+            assert_eq!(status, 200, "{readiness}");
+            let warning = readiness["warnings"][0].as_str().unwrap_or_default();
+            if warning.starts_with("trim: ") {
+                assert!(warning.contains(SAID), "{warning}");
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("no warning: {}", server.log()));
+    // Events go on being stored.
+    let mut new = events(30);
+    for event in &mut new {
+        event["occurred"] = "2020-01-01T00:00:00Z".into();
+    }
+    assert_eq!(server.post_status(list(&new)).await, 204);
+    assert_eq!(database.num_events(), 50);
+    server.terminate().in_good_order();
+    // What was stored since does not speak for the clock, also after a restart.
+    let server = Server::start(&folder, &trim).ready().await;
+    tokio::time::timeout(deadline, async {
+        while !server
+            .log()
+            .contains("retention waits for a person: by the clock")
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("nothing logged: {}", server.log()));
+    assert_eq!(server.log().matches("waits for a person").count(), 1);
+    let checked = folder.run(&["check"]).exits(0);
+    checked.prints(&[
+        "retention.pass",
+        "and 20 of 20 events would go",
+        "trim --yes",
+    ]);
+    let counted = folder.run(&["trim", "--dry-run"]).exits(0);
+    counted.prints(&["would delete 50 events", "`event-persister trim --yes`"]);
+    folder.run(&["trim"]).exits(1).complains(&[
+        "and 20 of 20 events would go",
+        "`event-persister trim --yes`",
+    ]);
+    assert_eq!(database.num_events(), 50);
+    folder
+        .run(&["trim", "--yes"])
+        .exits(0)
+        .prints(&["deleted 50 events"]);
+    folder
+        .run(&["check"])
+        .exits(0)
+        .prints(&["the next pass waits for nobody"]);
+    tokio::time::timeout(deadline, async {
+        while !server.log().contains("retention works again") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("does not go on: {}", server.log()));
+    server.terminate().in_good_order();
+}
+
+#[test]
+fn a_file_of_our_own_never_speaks_of_prefect() {
+    let folder = Folder::new();
+    let missing = ["--database-url", "sqlite://missing.db"];
+    for command in [&["trim"][..], &["verify"], &["dead-letters", "list"]] {
+        let ran = folder.run(&[command, &missing[..]].concat()).exits(1);
+        ran.complains(&["there is no SQLite database", "`event-persister migrate`"]);
+    }
+    rusqlite::Connection::open(folder.path().join("other.db"))
+        .unwrap()
+        .execute_batch("CREATE TABLE t (a)")
+        .unwrap();
+    let other = ["--database-url", "sqlite://other.db"];
+    let mut told = String::new();
+    for command in [
+        &["trim"][..],
+        &["verify"],
+        &["check"],
+        &["trim", "--dry-run"],
+    ] {
+        for database in [&other[..], &missing[..]] {
+            let ran = folder.run(&[command, database].concat());
+            told.push_str(&ran.stdout);
+            told.push_str(&ran.stderr);
+        }
+    }
+    folder.run(&["migrate"]).exits(0);
+    let ran = folder.run(&["check"]).exits(0);
+    told.push_str(&ran.stdout);
+    // But for the setting's default, which is a name of theirs.
+    let told = told.replace("prefect.flow-run.heartbeat", "");
+    assert!(!told.to_lowercase().contains("prefect"), "{told}");
+}
+
+#[test]
+fn a_directory_or_memory_as_a_database_is_wrong_usage() {
+    let folder = Folder::new();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    for (url, right) in [
+        ("sqlite://data", "sqlite://data/event-persister.db"),
+        ("sqlite://data/", "sqlite://data/event-persister.db"),
+        ("sqlite://:memory:", "sqlite://PATH"),
+        ("sqlite://data/:memory:", "sqlite://PATH"),
+    ] {
+        for command in ["serve", "check", "migrate", "trim", "verify"] {
+            let ran = folder.run(&[command, "--database-url", url]).exits(2);
+            ran.complains(&[right]);
+        }
+    }
+    let inside = std::fs::read_dir(folder.path().join("data")).unwrap();
+    assert_eq!(inside.count(), 0);
+}
+
 #[test]
 fn a_trim_keeps_what_its_own_retention_keeps() {
     let folder = Folder::new();

@@ -354,6 +354,60 @@ async fn trims_what_each_name_no_longer_keeps(fixture: &impl Fixture) {
     assert_eq!(none, Trimmed::default());
 }
 
+async fn remembers_the_last_pass_and_knows_what_was_there_before(fixture: &impl Fixture) {
+    let store = fixture.open_store()();
+    let later = SystemClock.now() + TimeDelta::hours(1);
+    let unknown = store.last_pass(later).await.unwrap();
+    assert_eq!((unknown.at, unknown.is_noted), (None, false));
+
+    let started = SystemClock.now() - TimeDelta::seconds(1);
+    let long_ago = DateTime::UNIX_EPOCH + TimeDelta::days(10_000);
+    let named = |name: &str, days: i64| {
+        event_entry(
+            EventFixture {
+                event: name.to_owned(),
+                occurred: long_ago + TimeDelta::days(days),
+                id: Uuid::new_v4(),
+                ..EventFixture::default()
+            }
+            .build(),
+        )
+    };
+    let entries = vec![
+        named("e", 1),
+        named("e", 3),
+        named("long", 1),
+        named("short", 3),
+    ];
+    store.write(batch(entries)).await.unwrap();
+    let newest = store.last_pass(later).await.unwrap();
+    assert!(!newest.is_noted);
+    assert!(newest.at.is_some_and(|at| at >= started), "{newest:?}");
+
+    let cutoffs = Cutoffs {
+        default: long_ago + TimeDelta::days(2),
+        overrides: [("long", 0), ("short", 4)]
+            .map(|(name, days)| (name.to_owned(), long_ago + TimeDelta::days(days)))
+            .into(),
+    };
+    let held = store.count_held(&cutoffs, later).await.unwrap();
+    assert_eq!((held.num_events, held.num_expired), (4, 2));
+    let before = store.count_held(&cutoffs, started).await.unwrap();
+    assert_eq!((before.num_events, before.num_expired), (0, 0));
+
+    for at in [started, long_ago] {
+        store.note_pass(at).await.unwrap();
+        let noted = fixture.open_store()().last_pass(later).await.unwrap();
+        assert!(noted.is_noted);
+        let off = noted.at.unwrap() - at;
+        assert!(off.abs() < TimeDelta::milliseconds(1), "{noted:?}");
+        assert!(
+            (noted.now - SystemClock.now()).abs() < TimeDelta::minutes(1),
+            "{noted:?}"
+        );
+    }
+}
+
 async fn trims_the_oldest_first(fixture: &impl Fixture) {
     let store = (fixture.open_store())();
     let ages = [("plain", 20), ("short", 25), ("plain", 30), ("short", 10)];
@@ -448,6 +502,7 @@ macro_rules! store_contract_tests {
             trims_what_each_name_no_longer_keeps
             trims_the_oldest_first
             trims_what_comes_late_too
+            remembers_the_last_pass_and_knows_what_was_there_before
             a_cutoff_in_the_future_removes_nothing
         }
     };

@@ -286,8 +286,9 @@ fn every_case_is_stored_or_refused_as_prefect_does() {
     folder.run(&["import", "cases.jsonl"]).exits(1);
 
     let database = Database::new(&folder.path().join(DATABASE));
+    let place = folder.path().canonicalize().unwrap().join("cases.jsonl");
     let positions: Vec<String> = (1..=cases.len())
-        .map(|number| format!("cases.jsonl:{number}"))
+        .map(|number| format!("{}:{number}", place.display()))
         .collect();
     let (num_stored, num_refused) = compare_cases(&cases, &positions, &database);
     let num_events = database.number("SELECT count(*) AS number FROM events");

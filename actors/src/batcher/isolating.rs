@@ -174,8 +174,9 @@ impl BatcherActor {
         {
             self.template = Some(Arc::clone(stored));
         }
-        let refused = flushed.last_refused.and_then(|index| entries.get(index));
-        if let Some(refused) = refused.filter(is_small) {
+        let letters = flushed.letters.iter().rev();
+        let mut refused = letters.filter_map(|place| entries.get(*place));
+        if let Some(refused) = refused.find(|entry| entry.event().is_some() && is_small(entry)) {
             self.refused = Some(Arc::clone(refused));
         }
     }

@@ -160,6 +160,22 @@ async fn acknowledges_only_after_commit() {
 }
 
 #[actix::test]
+async fn tells_whose_messages_became_dead_letters() {
+    let mut bench = Bench::start(1, 10).await;
+    drop(bench.enqueue(0..4, false));
+    let flush = bench.flush(0).await;
+    let letters = vec![1, 3];
+    let flushed = Flushed {
+        letters,
+        ..committed(&flush)
+    };
+    flush.answer(Ok(flushed));
+    let ack = bench.acks.next().await.expect("an acknowledgement").message;
+    assert_eq!(ack.receipts.len(), 4);
+    assert_eq!(ack.dead_letters, [Receipt(1), Receipt(3)]);
+}
+
+#[actix::test]
 async fn does_not_acknowledge_what_could_not_be_written() {
     let mut bench = Bench::start(1, 10).await;
     drop(bench.enqueue(0..3, false));

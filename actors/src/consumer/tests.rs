@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::acks::MAX_UNCONFIRMED;
 use super::*;
 use crate::clock::SystemClock;
@@ -52,6 +54,10 @@ impl Bench {
             metrics: metrics.clone(),
             clock: Arc::new(SystemClock),
             backoff: Backoff::default(),
+            retention: Some(Retention {
+                default: Duration::from_secs(60),
+                overrides: BTreeMap::new(),
+            }),
         };
         let downstream = Downstream {
             index: SourceIndex(0),
@@ -76,7 +82,11 @@ impl Bench {
     }
 
     async fn ack(&self, receipts: Vec<Receipt>) {
-        self.consumer.send(Ack { receipts }).await.unwrap();
+        let ack = Ack {
+            receipts,
+            dead_letters: Vec::new(),
+        };
+        self.consumer.send(ack).await.unwrap();
     }
 }
 
@@ -384,4 +394,31 @@ async fn can_be_stopped_while_it_waits_for_receipts_to_be_taken_back() {
     }
     settle().await;
     bench.consumer.send(StopReading).await.unwrap();
+}
+
+#[actix::test]
+async fn counts_what_is_older_than_retention_once() {
+    let bench = Bench::start().await;
+    let new = EVENT.replace("2026-11-24T03:00:00Z", &SystemClock.now().to_rfc3339());
+    for message in [EVENT, new.as_str(), "no event"] {
+        bench.source.push(message.to_owned());
+    }
+    settle().await;
+    assert_eq!(bench.metrics.older_than_retention(), 1);
+}
+
+#[actix::test]
+async fn tells_the_source_what_became_dead_letters_before_it_acknowledges() {
+    let mut bench = Bench::start().await;
+    for _ in 0..2 {
+        bench.source.push(EVENT);
+    }
+    let receipts = receipts(&bench.chunk().await.message);
+    let ack = Ack {
+        dead_letters: receipts[1..].to_vec(),
+        receipts,
+    };
+    bench.consumer.send(ack).await.unwrap();
+    settle().await;
+    assert_eq!(bench.source.dead_letters().len(), 1);
 }

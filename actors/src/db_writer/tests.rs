@@ -59,7 +59,7 @@ async fn tells_what_became_of_each() {
         duplicates: 1,
         rejected_at_parse: 1,
         refused_by_store: RefusalCounts::of(RefusalReason::Raised, 1),
-        last_refused: Some(1),
+        letters: vec![1, 4],
     };
     assert_eq!(flushed, expected);
 }

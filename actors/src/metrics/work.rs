@@ -89,6 +89,7 @@ pub(super) struct Work {
     commit_age_seconds: Histogram,
     retries: IntCounterVec,
     refused: IntCounterVec,
+    older_than_retention: IntCounter,
     trimmed_events: IntCounter,
     trimmed_resources: IntCounter,
     trim_passes: IntCounterVec,
@@ -136,6 +137,10 @@ impl Work {
                 "reason",
                 RefusalReason::ALL.map(RefusalReason::as_str),
             )?,
+            older_than_retention: IntCounter::new(
+                "event_persister_older_than_retention_total",
+                "Events that came when retention no longer kept what is as old.",
+            )?,
             trimmed_events: IntCounter::new(
                 "event_persister_trimmed_events_total",
                 "Events that retention removed.",
@@ -177,6 +182,14 @@ impl Work {
         self.retries.with_label_values(&[kind.as_str()]).inc();
     }
 
+    pub(super) fn older_than_retention(&self, num_events: u64) {
+        self.older_than_retention.inc_by(num_events);
+    }
+
+    pub(super) fn num_older_than_retention(&self) -> u64 {
+        self.older_than_retention.get()
+    }
+
     pub(super) fn trimmed(&self, trimmed: &Trimmed) {
         self.trimmed_events.inc_by(trimmed.events);
         self.trimmed_resources.inc_by(trimmed.resources);
@@ -188,7 +201,7 @@ impl Work {
         self.trim_seconds.observe(took.as_secs_f64());
     }
 
-    pub(super) fn collectors(&self) -> [&dyn Collector; 11] {
+    pub(super) fn collectors(&self) -> [&dyn Collector; 12] {
         [
             &self.batches,
             &self.batch_events,
@@ -197,6 +210,7 @@ impl Work {
             &self.commit_age_seconds,
             &self.retries,
             &self.refused,
+            &self.older_than_retention,
             &self.trimmed_events,
             &self.trimmed_resources,
             &self.trim_passes,

@@ -143,6 +143,7 @@ impl Starter {
             metrics: self.parts.metrics.clone(),
             clock: Arc::clone(&self.parts.clock),
             backoff: self.settings.batch.backoff,
+            retention: self.settings.retention.clone(),
         };
         let on = self.arbiters.as_ref().map(|arbiters| &arbiters.core);
         Some(start(on, move |alive| {

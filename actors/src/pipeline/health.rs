@@ -108,7 +108,11 @@ impl PipelineActor {
             let warnings = source.warnings().into_iter();
             warnings.map(move |warning| format!("source.{name}: {warning}"))
         });
-        of_each.flatten().collect()
+        let trim = self.components.trim.as_ref().map(Component::snapshot);
+        let of_trim = trim
+            .filter(|trim| trim.state == State::Failing)
+            .map(|trim| format!("trim: {}", trim.last_error.unwrap_or_default()));
+        of_each.flatten().chain(of_trim).collect()
     }
 
     /// A store that does not answer says no error either.

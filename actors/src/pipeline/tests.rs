@@ -30,6 +30,7 @@ fn settings(writers: usize, max_events: usize) -> PipelineSettings {
             ..BatcherSettings::default()
         },
         trim: None,
+        retention: None,
         placement: Placement::SameArbiter,
     }
 }

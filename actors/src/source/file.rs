@@ -1,4 +1,8 @@
-//! Source: newline-delimited events from any reader, such as a file or the standard input.
+//! Source: events from any reader, such as a file or the standard input.
+//!
+//! Most often they are newline-delimited. A list of events, and events that are spread over several lines,
+//! are told by the beginning and read as what they are, one event at a time. A byte-order mark is passed
+//! over; an encoding other than UTF-8 is refused before anything is taken.
 //!
 //! Lines end at `\n` alone; a last line without it counts; blank lines are skipped. A line longer
 //! than the limit is not an event: it goes on as a rejection that keeps its beginning, and reading
@@ -29,9 +33,10 @@ use crate::delivery::{Content, Entry, Position, Receipt, Rejection};
 use super::retained::{Retain, Retained};
 use super::{Body, Chunk, EventSource, More, Permit, SourceError};
 
+mod documents;
 mod lines;
 
-use lines::{Lines, Text};
+use lines::{Item, Lines, Text, Unreadable};
 
 /// The source's name in dead letters, metrics and logs.
 pub const SOURCE_NAME: &str = "file";
@@ -53,7 +58,7 @@ impl FileProgress {
         self.num_bytes.load(Ordering::Relaxed)
     }
 
-    /// Lines read so far, without blank ones: each of them is a message.
+    /// Messages read so far: lines that are not blank, or elements of a list.
     pub fn num_lines(&self) -> u64 {
         self.num_lines.load(Ordering::Relaxed)
     }
@@ -266,23 +271,41 @@ impl Shared {
         let mut num_bytes = 0_usize;
         while read.len() < permit.max_messages && num_bytes < permit.max_bytes {
             match lines.next(&self.progress.num_bytes) {
-                Ok(Some(text)) => {
-                    let line = self.line(lines.line_number, text);
+                Ok(Some(item)) => {
+                    let line = self.line(item);
                     num_bytes = num_bytes.saturating_add(line.num_bytes());
                     self.progress.num_lines.fetch_add(1, Ordering::Relaxed);
                     read.push(line);
                 }
                 Ok(None) => return Some(End::Reached),
-                Err(error) => {
-                    return Some(self.fail(&format!("line {}: {error}", lines.line_number + 1)));
+                Err(unreadable) => {
+                    return Some(self.cannot_read(lines.line_number + 1, &unreadable));
                 }
             }
             // What has been typed or piped so far must not wait for what comes later.
-            if !lines.has_whole_line() {
+            if !lines.has_more() {
                 break;
             }
         }
         None
+    }
+
+    fn cannot_read(&self, line: u64, unreadable: &Unreadable) -> End {
+        match unreadable {
+            Unreadable::Failed(error) => self.fail(&format!("line {line}: {error}")),
+            Unreadable::Encoded(encoding) => {
+                let (name, encoding) = (&self.name, encoding.name());
+                self.end_with(format!(
+                    "cannot read {name}: it is {encoding} and not UTF-8, and nothing of it was taken; \
+                     convert it, such as with `iconv -f {encoding} -t UTF-8`, and read the result"
+                ))
+            }
+            Unreadable::Broken(why) => self.end_with(format!(
+                "cannot read {} any further: line {line}: {why}; the events before are taken; correct \
+                 it and read it again from its beginning, events that are stored are recognised",
+                self.name
+            )),
+        }
     }
 
     /// The end by a failure, which is also told to whoever looks at the progress.
@@ -292,12 +315,21 @@ impl Shared {
              read it again from its beginning, events that are stored are recognised",
             self.name
         );
+        self.end_with(what)
+    }
+
+    fn end_with(&self, what: String) -> End {
         *lock(&self.progress.failure) = Some(what.clone());
         End::Failed { what }
     }
 
-    fn line(&self, number: u64, text: Text) -> Line {
-        let position = Position::new(format!("{}:{number}", self.name));
+    fn line(&self, Item { text, line, index }: Item) -> Line {
+        let name = &self.name;
+        let position = Position::new(match index {
+            None => format!("{name}:{line}"),
+            Some(index) => format!("{name}:{line}[{index}]"),
+        });
+        let what = index.map_or("line", |_| "event");
         match text {
             Text::Whole(data) => Line::Raw { position, data },
             Text::TooLong {
@@ -309,7 +341,7 @@ impl Shared {
                 position,
                 content: Content::Rejected(Rejection {
                     reason: format!(
-                        "the line has {num_bytes} bytes, more than the limit of {limit}; only the \
+                        "the {what} has {num_bytes} bytes, more than the limit of {limit}; only the \
                          first {} are kept",
                         beginning.len()
                     ),

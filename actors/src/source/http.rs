@@ -38,6 +38,7 @@ use tokio::sync::Semaphore;
 use crate::clock::Clock;
 use crate::delivery::{Content, Entry, Position};
 use crate::event::{EventLimits, ParseError, Received, ReceivedEvent};
+use crate::retention::Retention;
 
 use super::intake::Intake;
 
@@ -82,6 +83,9 @@ pub struct HttpSettings {
     /// The largest event; a larger one is invalid. `None`, the default, leaves it at the bounds
     /// above.
     pub max_event_bytes: Option<NonZeroUsize>,
+    /// What is kept; a request is told of its events that are older than that. `None`, the default,
+    /// tells of none.
+    pub retention: Option<Retention>,
     /// How long a request waits until its events are durable, and how long a body or a large
     /// message may come to rest on its way in (30 s).
     pub request_timeout: Duration,
@@ -102,6 +106,7 @@ impl Default for HttpSettings {
             max_frame_bytes: DEFAULT_MAX_BYTES,
             max_buffered_bytes: DEFAULT_MAX_BUFFERED_BYTES,
             max_event_bytes: None,
+            retention: None,
             request_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(120),
             auth_timeout: Duration::from_secs(10),

@@ -35,7 +35,7 @@ mod commit;
 mod room;
 
 use commit::Waiter;
-pub use commit::{Commit, NotCommitted};
+pub use commit::{Commit, Committed, NotCommitted};
 use room::{Bounds, Room};
 
 /// How much an intake holds: everything submitted and not yet durable.
@@ -241,6 +241,15 @@ impl EventSource for IntakeSource {
         })
     }
 
+    fn note_dead_letters(&self, receipts: &[Receipt]) {
+        let mut state = self.shared.lock();
+        for &receipt in receipts {
+            if let Some(waiting) = state.messages.get_mut(receipt) {
+                waiting.is_dead_letter = true;
+            }
+        }
+    }
+
     fn acknowledge<'a>(
         &'a self,
         receipts: &'a [Receipt],
@@ -249,7 +258,7 @@ impl EventSource for IntakeSource {
             let durable = self.shared.lock().release(receipts);
             for waiting in &durable {
                 for waiter in &waiting.waiters {
-                    waiter.one_is_durable();
+                    waiter.one_is_durable(waiting.is_dead_letter);
                 }
             }
             Ok(())
@@ -399,6 +408,7 @@ impl State {
             entry: Arc::new(entry),
             key,
             waiters: vec![waiter],
+            is_dead_letter: false,
             _room: room,
         });
         self.by_key.insert(key, receipt);
@@ -433,6 +443,8 @@ struct Waiting {
     entry: Arc<Entry>,
     key: JoinKey,
     waiters: Vec<Arc<Waiter>>,
+    /// The store could not hold it: it is a dead letter, or will be once it is durable.
+    is_dead_letter: bool,
     _room: Room,
 }
 

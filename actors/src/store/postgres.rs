@@ -22,6 +22,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 use tokio::time::Instant;
 
@@ -37,7 +38,9 @@ use crate::batch::Batch;
 use crate::clock::Clock;
 use crate::finding::Finding;
 pub use crate::store::CreateSchema;
-use crate::store::{Cutoffs, EventStore, OpenStore, Outcome, StoreError, TrimStep, Trimmed};
+use crate::store::{
+    Cutoffs, EventStore, Held, LastPass, OpenStore, Outcome, StoreError, TrimStep, Trimmed,
+};
 
 mod arrays;
 mod audit;
@@ -54,6 +57,7 @@ mod halves;
 mod inspection;
 mod letters;
 mod lock_holder;
+mod passes;
 mod rate;
 mod rows;
 mod schema;
@@ -331,6 +335,22 @@ impl EventStore for PostgresStore {
             };
             self.with_connection("read", None, count).await
         })
+    }
+
+    fn last_pass(&self, before: DateTime<Utc>) -> LocalBoxFuture<'_, Result<LastPass, StoreError>> {
+        Box::pin(self.read_last_pass(before))
+    }
+
+    fn note_pass(&self, at: DateTime<Utc>) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.write_last_pass(at))
+    }
+
+    fn count_held<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+        until: DateTime<Utc>,
+    ) -> LocalBoxFuture<'a, Result<Held, StoreError>> {
+        Box::pin(self.count_held_until(cutoffs, until))
     }
 
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {

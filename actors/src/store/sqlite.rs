@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::Semaphore;
 
@@ -33,7 +34,8 @@ use crate::finding::Finding;
 pub use crate::store::CreateSchema;
 use crate::store::lately::Writing;
 use crate::store::{
-    Cutoffs, EventStore, Fault, FaultKind, OpenStore, Outcome, StoreError, TrimStep, Trimmed,
+    Cutoffs, EventStore, Fault, FaultKind, Held, LastPass, OpenStore, Outcome, StoreError,
+    TrimStep, Trimmed,
 };
 
 mod audit;
@@ -45,6 +47,7 @@ mod inspection;
 mod letters;
 mod lock_holder;
 mod pace;
+mod passes;
 mod result_code;
 mod rows;
 mod schema;
@@ -284,7 +287,8 @@ impl SqliteStore {
 fn connect(place: &Place, create: CreateSchema) -> Result<Connection, StoreError> {
     let missing = match create {
         CreateSchema::Everything => Missing::Create,
-        CreateSchema::OwnOnly | CreateSchema::Nothing => Missing::Refuse,
+        CreateSchema::OwnOnly => Missing::Await,
+        CreateSchema::Nothing => Missing::Refuse,
     };
     let mut connection = Connection::open(place, missing)?;
     let run = schema::prepare(&mut connection, create)
@@ -353,6 +357,22 @@ impl EventStore for SqliteStore {
             self.with_connection("read", move |connection| trim::count(connection, &cutoffs))
                 .await
         })
+    }
+
+    fn last_pass(&self, before: DateTime<Utc>) -> LocalBoxFuture<'_, Result<LastPass, StoreError>> {
+        Box::pin(self.read_last_pass(before))
+    }
+
+    fn note_pass(&self, at: DateTime<Utc>) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.write_last_pass(at))
+    }
+
+    fn count_held<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+        until: DateTime<Utc>,
+    ) -> LocalBoxFuture<'a, Result<Held, StoreError>> {
+        Box::pin(self.count_held_until(cutoffs, until))
     }
 
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {

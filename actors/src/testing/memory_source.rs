@@ -27,6 +27,7 @@ pub struct MemorySource {
 struct State {
     messages: Retained<Stored>,
     acknowledged: Vec<Receipt>,
+    dead_letters: Vec<Receipt>,
     failing_reads: usize,
     failing_acks: usize,
     failing_rewinds: usize,
@@ -134,6 +135,11 @@ impl MemorySource {
     /// Every receipt that was acknowledged for the first time, in order.
     pub fn acknowledged(&self) -> Vec<Receipt> {
         self.lock().acknowledged.clone()
+    }
+
+    /// Every receipt that was told of as a dead letter while it was not acknowledged yet, in order.
+    pub fn dead_letters(&self) -> Vec<Receipt> {
+        self.lock().dead_letters.clone()
     }
 
     /// How many messages are here that were not acknowledged, handed out or not.
@@ -279,6 +285,15 @@ impl EventSource for MemorySource {
             self.end();
         }
         does
+    }
+
+    fn note_dead_letters(&self, receipts: &[Receipt]) {
+        let mut state = self.lock();
+        for &receipt in receipts {
+            if state.messages.handed_out(receipt).is_some() {
+                state.dead_letters.push(receipt);
+            }
+        }
     }
 
     fn acknowledge<'a>(

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
@@ -12,8 +13,8 @@ use uuid::Uuid;
 use crate::batch::Batch;
 use crate::clock::{Clock, SystemClock};
 use crate::store::{
-    Cutoffs, DeadLetter, DeadLetters, EventStore, Fault, LetterFilter, LetterVersion, OpenLetter,
-    OpenStore, Outcome, RefusalReason, StoreError, TrimStep, Trimmed,
+    Cutoffs, DeadLetter, DeadLetters, EventStore, Fault, Held, LastPass, LetterFilter,
+    LetterVersion, OpenLetter, OpenStore, Outcome, RefusalReason, StoreError, TrimStep, Trimmed,
 };
 
 mod rows;
@@ -54,6 +55,7 @@ struct State {
     num_writes: usize,
     num_commits: usize,
     num_trims: usize,
+    last_pass: Option<DateTime<Utc>>,
     last_prepared: Option<Arc<Batch>>,
 }
 
@@ -87,6 +89,7 @@ impl MemoryStore {
                     num_writes: 0,
                     num_commits: 0,
                     num_trims: 0,
+                    last_pass: None,
                     last_prepared: None,
                 }),
                 clock,
@@ -392,6 +395,46 @@ impl EventStore for MemoryStore {
                 events: expired.len() as u64,
                 resources,
             })
+        })
+    }
+
+    fn last_pass(&self, before: DateTime<Utc>) -> LocalBoxFuture<'_, Result<LastPass, StoreError>> {
+        Box::pin(async move {
+            let state = self.available()?;
+            let recorded = state.rows.events.values().map(|stored| stored.recorded);
+            let newest = recorded.filter(|at| *at < before).max();
+            Ok(LastPass {
+                now: self.core.clock.now(),
+                at: state.last_pass.or(newest),
+                is_noted: state.last_pass.is_some(),
+            })
+        })
+    }
+
+    fn note_pass(&self, at: DateTime<Utc>) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.available()?.last_pass = Some(at);
+            Ok(())
+        })
+    }
+
+    fn count_held<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+        until: DateTime<Utc>,
+    ) -> LocalBoxFuture<'a, Result<Held, StoreError>> {
+        Box::pin(async move {
+            let state = self.available()?;
+            let mut held = Held::default();
+            for stored in state.rows.events.values() {
+                if stored.recorded <= until {
+                    let event = &stored.event;
+                    held.num_events += 1;
+                    held.num_expired +=
+                        u64::from(cutoffs.have_passed(event.occurred, &event.event));
+                }
+            }
+            Ok(held)
         })
     }
 

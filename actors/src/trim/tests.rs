@@ -191,3 +191,126 @@ async fn a_clock_that_is_put_forward_by_an_hour_removes_nothing_before_it_is_bel
     trimmer.send(Trim).await.unwrap().unwrap();
     assert_eq!(store.num_events(), 0);
 }
+
+const DAY: TimeDelta = TimeDelta::days(1);
+
+/// The warning of a component that has failed once.
+fn held_back(refused: &TrimError) -> String {
+    assert!(matches!(refused, TrimError::HeldBack(_)), "{refused}");
+    refused.to_string()
+}
+
+/// A service that starts when the clock says something else than when everything was stored.
+async fn started_at(
+    clock: &ManualClock,
+    store: &MemoryStore,
+    at: DateTime<Utc>,
+) -> Addr<TrimActor> {
+    clock.advance(at - clock.now());
+    let trimmer = trimmer_by(
+        Arc::new(ManualClock::at(at)),
+        store,
+        settings(7 * 24 * HOUR),
+    );
+    // Its first message finds it started, and it has looked around before it takes the next one.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    trimmer
+}
+
+/// A store with events of the last hours, and its clock.
+async fn store_of_today() -> (Arc<ManualClock>, MemoryStore) {
+    let clock = Arc::new(ManualClock::at(now()));
+    let store = MemoryStore::with_clock(clock.clone());
+    let event = |minutes: i64| EventFixture {
+        occurred: now() - TimeDelta::minutes(minutes),
+        id: Uuid::from_u128(minutes as u128),
+        ..EventFixture::default()
+    };
+    let entries = (1..=10).map(|minutes| event_entry(event(minutes).build()));
+    let batch = Batch::new(BatchId(1), entries.collect());
+    store.write(Arc::new(batch)).await.unwrap();
+    (clock, store)
+}
+
+async fn store_more(store: &MemoryStore, ids: std::ops::Range<u128>, occurred: DateTime<Utc>) {
+    let event = |id| EventFixture {
+        occurred,
+        id: Uuid::from_u128(id),
+        ..EventFixture::default()
+    };
+    let entries = ids.map(|id| event_entry(event(id).build()));
+    let batch = Batch::new(BatchId(2), entries.collect());
+    store.write(Arc::new(batch)).await.unwrap();
+}
+
+#[actix::test]
+async fn started_with_an_absurd_clock_it_removes_nothing_however_often_and_whatever_comes() {
+    tokio::time::pause();
+    let (clock, store) = store_of_today().await;
+    let absurd = now() + DAY * 3_650;
+    for day in 0..3 {
+        let trimmer = started_at(&clock, &store, absurd + DAY * day).await;
+        // What comes has the time of that clock, and soon is more than what was there.
+        let first = 100 * (day as u128 + 1);
+        store_more(&store, first..first + 50, absurd).await;
+        let refused = trimmer.send(Trim).await.unwrap().unwrap_err();
+        let told = held_back(&refused);
+        assert!(told.contains("10 of 10 events would go"), "{told}");
+        assert!(told.contains("`event-persister trim --yes`"), "{told}");
+    }
+    assert_eq!(store.num_events(), 160);
+    // The clock is right again.
+    let trimmer = started_at(&clock, &store, now() + DAY).await;
+    trimmer.send(Trim).await.unwrap().unwrap();
+    assert_eq!(store.num_events(), 160);
+}
+
+#[actix::test]
+async fn goes_on_once_somebody_has_said_so() {
+    tokio::time::pause();
+    let (clock, store) = store_of_today().await;
+    let later = now() + DAY * 30;
+    let trimmer = started_at(&clock, &store, later).await;
+    held_back(&trimmer.send(Trim).await.unwrap().unwrap_err());
+    // As `trim --yes` does.
+    store.note_pass(later).await.unwrap();
+    let trimmed = trimmer.send(Trim).await.unwrap().unwrap();
+    assert_eq!(trimmed.events, 10);
+}
+
+#[actix::test]
+async fn the_first_pass_over_old_events_that_were_stored_now_waits_for_nobody() {
+    tokio::time::pause();
+    let clock = Arc::new(ManualClock::at(now()));
+    let store = MemoryStore::with_clock(clock.clone());
+    store_more(&store, 0..20, now() - DAY * 400).await;
+    let trimmer = started_at(&clock, &store, now() + TimeDelta::hours(1)).await;
+    assert_eq!(trimmer.send(Trim).await.unwrap().unwrap().events, 20);
+    assert_eq!(store.num_events(), 0);
+}
+
+#[actix::test]
+async fn an_absence_after_which_less_than_half_goes_is_none() {
+    tokio::time::pause();
+    let (clock, store) = store_of_today().await;
+    store_more(&store, 100..111, now() + DAY * 4).await;
+    let trimmer = started_at(&clock, &store, now() + DAY * 8).await;
+    assert_eq!(trimmer.send(Trim).await.unwrap().unwrap().events, 10);
+}
+
+#[actix::test]
+async fn what_expires_while_it_runs_goes_however_much_it_is() {
+    tokio::time::pause();
+    let clock = Arc::new(SettableClock {
+        started: Instant::now(),
+        put_by: ManualClock::at(now()),
+    });
+    let store = MemoryStore::with_clock(clock.clone());
+    store_more(&store, 0..20, now()).await;
+    let trimmer = trimmer_by(clock, &store, settings(7 * 24 * HOUR));
+    tokio::time::sleep(7 * 24 * HOUR + HOUR).await;
+    assert_eq!(store.num_events(), 0);
+    drop(trimmer);
+}

@@ -90,7 +90,11 @@ async fn load_with_poison(bus: &Bus, numbers: &Numbers<'_>) {
         ])
         .await;
     numbers
-        .are_above_zero(&["trim_passes_total{outcome=\"done\"}", "trim_seconds_count"])
+        .are_above_zero(&[
+            "trim_passes_total{outcome=\"done\"}",
+            "trim_seconds_count",
+            "older_than_retention_total",
+        ])
         .await;
 }
 

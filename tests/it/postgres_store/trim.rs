@@ -49,6 +49,21 @@ async fn one_trimmer_at_a_time() {
 }
 
 #[actix::test]
+async fn events_of_other_machines_tell_the_time_where_no_pass_is_known() {
+    let (database, store) = migrated().await;
+    store.write(of_events([aged(9), aged(0)])).await.unwrap();
+    database.execute("UPDATE events SET recorded = '2020-01-02', updated = '2020-01-02'");
+    let last = store.last_pass(SystemClock.now()).await.unwrap();
+    assert!(!last.is_noted);
+    let age = last.now - last.at.unwrap();
+    assert!(age.abs() < TimeDelta::minutes(1), "{last:?}");
+    // What is yet to occur tells nothing.
+    database.execute("UPDATE events SET occurred = '2999-01-02'");
+    let last = store.last_pass(SystemClock.now()).await.unwrap();
+    assert_eq!(last.at, Some("2020-01-02T00:00:00Z".parse().unwrap()));
+}
+
+#[actix::test]
 async fn two_trimmers_remove_everything_once() {
     let (database, _) = migrated().await;
     let [one, two] = [(); 2].map(|()| store(database.settings()));

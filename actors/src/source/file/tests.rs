@@ -59,9 +59,9 @@ async fn splits_at_newlines_alone_and_counts_lines_as_editors_do() {
 
 #[tokio::test]
 async fn hands_on_what_is_not_utf_8() {
-    let source = source(b"\xff\xfe\n".to_vec(), 1000);
+    let source = source(b"\xff\xfd\n".to_vec(), 1000);
     let messages = read_all(&source, ALL).await;
-    assert_eq!(text(&messages[0].body).1, b"\xff\xfe");
+    assert_eq!(text(&messages[0].body).1, b"\xff\xfd");
 }
 
 #[tokio::test]
@@ -249,4 +249,236 @@ async fn closing_ends_it() {
     source.close().await.unwrap();
     let chunk = source.read(ALL).await.unwrap();
     assert_eq!((chunk.messages.len(), chunk.more), (0, More::Ended));
+}
+
+/// What is read, with its position, and why no more.
+async fn read_until_it_fails(source: &FileSource) -> (Vec<(String, Vec<u8>)>, Option<String>) {
+    let mut read = Vec::new();
+    loop {
+        match source.read(ALL).await {
+            Ok(chunk) => {
+                read.extend(chunk.messages.iter().map(|message| text(&message.body)));
+                if chunk.more == More::Ended {
+                    return (read, None);
+                }
+            }
+            Err(error) => return (read, Some(error.to_string())),
+        }
+    }
+}
+
+fn all(expected: &[(&str, &str)]) -> Vec<(String, Vec<u8>)> {
+    let owned = |(position, text): &(&str, &str)| {
+        let position = format!("in.jsonl:{position}");
+        (position, text.as_bytes().to_vec())
+    };
+    expected.iter().map(owned).collect()
+}
+
+#[tokio::test]
+async fn a_list_and_events_over_several_lines_are_read_as_what_they_are() {
+    for (data, expected) in [
+        (
+            r#"[{"a":1},{"b":[2,"]}"]}]"#,
+            vec![("1[0]", r#"{"a":1}"#), ("1[1]", r#"{"b":[2,"]}"]}"#)],
+        ),
+        (
+            "\n [\n{\"a\":1}\n,\n\n{\"b\":\n2}\n]\n",
+            vec![("3[0]", r#"{"a":1}"#), ("6[1]", "{\"b\":\n2}")],
+        ),
+        (
+            "{\n \"a\": 1\n}\n{\n \"b\": 2\n}",
+            vec![("1", "{\n \"a\": 1\n}"), ("4", "{\n \"b\": 2\n}")],
+        ),
+        (
+            "{\"a\": {},\n \"b\": 2}\n\n{\"c\":3}\n",
+            vec![("1", "{\"a\": {},\n \"b\": 2}"), ("4", "{\"c\":3}")],
+        ),
+        (
+            "[]\n[1]\r\n[\"\\\"]\",[2],null]",
+            vec![
+                ("2[0]", "1"),
+                ("3[0]", "\"\\\"]\""),
+                ("3[1]", "[2]"),
+                ("3[2]", "null"),
+            ],
+        ),
+        ("{}\n[1]\n{\n", vec![("1", "{}"), ("2", "[1]"), ("3", "{")]),
+        (
+            "{\"a\":1,\n{\"b\":2}\n",
+            vec![("1", "{\"a\":1,"), ("2", "{\"b\":2}")],
+        ),
+        (
+            "{\"a\":\"1\n{\"b\":2}\n",
+            vec![("1", "{\"a\":\"1"), ("2", "{\"b\":2}")],
+        ),
+        (" \n \n", vec![]),
+        ("{", vec![("1", "{")]),
+    ] {
+        let source = source(data, 1000);
+        let (read, failure) = read_until_it_fails(&source).await;
+        assert_eq!(read, all(&expected), "{data}");
+        assert_eq!(failure, None, "{data}");
+        assert_eq!(source.progress().num_bytes(), data.len() as u64, "{data}");
+        assert_eq!(
+            source.progress().num_lines(),
+            expected.len() as u64,
+            "{data}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_list_ends_with_its_line_and_all_before_it_is_handed_out() {
+    for (data, num_read, why) in [
+        (
+            "[{\"a\":1},\n{\"b\":2}\n{\"c\":3}]",
+            2,
+            "line 3: a comma is missing",
+        ),
+        ("[{\"a\":1},\n]", 1, "line 2: an event is missing"),
+        ("[,1]", 0, "line 1: an event is missing"),
+        (
+            "[1,\n2",
+            2,
+            "line 2: the list that begins on line 1 has no end",
+        ),
+        (
+            "[1,\n\n{\"a\":\n",
+            1,
+            "line 4: what begins on line 3 has no end",
+        ),
+        (
+            "[1,\n{\"a\n\":2},3]",
+            1,
+            "line 2: a line ends within a string",
+        ),
+        ("[1]\nx", 1, "line 2: here stands neither"),
+    ] {
+        let source = source(data, 1000);
+        let (read, failure) = read_until_it_fails(&source).await;
+        assert_eq!(read.len(), num_read, "{data}");
+        let failure = failure.unwrap_or_default();
+        assert!(failure.contains(why), "{data}: {failure}");
+        assert_eq!(source.progress().failure(), Some(failure));
+    }
+}
+
+#[tokio::test]
+async fn an_element_beyond_the_limit_is_rejected_and_its_neighbours_are_not() {
+    let data = format!(
+        "[{{\"a\":1}}, \"{}\", {{\"b\":2}}]",
+        "x".repeat(2 * READ_BUFFER_BYTES)
+    );
+    let source = source(data, 1000);
+    let messages = read_all(&source, ALL).await;
+    let positions: Vec<_> = messages.iter().map(|m| text(&m.body).0).collect();
+    assert_eq!(
+        positions,
+        ["in.jsonl:1[0]", "in.jsonl:1[1]", "in.jsonl:1[2]"]
+    );
+    let Body::Entry(entry) = &messages[1].body else {
+        panic!("the long one was not rejected");
+    };
+    let Content::Rejected(rejection) = &entry.content else {
+        panic!("the long one was not rejected");
+    };
+    let expected = format!("the event has {} bytes", 2 * READ_BUFFER_BYTES + 2);
+    assert!(
+        rejection.reason.starts_with(&expected),
+        "{}",
+        rejection.reason
+    );
+    assert_eq!(rejection.raw.len(), 1001);
+}
+
+#[tokio::test]
+async fn a_mark_is_passed_over_and_other_encodings_are_refused_before_anything_is_taken() {
+    for data in [
+        "\u{feff}{\"a\":1}\n",
+        "\u{feff}[{\"a\":1}]",
+        "\u{feff}\n{\n\"a\":1}",
+    ] {
+        let (read, failure) = read_until_it_fails(&source(data, 1000)).await;
+        assert_eq!((read.len(), failure), (1, None), "{data}");
+    }
+    for (mark, encoding) in [("\u{feff}", "UTF-16LE"), ("", "UTF-16LE")] {
+        let text = format!("{mark}{{\"a\":1}}\n{{\"b\":2}}\n");
+        let data: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let (read, failure) = read_until_it_fails(&source(data, 1000)).await;
+        assert_eq!(read, []);
+        let failure = failure.unwrap_or_default();
+        let cure = format!("iconv -f {encoding} -t UTF-8");
+        assert!(
+            failure.contains(&cure) && failure.contains("nothing of it was taken"),
+            "{failure}"
+        );
+    }
+}
+
+/// One byte at a time, as a slow pipe gives them: nothing depends on what one read brings.
+struct ByteByByte(Cursor<Vec<u8>>);
+
+impl Read for ByteByByte {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let one = buffer.len().min(1);
+        self.0.read(&mut buffer[..one])
+    }
+}
+
+fn any_json() -> impl proptest::strategy::Strategy<Value = serde_json::Value> {
+    use proptest::prelude::*;
+    use serde_json::Value;
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<i64>().prop_map(Value::from),
+        r#"[\\"\[\]{},: \nü]{0,8}"#.prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map("[a\"\\[]{1,3}", inner, 0..4)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+proptest::proptest! {
+    /// The same elements in every form that a file of them may have.
+    #[test]
+    fn every_form_holds_the_same_elements(
+        list in proptest::collection::vec(any_json(), 0..6),
+        slowly: bool,
+        marked: bool,
+    ) {
+        use serde_json::Value;
+        // What is no object does not begin an event over several lines.
+        let objects: Vec<Value> = list.iter().map(|value| serde_json::json!({ "value": value })).collect();
+        let pretty = |value: &Value| serde_json::to_string_pretty(value).unwrap() + "\n";
+        let compact = |value: &Value| value.to_string() + "\n";
+        let forms = [
+            (serde_json::to_string(&list).unwrap(), &list),
+            (serde_json::to_string_pretty(&list).unwrap(), &list),
+            (objects.iter().map(pretty).collect(), &objects),
+            (objects.iter().map(compact).collect(), &objects),
+        ];
+        for (text, expected) in forms {
+            let mark = if marked { "\u{feff}" } else { "" };
+            let data = Cursor::new(format!("{mark}{text}").into_bytes());
+            let reader: Box<dyn Read + Send> = if slowly {
+                Box::new(ByteByByte(data))
+            } else {
+                Box::new(data)
+            };
+            let source = FileSource::new(reader, "in.jsonl", 1000).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let (read, failure) = runtime.block_on(read_until_it_fails(&source));
+            proptest::prop_assert_eq!(failure, None);
+            let read: Vec<Value> = read
+                .iter()
+                .map(|(_, text)| serde_json::from_slice(text).unwrap())
+                .collect();
+            proptest::prop_assert_eq!(&read, expected);
+        }
+    }
 }

@@ -83,7 +83,7 @@ impl PongQueue {
                     return Poll::Ready(Ok(Some(data)));
                 }
                 Waiting::Event(commit) => match Pin::new(commit).poll(cx) {
-                    Poll::Ready(Ok(())) => {
+                    Poll::Ready(Ok(_)) => {
                         self.queue.pop_front();
                         changed = true;
                     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use actix_web::error::PayloadError;
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CONTENT_ENCODING, RETRY_AFTER};
+use actix_web::http::header::{CONTENT_ENCODING, HeaderName, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::delivery::{Content, Entry};
+use crate::source::encoding::{self, Encoding};
 use crate::source::intake::{NotCommitted, SubmitError};
 
 use super::list::{self, ListError};
@@ -25,13 +26,19 @@ const RETRY_SOON: u64 = 1;
 /// The store or the service is away: its return takes longer than a batch.
 const RETRY_LATER: u64 = 5;
 
+/// How many events of the list are dead letters, where it is any.
+const DEAD_LETTERS: HeaderName = HeaderName::from_static("event-persister-dead-letters");
+/// How many events of the list are older than retention keeps, where it is any.
+const OLDER_THAN_RETENTION: HeaderName =
+    HeaderName::from_static("event-persister-older-than-retention");
+
 pub(super) async fn create(
     request: HttpRequest,
     body: web::Payload,
     shared: web::Data<Shared>,
 ) -> HttpResponse {
     match take(&request, body, shared.into_inner()).await {
-        Ok(()) => HttpResponse::NoContent().finish(),
+        Ok(taken) => taken.respond(),
         Err(refusal) => refusal.respond(),
     }
 }
@@ -40,12 +47,12 @@ async fn take(
     request: &HttpRequest,
     body: web::Payload,
     shared: Arc<Shared>,
-) -> Result<(), Refusal> {
+) -> Result<Taken, Refusal> {
     admit(request, &shared)?;
     let body = read(request, body, &shared).await?;
     let timeout = shared.settings.request_timeout;
     let intake = shared.intake.clone();
-    let entries = if body.data.len() > MAX_INLINE_BYTES {
+    let list = if body.data.len() > MAX_INLINE_BYTES {
         // The body goes along, and its bytes of the budget with it.
         web::block(move || shared.entries(&body.data))
             .await
@@ -53,19 +60,44 @@ async fn take(
     } else {
         shared.entries(&body.data)?
     };
-    let commit = intake.submit(entries).map_err(|error| match error {
+    let commit = intake.submit(list.entries).map_err(|error| match error {
         SubmitError::Full => Refusal::busy(error, RETRY_SOON),
         SubmitError::TooLarge => Refusal::TooLarge(error.to_string()),
         SubmitError::Closed => Refusal::busy(error, RETRY_LATER),
     })?;
     match tokio::time::timeout(timeout, commit).await {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(committed)) => Ok(Taken {
+            dead_letters: committed.dead_letters,
+            older_than_retention: list.older_than_retention,
+        }),
         Ok(Err(not_committed @ NotCommitted)) => Err(Refusal::busy(not_committed, RETRY_LATER)),
         Err(_elapsed) => Err(Refusal::busy(
             "the events are taken but not yet stored, since the store is slow or away; send them \
              again to learn when they are",
             RETRY_LATER,
         )),
+    }
+}
+
+/// Every event of a list is durable. Prefect's client knows no other answer than 204, so what else there
+/// is to tell is told in headers.
+struct Taken {
+    dead_letters: usize,
+    older_than_retention: usize,
+}
+
+impl Taken {
+    fn respond(&self) -> HttpResponse {
+        let mut response = HttpResponse::NoContent();
+        for (name, number) in [
+            (DEAD_LETTERS, self.dead_letters),
+            (OLDER_THAN_RETENTION, self.older_than_retention),
+        ] {
+            if number > 0 {
+                response.insert_header((name, number));
+            }
+        }
+        response.finish()
     }
 }
 
@@ -155,17 +187,46 @@ fn reserve(budget: &Arc<Semaphore>, num: usize) -> Result<OwnedSemaphorePermit, 
         .map_err(|_| Refusal::busy("too many large requests at once", RETRY_SOON))
 }
 
+/// The events of a body.
+struct List {
+    entries: Vec<Entry>,
+    older_than_retention: usize,
+}
+
 impl Shared {
+    /// The text of a body, which may be in any encoding of Unicode that JSON ever had, as in Prefect's
+    /// server.
+    fn text(&self, body: &Bytes) -> Result<(ByteString, Option<OwnedSemaphorePermit>), Refusal> {
+        let (encoding, mark) = encoding::detect(body);
+        let wrong = || Refusal::NotJson(format!("the body is not {}", encoding.name()));
+        let body = body.slice(mark..);
+        if encoding == Encoding::Utf8 {
+            let text = ByteString::try_from(body).map_err(|_| wrong())?;
+            return Ok((text, None));
+        }
+        let decoded = reserve(&self.buffered, encoding.longest(body.len()))?;
+        let text = encoding.decode(&body).ok_or_else(wrong)?;
+        Ok((ByteString::from(text), Some(decoded)))
+    }
+
     /// Every event of a body, or all that is wrong with it.
-    fn entries(&self, body: &Bytes) -> Result<Vec<Entry>, Refusal> {
-        let text = ByteString::try_from(body.clone())
-            .map_err(|_| Refusal::NotJson("the body is not UTF-8".to_owned()))?;
+    fn entries(&self, body: &Bytes) -> Result<List, Refusal> {
+        let (text, _decoded) = self.text(body)?;
+        let now = self.clock.now();
+        let mut older_than_retention = 0;
         let elements = list::split(&text, self.intake.max_events())?;
         let mut entries = Vec::with_capacity(elements.len());
         let mut invalid = Vec::new();
         for (index, element) in elements.into_iter().enumerate() {
             match self.parse(cut(&text, element)) {
-                Ok(event) => entries.push(self.entry(&self.post, Content::Event(event))),
+                Ok(event) => {
+                    let retention = self.settings.retention.as_ref();
+                    if retention.is_some_and(|kept| kept.is_over(event.occurred, &event.event, now))
+                    {
+                        older_than_retention += 1;
+                    }
+                    entries.push(self.entry(&self.post, Content::Event(event)));
+                }
                 Err(error) => {
                     if list::syntax_error(element).is_some() {
                         let what = format!("the body is not JSON (in the event at index {index})");
@@ -179,7 +240,10 @@ impl Shared {
             }
         }
         if invalid.is_empty() {
-            Ok(entries)
+            Ok(List {
+                entries,
+                older_than_retention,
+            })
         } else {
             Err(Refusal::Invalid(invalid))
         }

@@ -13,15 +13,22 @@ use tokio::sync::oneshot;
 #[error("the service stopped before the events were stored; send them again once it is back")]
 pub struct NotCommitted;
 
+/// Every entry of a submission is durable.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// How many of them are dead letters: the database refused them, and they are no rows of `events`.
+    pub dead_letters: usize,
+}
+
 /// Resolves when every entry of a submission is durable.
 ///
 /// Dropping it withdraws nothing.
 #[derive(Debug)]
 #[must_use = "entries are durable only once this resolves"]
-pub struct Commit(oneshot::Receiver<()>);
+pub struct Commit(oneshot::Receiver<Committed>);
 
 impl Future for Commit {
-    type Output = Result<(), NotCommitted>;
+    type Output = Result<Committed, NotCommitted>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.0)
@@ -33,7 +40,8 @@ impl Future for Commit {
 /// One submission: how many of its entries are not yet durable, and whom to tell.
 pub(super) struct Waiter {
     remaining: AtomicUsize,
-    done: Mutex<Option<oneshot::Sender<()>>>,
+    dead_letters: AtomicUsize,
+    done: Mutex<Option<oneshot::Sender<Committed>>>,
 }
 
 impl Waiter {
@@ -41,6 +49,7 @@ impl Waiter {
         let (sender, receiver) = oneshot::channel();
         let waiter = Self {
             remaining: AtomicUsize::new(num_entries),
+            dead_letters: AtomicUsize::new(0),
             done: Mutex::new(Some(sender)),
         };
         if num_entries == 0 {
@@ -49,7 +58,11 @@ impl Waiter {
         (Commit(receiver), Arc::new(waiter))
     }
 
-    pub(super) fn one_is_durable(&self) {
+    /// One of the entries is durable, as an event or as a dead letter.
+    pub(super) fn one_is_durable(&self, is_dead_letter: bool) {
+        if is_dead_letter {
+            self.dead_letters.fetch_add(1, Ordering::AcqRel);
+        }
         if self.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.tell();
         }
@@ -59,7 +72,8 @@ impl Waiter {
         let sender = self.lock().take();
         if let Some(sender) = sender {
             // Whoever waited may have gone: then nobody needs to know.
-            sender.send(()).unwrap_or(());
+            let dead_letters = self.dead_letters.load(Ordering::Acquire);
+            sender.send(Committed { dead_letters }).ok();
         }
     }
 
@@ -67,7 +81,7 @@ impl Waiter {
         self.lock().as_ref().is_none_or(oneshot::Sender::is_closed)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<oneshot::Sender<()>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<oneshot::Sender<Committed>>> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

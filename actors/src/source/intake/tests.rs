@@ -88,15 +88,29 @@ fn commits_only_after_every_entry_is_acknowledged() {
         "acknowledging twice counts once"
     );
     acknowledge(&source, &receipts(&chunk)[1..]);
-    assert_eq!((&mut commit).now_or_never(), Some(Ok(())));
+    assert_eq!((&mut commit).now_or_never(), Some(Ok(Committed::default())));
     assert_eq!(intake.held(), Held::default());
+}
+
+/// Each one who waits is told of their own, those who joined included.
+#[test]
+fn a_commit_tells_how_many_became_dead_letters() {
+    let (source, intake) = intake(10, 100);
+    let list = intake.submit(vec![event(1, "a"), event(2, "b")]).unwrap();
+    let joined = intake.submit(vec![event(2, "b")]).unwrap();
+    let other = intake.submit(vec![event(3, "c")]).unwrap();
+    let read = receipts(&read(&source, ALL).unwrap());
+    source.note_dead_letters(&read[1..2]);
+    acknowledge(&source, &read);
+    let dead_letters = |commit: Commit| commit.now_or_never().unwrap().unwrap().dead_letters;
+    assert_eq!([list, joined, other].map(dead_letters), [1, 1, 0]);
 }
 
 #[test]
 fn nothing_to_commit_is_committed() {
     let (_source, intake) = intake(10, 1000);
     let commit = intake.submit(Vec::new()).unwrap();
-    assert_eq!(commit.now_or_never(), Some(Ok(())));
+    assert_eq!(commit.now_or_never(), Some(Ok(Committed::default())));
 }
 
 #[test]
@@ -115,7 +129,7 @@ fn admits_all_or_none() {
     let too_many = (10..14).map(|id| event(id, "a")).collect();
     assert_eq!(intake.submit(too_many).unwrap_err(), SubmitError::TooLarge);
     acknowledge(&source, &receipts(&read(&source, ALL).unwrap()));
-    assert_eq!(first.now_or_never(), Some(Ok(())));
+    assert_eq!(first.now_or_never(), Some(Ok(Committed::default())));
     assert!(
         intake
             .submit(vec![event(3, "c"), event(4, "d"), event(5, "e")])
@@ -132,7 +146,7 @@ fn an_entry_larger_than_the_intake_comes_alone() {
         SubmitError::Full
     );
     acknowledge(&source, &receipts(&read(&source, ALL).unwrap()));
-    assert_eq!(small.now_or_never(), Some(Ok(())));
+    assert_eq!(small.now_or_never(), Some(Ok(Committed::default())));
     let _large = intake.submit(vec![event(2, "123456")]).unwrap();
     assert_eq!(
         intake.submit(vec![event(3, "a")]).unwrap_err(),
@@ -165,7 +179,7 @@ fn the_same_message_joins_the_one_that_waits() {
     let late = intake.submit(vec![event(1, "a")]).unwrap();
     acknowledge(&source, &receipts(&chunk));
     for commit in [first, letter, again, waited, late] {
-        assert_eq!(commit.now_or_never(), Some(Ok(())));
+        assert_eq!(commit.now_or_never(), Some(Ok(Committed::default())));
     }
     let anew = intake.submit(vec![event(1, "a")]).unwrap();
     assert_eq!(anew.now_or_never(), None, "what is durable is not joined");
@@ -178,10 +192,10 @@ fn another_text_with_the_same_id_stands_for_itself() {
     let mut second = intake.submit(vec![event(1, "b")]).unwrap();
     let chunk = read(&source, ALL).unwrap();
     acknowledge(&source, &receipts(&chunk)[..1]);
-    assert_eq!(first.now_or_never(), Some(Ok(())));
+    assert_eq!(first.now_or_never(), Some(Ok(Committed::default())));
     assert_eq!((&mut second).now_or_never(), None);
     acknowledge(&source, &receipts(&chunk)[1..]);
-    assert_eq!(second.now_or_never(), Some(Ok(())));
+    assert_eq!(second.now_or_never(), Some(Ok(Committed::default())));
 }
 
 #[test]
@@ -192,7 +206,7 @@ fn another_text_earlier_in_the_same_list_does_not_hide_what_waits() {
     let chunk = read(&source, ALL).unwrap();
     assert_eq!(chunk.messages.len(), 2);
     acknowledge(&source, &receipts(&chunk));
-    assert_eq!(second.now_or_never(), Some(Ok(())));
+    assert_eq!(second.now_or_never(), Some(Ok(Committed::default())));
 }
 
 #[test]
@@ -258,7 +272,7 @@ async fn draining_takes_nothing_more_and_commits_what_is_inside() {
     let chunk = source.read(ALL).await.unwrap();
     assert_eq!((chunk.messages.len(), chunk.more), (1, More::Ended));
     acknowledge(&source, &receipts(&chunk));
-    assert_eq!(commit.await, Ok(()));
+    assert_eq!(commit.await, Ok(Committed::default()));
     source.rewind().await.unwrap();
     let chunk = source.read(ALL).await.unwrap();
     assert_eq!((chunk.messages.len(), chunk.more), (0, More::Ended));
@@ -529,7 +543,10 @@ impl Model {
         let held = &self.held;
         self.commits.retain_mut(|(commit, waits_for)| {
             let durable = waits_for.iter().all(|receipt| !held.contains_key(receipt));
-            assert_eq!(commit.now_or_never(), durable.then_some(Ok(())));
+            assert_eq!(
+                commit.now_or_never(),
+                durable.then_some(Ok(Committed::default()))
+            );
             !durable
         });
     }

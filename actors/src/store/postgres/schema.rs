@@ -32,6 +32,7 @@ diesel::table! {
     events (id) {
         occurred -> Timestamptz,
         event -> Text,
+        updated -> Timestamptz,
         id -> Uuid,
     }
 }

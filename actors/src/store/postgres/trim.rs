@@ -102,7 +102,7 @@ impl Candidate {
 }
 
 /// The cutoffs by the slower of two clocks: ours, by which they were made, and the server's.
-struct Bounds {
+pub(super) struct Bounds {
     default: PgTimestamp,
     /// The names that are kept longer or shorter.
     names: Vec<String>,
@@ -111,7 +111,7 @@ struct Bounds {
 }
 
 impl Bounds {
-    fn new(cutoffs: &Cutoffs, ahead: i64) -> Self {
+    pub(super) fn new(cutoffs: &Cutoffs, ahead: i64) -> Self {
         let bound = |cutoff: &DateTime<Utc>| PgTimestamp(Moment::new(*cutoff).0 - ahead);
         let overrides = cutoffs.different_overrides();
         let (names, bounds) = overrides
@@ -124,7 +124,11 @@ impl Bounds {
         }
     }
 
-    fn overrides(&self) -> impl Iterator<Item = (&String, PgTimestamp)> {
+    pub(super) fn default(&self) -> PgTimestamp {
+        self.default
+    }
+
+    pub(super) fn overrides(&self) -> impl Iterator<Item = (&String, PgTimestamp)> {
         self.names.iter().zip(self.cutoffs.iter().copied())
     }
 
@@ -158,7 +162,7 @@ async fn take_turn(connection: &mut Connection) -> Result<Option<PgTimestamp>, F
 }
 
 /// How far our clock is ahead of the server's, in microseconds.
-fn ahead(now: DateTime<Utc>, server_now: PgTimestamp) -> i64 {
+pub(super) fn ahead(now: DateTime<Utc>, server_now: PgTimestamp) -> i64 {
     (Moment::new(now).0 - server_now.0).max(0)
 }
 

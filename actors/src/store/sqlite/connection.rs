@@ -40,6 +40,8 @@ pub(super) enum Missing {
     Create,
     /// That is an error.
     Refuse,
+    /// The same: Prefect's migrations are to make it.
+    Await,
 }
 
 /// A connection with our settings.
@@ -275,13 +277,18 @@ fn inspect_path(path: &Path, missing: Missing) -> Result<(), StoreError> {
                      it, or correct the path",
                     directory.display()
                 ))
-            } else if missing == Missing::Refuse {
-                unavailable(format!(
-                    "there is no SQLite database {shown}: waiting for Prefect's migrations; for a \
-                     database without Prefect run `event-persister migrate`"
-                ))
             } else {
-                Ok(())
+                match missing {
+                    Missing::Create => Ok(()),
+                    Missing::Refuse => unavailable(format!(
+                        "there is no SQLite database {shown}: correct the path, or let \
+                         `event-persister migrate` make it"
+                    )),
+                    Missing::Await => unavailable(format!(
+                        "there is no SQLite database {shown}: waiting for Prefect's migrations; for a \
+                         database without Prefect run `event-persister migrate`"
+                    )),
+                }
             }
         }
         // Whatever it is, SQLite will say so too.
@@ -302,7 +309,7 @@ fn uri(path: &Path, missing: Missing) -> String {
     }
     uri.push_str(match missing {
         Missing::Create => "?mode=rwc",
-        Missing::Refuse => "?mode=rw",
+        Missing::Refuse | Missing::Await => "?mode=rw",
     });
     uri
 }

@@ -23,7 +23,11 @@ pub(super) fn inspect(place: &Place, create: CreateSchema) -> Vec<Finding> {
         findings.push(Finding::ok("sqlite.file", what));
         return findings;
     }
-    match Connection::open(place, Missing::Refuse) {
+    let missing = match create {
+        CreateSchema::OwnOnly => Missing::Await,
+        CreateSchema::Everything | CreateSchema::Nothing => Missing::Refuse,
+    };
+    match Connection::open(place, missing) {
         Ok(mut connection) => {
             let what = path.display().to_string();
             findings.push(Finding::ok("sqlite.file", what));
@@ -43,7 +47,7 @@ fn resolved(path: &Path) -> PathBuf {
 
 fn look_inside(connection: &mut Connection, create: CreateSchema, findings: &mut Vec<Finding>) {
     findings.push(lock(connection));
-    let shape = schema::check(connection, CreateSchema::Nothing);
+    let shape = schema::look(connection, create == CreateSchema::OwnOnly);
     findings.push(match shape {
         Ok(()) => Finding::ok(
             "sqlite.schema",

@@ -293,18 +293,40 @@ pub(super) fn prefect_revision(connection: &mut Connection) -> Result<Option<Str
 
 /// Whether every column that is written is there, and no other must be written.
 pub(super) fn check(connection: &mut Connection, create: CreateSchema) -> Result<(), Failure> {
+    let is_prefects = create == CreateSchema::OwnOnly;
+    check_tables(connection, create == CreateSchema::Nothing, is_prefects)
+}
+
+/// The same for somebody who makes nothing, in a database that is Prefect's or is not.
+pub(super) fn look(connection: &mut Connection, is_prefects: bool) -> Result<(), Failure> {
+    check_tables(connection, true, is_prefects)
+}
+
+fn check_tables(
+    connection: &mut Connection,
+    only_looks: bool,
+    is_prefects: bool,
+) -> Result<(), Failure> {
     let found = connection.run(Found::in_database)?;
+    let is_prefects = is_prefects || found.has("alembic_version");
     for (table, written) in WRITTEN {
         let is_own = table.starts_with("event_persister_");
-        if is_own && !found.has(table) && create == CreateSchema::Nothing {
+        if is_own && !found.has(table) && only_looks {
             continue;
         }
         if !found.has(table) {
             let path = connection.path();
-            return Err(Failure::Unfit(format!(
-                "the SQLite database {path} has no table {table}: waiting for Prefect's migrations; \
-                 for a database without Prefect run `event-persister migrate`"
-            )));
+            return Err(Failure::Unfit(if is_prefects {
+                format!(
+                    "the SQLite database {path} has no table {table}: waiting for Prefect's \
+                     migrations; for a database without Prefect run `event-persister migrate`"
+                )
+            } else {
+                format!(
+                    "the SQLite database {path} has no table {table}: `event-persister migrate` makes \
+                     those that are missing"
+                )
+            }));
         }
         let columns: Vec<Column> = connection.run(|connection| {
             sql_query(
@@ -321,8 +343,12 @@ pub(super) fn check(connection: &mut Connection, create: CreateSchema) -> Result
         {
             return Err(Failure::Unfit(format!(
                 "the table {table} of the SQLite database {path} has no column {missing}: bring the \
-                 schema up to date, with Prefect's migrations where the database is Prefect's, else \
-                 with `event-persister migrate`"
+                 schema up to date, with {}",
+                if is_prefects {
+                    "Prefect's migrations"
+                } else {
+                    "`event-persister migrate`"
+                }
             )));
         }
         if let Some(unknown) = columns

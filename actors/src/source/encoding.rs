@@ -1,0 +1,167 @@
+//! In which encoding a JSON text comes, and the text without its mark.
+//!
+//! Told by the first bytes alone, in the way of Python's `json.loads`, which is how Prefect's server
+//! reads a body: a byte-order mark, or the zeros that the first two characters of any JSON text, being
+//! ASCII, have in an encoding of wider units.
+
+/// An encoding of Unicode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Utf8,
+    Utf16(Endian),
+    Utf32(Endian),
+}
+
+/// Which byte of a unit comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Endian {
+    Little,
+    Big,
+}
+
+/// So many bytes are enough to tell.
+#[cfg(feature = "file")]
+pub(super) const ENOUGH: usize = 4;
+
+/// The encoding of a text that begins so, and the length of its byte-order mark.
+pub(super) fn detect(beginning: &[u8]) -> (Encoding, usize) {
+    use Encoding::{Utf8, Utf16, Utf32};
+    use Endian::{Big, Little};
+    match beginning {
+        [0, 0, 0xFE, 0xFF, ..] => (Utf32(Big), 4),
+        [0xFF, 0xFE, 0, 0, ..] => (Utf32(Little), 4),
+        [0xFE, 0xFF, ..] => (Utf16(Big), 2),
+        [0xFF, 0xFE, ..] => (Utf16(Little), 2),
+        [0xEF, 0xBB, 0xBF, ..] => (Utf8, 3),
+        [0, 0, _, _, ..] => (Utf32(Big), 0),
+        [0, _, _, _, ..] | [0, _] => (Utf16(Big), 0),
+        [_, 0, 0, 0, ..] => (Utf32(Little), 0),
+        [_, 0, _, _, ..] | [_, 0] => (Utf16(Little), 0),
+        _ => (Utf8, 0),
+    }
+}
+
+impl Encoding {
+    /// As `iconv` calls it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Utf8 => "UTF-8",
+            Self::Utf16(Endian::Little) => "UTF-16LE",
+            Self::Utf16(Endian::Big) => "UTF-16BE",
+            Self::Utf32(Endian::Little) => "UTF-32LE",
+            Self::Utf32(Endian::Big) => "UTF-32BE",
+        }
+    }
+
+    /// The text behind the mark; `None` if it is not in this encoding.
+    #[cfg(feature = "http")]
+    pub(super) fn decode(self, bytes: &[u8]) -> Option<String> {
+        match self {
+            Self::Utf8 => std::str::from_utf8(bytes).ok().map(str::to_owned),
+            Self::Utf16(endian) => {
+                let units = bytes.chunks_exact(2);
+                if !units.remainder().is_empty() {
+                    return None;
+                }
+                let units = units.map(|unit| match (endian, unit) {
+                    (Endian::Little, &[low, high]) | (Endian::Big, &[high, low]) => {
+                        u16::from_be_bytes([high, low])
+                    }
+                    _ => 0xD800,
+                });
+                char::decode_utf16(units).collect::<Result<_, _>>().ok()
+            }
+            Self::Utf32(endian) => {
+                let units = bytes.chunks_exact(4);
+                if !units.remainder().is_empty() {
+                    return None;
+                }
+                let characters = units.map(|unit| {
+                    let unit = <[u8; 4]>::try_from(unit).ok()?;
+                    char::from_u32(match endian {
+                        Endian::Little => u32::from_le_bytes(unit),
+                        Endian::Big => u32::from_be_bytes(unit),
+                    })
+                });
+                characters.collect()
+            }
+        }
+    }
+
+    /// How many bytes a text has at most once it is UTF-8.
+    #[cfg(feature = "http")]
+    pub(super) fn longest(self, num_bytes: usize) -> usize {
+        match self {
+            Self::Utf16(_) => num_bytes.saturating_add(num_bytes / 2),
+            Self::Utf8 | Self::Utf32(_) => num_bytes,
+        }
+    }
+}
+
+#[cfg(all(test, feature = "http"))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const WIDE: [Encoding; 4] = [
+        Encoding::Utf16(Endian::Little),
+        Encoding::Utf16(Endian::Big),
+        Encoding::Utf32(Endian::Little),
+        Encoding::Utf32(Endian::Big),
+    ];
+
+    fn encode(encoding: Encoding, text: &str) -> Vec<u8> {
+        match encoding {
+            Encoding::Utf8 => text.as_bytes().to_vec(),
+            Encoding::Utf16(endian) => text
+                .encode_utf16()
+                .flat_map(|unit| match endian {
+                    Endian::Little => unit.to_le_bytes(),
+                    Endian::Big => unit.to_be_bytes(),
+                })
+                .collect(),
+            Encoding::Utf32(endian) => text
+                .chars()
+                .flat_map(|character| match endian {
+                    Endian::Little => u32::from(character).to_le_bytes(),
+                    Endian::Big => u32::from(character).to_be_bytes(),
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn half_a_unit_and_half_a_pair_are_no_text() {
+        for encoding in WIDE {
+            let mut bytes = encode(encoding, "[]");
+            bytes.push(b' ');
+            assert_eq!(encoding.decode(&bytes), None, "{encoding:?}");
+        }
+        assert_eq!(WIDE[0].decode(&[b'[', 0, 0, 0xD8]), None);
+        assert_eq!(Encoding::Utf8.decode(b"[\xff]"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn tells_every_encoding_of_a_list(rest in ".{0,20}", marked in any::<bool>()) {
+            let text = format!("[{{{rest}");
+            for encoding in WIDE.into_iter().chain([Encoding::Utf8]) {
+                let mut bytes = if marked { encode(encoding, "\u{feff}") } else { Vec::new() };
+                let mark = bytes.len();
+                bytes.extend(encode(encoding, &text));
+                prop_assert_eq!(detect(&bytes), (encoding, mark));
+                let decoded = encoding.decode(&bytes[mark..]);
+                prop_assert_eq!(decoded.as_deref(), Some(text.as_str()));
+                prop_assert!(text.len() <= encoding.longest(bytes.len() - mark));
+            }
+        }
+
+        #[test]
+        fn never_panics(bytes in prop::collection::vec(any::<u8>(), 0..12)) {
+            let (encoding, mark) = detect(&bytes);
+            let decoded = encoding.decode(&bytes[mark..]);
+            prop_assert!(decoded.is_none_or(|text| text.len() <= encoding.longest(bytes.len())));
+        }
+    }
+}

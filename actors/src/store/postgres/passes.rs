@@ -1,0 +1,180 @@
+//! When the last retention pass was made, and what was there then.
+//!
+//! The table is made by the first one that is noted, and not by a migration: nothing but a pass needs it,
+//! and a role that may make no tables trims all the same. Its passes are remembered by the process alone.
+
+use chrono::{DateTime, Utc};
+use diesel::data_types::PgTimestamp;
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Bool, Nullable, Timestamptz};
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
+
+use super::PostgresStore;
+use super::columns::Moment;
+use super::connection::Connection;
+use super::failure::Failure;
+use super::schema::events;
+use super::trim::{Bounds, ahead};
+use crate::store::{Cutoffs, Held, LastPass, StoreError};
+
+#[derive(QueryableByName)]
+struct Found {
+    #[diesel(sql_type = Timestamptz)]
+    now: PgTimestamp,
+    #[diesel(sql_type = Bool)]
+    is_there: bool,
+    #[diesel(sql_type = Bool)]
+    may_write: bool,
+    #[diesel(sql_type = Bool)]
+    may_make: bool,
+}
+
+const FIND: &str = "SELECT clock_timestamp() AS now, \
+    coalesce(has_table_privilege(ours, 'SELECT'), false) AS is_there, \
+    coalesce(has_table_privilege(ours, 'INSERT') AND has_table_privilege(ours, 'UPDATE'), false) \
+        AS may_write, \
+    ours IS NULL AND coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) AS may_make \
+    FROM (SELECT to_regclass('event_persister_retention')::oid AS ours) AS found";
+
+/// One row.
+const MAKE: &str = "CREATE TABLE IF NOT EXISTS event_persister_retention (\
+    one boolean PRIMARY KEY DEFAULT true CHECK (one), last_pass timestamp with time zone NOT NULL)";
+
+const NOTE: &str = "INSERT INTO event_persister_retention (last_pass) VALUES ($1) \
+    ON CONFLICT (one) DO UPDATE SET last_pass = excluded.last_pass";
+
+const READ: &str = "SELECT max(last_pass) AS at FROM event_persister_retention";
+
+/// When the newest event was stored of those that were there before, or when it occurred, by whichever
+/// clock: events of other machines tell what the time is, where nobody has stored any for a while.
+const NEWEST: &str = "SELECT greatest((SELECT max(updated) FROM events WHERE updated < $1), \
+    (SELECT max(occurred) FROM events WHERE occurred <= $2)) AS at";
+
+#[derive(QueryableByName)]
+struct At {
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    at: Option<PgTimestamp>,
+}
+
+impl PostgresStore {
+    pub(super) async fn read_last_pass(
+        &self,
+        before: DateTime<Utc>,
+    ) -> Result<LastPass, StoreError> {
+        let read = async |connection: &mut Connection| {
+            connection.begin().await?;
+            let found: Found = sql_query(FIND).get_result(&mut connection.pg).await?;
+            let now = PgTimestamp(found.now.0.min(Moment::new(self.clock.now()).0));
+            let mut noted: Option<PgTimestamp> = None;
+            if found.is_there {
+                let row: At = sql_query(READ).get_result(&mut connection.pg).await?;
+                noted = row.at;
+            }
+            let mut at = noted;
+            if at.is_none() {
+                let row: At = sql_query(NEWEST)
+                    .bind::<Timestamptz, _>(PgTimestamp(Moment::new(before).0))
+                    .bind::<Timestamptz, _>(now)
+                    .get_result(&mut connection.pg)
+                    .await?;
+                at = row.at;
+            }
+            connection.commit().await?;
+            Ok(LastPass {
+                now: moment(now).unwrap_or_else(|| self.clock.now()),
+                at: at.and_then(moment),
+                is_noted: noted.is_some(),
+            })
+        };
+        self.with_connection("read", self.limit(), read).await
+    }
+
+    pub(super) async fn write_last_pass(&self, at: DateTime<Utc>) -> Result<(), StoreError> {
+        let at = PgTimestamp(Moment::new(at).0);
+        let write = async |connection: &mut Connection| {
+            connection.begin().await?;
+            let found: Found = sql_query(FIND).get_result(&mut connection.pg).await?;
+            if found.may_make {
+                connection.pg.batch_execute(MAKE).await?;
+            }
+            if found.may_make || found.may_write {
+                let note = sql_query(NOTE).bind::<Timestamptz, _>(at);
+                note.execute(&mut connection.pg).await?;
+            }
+            connection.commit().await
+        };
+        self.with_connection("note a retention pass in", self.limit(), write)
+            .await
+    }
+
+    pub(super) async fn count_held_until(
+        &self,
+        cutoffs: &Cutoffs,
+        until: DateTime<Utc>,
+    ) -> Result<Held, StoreError> {
+        let until = PgTimestamp(Moment::new(until).0);
+        let count = async |connection: &mut Connection| {
+            connection.begin_snapshot().await?;
+            let found: Found = sql_query(FIND).get_result(&mut connection.pg).await?;
+            let bounds = Bounds::new(cutoffs, ahead(self.clock.now(), found.now));
+            let earlier = events::table.filter(events::updated.le(until));
+            let num_events: i64 = earlier.count().get_result(&mut connection.pg).await?;
+            // From the indexes: all that has expired, without what was stored later.
+            let expired = num_expired(connection, &bounds, None).await?;
+            let later = num_expired(connection, &bounds, Some(until)).await?;
+            connection.commit().await?;
+            Ok(Held::of(num_events, expired - later))
+        };
+        self.with_connection("read", None, count).await
+    }
+}
+
+fn moment(at: PgTimestamp) -> Option<DateTime<Utc>> {
+    const EPOCH_MICROS: i64 = 946_684_800_000_000;
+    DateTime::from_timestamp_micros(at.0.checked_add(EPOCH_MICROS)?)
+}
+
+/// How many events are expired, or how many of those that were stored after a moment.
+async fn num_expired(
+    connection: &mut Connection,
+    bounds: &Bounds,
+    after: Option<PgTimestamp>,
+) -> Result<i64, Failure> {
+    let mut expired = count(connection, None, bounds.default(), after).await?;
+    for (name, cutoff) in bounds.overrides() {
+        expired += count(connection, Some(name), cutoff, after).await?;
+        expired -= count(connection, Some(name), bounds.default(), after).await?;
+    }
+    Ok(expired)
+}
+
+const COUNT: &str = "SELECT count(*) AS number FROM events WHERE occurred < $1";
+
+async fn count(
+    connection: &mut Connection,
+    name: Option<&str>,
+    cutoff: PgTimestamp,
+    after: Option<PgTimestamp>,
+) -> Result<i64, Failure> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = BigInt)]
+        number: i64,
+    }
+    let mut query = sql_query(COUNT).into_boxed().bind::<Timestamptz, _>(cutoff);
+    let mut next = 2;
+    if let Some(name) = name {
+        query = query
+            .sql(format!(" AND event = ${next}"))
+            .bind::<diesel::sql_types::Text, _>(name);
+        next += 1;
+    }
+    if let Some(after) = after {
+        query = query
+            .sql(format!(" AND updated > ${next}"))
+            .bind::<Timestamptz, _>(after);
+    }
+    let row: Row = query.get_result(&mut connection.pg).await?;
+    Ok(row.number)
+}

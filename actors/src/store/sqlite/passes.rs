@@ -1,0 +1,143 @@
+//! When the last retention pass was made, and what was there then.
+//!
+//! The table is made by the first one that is noted, and not by a migration: nothing but a pass needs it.
+
+use chrono::{DateTime, Utc};
+use diesel::dsl::max;
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{Bool, Text};
+
+use super::SqliteStore;
+use super::connection::{Connection, Failure};
+use super::schema::events;
+use super::text::{read_timestamp, timestamp_bound};
+use crate::store::{Cutoffs, Held, LastPass, StoreError};
+
+const IS_THERE: &str = "SELECT EXISTS (SELECT 1 FROM sqlite_master \
+    WHERE type = 'table' AND name = 'event_persister_retention') AS is_there";
+
+/// One row.
+const MAKE: &str = "CREATE TABLE IF NOT EXISTS event_persister_retention (\
+    one INTEGER PRIMARY KEY NOT NULL CHECK (one = 1), last_pass DATETIME NOT NULL)";
+
+const NOTE: &str = "INSERT INTO event_persister_retention (one, last_pass) VALUES (1, ?) \
+    ON CONFLICT (one) DO UPDATE SET last_pass = excluded.last_pass";
+
+#[derive(QueryableByName)]
+struct IsThere {
+    #[diesel(sql_type = Bool)]
+    is_there: bool,
+}
+
+#[derive(QueryableByName)]
+struct Noted {
+    #[diesel(sql_type = Text)]
+    last_pass: String,
+}
+
+impl SqliteStore {
+    pub(super) async fn read_last_pass(
+        &self,
+        before: DateTime<Utc>,
+    ) -> Result<LastPass, StoreError> {
+        let now = self.shared.clock.now();
+        self.with_writer("read", move |connection| {
+            let noted = noted(connection)?;
+            let at = match noted {
+                Some(at) => Some(at),
+                None => newest(connection, before)?,
+            };
+            Ok(LastPass {
+                now,
+                at,
+                is_noted: noted.is_some(),
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn write_last_pass(&self, at: DateTime<Utc>) -> Result<(), StoreError> {
+        self.with_writer("note a retention pass in", move |connection| {
+            connection.begin()?;
+            connection.execute_batch(MAKE)?;
+            connection.run(|connection| {
+                let note = sql_query(NOTE).bind::<Text, _>(timestamp_bound(at));
+                note.execute(connection)
+            })?;
+            connection.commit()
+        })
+        .await
+    }
+
+    pub(super) async fn count_held_until(
+        &self,
+        cutoffs: &Cutoffs,
+        until: DateTime<Utc>,
+    ) -> Result<Held, StoreError> {
+        let cutoffs = cutoffs.clone();
+        // Not in the way of those who write: it may take a while.
+        let counted = self.with_connection("read", move |connection| {
+            let until = timestamp_bound(until);
+            connection.execute_batch("BEGIN")?;
+            let earlier = events::table.filter(events::updated.le(&until));
+            let num_events = connection.run(|connection| earlier.count().get_result(connection))?;
+            // From the indexes: all that has expired, without what was stored later.
+            let expired = num_expired(connection, &cutoffs, None)?;
+            let later = num_expired(connection, &cutoffs, Some(&until))?;
+            connection.commit()?;
+            Ok(Held::of(num_events, expired - later))
+        });
+        let counted = counted.await;
+        drop(self.lock_idle().take());
+        counted
+    }
+}
+
+fn noted(connection: &mut Connection) -> Result<Option<DateTime<Utc>>, Failure> {
+    let row: IsThere = connection.run(|connection| sql_query(IS_THERE).get_result(connection))?;
+    if !row.is_there {
+        return Ok(None);
+    }
+    const READ: &str = "SELECT last_pass FROM event_persister_retention";
+    let rows: Vec<Noted> = connection.run(|connection| sql_query(READ).load(connection))?;
+    Ok((rows.into_iter().next()).and_then(|row| read_timestamp(&row.last_pass)))
+}
+
+/// When the newest event was stored of those that were there before.
+fn newest(
+    connection: &mut Connection,
+    before: DateTime<Utc>,
+) -> Result<Option<DateTime<Utc>>, Failure> {
+    let earlier = events::table.filter(events::updated.lt(timestamp_bound(before)));
+    let newest: Option<String> =
+        connection.run(|connection| earlier.select(max(events::updated)).first(connection))?;
+    Ok(newest.and_then(|text| read_timestamp(&text)))
+}
+
+/// How many events are expired, or how many of those that were stored after a moment.
+fn num_expired(
+    connection: &mut Connection,
+    cutoffs: &Cutoffs,
+    after: Option<&str>,
+) -> Result<i64, Failure> {
+    let default = timestamp_bound(cutoffs.default);
+    let mut count = |name: Option<&str>, cutoff: &str| {
+        let mut query = events::table
+            .filter(events::occurred.lt(cutoff.to_owned()))
+            .count()
+            .into_boxed();
+        if let Some(name) = name {
+            query = query.filter(events::event.eq(name.to_owned()));
+        }
+        if let Some(after) = after {
+            query = query.filter(events::updated.gt(after.to_owned()));
+        }
+        connection.run(|connection| query.get_result::<i64>(connection))
+    };
+    let mut expired = count(None, &default)?;
+    for (name, cutoff) in cutoffs.different_overrides() {
+        expired += count(Some(name), &timestamp_bound(cutoff))? - count(Some(name), &default)?;
+    }
+    Ok(expired)
+}

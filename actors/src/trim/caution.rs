@@ -1,0 +1,69 @@
+//! Whether a retention pass would do what somebody with a wrong clock regrets. No actix here.
+//!
+//! A machine that starts with an absurd clock takes everything for expired, and nothing in its memory
+//! tells otherwise. The database does: it remembers when its last pass was made. A pass that comes more
+//! than a day after that *and* would remove more than half of what was there then waits for a person. So
+//! does the first pass after a long absence: those events would be gone for good, and one command lets
+//! it go on.
+//!
+//! Where no pass is remembered yet, the time at which the newest event was stored stands for it: events
+//! that are old and were stored just now, from a file or by somebody else's persister, wait for nobody.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::retention::HeldBack;
+use crate::store::{Cutoffs, EventStore, LastPass, StoreError};
+
+/// So long may nobody have trimmed, whatever goes then.
+const ABSENCE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What a pass is held against.
+#[derive(Debug, Clone, Copy)]
+pub struct Caution {
+    /// Events that were stored later tell nothing: their times may be of a clock that is wrong.
+    pub began: DateTime<Utc>,
+    /// When this process made a pass, where the database remembers none.
+    pub passed: Option<DateTime<Utc>>,
+    /// How often passes are made.
+    pub every: Duration,
+}
+
+impl Caution {
+    /// Whether so much time has passed that what would go has to be looked at.
+    fn is_long(&self, now: DateTime<Utc>, since: DateTime<Utc>) -> bool {
+        let long = ABSENCE.max(self.every.saturating_mul(2));
+        TimeDelta::from_std(long).is_ok_and(|long| now.signed_duration_since(since) > long)
+    }
+
+    /// Looks whether a pass with these cutoffs has to wait for a person; returns by which clock it goes
+    /// if it need not.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be asked.
+    pub async fn look(
+        &self,
+        store: &dyn EventStore,
+        cutoffs: &Cutoffs,
+    ) -> Result<Result<LastPass, HeldBack>, StoreError> {
+        let last = store.last_pass(self.began).await?;
+        let noted = last.at.filter(|_| last.is_noted);
+        let Some(since) = self.passed.max(noted).or(last.at) else {
+            return Ok(Ok(last));
+        };
+        if !self.is_long(last.now, since) {
+            return Ok(Ok(last));
+        }
+        let held = store.count_held(cutoffs, since).await?;
+        if held.num_expired.saturating_mul(2) <= held.num_events {
+            return Ok(Ok(last));
+        }
+        Ok(Err(HeldBack {
+            now: last.now,
+            since,
+            held,
+        }))
+    }
+}

@@ -1,0 +1,223 @@
+//! Reads through gzip and zstd, which are told by their first bytes.
+//!
+//! Several members or frames behind one another are one text, as for the tools of both formats. What was
+//! cut off is an error that tells how far it went: what comes before is read.
+
+use std::io::{self, BufReader, Cursor, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flate2::bufread::MultiGzDecoder;
+
+/// As much as one system call should bring.
+const BUFFER_BYTES: usize = 128 * 1024;
+
+type Raw = BufReader<io::Chain<Cursor<Vec<u8>>, Counted>>;
+
+/// A reader that may be compressed. Nothing is read before somebody wants to.
+pub(super) struct Unpacked {
+    form: Form,
+    num_raw: Arc<AtomicU64>,
+}
+
+enum Form {
+    Unknown(Option<Counted>),
+    Plain(io::Chain<Cursor<Vec<u8>>, Counted>),
+    Gzip(MultiGzDecoder<Raw>),
+    Zstd(zstd::stream::read::Decoder<'static, Raw>),
+}
+
+/// Counts what is read, for whoever watches.
+struct Counted {
+    reader: Box<dyn Read + Send>,
+    num_bytes: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let num_read = self.reader.read(buffer)?;
+        let num = u64::try_from(num_read).unwrap_or(u64::MAX);
+        self.num_bytes.fetch_add(num, Ordering::Relaxed);
+        Ok(num_read)
+    }
+}
+
+impl Unpacked {
+    pub(super) fn new(reader: Box<dyn Read + Send>) -> Self {
+        let num_raw = Arc::default();
+        let reader = Counted {
+            reader,
+            num_bytes: Arc::clone(&num_raw),
+        };
+        Self {
+            form: Form::Unknown(Some(reader)),
+            num_raw,
+        }
+    }
+
+    /// How many bytes were read, as they stand in the file.
+    pub(super) fn num_raw(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.num_raw)
+    }
+}
+
+/// What the first bytes say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Magic {
+    Gzip,
+    Zstd,
+    None,
+    /// More of them are needed.
+    Open,
+}
+
+fn magic(beginning: &[u8]) -> Magic {
+    match beginning {
+        [0x1F, 0x8B, ..] => Magic::Gzip,
+        // Or a frame to be skipped, which may come first.
+        [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => Magic::Zstd,
+        []
+        | [0x1F | 0x28 | 0x50..=0x5F]
+        | [0x28, 0xB5]
+        | [0x28, 0xB5, 0x2F]
+        | [0x50..=0x5F, 0x2A]
+        | [0x50..=0x5F, 0x2A, 0x4D] => Magic::Open,
+        _ => Magic::None,
+    }
+}
+
+impl Form {
+    fn of(mut reader: Counted) -> io::Result<Self> {
+        let mut beginning = Vec::new();
+        // No more is waited for than is needed to tell.
+        while magic(&beginning) == Magic::Open
+            && (&mut reader).take(1).read_to_end(&mut beginning)? > 0
+        {}
+        let magic = magic(&beginning);
+        let all = Cursor::new(beginning).chain(reader);
+        Ok(match magic {
+            Magic::None | Magic::Open => Self::Plain(all),
+            Magic::Gzip => {
+                let buffered = BufReader::with_capacity(BUFFER_BYTES, all);
+                Self::Gzip(MultiGzDecoder::new(buffered))
+            }
+            Magic::Zstd => {
+                let buffered = BufReader::with_capacity(BUFFER_BYTES, all);
+                Self::Zstd(zstd::stream::read::Decoder::with_buffer(buffered)?)
+            }
+        })
+    }
+}
+
+impl Read for Unpacked {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Form::Unknown(reader) = &mut self.form
+            && let Some(reader) = reader.take()
+        {
+            self.form = Form::of(reader)?;
+        }
+        let (name, read) = match &mut self.form {
+            // Only after an error, which is final.
+            Form::Unknown(_) => return Ok(0),
+            Form::Plain(reader) => return reader.read(buffer),
+            Form::Gzip(reader) => ("gzip", reader.read(buffer)),
+            Form::Zstd(reader) => ("zstd", reader.read(buffer)),
+        };
+        read.map_err(|error| {
+            let at = self.num_raw.load(Ordering::Relaxed);
+            let what = match error.kind() {
+                io::ErrorKind::UnexpectedEof => {
+                    format!("the {name} data breaks off after {at} bytes; get the rest of the file")
+                }
+                _ => format!("the {name} data is damaged before byte {at}: {error}"),
+            };
+            io::Error::new(error.kind(), what)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn gzip(text: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zstd(text: &[u8]) -> Vec<u8> {
+        zstd::stream::encode_all(text, 1).unwrap()
+    }
+
+    fn unpack(data: &[u8]) -> (Vec<u8>, Option<io::Error>) {
+        let mut unpacked = Unpacked::new(Box::new(Cursor::new(data.to_vec())));
+        let mut text = Vec::new();
+        let error = unpacked.read_to_end(&mut text).err();
+        (text, error)
+    }
+
+    /// Enough that it does not come in one piece.
+    fn lines() -> Vec<u8> {
+        let lines = (0..200_000).map(|number| format!("{{\"number\":{number}}}\n"));
+        lines.collect::<String>().into_bytes()
+    }
+
+    #[test]
+    fn several_members_and_frames_are_one_text() {
+        let text = lines();
+        let (first, second) = text.split_at(text.len() / 3);
+        let skipped = [
+            &[0x53, 0x2A, 0x4D, 0x18, 2, 0, 0, 0, 9, 9][..],
+            &zstd(first),
+        ]
+        .concat();
+        for data in [
+            text.clone(),
+            [gzip(first), gzip(second)].concat(),
+            [zstd(first), zstd(second)].concat(),
+            [skipped, zstd(second)].concat(),
+        ] {
+            let (unpacked, error) = unpack(&data);
+            assert!(error.is_none(), "{error:?}");
+            assert!(unpacked == text);
+        }
+    }
+
+    #[test]
+    fn what_was_cut_off_is_read_up_to_there_and_told() {
+        let text = lines();
+        for (name, data) in [("gzip", gzip(&text)), ("zstd", zstd(&text))] {
+            let cut = data.len() * 2 / 3;
+            let (unpacked, error) = unpack(&data[..cut]);
+            assert!(
+                !unpacked.is_empty() && text.starts_with(&unpacked),
+                "{name}"
+            );
+            let error = error.unwrap().to_string();
+            let expected = format!("the {name} data breaks off after {cut} bytes");
+            assert!(error.contains(&expected), "{error}");
+        }
+        let mut damaged = gzip(&text);
+        // The checksum at its end.
+        let checksum = damaged.len() - 8;
+        damaged[checksum] ^= 0xFF;
+        let (_, error) = unpack(&damaged);
+        assert!(
+            error
+                .unwrap()
+                .to_string()
+                .contains("the gzip data is damaged")
+        );
+    }
+
+    #[test]
+    fn short_texts_are_what_they_are() {
+        for text in [&b""[..], b"{", b"(", b"P", b"\x1f", b"(\xb5/", b"\n"] {
+            let (unpacked, error) = unpack(text);
+            assert_eq!((unpacked.as_slice(), error.is_none()), (text, true));
+        }
+    }
+}
