@@ -100,7 +100,9 @@ impl PipelineActor {
             let warnings = source.warnings().into_iter();
             warnings.map(move |warning| format!("source.{name}: {warning}"))
         });
-        of_each.flatten().collect()
+        let of_store = self.probe.warnings().into_iter();
+        let of_store = of_store.map(|warning| format!("store: {warning}"));
+        of_each.flatten().chain(of_store).collect()
     }
 
     /// A store that does not answer says no error either.
