@@ -84,7 +84,7 @@ async fn replicas_that_are_killed_lose_and_double_nothing_of_what_comes_twice() 
 async fn a_replica_that_is_killed_has_left_its_group_within_a_minute() {
     let database = postgres::Server::shared().database();
     let bus = Bus::into_postgres(&database);
-    let mut killed = bus.start().ready().await;
+    let killed = bus.start().ready().await;
     let publisher = Publisher::start(&bus.stream, 1);
     let consumers = || bus.stream.consumers("event-persister");
     while consumers().is_empty() {

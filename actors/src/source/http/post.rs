@@ -128,8 +128,8 @@ async fn read(
                 Some(announced) if announced <= SMALL_BYTES => announced.max(needed),
                 announced => grown(data.capacity(), needed, announced.unwrap_or(limit)),
             };
-            // Never waits: a client of HTTP knows how to come again.
-            if !share.try_grow(capacity) {
+            // Never waits: a client of HTTP knows how to come again. So much every connection may have.
+            if capacity > SMALL_BYTES && !share.try_grow(capacity) {
                 return Err(Refusal::busy("too many large requests at once", RETRY_SOON));
             }
             data.reserve_exact(capacity - data.len());
