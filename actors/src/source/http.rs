@@ -50,6 +50,7 @@ mod socket;
 mod sparing;
 
 use buffers::{Buffers, Patience};
+use pongs::AllWaiting;
 use sparing::Sparing;
 
 pub use auth::AuthString;
@@ -142,6 +143,7 @@ impl EventRoutes {
             limits,
             clock,
             buffers: Buffers::new(buffered.get(), largest.get()),
+            waiting: AllWaiting::default(),
             post: Position::new("POST /api/events"),
             socket: Position::new("WS /api/events/in"),
             refused: Sparing::new(REFUSED_EVERY),
@@ -174,6 +176,8 @@ struct Shared {
     clock: Arc<dyn Clock>,
     /// What bodies and large messages may take while they arrive.
     buffers: Arc<Buffers>,
+    /// What waits for pongs.
+    waiting: AllWaiting,
     post: Position,
     socket: Position,
     /// WebSockets that were not let in.

@@ -199,7 +199,7 @@ impl Connection {
     }
 
     async fn exchange(&mut self) -> Result<std::convert::Infallible, End> {
-        let mut pongs = PongQueue::new(MAX_WAITING);
+        let mut pongs = PongQueue::new(MAX_WAITING, self.shared.waiting.clone());
         let mut draining = false;
         let mut pings = pings(self.shared.settings.ping_every);
         let mut left_until: Option<Instant> = None;
