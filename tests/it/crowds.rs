@@ -107,10 +107,17 @@ async fn serves_a_newcomer(server: &Server) {
 async fn unfinished_messages_stay_within_the_bound_and_their_memory_comes_back() {
     let folder = Folder::new();
     let server = Server::start(&folder, &[]).ready().await;
-    let mut sent = header(600_000);
-    sent.resize(sent.len() + 599_999, b' ');
-    for round in 0..3 {
-        let clients = crowd(server.address(), &sent, true).await;
+    let mut message = header(600_000);
+    message.resize(message.len() + 599_999, b' ');
+    let mut body =
+        b"POST /api/events HTTP/1.1\r\nhost: x\r\ncontent-length: 600000\r\n\r\n".to_vec();
+    body.resize(body.len() + 599_999, b' ');
+    let messages = (&message, true);
+    for (round, (sent, is_socket)) in [messages, messages, messages, (&body, false)]
+        .into_iter()
+        .enumerate()
+    {
+        let clients = crowd(server.address(), sent, is_socket).await;
         until_it_stops_growing(&server).await;
         serves_a_newcomer(&server).await;
         let peak = server.peak_memory();

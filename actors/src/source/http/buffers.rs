@@ -181,8 +181,8 @@ pub(super) enum Late {
 /// When a message began, and when something of it came last.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arrival {
-    pub(super) began: Instant,
-    pub(super) last: Instant,
+    began: Instant,
+    last: Instant,
 }
 
 impl Arrival {
@@ -192,6 +192,18 @@ impl Arrival {
             began: now,
             last: now,
         }
+    }
+
+    /// Something of it came.
+    pub(super) fn came(&mut self) {
+        self.last = Instant::now();
+    }
+
+    /// It had to wait for us since then, when the client could not send.
+    pub(super) fn waited(&mut self, since: Instant) {
+        let now = Instant::now();
+        self.began = (self.began + now.saturating_duration_since(since)).min(now);
+        self.last = now;
     }
 
     /// Resolves when no more should be awaited of it: a client that stops in the middle, or lets it
@@ -218,6 +230,7 @@ impl Arrival {
 mod tests {
     use futures_util::FutureExt as _;
     use proptest::prelude::*;
+    use tokio::time::sleep;
 
     use super::*;
 
@@ -280,6 +293,34 @@ mod tests {
                 assert_eq!(late, Late::Stalled(PATIENCE.stall));
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_for_which_a_message_waits_for_us_is_not_its_own() {
+        let buffers = Buffers::new(100, 100);
+        let share = Share::none(&buffers);
+        let mut arrival = Arrival::now();
+        sleep(PATIENCE.stall / 2).await;
+        let since = Instant::now();
+        sleep(PATIENCE.whole * 10).await;
+        arrival.waited(since);
+        let resumed = Instant::now();
+        let late = arrival.late(PATIENCE, &share).await;
+        assert_eq!(late, Late::Stalled(PATIENCE.stall));
+        assert_eq!(resumed.elapsed(), PATIENCE.stall);
+        let trickle = async {
+            loop {
+                sleep(PATIENCE.stall / 2).await;
+                arrival.came();
+                let late = arrival.late(PATIENCE, &share).now_or_never();
+                if let Some(late) = late {
+                    return late;
+                }
+            }
+        };
+        assert_eq!(trickle.await, Late::Slow(PATIENCE.whole));
+        let whole = PATIENCE.whole - PATIENCE.stall / 2;
+        assert_eq!(resumed.elapsed(), whole);
     }
 
     /// One message on its way: how large it is, and how much of it is there.

@@ -19,6 +19,7 @@ use actix_web::web;
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::HttpSettings;
 use super::buffers::{Arrival, Buffers, Late, Patience, SMALL_BYTES, Share, grown};
@@ -391,6 +392,8 @@ pub(super) struct Reader {
     patience: Patience,
     /// Of a large message.
     arrival: Option<Arrival>,
+    /// Since when it waits for room.
+    waits_since: Option<Instant>,
     ended: bool,
 }
 
@@ -408,6 +411,7 @@ impl Reader {
             buffers: Arc::clone(buffers),
             patience: settings.patience(),
             arrival: None,
+            waits_since: None,
             ended: false,
         }
     }
@@ -426,13 +430,12 @@ impl Reader {
                     return Ok(Some(message));
                 }
                 Next::Room(room) => {
+                    let since = *self.waits_since.get_or_insert_with(Instant::now);
                     self.share.grow(room).await;
+                    self.waits_since = None;
                     self.frames.set_room(room);
-                    // While it waited for us, the client could not send.
-                    self.arrival = Some(Arrival {
-                        last: Arrival::now().last,
-                        ..self.arrival.unwrap_or_else(Arrival::now)
-                    });
+                    let arrival = self.arrival.get_or_insert_with(Arrival::now);
+                    arrival.waited(since);
                 }
                 Next::Data if self.ended => return Ok(None),
                 Next::Data => self.read().await?,
@@ -454,7 +457,7 @@ impl Reader {
         match data {
             Some(Ok(data)) => {
                 if let Some(arrival) = &mut self.arrival {
-                    arrival.last = Arrival::now().last;
+                    arrival.came();
                 }
                 self.frames.extend(data);
             }

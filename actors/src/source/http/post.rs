@@ -117,7 +117,7 @@ async fn read(
         };
         let Some(chunk) = chunk else { break };
         let chunk = chunk.map_err(|error| Refusal::Unreadable(error.to_string()))?;
-        arrival.last = Arrival::now().last;
+        arrival.came();
         let needed = data.len() + chunk.len();
         if needed > limit {
             return Err(too_large());
