@@ -338,6 +338,7 @@ impl Frames {
         Ok(Some(Incoming::Data(message.into())))
     }
 
+    #[cfg(any(test, feature = "testing"))]
     fn num_held(&self) -> usize {
         self.message.capacity() + self.control.capacity()
     }
