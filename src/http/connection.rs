@@ -138,9 +138,12 @@ impl Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let mut turns = self.requests.turns.borrow_mut();
-        // Whatever changes this wakes who reads.
+        // Whatever else changes this wakes who reads.
         let allowance = turns.allowance().min(buffer.remaining());
         if allowance == 0 {
+            if turns.forget_more() {
+                cx.waker().wake_by_ref();
+            }
             return Poll::Pending;
         }
         if !self.held.is_empty() {

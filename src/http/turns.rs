@@ -28,6 +28,8 @@ pub(super) struct Turns {
     num_requests: usize,
     /// How much more of the body may be handed on.
     credit: usize,
+    /// Whether the rest of it is forgotten as it comes.
+    is_forgotten: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +78,7 @@ impl Turns {
             place: Place::Head(Seen::Nothing),
             num_requests: 0,
             credit: WINDOW,
+            is_forgotten: false,
         }
     }
 
@@ -88,6 +91,7 @@ impl Turns {
     pub(super) fn begin(&mut self, body: BodyKind) {
         self.num_requests += 1;
         self.credit = WINDOW;
+        self.is_forgotten = false;
         self.place = match body {
             BodyKind::None | BodyKind::Length(0) => Place::Answered,
             BodyKind::Length(length) => Place::Body(Rest::Length(length)),
@@ -110,7 +114,17 @@ impl Turns {
 
     /// Its handler wants nothing more of the body: the rest is forgotten as it comes.
     pub(super) fn forget(&mut self) {
-        self.credit = usize::MAX;
+        self.is_forgotten = true;
+    }
+
+    /// Lets more of a body come that is forgotten; whether there was nothing else to wait for. Not all at
+    /// once: it would be read into one buffer before it is forgotten.
+    pub(super) fn forget_more(&mut self) -> bool {
+        let lets = self.is_forgotten && self.credit == 0 && matches!(self.place, Place::Body(_));
+        if lets {
+            self.credit = WINDOW;
+        }
+        lets
     }
 
     /// How many bytes may be handed on now; none while the next have to wait.
@@ -159,9 +173,7 @@ impl Turns {
             },
             Place::Body(Rest::Endless) => bytes.len(),
         };
-        if self.credit < usize::MAX {
-            self.credit = self.credit.saturating_sub(num);
-        }
+        self.credit = self.credit.saturating_sub(num);
         num
     }
 }
@@ -291,9 +303,12 @@ mod tests {
             assert_eq!(hand_on(&mut turns, &bytes, 1000), WINDOW);
             assert!(turns.ask() && !turns.ask());
             assert_eq!(hand_on(&mut turns, &bytes, 1000), WINDOW);
+            assert!(!turns.forget_more());
             turns.forget();
-            turns.ask();
-            assert_eq!(hand_on(&mut turns, &bytes[2 * WINDOW..], 1000), 8 * WINDOW);
+            for _ in 0..8 {
+                assert!(turns.forget_more() && !turns.forget_more());
+                assert_eq!(hand_on(&mut turns, &bytes, 1000), WINDOW);
+            }
         }
     }
 

@@ -125,11 +125,9 @@ async fn unfinished_messages_stay_within_the_bound_and_their_memory_comes_back()
         drop(clients);
         let gone = Instant::now();
         while memory(&server) > MAX_REST_MIB {
+            // Some 6 s on a machine that has nothing else to do.
             let (memory, since) = (memory(&server), gone.elapsed());
-            assert!(
-                since < Duration::from_secs(20),
-                "{memory} MiB after {since:?}"
-            );
+            assert!(since < PATIENCE, "{memory} MiB after {since:?}");
             sleep(Duration::from_millis(100)).await;
         }
         println!(
