@@ -21,6 +21,7 @@ mod connection;
 mod entrance;
 mod server;
 mod tls;
+mod turns;
 
 pub(crate) use entrance::{Entrance, Listening};
 

@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::config::{Config, Supervisor};
 use crate::http::{Entrance, Listener, Listening, Served};
+use crate::memory;
 use crate::metrics::{self, Refusals};
 use crate::signals::Signals;
 use crate::systemd::Notifier;
@@ -28,6 +29,7 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// Serves until a signal ends it.
 pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
+    memory::give_back().context("cannot start a thread")?;
     let metrics = Metrics::new().context("cannot set the metrics up")?;
     let entrance = Entrance::find(&config.http)?;
     let intake = wiring::intake(config);

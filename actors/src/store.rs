@@ -329,6 +329,12 @@ pub trait EventStore: Send + Sync {
     /// Whether the store can be reached and has the tables and columns that are written.
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>>;
 
+    /// What somebody should look at although events are stored; answers at once, from what was seen
+    /// lately.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Closes the connection; the next call would open it again.
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>>;
 }

@@ -79,35 +79,55 @@ fn retention(config: &Config) -> Finding {
 fn memory(config: &Config, limit: Option<u64>) -> Finding {
     const ID: &str = "config.memory";
     const MIB: u64 = 1 << 20;
-    let http = match config.http.listen {
-        Listen::Off => 0,
-        Listen::At(_) => {
-            let http = &config.http;
-            http.max_waiting_bytes
-                .get()
-                .saturating_add(http.max_buffered_bytes.max(http.max_body_bytes).get())
-        }
-    };
-    let bound = config
-        .pipeline
-        .max_bytes_in_flight
-        .get()
-        .saturating_add(http);
-    let bound = u64::try_from(bound).unwrap_or(u64::MAX);
-    let what = format!("events may take {} MiB of memory", bound / MIB);
+    let bound = memory_bound(config);
+    let what = format!("the process takes at most {} MiB of memory", bound / MIB);
     match limit {
         Some(limit) if bound > limit => Finding::warning(
             ID,
             format!(
-                "{what}, and there are {} MiB: an outage of the database may get this process \
-                 killed",
+                "{what}, and there are {} MiB: an outage of the database, or a crowd of clients, may \
+                 get this process killed",
                 limit / MIB
             ),
-            "lower http.max_waiting_bytes, http.max_buffered_bytes and pipeline.max_bytes_in_flight, or \
-             give it more",
+            "lower http.max_waiting_bytes, http.max_buffered_bytes, http.max_connections and \
+             pipeline.max_bytes_in_flight, or give it more",
         ),
         _ => Finding::ok(ID, what),
     }
+}
+
+/// How many bytes this process takes at most, beside one event that is larger than a bound: the sum that
+/// README.md states.
+fn memory_bound(config: &Config) -> u64 {
+    /// The program, what databases and Redis keep for their connections, and what is kept for later.
+    const ITSELF: usize = 64 << 20;
+    /// A connection with the largest head. Most have a tenth of it.
+    const CONNECTION: usize = 256 << 10;
+    /// Connections beyond the limit, which are told so.
+    const BEYOND: usize = 64;
+    /// How often a writer has a batch: as it came and as it is sent, for the one that it writes and the
+    /// next.
+    const COPIES_OF_BATCH: usize = 4;
+
+    let http = &config.http;
+    let of_http = match http.listen {
+        Listen::Off => 0,
+        Listen::At(_) => {
+            let connections = http.max_connections.get().saturating_add(BEYOND);
+            let buffered = http.max_buffered_bytes.max(http.max_body_bytes).get();
+            CONNECTION
+                .saturating_mul(connections)
+                .saturating_add(buffered.saturating_mul(2))
+                .saturating_add(http.max_waiting_bytes.get())
+        }
+    };
+    let of_batches = config.batch.max_bytes.get().saturating_mul(COPIES_OF_BATCH);
+    let bound = of_batches
+        .saturating_mul(config.pipeline.writers.get())
+        .saturating_add(config.pipeline.max_bytes_in_flight.get())
+        .saturating_add(of_http)
+        .saturating_add(ITSELF);
+    u64::try_from(bound).unwrap_or(u64::MAX)
 }
 
 /// How many bytes this process may use: the machine's memory, or less in a container.
@@ -191,6 +211,14 @@ mod tests {
     fn the_defaults_hurt_nobody() {
         assert_eq!(warned(&[], Some(1 << 30)), [""; 0]);
         assert_eq!(warned(&[], None), [""; 0]);
+    }
+
+    /// Stated in README.md, and in deploy/README.md as what the limits there leave room for.
+    #[test]
+    fn the_sum_of_the_defaults_is_the_one_that_is_stated() {
+        let bound = |variables: &[_]| memory_bound(&Config::of_variables(variables).unwrap()) >> 20;
+        assert_eq!(bound(&[]), 848);
+        assert_eq!(bound(&[("EVENT_PERSISTER_LISTEN", "off")]), 192);
     }
 
     #[test]

@@ -266,7 +266,7 @@ settings! {
     );
     HTTP_MAX_BUFFERED_BYTES: Size = Key::new(
         "http", "max_buffered_bytes", Some("128MiB"),
-        "Request bodies that are being received, all together; beyond it requests get 503. Bounds memory under many large requests.",
+        "Request bodies and WebSocket messages beyond 16 KiB that are being received, all together, by what has come of them; beyond it requests get 503 and WebSockets are read no further. At least the largest single one.",
     );
     HTTP_REQUEST_TIMEOUT: NonZeroDuration = Key::new(
         "http", "request_timeout", Some("30s"),

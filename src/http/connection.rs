@@ -1,4 +1,5 @@
-//! One client's connection: how long it may keep silent, and how long it may leave us waiting.
+//! One client's connection: how long it may keep silent, how long it may leave us waiting, and one
+//! request after the other.
 //!
 //! # Why not the time-outs of actix-http
 //!
@@ -6,16 +7,21 @@
 //! head trickle keeps a connection for ever, and so does who never reads an answer. Here one rule
 //! covers the handshake, every head and the time between requests.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use actix_web::dev::Payload;
+use actix_web::error::PayloadError;
+use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Sleep, sleep};
+
+use super::turns::{BodyKind, Turns};
 
 /// Bytes in both directions, encrypted or not.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
@@ -48,6 +54,8 @@ pub(super) struct Connection {
     stream: Box<dyn Stream>,
     patience: Patience,
     requests: Rc<Requests>,
+    /// What was read with the request at work, and belongs to what comes behind it.
+    held: Bytes,
     signals: Signals,
     /// Runs while no request is at work.
     silence: Option<Pin<Box<dyn Future<Output = ()>>>>,
@@ -69,10 +77,11 @@ impl Connection {
             stream,
             patience,
             requests: Rc::new(Requests {
-                num: Cell::new(0),
+                turns: RefCell::new(Turns::new()),
                 reader: RefCell::new(None),
                 place,
             }),
+            held: Bytes::new(),
             signals,
             silence: None,
             silenced: false,
@@ -91,7 +100,7 @@ impl Connection {
             return Poll::Ready(());
         }
         self.requests.wake_later(cx.waker());
-        if self.requests.num.get() > 0 {
+        if self.requests.turns.borrow().is_busy() {
             self.silence = None;
             return Poll::Pending;
         }
@@ -121,6 +130,43 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// Bytes of the request whose turn it is, from what is held or from the client.
+    fn poll_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut turns = self.requests.turns.borrow_mut();
+        // Whatever else changes this wakes who reads.
+        let allowance = turns.allowance().min(buffer.remaining());
+        if allowance == 0 {
+            if turns.forget_more() {
+                cx.waker().wake_by_ref();
+            }
+            return Poll::Pending;
+        }
+        if !self.held.is_empty() {
+            let num = allowance.min(self.held.len());
+            let num = turns.hand_on(&self.held[..num]);
+            buffer.put_slice(&self.held[..num]);
+            self.held.advance(num);
+            return Poll::Ready(Ok(()));
+        }
+        let start = buffer.filled().len();
+        let mut limited = ReadBuf::new(buffer.initialize_unfilled_to(allowance));
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut limited))?;
+        let num_read = limited.filled().len();
+        buffer.advance(num_read);
+        let num = turns.hand_on(&buffer.filled()[start..]);
+        if num < num_read {
+            self.held = Bytes::copy_from_slice(&buffer.filled()[start + num..]);
+            buffer.set_filled(start + num);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 /// Resolves when a silence that begins now has been too long.
 pub(super) async fn silent(patience: Patience, mut signals: Signals) {
     let crowded_out = async {
@@ -146,7 +192,7 @@ impl AsyncRead for Connection {
             // As if the client had gone: what it is still to be sent goes out before the end.
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut this.stream).poll_read(cx, buffer)
+        this.poll_bytes(cx, buffer)
     }
 }
 
@@ -176,9 +222,8 @@ impl AsyncWrite for Connection {
 
 /// The requests of a connection, as they and it see them.
 pub(super) struct Requests {
-    num: Cell<usize>,
-    /// Who reads the connection: silence begins with the end of an answer, which is no event of
-    /// the connection's own.
+    turns: RefCell<Turns>,
+    /// Who reads the connection: what a request does is no event of the connection's own.
     reader: RefCell<Option<Waker>>,
     place: Option<OwnedSemaphorePermit>,
 }
@@ -190,9 +235,33 @@ impl Requests {
     }
 
     /// From here until the drop, a request is at work.
-    pub(super) fn begin(self: Rc<Self>) -> Busy {
-        self.num.set(self.num.get() + 1);
+    pub(super) fn begin(self: Rc<Self>, body: BodyKind) -> Busy {
+        self.change(|turns| turns.begin(body));
         Busy(self)
+    }
+
+    /// The body of a request, which tells how much of it was taken in.
+    pub(super) fn watch(self: Rc<Self>, payload: Payload) -> Payload {
+        match payload {
+            Payload::None => Payload::None,
+            payload => Payload::Stream {
+                payload: Box::pin(Watched {
+                    payload,
+                    requests: self,
+                }),
+            },
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Turns)) {
+        change(&mut self.turns.borrow_mut());
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(reader) = self.reader.borrow().as_ref() {
+            reader.wake_by_ref();
+        }
     }
 
     fn wake_later(&self, reader: &Waker) {
@@ -208,10 +277,31 @@ pub(super) struct Busy(Rc<Requests>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.num.set(self.0.num.get().saturating_sub(1));
-        if let Some(reader) = self.0.reader.borrow().as_ref() {
-            reader.wake_by_ref();
+        self.0.change(Turns::end);
+    }
+}
+
+/// A body whose handler is heard of.
+struct Watched {
+    payload: Payload,
+    requests: Rc<Requests>,
+}
+
+impl futures_util::Stream for Watched {
+    type Item = Result<Bytes, PayloadError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = Pin::new(&mut self.payload).poll_next(cx);
+        if next.is_pending() && self.requests.turns.borrow_mut().ask() {
+            self.requests.wake();
         }
+        next
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.requests.change(Turns::forget);
     }
 }
 
@@ -266,7 +356,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn while_a_request_is_at_work_silence_is_no_matter_and_then_counts_anew() {
         let (mut connection, _client, _senders) = connection();
-        let busy = connection.requests().begin();
+        let busy = connection.requests().begin(BodyKind::None);
         let work = Duration::from_secs(1000);
         let answer = async {
             tokio::time::sleep(work).await;
@@ -292,7 +382,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn closing_ends_the_silent_at_once_and_the_busy_after_their_answer() {
         let (mut connection, _client, senders) = connection();
-        let busy = connection.requests().begin();
+        let busy = connection.requests().begin(BodyKind::None);
         let answer = async {
             senders.close.send(true).unwrap();
             tokio::time::sleep(Duration::from_secs(3)).await;
@@ -305,7 +395,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_reads_nothing_is_given_up_and_who_reads_slowly_is_not() {
         let (mut connection, mut client, _senders) = connection();
-        let _busy = connection.requests().begin();
+        let _busy = connection.requests().begin(BodyKind::None);
         let started = Instant::now();
         let slow = async {
             for _ in 0..10 {

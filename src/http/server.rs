@@ -15,10 +15,10 @@ use actix_http::{HttpService, KeepAlive};
 use actix_server::{Server, ServerBuilder, ServerHandle};
 use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
 use actix_web::body::{BodySize, BoxBody, MessageBody};
-use actix_web::dev::{AppConfig, Service, ServiceRequest, ServiceResponse};
-use actix_web::http::header::RETRY_AFTER;
+use actix_web::dev::{AppConfig, Payload, Service, ServiceRequest, ServiceResponse};
+use actix_web::http::header::{CONTENT_LENGTH, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE};
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpResponse, rt::net::TcpStream};
+use actix_web::{App, HttpMessage as _, HttpResponse, rt::net::TcpStream};
 use anyhow::Context as _;
 use bytes::Bytes;
 use futures_util::future::{Either, ready};
@@ -28,6 +28,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::connection::{Busy, Connection, Patience, Requests, Signals, Stream, silent};
 use super::tls::Certificate;
+use super::turns::BodyKind;
 use super::{HEALTH_PATHS, Listener, Place, configure, refuse};
 use crate::config::Http;
 
@@ -196,7 +197,7 @@ impl Gate {
 /// Goes around every request: tells its connection that it is at work, and refuses it where the
 /// connection has no place.
 fn attend<S, B>(
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     service: &S,
 ) -> impl Future<Output = Result<ServiceResponse<Held>, actix_web::Error>> + use<S, B>
 where
@@ -205,7 +206,12 @@ where
 {
     let requests = request.conn_data::<Rc<Requests>>().map(Rc::clone);
     let is_beyond = (requests.as_ref()).is_some_and(|requests| requests.are_beyond_the_limit());
-    let busy = requests.map(Requests::begin);
+    let busy = requests.map(|requests| {
+        let payload = request.take_payload();
+        let busy = Rc::clone(&requests).begin(body_kind(&request, &payload));
+        request.set_payload(requests.watch(payload));
+        busy
+    });
     let answer = if is_beyond && !HEALTH_PATHS.contains(&request.path()) {
         let refused = request.into_response(too_many());
         Either::Left(ready(Ok(refused.map_into_boxed_body())))
@@ -221,6 +227,24 @@ where
         }
         Ok(answer.map_body(|_, body| Held { body, _busy: busy }))
     }
+}
+
+/// How the body ends, as the head says and actix-http takes it.
+fn body_kind(request: &ServiceRequest, payload: &Payload) -> BodyKind {
+    if matches!(payload, Payload::None) {
+        return BodyKind::None;
+    }
+    let headers = request.headers();
+    let of_header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    // In this order, for a body in chunks may also be that of an upgrade, and that have a length.
+    if headers.contains_key(TRANSFER_ENCODING) {
+        return BodyKind::Chunked;
+    }
+    if of_header(UPGRADE).is_some_and(|to| to.trim().eq_ignore_ascii_case("websocket")) {
+        return BodyKind::Endless;
+    }
+    let length = of_header(CONTENT_LENGTH).and_then(|length| length.trim().parse().ok());
+    length.map_or(BodyKind::Endless, BodyKind::Length)
 }
 
 fn too_many() -> HttpResponse {

@@ -14,6 +14,7 @@ use super::support::events::{event, events, list};
 use super::support::server::Server;
 use super::support::socket;
 
+mod pipelining;
 mod tls;
 
 /// Far beyond what anything here takes, even on a busy machine.

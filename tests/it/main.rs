@@ -6,6 +6,7 @@ mod abuse;
 mod bus_truth;
 mod check;
 mod cli;
+mod crowds;
 mod dead_letters;
 #[cfg(feature = "service-tests")]
 mod faults;

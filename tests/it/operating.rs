@@ -3,3 +3,4 @@
 mod logs;
 mod numbers;
 mod scrape;
+mod sqlite_log;

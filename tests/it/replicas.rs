@@ -80,6 +80,36 @@ async fn replicas_that_are_killed_lose_and_double_nothing_of_what_comes_twice() 
     replicas_are_killed(2).await;
 }
 
+#[tokio::test]
+async fn a_replica_that_is_killed_has_left_its_group_within_a_minute() {
+    let database = postgres::Server::shared().database();
+    let bus = Bus::into_postgres(&database);
+    let killed = bus.start().ready().await;
+    let publisher = Publisher::start(&bus.stream, 1);
+    let consumers = || bus.stream.consumers("event-persister");
+    while consumers().is_empty() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let name = consumers()[0].0.clone();
+    until_busy(&bus).await;
+    killed.kill_9();
+    let killed_at = Instant::now();
+    let heir = bus.start().ready().await;
+    let ids = publisher.stop();
+    while consumers().iter().any(|(other, _, _)| *other == name) {
+        assert!(
+            killed_at.elapsed() < Duration::from_secs(60),
+            "{:?}",
+            consumers()
+        );
+        sleep(Duration::from_millis(200)).await;
+    }
+    bus.until_settled(&heir).await;
+    has_exactly(&database, &ids);
+    assert_eq!(consumers().len(), 1, "{:?}", consumers());
+    heir.terminate().in_good_order();
+}
+
 /// Until it is ready or not, and within how much time it was.
 async fn soon_ready_is(server: &Server, expected: u16) -> serde_json::Value {
     let since = Instant::now();

@@ -108,11 +108,13 @@ impl PipelineActor {
             let warnings = source.warnings().into_iter();
             warnings.map(move |warning| format!("source.{name}: {warning}"))
         });
+        let of_store = self.probe.warnings().into_iter();
+        let of_store = of_store.map(|warning| format!("store: {warning}"));
         let trim = self.components.trim.as_ref().map(Component::snapshot);
         let of_trim = trim
             .filter(|trim| trim.state == State::Failing)
             .map(|trim| format!("trim: {}", trim.last_error.unwrap_or_default()));
-        of_each.flatten().chain(of_trim).collect()
+        of_each.flatten().chain(of_store).chain(of_trim).collect()
     }
 
     /// A store that does not answer says no error either.

@@ -10,9 +10,10 @@
 //!
 //! # Memory
 //!
-//! At most the intake's bounds for what was admitted, and `max_buffered_bytes` for bodies and
-//! large frames on their way in, each twice where a text is copied out of a buffer, and less than
-//! 128 KiB for each connection.
+//! At most the intake's bounds for what was admitted, and `max_buffered_bytes` for bodies and large
+//! messages on their way in, the latter twice where texts are copied out of a body, and 16 KiB for the
+//! small message of each connection, beside what actix-http has for it. Buffers grow with what has come:
+//! what is only announced takes nothing.
 //!
 //! # What the host's server has to do
 //!
@@ -31,9 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::web;
-use bytes::Bytes;
 use bytestring::ByteString;
-use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
 use crate::delivery::{Content, Entry, Position};
@@ -43,6 +42,7 @@ use crate::retention::Retention;
 use super::intake::Intake;
 
 mod auth;
+mod buffers;
 mod frames;
 mod list;
 mod pongs;
@@ -50,6 +50,8 @@ mod post;
 mod socket;
 mod sparing;
 
+use buffers::{Buffers, Patience};
+use pongs::AllWaiting;
 use sparing::Sparing;
 
 pub use auth::AuthString;
@@ -115,6 +117,15 @@ impl Default for HttpSettings {
     }
 }
 
+impl HttpSettings {
+    fn patience(&self) -> Patience {
+        Patience {
+            stall: self.request_timeout,
+            whole: self.body_timeout,
+        }
+    }
+}
+
 /// The routes; cheap to clone, one value for all of a server's workers.
 #[derive(Clone)]
 pub struct EventRoutes {
@@ -129,18 +140,15 @@ impl EventRoutes {
         limits: EventLimits,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let buffered = settings
-            .max_buffered_bytes
-            .max(settings.max_body_bytes)
-            .max(settings.max_frame_bytes)
-            .get()
-            .min(Semaphore::MAX_PERMITS);
+        let largest = settings.max_body_bytes.max(settings.max_frame_bytes);
+        let buffered = settings.max_buffered_bytes.max(largest);
         let shared = Shared {
             intake,
             settings,
             limits,
             clock,
-            buffered: Arc::new(Semaphore::new(buffered)),
+            buffers: Buffers::new(buffered.get(), largest.get()),
+            waiting: AllWaiting::default(),
             post: Position::new("POST /api/events"),
             socket: Position::new("WS /api/events/in"),
             refused: Sparing::new(REFUSED_EVERY),
@@ -171,8 +179,10 @@ struct Shared {
     settings: HttpSettings,
     limits: EventLimits,
     clock: Arc<dyn Clock>,
-    /// Bytes that bodies and large frames may still take.
-    buffered: Arc<Semaphore>,
+    /// What bodies and large messages may take while they arrive.
+    buffers: Arc<Buffers>,
+    /// What waits for pongs.
+    waiting: AllWaiting,
     post: Position,
     socket: Position,
     /// WebSockets that were not let in.
@@ -214,15 +224,5 @@ fn cut(buffer: &ByteString, text: &str) -> ByteString {
         buffer.slice_ref(text)
     } else {
         ByteString::from(text)
-    }
-}
-
-/// The same for bytes that were split off a read buffer of unknown size, which is larger than
-/// needed by no more than its last growth.
-fn own(data: Bytes) -> Bytes {
-    if data.len() >= frames::SMALL_MESSAGE_BYTES {
-        data
-    } else {
-        Bytes::copy_from_slice(&data)
     }
 }

@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 
 use self::connection::{Connection, Failure, Missing, Place};
 use self::in_place::{OpenFile, Token, moved, moved_meanwhile};
+use self::log_size::LogWatch;
 use self::rows::RowTexts;
 use self::turns::{Progress, Size};
 use self::write::End;
@@ -46,6 +47,7 @@ mod in_place;
 mod inspection;
 mod letters;
 mod lock_holder;
+mod log_size;
 mod pace;
 mod passes;
 mod result_code;
@@ -92,6 +94,7 @@ struct Shared {
     file: OpenFile,
     /// What the batches of all of them tell a trimmer.
     writing: Writing,
+    log: LogWatch,
 }
 
 impl Shared {
@@ -103,6 +106,7 @@ impl Shared {
             ready: Arc::new(Semaphore::new(MAX_READY)),
             file: OpenFile::default(),
             writing: Writing::default(),
+            log: LogWatch::default(),
         })
     }
 
@@ -378,7 +382,21 @@ impl EventStore for SqliteStore {
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         let create = self.shared.settings.create_schema;
         // Not one more connection: what writes and trims here is to have no other open.
-        Box::pin(self.with_writer("read", move |connection| schema::check(connection, create)))
+        let log = Arc::clone(&self.shared);
+        Box::pin(self.with_writer("read", move |connection| {
+            schema::check(connection, create)?;
+            // Where nobody writes, nobody else would give it back.
+            let path = &log.settings.path;
+            if log_size::num_bytes(path) > log_size::LIMIT {
+                connection.give_log_back()?;
+            }
+            log.log.look(path);
+            Ok(())
+        }))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.shared.log.warning().into_iter().collect()
     }
 
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
@@ -408,6 +426,8 @@ impl SqliteStore {
                 write::write(connection, &batch, &texts, refused, end)
             });
             shared.writing.note();
+            drop(writer);
+            shared.log.look(&shared.settings.path);
             written
         })
         .await?

@@ -76,7 +76,7 @@ async fn replicas_that_start_together_do_not_get_in_each_others_way() {
         checked.unwrap();
     }
     let applied = database.value("SELECT count(*) FROM __diesel_schema_migrations");
-    assert_eq!(applied, "3");
+    assert_eq!(applied, "4");
 }
 
 #[actix::test]

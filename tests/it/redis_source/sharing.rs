@@ -118,6 +118,80 @@ async fn takes_over_from_the_dead_and_in_time_removes_them() {
 }
 
 #[actix_web::test]
+async fn a_dead_replica_leaves_soon_and_neither_the_living_nor_prefects_consumers_do() {
+    const DEAD: &str = "event-persister:host:1:0000dead";
+    const PREFECTS: &str = "event-persister-host-1-0000beef";
+    let server = RedisServer::start();
+    let stream = server.stream();
+    stream.command::<()>("XGROUP CREATE events event-persister 0-1 MKSTREAM");
+    let all = numbered(0..1200);
+    stream.publish(&all);
+    stream.command::<Value>(&format!(
+        "XREADGROUP GROUP event-persister {DEAD} COUNT 1200 STREAMS events >"
+    ));
+    stream.command::<Value>(&format!(
+        "XGROUP CREATECONSUMER events event-persister {PREFECTS}"
+    ));
+    let settings = [impatient(&stream), impatient(&stream)];
+    let names = settings.clone().map(|settings| settings.consumer_name);
+    let claim_idle = settings[0].claim_idle;
+    let replicas = settings.map(source);
+    assert_eq!(consume_all(&replicas[0], &all).await, 1200, "each once");
+    // It has nothing to read, and is there from its first read on.
+    super::join(&replicas[1]).await;
+    stream.publish(&numbered(1200..1201));
+    let last = tokio::select! {
+        last = read_num(&replicas[0], 1) => (0, last),
+        last = read_num(&replicas[1], 1) => (1, last),
+    };
+    acknowledge(&replicas[last.0], &last.1).await;
+    let there = || {
+        let consumers = stream.consumers("event-persister");
+        consumers
+            .into_iter()
+            .map(|(name, _, _)| name)
+            .collect::<BTreeSet<_>>()
+    };
+    until("the dead replica has left", || !there().contains(DEAD)).await;
+    let living: BTreeSet<_> = there()
+        .into_iter()
+        .filter(|name| names.contains(name))
+        .collect();
+    assert!(!living.is_empty());
+    let until = Instant::now() + 6 * claim_idle;
+    while Instant::now() < until {
+        let there = there();
+        assert!(there.is_superset(&living), "{living:?} of {there:?}");
+        assert!(there.contains(PREFECTS), "{there:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[actix_web::test]
+async fn a_replica_whose_consumer_is_removed_while_it_waits_loses_nothing() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let settings = stream.settings();
+    let name = settings.consumer_name.clone();
+    let source = source(settings);
+    super::join(&source).await;
+    for round in 0..20 {
+        stream.command::<Value>(&format!("XGROUP DELCONSUMER events event-persister {name}"));
+        let sent = numbered(round..round + 1);
+        let (read, ()) = tokio::join!(read_num(&source, 1), async {
+            // While it waits, or at any other moment.
+            sleep(Duration::from_millis(fastrand::u64(0..50))).await;
+            stream.command::<Value>(&format!("XGROUP DELCONSUMER events event-persister {name}"));
+            stream.publish(&sent);
+        });
+        assert_eq!(raws(&read), sent);
+        assert_eq!(stream.num_pending(), 1);
+        acknowledge(&source, &read).await;
+        assert_eq!(stream.num_pending(), 0);
+    }
+}
+
+#[actix_web::test]
 async fn a_dead_consumer_with_entries_is_not_removed() {
     let server = RedisServer::start();
     let stream = server.stream();

@@ -2,9 +2,10 @@
 //!
 //! # Why not `actix-ws`
 //!
-//! Its stream looks at a frame's size only when all of it is in memory, loses the bytes of a text
-//! that is not UTF-8, which belong into a dead letter, and reports an error before the good
-//! messages that came ahead of it. The framing itself is `actix-http`'s here as there.
+//! Its stream makes room for a frame as soon as the frame is announced, loses the bytes of a text that is
+//! not UTF-8, which belong into a dead letter, and reports an error before the good messages that came
+//! ahead of it. The codec beneath it does the first as well. So what is read here goes straight from the bytes as they come
+//! into the message that they are of; what is sent is framed by `actix-http`.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -12,20 +13,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use actix_codec::{Decoder, Encoder};
-use actix_http::ws::{CloseReason, Codec, Frame, Item, Message as Outgoing, ProtocolError};
-use actix_web::error::PayloadError;
+use actix_codec::Encoder;
+use actix_http::ws::{CloseReason, Codec, Message as Outgoing, OpCode, Parser, ProtocolError};
 use actix_web::web;
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::HttpSettings;
+use super::buffers::{Arrival, Buffers, Late, Patience, SMALL_BYTES, Share, grown};
 
-/// Messages below this are read without asking the budget for buffers: that many bytes every
-/// connection may hold. Larger saves questions, smaller saves memory.
-pub(super) const SMALL_MESSAGE_BYTES: usize = 64 * 1024;
+/// A control frame's text has no more.
+const MAX_CONTROL_BYTES: usize = 125;
 
 /// What a client sent.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,113 +50,297 @@ pub(super) enum FrameError {
     Protocol(#[from] ProtocolError),
 }
 
+impl From<Late> for FrameError {
+    fn from(late: Late) -> Self {
+        match late {
+            Late::Stalled(stalled) => Self::Stalled { stalled },
+            Late::Slow(limit) => Self::Slow { limit },
+        }
+    }
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// Take this.
+    Message(Incoming),
+    /// Bring more bytes.
+    Data,
+    /// Bring room: the message is to have a buffer of this many bytes.
+    Room(usize),
+}
+
 /// Cuts bytes into messages. Plain data, no waiting.
 struct Frames {
-    buffer: BytesMut,
-    codec: Codec,
+    /// What came last and is not looked at yet.
+    input: Bytes,
+    header: Header,
+    /// The frame that has begun.
+    frame: Option<Frame>,
+    /// The message so far, in one frame or several.
+    message: Vec<u8>,
+    /// Whether it goes on in another frame.
+    is_continued: bool,
+    control: Vec<u8>,
     limit: usize,
-    /// The parts so far of a message that comes in several frames.
-    parts: Option<BytesMut>,
+    /// How large the message's buffer may be.
+    room: usize,
+}
+
+/// The first bytes of a frame.
+#[derive(Default)]
+struct Header {
+    bytes: [u8; Self::LONGEST],
+    length: usize,
+}
+
+/// A frame whose header is known.
+struct Frame {
+    code: OpCode,
+    is_last: bool,
+    mask: [u8; 4],
+    remaining: usize,
+}
+
+impl Header {
+    const LONGEST: usize = 14;
+
+    /// How many bytes it has, as far as is known yet.
+    fn expected(&self) -> usize {
+        if self.length < 2 {
+            return 2 + 4;
+        }
+        let of_length = match self.bytes[1] & 0x7f {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        2 + of_length + 4
+    }
+
+    /// Takes what is missing from the input; whether that is all.
+    fn fill(&mut self, input: &mut Bytes) -> Result<bool, ProtocolError> {
+        while self.length < self.expected() {
+            if input.is_empty() {
+                return Ok(false);
+            }
+            self.bytes[self.length] = input.get_u8();
+            self.length += 1;
+            if self.length == 2 {
+                self.check()?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// What the first two bytes tell.
+    fn check(&self) -> Result<(), ProtocolError> {
+        let [first, second, ..] = self.bytes;
+        if first & 0x70 != 0 {
+            let reserved = std::io::Error::other("a frame has reserved bits that are set");
+            return Err(ProtocolError::Io(reserved));
+        }
+        if second & 0x80 == 0 {
+            return Err(ProtocolError::UnmaskedFrame);
+        }
+        match OpCode::from(first & 0x0f) {
+            OpCode::Bad => Err(ProtocolError::InvalidOpcode(first & 0x0f)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The frame, as soon as its length is known; the mask, which comes last, only when all is there.
+    fn frame(&self) -> Result<Option<Frame>, ProtocolError> {
+        let at = self.expected() - 4;
+        if self.length < at || self.length < 2 {
+            return Ok(None);
+        }
+        let length = match &self.bytes[2..at] {
+            [] => u64::from(self.bytes[1] & 0x7f),
+            bytes => (bytes.iter()).fold(0, |length, byte| length << 8 | u64::from(*byte)),
+        };
+        let remaining = usize::try_from(length)
+            .ok()
+            .filter(|length| isize::try_from(*length).is_ok())
+            .ok_or(ProtocolError::Overflow)?;
+        Ok(Some(Frame {
+            code: OpCode::from(self.bytes[0] & 0x0f),
+            is_last: self.bytes[0] & 0x80 != 0,
+            mask: self.bytes[at..at + 4].try_into().unwrap_or_default(),
+            remaining,
+        }))
+    }
+}
+
+impl Frame {
+    fn is_control(&self) -> bool {
+        matches!(self.code, OpCode::Ping | OpCode::Pong | OpCode::Close)
+    }
+
+    /// Moves the next bytes of its text from the input.
+    fn take(&mut self, num: usize, input: &mut Bytes, text: &mut Vec<u8>) {
+        let start = text.len();
+        text.extend_from_slice(&input[..num]);
+        input.advance(num);
+        unmask(&mut text[start..], self.mask);
+        self.mask.rotate_left(num % 4);
+        self.remaining -= num;
+    }
+}
+
+fn unmask(text: &mut [u8], mask: [u8; 4]) {
+    let wide = u64::from_ne_bytes([
+        mask[0], mask[1], mask[2], mask[3], mask[0], mask[1], mask[2], mask[3],
+    ]);
+    let (words, rest) = text.as_chunks_mut::<8>();
+    for word in words {
+        *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
+    }
+    for (byte, mask) in rest.iter_mut().zip(mask.iter().cycle()) {
+        *byte ^= mask;
+    }
 }
 
 impl Frames {
     fn new(limit: usize) -> Self {
         Self {
-            buffer: BytesMut::new(),
-            codec: Codec::new().max_size(limit),
+            input: Bytes::new(),
+            header: Header::default(),
+            frame: None,
+            message: Vec::new(),
+            is_continued: false,
+            control: Vec::new(),
             limit,
-            parts: None,
+            room: SMALL_BYTES,
         }
     }
 
     fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
-        self.codec = self.codec.clone().max_size(limit);
     }
 
-    fn extend(&mut self, data: &Bytes) {
-        self.buffer.extend_from_slice(data);
+    /// Brings more bytes, once all that came before is used up.
+    fn extend(&mut self, data: Bytes) {
+        debug_assert!(self.input.is_empty());
+        self.input = data;
     }
 
-    /// The next whole message; `None` if more bytes are needed.
-    fn next(&mut self) -> Result<Option<Incoming>, FrameError> {
+    /// Brings room for the message.
+    fn set_room(&mut self, room: usize) {
+        self.room = room.max(SMALL_BYTES);
+    }
+
+    /// Whether a message has begun that is too large to be read without room.
+    fn is_large(&self) -> bool {
+        let announced = self.frame.as_ref().map_or(0, |frame| frame.remaining);
+        self.message.len().saturating_add(announced) > SMALL_BYTES
+    }
+
+    /// What there is next.
+    fn next(&mut self) -> Result<Next, FrameError> {
         loop {
-            self.check_size()?;
-            let Some(frame) = self.codec.decode(&mut self.buffer)? else {
-                return Ok(None);
+            let mut frame = match self.frame.take() {
+                Some(frame) => frame,
+                None => {
+                    let is_whole = self.header.fill(&mut self.input)?;
+                    let Some(frame) = self.header.frame()? else {
+                        return Ok(Next::Data);
+                    };
+                    self.check(&frame)?;
+                    if !is_whole {
+                        return Ok(Next::Data);
+                    }
+                    self.header = Header::default();
+                    frame
+                }
             };
-            let message = match frame {
-                Frame::Text(data) | Frame::Binary(data) => Incoming::Data(data),
-                Frame::Ping(data) => Incoming::Ping(data),
-                Frame::Pong(_) => Incoming::Pong,
-                Frame::Close(reason) => Incoming::Close(reason),
-                Frame::Continuation(item) => match self.join(item) {
-                    Some(data) => Incoming::Data(data),
-                    None => continue,
-                },
-            };
-            return Ok(Some(message));
+            let num = frame.remaining.min(self.input.len());
+            if frame.is_control() {
+                frame.take(num, &mut self.input, &mut self.control);
+            } else if let Some(capacity) = self.lacking(&frame, num) {
+                self.frame = Some(frame);
+                return Ok(Next::Room(capacity));
+            } else {
+                frame.take(num, &mut self.input, &mut self.message);
+            }
+            if frame.remaining > 0 {
+                self.frame = Some(frame);
+                return Ok(Next::Data);
+            }
+            if let Some(message) = self.finish(&frame)? {
+                return Ok(Next::Message(message));
+            }
         }
     }
 
-    fn join(&mut self, item: Item) -> Option<Bytes> {
-        let parts = self.parts.get_or_insert_default();
-        match item {
-            Item::FirstText(data) | Item::FirstBinary(data) | Item::Continue(data) => {
-                parts.extend_from_slice(&data);
-                None
+    /// Refuses a frame by its header, before anything of it is in memory.
+    fn check(&self, frame: &Frame) -> Result<(), FrameError> {
+        if frame.is_control() {
+            if !frame.is_last {
+                return Err(ProtocolError::ContinuationFragment(frame.code).into());
             }
-            Item::Last(data) => {
-                parts.extend_from_slice(&data);
-                self.parts.take().map(BytesMut::freeze)
+            if frame.remaining > MAX_CONTROL_BYTES {
+                return Err(ProtocolError::InvalidLength(frame.remaining).into());
             }
+            return Ok(());
         }
-    }
-
-    /// Refuses what is too large by its header, before it is in memory.
-    fn check_size(&self) -> Result<(), FrameError> {
-        let expected = self.announced().unwrap_or(0);
-        let in_parts = self.parts.as_ref().map_or(0, BytesMut::len);
-        let is_control = self.buffer.first().is_some_and(|first| first & 0x08 != 0);
-        let whole = if is_control {
-            expected
-        } else {
-            expected.saturating_add(in_parts)
-        };
-        if whole > self.limit {
+        match (frame.code == OpCode::Continue, self.is_continued) {
+            (true, false) => return Err(ProtocolError::ContinuationNotStarted.into()),
+            (false, true) => return Err(ProtocolError::ContinuationStarted.into()),
+            (true, true) | (false, false) => {}
+        }
+        if self.message.len().saturating_add(frame.remaining) > self.limit {
             return Err(FrameError::TooLarge { limit: self.limit });
         }
         Ok(())
     }
 
-    /// The size of the frame at the head of the buffer, once its header tells.
-    fn announced(&self) -> Option<usize> {
-        let length = match self.buffer.get(1)? & 0x7f {
-            126 => u64::from(u16::from_be_bytes(self.header()?)),
-            127 => u64::from_be_bytes(self.header()?),
-            short => u64::from(short),
-        };
-        Some(usize::try_from(length).unwrap_or(usize::MAX))
-    }
-
-    fn header<const N: usize>(&self) -> Option<[u8; N]> {
-        self.buffer.get(2..2 + N)?.try_into().ok()
-    }
-
-    /// How much a message that has begun and not ended takes of the budget; 0 for a small one.
-    ///
-    /// A message in parts does not tell its size: it takes what the largest would. Asking bit by
-    /// bit, two connections could each hold what the other waits for.
-    fn budget(&self) -> usize {
-        match &self.parts {
-            Some(parts) if parts.len() >= SMALL_MESSAGE_BYTES => self.limit,
-            _ => match self.announced() {
-                Some(announced) if announced < SMALL_MESSAGE_BYTES => 0,
-                Some(_) if self.parts.is_some() => self.limit,
-                Some(announced) => announced,
-                None => 0,
-            },
+    /// Makes the message's buffer large enough for the next bytes; how large it would have to be,
+    /// where there is no room for that.
+    fn lacking(&mut self, frame: &Frame, num: usize) -> Option<usize> {
+        let needed = self.message.len() + num;
+        if needed <= self.message.capacity() {
+            return None;
         }
+        let announced = self.message.len() + frame.remaining;
+        let capacity = if announced <= SMALL_BYTES {
+            announced
+        } else if frame.is_last {
+            grown(self.message.capacity(), needed, announced)
+        } else {
+            grown(self.message.capacity(), needed, self.limit.max(announced))
+        };
+        if capacity > self.room {
+            return Some(capacity);
+        }
+        self.message.reserve_exact(capacity - self.message.len());
+        None
+    }
+
+    /// What a frame makes whole that is whole itself.
+    fn finish(&mut self, frame: &Frame) -> Result<Option<Incoming>, FrameError> {
+        if frame.is_control() {
+            let text = std::mem::take(&mut self.control);
+            return Ok(Some(match frame.code {
+                OpCode::Ping => Incoming::Ping(text.into()),
+                OpCode::Close => Incoming::Close(Parser::try_parse_close_payload(&text)?),
+                _ => Incoming::Pong,
+            }));
+        }
+        self.is_continued = !frame.is_last;
+        if self.is_continued {
+            return Ok(None);
+        }
+        let mut message = std::mem::take(&mut self.message);
+        // An event counts for its text, and keeps its buffer for as long as it waits.
+        message.shrink_to_fit();
+        self.room = SMALL_BYTES;
+        Ok(Some(Incoming::Data(message.into())))
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    fn num_held(&self) -> usize {
+        self.message.capacity() + self.control.capacity()
     }
 }
 
@@ -182,19 +366,19 @@ pub fn cut_messages<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limit: usize
         most_held: 0,
     };
     for piece in pieces {
-        frames.extend(&Bytes::copy_from_slice(piece));
+        frames.extend(Bytes::copy_from_slice(piece));
         loop {
             match frames.next() {
-                Ok(Some(message)) => cut.messages.push(format!("{message:?}")),
-                Ok(None) => break,
+                Ok(Next::Message(message)) => cut.messages.push(format!("{message:?}")),
+                Ok(Next::Room(room)) => frames.set_room(room),
+                Ok(Next::Data) => break,
                 Err(error) => {
                     cut.error = Some(error.to_string());
                     return cut;
                 }
             }
         }
-        let in_parts = frames.parts.as_ref().map_or(0, BytesMut::len);
-        cut.most_held = cut.most_held.max(frames.buffer.len() + in_parts);
+        cut.most_held = cut.most_held.max(frames.num_held());
     }
     cut
 }
@@ -203,14 +387,14 @@ pub fn cut_messages<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limit: usize
 pub(super) struct Reader {
     payload: web::Payload,
     frames: Frames,
-    budget: Arc<Semaphore>,
-    reserved: Option<OwnedSemaphorePermit>,
-    /// Who holds a part of the budget may let the connection rest for so long, from the last byte.
-    stall_timeout: Duration,
-    last_data: Instant,
-    /// And for so long in all, from when it was given that part.
-    body_timeout: Duration,
-    reserved_at: Instant,
+    /// What the message that is on its way, or was read last, has of the room.
+    share: Share,
+    buffers: Arc<Buffers>,
+    patience: Patience,
+    /// Of a large message.
+    arrival: Option<Arrival>,
+    /// Since when it waits for room.
+    waits_since: Option<Instant>,
     ended: bool,
 }
 
@@ -218,19 +402,17 @@ impl Reader {
     pub(super) fn new(
         payload: web::Payload,
         limit: usize,
-        budget: Arc<Semaphore>,
+        buffers: &Arc<Buffers>,
         settings: &HttpSettings,
     ) -> Self {
-        let now = Instant::now();
         Self {
             payload,
             frames: Frames::new(limit),
-            budget,
-            reserved: None,
-            stall_timeout: settings.request_timeout,
-            last_data: now,
-            body_timeout: settings.body_timeout,
-            reserved_at: now,
+            share: Share::none(buffers),
+            buffers: Arc::clone(buffers),
+            patience: settings.patience(),
+            arrival: None,
+            waits_since: None,
             ended: false,
         }
     }
@@ -243,62 +425,59 @@ impl Reader {
     /// The next message; `None` when the connection has ended. Loses nothing when dropped.
     pub(super) async fn next(&mut self) -> Result<Option<Incoming>, FrameError> {
         loop {
-            if let Some(message) = self.frames.next()? {
-                return Ok(Some(message));
-            }
-            if self.ended {
-                return Ok(None);
-            }
-            let budget = self.frames.budget();
-            if budget > 0 && self.reserved.is_none() {
-                let num = u32::try_from(budget).unwrap_or(u32::MAX);
-                let reserved = Arc::clone(&self.budget).acquire_many_owned(num).await;
-                // The budget is never closed.
-                self.reserved = reserved.ok();
-                self.reserved_at = Instant::now();
-                self.last_data = self.reserved_at;
-            }
-            match self.next_data().await? {
-                Some(Ok(data)) => {
-                    self.last_data = Instant::now();
-                    self.frames.extend(&data);
+            match self.frames.next()? {
+                Next::Message(message) => {
+                    self.arrival = None;
+                    return Ok(Some(message));
                 }
-                // How a connection broke is nobody's concern: what came whole was read.
-                Some(Err(_)) | None => self.ended = true,
+                Next::Room(room) => {
+                    let since = *self.waits_since.get_or_insert_with(Instant::now);
+                    self.share.grow(room).await;
+                    self.waits_since = None;
+                    self.frames.set_room(room);
+                    let arrival = self.arrival.get_or_insert_with(Arrival::now);
+                    arrival.waited(since);
+                }
+                Next::Data if self.ended => return Ok(None),
+                Next::Data => self.read().await?,
             }
         }
     }
 
-    /// More bytes; a client that stops in the middle of a large message, or lets it trickle, must
-    /// not keep the budget from all others.
-    async fn next_data(&mut self) -> Result<Option<Result<Bytes, PayloadError>>, FrameError> {
-        if self.reserved.is_none() {
-            return Ok(self.payload.next().await);
+    async fn read(&mut self) -> Result<(), FrameError> {
+        let data = if self.frames.is_large() {
+            let arrival = *self.arrival.get_or_insert_with(Arrival::now);
+            tokio::select! {
+                biased;
+                data = self.payload.next() => data,
+                late = arrival.late(self.patience, &self.share) => return Err(late.into()),
+            }
+        } else {
+            self.payload.next().await
+        };
+        match data {
+            Some(Ok(data)) => {
+                if let Some(arrival) = &mut self.arrival {
+                    arrival.came();
+                }
+                self.frames.extend(data);
+            }
+            // How a connection broke is nobody's concern: what came whole was read.
+            Some(Err(_)) | None => self.ended = true,
         }
-        let stalled = self.last_data + self.stall_timeout;
-        let slow = self.reserved_at + self.body_timeout;
-        timeout_at(stalled.min(slow), self.payload.next())
-            .await
-            .map_err(|_elapsed| match stalled < slow {
-                true => FrameError::Stalled {
-                    stalled: self.stall_timeout,
-                },
-                false => FrameError::Slow {
-                    limit: self.body_timeout,
-                },
-            })
+        Ok(())
     }
 
-    /// What the message that was read last has taken of the budget; to be kept as long as it.
-    pub(super) fn take_reserved(&mut self) -> Option<OwnedSemaphorePermit> {
-        self.reserved.take()
+    /// What the message that was read last has of the room; to be kept as long as it.
+    pub(super) fn take_share(&mut self) -> Share {
+        std::mem::replace(&mut self.share, Share::none(&self.buffers))
     }
 
     /// Reads on, and forgets, until the client closes or goes.
     pub(super) async fn discard(mut self) {
         // Whatever is larger than a close is not worth its memory any more: then bytes are
         // counted no longer, and the end of the connection is what is waited for.
-        self.set_limit(SMALL_MESSAGE_BYTES);
+        self.set_limit(SMALL_BYTES);
         loop {
             match self.next().await {
                 Ok(Some(Incoming::Close(_)) | None) => return,
@@ -306,10 +485,8 @@ impl Reader {
                 Err(_) => break,
             }
         }
-        self.frames.buffer = BytesMut::new();
-        self.frames.parts = None;
-        self.reserved = None;
-        while let Some(Ok(_)) = self.payload.next().await {}
+        let Self { mut payload, .. } = self;
+        while let Some(Ok(_)) = payload.next().await {}
     }
 }
 
@@ -373,6 +550,8 @@ impl Stream for FrameBody {
 
 #[cfg(test)]
 mod tests {
+    use actix_codec::Decoder as _;
+    use actix_http::ws::{self, Item};
     use proptest::prelude::*;
 
     use super::*;
@@ -392,9 +571,13 @@ mod tests {
     fn read(frames: &mut Frames, bytes: &[u8], step: usize) -> Result<Vec<Incoming>, FrameError> {
         let mut messages = Vec::new();
         for chunk in bytes.chunks(step) {
-            frames.extend(&Bytes::copy_from_slice(chunk));
-            while let Some(message) = frames.next()? {
-                messages.push(message);
+            frames.extend(Bytes::copy_from_slice(chunk));
+            loop {
+                match frames.next()? {
+                    Next::Message(message) => messages.push(message),
+                    Next::Room(room) => frames.set_room(room),
+                    Next::Data => break,
+                }
             }
         }
         Ok(messages)
@@ -468,35 +651,146 @@ mod tests {
         let mut bytes = encode(vec![Outgoing::Text("good".into())]);
         bytes.extend_from_slice(&[0xff; 8]);
         let mut frames = Frames::new(LIMIT);
-        frames.extend(&Bytes::from(bytes));
-        assert_eq!(frames.next().unwrap(), Some(data(b"good")));
+        frames.extend(Bytes::from(bytes));
+        assert_eq!(frames.next().unwrap(), Next::Message(data(b"good")));
         assert!(matches!(frames.next(), Err(FrameError::Protocol(_))));
     }
 
     #[test]
-    fn asks_for_room_once_and_only_for_large_messages() {
-        let mut frames = Frames::new(LIMIT);
-        assert_eq!(frames.budget(), 0);
-        let small = encode(vec![Outgoing::Binary(
-            vec![0; SMALL_MESSAGE_BYTES - 1].into(),
-        )]);
-        read(&mut frames, &small[..100], 100).unwrap();
-        assert_eq!(frames.budget(), 0);
-        let mut frames = Frames::new(LIMIT);
-        let large = encode(vec![Outgoing::Binary(vec![0; SMALL_MESSAGE_BYTES].into())]);
-        read(&mut frames, &large[..100], 100).unwrap();
-        assert_eq!(frames.budget(), SMALL_MESSAGE_BYTES);
-        let mut frames = Frames::new(LIMIT);
-        let part = vec![0; SMALL_MESSAGE_BYTES - 1];
-        let parts = encode(vec![
-            Outgoing::Continuation(Item::FirstBinary(part.clone().into())),
-            Outgoing::Continuation(Item::Continue(part.into())),
-        ]);
-        read(&mut frames, &parts, 1000).unwrap();
-        assert_eq!(frames.budget(), LIMIT);
+    fn asks_for_room_as_bytes_come_and_never_for_what_is_announced() {
+        let mut frames = Frames::new(usize::MAX);
+        let small = encode(vec![Outgoing::Binary(vec![0; SMALL_BYTES].into())]);
+        frames.extend(small.into());
+        assert!(matches!(frames.next(), Ok(Next::Message(_))));
+
+        const ANNOUNCED: usize = 60_000_000;
+        let mut header = vec![0x82, 0xff];
+        header.extend((ANNOUNCED as u64).to_be_bytes());
+        header.extend([0; 4]);
+        frames.extend(header.into());
+        assert_eq!(frames.next().unwrap(), Next::Data);
+        assert_eq!((frames.num_held(), frames.is_large()), (0, true));
+        let mut num_sent = 0;
+        while num_sent < 1_000_000 {
+            frames.extend(vec![1; 10_000].into());
+            num_sent += 10_000;
+            if let Next::Room(room) = frames.next().unwrap() {
+                assert!(room <= 2 * num_sent, "{room} for {num_sent}");
+                frames.set_room(room);
+                assert_eq!(frames.next().unwrap(), Next::Data);
+            }
+            assert!(frames.num_held() <= frames.room);
+        }
+    }
+
+    #[test]
+    fn a_message_takes_no_more_than_its_text_once_it_is_whole() {
+        for parts in [1, 3] {
+            let mut messages: Vec<Outgoing> = (1..parts)
+                .map(|_| Outgoing::Continuation(Item::Continue(vec![0; 30_000].into())))
+                .collect();
+            let last = vec![0; 30_000].into();
+            messages.push(Outgoing::Continuation(Item::Last(last)));
+            messages.insert(0, Outgoing::Continuation(Item::FirstText("a".into())));
+            let read = read(&mut Frames::new(LIMIT), &encode(messages), 7_000).unwrap();
+            let [Incoming::Data(data)] = read.as_slice() else {
+                panic!("{read:?}");
+            };
+            let vec = Vec::from(data.clone());
+            assert_eq!(
+                (vec.len(), vec.capacity()),
+                (parts * 30_000 + 1, parts * 30_000 + 1)
+            );
+        }
+    }
+
+    /// What the codec of `actix-http` makes of the same bytes; none if it refuses them.
+    fn by_another(bytes: &[u8]) -> (Vec<Incoming>, bool) {
+        let mut codec = Codec::new().max_size(LIMIT);
+        let mut buffer = BytesMut::from(bytes);
+        let mut messages = Vec::new();
+        let mut parts = Vec::new();
+        loop {
+            let frame = match codec.decode(&mut buffer) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return (messages, false),
+                Err(_) => return (messages, true),
+            };
+            messages.push(match frame {
+                ws::Frame::Text(data) | ws::Frame::Binary(data) => Incoming::Data(data),
+                ws::Frame::Ping(data) => Incoming::Ping(data),
+                ws::Frame::Pong(_) => Incoming::Pong,
+                ws::Frame::Close(reason) => Incoming::Close(reason),
+                ws::Frame::Continuation(Item::Last(data)) => {
+                    parts.extend_from_slice(&data);
+                    Incoming::Data(std::mem::take(&mut parts).into())
+                }
+                ws::Frame::Continuation(
+                    Item::FirstText(data) | Item::FirstBinary(data) | Item::Continue(data),
+                ) => {
+                    parts.extend_from_slice(&data);
+                    continue;
+                }
+            });
+        }
+    }
+
+    /// Bytes that are mostly frames.
+    fn stream() -> impl Strategy<Value = Vec<u8>> {
+        let length = prop_oneof![0_usize..10, 120_usize..130, Just(70_000)];
+        let code = prop_oneof![0_u8..3, 8_u8..11, any::<u8>()];
+        let frame = (code, any::<bool>(), length, any::<[u8; 4]>(), 0_u8..20);
+        let frame = frame.prop_map(|(code, is_last, length, mask, odd)| {
+            let first = code | if is_last { 0x80 } else { 0 };
+            let masked = if odd == 0 { 0 } else { 0x80 };
+            let mut bytes = vec![first];
+            match length {
+                0..126 => bytes.push(masked | length as u8),
+                126..65_536 => {
+                    bytes.push(masked | 126);
+                    bytes.extend((length as u16).to_be_bytes());
+                }
+                _ => {
+                    bytes.push(masked | 127);
+                    bytes.extend((length as u64).to_be_bytes());
+                }
+            }
+            bytes.extend(mask);
+            bytes.extend((0..length).map(|at| at as u8));
+            bytes
+        });
+        prop::collection::vec(frame, 0..6).prop_map(|frames| frames.concat())
     }
 
     proptest! {
+        #[test]
+        fn reads_what_another_reads_and_refuses_what_it_refuses(
+            bytes in stream(),
+            step in 1_usize..5_000,
+        ) {
+            let (expected, is_refused) = by_another(&bytes);
+            let mut frames = Frames::new(LIMIT);
+            let mut messages = Vec::new();
+            let mut error = None;
+            'all: for chunk in bytes.chunks(step) {
+                frames.extend(Bytes::copy_from_slice(chunk));
+                loop {
+                    match frames.next() {
+                        Ok(Next::Message(message)) => messages.push(message),
+                        Ok(Next::Room(room)) => frames.set_room(room),
+                        Ok(Next::Data) => break,
+                        Err(refused) => {
+                            error = Some(refused);
+                            break 'all;
+                        }
+                    }
+                }
+            }
+            prop_assert_eq!(messages, expected);
+            // By its header alone a frame may be refused before the rest of it has come.
+            prop_assert!(error.is_some() || !is_refused);
+        }
+
         #[test]
         fn any_bytes_are_read_or_refused(
             bytes in prop::collection::vec(any::<u8>(), 0..200),

@@ -3,11 +3,29 @@
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
 use crate::source::intake::{Commit, NotCommitted};
+
+/// How many may wait on all connections together. Events that wait are bounded by the intake, but those
+/// that come again take no room there, and pings never do; each takes some 200 bytes.
+const MAX_WAITING: usize = 64 * 1024;
+/// So many may wait on each connection, however many wait on others.
+const FEW: usize = 64;
+
+/// How many wait on all connections.
+#[derive(Debug, Clone, Default)]
+pub(super) struct AllWaiting(Arc<AtomicUsize>);
+
+impl AllWaiting {
+    fn is_full(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= MAX_WAITING
+    }
+}
 
 /// Events and pings of one connection in the order in which they came.
 ///
@@ -15,6 +33,7 @@ use crate::source::intake::{Commit, NotCommitted};
 pub(super) struct PongQueue {
     queue: VecDeque<Waiting>,
     limit: usize,
+    all: AllWaiting,
     abandoned: bool,
 }
 
@@ -25,10 +44,11 @@ enum Waiting {
 
 impl PongQueue {
     /// Is full with `limit` events and pings.
-    pub(super) fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: usize, all: AllWaiting) -> Self {
         Self {
             queue: VecDeque::new(),
             limit,
+            all,
             abandoned: false,
         }
     }
@@ -46,13 +66,21 @@ impl PongQueue {
     fn push(&mut self, waiting: Waiting) {
         if !self.abandoned {
             self.queue.push_back(waiting);
+            self.all.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn pop(&mut self) {
+        if self.queue.pop_front().is_some() {
+            self.all.0.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     /// The client has gone: no pong is wanted any more, and nothing is kept for one.
     pub(super) fn abandon(&mut self) {
         self.abandoned = true;
-        self.queue = VecDeque::new();
+        let waiting = std::mem::take(&mut self.queue);
+        self.all.0.fetch_sub(waiting.len(), Ordering::Relaxed);
     }
 
     /// Whether nothing waits.
@@ -63,7 +91,8 @@ impl PongQueue {
     /// Whether nothing more should be read. Repeated events take no room in the intake, and pings
     /// never do: without a limit here a client could fill the memory with them.
     pub(super) fn is_full(&self) -> bool {
-        self.queue.len() >= self.limit
+        let num = self.queue.len();
+        num >= self.limit || (num >= FEW && self.all.is_full())
     }
 
     /// Waits until something has changed: a pong is due, or events became durable (`None`).
@@ -79,12 +108,12 @@ impl PongQueue {
             match first {
                 Waiting::Ping(data) => {
                     let data = std::mem::take(data);
-                    self.queue.pop_front();
+                    self.pop();
                     return Poll::Ready(Ok(Some(data)));
                 }
                 Waiting::Event(commit) => match Pin::new(commit).poll(cx) {
                     Poll::Ready(Ok(_)) => {
-                        self.queue.pop_front();
+                        self.pop();
                         changed = true;
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -100,10 +129,14 @@ impl PongQueue {
     }
 }
 
+impl Drop for PongQueue {
+    fn drop(&mut self) {
+        self.abandon();
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use futures_util::FutureExt;
 
     use super::*;
@@ -125,7 +158,7 @@ mod tests {
             Self {
                 source,
                 intake,
-                pongs: PongQueue::new(limit),
+                pongs: PongQueue::new(limit, AllWaiting::default()),
                 num_events: 0,
             }
         }
@@ -200,6 +233,32 @@ mod tests {
         fixture.durable(&[0]);
         assert_eq!(fixture.pongs.next().now_or_never(), Some(Ok(None)));
         assert!(!fixture.pongs.is_full());
+    }
+
+    #[test]
+    fn what_waits_on_all_connections_is_bounded_and_each_may_have_a_few() {
+        let all = AllWaiting::default();
+        let mut queues: Vec<PongQueue> = (0..2 * MAX_WAITING / 1_000)
+            .map(|_| PongQueue::new(1_000, all.clone()))
+            .collect();
+        let num_waiting = || all.0.load(Ordering::Relaxed);
+        for queue in &mut queues {
+            while !queue.is_full() {
+                queue.ping(Bytes::new());
+            }
+            assert!(queue.queue.len() >= FEW);
+        }
+        let most = MAX_WAITING + queues.len() * FEW;
+        assert!(num_waiting() <= most, "{}", num_waiting());
+        for queue in &mut queues {
+            while queue.next().now_or_never().is_some() {}
+        }
+        assert_eq!(num_waiting(), 0);
+        queues[0].ping(Bytes::new());
+        queues[1].ping(Bytes::new());
+        queues[1].abandon();
+        drop(queues);
+        assert_eq!(num_waiting(), 0);
     }
 
     #[test]

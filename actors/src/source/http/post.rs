@@ -3,21 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::error::PayloadError;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_ENCODING, HeaderName, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, web};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use bytestring::ByteString;
 use futures_util::StreamExt;
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout_at};
 
 use crate::delivery::{Content, Entry};
 use crate::source::encoding::{self, Encoding};
 use crate::source::intake::{NotCommitted, SubmitError};
 
+use super::buffers::{Arrival, Late, SMALL_BYTES, Share, grown};
 use super::list::{self, ListError};
 use super::{AuthString, MAX_INLINE_BYTES, Shared, cut};
 
@@ -115,10 +113,10 @@ fn admit(request: &HttpRequest, shared: &Shared) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A body, and what it takes of the budget for buffers for as long as it lives.
+/// A body, and what it takes of the room for buffers for as long as it lives.
 struct Body {
     data: Bytes,
-    _buffered: Option<OwnedSemaphorePermit>,
+    _share: Share,
 }
 
 async fn read(
@@ -135,56 +133,46 @@ async fn read(
     let announced = request
         .headers()
         .get(actix_web::http::header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok())
-        .unwrap_or(0);
-    if announced > limit {
+        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|announced| announced > limit) {
         return Err(too_large());
     }
-    // Memory that is never written costs nothing: what counts is what arrives.
-    let mut data = BytesMut::with_capacity(announced);
-    let mut buffered: Option<OwnedSemaphorePermit> = None;
-    let until = Instant::now() + shared.settings.body_timeout;
-    while let Some(chunk) = next_chunk(&mut payload, until, shared).await? {
+    let mut data = Vec::new();
+    let mut share = Share::none(&shared.buffers);
+    let patience = shared.settings.patience();
+    let mut arrival = Arrival::now();
+    loop {
+        let chunk = tokio::select! {
+            biased;
+            chunk = payload.next() => chunk,
+            late = arrival.late(patience, &share) => return Err(late.into()),
+        };
+        let Some(chunk) = chunk else { break };
         let chunk = chunk.map_err(|error| Refusal::Unreadable(error.to_string()))?;
-        if data.len() + chunk.len() > limit {
+        arrival.came();
+        let needed = data.len() + chunk.len();
+        if needed > limit {
             return Err(too_large());
         }
-        let more = reserve(&shared.buffered, chunk.len())?;
-        match &mut buffered {
-            Some(buffered) => buffered.merge(more),
-            None => buffered = Some(more),
+        if needed > data.capacity() {
+            // What was announced counts only where it is little.
+            let capacity = match announced {
+                Some(announced) if announced <= SMALL_BYTES => announced.max(needed),
+                announced => grown(data.capacity(), needed, announced.unwrap_or(limit)),
+            };
+            // Never waits: a client of HTTP knows how to come again. So much every connection may have.
+            if capacity > SMALL_BYTES && !share.try_grow(capacity) {
+                return Err(Refusal::busy("too many large requests at once", RETRY_SOON));
+            }
+            data.reserve_exact(capacity - data.len());
         }
         data.extend_from_slice(&chunk);
     }
+    data.shrink_to_fit();
     Ok(Body {
-        data: data.freeze(),
-        _buffered: buffered,
+        data: data.into(),
+        _share: share,
     })
-}
-
-/// A client that stops in the middle, or lets a body trickle, must not keep the budget from all
-/// others.
-async fn next_chunk(
-    payload: &mut web::Payload,
-    until: Instant,
-    shared: &Shared,
-) -> Result<Option<Result<Bytes, PayloadError>>, Refusal> {
-    let stall_timeout = shared.settings.request_timeout;
-    let stalled = Instant::now() + stall_timeout;
-    timeout_at(stalled.min(until), payload.next())
-        .await
-        .map_err(|_elapsed| match stalled < until {
-            true => Refusal::Stalled(stall_timeout),
-            false => Refusal::Slow(shared.settings.body_timeout),
-        })
-}
-
-/// Never waits: two bodies that each held half of the budget would wait for each other.
-fn reserve(budget: &Arc<Semaphore>, num: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-    let num = u32::try_from(num).unwrap_or(u32::MAX);
-    Arc::clone(budget)
-        .try_acquire_many_owned(num)
-        .map_err(|_| Refusal::busy("too many large requests at once", RETRY_SOON))
 }
 
 /// The events of a body.
@@ -196,7 +184,7 @@ struct List {
 impl Shared {
     /// The text of a body, which may be in any encoding of Unicode that JSON ever had, as in Prefect's
     /// server.
-    fn text(&self, body: &Bytes) -> Result<(ByteString, Option<OwnedSemaphorePermit>), Refusal> {
+    fn text(&self, body: &Bytes) -> Result<(ByteString, Option<Share>), Refusal> {
         let (encoding, mark) = encoding::detect(body);
         let wrong = || Refusal::NotJson(format!("the body is not {}", encoding.name()));
         let body = body.slice(mark..);
@@ -204,7 +192,10 @@ impl Shared {
             let text = ByteString::try_from(body).map_err(|_| wrong())?;
             return Ok((text, None));
         }
-        let decoded = reserve(&self.buffered, encoding.longest(body.len()))?;
+        let mut decoded = Share::none(&self.buffers);
+        if !decoded.try_grow(encoding.longest(body.len())) {
+            return Err(Refusal::busy("too many large requests at once", RETRY_SOON));
+        }
         let text = encoding.decode(&body).ok_or_else(wrong)?;
         Ok((ByteString::from(text), Some(decoded)))
     }
@@ -270,6 +261,15 @@ enum Refusal {
     TooLarge(String),
     Invalid(Vec<Invalid>),
     Busy { reason: String, retry_after: u64 },
+}
+
+impl From<Late> for Refusal {
+    fn from(late: Late) -> Self {
+        match late {
+            Late::Stalled(stalled) => Self::Stalled(stalled),
+            Late::Slow(limit) => Self::Slow(limit),
+        }
+    }
 }
 
 impl From<ListError> for Refusal {

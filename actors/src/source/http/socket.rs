@@ -20,16 +20,16 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use futures_util::future::{Fuse, FusedFuture, FutureExt};
 use serde::Deserialize;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 
 use crate::delivery::{Content, Rejection};
 use crate::event::ParseError;
 use crate::source::intake::{Commit, SubmitError};
 
+use super::buffers::Share;
 use super::frames::{FrameError, Gone, Incoming, Reader, Writer};
 use super::pongs::PongQueue;
-use super::{MAX_INLINE_BYTES, Shared, own};
+use super::{MAX_INLINE_BYTES, Shared};
 
 const SUBPROTOCOL: &str = "prefect";
 
@@ -61,12 +61,7 @@ pub(super) async fn connect(
     let shared = shared.into_inner();
     let (writer, body) = Writer::new();
     let connection = Connection {
-        reader: Reader::new(
-            payload,
-            MAX_AUTH_BYTES,
-            Arc::clone(&shared.buffered),
-            &shared.settings,
-        ),
+        reader: Reader::new(payload, MAX_AUTH_BYTES, &shared.buffers, &shared.settings),
         writer,
         shared,
         peer: Peer(request.peer_addr()),
@@ -204,7 +199,7 @@ impl Connection {
     }
 
     async fn exchange(&mut self) -> Result<std::convert::Infallible, End> {
-        let mut pongs = PongQueue::new(MAX_WAITING);
+        let mut pongs = PongQueue::new(MAX_WAITING, self.shared.waiting.clone());
         let mut draining = false;
         let mut pings = pings(self.shared.settings.ping_every);
         let mut left_until: Option<Instant> = None;
@@ -232,9 +227,9 @@ impl Connection {
                 _ = pings.tick() => self.writer.ping(),
                 message = self.reader.next(), if reads => match message? {
                     Some(Incoming::Data(data)) => {
-                        let reserved = self.reader.take_reserved();
+                        let share = self.reader.take_share();
                         let shared = Arc::clone(&self.shared);
-                        submission.set(submit(shared, data, reserved).fuse());
+                        submission.set(submit(shared, data, share).fuse());
                     }
                     Some(Incoming::Ping(data)) => pongs.ping(data),
                     Some(Incoming::Pong) => {}
@@ -327,11 +322,7 @@ enum Submitted {
     Auth(Auth),
 }
 
-async fn submit(
-    shared: Arc<Shared>,
-    data: Bytes,
-    reserved: Option<OwnedSemaphorePermit>,
-) -> Result<Submitted, SubmitError> {
+async fn submit(shared: Arc<Shared>, data: Bytes, share: Share) -> Result<Submitted, SubmitError> {
     let intake = shared.intake.clone();
     let content = if data.len() > MAX_INLINE_BYTES {
         let shared = Arc::clone(&shared);
@@ -349,13 +340,12 @@ async fn submit(
     let commit = intake
         .submit_when_room(shared.entry(&shared.socket, content))
         .await?;
-    drop(reserved);
+    drop(share);
     Ok(Submitted::Event(commit))
 }
 
 impl Shared {
     fn event_or_rejection(&self, data: Bytes) -> Content {
-        let data = own(data);
         let parsed = match ByteString::try_from(data.clone()) {
             Ok(text) => self.parse(text),
             Err(_) => Err(ParseError {

@@ -9,7 +9,7 @@ use crate::source::Permit;
 use super::connection::Connection;
 use super::replies::{self, Claimed, Group, NewEntries, Pending, RawEntry, Sight};
 use super::scripts;
-use super::settings::RedisSettings;
+use super::settings::{OWN_PREFIX, RedisSettings};
 use super::stream_id::StreamId;
 
 /// Ids in one command at most: a command that names more holds up the server for longer than
@@ -310,11 +310,26 @@ impl Commands<'_> {
         Ok((known > 0).then(|| usize::try_from(missing).unwrap_or(usize::MAX)))
     }
 
-    /// Removes the consumers of others that are long gone; answers their names.
+    /// Shows that our consumer lives. To wait for what is new counts for nothing where nothing comes,
+    /// to ask for what is pending does, also behind all that there can be.
+    pub(super) async fn show_life(&mut self) -> RedisResult<()> {
+        let behind_all = StreamId {
+            millis: u64::MAX,
+            number: 0,
+        };
+        self.send(&read_pending(self.settings, behind_all, 1))
+            .await
+            .map(drop)
+    }
+
+    /// Removes the consumers of others that are gone; answers their names.
     pub(super) async fn remove_dead_consumers(&mut self) -> RedisResult<Vec<String>> {
         let mut command = self.script(scripts::REMOVE_CONSUMERS);
         command.arg(millis(self.settings.consumer_idle_removal));
         command.arg(&self.settings.consumer_name).arg("");
+        command
+            .arg(millis(self.settings.dead_after()))
+            .arg(OWN_PREFIX);
         replies::texts(self.send(&command).await?)
     }
 
@@ -322,6 +337,7 @@ impl Commands<'_> {
     pub(super) async fn remove_own_consumer(&mut self) -> RedisResult<bool> {
         let mut command = self.script(scripts::REMOVE_CONSUMERS);
         command.arg(0).arg("").arg(&self.settings.consumer_name);
+        command.arg(0).arg(OWN_PREFIX);
         let removed = replies::texts(self.send(&command).await?)?;
         Ok(!removed.is_empty())
     }

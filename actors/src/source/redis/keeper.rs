@@ -30,9 +30,6 @@ use complaints::Complaints;
 /// How often the guard is moved at most, and the stream looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How often dead consumers are looked for; less if they count as dead sooner.
-const TIDY_EVERY: Duration = Duration::from_secs(600);
-
 /// How long a duty may take: longer than any of its commands, of which there may be several.
 const DUTY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -114,7 +111,7 @@ impl Shared {
     fn time_between(&self, duty: Duty) -> Duration {
         match duty {
             Duty::Hold | Duty::Confirm => self.settings.heartbeat_every,
-            Duty::Tidy => self.settings.consumer_idle_removal.min(TIDY_EVERY),
+            Duty::Tidy => self.settings.tidy_every(),
             Duty::Look | Duty::Guard | Duty::Oldest | Duty::Record | Duty::Trim => LOOK_EVERY,
         }
     }

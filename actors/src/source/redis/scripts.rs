@@ -237,14 +237,18 @@ if #entries == 0 then return {} end
 return {entries[1][1]}
 "#;
 
-/// Removes consumers with nothing pending that were idle for longer than given: all but one, or
-/// one alone. To remove a consumer discards what it has pending, hence check and removal in one.
-/// Answers the names.
+/// Removes consumers with nothing pending that were idle for longer than given, those of our replicas
+/// after another time: all but one, or one alone. To remove a consumer discards what it has pending,
+/// hence check and removal in one. Answers the names.
+///
+/// A replica that only seemed dead loses nothing by it: its next read, also one that waits already, makes
+/// its consumer again.
 pub(super) const REMOVE_CONSUMERS: &str = though_full!(
     named!(),
     r#"
 local stream, group = KEYS[1], ARGV[1]
 local idle, except, only = tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local idle_of_ours, prefix = tonumber(ARGV[5]), ARGV[6]
 local consumers = redis.pcall('XINFO', 'CONSUMERS', stream, group)
 if consumers.err then return consumers end
 local removed = {}
@@ -252,7 +256,9 @@ for _, consumer in ipairs(consumers) do
   consumer = named(consumer)
   local name = consumer['name']
   local chosen = name ~= except and (only == '' or name == only)
-  if chosen and consumer['pending'] == 0 and consumer['idle'] >= idle then
+  local is_ours = string.sub(name, 1, #prefix) == prefix
+  local allowed = is_ours and idle_of_ours or idle
+  if chosen and consumer['pending'] == 0 and consumer['idle'] >= allowed then
     redis.call('XGROUP', 'DELCONSUMER', stream, group, name)
     table.insert(removed, name)
   end

@@ -42,6 +42,7 @@ pub struct RedisSettings {
     /// whose consumers do it.
     pub trim_stream: bool,
     /// Consumers of our group that have nothing pending and were idle for longer are removed (1 h).
+    /// Replicas that were killed go sooner: twice `claim_idle` after their last sign of life.
     pub consumer_idle_removal: Duration,
 }
 
@@ -87,12 +88,15 @@ impl Default for RedisSettings {
     }
 }
 
+/// How the names of our consumers begin, and nobody else's.
+pub(super) const OWN_PREFIX: &str = "event-persister:";
+
 /// A name for a consumer on this host: no other process has it, nor has this one after a restart.
 ///
 /// Prefect's consumers have hyphens where this has colons, by which the two are told apart.
 pub fn consumer_name(hostname: &str) -> String {
     let pid = std::process::id();
-    format!("event-persister:{hostname}:{pid}:{:08x}", fastrand::u32(..))
+    format!("{OWN_PREFIX}{hostname}:{pid}:{:08x}", fastrand::u32(..))
 }
 
 /// Settings that cannot work together.
@@ -130,6 +134,18 @@ pub enum RedisSettingsError {
 }
 
 impl RedisSettings {
+    /// How long one of our replicas may show no sign of life before its consumer is removed, if it has
+    /// nothing pending any more: until its entries are claimed, and as long again.
+    pub(super) fn dead_after(&self) -> Duration {
+        (self.claim_idle * 2).min(self.consumer_idle_removal)
+    }
+
+    /// How often a replica shows that it lives, and looks for those that do not: a few times before
+    /// others think that it is dead.
+    pub(super) fn tidy_every(&self) -> Duration {
+        self.claim_every.min(self.dead_after() / 4)
+    }
+
     /// Whether a source can work with these.
     ///
     /// # Errors

@@ -7,8 +7,8 @@ use diesel::connection::SimpleConnection as _;
 use diesel::{QueryResult, RunQueryDsl as _, SqliteConnection};
 use libsqlite3_sys as ffi;
 
-use super::lock_holder;
 use super::result_code::{Class, CodedConnection, Failed, ResultCode};
+use super::{lock_holder, log_size};
 use crate::store::StoreError;
 
 /// How many KiB of pages a connection keeps. The pages that a batch of 1,000 events touches fit in,
@@ -90,6 +90,8 @@ impl Connection {
         self.execute_batch("PRAGMA synchronous = FULL")?;
         self.execute_batch("PRAGMA foreign_keys = ON")?;
         self.execute_batch(&format!("PRAGMA cache_size = -{CACHE_KIB}"))?;
+        // Else the log would keep the size that it once had for ever.
+        self.execute_batch(&format!("PRAGMA journal_size_limit = {}", log_size::LIMIT))?;
         self.use_write_ahead_log()
     }
 
@@ -197,6 +199,16 @@ impl Connection {
                 failed.code.name()
             );
         }
+    }
+
+    /// The same if nobody is in the way, without waiting for anybody.
+    pub(super) fn give_log_back(&mut self) -> Result<(), Failure> {
+        self.wait_for_locks(Duration::ZERO)?;
+        // What is in the way is for others to tell; the next time it may be gone.
+        if let Err(failed) = self.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
+            log::debug!("the write-ahead log stays code={}", failed.code.name());
+        }
+        Ok(self.wait_for_locks(self.place.busy_timeout)?)
     }
 
     /// Undoes the transaction.

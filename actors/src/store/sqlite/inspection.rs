@@ -1,10 +1,11 @@
 //! What would stop or hurt a store in this file, looked for without making anything.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::CreateSchema;
 use super::connection::{Connection, Failure, Missing, Place};
-use super::schema;
+use super::{lock_holder, log_size, schema};
 use crate::finding::Finding;
 
 mod file_system;
@@ -32,6 +33,7 @@ pub(super) fn inspect(place: &Place, create: CreateSchema) -> Vec<Finding> {
             let what = path.display().to_string();
             findings.push(Finding::ok("sqlite.file", what));
             look_inside(&mut connection, create, &mut findings);
+            findings.push(log(&path));
         }
         Err(error) => findings.push(Finding::of_error("sqlite.file", &error)),
     }
@@ -91,6 +93,35 @@ fn lock(connection: &mut Connection) -> Finding {
         Ok(()) => Finding::ok(ID, "nobody keeps us from writing"),
         Err(failure) => of_failure(connection, ID, "write to", failure),
     }
+}
+
+/// Looks twice where the log is large: readers that come and go keep it from nobody.
+fn log(path: &Path) -> Finding {
+    const ID: &str = "sqlite.log";
+    const BETWEEN: Duration = Duration::from_secs(1);
+    let num_bytes = log_size::num_bytes(path);
+    let what = format!("the write-ahead log has {} MiB", num_bytes >> 20);
+    if num_bytes <= log_size::LIMIT {
+        return Finding::ok(ID, what);
+    }
+    let mut readers = lock_holder::readers(path);
+    if !readers.is_empty() {
+        std::thread::sleep(BETWEEN);
+        let still = lock_holder::readers(path);
+        readers.retain(|reader| still.contains(reader));
+    }
+    if readers.is_empty() {
+        return Finding::ok(ID, format!("{what}; the next events give it back"));
+    }
+    let readers: Vec<String> = readers.iter().map(ToString::to_string).collect();
+    Finding::warning(
+        ID,
+        format!(
+            "{what} and grows with all that is written, since an open read transaction keeps it: {}",
+            readers.join(", ")
+        ),
+        "end that transaction; the next events then give the log back",
+    )
 }
 
 fn of_journal(mode: &str) -> Finding {

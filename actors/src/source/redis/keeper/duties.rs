@@ -137,20 +137,18 @@ impl Shared {
         Ok(())
     }
 
-    /// Removes consumers that are long gone.
+    /// Shows that our consumer lives, and removes those that do not.
     pub(super) async fn tidy(&self) -> RedisResult<()> {
         let mut commands = self.commands().await?;
-        let removed = match commands.remove_dead_consumers().await {
-            Err(error) if failure::is_answer(&error) => {
-                // Of use, but not worth an outage: the user may not be allowed scripts.
-                log::warn!(
-                    "consumers that are gone could not be removed redis.server={} error={error}",
-                    self.server
-                );
-                return Ok(());
-            }
-            removed => removed?,
+        // Who leaves must not be made again.
+        let is_leaving = {
+            let state = self.lock();
+            state.stopping || state.closed
         };
+        if !is_leaving {
+            commands.show_life().await?;
+        }
+        let removed = commands.remove_dead_consumers().await?;
         if !removed.is_empty() {
             log::info!(
                 "removed consumers that had been idle with nothing pending num_consumers={} \
