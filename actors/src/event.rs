@@ -24,6 +24,8 @@ pub use resource::Resource;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) use numbers::write_float;
+#[cfg(feature = "postgres")]
+pub(crate) use tokens::{Token, Tokens};
 
 /// The label that names a resource.
 pub const ID_LABEL: &str = "prefect.resource.id";

@@ -57,6 +57,7 @@ mod rate;
 mod rows;
 mod schema;
 mod settings;
+mod text_length;
 mod tls;
 mod together;
 mod trim;
