@@ -8,6 +8,7 @@ use bytestring::ByteString;
 use jiter::{
     Jiter, JiterError, JiterErrorType, JiterResult, JsonErrorType, JsonType, NumberAny, Peek,
 };
+use memchr::memchr2_iter;
 
 use super::numbers::{Kept, write_float};
 use super::tokens::{Token, Tokens};
@@ -183,40 +184,37 @@ fn is_plain(json: &str, max_nesting: usize) -> bool {
     if chunks.map(num_opening).sum::<usize>() > max_nesting {
         return false;
     }
-    // Of a number of more than 200 bytes, with at most two in its exponent, before or behind the point.
+    // Of more than 200 digits, all before or all behind the point.
     let is_part_of_long = |chunk: &[u8]| chunk.iter().all(u8::is_ascii_digit);
-    if bytes.chunks_exact(48).any(is_part_of_long) {
+    if bytes.chunks_exact(100).any(is_part_of_long) {
         return false;
     }
-    const NON_FINITE: u8 = 1;
-    const EXPONENT: u8 = 2;
-    let pairs = bytes.iter().zip(bytes.iter().skip(1));
-    let found = pairs.fold(0, |found, (&first, &second)| {
-        let is_non_finite = (first == b'N') & (second == b'a') | (first == b'I') & (second == b'n');
-        let is_exponent = first.is_ascii_digit() & (second | b' ' == b'e');
-        found | u8::from(is_non_finite) * NON_FINITE | u8::from(is_exponent) * EXPONENT
-    });
-    found & NON_FINITE == 0 && (found == 0 || !may_have_long_exponent(bytes))
+    let is_of_non_finite =
+        |first, second| (first == b'N') & (second == b'a') | (first == b'I') & (second == b'n');
+    !has_pair(bytes, is_of_non_finite) && !may_have_long_exponent(bytes)
+}
+
+/// Whether two bytes that stand side by side are such.
+///
+/// One question at a time: only then the compiler looks at many bytes at once.
+fn has_pair(bytes: &[u8], is_such: impl Fn(u8, u8) -> bool) -> bool {
+    let pairs = bytes.iter().zip(bytes.get(1..).unwrap_or_default());
+    pairs.fold(false, |found, (&first, &second)| {
+        found | is_such(first, second)
+    })
 }
 
 /// Whether there may be a number with an exponent of more than two digits. In texts, such as ids in hexadecimal
-/// digits, what looks like one is common.
+/// digits, what looks like an exponent is common, so that a closer look has to be cheap, too.
 fn may_have_long_exponent(bytes: &[u8]) -> bool {
     const CHUNK: usize = 256;
+    let is_of_exponent = |first: u8, second| first.is_ascii_digit() & (second | b' ' == b'e');
     (0..bytes.len()).step_by(CHUNK).any(|start| {
-        // With what belongs to an exponent that begins at the end of the chunk.
-        let end = bytes.len().min(start + CHUNK + 4);
+        // With the one that may stand behind the last digit.
+        let end = bytes.len().min(start + CHUNK + 1);
         let chunk = bytes.get(start..end).unwrap_or_default();
-        let behind = |by: usize| chunk.get(by..).unwrap_or_default().iter();
-        let ends = behind(2).zip(behind(3)).zip(behind(4));
-        let places = chunk.iter().zip(behind(1)).zip(ends);
-        let is_suspect = places.fold(false, |found, ((digit, e), ((first, second), third))| {
-            let is_exponent = digit.is_ascii_digit() & (e | b' ' == b'e');
-            let is_sign = (*first == b'-') | (*first == b'+');
-            let are_digits = second.is_ascii_digit() & third.is_ascii_digit();
-            found | is_exponent & (is_sign | first.is_ascii_digit()) & are_digits
-        });
-        is_suspect && (start..end).any(|place| is_long_exponent(bytes, place))
+        has_pair(chunk, is_of_exponent)
+            && memchr2_iter(b'e', b'E', chunk).any(|e| is_long_exponent(bytes, start + e))
     })
 }
 
@@ -224,17 +222,19 @@ fn may_have_long_exponent(bytes: &[u8]) -> bool {
 fn is_long_exponent(bytes: &[u8], place: usize) -> bool {
     let (mantissa, rest) = bytes.split_at(place);
     let digits = match rest {
-        [b'e' | b'E', b'+' | b'-', digits @ ..] | [b'e' | b'E', digits @ ..] => digits,
-        _ => return false,
+        [_, b'+' | b'-', digits @ ..] | [_, digits @ ..] => digits,
+        [] => return false,
     };
+    let has_digits = |digits: &[u8]| digits.iter().all(u8::is_ascii_digit);
+    if !digits.get(..3).is_some_and(has_digits) {
+        return false;
+    }
     let is_of_mantissa = |byte: &u8| byte.is_ascii_digit() || *byte == b'.' || *byte == b'-';
     let before = mantissa.iter().rev().find(|byte| !is_of_mantissa(byte));
-    let begins = matches!(
+    matches!(
         before,
         Some(b'[' | b',' | b':' | b' ' | b'\t' | b'\n' | b'\r')
-    );
-    begins
-        && matches!(digits, [a, b, c, ..] if [a, b, c].iter().all(|digit| digit.is_ascii_digit()))
+    )
 }
 
 /// Whether valid JSON holds numbers that are not kept as they are, or else where it goes deeper than

@@ -16,9 +16,9 @@ const MAX_INTEGER_DIGITS: usize = 4_300;
 /// Decimals that a number of PostgreSQL can have.
 const MAX_DECIMALS: i64 = 16_383;
 
-/// A number that is no longer than this, and whose exponent has at most two digits, is far from the ends of
-/// both ranges.
-const SHORT: usize = 200;
+/// A number with no more digits before and behind its point than this each, and at most two in its exponent, is
+/// far from the ends of both ranges.
+const FEW_DIGITS: usize = 200;
 
 /// What is kept of a number.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,7 +40,7 @@ impl Kept {
         let Some(shape) = Shape::of(number) else {
             return Self::Text;
         };
-        if shape.is_short(number) {
+        if shape.is_short() {
             return Self::Text;
         }
         let value = number.parse().ok().filter(|value: &f64| value.is_finite());
@@ -79,8 +79,10 @@ impl<'t> Shape<'t> {
         })
     }
 
-    fn is_short(&self, number: &str) -> bool {
-        number.len() <= SHORT && self.exponent.len() <= 2
+    fn is_short(&self) -> bool {
+        let point = self.mantissa.find('.').unwrap_or(self.mantissa.len());
+        let num_decimals = self.mantissa.len() - point;
+        point.max(num_decimals) <= FEW_DIGITS && self.exponent.len() <= 2
     }
 
     /// Whether a digit before the exponent is not 0.
