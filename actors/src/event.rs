@@ -12,12 +12,20 @@ use uuid::Uuid;
 mod datetime;
 mod fields;
 mod json;
+mod numbers;
 mod parse;
 mod problems;
 mod resource;
+mod tokens;
 
+pub use numbers::holds_unreadable_number;
 pub use parse::{EventLimits, ParseError, Received};
 pub use resource::Resource;
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(crate) use numbers::write_float;
+#[cfg(feature = "postgres")]
+pub(crate) use tokens::{Token, Tokens};
 
 /// The label that names a resource.
 pub const ID_LABEL: &str = "prefect.resource.id";
@@ -49,9 +57,11 @@ pub struct ReceivedEvent {
 }
 
 impl ReceivedEvent {
-    /// The payload: a JSON object, as it was sent but for NaN and infinities, which are `null`.
+    /// The payload: a JSON object, as it was sent but for numbers that not everybody can read back.
     ///
-    /// White space, number text and repeated keys are kept; of repeated keys the last counts.
+    /// NaN, infinities and numbers beyond the range of a double are `null`, or 0.0 where they are too small;
+    /// one with more than 16,383 decimals is the double that is nearest to it. All other numbers keep their
+    /// text; white space and repeated keys are kept, and of repeated keys the last counts.
     pub fn payload(&self) -> &str {
         &self.payload
     }

@@ -18,6 +18,7 @@ mod operating;
 #[cfg(feature = "service-tests")]
 mod postgres_store;
 mod prefect_environment;
+mod readable;
 #[cfg(feature = "service-tests")]
 mod redis_source;
 #[cfg(feature = "service-tests")]

@@ -8,7 +8,10 @@ use bytestring::ByteString;
 use jiter::{
     Jiter, JiterError, JiterErrorType, JiterResult, JsonErrorType, JsonType, NumberAny, Peek,
 };
-use memchr::memchr2;
+use memchr::memchr2_iter;
+
+use super::numbers::{Kept, write_float};
+use super::tokens::{Token, Tokens};
 
 /// How many arrays and objects may stand open within one another, the event itself included.
 ///
@@ -25,7 +28,7 @@ pub(super) struct Reader<'t> {
 pub(super) struct Skipped<'t> {
     text: &'t ByteString,
     json: &'t str,
-    has_non_finite: bool,
+    has_odd_numbers: bool,
 }
 
 impl<'t> Reader<'t> {
@@ -90,7 +93,7 @@ impl<'t> Reader<'t> {
         self.jiter.known_skip(peek)?;
         let json = &self.text[start..self.jiter.current_index()];
         let max_nesting = MAX_NESTING.saturating_sub(num_open);
-        let has_non_finite = match peek {
+        let has_odd_numbers = match peek {
             Peek::Array | Peek::Object if !is_plain(json, max_nesting) => {
                 inspect(json, max_nesting).map_err(|offset| JiterError {
                     error_type: JiterErrorType::JsonError(JsonErrorType::RecursionLimitExceeded),
@@ -102,7 +105,7 @@ impl<'t> Reader<'t> {
         Ok(Skipped {
             text: self.text,
             json,
-            has_non_finite,
+            has_odd_numbers,
         })
     }
 
@@ -134,11 +137,11 @@ impl<'t> Reader<'t> {
 }
 
 impl Skipped<'_> {
-    /// The value as a slice of the text that it stands in; a copy only where it holds NaN or
-    /// infinities, which are no JSON to anyone but Python: they become `null`, as in Prefect.
+    /// The value as a slice of the text that it stands in; a copy only where it holds numbers that are not kept
+    /// as they are.
     pub(super) fn to_json(&self) -> ByteString {
-        if self.has_non_finite {
-            nullify_non_finite(self.json).into()
+        if self.has_odd_numbers {
+            with_kept_numbers(self.json).into()
         } else {
             self.text.slice_ref(self.json)
         }
@@ -169,7 +172,7 @@ fn kind(json_type: &JsonType) -> &'static str {
 }
 
 /// Whether a look at the bytes, many at a time, is enough to tell that valid JSON neither goes deeper than
-/// `max_nesting` nor holds NaN or infinities.
+/// `max_nesting` nor holds numbers that are not kept as they are.
 fn is_plain(json: &str, max_nesting: usize) -> bool {
     let bytes = json.as_bytes();
     let num_opening = |chunk: &[u8]| {
@@ -181,96 +184,99 @@ fn is_plain(json: &str, max_nesting: usize) -> bool {
     if chunks.map(num_opening).sum::<usize>() > max_nesting {
         return false;
     }
-    let pairs = bytes.iter().zip(bytes.iter().skip(1));
-    let is_suspect = pairs.fold(false, |found, (&first, &second)| {
-        found | (first == b'N') & (second == b'a') | (first == b'I') & (second == b'n')
-    });
-    !is_suspect
+    // Of more than 200 digits, all before or all behind the point.
+    let is_part_of_long = |chunk: &[u8]| chunk.iter().all(u8::is_ascii_digit);
+    if bytes.chunks_exact(100).any(is_part_of_long) {
+        return false;
+    }
+    let is_of_non_finite =
+        |first, second| (first == b'N') & (second == b'a') | (first == b'I') & (second == b'n');
+    !has_pair(bytes, is_of_non_finite) && !may_have_long_exponent(bytes)
 }
 
-/// Whether valid JSON holds NaN or infinities, or else where it goes deeper than `max_nesting`.
+/// Whether two bytes that stand side by side are such.
+///
+/// One question at a time: only then the compiler looks at many bytes at once.
+fn has_pair(bytes: &[u8], is_such: impl Fn(u8, u8) -> bool) -> bool {
+    let pairs = bytes.iter().zip(bytes.get(1..).unwrap_or_default());
+    pairs.fold(false, |found, (&first, &second)| {
+        found | is_such(first, second)
+    })
+}
+
+/// Whether there may be a number with an exponent of more than two digits. In texts, such as ids in hexadecimal
+/// digits, what looks like an exponent is common, so that a closer look has to be cheap, too.
+fn may_have_long_exponent(bytes: &[u8]) -> bool {
+    const CHUNK: usize = 256;
+    let is_of_exponent = |first: u8, second| first.is_ascii_digit() & (second | b' ' == b'e');
+    (0..bytes.len()).step_by(CHUNK).any(|start| {
+        // With the one that may stand behind the last digit.
+        let end = bytes.len().min(start + CHUNK + 1);
+        let chunk = bytes.get(start..end).unwrap_or_default();
+        has_pair(chunk, is_of_exponent)
+            && memchr2_iter(b'e', b'E', chunk).any(|e| is_long_exponent(bytes, start + e))
+    })
+}
+
+/// Whether the `e` at this place stands between the digits of a number and at least three more.
+fn is_long_exponent(bytes: &[u8], place: usize) -> bool {
+    let (mantissa, rest) = bytes.split_at(place);
+    let digits = match rest {
+        [_, b'+' | b'-', digits @ ..] | [_, digits @ ..] => digits,
+        [] => return false,
+    };
+    let has_digits = |digits: &[u8]| digits.iter().all(u8::is_ascii_digit);
+    if !digits.get(..3).is_some_and(has_digits) {
+        return false;
+    }
+    let is_of_mantissa = |byte: &u8| byte.is_ascii_digit() || *byte == b'.' || *byte == b'-';
+    let before = mantissa.iter().rev().find(|byte| !is_of_mantissa(byte));
+    matches!(
+        before,
+        Some(b'[' | b',' | b':' | b' ' | b'\t' | b'\n' | b'\r')
+    )
+}
+
+/// Whether valid JSON holds numbers that are not kept as they are, or else where it goes deeper than
+/// `max_nesting`.
 fn inspect(json: &str, max_nesting: usize) -> Result<bool, usize> {
     let mut num_open = 0_usize;
-    let mut has_non_finite = false;
-    for (offset, byte) in OutsideStrings::new(json) {
-        match byte {
-            b']' | b'}' => num_open = num_open.saturating_sub(1),
-            b' ' | b'\t' | b'\n' | b'\r' => {}
+    let mut has_odd_numbers = false;
+    for (offset, token) in Tokens::new(json) {
+        match token {
+            Token::Other(b']' | b'}') => num_open = num_open.saturating_sub(1),
+            Token::Other(b' ' | b'\t' | b'\n' | b'\r') => {}
             // One level too deep there may be an empty array or object, but no content.
             _ if num_open > max_nesting => return Err(offset),
-            b'[' | b'{' => num_open += 1,
-            b'N' | b'I' => has_non_finite = true,
-            _ => {}
+            Token::Other(b'[' | b'{') => num_open += 1,
+            Token::Number(number) => has_odd_numbers |= Kept::of(number) != Kept::Text,
+            Token::Other(_) | Token::String(_) => {}
         }
     }
-    Ok(has_non_finite)
+    Ok(has_odd_numbers)
 }
 
-/// Writes `null` for NaN, Infinity and -Infinity in JSON that is valid but for these.
-fn nullify_non_finite(json: &str) -> String {
-    let bytes = json.as_bytes();
+/// Writes what is kept of each number.
+fn with_kept_numbers(json: &str) -> String {
     let mut rewritten = String::with_capacity(json.len());
     let mut copied = 0;
-    for (offset, byte) in OutsideStrings::new(json) {
-        let (start, end) = match byte {
-            // The last letter of NaN is behind what is copied by then.
-            b'N' if offset >= copied => (offset, offset + "NaN".len()),
-            b'I' => {
-                let is_negative = offset > 0 && bytes[offset - 1] == b'-';
-                (offset - usize::from(is_negative), offset + "Infinity".len())
-            }
-            _ => continue,
+    for (offset, token) in Tokens::new(json) {
+        let Token::Number(number) = token else {
+            continue;
         };
-        rewritten.push_str(&json[copied..start]);
-        rewritten.push_str("null");
-        copied = end;
+        let kept = Kept::of(number);
+        if kept == Kept::Text {
+            continue;
+        }
+        rewritten.push_str(json.get(copied..offset).unwrap_or_default());
+        copied = offset + number.len();
+        match kept {
+            Kept::Double(double) => write_float(double, &mut rewritten),
+            Kept::Text | Kept::Nothing => rewritten.push_str("null"),
+        }
     }
-    rewritten.push_str(&json[copied..]);
+    rewritten.push_str(json.get(copied..).unwrap_or_default());
     rewritten
-}
-
-/// The bytes of valid JSON that stand outside its strings, with their offsets; of a string only
-/// the opening quote.
-struct OutsideStrings<'t> {
-    bytes: &'t [u8],
-    offset: usize,
-}
-
-impl<'t> OutsideStrings<'t> {
-    fn new(json: &'t str) -> Self {
-        Self {
-            bytes: json.as_bytes(),
-            offset: 0,
-        }
-    }
-
-    /// The offset behind the closing quote of the string whose content starts at `offset`.
-    fn end_of_string(&self, mut offset: usize) -> usize {
-        loop {
-            let rest = self.bytes.get(offset..).unwrap_or_default();
-            let Some(length) = memchr2(b'"', b'\\', rest) else {
-                return self.bytes.len();
-            };
-            match rest.get(length) {
-                Some(b'\\') => offset += length + 2,
-                _ => return offset + length + 1,
-            }
-        }
-    }
-}
-
-impl Iterator for OutsideStrings<'_> {
-    type Item = (usize, u8);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let offset = self.offset;
-        let byte = *self.bytes.get(offset)?;
-        self.offset = match byte {
-            b'"' => self.end_of_string(offset + 1),
-            _ => offset + 1,
-        };
-        Some((offset, byte))
-    }
 }
 
 #[cfg(test)]
@@ -285,6 +291,24 @@ mod tests {
                 assert!(!is_plain(&json, MAX_NESTING), "{before} {number}");
             }
         }
+        let many = "9".repeat(400);
+        for before in 0..300 {
+            for number in [
+                "1e400",
+                "-1.5E-400",
+                "0.1e+0100",
+                &many,
+                &format!("1.{many}e9"),
+            ] {
+                for end in ["]", " ]", ",1]", ",\"1234567890\"]"] {
+                    let json = format!(
+                        "[\"{}\",{number}{end}",
+                        "3".repeat(before % 40) + &"e".repeat(before)
+                    );
+                    assert!(!is_plain(&json, MAX_NESTING), "{json}");
+                }
+            }
+        }
         for num_open in [1, 2, 100, 254, 255, 256, 600] {
             for (opening, closing) in [("[", "]"), ("{\"a\":", "}")] {
                 let [opening, closing] = [opening, closing].map(|text| text.repeat(num_open));
@@ -294,6 +318,10 @@ mod tests {
             }
         }
         assert!(is_plain(r#"{"I":"RUNNING","b":"No, I am"}"#, 1));
+        assert!(is_plain(
+            r#"{"id":"3e123456-0e1111-4e999","a":1e10,"b":[1.5E-07,-2e+99,12345678901234567890]}"#,
+            2
+        ));
         assert!(is_plain("{}", 1));
         assert!(is_plain("", 0));
     }

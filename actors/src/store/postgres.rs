@@ -62,6 +62,7 @@ mod rate;
 mod rows;
 mod schema;
 mod settings;
+mod text_length;
 mod tls;
 mod together;
 mod trim;

@@ -8,6 +8,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::event::write_float;
+
 /// Up to this many keys are compared one with another; more are hashed.
 const FEW_KEYS: usize = 8;
 
@@ -352,49 +354,6 @@ fn write_number(token: &str, out: &mut String) {
         out.push('0');
     } else {
         out.push_str(token);
-    }
-}
-
-/// Python's `repr`: the shortest digits that give the number back, with an exponent below 1e-4 and
-/// from 1e16 on.
-fn write_float(number: f64, out: &mut String) {
-    // Rust and Python agree on how many digits are needed. Where two such numbers are equally near,
-    // Rust's shortest form takes the larger one and Python the even one, as Rust's exact form does.
-    let shortest = format!("{number:e}");
-    let num_decimals = shortest
-        .split_once('.')
-        .and_then(|(_, rest)| rest.split_once('e'))
-        .map_or(0, |(decimals, _)| decimals.len());
-    let scientific = format!("{number:.num_decimals$e}");
-    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or_default();
-    let mantissa = match mantissa.strip_prefix('-') {
-        Some(mantissa) => {
-            out.push('-');
-            mantissa
-        }
-        None => mantissa,
-    };
-    if !(-4..16).contains(&exponent) {
-        let sign = if exponent < 0 { '-' } else { '+' };
-        out.push_str(&format!("{mantissa}e{sign}{:02}", exponent.unsigned_abs()));
-        return;
-    }
-    let digits = mantissa
-        .bytes()
-        .filter(|byte| *byte != b'.')
-        .map(char::from);
-    let places = exponent.unsigned_abs() as usize;
-    if exponent < 0 {
-        out.push_str("0.");
-        out.extend(std::iter::repeat_n('0', places - 1));
-        out.extend(digits);
-    } else {
-        let mut digits = digits.fuse();
-        out.extend((0..=places).map(|_| digits.next().unwrap_or('0')));
-        out.push('.');
-        out.push(digits.next().unwrap_or('0'));
-        out.extend(digits);
     }
 }
 

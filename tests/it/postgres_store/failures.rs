@@ -57,6 +57,32 @@ async fn every_event_of_a_batch_may_be_a_culprit() {
 }
 
 #[actix::test]
+async fn an_event_that_could_not_be_read_back_is_refused_and_none_around_it() {
+    let (database, store) = migrated().await;
+    let list = |num: usize| format!("{{\"n\": [{}0]}}", "1e308,".repeat(num));
+    let too_long = with_payload(&list(870_000));
+    let batch = of_events([
+        any_event(),
+        too_long,
+        any_event(),
+        with_payload(&list(1_000)),
+    ]);
+    let outcomes = store.write(batch).await.unwrap();
+    let expected = [
+        Outcome::Stored,
+        Outcome::RefusedByStore(RefusalReason::TooLarge),
+        Outcome::Stored,
+        Outcome::Stored,
+    ];
+    assert_eq!(outcomes, expected);
+    let letters = "SELECT string_agg(sqlstate || stage, ' ') FROM event_persister_dead_letters";
+    assert_eq!(database.value(letters), "54000store");
+    let read = "SELECT count(*) FROM events WHERE lower(concat(event, ' ', resource, ' ', related, ' ', \
+        payload)) NOT LIKE '%nothing of the kind%'";
+    assert_eq!(database.value(read), "3");
+}
+
+#[actix::test]
 async fn a_culprit_leaves_its_id_to_a_better_event() {
     let (database, store) = migrated().await;
     let bad = with_payload(NUL);

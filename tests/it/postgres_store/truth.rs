@@ -123,12 +123,8 @@ async fn the_events_of_a_real_server_become_the_rows_that_prefect_made_of_them()
     );
 }
 
-/// Cases whose number Prefect rounds or loses, and which is kept here.
-const KEEPS_THE_NUMBER: [&str; 3] = [
-    "number-float-17-digits",
-    "number-float-1000-decimals",
-    "number--1e400",
-];
+/// Cases whose number Prefect rounds, and which is kept here.
+const KEEPS_THE_NUMBER: [&str; 2] = ["number-float-17-digits", "number-float-1000-decimals"];
 
 /// Expects the rows that Prefect made of one case, if the file knows them: not where they are too
 /// long, hold the time of the day, or have a number that is kept here.
@@ -143,6 +139,11 @@ pub(crate) fn expect_case(database: &Database, case: &Value) -> bool {
         return false;
     };
     for (table, rows) in tables.into_iter().zip([events, resources]) {
+        // Prefect cannot read the year 10000 that it makes of the last moment of 9999; that is kept here.
+        let rows = rows.replace(
+            "10000-01-01T00:00:00.000000Z",
+            "9999-12-31T23:59:59.999999Z",
+        );
         expect_rows(database, table, rows.split('\n'));
     }
     true

@@ -312,7 +312,7 @@ fn nesting_without_end_is_refused_and_does_not_exhaust_the_stack() {
 
 #[test]
 fn the_payload_is_a_slice_of_the_text() {
-    let payload = "{ \"a\" : 2.50, \"b\":[1e400, \"NaN, -Infinity \\\" NaN\"],\"a\":\"\\u00e4\"}";
+    let payload = "{ \"a\" : 2.50, \"b\":[1e308, \"NaN, -Infinity \\\" NaN\"],\"a\":\"\\u00e4\"}";
     let event = parse(event_with(&[("payload", payload)])).unwrap();
     assert_eq!(event.payload(), payload);
     assert!(
@@ -335,6 +335,54 @@ fn what_only_python_takes_for_json_becomes_null() {
         r#"{"NaN":null,"b":[null, null,null ,-1,"-Infinity\\"],"c":{"d":null}}"#
     );
     assert!(event.text().contains(payload));
+}
+
+#[test]
+fn what_is_beyond_the_range_of_a_double_is_not_kept_and_everything_else_keeps_its_text() {
+    let zeros = "0".repeat(16_384);
+    let long = "7".repeat(4_300);
+    for (sent, kept) in [
+        ("[1e400]", "[null]"),
+        ("[ -1E+0400\n,2]", "[ null\n,2]"),
+        ("[1e131071\t]", "[null\t]"),
+        ("{\"1e400\" :1e400}", "{\"1e400\" :null}"),
+        ("[1e-400,-1e-400]", "[0.0,-0.0]"),
+        ("[[[1.5e308]],0.1e-07]", "[[[1.5e308]],0.1e-07]"),
+        ("\"3e123-1e400, 1e400\"", "\"3e123-1e400, 1e400\""),
+        ("[\" 1e400\", 1e400]", "[\" 1e400\", null]"),
+        (&long, &long),
+        (&format!("[2.{zeros}]"), "[2.0]"),
+        (&format!("[1,{}.5]", &long[..309]), "[1,null]"),
+    ] {
+        let payload = |value| format!("{{\"k\":{value}}}");
+        let event = parse(event_with(&[("payload", &payload(sent))])).unwrap();
+        assert_eq!(event.payload(), payload(kept));
+        assert!(event.text().contains(sent));
+    }
+}
+
+#[test]
+fn an_integer_that_python_does_not_read_is_refused_wherever_it_stands() {
+    for (num_digits, is_accepted) in [(4_299, true), (4_300, true), (4_301, false), (9_000, false)]
+    {
+        for sign in ["", "-"] {
+            for rest in ["", ".5", "e-4300", ".0e1"] {
+                let number = format!("{sign}{}{rest}", "9".repeat(num_digits));
+                for (field, value) in [
+                    ("payload", format!("{{\"n\":{number}}}")),
+                    ("payload", format!("{number},\"payload\":{{}}")),
+                    ("unknown", format!("[{number}]")),
+                ] {
+                    let parsed = parse(event_with(&[(field, &value)]));
+                    assert_eq!(
+                        parsed.is_ok(),
+                        is_accepted,
+                        "{field} {num_digits} {sign}{rest}"
+                    );
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -77,8 +77,32 @@ fn complete(labels: Labels, required: &[(&str, &str)]) -> Labels {
     complete
 }
 
-/// Stands for a number that Python alone takes for JSON until one is chosen.
-const NON_FINITE: char = '\u{1}';
+/// Stands for a number that is not kept, until one is chosen.
+const NOT_KEPT: char = '\u{1}';
+/// Stands for one that becomes 0.0.
+const TOO_SMALL: char = '\u{2}';
+
+/// Numbers that only Python takes for JSON, and such as are beyond the range of a double.
+const NUMBERS_NOT_KEPT: [&str; 8] = [
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e309",
+    "-1.5E+400",
+    "1e131071",
+    "123456.789e0304",
+    "1e99999999999999999999",
+];
+const NUMBERS_TOO_SMALL: [&str; 4] = ["1e-400", "0e-0400", "0.0E+999", "2.5e-99999999999999999999"];
+const NUMBERS_KEPT: [&str; 7] = [
+    "-12.50e+3",
+    "1.7976931348623157e308",
+    "4.9e-324",
+    "-0",
+    "0.00",
+    "12345678901234567890.5",
+    "170141183460469231731687303715884105728",
+];
 
 /// Writes an event as some sender might: any order, white space, escapes, forms of UUIDs and
 /// times, repeated and unknown keys.
@@ -247,20 +271,29 @@ impl Sender {
             self.value(0);
         }
         self.json.push('}');
-        let kept = self.json.replace(NON_FINITE, "null");
+        let kept = self
+            .json
+            .replace(NOT_KEPT, "null")
+            .replace(TOO_SMALL, "0.0");
         let mut sent = String::new();
-        for part in self.json.split_inclusive(NON_FINITE) {
-            let number = *self.rng.choice(&["NaN", "Infinity", "-Infinity"]).unwrap();
-            sent.push_str(&part.replace(NON_FINITE, number));
+        for part in self.json.split_inclusive([NOT_KEPT, TOO_SMALL]) {
+            let not_kept = self.rng.choice(&NUMBERS_NOT_KEPT).unwrap();
+            let too_small = self.rng.choice(&NUMBERS_TOO_SMALL).unwrap();
+            let part = part.replace(NOT_KEPT, not_kept);
+            sent.push_str(&part.replace(TOO_SMALL, too_small));
         }
         (sent, kept)
     }
 
     fn value(&mut self, depth: usize) {
         match self.rng.u8(..if depth < 4 { 8 } else { 6 }) {
-            0 => self.json.push(NON_FINITE),
+            0 if self.rng.bool() => self.json.push(TOO_SMALL),
+            0 => self.json.push(NOT_KEPT),
             1 => self.json.push_str("[]"),
-            2 => self.json.push_str("-12.50e+3"),
+            2 => {
+                let number = self.rng.choice(&NUMBERS_KEPT).unwrap();
+                self.json.push_str(number);
+            }
             3 => self.json.push_str("true"),
             4 => self.json.push_str("\"NaN \\\\\\\" Infinity\""),
             5 => self.string("]}\u{1f600}\\"),
@@ -311,9 +344,86 @@ fn check_any(bytes: Vec<u8>) {
     let mut payload = Jiter::new(event.payload().as_bytes());
     payload.next_skip().unwrap();
     payload.finish().unwrap();
+    assert!(!holds_unreadable_number(event.payload()));
+}
+
+/// The value that a number's text stands for, to any reader but Python and PostgreSQL.
+fn double(number: &str) -> f64 {
+    number.parse().unwrap()
+}
+
+/// A number of any length and exponent, near the ends of every range in particular.
+fn number() -> impl Strategy<Value = String> {
+    let length = || {
+        prop_oneof![
+            0..4_usize,
+            100..350_usize,
+            4_290..4_300_usize,
+            16_370..16_400_usize
+        ]
+    };
+    let exponent = prop_oneof![
+        Just(None),
+        (-30_i64..30).prop_map(Some),
+        (-350_i64..350).prop_map(Some),
+        (-17_000_i64..17_000).prop_map(Some),
+        any::<i64>().prop_map(Some),
+    ];
+    let written = |exponent: Option<i64>, sign: &str| match exponent {
+        Some(exponent) if exponent >= 0 => format!("e{sign}{exponent}"),
+        Some(exponent) => format!("E{exponent}"),
+        None => String::new(),
+    };
+    (
+        "-?",
+        "[1-9]",
+        length(),
+        length(),
+        "[0-9]",
+        exponent,
+        "[+]?|0{1,3}",
+    )
+        .prop_map(
+            move |(minus, first, num_digits, num_decimals, digit, exponent, sign)| {
+                let (digits, decimals) = (digit.repeat(num_digits), digit.repeat(num_decimals));
+                let digits = match num_digits {
+                    0 => "0".to_owned(),
+                    num_digits => first + &digits[1..num_digits.min(4_300)],
+                };
+                let point = if decimals.is_empty() { "" } else { "." };
+                format!(
+                    "{minus}{digits}{point}{decimals}{}",
+                    written(exponent, &sign)
+                )
+            },
+        )
 }
 
 proptest! {
+    #[test]
+    fn a_number_keeps_its_text_or_becomes_what_prefect_stores(number in number(), before in "[a-f0-9-]{0,80}") {
+        let sent = format!("{{\"a\":[\"{before}\"],\"n\":{number}}}");
+        let text = format!(
+            "{{\"id\":\"{}\",\"occurred\":0,\"event\":\"\",\"resource\":{{\"{ID_LABEL}\":\"a\"}},\
+             \"payload\":{sent}}}",
+            Uuid::nil()
+        );
+        let event = parse(text).unwrap();
+        let start = format!("{{\"a\":[\"{before}\"],\"n\":");
+        let kept = event.payload().strip_prefix(&start).unwrap();
+        let kept = kept.strip_suffix('}').unwrap();
+        let is_integer = !number.contains(['.', 'e', 'E']);
+        if is_integer {
+            prop_assert_eq!(kept, &number);
+        } else if !double(&number).is_finite() {
+            prop_assert_eq!(kept, "null");
+        } else if kept != number {
+            prop_assert_eq!(double(kept).to_bits(), double(&number).to_bits());
+            prop_assert!(kept.len() <= 24, "{}", kept);
+        }
+        prop_assert!(!holds_unreadable_number(kept));
+    }
+
     #[test]
     fn what_was_parsed_and_written_parses_to_the_same_event(columns in columns(), seed: u64) {
         let (text, payload) = Sender::write(&columns, seed);

@@ -27,20 +27,27 @@ impl Moment {
     /// As Prefect stores it: it counts seconds since 2000 in floating point, which is exact for the
     /// centuries around and some microseconds off in the year 9999; the first moment that it knows
     /// becomes `-infinity`. `None` outside the years 0001 to 9999, which it refuses.
+    ///
+    /// The last 15 microseconds of the year 9999 alone are stored as they are: in Prefect's hands they become the
+    /// year 10000, which Python's datetimes do not have, and its page fails for every event on it. The last of them
+    /// is Python's `datetime.max`, which some send for "never".
     pub(super) fn as_prefect_stores(at: DateTime<Utc>) -> Option<Self> {
         const MICROS: i64 = 1_000_000;
         const YEAR_1: i64 = -63_082_281_600 * MICROS;
+        const YEAR_10000: i64 = 252_455_616_000 * MICROS;
         if !(1..=9999).contains(&at.year()) {
             return None;
         }
         let Self(exact) = Self::new(at);
-        if exact == YEAR_1 {
-            return Some(Self::FIRST);
-        }
         let fraction = exact.rem_euclid(MICROS) as f64 / MICROS as f64;
         let seconds = exact.div_euclid(MICROS) as f64 + fraction;
         let micros = (seconds.fract() * MICROS as f64).round_ties_even();
-        Some(Self(seconds.trunc() as i64 * MICROS + micros as i64))
+        let rounded = seconds.trunc() as i64 * MICROS + micros as i64;
+        Some(match rounded {
+            YEAR_1 => Self::FIRST,
+            YEAR_10000.. => Self(exact),
+            _ => Self(rounded),
+        })
     }
 }
 
@@ -167,11 +174,21 @@ mod tests {
     #[test]
     fn stores_the_ends_of_time_as_prefect_does() {
         assert_eq!(stored("0001-01-01T00:00:00Z"), Some(i64::MIN));
+        assert_eq!(stored("0001-01-01T00:00:00.000001Z"), Some(i64::MIN));
         let second = -63_082_281_599_000_000;
         assert_eq!(stored("0001-01-01T00:00:01Z"), Some(second));
         assert_eq!(stored("0001-01-01T00:00:00+00:01"), None);
         let next_year = 252_455_616_000_000_000;
-        assert_eq!(stored("9999-12-31T23:59:59.999999Z"), Some(next_year));
+        for micros in 1_i64..=15 {
+            let text = format!("9999-12-31T23:59:59.{}Z", 1_000_000 - micros);
+            assert_eq!(
+                stored(&text),
+                Some(next_year - micros),
+                "Prefect: year 10000"
+            );
+        }
+        let rounded = next_year - 31;
+        assert_eq!(stored("9999-12-31T23:59:59.999984Z"), Some(rounded));
         let off = next_year - 1_007;
         assert_eq!(stored("9999-12-31T23:59:59.999Z"), Some(off));
         assert_eq!(stored("9999-12-31T23:59:59-00:01"), None);

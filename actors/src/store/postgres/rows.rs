@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use super::columns::Moment;
+use super::text_length::is_too_long;
 use crate::delivery::{Content, Entry};
 use crate::event::{ReceivedEvent, Resource};
 use crate::store::RefusalReason;
@@ -133,6 +134,11 @@ impl<'a> EventRow<'a> {
         for related in &event.related {
             text("related", related.id())?;
             text("related", related.role().unwrap_or_default())?;
+        }
+        if is_too_long(event) {
+            let reason =
+                "as text, without exponents, more than 256 MiB, which could not be read back";
+            return Err(refusal(reason.to_owned(), "54000"));
         }
         Ok(Self {
             index,

@@ -1,7 +1,9 @@
 //! The parser of events.
 
 use chrono::{DateTime, Utc};
-use event_persister_actors::event::{EventLimits, Received, ReceivedEvent};
+use event_persister_actors::event::{
+    EventLimits, Received, ReceivedEvent, holds_unreadable_number,
+};
 use event_persister_actors::testing::json_of;
 use serde_json::Value;
 
@@ -9,10 +11,12 @@ use serde_json::Value;
 const SECRET: &str = "\u{2603}";
 
 /// Any bytes are an event or are refused with a reason that holds nothing of their values; and
-/// what an event became says the same when it is written and read again.
+/// what an event became says the same when it is written and read again, and holds no number that nobody
+/// could read.
 pub fn event(data: &[u8]) {
     match parse(data.to_vec()) {
         Ok(event) => {
+            assert!(!holds_unreadable_number(event.payload()));
             let again = parse(json_of(&event).into_bytes());
             assert!(again.is_ok_and(|again| again == event));
         }
