@@ -36,6 +36,7 @@ use crate::store::{Cutoffs, EventStore, OpenStore, Outcome, StoreError, TrimStep
 mod audit;
 mod comparison;
 mod connection;
+mod content;
 mod dead_letters;
 mod in_place;
 mod inspection;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::CreateSchema;
+use super::audit;
 use super::connection::{Connection, Failure, Missing, Place};
 use super::schema;
 use crate::finding::Finding;
@@ -44,6 +45,7 @@ fn resolved(path: &Path) -> PathBuf {
 fn look_inside(connection: &mut Connection, create: CreateSchema, findings: &mut Vec<Finding>) {
     findings.push(lock(connection));
     let shape = schema::check(connection, CreateSchema::Nothing);
+    let newest = shape.is_ok().then(|| audit::newest(connection));
     findings.push(match shape {
         Ok(()) => Finding::ok(
             "sqlite.schema",
@@ -57,6 +59,10 @@ fn look_inside(connection: &mut Connection, create: CreateSchema, findings: &mut
         }
         Err(failure) => of_failure(connection, "sqlite.schema", "read", failure),
     });
+    findings.extend(newest.map(|newest| match newest {
+        Ok(newest) => newest.judge("sqlite.unreadable"),
+        Err(failure) => of_failure(connection, "sqlite.unreadable", "read", failure),
+    }));
     findings.push(match connection.journal_mode("PRAGMA journal_mode") {
         Ok(mode) => of_journal(&mode),
         Err(failure) => of_failure(connection, "sqlite.wal", "read", failure),
