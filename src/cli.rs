@@ -202,7 +202,7 @@ pub(crate) enum Command {
         #[arg(long)]
         ready: bool,
         /// How long the answer may take
-        #[arg(long, value_name = "SPAN", default_value = "4s", value_parser = humantime::parse_duration)]
+        #[arg(long, value_name = "SPAN", default_value = "4s", value_parser = span)]
         timeout: Duration,
     },
 
@@ -277,26 +277,27 @@ pub(crate) enum Command {
         shell: CompletedShell,
     },
 
-    /// Compare what the stream was acknowledged for with the tables and the dead letters
+    /// Compare stream, tables and dead letters, content included
     ///
-    /// Every acknowledged entry that is still in the stream must be an event in the database or a
-    /// dead letter (missing), and every event there must have all of its resources, once
-    /// (half-written, doubled). What is pending or unread is only counted, so is what retention may
-    /// have deleted (expired). Runs beside services at work and changes nothing; what looks wrong is
-    /// looked at once more, six seconds later. Without Redis only the database is looked at. The
-    /// exit code is 1 if anything is wrong.
+    /// Every acknowledged entry that is still in the stream must be an event in the database with the
+    /// same content, or a dead letter (missing, differing). Every event there must have all of its
+    /// resources, once, and they must be those that its own columns say (half-written, doubled,
+    /// differing), and Prefect must be able to read it (unreadable). What is pending or unread is only
+    /// counted, so is what retention may have deleted (expired). Runs beside services at work and
+    /// changes nothing; what looks wrong is looked at once more, six seconds later. Without Redis only
+    /// the database is looked at. The exit code is 1 if anything is wrong.
     ///
-    /// It costs one look into an index for each event and each entry: about as much reading as the
-    /// tables are large, in short transactions, but for one question about resources without an
-    /// event, which keeps a snapshot open while it reads that table. On millions of rows give
-    /// --since. Of the stream, some megabytes at a time are transferred and held.
+    /// It reads both tables but for short payloads, and sends each entry of the stream to the database
+    /// once more, in short transactions, but for one question about resources without an event, which
+    /// keeps a snapshot open while it reads that table. On millions of rows give --since. Of the
+    /// stream, some megabytes at a time are transferred and held.
     #[command(after_help = "Examples:
   event-persister verify
   event-persister verify --since 1h --json")]
     Verify {
         /// Look only at events in the tables that occurred within this span, such as 15m or 7d
         /// [default: all]
-        #[arg(long, value_name = "SPAN", value_parser = humantime::parse_duration)]
+        #[arg(long, value_name = "SPAN", value_parser = span)]
         since: Option<Duration>,
         /// How many findings to show at most; all are counted
         #[arg(long, value_name = "NUMBER", default_value = "20")]
@@ -304,6 +305,12 @@ pub(crate) enum Command {
         #[command(flatten)]
         output: Output,
     },
+}
+
+/// A length of time.
+fn span(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "not a span of time: give one such as 30s, 15m, 2h or 7d".to_owned())
 }
 
 impl Default for Command {
@@ -326,7 +333,7 @@ pub(crate) struct ServeFlags {
     #[arg(
         long = "for",
         value_name = "SPAN",
-        value_parser = humantime::parse_duration,
+        value_parser = span,
         requires = "shadow"
     )]
     pub(crate) span: Option<Duration>,

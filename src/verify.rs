@@ -1,7 +1,11 @@
-//! Holds what the stream was acknowledged for against the tables and the dead letters.
+//! Holds what the stream was acknowledged for against the tables and the dead letters, and the tables
+//! against themselves.
 //!
 //! The stream is read first and the database afterwards, page by page: what is acknowledged was
 //! committed before. Whatever looks wrong is looked at once more at the end.
+//!
+//! An event may stand in the stream more than once, and its row is what one of these copies says. So
+//! where rows differ from their entries the second look goes through the stream once more.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -11,16 +15,17 @@ use anyhow::Context as _;
 use chrono::{DateTime, TimeDelta, Utc};
 use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::delivery::Entry;
-use event_persister_actors::event::Received;
+use event_persister_actors::event::{EventLimits, Received};
 use event_persister_actors::source::Body;
 use event_persister_actors::store::Cutoffs;
-use event_persister_actors::store::audit::{Audit, Strays};
+use event_persister_actors::store::audit::Strays;
+use event_persister_actors::store::comparison::{Compared, UNKNOWN_RECEIVED};
 use event_persister_actors::trim::cutoffs;
 
-use self::reconciliation::{Held, Kind, MAX_SUSPECTS, Reconciliation, Wanted};
+use self::reconciliation::{Copies, Held, Kind, MAX_SUSPECTS, Reconciliation, Wanted};
 use self::report::{Report, Stream};
 use crate::config::Config;
-use crate::wiring::{self, BusAudit};
+use crate::wiring::{self, BusAudit, Tables};
 
 mod reconciliation;
 mod report;
@@ -31,6 +36,8 @@ const SECOND_LOOK_AFTER: Duration = Duration::from_secs(6);
 
 /// Events or entries in one question to the database.
 const AT_ONCE: usize = 500;
+
+const NO_STREAM: &str = "cannot read the stream";
 
 /// Clocks differ: what retention is about to remove may be gone already.
 const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
@@ -51,15 +58,15 @@ pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<bool>
     let bus = wiring::bus_audit(config)?;
     let mut verification = Verification {
         config,
-        tables: wiring::audit(config)?,
+        limits: wiring::event_limits(config),
+        bus: bus.as_ref(),
+        tables: wiring::tables(config)?,
         state: Reconciliation::new(wishes.limit),
     };
-    if let Some(bus) = &bus {
-        verification.look_at_stream(bus).await?;
-    }
+    verification.look_at_stream().await?;
     let num_events = verification.look_at_tables(since).await?;
     verification.look_again().await?;
-    let letters = verification.tables.count_letters(wishes.limit).await;
+    let letters = verification.tables.audit.count_letters(wishes.limit).await;
     let report = Report {
         since,
         stream: bus.as_ref().map(|bus| Stream {
@@ -83,23 +90,27 @@ fn moment_before_now(span: Duration) -> anyhow::Result<DateTime<Utc>> {
 
 struct Verification<'a> {
     config: &'a Config,
-    tables: Arc<dyn Audit>,
+    limits: EventLimits,
+    bus: Option<&'a BusAudit>,
+    tables: Tables,
     state: Reconciliation,
 }
 
 impl Verification<'_> {
-    /// Looks up every entry that the group has acknowledged.
-    async fn look_at_stream(&mut self, bus: &BusAudit) -> anyhow::Result<()> {
-        let mut walk = bus.walk().await.context("cannot read the stream")?;
-        while let Some(page) = walk.next_page().await.context("cannot read the stream")? {
-            self.state.stream.pending += page.num_pending;
-            let wanted = self.wanted(page.acknowledged);
-            for wanted in wanted.chunks(AT_ONCE) {
-                let held = self.look_up(wanted).await?;
-                let cutoffs = self.cutoffs()?;
-                for wanted in wanted {
-                    self.state.judge(wanted.clone(), &held, &cutoffs);
-                }
+    /// Compares every entry that the group has acknowledged.
+    async fn look_at_stream(&mut self) -> anyhow::Result<()> {
+        let Some(bus) = self.bus else { return Ok(()) };
+        let mut walk = bus.walk().await.context(NO_STREAM)?;
+        while let Some(page) = walk.next_page().await.context(NO_STREAM)? {
+            self.state.stream.pending += page.pending.len() as u64;
+            let num_acknowledged = page.acknowledged.len();
+            let entries = page.acknowledged.into_iter();
+            let entries: Vec<Arc<Entry>> = entries
+                .filter_map(|body| parsed(body, &self.limits))
+                .collect();
+            self.state.ignore(num_acknowledged - entries.len());
+            for entries in entries.chunks(AT_ONCE) {
+                self.look_at_entries(entries).await?;
             }
             if self.state.is_full() {
                 self.look_again().await?;
@@ -109,26 +120,48 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// What the entries must have become, parsed as they were when they were taken.
-    fn wanted(&mut self, acknowledged: Vec<Body>) -> Vec<Wanted> {
-        let limits = wiring::event_limits(self.config);
-        let source: Arc<str> = Arc::from(wiring::BUS_NAME);
-        let received = Received::FromText {
-            default: SystemClock.now(),
-        };
-        let mut wanted = Vec::with_capacity(acknowledged.len());
-        for body in acknowledged {
-            match body {
-                Body::Raw { data, .. } if data.is_empty() => self.state.ignore(),
-                Body::Raw { position, data } => {
-                    let source = Arc::clone(&source);
-                    let entry = Entry::parse(source, position, data, &limits, received);
-                    wanted.push(Wanted::of(&entry));
-                }
-                Body::Entry(entry) => wanted.push(Wanted::of(&entry)),
+    async fn look_at_entries(&mut self, entries: &[Arc<Entry>]) -> anyhow::Result<()> {
+        let compared = self.compare(entries).await?;
+        let mut wanted = Vec::new();
+        for (entry, compared) in entries.iter().zip(compared) {
+            match compared {
+                Compared::Identical => self.state.is_stored(),
+                compared => wanted.push(Wanted::of(entry, compared)),
             }
         }
-        wanted
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let held = self.look_up(&wanted).await?;
+        let cutoffs = self.cutoffs()?;
+        for wanted in wanted {
+            self.state.judge(wanted, &held, &cutoffs);
+        }
+        Ok(())
+    }
+
+    /// Holds entries against the rows; what Prefect itself would have written is as good.
+    async fn compare(&self, entries: &[Arc<Entry>]) -> anyhow::Result<Vec<Compared>> {
+        const WHAT: &str = "cannot compare entries with the tables";
+        let comparison = &self.tables.comparison;
+        let mut compared = comparison.compare(entries).await.context(WHAT)?;
+        let is_rounded = |compared: &Compared| match compared {
+            Compared::Differing(columns) => columns.iter().any(|column| column == "payload"),
+            _ => false,
+        };
+        let rounded = entries.iter().zip(&compared);
+        let rounded: Vec<Arc<Entry>> = rounded
+            .filter(|(_, compared)| is_rounded(compared))
+            .map(|(entry, _)| Arc::clone(entry))
+            .collect();
+        if !rounded.is_empty() {
+            let again = comparison.compare_as_prefect(&rounded).await;
+            let differing = compared.iter_mut().filter(|compared| is_rounded(compared));
+            for (compared, again) in differing.zip(again.context(WHAT)?) {
+                *compared = again;
+            }
+        }
+        Ok(compared)
     }
 
     /// Before which moment events may be gone, at this moment.
@@ -140,9 +173,10 @@ impl Verification<'_> {
     async fn look_up(&self, wanted: &[Wanted]) -> anyhow::Result<Held> {
         let event_ids = wanted.iter().filter_map(|wanted| wanted.event_id.clone());
         let positions = wanted.iter().map(|wanted| wanted.stream_id.clone());
-        let rows = self.tables.look_up(event_ids.collect()).await;
+        let audit = &self.tables.audit;
+        let rows = audit.look_up(event_ids.collect()).await;
         let rows = rows.context("cannot look events up")?;
-        let letters = (self.tables).letters_at(wiring::BUS_NAME, positions.collect());
+        let letters = audit.letters_at(wiring::BUS_NAME, positions.collect());
         let letters = letters.await.context("cannot look dead letters up")?;
         Ok(Held::new(rows, letters))
     }
@@ -150,7 +184,7 @@ impl Verification<'_> {
     /// Looks at the tables themselves; how many events were looked at.
     async fn look_at_tables(&mut self, since: Option<DateTime<Utc>>) -> anyhow::Result<u64> {
         const WHAT: &str = "cannot look through the tables";
-        let tables = Arc::clone(&self.tables);
+        let tables = Arc::clone(&self.tables.audit);
         let (mut num_events, mut cursor) = (0, None);
         loop {
             let page = tables.walk(since, cursor.as_ref()).await.context(WHAT)?;
@@ -188,26 +222,70 @@ impl Verification<'_> {
 
     /// The second look at all suspects, if there are any.
     async fn look_again(&mut self) -> anyhow::Result<()> {
-        let suspects = self.state.take_suspects();
-        if suspects.missing.is_empty() && suspects.flawed.is_empty() {
-            return Ok(());
-        }
-        tokio::time::sleep(SECOND_LOOK_AFTER).await;
-        for missing in suspects.missing.chunks(AT_ONCE) {
-            let held = self.look_up(missing).await?;
-            let cutoffs = self.cutoffs()?;
-            for wanted in missing {
-                self.state.settle_missing(wanted.clone(), &held, &cutoffs);
+        // What was missing at the first look and is there at the second has not been compared yet.
+        while self.state.has_suspects() {
+            let suspects = self.state.take_suspects();
+            tokio::time::sleep(SECOND_LOOK_AFTER).await;
+            for missing in suspects.missing.chunks(AT_ONCE) {
+                let held = self.look_up(missing).await?;
+                let cutoffs = self.cutoffs()?;
+                for wanted in missing {
+                    self.state.settle_missing(wanted.clone(), &held, &cutoffs);
+                }
             }
-        }
-        for flawed in suspects.flawed.chunks(AT_ONCE) {
-            let event_ids = flawed.iter().map(|(event_id, _)| event_id.clone());
-            let rows = self.tables.look_up(event_ids.collect()).await;
-            let held = Held::new(rows.context("cannot look events up")?, Vec::new());
-            for flawed in flawed {
-                self.state.settle_flawed(flawed.clone(), &held);
+            let mut flawed = suspects.flawed;
+            let copies = self.look_for_copies(Copies::of(&flawed)).await?;
+            for flawed in &mut flawed {
+                flawed.compared(&copies);
+            }
+            for flawed in flawed.chunks(AT_ONCE) {
+                let event_ids = flawed.iter().map(|flawed| flawed.event_id.clone());
+                let rows = self.tables.audit.look_up(event_ids.collect()).await;
+                let held = Held::new(rows.context("cannot look events up")?, Vec::new());
+                for flawed in flawed {
+                    self.state.settle_flawed(flawed, &held);
+                }
             }
         }
         Ok(())
+    }
+
+    /// Compares everything in the stream that is about these events.
+    async fn look_for_copies(&mut self, mut copies: Copies) -> anyhow::Result<Copies> {
+        let (Some(bus), false) = (self.bus, copies.is_empty()) else {
+            return Ok(copies);
+        };
+        let mut walk = bus.walk().await.context(NO_STREAM)?;
+        while let Some(page) = walk.next_page().await.context(NO_STREAM)? {
+            let entries = page.acknowledged.into_iter().chain(page.pending);
+            let entries: Vec<Arc<Entry>> = entries
+                .filter_map(|body| parsed(body, &self.limits))
+                .filter(|entry| copies.are_about(entry))
+                .collect();
+            for entries in entries.chunks(AT_ONCE) {
+                let compared = self.compare(entries).await?;
+                for (entry, compared) in entries.iter().zip(compared) {
+                    copies.learn(entry, compared);
+                }
+            }
+        }
+        Ok(copies)
+    }
+}
+
+/// What an entry must have become, parsed as it was when it was taken; `None` of an empty one.
+fn parsed(body: Body, limits: &EventLimits) -> Option<Arc<Entry>> {
+    match body {
+        Body::Raw { data, .. } if data.is_empty() => None,
+        Body::Raw { position, data } => Some(Arc::new(Entry::parse(
+            Arc::from(wiring::BUS_NAME),
+            position,
+            data,
+            limits,
+            Received::FromText {
+                default: UNKNOWN_RECEIVED,
+            },
+        ))),
+        Body::Entry(entry) => Some(entry),
     }
 }

@@ -33,8 +33,9 @@ pub(crate) use redis::{
     BUS_NAME, Bus, BusAudit, BusShadow, GuardReport, RedisStats, bus, bus_audit, bus_shadow, guard,
 };
 pub(crate) use stores::{
-    HalfEvents, Missing, Prefects, audit, close, comparison, dead_letters, half_events,
+    HalfEvents, Missing, Prefects, Tables, close, comparison, dead_letters, half_events,
     look_at_retention, migrate, not_there_yet, open_store, prefects_schema, remove_half_events,
+    tables,
 };
 
 fn clock() -> Arc<dyn Clock> {

@@ -29,10 +29,6 @@ mod refusal;
 pub mod sqlite;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
-#[cfg_attr(
-    not(feature = "sqlite"),
-    allow(dead_code, reason = "only SQLite keeps payloads as text")
-)]
 mod python_json;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod resource_ids;

@@ -10,6 +10,9 @@ use chrono::{DateTime, Utc};
 use event_persister_actors::delivery::{Content, Entry};
 use event_persister_actors::store::Cutoffs;
 use event_persister_actors::store::audit::{EventRows, Flaw};
+use event_persister_actors::store::comparison::{
+    Compared, NUM_RESOURCES, RESOURCES, UNKNOWN_RECEIVED,
+};
 use serde::Serialize;
 
 /// Suspects that are held at once; some megabytes.
@@ -24,10 +27,61 @@ pub(crate) struct Wanted {
     pub(crate) event_id: Option<String>,
     /// What retention goes by: when the event occurred, and its name. `None` for what is no event.
     kept_by: Option<(DateTime<Utc>, String)>,
+    /// How its event was found when it was compared.
+    likeness: Likeness,
+}
+
+/// An entry that was compared with the row of its event.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Likeness {
+    /// When its event was received, if it says that.
+    received: Option<DateTime<Utc>>,
+    /// The columns of `events` that differ; `None` where there was no row, so that nothing is known.
+    /// Whether the resources fit these columns is looked at for every event, whatever their text.
+    columns: Option<Vec<String>>,
+}
+
+impl Likeness {
+    fn of(entry: &Entry, compared: Compared) -> Self {
+        let received = entry.event().map(|event| event.received);
+        Self {
+            received: received.filter(|received| *received != UNKNOWN_RECEIVED),
+            columns: match compared {
+                Compared::Differing(mut columns) => {
+                    columns.retain(|column| column != RESOURCES && column != NUM_RESOURCES);
+                    Some(columns)
+                }
+                // What would be refused has no columns that could differ.
+                Compared::Identical | Compared::Refused { .. } => Some(Vec::new()),
+                Compared::Absent | Compared::Unclear => None,
+            },
+        }
+    }
+
+    /// Whether the row is known to be what the entry says.
+    fn is_same(&self) -> bool {
+        self.columns.as_ref().is_some_and(Vec::is_empty)
+    }
+
+    /// Whether the row may be what the entry says.
+    fn may_be_same(&self) -> bool {
+        self.columns.as_ref().is_none_or(Vec::is_empty)
+    }
+
+    /// The columns in which this row differs. Who sends an event again has it received again, and the
+    /// first that was written stays; its entry may have left the stream.
+    fn differing(&self, rows: &EventRows) -> &[String] {
+        let columns = self.columns.as_deref().unwrap_or_default();
+        let is_earlier = rows.received < self.received && rows.received.is_some();
+        match columns {
+            [only] if only == "received" && is_earlier => &[],
+            columns => columns,
+        }
+    }
 }
 
 impl Wanted {
-    pub(crate) fn of(entry: &Entry) -> Self {
+    pub(crate) fn of(entry: &Entry, compared: Compared) -> Self {
         let (event_id, kept_by) = match &entry.content {
             Content::Event(event) => {
                 let kept_by = (event.occurred, event.event.clone());
@@ -39,6 +93,7 @@ impl Wanted {
             stream_id: entry.position.as_str().to_owned(),
             event_id: event_id.map(|id| id.hyphenated().to_string()),
             kept_by,
+            likeness: Likeness::of(entry, compared),
         }
     }
 
@@ -102,6 +157,10 @@ pub(crate) enum Kind {
     Doubled,
     /// Less rows than there should be.
     HalfWritten,
+    /// Other rows than there should be.
+    Differing,
+    /// A row that cannot be read.
+    Unreadable,
 }
 
 impl Kind {
@@ -110,6 +169,8 @@ impl Kind {
             Self::Missing => "missing",
             Self::Doubled => "doubled",
             Self::HalfWritten => "half-written",
+            Self::Differing => "differing",
+            Self::Unreadable => "unreadable",
         }
     }
 }
@@ -129,6 +190,21 @@ pub(crate) struct Faults {
     pub(crate) missing: u64,
     pub(crate) doubled: u64,
     pub(crate) half_written: u64,
+    pub(crate) differing: u64,
+    pub(crate) unreadable: u64,
+}
+
+impl Faults {
+    pub(crate) fn total(self) -> u64 {
+        let Self {
+            missing,
+            doubled,
+            half_written,
+            differing,
+            unreadable,
+        } = self;
+        missing + doubled + half_written + differing + unreadable
+    }
 }
 
 /// What is known so far.
@@ -138,10 +214,12 @@ pub(crate) struct Reconciliation {
     pub(crate) faults: Faults,
     /// The first of what is wrong.
     pub(crate) findings: Vec<Finding>,
+    /// Where the first of what is missing stands in the stream.
+    pub(crate) first_missing: Option<String>,
     max_findings: usize,
     missing: Vec<Wanted>,
-    /// Events whose rows look wrong, and where the stream has them, if that is known.
-    flawed: BTreeMap<String, Option<String>>,
+    /// Events whose rows look wrong, by their ids.
+    flawed: BTreeMap<String, Flawed>,
     /// Events of the stream that were looked at twice; the walk through the tables meets them again.
     judged: HashSet<String>,
 }
@@ -150,7 +228,77 @@ pub(crate) struct Reconciliation {
 #[derive(Debug, Default)]
 pub(crate) struct Suspects {
     pub(crate) missing: Vec<Wanted>,
-    pub(crate) flawed: Vec<(String, Option<String>)>,
+    pub(crate) flawed: Vec<Flawed>,
+}
+
+/// An event whose rows look wrong.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Flawed {
+    pub(crate) event_id: String,
+    /// Where the stream has it, if that is known.
+    stream_id: Option<String>,
+    likeness: Likeness,
+}
+
+impl Flawed {
+    fn of(event_id: String, wanted: &Wanted) -> Self {
+        Self {
+            event_id,
+            stream_id: Some(wanted.stream_id.clone()),
+            likeness: wanted.likeness.clone(),
+        }
+    }
+
+    /// Takes over what the entries said when they were compared once more.
+    pub(crate) fn compared(&mut self, copies: &Copies) {
+        if let Some(Some(likeness)) = copies.0.get(&self.event_id) {
+            self.likeness = likeness.clone();
+        }
+    }
+}
+
+/// Events whose rows differ from an entry: what the entries in the stream say that are about them. One
+/// that is the same decides; of others the last is as good as any.
+#[derive(Debug, Default)]
+pub(crate) struct Copies(HashMap<String, Option<Likeness>>);
+
+impl Copies {
+    pub(crate) fn of(flawed: &[Flawed]) -> Self {
+        let differing = flawed.iter().filter(|flawed| {
+            let is_in_stream = flawed.stream_id.is_some();
+            is_in_stream && !flawed.likeness.is_same()
+        });
+        Self(
+            differing
+                .map(|flawed| (flawed.event_id.clone(), None))
+                .collect(),
+        )
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn are_about(&self, entry: &Entry) -> bool {
+        event_id(entry).is_some_and(|event_id| self.0.contains_key(&event_id))
+    }
+
+    pub(crate) fn learn(&mut self, entry: &Entry, compared: Compared) {
+        if matches!(compared, Compared::Refused { .. }) {
+            return;
+        }
+        let known = event_id(entry).and_then(|event_id| self.0.get_mut(&event_id));
+        if let Some(known) = known
+            && !known.as_ref().is_some_and(Likeness::is_same)
+        {
+            *known = Some(Likeness::of(entry, compared));
+        }
+    }
+}
+
+/// The event's id as the tables have it.
+fn event_id(entry: &Entry) -> Option<String> {
+    entry.event().map(|event| event.id.hyphenated().to_string())
 }
 
 impl Reconciliation {
@@ -161,15 +309,21 @@ impl Reconciliation {
         }
     }
 
-    /// Nothing is missing, doubled or half-written.
+    /// Nothing is wrong.
     pub(crate) fn all_is_well(&self) -> bool {
         self.faults == Faults::default()
     }
 
-    /// An acknowledged entry that is empty: nothing is wanted of it.
-    pub(crate) fn ignore(&mut self) {
+    /// Acknowledged entries that are empty: nothing is wanted of them.
+    pub(crate) fn ignore(&mut self, num: usize) {
+        self.stream.checked += num as u64;
+        self.stream.ignored += num as u64;
+    }
+
+    /// An acknowledged entry whose rows are what it says.
+    pub(crate) fn is_stored(&mut self) {
         self.stream.checked += 1;
-        self.stream.ignored += 1;
+        self.stream.stored += 1;
     }
 
     /// The first look at an acknowledged entry. What the database answered must be younger than the
@@ -185,13 +339,14 @@ impl Reconciliation {
     fn is_accounted_for(&mut self, wanted: &Wanted, held: &Held, cutoffs: &Cutoffs) -> bool {
         let has_letter = held.letters.contains(&wanted.stream_id);
         let rows = held.stored(wanted.event_id.as_deref());
-        // What is no event may bear the id of one that is stored.
-        let rows = rows.filter(|_| wanted.kept_by.is_some() || !has_letter);
+        // What is no event, or was refused, may bear the id of one that is stored.
+        let is_its_own = wanted.kept_by.is_some() && wanted.likeness.may_be_same();
+        let rows = rows.filter(|_| is_its_own || !has_letter);
         if let Some(rows) = rows {
             self.stream.stored += 1;
-            if rows.flaw().is_some() && self.flawed.len() < MAX_SUSPECTS {
-                self.flawed
-                    .insert(rows.event_id.clone(), Some(wanted.stream_id.clone()));
+            if rows.flaw().is_some() || !wanted.likeness.is_same() {
+                let flawed = Flawed::of(rows.event_id.clone(), wanted);
+                self.flawed.entry(rows.event_id.clone()).or_insert(flawed);
             }
         } else if has_letter {
             self.stream.dead_letters += 1;
@@ -206,7 +361,11 @@ impl Reconciliation {
     /// An event whose rows look wrong, wherever it came from.
     pub(crate) fn suspect(&mut self, event_id: String) {
         if !self.judged.contains(&event_id) {
-            self.flawed.entry(event_id).or_default();
+            let flawed = Flawed {
+                event_id: event_id.clone(),
+                ..Flawed::default()
+            };
+            self.flawed.entry(event_id).or_insert(flawed);
         }
     }
 
@@ -216,6 +375,8 @@ impl Reconciliation {
             Kind::Missing => &mut self.faults.missing,
             Kind::Doubled => &mut self.faults.doubled,
             Kind::HalfWritten => &mut self.faults.half_written,
+            Kind::Differing => &mut self.faults.differing,
+            Kind::Unreadable => &mut self.faults.unreadable,
         } += num;
     }
 
@@ -224,11 +385,16 @@ impl Reconciliation {
         self.missing.len() + self.flawed.len() >= MAX_SUSPECTS
     }
 
+    /// Whether anything has to be looked at once more.
+    pub(crate) fn has_suspects(&self) -> bool {
+        !self.missing.is_empty() || !self.flawed.is_empty()
+    }
+
     /// Takes out what has to be looked at once more.
     pub(crate) fn take_suspects(&mut self) -> Suspects {
         Suspects {
             missing: std::mem::take(&mut self.missing),
-            flawed: std::mem::take(&mut self.flawed).into_iter().collect(),
+            flawed: std::mem::take(&mut self.flawed).into_values().collect(),
         }
     }
 
@@ -241,6 +407,8 @@ impl Reconciliation {
             Some(_) => "acknowledged, and neither in events nor a dead letter",
             None => "acknowledged though it is no event, and not a dead letter",
         };
+        self.first_missing
+            .get_or_insert_with(|| wanted.stream_id.clone());
         self.find(Finding {
             kind: Kind::Missing,
             stream_id: Some(wanted.stream_id),
@@ -250,27 +418,30 @@ impl Reconciliation {
     }
 
     /// The second look at an event whose rows looked wrong.
-    pub(crate) fn settle_flawed(
-        &mut self,
-        (event_id, stream_id): (String, Option<String>),
-        held: &Held,
-    ) {
-        if stream_id.is_some() {
+    pub(crate) fn settle_flawed(&mut self, flawed: &Flawed, held: &Held) {
+        let event_id = &flawed.event_id;
+        if flawed.stream_id.is_some() {
             self.judged.insert(event_id.clone());
         }
-        let Some(rows) = held.rows.get(&event_id) else {
+        let Some(rows) = held.rows.get(event_id) else {
             return;
         };
+        let differing = match rows.num_events {
+            0 => &[],
+            _ => flawed.likeness.differing(rows),
+        };
         let kind = match rows.flaw() {
-            None => return,
+            None if differing.is_empty() => return,
+            None | Some(Flaw::Differing) => Kind::Differing,
             Some(Flaw::Doubled) => Kind::Doubled,
             Some(Flaw::HalfWritten) => Kind::HalfWritten,
+            Some(Flaw::Unreadable(_)) => Kind::Unreadable,
         };
         self.find(Finding {
             kind,
-            stream_id,
-            event_id: Some(event_id),
-            detail: describe(rows),
+            stream_id: flawed.stream_id.clone(),
+            event_id: Some(event_id.clone()),
+            detail: describe(rows, differing),
         });
     }
 
@@ -282,7 +453,30 @@ impl Reconciliation {
     }
 }
 
-fn describe(rows: &EventRows) -> String {
+/// What is there, and the columns in which it differs from the stream's entry. Names, never values.
+fn describe(rows: &EventRows, differing: &[String]) -> String {
+    let mut parts = Vec::new();
+    match rows.flaw() {
+        Some(Flaw::Unreadable(why)) => parts.push(why.as_str().to_owned()),
+        Some(Flaw::Doubled | Flaw::HalfWritten) => parts.push(describe_numbers(rows)),
+        None | Some(Flaw::Differing) => {}
+    }
+    if !rows.contradicting.is_empty() && rows.num_resources == rows.num_expected {
+        parts.push(format!(
+            "not what its columns resource and related say: {}",
+            rows.contradicting.join(", ")
+        ));
+    }
+    if !differing.is_empty() {
+        parts.push(format!(
+            "not what the stream's entry says: {}",
+            differing.join(", ")
+        ));
+    }
+    parts.join("; ")
+}
+
+fn describe_numbers(rows: &EventRows) -> String {
     let EventRows {
         num_events,
         num_expected,

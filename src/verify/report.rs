@@ -4,8 +4,9 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use event_persister_actors::store::audit::LetterCounts;
 use serde_json::{Value, json};
 
-use super::reconciliation::{Finding, Reconciliation};
+use super::reconciliation::{Finding, Kind, Reconciliation};
 use crate::output;
+use crate::wiring::BusAudit;
 
 /// The stream that was read.
 pub(crate) struct Stream<'a> {
@@ -64,8 +65,11 @@ impl Report<'_> {
             "missing": self.state.faults.missing,
             "doubled": self.state.faults.doubled,
             "half_written": self.state.faults.half_written,
+            "differing": self.state.faults.differing,
+            "unreadable": self.state.faults.unreadable,
             "findings": self.state.findings,
             "curable_letters": self.letters.curable,
+            "read_again": self.read_again(),
         })
     }
 
@@ -88,6 +92,8 @@ impl Report<'_> {
         row("missing", self.state.faults.missing);
         row("doubled", self.state.faults.doubled);
         row("half-written", self.state.faults.half_written);
+        row("differing", self.state.faults.differing);
+        row("unreadable", self.state.faults.unreadable);
         rows
     }
 
@@ -104,12 +110,40 @@ impl Report<'_> {
         self.state.findings.iter().map(row).collect()
     }
 
+    /// The command that has everything read again from the first missing entry on.
+    fn read_again(&self) -> Option<String> {
+        let stream = self.stream.as_ref()?;
+        let before = BusAudit::before(self.state.first_missing.as_deref()?)?;
+        Some(format!(
+            "redis-cli XGROUP SETID {} {} {before}",
+            quoted(stream.stream),
+            quoted(stream.group),
+        ))
+    }
+
+    /// The first event of a kind, if it is shown.
+    fn first(&self, kind: Kind) -> Option<&str> {
+        let mut findings = self.state.findings.iter();
+        let first = findings.find(|finding| finding.kind == kind)?;
+        first.event_id.as_deref()
+    }
+
+    fn first_of(&self, kind: Kind) -> &str {
+        self.first(kind).unwrap_or("one")
+    }
+
+    fn delete_first(&self, kind: Kind) -> String {
+        let id = self.first(kind).unwrap_or("ID");
+        format!(
+            "DELETE FROM event_resources WHERE event_id = '{id}'; DELETE FROM events WHERE id = '{id}'"
+        )
+    }
+
     /// What more there is, and what can be done.
     fn remarks(&self) -> Vec<String> {
         let faults = self.state.faults;
         let mut remarks = Vec::new();
-        let num_found = faults.missing + faults.doubled + faults.half_written;
-        let num_more = num_found - self.state.findings.len() as u64;
+        let num_more = faults.total() - self.state.findings.len() as u64;
         if num_more > 0 {
             remarks.push(format!("and {num_more} more, see --limit"));
         }
@@ -121,14 +155,31 @@ impl Report<'_> {
                     .to_owned(),
             );
         }
-        if faults.missing > 0 {
-            remarks.push(
+        if let Some(command) = self.read_again() {
+            remarks.push(format!(
                 "what is missing still stands in the stream, until Prefect trims it, within a minute or \
-                 so: `redis-cli XGROUP SETID STREAM GROUP ID`, with an ID before the first one, has \
-                 everything after it read again, and what is stored counts as duplicate; a dead \
-                 letter that was purged is missing too"
-                    .to_owned(),
-            );
+                 so; to have it written, run `{command}` (with -h, -p, -n and -a as for your Redis) while \
+                 event-persister serves: everything from the first missing entry on is read once more, \
+                 and what is stored counts as duplicate; a dead letter that was purged is missing too"
+            ));
+        }
+        if faults.differing > 0 {
+            remarks.push(format!(
+                "rows that differ were changed by somebody after they were written; to have {} \
+                 written anew: `{}`, and while the entry is in the stream `redis-cli XGROUP SETID` as for \
+                 what is missing, else from a backup",
+                self.first_of(Kind::Differing),
+                self.delete_first(Kind::Differing),
+            ));
+        }
+        if faults.unreadable > 0 {
+            remarks.push(format!(
+                "a page of Prefect's that meets an event that cannot be read fails as a whole; keep what \
+                 you need of it and remove it, such as {}: `{}`, or where only the payload is at fault \
+                 `UPDATE events SET payload = '{{}}' WHERE id = …`",
+                self.first_of(Kind::Unreadable),
+                self.delete_first(Kind::Unreadable),
+            ));
         }
         if self.letters.num_curable > 0 {
             let ids: Vec<String> = (self.letters.curable.iter())
@@ -141,6 +192,16 @@ impl Report<'_> {
             ));
         }
         remarks
+    }
+}
+
+/// A word of a shell's command line.
+fn quoted(word: &str) -> String {
+    let is_plain = |char: char| char.is_ascii_alphanumeric() || "-_.:/".contains(char);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
     }
 }
 
@@ -191,9 +252,38 @@ mod tests {
         let mut state = Reconciliation::new(1);
         state.faults.missing = 2;
         state.faults.half_written = 1;
+        state.faults.differing = 1;
+        state.faults.unreadable = 1;
         let remarks = report(&state).remarks().join("\n");
-        assert!(remarks.contains("and 3 more"), "{remarks}");
+        assert!(remarks.contains("and 5 more"), "{remarks}");
         assert!(remarks.contains("--remove-half-events"), "{remarks}");
+        assert!(
+            remarks.contains("DELETE FROM events WHERE id = 'ID'"),
+            "{remarks}"
+        );
+        assert!(remarks.contains("SET payload = '{}'"), "{remarks}");
         assert_eq!(report(&state).document()["all_is_well"], false);
+    }
+
+    #[test]
+    fn what_is_missing_is_read_again_from_the_first_entry_on() {
+        let mut state = Reconciliation::new(1);
+        state.faults.missing = 2;
+        state.first_missing = Some("1795523643304-0".to_owned());
+        let mut report = report(&state);
+        assert_eq!(
+            report.document()["read_again"],
+            Value::Null,
+            "of what stream?"
+        );
+        report.stream = Some(Stream {
+            stream: "{message:events}:stream",
+            group: "event-persister",
+        });
+        let command = "redis-cli XGROUP SETID '{message:events}:stream' event-persister \
+                       1795523643303-18446744073709551615";
+        assert_eq!(report.document()["read_again"], command);
+        let remarks = report.remarks().join("\n");
+        assert!(remarks.contains(command), "{remarks}");
     }
 }

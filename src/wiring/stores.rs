@@ -201,20 +201,33 @@ pub(crate) fn dead_letters(config: &Config) -> anyhow::Result<Arc<dyn DeadLetter
     })
 }
 
-/// The tables of the configured database, for somebody who only looks.
-pub(crate) fn audit(config: &Config) -> anyhow::Result<Arc<dyn Audit>> {
+/// The tables of the configured database, for somebody who looks whether they hold what they should.
+pub(crate) struct Tables {
+    pub(crate) audit: Arc<dyn Audit>,
+    pub(crate) comparison: Arc<dyn Comparison>,
+}
+
+pub(crate) fn tables(config: &Config) -> anyhow::Result<Tables> {
     Ok(match Settings::new(config, Missing::Ignore)? {
-        Settings::Sqlite(settings) => Arc::new(SqliteStore::new(settings, clock())),
-        Settings::Postgres(settings) => Arc::new(PostgresStore::new(*settings, clock())),
+        Settings::Sqlite(settings) => Tables::of(SqliteStore::new(settings, clock())),
+        Settings::Postgres(settings) => Tables::of(PostgresStore::new(*settings, clock())),
     })
+}
+
+impl Tables {
+    /// Over the connection of one store.
+    fn of<S: Audit + Comparison + 'static>(store: S) -> Self {
+        let store = Arc::new(store);
+        Self {
+            audit: Arc::clone(&store) as _,
+            comparison: store,
+        }
+    }
 }
 
 /// The tables of the configured database, for somebody who compares them with the stream.
 pub(crate) fn comparison(config: &Config) -> anyhow::Result<Arc<dyn Comparison>> {
-    Ok(match Settings::new(config, Missing::Ignore)? {
-        Settings::Sqlite(settings) => Arc::new(SqliteStore::new(settings, clock())),
-        Settings::Postgres(settings) => Arc::new(PostgresStore::new(*settings, clock())),
-    })
+    Ok(tables(config)?.comparison)
 }
 
 /// Closes a store that was used for one command. A failure costs nothing: the process ends.

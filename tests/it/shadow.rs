@@ -15,7 +15,7 @@ use crate::support::stored::{Case, LONG, Store};
 
 mod listener;
 mod outages;
-mod truth;
+pub(crate) mod truth;
 
 /// Otherwise a shadow waits for twice as long.
 const FLUSH_INTERVAL: (&str, &str) = (
@@ -266,7 +266,7 @@ async fn every_class_is_told_apart_on_sqlite() {
 
 /// Takes and acknowledges all that the group was not given yet, as Prefect's persister does before
 /// it writes. What was taken before stays pending.
-fn acknowledge_all(bus: &Bus) {
+pub(crate) fn acknowledge_all(bus: &Bus) {
     let last = bus.stream.last_delivered("event-persister").unwrap();
     let command = |words: &str| -> redis::Value { bus.stream.command(words) };
     command("XREADGROUP GROUP event-persister prefect COUNT 5000 STREAMS events >");

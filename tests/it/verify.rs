@@ -9,6 +9,8 @@ use crate::support::postgres::{self, Database};
 use crate::support::server::Server;
 use crate::support::stored::{Case, LONG, Store};
 
+mod content;
+
 const PREFECTS_TABLES: &str = include_str!("../data/prefect-schema-postgres.sql");
 
 impl Store {
@@ -69,8 +71,8 @@ async fn what_is_whole_and_what_is_broken(case: Case) {
                 "pending": 0, "unread": 0,
             },
             "events": 42, "dead_letters": 1, "curable": 0,
-            "missing": 0, "doubled": 0, "half_written": 0,
-            "findings": [], "curable_letters": [],
+            "missing": 0, "doubled": 0, "half_written": 0, "differing": 0, "unreadable": 0,
+            "findings": [], "curable_letters": [], "read_again": null,
         })
     );
 
@@ -336,7 +338,8 @@ fn an_id_that_lost_its_key_may_occur_twice() {
     database.execute(PREFECTS_TABLES);
     database.execute(
         "INSERT INTO events (occurred, event, resource_id, resource, payload, received, recorded, id)
-         SELECT '2024-01-01', 'e', 'r', '{}', '{}', now(), now(), gen_random_uuid() FROM generate_series(1, 3);
+         SELECT '2024-01-01', 'e', 'r', '{\"prefect.resource.id\": \"r\"}', '{}', now(), now(), gen_random_uuid()
+         FROM generate_series(1, 3);
          INSERT INTO event_resources (occurred, resource_id, resource_role, resource, event_id)
          SELECT occurred, 'r', '', '{}', id FROM events",
     );
@@ -366,7 +369,7 @@ fn a_span_leaves_out_what_is_older() {
     // Each without a resource, and one resource without an event.
     database.execute(
         "INSERT INTO events (occurred, event, resource_id, resource, payload, received, recorded)
-         SELECT occurred, 'e', 'r', '{}', '{}', now(), now()
+         SELECT occurred, 'e', 'r', '{\"prefect.resource.id\": \"r\"}', '{}', now(), now()
          FROM unnest('{-infinity, 2001-01-01, now}'::timestamptz[]) AS occurred;
          INSERT INTO event_resources (occurred, resource_id, resource_role, resource, event_id)
          VALUES ('2001-01-01', 'r', '', '{}', gen_random_uuid())",
@@ -388,8 +391,12 @@ fn a_span_leaves_out_what_is_older() {
 #[test]
 fn wrong_usage_is_told_apart_from_something_wrong() {
     let folder = Folder::new();
+    folder
+        .run(&["verify", "--since", "foo"])
+        .exits(2)
+        .complains(&["'foo' for '--since", "give one such as 30s, 15m, 2h or 7d"]);
     for arguments in [
-        &["verify", "--since", "soon"][..],
+        &["verify", "--since", "-1h"][..],
         &["verify", "--limit", "some"],
         &["verify", "everything"],
     ] {

@@ -1,7 +1,14 @@
 //! PORT: what the tables hold, for whoever compares it with what they should hold.
 //!
 //! Everything here only reads, makes no table, and takes memory for one page at most. Each answer is
-//! of one moment, and two answers are of two: what looks wrong has to be looked at once more.
+//! of one moment, and two answers are of two: what looks wrong has to be looked at once more. Names of
+//! columns are told, never values.
+//!
+//! # What fits together
+//!
+//! `resource_id` is the id of `resource`, `related_resource_ids` are those of `related` in order, and
+//! the rows of `event_resources` are made of these two: the event's `occurred`, the id, the role, which
+//! is empty for the event's own resource, and the other labels. The order of labels does not matter.
 
 use std::num::NonZeroUsize;
 
@@ -9,9 +16,11 @@ use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 
 use super::StoreError;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+use crate::finding::Finding;
 
 /// What the tables hold of one event.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventRows {
     /// Its id: lower case, with hyphens.
     pub event_id: String,
@@ -22,6 +31,79 @@ pub struct EventRows {
     pub num_expected: u64,
     /// Rows of `event_resources` that are there.
     pub num_resources: u64,
+    /// When the event was received, where its row tells that.
+    pub received: Option<DateTime<Utc>>,
+    /// What does not fit the columns `resource` and `related`: other columns, or
+    /// [`RESOURCES`](super::comparison::RESOURCES).
+    pub contradicting: Vec<String>,
+    /// Why the event cannot be read.
+    pub unreadable: Option<Unreadable>,
+}
+
+/// Why a row of `events` cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreadable {
+    /// Python reads no integer of more than 4,300 digits, and so Prefect's page that meets the event
+    /// fails as a whole.
+    LongInteger,
+    /// The text of the payload is longer than the 1 GB that PostgreSQL can send.
+    LongText,
+    /// The payload is no JSON.
+    NoJson,
+    /// The database fails when it is asked for the row.
+    Damaged,
+}
+
+impl Unreadable {
+    /// What there is, for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::LongInteger => {
+                "payload holds an integer of more than 4,300 digits, which Python does not read"
+            }
+            Self::LongText => "the text of payload is longer than the 1 GB that PostgreSQL sends",
+            Self::NoJson => "payload is no JSON",
+            Self::Damaged => "the database fails when it reads the row or its resources",
+        }
+    }
+}
+
+/// How many events are looked at, from the newest on, where nobody asked for all.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(super) const NEWEST: u64 = 20_000;
+
+/// How long that may take, whatever is in them.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(super) const NEWEST_TAKE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Of the newest events.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Newest {
+    pub(super) num_events: u64,
+    pub(super) num_unreadable: u64,
+}
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+impl Newest {
+    pub(super) fn judge(self, id: &'static str) -> Finding {
+        let Self {
+            num_events,
+            num_unreadable,
+        } = self;
+        if num_unreadable == 0 {
+            let what = format!("each of the newest {num_events} events can be read");
+            return Finding::ok(id, what);
+        }
+        Finding::warning(
+            id,
+            format!(
+                "{num_unreadable} of the newest {num_events} events cannot be read by Prefect: a page \
+                 that meets one of them fails as a whole"
+            ),
+            "`event-persister verify` names all of them, and says what to do",
+        )
+    }
 }
 
 /// What is wrong with the rows of an event.
@@ -31,6 +113,10 @@ pub enum Flaw {
     Doubled,
     /// Less rows than it should have, or resources alone.
     HalfWritten,
+    /// As many rows as it should have, and one of them cannot be read.
+    Unreadable(Unreadable),
+    /// As many rows as it should have, and they contradict one another.
+    Differing,
 }
 
 impl EventRows {
@@ -41,19 +127,29 @@ impl EventRows {
             0 => Some(Flaw::HalfWritten),
             1 => match self.num_resources.cmp(&self.num_expected) {
                 std::cmp::Ordering::Less => Some(Flaw::HalfWritten),
-                std::cmp::Ordering::Equal => None,
+                std::cmp::Ordering::Equal => self.flaw_of_content(),
                 std::cmp::Ordering::Greater => Some(Flaw::Doubled),
             },
             _ => Some(Flaw::Doubled),
         }
     }
+
+    fn flaw_of_content(&self) -> Option<Flaw> {
+        match self.unreadable {
+            Some(why) => Some(Flaw::Unreadable(why)),
+            None if self.contradicting.is_empty() => None,
+            None => Some(Flaw::Differing),
+        }
+    }
 }
 
-/// Where a walk through the events goes on: an event's time and id, as the database writes them.
+/// Where a walk through the events goes on: an event's time and id, as the database writes them, and
+/// how many events are to be on the next page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     pub(super) occurred: String,
     pub(super) event_id: String,
+    pub(super) page_size: i64,
 }
 
 /// One page of a walk.
@@ -61,7 +157,7 @@ pub struct Cursor {
 pub struct Page {
     /// Events on it.
     pub num_events: u64,
-    /// The ids of those that have more or less resources than they should.
+    /// The ids of those whose rows do not fit together, or cannot be read.
     pub suspects: Vec<String>,
     /// Where the next page begins; `None` after the last.
     pub next: Option<Cursor>,
@@ -111,7 +207,7 @@ pub trait Audit: Send + Sync {
         positions: Vec<String>,
     ) -> LocalBoxFuture<'a, Result<Vec<String>, StoreError>>;
 
-    /// Counts the resources of each event that occurred since then, page by page.
+    /// Looks whether the rows of each event that occurred since then fit together, page by page.
     fn walk<'a>(
         &'a self,
         since: Option<DateTime<Utc>>,
@@ -138,13 +234,31 @@ pub trait Audit: Send + Sync {
     fn count_letters(&self, limit: usize) -> LocalBoxFuture<'_, Result<LetterCounts, StoreError>>;
 }
 
-/// Events on one page. Each costs a look into an index: more would keep a snapshot open for longer,
-/// less would ask more often.
+/// Events on one page at most. Each costs a look into an index and its columns: more would keep a
+/// snapshot open for longer, less would ask more often.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) const EVENTS_ON_A_PAGE: i64 = 2_000;
 
-/// One row of a page's answer: an event that is suspicious, or the last of the page, or both.
+/// How long a page should take at most, since its snapshot is open for as long. Large events make pages
+/// smaller.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(super) const PAGE_TAKES: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// How many events the next page is to have, after one that was to have so many and took so long.
+#[cfg(feature = "postgres")]
+pub(super) fn next_page_size(page_size: i64, took: std::time::Duration) -> i64 {
+    let next = if took > PAGE_TAKES {
+        page_size / 2
+    } else if took < PAGE_TAKES / 4 {
+        page_size.saturating_mul(2)
+    } else {
+        page_size
+    };
+    next.clamp(1, EVENTS_ON_A_PAGE)
+}
+
+/// One row of a page's answer: an event that is suspicious, or the last of the page, or both.
+#[cfg(feature = "postgres")]
 #[derive(diesel::QueryableByName)]
 pub(super) struct PageRow {
     #[diesel(sql_type = diesel::sql_types::Text)]
@@ -158,17 +272,18 @@ pub(super) struct PageRow {
     number: i64,
 }
 
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(feature = "postgres")]
 impl Page {
-    /// Of the rows in the order of their numbers.
-    pub(super) fn of(rows: Vec<PageRow>) -> Self {
+    /// Of the rows in the order of their numbers, of a page that was to have so many events.
+    pub(super) fn of(rows: Vec<PageRow>, page_size: i64, next_page_size: i64) -> Self {
         let Some(last) = rows.last() else {
             return Self::default();
         };
         let num_events = last.number;
-        let next = (num_events >= EVENTS_ON_A_PAGE).then(|| Cursor {
+        let next = (num_events >= page_size).then(|| Cursor {
             occurred: last.occurred.clone(),
             event_id: last.event_id.clone(),
+            page_size: next_page_size,
         });
         let suspects = rows.into_iter().filter(|row| row.suspicious);
         Self {
@@ -221,6 +336,7 @@ impl From<CountsRow> for EventRows {
             num_events: count(row.num_events),
             num_expected: count(row.num_expected),
             num_resources: count(row.num_resources),
+            ..Self::default()
         }
     }
 }
@@ -256,7 +372,7 @@ impl LetterCounts {
 
 /// A count of rows is never negative.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
-fn count(number: i64) -> u64 {
+pub(super) fn count(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
 }
 
@@ -266,10 +382,10 @@ mod tests {
 
     fn rows(num_events: u64, num_expected: u64, num_resources: u64) -> Option<Flaw> {
         let rows = EventRows {
-            event_id: String::new(),
             num_events,
             num_expected,
             num_resources,
+            ..EventRows::default()
         };
         rows.flaw()
     }
@@ -283,5 +399,38 @@ mod tests {
         assert_eq!(rows(0, 0, 1), Some(Flaw::HalfWritten));
         assert_eq!(rows(1, 4, 8), Some(Flaw::Doubled));
         assert_eq!(rows(2, 1, 2), Some(Flaw::Doubled));
+    }
+    #[test]
+    fn an_event_with_all_of_its_rows_may_still_contradict_itself() {
+        let whole = EventRows {
+            num_events: 1,
+            num_expected: 2,
+            num_resources: 2,
+            contradicting: vec!["resource_id".to_owned()],
+            ..EventRows::default()
+        };
+        assert_eq!(whole.flaw(), Some(Flaw::Differing));
+        let unreadable = EventRows {
+            unreadable: Some(Unreadable::LongInteger),
+            ..whole.clone()
+        };
+        let flaw = Flaw::Unreadable(Unreadable::LongInteger);
+        assert_eq!(unreadable.flaw(), Some(flaw));
+        let half = EventRows {
+            num_resources: 1,
+            ..whole
+        };
+        assert_eq!(half.flaw(), Some(Flaw::HalfWritten));
+    }
+
+    #[cfg(feature = "postgres")]
+    #[test]
+    fn pages_shrink_while_they_take_long_and_never_to_nothing() {
+        let (slow, quick) = (PAGE_TAKES * 3, PAGE_TAKES / 10);
+        assert_eq!(next_page_size(EVENTS_ON_A_PAGE, quick), EVENTS_ON_A_PAGE);
+        assert_eq!(next_page_size(EVENTS_ON_A_PAGE, slow), EVENTS_ON_A_PAGE / 2);
+        assert_eq!(next_page_size(100, PAGE_TAKES / 2), 100);
+        assert_eq!(next_page_size(100, quick), 200);
+        assert_eq!(next_page_size(1, slow), 1);
     }
 }

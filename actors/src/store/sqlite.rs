@@ -42,6 +42,7 @@ use crate::store::{
 mod audit;
 mod comparison;
 mod connection;
+mod content;
 mod dead_letters;
 mod in_place;
 mod inspection;

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use chrono::TimeDelta;
 use event_persister_actors::delivery::Position;
 use event_persister_actors::event::{EventLimits, Received};
+use event_persister_actors::store::audit::Unreadable;
 
 use super::*;
 
@@ -21,18 +22,22 @@ fn cutoffs() -> Cutoffs {
     }
 }
 
-fn wanted_of(data: String) -> Wanted {
-    let received = Received::FromText {
-        default: moment(150),
-    };
-    let entry = Entry::parse(
+fn entry_of(data: String) -> Entry {
+    Entry::parse(
         Arc::from("redis"),
         Position::new("5-1"),
         Bytes::from(data),
         &EventLimits::default(),
-        received,
-    );
-    Wanted::of(&entry)
+        Received::FromText {
+            default: moment(150),
+        },
+    )
+}
+
+fn wanted_of(data: String) -> Wanted {
+    let entry = entry_of(data);
+    // It was there, and the same, or would not be looked up.
+    Wanted::of(&entry, Compared::Refused { is_there: true })
 }
 
 fn wanted(day: i64, name: &str) -> Wanted {
@@ -50,6 +55,7 @@ fn rows(num_events: u64, num_expected: u64, num_resources: u64) -> EventRows {
         num_events,
         num_expected,
         num_resources,
+        ..EventRows::default()
     }
 }
 
@@ -74,7 +80,7 @@ fn settle(state: &mut Reconciliation, held: &Held) {
     for wanted in suspects.missing {
         state.settle_missing(wanted, held, &cutoffs());
     }
-    for flawed in suspects.flawed {
+    for flawed in &suspects.flawed {
         state.settle_flawed(flawed, held);
     }
 }
@@ -224,4 +230,125 @@ fn asks_for_a_second_look_before_it_holds_too_much() {
     }
     assert_eq!(state.take_suspects().flawed.len(), MAX_SUSPECTS);
     assert!(!state.is_full());
+}
+
+/// An entry whose event was received on this day, as it was compared.
+fn compared(received: i64, compared: Compared) -> Wanted {
+    let (occurred, received) = (moment(150).to_rfc3339(), moment(received).to_rfc3339());
+    let text = format!(
+        r#"{{"id":"{ID}","occurred":"{occurred}","received":"{received}","event":"a","resource":{{"prefect.resource.id":"r"}}}}"#
+    );
+    Wanted::of(&entry_of(text), compared)
+}
+
+fn differing(columns: &[&str]) -> Compared {
+    let columns = columns.iter().map(|column| (*column).to_owned());
+    Compared::Differing(columns.collect())
+}
+
+/// Judged, and settled without another copy in the stream.
+fn settled(wanted: Wanted, rows: EventRows) -> Reconciliation {
+    let held = Held::new(vec![rows], Vec::new());
+    reconciled(wanted, &held, &held)
+}
+
+#[test]
+fn a_row_that_is_not_what_its_entry_says_differs() {
+    let state = settled(compared(150, differing(&["payload"])), rows(1, 1, 1));
+    assert_eq!((state.stream.stored, state.faults.differing), (1, 1));
+    assert_eq!(state.findings[0].kind, Kind::Differing);
+    assert_eq!(state.findings[0].stream_id.as_deref(), Some("5-1"));
+    let detail = "not what the stream's entry says: payload";
+    assert_eq!(state.findings[0].detail, detail);
+    // Of the letter of an entry somebody may have made another event.
+    let mut state = Reconciliation::new(1);
+    let both = Held::new(vec![rows(1, 1, 1)], vec!["5-1".to_owned()]);
+    state.judge(compared(150, differing(&["payload"])), &both, &cutoffs());
+    settle(&mut state, &both);
+    assert_eq!((state.stream.dead_letters, state.all_is_well()), (1, true));
+}
+
+#[test]
+fn a_row_that_was_received_before_its_entry_is_an_earlier_copy() {
+    let received = |day: Option<i64>| EventRows {
+        received: day.map(moment),
+        ..rows(1, 1, 1)
+    };
+    for (columns, row, is_well) in [
+        (&["received"][..], Some(149), true),
+        (&["received"], Some(151), false),
+        (&["received"], None, false),
+        (&["received", "payload"], Some(149), false),
+    ] {
+        let state = settled(compared(150, differing(columns)), received(row));
+        assert_eq!(state.all_is_well(), is_well, "{columns:?} {row:?}");
+    }
+}
+
+#[test]
+fn one_copy_that_is_the_same_is_enough() {
+    let other = || compared(150, differing(&["payload"]));
+    let entry = entry_of(format!(
+        r#"{{"id":"{ID}","occurred":"2026-01-01","event":"a","resource":{{"prefect.resource.id":"r"}}}}"#
+    ));
+    for (copies, is_well) in [
+        (vec![Compared::Identical, differing(&["payload"])], true),
+        (vec![differing(&["payload"]), Compared::Identical], true),
+        (vec![differing(&["payload"])], false),
+        (vec![Compared::Refused { is_there: true }], false),
+        (vec![], false),
+    ] {
+        let mut state = Reconciliation::new(1);
+        state.judge(other(), &stored(), &cutoffs());
+        let mut flawed = state.take_suspects().flawed;
+        let mut known = Copies::of(&flawed);
+        assert!(known.are_about(&entry));
+        for copy in &copies {
+            known.learn(&entry, copy.clone());
+        }
+        for flawed in &mut flawed {
+            flawed.compared(&known);
+            state.settle_flawed(flawed, &stored());
+        }
+        assert_eq!(state.all_is_well(), is_well, "{copies:?}");
+    }
+}
+
+#[test]
+fn what_came_between_the_looks_is_still_compared() {
+    let mut state = Reconciliation::new(1);
+    state.judge(
+        compared(150, Compared::Absent),
+        &Held::default(),
+        &cutoffs(),
+    );
+    settle(&mut state, &stored());
+    assert_eq!(state.stream.stored, 1);
+    assert!(state.has_suspects(), "it has not been compared yet");
+    let flawed = state.take_suspects().flawed;
+    assert!(!Copies::of(&flawed).is_empty());
+}
+
+#[test]
+fn rows_that_contradict_one_another_or_cannot_be_read_say_so() {
+    let contradicting = EventRows {
+        contradicting: vec!["resource_id".to_owned(), RESOURCES.to_owned()],
+        ..rows(1, 1, 1)
+    };
+    let state = settled(
+        compared(150, differing(&["payload", RESOURCES])),
+        contradicting.clone(),
+    );
+    assert_eq!(
+        state.findings[0].detail,
+        "not what its columns resource and related say: resource_id, event_resources; not what the \
+         stream's entry says: payload"
+    );
+    let unreadable = EventRows {
+        unreadable: Some(Unreadable::NoJson),
+        ..rows(1, 1, 1)
+    };
+    let state = settled(compared(150, differing(&["payload"])), unreadable);
+    assert_eq!((state.faults.unreadable, state.faults.total()), (1, 1));
+    assert_eq!(state.findings[0].kind, Kind::Unreadable);
 }

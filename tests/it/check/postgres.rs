@@ -76,6 +76,28 @@ fn a_database_with_all_tables_is_good_for_a_role_of_its_own_too() {
 }
 
 #[test]
+fn events_that_prefect_cannot_read() {
+    let postgres = Postgres::new();
+    let insert = |payload: &str| {
+        postgres.database.execute(&format!(
+            "INSERT INTO events (occurred, event, resource_id, resource, payload, received, recorded) \
+             VALUES (now(), 'e', 'r', '{{}}', '{payload}', now(), now())"
+        ))
+    };
+    insert(r#"{"k": 1e4299}"#);
+    finds_nothing(&postgres.check());
+    insert(r#"{"k": 1e4300}"#);
+    let ran = postgres.check();
+    finds_only(
+        &ran,
+        "postgres.unreadable",
+        "warning",
+        "event-persister verify",
+    );
+    assert!(ran.json().to_string().contains("1 of the newest 2 events"));
+}
+
+#[test]
 fn nobody_there() {
     let url = format!("postgresql://postgres@127.0.0.1:{}/d", free_port());
     let ran = check(&Folder::new(), &[("EVENT_PERSISTER_DATABASE_URL", &url)]);

@@ -22,6 +22,29 @@ fn a_file_with_its_tables_is_good() {
 }
 
 #[test]
+fn events_that_prefect_cannot_read() {
+    let (folder, database) = migrated();
+    let insert = |id: &str, num_digits: usize| {
+        let payload = format!(r#"{{"k": {}}}"#, "9".repeat(num_digits));
+        database.execute(&format!(
+            "INSERT INTO events (id, occurred, event, resource_id, resource, payload, received, recorded) \
+             VALUES ('{id}', '2026-01-01', 'e', 'r', '{{}}', '{payload}', '2026-01-01', '2026-01-01')"
+        ));
+    };
+    insert("a", 4_300);
+    finds_nothing(&check(&folder, &[]));
+    insert("b", 4_301);
+    let ran = check(&folder, &[]);
+    finds_only(
+        &ran,
+        "sqlite.unreadable",
+        "warning",
+        "event-persister verify",
+    );
+    assert!(ran.json().to_string().contains("1 of the newest 2 events"));
+}
+
+#[test]
 fn a_file_that_another_keeps_locked() {
     let (folder, database) = migrated();
     let lock = database.lock();

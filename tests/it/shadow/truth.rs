@@ -1,5 +1,7 @@
 //! What a real Prefect wrote, and what is made of whatever comes, is what the shadow expects.
 
+use std::path::Path;
+
 use super::*;
 use crate::postgres_store::truth::lines_of;
 use crate::support::binary::data;
@@ -7,6 +9,15 @@ use crate::support::bus::attributes;
 use crate::truth::Case as Message;
 
 const PREFECTS_SQLITE_TABLES: &str = include_str!("../../data/prefect-schema-sqlite.sql");
+
+/// Prefect's tables with the rows that a real Prefect wrote.
+pub(crate) fn insert_prefects_sqlite_tables(path: &Path) -> File {
+    let file = File::new(path);
+    file.execute(PREFECTS_SQLITE_TABLES);
+    insert_prefects_rows(&file, "events");
+    insert_prefects_rows(&file, "event_resources");
+    file
+}
 
 /// The rows that a real Prefect wrote, as they stood in its file.
 fn insert_prefects_rows(database: &File, table: &str) {
@@ -33,7 +44,7 @@ fn insert_prefects_rows(database: &File, table: &str) {
     database.execute(&format!("{sql} COMMIT"));
 }
 
-fn publish_capture(bus: &Bus) -> u64 {
+pub(crate) fn publish_capture(bus: &Bus) -> u64 {
     let lines = lines_of("prefect-events-dev.jsonl.gz");
     let entries: Vec<_> = (lines.into_iter())
         .map(|line| {
@@ -50,10 +61,7 @@ async fn the_rows_that_prefect_itself_wrote_are_identical() {
     let Store::Sqlite(path) = &case.store else {
         panic!("not SQLite")
     };
-    let file = File::new(path);
-    file.execute(PREFECTS_SQLITE_TABLES);
-    insert_prefects_rows(&file, "events");
-    insert_prefects_rows(&file, "event_resources");
+    let file = insert_prefects_sqlite_tables(path);
     let tables = file.number("SELECT count(*) AS number FROM sqlite_master");
     let _: redis::Value =
         (case.bus.stream).command("XGROUP CREATE events event-persister 0-1 MKSTREAM");

@@ -43,8 +43,8 @@ pub struct StreamWalk<'a> {
 pub struct StreamPage {
     /// Those that are acknowledged.
     pub acknowledged: Vec<Body>,
-    /// How many are not.
-    pub num_pending: u64,
+    /// Those that are not.
+    pub pending: Vec<Body>,
 }
 
 impl RedisAudit {
@@ -70,6 +70,12 @@ impl RedisAudit {
     /// The consumer group's name.
     pub fn group(&self) -> &str {
         &self.settings.group
+    }
+
+    /// The position before an entry's: a group that is set to it is given that entry next.
+    pub fn before(position: &str) -> Option<String> {
+        let id: StreamId = position.parse().ok()?;
+        Some(id.previous().to_string())
     }
 
     /// Begins at the oldest entry. A stream or a group that is not there has nothing acknowledged.
@@ -139,12 +145,12 @@ impl StreamWalk<'_> {
         let pending: HashSet<StreamId> = pending.into_iter().collect();
         let mut page = StreamPage::default();
         for entry in entries {
+            let fields = entry.fields.unwrap_or_default();
+            let body = entries::fetched(entry.id, fields).body;
             if pending.contains(&entry.id) {
-                page.num_pending += 1;
+                page.pending.push(body);
             } else {
-                let fields = entry.fields.unwrap_or_default();
-                page.acknowledged
-                    .push(entries::fetched(entry.id, fields).body);
+                page.acknowledged.push(body);
             }
         }
         Ok(Some(page))

@@ -7,6 +7,7 @@ use diesel::sql_types::{Array, Integer, Nullable, Text, Timestamptz, Uuid as Sql
 
 use super::columns::{Column, Oid};
 use super::rows::{EventRow, ResourceRow, Rows};
+use crate::store::python_json::rewrite;
 
 /// All columns of both tables that come from the events.
 pub(super) struct Arrays {
@@ -59,6 +60,18 @@ impl Arrays {
                 resource_text(ResourceRow::other_labels),
             ],
         }
+    }
+
+    /// The same with the payloads that Prefect would write, whose numbers Python has read.
+    pub(super) fn as_prefect(rows: &Rows<'_>) -> Self {
+        let mut arrays = Self::new(rows);
+        let payloads = Column::of_texts(&rows.events, |row: &EventRow<'_>, text| {
+            rewrite(row.event.payload(), text);
+            text
+        });
+        let [.., payload] = &mut arrays.texts;
+        *payload = payloads;
+        arrays
     }
 
     /// Ten parameters, with commas between: id, occurred, received, event, resource_id, resource,

@@ -1,13 +1,19 @@
 //! Reads the tables for a comparison: each question in a snapshot of its own that only reads.
+//!
+//! What fits together is compared on the server, which costs a fraction of sending it. A row that the
+//! server cannot read fails the whole question. So the part that fails is asked again without any
+//! event, which fails too where something else is wrong; only if that succeeds it is made smaller until
+//! the culprit stands alone.
 
 use std::num::NonZeroUsize;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{Array, BigInt, Bool, Text};
+use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
 use diesel_async::RunQueryDsl;
 use futures_util::future::LocalBoxFuture;
+use tokio::time::Instant;
 
 use super::PostgresStore;
 use super::connection::Connection;
@@ -15,15 +21,98 @@ use super::failure::Failure;
 use super::schema::event_persister_dead_letters as letters;
 use crate::store::StoreError;
 use crate::store::audit::{
-    Audit, CountsRow, Cursor, EVENTS_ON_A_PAGE, EventRows, LetterCounts, LetterRow, Page, PageRow,
-    StrayRow, Strays,
+    Audit, CountsRow, Cursor, EVENTS_ON_A_PAGE, EventRows, LetterCounts, LetterRow, NEWEST,
+    NEWEST_TAKE, Newest, Page, PageRow, StrayRow, Strays, Unreadable, count, next_page_size,
 };
+
+/// The related resources of `events`; none where the column holds something else.
+macro_rules! related {
+    () => {
+        "CASE jsonb_typeof(events.related) WHEN 'array' THEN events.related ELSE '[]' END"
+    };
+}
 
 /// How many resources an event has by its own columns.
 macro_rules! expected {
     () => {
-        "(1 + CASE jsonb_typeof(events.related) \
-         WHEN 'array' THEN jsonb_array_length(events.related) ELSE 0 END)::bigint"
+        concat!("(1 + jsonb_array_length(", related!(), "))::bigint")
+    };
+}
+
+macro_rules! resource_id_differs {
+    () => {
+        "events.resource_id IS DISTINCT FROM events.resource ->> 'prefect.resource.id'"
+    };
+}
+
+macro_rules! related_differs {
+    () => {
+        "jsonb_typeof(events.related) IS DISTINCT FROM 'array'"
+    };
+}
+
+macro_rules! related_ids_differ {
+    () => {
+        concat!(
+            "events.related_resource_ids IS DISTINCT FROM (SELECT \
+             coalesce(jsonb_agg(value -> 'prefect.resource.id' ORDER BY ordinality), '[]') \
+             FROM jsonb_array_elements(",
+            related!(),
+            ") WITH ORDINALITY)"
+        )
+    };
+}
+
+/// Whether a resource is there that the event should not have; with as many as it should have that is
+/// to say that they are others.
+macro_rules! resources_differ {
+    () => {
+        concat!(
+            "EXISTS (SELECT r.occurred, r.resource_id, r.resource_role, r.resource::jsonb \
+             FROM event_resources AS r WHERE r.event_id = events.id EXCEPT ALL \
+             SELECT events.occurred, labels ->> 'prefect.resource.id', role, \
+             CASE jsonb_typeof(labels) WHEN 'object' THEN \
+             labels - '{prefect.resource.id,prefect.resource.role}'::text[] ELSE labels END \
+             FROM (SELECT events.resource AS labels, '' AS role UNION ALL \
+             SELECT value, value ->> 'prefect.resource.role' FROM jsonb_array_elements(",
+            related!(),
+            ")) AS told)"
+        )
+    };
+}
+
+/// Numbers of more than 4,300 digits before the point.
+macro_rules! long_numbers {
+    () => {
+        "'strict $.** ? (@ >= 1e4300 || @ <= -1e4300)'"
+    };
+}
+
+/// Numbers whose text may be much longer than what was sent: PostgreSQL writes no exponents.
+macro_rules! wide_numbers {
+    () => {
+        "'strict $.** ? (@ >= 1e60 || @ <= -1e60 || (@ < 1e-60 && @ > -1e-60 && @ != 0))'"
+    };
+}
+
+/// Why the payload cannot be read, if it cannot; its text is never made. Only what has digits behind a
+/// point is no integer to Python. What takes less than 8 kB here has no text of 1 GB.
+macro_rules! unreadable {
+    () => {
+        concat!(
+            "CASE WHEN jsonb_path_exists(events.payload, ",
+            long_numbers!(),
+            ") AND EXISTS (SELECT FROM jsonb_path_query(events.payload, ",
+            long_numbers!(),
+            ") AS number WHERE scale(number::numeric) = 0) THEN 'integer' \
+             WHEN pg_column_size(events.payload) < 8000 THEN NULL \
+             WHEN jsonb_path_exists(events.payload, ",
+            wide_numbers!(),
+            ") AND (SELECT sum(length(number::text)) > 1000000000 \
+             FROM jsonb_path_query(events.payload, ",
+            wide_numbers!(),
+            ") AS number) THEN 'text' END"
+        )
     };
 }
 
@@ -31,24 +120,83 @@ macro_rules! expected {
 const LOOK_UP: &str = concat!(
     "SELECT wanted.id AS event_id, held.num_events, held.num_expected, \
      (SELECT count(*) FROM event_resources \
-     WHERE event_resources.event_id = wanted.id::uuid) AS num_resources \
+     WHERE event_resources.event_id = wanted.id::uuid) AS num_resources, \
+     told.received, coalesce(told.contradicting, '{}') AS contradicting, told.unreadable \
      FROM unnest($1) AS wanted (id) CROSS JOIN LATERAL (SELECT count(*) AS num_events, coalesce(max(",
     expected!(),
-    "), 0) AS num_expected FROM events WHERE events.id = wanted.id::uuid) AS held"
+    "), 0) AS num_expected FROM events WHERE events.id = wanted.id::uuid) AS held \
+     LEFT JOIN LATERAL (SELECT CASE WHEN isfinite(received) \
+     THEN (extract(epoch FROM received) * 1000000)::bigint END AS received, \
+     array_remove(ARRAY[CASE WHEN ",
+    resource_id_differs!(),
+    " THEN 'resource_id' END, CASE WHEN ",
+    related_differs!(),
+    " THEN 'related' END, CASE WHEN ",
+    related_ids_differ!(),
+    " THEN 'related_resource_ids' END, CASE WHEN ",
+    resources_differ!(),
+    " THEN 'event_resources' END], NULL) AS contradicting, ",
+    unreadable!(),
+    " AS unreadable FROM events WHERE events.id = wanted.id::uuid LIMIT 1) AS told ON true"
 );
+
+/// The same of one event whose columns cannot be read.
+const COUNT: &str = "SELECT wanted.id AS event_id, \
+    (SELECT count(*) FROM events WHERE events.id = wanted.id::uuid) AS num_events, \
+    num_resources, num_resources AS num_expected \
+    FROM (VALUES ($1)) AS wanted (id) CROSS JOIN LATERAL (SELECT count(*) AS num_resources \
+    FROM event_resources WHERE event_resources.event_id = wanted.id::uuid) AS held";
+
+/// Where a page begins.
+macro_rules! behind {
+    () => {
+        "(occurred, id) >= ($1::timestamptz, $2::uuid) \
+         AND NOT ($3 AND (occurred, id) = ($1::timestamptz, $2::uuid)) \
+         ORDER BY occurred, id LIMIT $4"
+    };
+}
 
 /// Follows the index over `(occurred, id)`. The last row of a page is returned in any case.
 const WALK: &str = concat!(
-    "WITH page AS MATERIALIZED (SELECT id, occurred, related FROM events \
-     WHERE (occurred, id) >= ($1::timestamptz, $2::uuid) \
-     AND NOT ($3 AND (occurred, id) = ($1::timestamptz, $2::uuid)) \
-     ORDER BY occurred, id LIMIT $4), \
-     counted AS (SELECT id, occurred, ",
+    "WITH page AS MATERIALIZED (SELECT id, occurred, resource_id, resource, related, \
+     related_resource_ids, payload, row_number() OVER (ORDER BY occurred, id) AS number \
+     FROM events WHERE ",
+    behind!(),
+    "), looked_at AS (SELECT id, occurred, number, ",
     expected!(),
-    " <> (SELECT count(*) FROM event_resources WHERE event_resources.event_id = events.id) \
-     AS suspicious, row_number() OVER (ORDER BY occurred, id) AS number FROM page AS events) \
-     SELECT id::text AS event_id, occurred::text AS occurred, suspicious, number FROM counted \
+    " <> (SELECT count(*) FROM event_resources WHERE event_resources.event_id = events.id) OR ",
+    resource_id_differs!(),
+    " OR ",
+    related_differs!(),
+    " OR ",
+    related_ids_differ!(),
+    " OR ",
+    resources_differ!(),
+    " OR (",
+    unreadable!(),
+    ") IS NOT NULL AS suspicious FROM page AS events) \
+     SELECT id::text AS event_id, occurred::text AS occurred, suspicious, number FROM looked_at \
      WHERE suspicious OR number = (SELECT count(*) FROM page) ORDER BY number"
+);
+
+/// The same for a page of one event whose columns cannot be read.
+const NAME: &str = concat!(
+    "SELECT id::text AS event_id, occurred::text AS occurred, true AS suspicious, \
+     1::bigint AS number FROM events WHERE ",
+    behind!()
+);
+
+/// Some of the newest events before one, and where the next ones are.
+const NEWEST_BEFORE: &str = concat!(
+    "SELECT count(*) AS num_events, \
+     count(*) FILTER (WHERE (",
+    unreadable!(),
+    ") IS NOT NULL) AS num_unreadable, \
+     (array_agg(occurred::text ORDER BY occurred, id))[1] AS occurred, \
+     (array_agg(id::text ORDER BY occurred, id))[1] AS event_id \
+     FROM (SELECT id, occurred, payload FROM events \
+     WHERE (occurred, id) < ($1::timestamptz, $2::uuid) \
+     ORDER BY occurred DESC, id DESC LIMIT 200) AS events"
 );
 
 const ORPHANS: &str = "SELECT event_id::text AS event_id, count(*) OVER () AS total \
@@ -76,6 +224,9 @@ const CURABLE: &str = "SELECT letters.id, letters.event_id::text AS event_id, \
 /// Before everything that PostgreSQL can hold.
 const FIRST_MOMENT: &str = "-infinity";
 const FIRST_ID: &str = "00000000-0000-0000-0000-000000000000";
+/// Behind it.
+const LAST_MOMENT: &str = "infinity";
+const LAST_ID: &str = "ffffffff-ffff-ffff-ffff-ffffffffffff";
 
 fn bound(since: Option<DateTime<Utc>>) -> String {
     since.map_or_else(|| FIRST_MOMENT.to_owned(), |since| since.to_rfc3339())
@@ -98,13 +249,7 @@ impl Audit for PostgresStore {
         event_ids: Vec<String>,
     ) -> LocalBoxFuture<'_, Result<Vec<EventRows>, StoreError>> {
         Box::pin(async move {
-            let look_up = async |connection: &mut Connection| {
-                connection.begin_snapshot().await?;
-                let query = sql_query(LOOK_UP).bind::<Array<Text>, _>(&event_ids);
-                let rows: Vec<CountsRow> = query.load(&mut connection.pg).await?;
-                connection.commit().await?;
-                Ok(rows.into_iter().map(EventRows::from).collect())
-            };
+            let look_up = async |connection: &mut Connection| look_up(connection, &event_ids).await;
             self.with_connection("read", self.limit(), look_up).await
         })
     }
@@ -144,19 +289,11 @@ impl Audit for PostgresStore {
             let start = Cursor {
                 occurred: bound(since),
                 event_id: FIRST_ID.to_owned(),
+                page_size: EVENTS_ON_A_PAGE,
             };
             let cursor = from.unwrap_or(&start);
-            let read = async |connection: &mut Connection| {
-                connection.begin_snapshot().await?;
-                let query = sql_query(WALK)
-                    .bind::<Text, _>(&cursor.occurred)
-                    .bind::<Text, _>(&cursor.event_id)
-                    .bind::<Bool, _>(from.is_some())
-                    .bind::<BigInt, _>(EVENTS_ON_A_PAGE);
-                let rows: Vec<PageRow> = query.load(&mut connection.pg).await?;
-                connection.commit().await?;
-                Ok(Page::of(rows))
-            };
+            let read =
+                async |connection: &mut Connection| walk(connection, cursor, from.is_some()).await;
             self.with_connection("read", None, read).await
         })
     }
@@ -211,6 +348,167 @@ impl Audit for PostgresStore {
                 .await
         })
     }
+}
+
+/// What the tables hold of an event, with what is wrong about it.
+#[derive(QueryableByName)]
+struct HeldRow {
+    #[diesel(embed)]
+    counts: CountsRow,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    received: Option<i64>,
+    #[diesel(sql_type = Array<Text>)]
+    contradicting: Vec<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    unreadable: Option<String>,
+}
+
+impl From<HeldRow> for EventRows {
+    fn from(row: HeldRow) -> Self {
+        Self {
+            received: row.received.and_then(DateTime::from_timestamp_micros),
+            contradicting: row.contradicting,
+            unreadable: row.unreadable.map(|why| match why.as_str() {
+                "integer" => Unreadable::LongInteger,
+                _ => Unreadable::LongText,
+            }),
+            ..row.counts.into()
+        }
+    }
+}
+
+async fn look_up(
+    connection: &mut Connection,
+    event_ids: &[String],
+) -> Result<Vec<EventRows>, Failure> {
+    let mut held = Vec::with_capacity(event_ids.len());
+    let mut parts = vec![event_ids];
+    while let Some(part) = parts.pop() {
+        match look_up_part(connection, part).await {
+            Ok(rows) => held.extend(rows.into_iter().map(EventRows::from)),
+            Err(failure) if is_of_a_row(&failure, connection).await => {
+                if look_up_part(connection, &[]).await.is_err() {
+                    return Err(failure);
+                }
+                match part {
+                    [] => return Err(failure),
+                    [event_id] => held.push(count_damaged(connection, event_id).await?),
+                    _ => {
+                        let (first, second) = part.split_at(part.len() / 2);
+                        parts.extend([second, first]);
+                    }
+                }
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(held)
+}
+
+/// Whether a row may be the cause; ends the transaction.
+async fn is_of_a_row(failure: &Failure, connection: &mut Connection) -> bool {
+    failure.is_before_commit() && !connection.is_lost().await
+}
+
+async fn look_up_part(
+    connection: &mut Connection,
+    event_ids: &[String],
+) -> Result<Vec<HeldRow>, Failure> {
+    connection.begin_page().await?;
+    let query = sql_query(LOOK_UP).bind::<Array<Text>, _>(event_ids);
+    let rows = query.load(&mut connection.pg).await?;
+    connection.commit().await?;
+    Ok(rows)
+}
+
+async fn count_damaged(connection: &mut Connection, event_id: &str) -> Result<EventRows, Failure> {
+    connection.begin_page().await?;
+    let query = sql_query(COUNT).bind::<Text, _>(event_id);
+    let row: CountsRow = query.get_result(&mut connection.pg).await?;
+    connection.commit().await?;
+    Ok(EventRows {
+        unreadable: Some(Unreadable::Damaged),
+        ..row.into()
+    })
+}
+
+/// Reads a page, or as much of it as can be read.
+async fn walk(
+    connection: &mut Connection,
+    cursor: &Cursor,
+    is_behind: bool,
+) -> Result<Page, Failure> {
+    let mut page_size = cursor.page_size;
+    loop {
+        let asked = Instant::now();
+        match read_page(connection, WALK, cursor, is_behind, page_size).await {
+            Ok(rows) => {
+                let next = next_page_size(page_size, asked.elapsed());
+                return Ok(Page::of(rows, page_size, next));
+            }
+            Err(failure) if is_of_a_row(&failure, connection).await => {
+                let empty = read_page(connection, WALK, cursor, is_behind, 0).await;
+                if empty.is_err() {
+                    return Err(failure);
+                }
+                if page_size == 1 {
+                    let rows = read_page(connection, NAME, cursor, is_behind, 1).await?;
+                    return Ok(Page::of(rows, 1, 2));
+                }
+                page_size /= 2;
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+/// Counts the newest events that cannot be read, as far back as there is time for.
+pub(super) async fn newest(connection: &mut Connection) -> Result<Newest, Failure> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = BigInt)]
+        num_events: i64,
+        #[diesel(sql_type = BigInt)]
+        num_unreadable: i64,
+        #[diesel(sql_type = Nullable<Text>)]
+        occurred: Option<String>,
+        #[diesel(sql_type = Nullable<Text>)]
+        event_id: Option<String>,
+    }
+    let began = Instant::now();
+    let mut newest = Newest::default();
+    let mut before = Some((LAST_MOMENT.to_owned(), LAST_ID.to_owned()));
+    while let Some((occurred, event_id)) = before
+        && newest.num_events < NEWEST
+        && began.elapsed() < NEWEST_TAKE
+    {
+        let query = sql_query(NEWEST_BEFORE)
+            .bind::<Text, _>(occurred)
+            .bind::<Text, _>(event_id);
+        let row: Row = query.get_result(&mut connection.pg).await?;
+        newest.num_events += count(row.num_events);
+        newest.num_unreadable += count(row.num_unreadable);
+        before = row.occurred.zip(row.event_id);
+    }
+    Ok(newest)
+}
+
+async fn read_page(
+    connection: &mut Connection,
+    query: &str,
+    cursor: &Cursor,
+    is_behind: bool,
+    page_size: i64,
+) -> Result<Vec<PageRow>, Failure> {
+    connection.begin_page().await?;
+    let query = sql_query(query)
+        .bind::<Text, _>(&cursor.occurred)
+        .bind::<Text, _>(&cursor.event_id)
+        .bind::<Bool, _>(is_behind)
+        .bind::<BigInt, _>(page_size);
+    let rows = query.load(&mut connection.pg).await?;
+    connection.commit().await?;
+    Ok(rows)
 }
 
 async fn strays(

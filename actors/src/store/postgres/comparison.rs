@@ -39,24 +39,42 @@ impl Comparison for PostgresStore {
         entries: &'a [Arc<Entry>],
     ) -> LocalBoxFuture<'a, Result<Vec<Compared>, StoreError>> {
         Box::pin(async move {
-            let compare = async |connection: &mut Connection| compare(connection, entries).await;
+            let compare =
+                async |connection: &mut Connection| compare(connection, entries, Arrays::new).await;
+            let compared = self.with_connection("read", self.limit(), compare).await?;
+            with_refused(self, entries, compared).await
+        })
+    }
+
+    fn compare_as_prefect<'a>(
+        &'a self,
+        entries: &'a [Arc<Entry>],
+    ) -> LocalBoxFuture<'a, Result<Vec<Compared>, StoreError>> {
+        Box::pin(async move {
+            let compare = async |connection: &mut Connection| {
+                compare(connection, entries, Arrays::as_prefect).await
+            };
             let compared = self.with_connection("read", self.limit(), compare).await?;
             with_refused(self, entries, compared).await
         })
     }
 }
 
+/// How the rows become parameters.
+type MakeArrays = for<'r> fn(&Rows<'r>) -> Arrays;
+
 /// One answer for each entry; none where it would be refused.
 async fn compare(
     connection: &mut Connection,
     entries: &[Arc<Entry>],
+    arrays: MakeArrays,
 ) -> Result<Vec<Option<Compared>>, Failure> {
     let mut compared = vec![None; entries.len()];
     let whole: Range<usize> = 0..entries.len();
     let mut parts = vec![whole];
     while let Some(part) = parts.pop() {
         let given = entries.get(part.clone()).unwrap_or_default();
-        match compare_part(connection, given).await {
+        match compare_part(connection, given, arrays).await {
             Ok(found) => {
                 for (index, found) in found {
                     if let Some(compared) = compared.get_mut(part.start + index) {
@@ -68,7 +86,7 @@ async fn compare(
                 return Err(failure);
             }
             Err(failure) => {
-                if compare_part(connection, &[]).await.is_err() {
+                if compare_part(connection, &[], arrays).await.is_err() {
                     return Err(failure);
                 }
                 let middle = part.start + part.len() / 2;
@@ -86,10 +104,11 @@ async fn compare(
 async fn compare_part(
     connection: &mut Connection,
     entries: &[Arc<Entry>],
+    arrays: MakeArrays,
 ) -> Result<Vec<(usize, Compared)>, Failure> {
     let rows = Rows::new(entries);
-    let question = CompareEvents(Arrays::new(&rows));
-    connection.begin_snapshot().await?;
+    let question = CompareEvents(arrays(&rows));
+    connection.begin_page().await?;
     let answers: Vec<Row> = question.load(&mut connection.pg).await?;
     connection.commit().await?;
     let compared = answers

@@ -198,6 +198,13 @@ impl Connection {
         Ok(self.pg.batch_execute(&begin).await?)
     }
 
+    /// The same for a question that is asked page by page: to compile it would take longer than to
+    /// answer it.
+    pub(super) async fn begin_page(&mut self) -> Result<(), Failure> {
+        self.begin_snapshot().await?;
+        Ok(self.pg.batch_execute("SET LOCAL jit = off").await?)
+    }
+
     /// Whether the server no longer answers, after a failure.
     pub(super) async fn is_lost(&mut self) -> bool {
         // A server that is there answers this at once.

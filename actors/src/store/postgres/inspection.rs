@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use diesel_async::RunQueryDsl as _;
 use futures_util::future::LocalBoxFuture;
 
+use super::audit;
 use super::connection::Connection;
 use super::failure::Failure;
 use super::schema;
@@ -113,7 +114,8 @@ impl Inspection<'_> {
                 Ok(has_own)
             })
         });
-        if let Some(has_own) = shape.await {
+        let shape = shape.await;
+        if let Some(has_own) = shape {
             let what = "all columns are there that are written, and no other must be";
             self.findings.push(Finding::ok("postgres.schema", what));
             let can_create = facts.is_none_or(|facts| facts.can_create);
@@ -122,6 +124,12 @@ impl Inspection<'_> {
         let lacking = self.ask("postgres.privileges", |c| Box::pin(tables::lacking(c)));
         if let Some(lacking) = lacking.await {
             self.findings.push(tables::of_privileges(&lacking, needs));
+            if shape.is_some() && tables::may_read_events(&lacking) {
+                let newest = self.ask("postgres.unreadable", |c| Box::pin(audit::newest(c)));
+                if let Some(newest) = newest.await {
+                    self.findings.push(newest.judge("postgres.unreadable"));
+                }
+            }
         }
         let missing = self.ask("postgres.indexes", |c| Box::pin(tables::missing_indexes(c)));
         if let Some(missing) = missing.await {

@@ -7,15 +7,17 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Text};
 use futures_util::future::LocalBoxFuture;
+use tokio::time::Instant;
 
 use super::SqliteStore;
 use super::connection::{Connection, Failure};
+use super::content::Content;
 use super::schema::{self, event_persister_dead_letters as letters};
 use super::text::timestamp_bound;
 use crate::store::StoreError;
 use crate::store::audit::{
-    Audit, CountsRow, Cursor, EVENTS_ON_A_PAGE, EventRows, LetterCounts, LetterRow, Page, PageRow,
-    StrayRow, Strays,
+    Audit, CountsRow, Cursor, EVENTS_ON_A_PAGE, EventRows, LetterCounts, LetterRow, NEWEST,
+    NEWEST_TAKE, Newest, PAGE_TAKES, Page, StrayRow, Strays,
 };
 
 /// How many resources an event has by its own columns. Something that is no JSON is none of ours.
@@ -35,17 +37,13 @@ const LOOK_UP: &str = concat!(
      FROM json_each(?) AS wanted"
 );
 
-/// Follows the index over `(occurred, id)`. The last row of a page is returned in any case.
-const WALK: &str = concat!(
-    "WITH page AS MATERIALIZED (SELECT id, occurred, ",
-    expected!(),
-    " AS num_expected FROM events WHERE (occurred, id) > (?, ?) ORDER BY occurred, id LIMIT ?), \
-     counted AS (SELECT id, occurred, num_expected <> (SELECT count(*) FROM event_resources \
-     WHERE event_id = page.id) AS suspicious, \
-     row_number() OVER (ORDER BY occurred, id) AS number FROM page) \
-     SELECT id AS event_id, occurred, suspicious, number FROM counted \
-     WHERE suspicious OR number = (SELECT count(*) FROM page) ORDER BY number"
-);
+/// Follows the index over `(occurred, id)`.
+const NEXT: &str = "SELECT id, occurred FROM events WHERE (occurred, id) > (?, ?) \
+    ORDER BY occurred, id LIMIT ?";
+
+/// The newest first.
+const NEWEST_FIRST: &str =
+    "SELECT id, occurred FROM events ORDER BY occurred DESC, id DESC LIMIT ?";
 
 const ORPHANS: &str = "SELECT event_id, count(*) OVER () AS total FROM event_resources \
     WHERE occurred >= ? AND NOT EXISTS (SELECT 1 FROM events WHERE events.id = event_id) \
@@ -73,9 +71,7 @@ impl Audit for SqliteStore {
         event_ids: Vec<String>,
     ) -> LocalBoxFuture<'_, Result<Vec<EventRows>, StoreError>> {
         Box::pin(self.with_connection("read", move |connection| {
-            let query = sql_query(LOOK_UP).bind::<Text, _>(as_json(&event_ids));
-            let rows: Vec<CountsRow> = connection.run(|connection| query.load(connection))?;
-            Ok(rows.into_iter().map(EventRows::from).collect())
+            in_snapshot(connection, |connection| look_up(connection, &event_ids))
         }))
     }
 
@@ -106,17 +102,13 @@ impl Audit for SqliteStore {
         from: Option<&'a Cursor>,
     ) -> LocalBoxFuture<'a, Result<Page, StoreError>> {
         // The empty text is before every other, and no id is empty.
-        let (occurred, event_id) = from.map_or_else(
-            || (bound(since), String::new()),
-            |cursor| (cursor.occurred.clone(), cursor.event_id.clone()),
-        );
+        let cursor = from.cloned().unwrap_or_else(|| Cursor {
+            occurred: bound(since),
+            event_id: String::new(),
+            page_size: EVENTS_ON_A_PAGE,
+        });
         Box::pin(self.with_connection("read", move |connection| {
-            let query = sql_query(WALK)
-                .bind::<Text, _>(occurred)
-                .bind::<Text, _>(event_id)
-                .bind::<BigInt, _>(EVENTS_ON_A_PAGE);
-            let rows: Vec<PageRow> = connection.run(|connection| query.load(connection))?;
-            Ok(Page::of(rows))
+            in_snapshot(connection, |connection| walk(connection, &cursor))
         }))
     }
 
@@ -167,6 +159,91 @@ impl Audit for SqliteStore {
 struct Answer {
     #[diesel(sql_type = Bool)]
     is_true: bool,
+}
+
+/// Where an event stands.
+#[derive(QueryableByName)]
+struct Place {
+    #[diesel(sql_type = Text)]
+    id: String,
+    #[diesel(sql_type = Text)]
+    occurred: String,
+}
+
+/// Several questions about one moment. A failure ends it with its connection.
+fn in_snapshot<T>(
+    connection: &mut Connection,
+    ask: impl FnOnce(&mut Connection) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    connection.execute_batch("BEGIN")?;
+    let answer = ask(connection)?;
+    connection.execute_batch("COMMIT")?;
+    Ok(answer)
+}
+
+fn look_up(connection: &mut Connection, event_ids: &[String]) -> Result<Vec<EventRows>, Failure> {
+    let query = sql_query(LOOK_UP).bind::<Text, _>(as_json(event_ids));
+    let rows: Vec<CountsRow> = connection.run(|connection| query.load(connection))?;
+    let mut held: Vec<EventRows> = rows.into_iter().map(EventRows::from).collect();
+    for rows in &mut held {
+        if let Some(content) = Content::read(connection, &rows.event_id)? {
+            rows.received = content.received;
+            let contradicting = content.contradicting.into_iter();
+            rows.contradicting = contradicting.map(str::to_owned).collect();
+            rows.unreadable = content.unreadable;
+        }
+    }
+    Ok(held)
+}
+
+/// Counts the newest events that cannot be read, as far back as there is time for.
+pub(super) fn newest(connection: &mut Connection) -> Result<Newest, Failure> {
+    let began = Instant::now();
+    let at_most = i64::try_from(NEWEST).unwrap_or(i64::MAX);
+    let query = sql_query(NEWEST_FIRST).bind::<BigInt, _>(at_most);
+    let places: Vec<Place> = connection.run(|connection| query.load(connection))?;
+    let mut newest = Newest::default();
+    for place in places {
+        if began.elapsed() > NEWEST_TAKE {
+            break;
+        }
+        let unreadable = Content::unreadable(connection, &place.id)?;
+        newest.num_events += 1;
+        newest.num_unreadable += u64::from(unreadable.is_some());
+    }
+    Ok(newest)
+}
+
+/// Reads a page, or as much of it as there is time for.
+fn walk(connection: &mut Connection, cursor: &Cursor) -> Result<Page, Failure> {
+    let began = Instant::now();
+    let query = sql_query(NEXT)
+        .bind::<Text, _>(&cursor.occurred)
+        .bind::<Text, _>(&cursor.event_id)
+        .bind::<BigInt, _>(cursor.page_size);
+    let places: Vec<Place> = connection.run(|connection| query.load(connection))?;
+    let is_full = i64::try_from(places.len()).is_ok_and(|length| length >= cursor.page_size);
+    let mut page = Page::default();
+    let mut places = places.into_iter();
+    let mut last = None;
+    for place in places.by_ref() {
+        let content = Content::read(connection, &place.id)?;
+        if content.is_none_or(|content| !content.is_sound()) {
+            page.suspects.push(place.id.clone());
+        }
+        page.num_events += 1;
+        last = Some(place);
+        if began.elapsed() > PAGE_TAKES {
+            break;
+        }
+    }
+    let has_more = is_full || places.len() > 0;
+    page.next = last.filter(|_| has_more).map(|place| Cursor {
+        occurred: place.occurred,
+        event_id: place.id,
+        page_size: cursor.page_size,
+    });
+    Ok(page)
 }
 
 /// A list of any length as one parameter.

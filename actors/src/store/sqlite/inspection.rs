@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::CreateSchema;
+use super::audit;
 use super::connection::{Connection, Failure, Missing, Place};
 use super::{lock_holder, log_size, schema};
 use crate::finding::Finding;
@@ -50,6 +51,7 @@ fn resolved(path: &Path) -> PathBuf {
 fn look_inside(connection: &mut Connection, create: CreateSchema, findings: &mut Vec<Finding>) {
     findings.push(lock(connection));
     let shape = schema::look(connection, create == CreateSchema::OwnOnly);
+    let newest = shape.is_ok().then(|| audit::newest(connection));
     findings.push(match shape {
         Ok(()) => Finding::ok(
             "sqlite.schema",
@@ -63,6 +65,10 @@ fn look_inside(connection: &mut Connection, create: CreateSchema, findings: &mut
         }
         Err(failure) => of_failure(connection, "sqlite.schema", "read", failure),
     });
+    findings.extend(newest.map(|newest| match newest {
+        Ok(newest) => newest.judge("sqlite.unreadable"),
+        Err(failure) => of_failure(connection, "sqlite.unreadable", "read", failure),
+    }));
     findings.push(match connection.journal_mode("PRAGMA journal_mode") {
         Ok(mode) => of_journal(&mode),
         Err(failure) => of_failure(connection, "sqlite.wal", "read", failure),

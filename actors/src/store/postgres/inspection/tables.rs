@@ -36,6 +36,12 @@ pub(super) async fn lacking(connection: &mut Connection) -> Result<Vec<Lacking>,
     rows(connection, LACKING).await
 }
 
+/// Whether the rows of `events` may be looked at.
+pub(super) fn may_read_events(lacking: &[Lacking]) -> bool {
+    let is_of_reading = |lacking: &Lacking| lacking.privilege == "SELECT";
+    !(lacking.iter()).any(|lacking| is_of_reading(lacking) && lacking.object == "events")
+}
+
 impl Lacking {
     /// Deleting is for retention, and for the commands that look after dead letters.
     fn severity(&self, needs: Needs) -> Severity {
