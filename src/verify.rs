@@ -54,9 +54,10 @@ pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<bool>
         tables: wiring::audit(config)?,
         state: Reconciliation::new(wishes.limit),
     };
-    if let Some(bus) = &bus {
-        verification.look_at_stream(bus).await?;
-    }
+    let misplaced = match &bus {
+        Some(bus) => verification.look_at_stream(bus).await?,
+        None => None,
+    };
     let num_events = verification.look_at_tables(since).await?;
     verification.look_again().await?;
     let letters = verification.tables.count_letters(wishes.limit).await;
@@ -65,13 +66,14 @@ pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<bool>
         stream: bus.as_ref().map(|bus| Stream {
             stream: bus.stream(),
             group: bus.group(),
+            misplaced: misplaced.as_deref(),
         }),
         num_events,
         letters: letters.context("cannot count the dead letters")?,
         state: &verification.state,
     };
     report.print(wishes.json)?;
-    Ok(verification.state.all_is_well())
+    Ok(report.all_is_well())
 }
 
 fn moment_before_now(span: Duration) -> anyhow::Result<DateTime<Utc>> {
@@ -88,8 +90,9 @@ struct Verification<'a> {
 }
 
 impl Verification<'_> {
-    /// Looks up every entry that the group has acknowledged.
-    async fn look_at_stream(&mut self, bus: &BusAudit) -> anyhow::Result<()> {
+    /// Looks up every entry that the group has acknowledged; what is wrong with its position, if
+    /// anything.
+    async fn look_at_stream(&mut self, bus: &BusAudit) -> anyhow::Result<Option<String>> {
         let mut walk = bus.walk().await.context("cannot read the stream")?;
         while let Some(page) = walk.next_page().await.context("cannot read the stream")? {
             self.state.stream.pending += page.num_pending;
@@ -106,7 +109,7 @@ impl Verification<'_> {
             }
         }
         self.state.stream.unread = walk.num_unread();
-        Ok(())
+        Ok(walk.misplaced().map(str::to_owned))
     }
 
     /// What the entries must have become, parsed as they were when they were taken.

@@ -33,6 +33,7 @@ use crate::refusals::Refusals;
 use crate::source::Permit;
 use crate::status::{Component, error_chain};
 use crate::store::StoreError;
+use crate::untold::Untold;
 use crate::waiters::{Owed, Waiters};
 
 mod letters;
@@ -42,7 +43,6 @@ mod retrying;
 mod settings;
 mod writer;
 
-use letters::Untold;
 use outage::Outage;
 pub use settings::BatcherSettings;
 use writer::{HandOut, Writer};

@@ -2,4 +2,5 @@
 
 mod logs;
 mod numbers;
+mod positions;
 mod scrape;
