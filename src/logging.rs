@@ -47,7 +47,8 @@ fn write_json(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
         target: record.target(),
         message: record.args().to_string(),
     })?;
-    writeln!(line, "{object}")
+    // Some readers of lines end one at U+0085 or U+2028 too.
+    writeln!(line, "{}", crate::output::plain_json(&object))
 }
 
 #[derive(Serialize)]
@@ -83,6 +84,9 @@ mod tests {
 
     use super::*;
 
+    /// What a name from outside may hold, and some reader takes for the end of a line or a command.
+    const ODD: &str = "\r\u{1b}\u{85}\u{2028}\u{202e}";
+
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
 
@@ -108,7 +112,7 @@ mod tests {
                 &Record::builder()
                     .level(log::Level::Info)
                     .target("here")
-                    .args(format_args!("two\nlines"))
+                    .args(format_args!("two\nlines{ODD}"))
                     .build(),
             );
         let bytes = sink.0.lock().unwrap().clone();
@@ -120,7 +124,10 @@ mod tests {
         let line = logged(write_text);
         let (time, rest) = line.split_once(' ').unwrap();
         assert_eq!(time.len(), "2026-11-24T03:00:00.123Z".len());
-        assert_eq!(rest, "INFO  two\\nlines\n");
+        assert_eq!(
+            rest,
+            "INFO  two\\nlines\\r\\u{1b}\\u{85}\\u{2028}\\u{202e}\n"
+        );
     }
 
     #[test]
@@ -129,7 +136,9 @@ mod tests {
         let object: serde_json::Value = serde_json::from_str(line.trim_end()).unwrap();
         assert_eq!(object["level"], "INFO");
         assert_eq!(object["target"], "here");
-        assert_eq!(object["message"], "two\nlines");
+        assert_eq!(object["message"], format!("two\nlines{ODD}"));
+        let is_odd = |c| c != '\n' && crate::output::is_obeyed(c);
+        assert!(!line.contains(is_odd), "{line:?}");
         assert!(object["timestamp"].as_str().unwrap().ends_with('Z'));
     }
 }
