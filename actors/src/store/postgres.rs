@@ -43,6 +43,7 @@ mod arrays;
 mod audit;
 mod columns;
 mod comparison;
+mod conditions;
 mod connection;
 mod copy_rows;
 mod copying;
