@@ -164,7 +164,7 @@ mod tests {
             let plain = plain_json(&document);
             assert!(!plain.contains(|c| is_obeyed(c) && c != '\n'));
             let read: Vec<String> = serde_json::from_str(&plain).unwrap();
-            assert_eq!(read, [all.clone()]);
+            assert_eq!(read, std::slice::from_ref(&all));
         }
     }
 }

@@ -47,7 +47,6 @@ impl Unbindable {
     }
 
     /// What to do about it.
-
     pub(crate) fn remedy(&self) -> &'static str {
         match self.error.kind() {
             ErrorKind::AddrInUse => {
