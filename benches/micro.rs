@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use event_persister_actors::batch::{Batch, BatchId, BatchLimits, BatchQueue, Next};
+use event_persister_actors::batch::{Batch, BatchId, BatchLimits, BatchQueue, Next, Preference};
 use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::credit::Credit;
 use event_persister_actors::delivery::{Delivery, Entry, Position, Receipt};
@@ -168,7 +168,7 @@ fn queue(criterion: &mut Criterion) {
                     credit.spend(source, chunk.len(), num_bytes.sum());
                     queue.push(source, chunk, true, now);
                 }
-                let Next::Write(held, _) = queue.next(now, false) else {
+                let Next::Write(held, _) = queue.next(now, Preference::default()) else {
                     unreachable!("a full batch is handed out");
                 };
                 credit.give_back(held.batch.len(), held.batch.num_bytes());

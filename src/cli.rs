@@ -373,11 +373,72 @@ pub(crate) struct Output {
     pub(crate) json: bool,
 }
 
+/// Which settings a command goes by, of those that have flags; serving goes by all of them.
+const OBEYED: [(&str, &[&str]); 9] = [
+    (
+        "import",
+        &["config", "database_url", "writers", "log_format"],
+    ),
+    ("health", &["config", "listen"]),
+    ("migrate", &["config", "database_url", "log_format"]),
+    ("trim", &["config", "database_url", "log_format"]),
+    ("dead-letters", &["config", "database_url", "log_format"]),
+    ("guard", &["config", "redis_url", "log_format"]),
+    (
+        "verify",
+        &["config", "database_url", "redis_url", "log_format"],
+    ),
+    ("completions", &[]),
+    ("help", &[]),
+];
+
+/// The command line, whose help lists with each command what it obeys. All flags are taken
+/// everywhere, since one command line is often made from another.
+fn command() -> clap::Command {
+    let mut cli = Cli::command();
+    // Only now the commands have the flags that stand before them.
+    cli.build();
+    for (name, obeyed) in OBEYED {
+        if cli.find_subcommand(name).is_some() {
+            cli = cli.mut_subcommand(name, |command| hide_all_but(command, obeyed));
+        }
+    }
+    // The one of these that writes events.
+    let show = |flag: clap::Arg| match flag.get_id() == "writers" {
+        true => flag.hide(false),
+        false => flag,
+    };
+    let writes = |replay: clap::Command| replay.mut_args(show);
+    cli.mut_subcommand("dead-letters", |letters| {
+        letters.mut_subcommand("replay", writes)
+    })
+}
+
+fn hide_all_but(command: clap::Command, obeyed: &[&str]) -> clap::Command {
+    let settings = SettingFlags::augment_args(clap::Command::new(""));
+    let names: Vec<String> = (settings.get_arguments())
+        .map(|flag| flag.get_id().to_string())
+        .collect();
+    let hide = |flag: clap::Arg| {
+        let is_setting = names.iter().any(|name| flag.get_id() == name.as_str());
+        let is_obeyed = obeyed.iter().any(|name| flag.get_id() == *name);
+        flag.hide(is_setting && !is_obeyed)
+    };
+    let nested: Vec<String> = (command.get_subcommands())
+        .map(|nested| nested.get_name().to_owned())
+        .collect();
+    nested
+        .into_iter()
+        .fold(command.mut_args(hide), |command, name| {
+            command.mut_subcommand(name, |nested| hide_all_but(nested, obeyed))
+        })
+}
+
 /// Reads the command line; the error is clap's own, help and version included.
 pub(crate) fn parse(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<(Flags, Command), clap::Error> {
-    let matches = Cli::command().try_get_matches_from(arguments)?;
+    let matches = command().try_get_matches_from(arguments)?;
     let cli = Cli::from_arg_matches(&matches)?;
     let typed = |id: &str| is_typed(&matches, id);
     let settings = cli.settings;
@@ -446,6 +507,55 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn the_help_of_a_command_lists_what_it_obeys_and_nothing_else() {
+        let help = |words: &[&str]| {
+            let words = ["event-persister"].iter().chain(words).chain(&["--help"]);
+            let error = parse(words.map(OsString::from)).unwrap_err();
+            error.to_string()
+        };
+        const SETTINGS: [&str; 6] = [
+            "--config",
+            "--database-url",
+            "--redis-url",
+            "--listen",
+            "--writers",
+            "--log-format",
+        ];
+        let listed = |words: &[&str]| -> Vec<&str> {
+            let help = help(words);
+            let is_listed = |flag: &&str| help.contains(&format!(" {flag} <"));
+            SETTINGS.into_iter().filter(is_listed).collect()
+        };
+        for all in [&[][..], &["serve"], &["check"]] {
+            assert_eq!(listed(all), SETTINGS, "{all:?}");
+        }
+        assert_eq!(listed(&["completions"]), [""; 0]);
+        assert_eq!(listed(&["health"]), ["--config", "--listen"]);
+        for guard in [&["guard"][..], &["guard", "show"], &["guard", "remove"]] {
+            assert_eq!(
+                listed(guard),
+                ["--config", "--redis-url", "--log-format"],
+                "{guard:?}"
+            );
+        }
+        assert!(listed(&["dead-letters", "replay"]).contains(&"--writers"));
+        for looking in [&["dead-letters"][..], &["dead-letters", "list"]] {
+            assert_eq!(
+                listed(looking),
+                ["--config", "--database-url", "--log-format"]
+            );
+        }
+        // Each command is looked at, a new one too.
+        for command in command().get_subcommands() {
+            let name = command.get_name();
+            let knows_all = ["serve", "check"].contains(&name);
+            let is_named = OBEYED.iter().any(|(obeying, _)| *obeying == name);
+            assert!(knows_all != is_named, "{name}");
+        }
+        assert!(help(&["guard", "show"]).contains("--json"));
     }
 
     #[test]

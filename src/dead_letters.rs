@@ -49,7 +49,14 @@ pub(crate) async fn run(
             };
             list::run(&*letters, &page, output.json).await?;
         }
-        DeadLettersCommand::Show { id, output } => show::run(&*letters, *id, output.json).await?,
+        DeadLettersCommand::Show { id, raw, output } => {
+            let form = match (raw, output.json) {
+                (true, _) => show::Form::Raw,
+                (false, true) => show::Form::Json,
+                (false, false) => show::Form::Text,
+            };
+            show::run(&*letters, *id, form).await?;
+        }
         DeadLettersCommand::Replay {
             letters: meant,
             output,

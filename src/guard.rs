@@ -52,6 +52,8 @@ pub(crate) fn document(report: &GuardReport) -> Value {
         "stream_length": report.stream_length,
         "guard_group": report.guard_group,
         "guard_position": report.guard_position,
+        "last_id": report.last_id,
+        "misplaced": report.misplaced,
         "group": report.group,
         "group_state": report.group_state.as_ref().map(|group| json!({
             "last_delivered": group.last_delivered,
@@ -72,7 +74,9 @@ pub(crate) fn describe(report: &GuardReport) -> String {
             report.stream
         );
     };
-    let mut lines = vec![format!("stream {}: {length} entries", report.stream)];
+    let up_to = report.last_id.as_ref();
+    let up_to = up_to.map_or_else(String::new, |id| format!(", the last id is {id}"));
+    let mut lines = vec![format!("stream {}: {length} entries{up_to}", report.stream)];
     lines.push(match &report.group_state {
         None => format!("group {}: not there yet; `serve` makes it", report.group),
         Some(group) => format!(
@@ -95,6 +99,7 @@ pub(crate) fn describe(report: &GuardReport) -> String {
             report.guard_group
         ),
     });
+    lines.extend(report.misplaced.clone());
     lines.join("\n")
 }
 
@@ -108,6 +113,8 @@ mod tests {
             stream_length: None,
             guard_group: "guard".to_owned(),
             guard_position: None,
+            last_id: None,
+            misplaced: None,
             group: "event-persister".to_owned(),
             group_state: None,
         }

@@ -7,6 +7,7 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
 
 use actix_web::http::StatusCode;
+use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, guard, web};
 use anyhow::{Context as _, bail};
 use futures_util::future::LocalBoxFuture;
@@ -16,6 +17,7 @@ use serde_json::json;
 use crate::metrics::Refusals;
 use crate::wiring::AuthString;
 
+mod binding;
 pub(crate) mod client;
 mod connection;
 mod entrance;
@@ -23,6 +25,7 @@ mod server;
 mod tls;
 mod turns;
 
+pub(crate) use binding::Unbindable;
 pub(crate) use entrance::{Entrance, Listening};
 
 /// The process is alive.
@@ -102,7 +105,18 @@ fn configure(config: &mut web::ServiceConfig, listener: &Listener, is_open: bool
 
 fn readable(path: &str, route: actix_web::Route) -> actix_web::Resource {
     let reads = guard::Any(guard::Get()).or(guard::Head());
-    web::resource(path).route(route.guard(reads))
+    web::resource(path)
+        .route(route.guard(reads))
+        .default_service(web::to(only_read))
+}
+
+async fn only_read(request: HttpRequest) -> HttpResponse {
+    let (method, path) = (request.method(), request.path());
+    let reason = format!("{method} means nothing at {path}: ask with GET or HEAD");
+    let mut refused = refuse(StatusCode::METHOD_NOT_ALLOWED, &reason);
+    let allow = HeaderValue::from_static("GET, HEAD");
+    refused.headers_mut().insert(ALLOW, allow);
+    refused
 }
 
 /// The process is alive; Prefect's own answer, for whatever polls it.

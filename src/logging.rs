@@ -58,7 +58,8 @@ fn write_json(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
         target: record.target(),
         message: record.args().to_string(),
     })?;
-    writeln!(line, "{object}")
+    // Some readers of lines end one at U+0085 or U+2028 too.
+    writeln!(line, "{}", crate::output::plain_json(&object))
 }
 
 #[derive(Serialize)]
@@ -94,6 +95,9 @@ mod tests {
 
     use super::*;
 
+    /// What a name from outside may hold, and some reader takes for the end of a line or a command.
+    const ODD: &str = "\r\u{1b}\u{85}\u{2028}\u{202e}";
+
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
 
@@ -127,7 +131,7 @@ mod tests {
                 &Record::builder()
                     .level(level)
                     .target(target)
-                    .args(format_args!("two\nlines"))
+                    .args(format_args!("two\nlines{ODD}"))
                     .build(),
             );
         let bytes = sink.0.lock().unwrap().clone();
@@ -139,7 +143,10 @@ mod tests {
         let line = logged(write_text);
         let (time, rest) = line.split_once(' ').unwrap();
         assert_eq!(time.len(), "2026-11-24T03:00:00.123Z".len());
-        assert_eq!(rest, "INFO  two\\nlines\n");
+        assert_eq!(
+            rest,
+            "INFO  two\\nlines\\r\\u{1b}\\u{85}\\u{2028}\\u{202e}\n"
+        );
     }
 
     #[test]
@@ -157,7 +164,9 @@ mod tests {
         let object: serde_json::Value = serde_json::from_str(line.trim_end()).unwrap();
         assert_eq!(object["level"], "INFO");
         assert_eq!(object["target"], "here");
-        assert_eq!(object["message"], "two\nlines");
+        assert_eq!(object["message"], format!("two\nlines{ODD}"));
+        let is_odd = |c| c != '\n' && crate::output::is_obeyed(c);
+        assert!(!line.contains(is_odd), "{line:?}");
         assert!(object["timestamp"].as_str().unwrap().ends_with('Z'));
     }
 }

@@ -67,7 +67,8 @@ fn run() -> i32 {
     };
     let valid = wiring::validate(&config)
         .and_then(|()| guard::validate(&command, &config))
-        .and_then(|()| shadow::validate(&command, &config));
+        .and_then(|()| shadow::validate(&command, &config))
+        .and_then(|()| serve::validate(&command, &config));
     if let Err(error) = valid {
         output::error(&format!("{error:#}"));
         return WRONG_USAGE;

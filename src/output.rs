@@ -1,16 +1,18 @@
 //! What commands print: results on standard output, and nothing else there.
+//!
+//! Most of it came from outside, and a terminal obeys what it is sent. So whatever is printed here has
+//! its control characters escaped, whether anybody sees it at once or later; only [`bytes`] is as it is.
 
 use std::io::{self, Write};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
-/// Writes a text and the end of the line.
+/// Writes a text of one or more lines, and the end of the last.
 ///
 /// A reader that has gone, such as `head`, has seen enough: that is no failure.
 pub(crate) fn line(text: &str) -> anyhow::Result<()> {
-    let mut stdout = io::stdout().lock();
-    finished(writeln!(stdout, "{text}").and_then(|()| stdout.flush()))
+    bytes(format!("{}\n", lines(text)).as_bytes())
 }
 
 fn finished(written: io::Result<()>) -> anyhow::Result<()> {
@@ -28,7 +30,17 @@ pub(crate) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
 
 /// Writes one JSON document.
 pub(crate) fn json(document: &impl Serialize) -> anyhow::Result<()> {
-    line(&serde_json::to_string_pretty(document)?)
+    line(&plain_json(&serde_json::to_string_pretty(document)?))
+}
+
+/// JSON that says the same, and in which no text holds a character that a terminal obeys: they stand
+/// nowhere but in texts, where each may be written as its number.
+pub(crate) fn plain_json(json: &str) -> String {
+    escaped(json, "\n", |c| {
+        let mut units = [0; 2];
+        let units = c.encode_utf16(&mut units).iter();
+        units.map(|unit| format!("\\u{unit:04x}")).collect()
+    })
 }
 
 /// A moment, to the second.
@@ -41,10 +53,13 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()>
     line(&format_table(header, rows))
 }
 
-/// Rows in columns, each as wide as its widest cell.
+/// Rows in columns, one line each, every column as wide as its widest cell.
 pub(crate) fn format_table(header: &[&str], rows: &[Vec<String>]) -> String {
     let header: Vec<String> = header.iter().map(|cell| (*cell).to_owned()).collect();
-    let rows: Vec<&Vec<String>> = std::iter::once(&header).chain(rows).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(&header)
+        .chain(rows)
+        .map(|row| row.iter().map(|cell| one_line(cell)).collect())
+        .collect();
     let widths: Vec<usize> = (0..header.len())
         .map(|column| {
             rows.iter()
@@ -71,26 +86,40 @@ pub(crate) fn format_table(header: &[&str], rows: &[Vec<String>]) -> String {
 /// Writes an error to standard error, where nobody may be listening.
 pub(crate) fn error(text: &str) {
     // There is no third place to tell that the second one failed.
-    drop(writeln!(io::stderr().lock(), "error: {text}"));
+    drop(writeln!(io::stderr().lock(), "error: {}", lines(text)));
 }
 
 /// A text on one line, for a cell of a table: what tells a terminal to do anything is escaped.
 pub(crate) fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() || breaks_lines_or_turns_them(c) {
-            line.extend(c.escape_default());
-        } else {
-            line.push(c);
-        }
-    }
-    line
+    escaped(text, "", |c| c.escape_default().collect())
 }
 
-/// Unicode's own ends of lines and paragraphs, and what makes text run from right to left, by which
-/// a name can be made to look like another.
-fn breaks_lines_or_turns_them(c: char) -> bool {
-    matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// A text of several lines, with its tabs.
+pub(crate) fn lines(text: &str) -> String {
+    escaped(text, "\n\t", |c| c.escape_default().collect())
+}
+
+/// Text in which what a terminal obeys is written in another way, but for these.
+fn escaped(text: &str, kept: &str, escape: impl Fn(char) -> String) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_obeyed(c) && !kept.contains(c) {
+            plain.push_str(&escape(c));
+        } else {
+            plain.push(c);
+        }
+    }
+    plain
+}
+
+/// Whether it ends a line, moves the cursor or begins a command, or makes text run from right to left,
+/// by which a name can be made to look like another.
+pub(crate) fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
 }
 
 #[cfg(test)]
@@ -110,5 +139,32 @@ mod tests {
     fn a_cell_stays_on_its_line() {
         assert_eq!(one_line("a\nb\u{1b}[31m"), "a\\nb\\u{1b}[31m");
         assert_eq!(one_line("a\u{202e}b\u{2028}c"), "a\\u{202e}b\\u{2028}c");
+        let rows = [vec!["a\nb".to_owned(), "\u{9b}2J".to_owned()]];
+        assert_eq!(
+            format_table(&["x", "y"], &rows),
+            "x     y\na\\nb  \\u{9b}2J"
+        );
+    }
+
+    #[test]
+    fn a_text_of_several_lines_keeps_these_and_nothing_else() {
+        let text = "{\n\t\"a\": \"\u{1b}]0;x\u{7}\u{7f}\u{85}\u{9b}\u{200f}\u{2066}é\r\"\n}";
+        let plain =
+            "{\n\t\"a\": \"\\u{1b}]0;x\\u{7}\\u{7f}\\u{85}\\u{9b}\\u{200f}\\u{2066}é\\r\"\n}";
+        assert_eq!(lines(text), plain);
+    }
+
+    #[test]
+    fn json_says_the_same_without_what_a_terminal_obeys() {
+        let all: String = (0..=0x2_ffff).filter_map(char::from_u32).collect();
+        for document in [
+            serde_json::to_string_pretty(&[&all]).unwrap(),
+            serde_json::to_string(&[&all]).unwrap(),
+        ] {
+            let plain = plain_json(&document);
+            assert!(!plain.contains(|c| is_obeyed(c) && c != '\n'));
+            let read: Vec<String> = serde_json::from_str(&plain).unwrap();
+            assert_eq!(read, std::slice::from_ref(&all));
+        }
     }
 }

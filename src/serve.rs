@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor as _, Addr};
+use actix::{Addr, AsyncContext as _, Context};
 use actix_web::{HttpResponse, web};
 use anyhow::{Context as _, bail};
 use event_persister_actors::messages::{Drain, Status};
@@ -13,7 +13,8 @@ use event_persister_actors::source::EventSource;
 use futures_util::future::LocalBoxFuture;
 use serde_json::json;
 
-use crate::config::{Config, Supervisor};
+use crate::cli::Command;
+use crate::config::{Config, Listen, Supervisor};
 use crate::http::{Entrance, Listener, Listening, Served};
 use crate::memory;
 use crate::metrics::{self, Refusals};
@@ -23,6 +24,8 @@ use crate::wiring::{self, Bus, EventRoutes, Intake};
 
 /// How long the pipeline may take to say how it is.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often it is asked whether it is ready for the first time.
+const READY_EVERY: Duration = Duration::from_millis(100);
 /// How often it is looked at whether the pipeline is still there.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
@@ -42,9 +45,10 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
     let parts = wiring::pipeline_parts(config, sources, metrics.clone())?;
     let refusals = Refusals::new().context("cannot set the metrics up")?;
     let registry = metrics::registry(config, &metrics, &refusals, &intake, bus.as_ref())?;
-    // An actor does nothing until this thread next awaits, and the listener is bound before that:
-    // a second process on the same address ends here, and has not touched the database.
-    let pipeline = PipelineActor::new(wiring::pipeline_settings(config), parts).start();
+    // It runs once the listener is bound: a second process on the same address ends before that, and
+    // has not touched the database.
+    let context = Context::new();
+    let pipeline = context.address();
     let listener = Listener {
         served: Arc::new(Service {
             pipeline: pipeline.clone(),
@@ -56,8 +60,11 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
     };
     let opened = entrance.map(|entrance| entrance.open(&listener));
     let mut listening = opened.transpose()?;
-    announce(config, &names.join(","), listening.as_ref());
+    let (sources, listen) = (names.join(","), Listening::addresses(listening.as_ref()));
+    context.run(PipelineActor::new(wiring::pipeline_settings(config), parts));
+    announce(config, &sources, &listen);
     warn(config, listening.as_ref());
+    actix_rt::spawn(tell_when_ready(pipeline.clone(), sources, listen));
     let notifier = Notifier::start(Supervisor::of_environment(), pipeline.clone());
     let ended = tokio::select! {
         stop = signals.next() => {
@@ -112,8 +119,40 @@ fn not_ready(reason: &str) -> HttpResponse {
     HttpResponse::ServiceUnavailable().json(json!({ "ready": false, "reason": reason }))
 }
 
-fn announce(config: &Config, sources: &str, listening: Option<&Listening>) {
-    let listen = Listening::addresses(listening);
+/// What would be right where nothing could ever come in; `None` where something can.
+pub(crate) fn no_source(config: &Config) -> Option<&'static str> {
+    let listens = config.http.listen != Listen::Off;
+    (!listens && config.redis.is_none()).then_some(
+        "give an address with --listen or EVENT_PERSISTER_LISTEN, or a Redis with --redis-url or \
+         EVENT_PERSISTER_REDIS_URL",
+    )
+}
+
+/// Whoever serves must be able to be sent something.
+pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()> {
+    match (command, no_source(config)) {
+        (Command::Serve(flags), Some(remedy)) if !flags.shadow => {
+            bail!("the listener is off and no Redis is named, so no event could come in; {remedy}")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Says once that all is ready, for the first time.
+async fn tell_when_ready(pipeline: Addr<PipelineActor>, sources: String, listen: String) {
+    loop {
+        match pipeline.send(Status).await {
+            Ok(status) if status.ready => break,
+            Ok(status) if !status.draining => actix_rt::time::sleep(READY_EVERY).await,
+            _ => return,
+        }
+    }
+    log::info!(
+        "ready: events that come in are stored from now on listen={listen} sources={sources}"
+    );
+}
+
+fn announce(config: &Config, sources: &str, listen: &str) {
     let redis = config
         .redis
         .as_ref()
@@ -135,12 +174,8 @@ fn warn(config: &Config, listening: Option<&Listening>) {
     for warning in &config.prefect.warnings {
         log::warn!("{warning}");
     }
-    match listening {
-        None if config.redis.is_none() => {
-            log::warn!("the listener is off and there is no other source: no events come in");
-        }
-        None => {}
-        Some(listening) => listening.warn(),
+    if let Some(listening) = listening {
+        listening.warn();
     }
 }
 

@@ -63,7 +63,7 @@ pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<bool>
         tables: wiring::tables(config)?,
         state: Reconciliation::new(wishes.limit),
     };
-    verification.look_at_stream().await?;
+    let misplaced = verification.look_at_stream().await?;
     let num_events = verification.look_at_tables(since).await?;
     verification.look_again().await?;
     let letters = verification.tables.audit.count_letters(wishes.limit).await;
@@ -72,13 +72,14 @@ pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<bool>
         stream: bus.as_ref().map(|bus| Stream {
             stream: bus.stream(),
             group: bus.group(),
+            misplaced: misplaced.as_deref(),
         }),
         num_events,
         letters: letters.context("cannot count the dead letters")?,
         state: &verification.state,
     };
     report.print(wishes.json)?;
-    Ok(verification.state.all_is_well())
+    Ok(report.all_is_well())
 }
 
 fn moment_before_now(span: Duration) -> anyhow::Result<DateTime<Utc>> {
@@ -97,9 +98,11 @@ struct Verification<'a> {
 }
 
 impl Verification<'_> {
-    /// Compares every entry that the group has acknowledged.
-    async fn look_at_stream(&mut self) -> anyhow::Result<()> {
-        let Some(bus) = self.bus else { return Ok(()) };
+    /// Compares every entry that the group has acknowledged; what is wrong with its position, if anything.
+    async fn look_at_stream(&mut self) -> anyhow::Result<Option<String>> {
+        let Some(bus) = self.bus else {
+            return Ok(None);
+        };
         let mut walk = bus.walk().await.context(NO_STREAM)?;
         while let Some(page) = walk.next_page().await.context(NO_STREAM)? {
             self.state.stream.pending += page.pending.len() as u64;
@@ -117,7 +120,7 @@ impl Verification<'_> {
             }
         }
         self.state.stream.unread = walk.num_unread();
-        Ok(())
+        Ok(walk.misplaced().map(str::to_owned))
     }
 
     async fn look_at_entries(&mut self, entries: &[Arc<Entry>]) -> anyhow::Result<()> {

@@ -36,6 +36,7 @@ use crate::metrics::Metrics;
 use crate::refusals::Refusals;
 use crate::source::Permit;
 use crate::status::{Component, HeldUp};
+use crate::untold::Untold;
 use crate::waiters::{Owed, Waiters};
 
 mod isolating;
@@ -47,7 +48,6 @@ mod settings;
 mod writer;
 
 pub(crate) use isolating::HELD_UP_AFTER;
-use letters::Untold;
 use outage::Outage;
 pub use settings::BatcherSettings;
 use writer::{HandOut, Writer};

@@ -184,8 +184,11 @@ impl ConsumerActor {
     ) {
         match chunk {
             Ok(chunk) => {
-                self.failed_reads = 0;
-                self.note_success();
+                // A source that is told to end its reading ends it, whether it could be read or not.
+                if !(self.is_stopping && chunk.messages.is_empty()) {
+                    self.failed_reads = 0;
+                    self.note_success();
+                }
                 self.forward(chunk, permit, ctx);
             }
             Err(error) => self.read_failed(&error, permit, ctx),

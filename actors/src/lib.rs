@@ -35,6 +35,7 @@ pub mod finding;
 pub mod lifeline;
 pub mod metrics;
 pub mod status;
+mod untold;
 mod waiters;
 
 #[cfg(any(test, feature = "testing"))]

@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::net::TcpSocket;
 
 use crate::config::{Config, Listen};
-use crate::http::Place;
 use crate::http::client::{Answer, Question, reachable};
+use crate::http::{Place, Unbindable};
+use crate::serve::no_source;
 use crate::wiring::Finding;
 
 /// A service that stalls takes 5 s to say that it does.
@@ -17,7 +18,14 @@ const PATIENCE: Duration = Duration::from_secs(6);
 pub(super) async fn judge(config: &Config) -> Vec<Finding> {
     const ID: &str = "http.listen";
     let address = match &config.http.listen {
-        Listen::Off => return vec![Finding::ok(ID, "the listener is off")],
+        Listen::Off => {
+            return vec![match no_source(config) {
+                None => Finding::ok(ID, "the listener is off"),
+                Some(remedy) => {
+                    Finding::error(ID, "the listener is off, and no Redis is named", remedy)
+                }
+            }];
+        }
         Listen::At(address) => address,
     };
     let place = match Place::resolve(address) {
@@ -25,12 +33,25 @@ pub(super) async fn judge(config: &Config) -> Vec<Finding> {
         Err(error) => return vec![no_such_address(address, &format!("{error:#}"))],
     };
     let mut findings = Vec::new();
+    let mut not_here = Vec::new();
     for at in place.addresses.iter().copied() {
-        findings.push(match bind(at) {
-            Ok(()) => Finding::ok(ID, format!("{at} is free")),
-            Err(error) if error.kind() == ErrorKind::AddrInUse => in_use(at).await,
-            Err(error) => refused(at, &error),
-        });
+        match bind(at) {
+            Ok(()) => findings.push(Finding::ok(ID, format!("{at} is free"))),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => findings.push(in_use(at).await),
+            Err(error) => {
+                let error = Unbindable::new(at, error);
+                let found = Finding::error(ID, error.what(), error.remedy());
+                let list = match error.is_not_here() {
+                    true => &mut not_here,
+                    false => &mut findings,
+                };
+                list.push(found);
+            }
+        }
+    }
+    // Of a name with several addresses the service takes those that there are.
+    if findings.is_empty() {
+        findings = not_here;
     }
     findings.push(auth(address, &place, config));
     findings
@@ -52,21 +73,6 @@ fn no_such_address(address: &str, error: &str) -> Finding {
         "http.listen",
         format!("{address} cannot be listened at ({error})"),
         "correct http.listen, or the name in it",
-    )
-}
-
-fn refused(at: SocketAddr, error: &io::Error) -> Finding {
-    let remedy = match error.kind() {
-        ErrorKind::PermissionDenied => {
-            "choose a port above 1023, or give the process CAP_NET_BIND_SERVICE"
-        }
-        ErrorKind::AddrNotAvailable => "name an address of this machine in http.listen",
-        _ => "choose another address with http.listen",
-    };
-    Finding::error(
-        "http.listen",
-        format!("{at} cannot be bound ({error})"),
-        remedy,
     )
 }
 

@@ -21,7 +21,7 @@ pub(super) fn print(config: &Config, looked: &Looked) -> anyhow::Result<()> {
     }
     output::line("")?;
     let (Ok(store) | Err(store)) = &looked.store;
-    output::line(&format!("store: {store}"))?;
+    output::line(&format!("store: {}", output::one_line(store)))?;
     let prefects = looked.prefects.as_ref();
     // A file of our own has nothing to do with Prefect.
     let prefects = prefects.filter(|prefects| {
@@ -32,7 +32,7 @@ pub(super) fn print(config: &Config, looked: &Looked) -> anyhow::Result<()> {
     }
     match &looked.redis {
         None => output::line("redis: not a source")?,
-        Some(Err(error)) => output::line(&format!("redis: {error}"))?,
+        Some(Err(error)) => output::line(&format!("redis: {}", output::one_line(error)))?,
         Some(Ok(Stream { version, report })) => {
             let version = version.as_deref().unwrap_or("unknown");
             output::line(&format!(

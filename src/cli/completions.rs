@@ -1,8 +1,6 @@
 //! What makes shells complete the command line.
 
-use clap::{CommandFactory as _, ValueEnum};
-
-use super::Cli;
+use clap::ValueEnum;
 
 /// A shell that can complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -19,7 +17,7 @@ pub(crate) fn completions(shell: CompletedShell) -> Vec<u8> {
         CompletedShell::Zsh => clap_complete::Shell::Zsh,
         CompletedShell::Fish => clap_complete::Shell::Fish,
     };
-    let mut command = Cli::command();
+    let mut command = super::command();
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, name, &mut script);

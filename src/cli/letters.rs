@@ -31,13 +31,20 @@ pub(crate) enum DeadLettersCommand {
         #[command(flatten)]
         filter: LetterFlags,
     },
-    /// Show one, with its message as it came (in hexadecimal where it is not UTF-8)
+    /// Show one, with its message (in hexadecimal where it is not UTF-8)
+    ///
+    /// What a terminal would obey is escaped, wherever it is printed to; --raw and --json have the
+    /// message as it came.
     #[command(after_help = "Examples:
   event-persister dead-letters show 17
+  event-persister dead-letters show 17 --raw > message.json
   event-persister dead-letters show 17 --json")]
     Show {
         /// Its id, as `list` shows it
         id: i64,
+        /// Print the bytes of the message and nothing else
+        #[arg(long, conflicts_with = "json")]
+        raw: bool,
         #[command(flatten)]
         output: Output,
     },

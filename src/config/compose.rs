@@ -9,7 +9,7 @@ use super::error::ConfigError;
 use super::layer::{Layer, Origin};
 use super::redis_url::RedisUrl;
 use super::settings::{self, ALL, Key, Setting};
-use super::value::{Input, NonZeroDuration, Overrides, SettingValue, Size, Toggle};
+use super::value::{Input, NonZeroDuration, Overrides, Secret, SettingValue, Size, Toggle};
 use super::{
     Batch, CertificateFiles, Config, Database, Effective, Events, Http, Log, Pipeline, Prefect,
     Redis, Tls, Trim,
@@ -253,12 +253,27 @@ impl Layers {
         Ok(overrides)
     }
 
+    /// A client sends a name and a password, which are told apart by the colon between them. Prefect's
+    /// own setting is taken as it is: its clients send the same text, whatever that is.
+    fn auth_string(&self) -> Result<Option<Secret>, ConfigError> {
+        let secret = self.get_optional(&settings::HTTP_AUTH_STRING)?;
+        let origin = self.origin(&settings::HTTP_AUTH_STRING.setting);
+        let has_colon = |secret: &Secret| secret.reveal().contains(':');
+        if secret.as_ref().is_none_or(has_colon) || matches!(origin, Origin::Prefect(_)) {
+            return Ok(secret);
+        }
+        Err(ConfigError::new(format!(
+            "{origin}: wrong value for http.auth_string: there is no colon in it; give name and password \
+             as `user:password`"
+        )))
+    }
+
     fn http(&self) -> Result<Http, ConfigError> {
         let cert = self.get_optional(&settings::HTTP_TLS_CERT_FILE)?;
         let key = self.get_optional(&settings::HTTP_TLS_KEY_FILE)?;
         Ok(Http {
             listen: self.get(&settings::HTTP_LISTEN)?,
-            auth_string: self.get_optional(&settings::HTTP_AUTH_STRING)?,
+            auth_string: self.auth_string()?,
             tls: certificate(
                 [&settings::HTTP_TLS_CERT_FILE, &settings::HTTP_TLS_KEY_FILE],
                 [cert, key],

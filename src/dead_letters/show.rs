@@ -8,7 +8,18 @@ use serde::Serialize;
 
 use crate::output;
 
-pub(super) async fn run(letters: &dyn DeadLetters, id: i64, json: bool) -> anyhow::Result<()> {
+/// In which form a letter is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// For people, with what a terminal would obey escaped.
+    Text,
+    /// One JSON document.
+    Json,
+    /// The message alone, byte for byte.
+    Raw,
+}
+
+pub(super) async fn run(letters: &dyn DeadLetters, id: i64, form: Form) -> anyhow::Result<()> {
     let shown = letters
         .show(id)
         .await
@@ -18,11 +29,13 @@ pub(super) async fn run(letters: &dyn DeadLetters, id: i64, json: bool) -> anyho
             "there is no dead letter {id}; `event-persister dead-letters list` shows which there are"
         );
     };
-    if json {
-        let message = Message::new(raw);
-        output::json(&Shown { letter, message })
-    } else {
-        output::line(&describe(&letter, raw))
+    match form {
+        Form::Text => output::line(&describe(&letter, raw)),
+        Form::Json => {
+            let message = Message::new(raw);
+            output::json(&Shown { letter, message })
+        }
+        Form::Raw => output::bytes(&raw),
     }
 }
 
@@ -59,7 +72,7 @@ struct Shown {
     message: Message,
 }
 
-/// The letter, one line a field, and then its message as it came.
+/// The letter, one line a field, and then its message, in as many lines as it has.
 pub(crate) fn describe(letter: &DeadLetter, raw: Vec<u8>) -> String {
     let event_id = letter
         .event_id
@@ -83,7 +96,7 @@ pub(crate) fn describe(letter: &DeadLetter, raw: Vec<u8>) -> String {
         writeln!(text, "{name:<11} {value}").unwrap_or_default();
     }
     match Message::new(raw) {
-        Message::Raw(raw) => text.push_str(&format!("\n{raw}")),
+        Message::Raw(raw) => text.push_str(&format!("\n{}", output::lines(&raw))),
         Message::RawHex(hex) => text.push_str(&format!("\nnot UTF-8, in hexadecimal:\n{hex}")),
     }
     text
@@ -133,14 +146,14 @@ mod tests {
     }
 
     #[test]
-    fn the_message_comes_last_and_unchanged() {
-        let text = describe(&letter(), b"{\n}".to_vec());
+    fn the_message_comes_last_with_its_lines() {
+        let text = describe(&letter(), b"{\n\t}".to_vec());
         assert!(text.starts_with("id          7\n"), "{text}");
-        assert!(text.ends_with("\n\n{\n}"), "{text}");
+        assert!(text.ends_with("\n\n{\n\t}"), "{text}");
     }
 
     #[test]
-    fn only_the_message_reaches_the_terminal_as_it_is() {
+    fn nothing_of_it_is_a_command_to_a_terminal() {
         let odd = DeadLetter {
             source: "a\u{1b}[2J".to_owned(),
             position: "b\nc".to_owned(),
@@ -154,6 +167,6 @@ mod tests {
         assert!(fields.is_ascii(), "{fields:?}");
         let is_line = |c: char| c == '\n' || !c.is_control();
         assert!(fields.chars().all(is_line), "{fields:?}");
-        assert_eq!(message, "\u{1b}");
+        assert_eq!(message, "\\u{1b}");
     }
 }

@@ -19,13 +19,13 @@ use actix_web::dev::{AppConfig, Payload, Service, ServiceRequest, ServiceRespons
 use actix_web::http::header::{CONTENT_LENGTH, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE};
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpMessage as _, HttpResponse, rt::net::TcpStream};
-use anyhow::Context as _;
 use bytes::Bytes;
 use futures_util::future::{Either, ready};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
+use super::binding::bind;
 use super::connection::{Busy, Connection, Patience, Requests, Signals, Stream, silent};
 use super::tls::Certificate;
 use super::turns::BodyKind;
@@ -97,13 +97,7 @@ pub(super) fn start(
         .disable_signals()
         .shutdown_timeout(SHUTDOWN_TIMEOUT.as_secs());
     let mut addresses = Vec::new();
-    for address in &place.addresses {
-        let bound = TcpListener::bind(address).with_context(|| {
-            format!(
-                "cannot listen on {address}; if another process listens there, stop it or choose \
-                 another address with --listen or EVENT_PERSISTER_LISTEN"
-            )
-        })?;
+    for bound in bind(&place.addresses)? {
         addresses.push(bound.local_addr()?);
         server = listen(server, bound, &gate, listener, is_open)?;
     }

@@ -46,9 +46,9 @@ impl RedisMetrics {
             guard_max_entries,
             lost: IntCounter::new(
                 "event_persister_redis_lost_total",
-                "Entries that were trimmed from the stream before they could be read, as far as \
-                 Redis lets them be counted; up to so many, where it restarted or failed over just \
-                 before.",
+                "Entries that were trimmed from the stream before they could be read, or that the \
+                 group was set past, as far as Redis lets them be counted; up to so many, where it \
+                 restarted or failed over just before.",
             )?,
             claimed: IntCounter::new(
                 "event_persister_redis_claimed_total",

@@ -12,6 +12,8 @@ use crate::wiring::BusAudit;
 pub(crate) struct Stream<'a> {
     pub(crate) stream: &'a str,
     pub(crate) group: &'a str,
+    /// What is wrong with the group's position, and what to do about it.
+    pub(crate) misplaced: Option<&'a str>,
 }
 
 /// All that was found.
@@ -26,6 +28,14 @@ pub(crate) struct Report<'a> {
 }
 
 impl Report<'_> {
+    pub(crate) fn all_is_well(&self) -> bool {
+        self.state.all_is_well() && self.misplaced().is_none()
+    }
+
+    fn misplaced(&self) -> Option<&str> {
+        self.stream.as_ref()?.misplaced
+    }
+
     pub(crate) fn print(&self, as_json: bool) -> anyhow::Result<()> {
         if as_json {
             return output::json(&self.document());
@@ -41,7 +51,12 @@ impl Report<'_> {
         for remark in self.remarks() {
             output::line(&remark)?;
         }
-        output::line(if self.state.all_is_well() {
+        if let Some(misplaced) = self.misplaced() {
+            output::line(&format!(
+                "{misplaced}. What is missing behind that id was never read rather than lost"
+            ))?;
+        }
+        output::line(if self.all_is_well() {
             "all is well"
         } else {
             "something is wrong"
@@ -53,10 +68,13 @@ impl Report<'_> {
             let mut document = json!(self.state.stream);
             document["stream"] = json!(stream.stream);
             document["group"] = json!(stream.group);
+            if let Some(misplaced) = stream.misplaced {
+                document["misplaced"] = json!(misplaced);
+            }
             document
         });
         json!({
-            "all_is_well": self.state.all_is_well(),
+            "all_is_well": self.all_is_well(),
             "since": self.since.map(|since| since.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
             "stream": stream,
             "events": self.num_events,
@@ -279,6 +297,7 @@ mod tests {
         report.stream = Some(Stream {
             stream: "{message:events}:stream",
             group: "event-persister",
+            misplaced: None,
         });
         let command = "redis-cli XGROUP SETID '{message:events}:stream' event-persister \
                        1795523643303-18446744073709551615";

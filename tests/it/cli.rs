@@ -381,3 +381,99 @@ async fn an_auth_string_guards_all_but_health() {
     );
     server.terminate().in_good_order();
 }
+
+#[test]
+fn an_address_that_cannot_be_bound_ends_it_with_the_reason() {
+    let folder = Folder::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    for (address, parts) in [
+        (
+            taken.as_str(),
+            ["another process listens there", "--listen"],
+        ),
+        ("192.0.2.1:4280", ["no such address", "of this machine"]),
+        (
+            "no-such-host.invalid:4280",
+            ["cannot look up", "no-such-host.invalid"],
+        ),
+    ] {
+        let ran = folder.run(&["--listen", address]).exits(1);
+        let ran = ran.complains(&parts);
+        assert!(!ran.stderr.contains("panicked"), "{ran:?}");
+        assert_eq!(ran.stderr.trim_end().lines().count(), 1, "{ran:?}");
+    }
+    assert!(folder.is_empty(), "the database was touched");
+}
+
+#[test]
+fn what_nothing_can_come_into_is_no_service() {
+    let folder = Folder::new();
+    let ran = folder.run(&["--listen", "off"]).exits(2);
+    ran.complains(&["the listener is off and no Redis is named", "--redis-url"]);
+    let ran = folder.run(&["check", "--listen", "off"]).exits(1);
+    ran.prints(&["the listener is off, and no Redis is named", "--redis-url"]);
+    assert!(folder.is_empty());
+}
+
+#[test]
+fn an_auth_string_is_a_name_and_a_password() {
+    let folder = Folder::new();
+    let ours = ("EVENT_PERSISTER_HTTP_AUTH_STRING", "hunter2");
+    let ran = folder.run_with(&["check"], &[ours]).exits(2);
+    let ran = ran.complains(&["http.auth_string", "`user:password`"]);
+    assert!(!ran.stderr.contains("hunter2"), "{ran:?}");
+    // With Prefect's own server it works, so it does here.
+    let prefects = ("PREFECT_SERVER_API_AUTH_STRING", "hunter2");
+    folder.run_with(&["check"], &[prefects]).exits(0);
+}
+
+#[tokio::test]
+async fn once_it_is_ready_the_log_says_so_once_with_the_address() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]).ready().await;
+    let line = server.logged("ready: ");
+    assert!(
+        line.contains(&format!("listen=http://{}", server.address())),
+        "{line}"
+    );
+    let log = server.terminate().in_good_order().log;
+    assert_eq!(log.matches("ready: events").count(), 1, "{log}");
+}
+
+#[tokio::test]
+async fn a_method_that_means_nothing_is_told_what_does() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]).ready().await;
+    let client = reqwest::Client::new();
+    for (method, path, allow, part) in [
+        ("GET", "/api/events", "POST", "with POST"),
+        ("POST", "/api/events/in", "GET", "open a WebSocket"),
+        ("POST", "/api/ready", "GET, HEAD", "with GET"),
+        ("DELETE", "/api/health", "GET, HEAD", "with GET"),
+        ("PUT", "/metrics", "GET, HEAD", "with GET"),
+    ] {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+        let answer = client
+            .request(method, server.url(path))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), 405, "{path}");
+        assert_eq!(answer.headers()["allow"], allow, "{path}");
+        let body: serde_json::Value = answer.json().await.unwrap();
+        let told = body["detail"]
+            .as_str()
+            .or(body["exception_message"].as_str());
+        assert!(told.unwrap().contains(part), "{body}");
+    }
+    // Somebody who looks at the WebSocket's address with a browser.
+    let answer = server.get("/api/events/in").await;
+    assert_eq!(answer.status(), 400);
+    let body: serde_json::Value = answer.json().await.unwrap();
+    assert!(
+        body["detail"].as_str().unwrap().contains("open one"),
+        "{body}"
+    );
+    server.terminate().in_good_order();
+}

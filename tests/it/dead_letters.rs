@@ -193,3 +193,31 @@ async fn a_service_does_not_mind() {
     server.terminate().in_good_order();
     assert_eq!(letters(&folder), []);
 }
+
+#[test]
+fn what_a_terminal_would_obey_is_escaped_but_not_with_raw() {
+    let folder = Folder::new();
+    let message = b"{\"x\": \"\x1b]0;owned\x07\x7f\xc2\x9b2J\xe2\x80\xae\", \t1";
+    folder.write("odd\u{1b}[2J.jsonl", message);
+    folder.run(&["import", "odd\u{1b}[2J.jsonl"]).exits(1);
+    let id = folder.dead_letters()[0]["id"].to_string();
+    let odd = |c: char| c != '\n' && c != '\t' && (c.is_control() || c == '\u{202e}');
+    for arguments in [
+        &["dead-letters", "list"][..],
+        &["dead-letters", "list", "--json"],
+        &["dead-letters", "show", &id],
+        &["dead-letters", "show", &id, "--json"],
+    ] {
+        let ran = folder.run(arguments).exits(0);
+        assert!(!ran.stdout.contains(odd), "{ran:?}");
+    }
+    let shown = folder.run(&["dead-letters", "show", &id]);
+    shown.prints(&["\\u{1b}]0;owned\\u{7}\\u{7f}\\u{9b}2J\\u{202e}\", \t1"]);
+    let document = folder.run(&["dead-letters", "show", &id, "--json"]).json();
+    assert_eq!(document["raw"], std::str::from_utf8(message).unwrap());
+    let mut raw = folder.command(&["dead-letters", "show", &id, "--raw"]);
+    assert_eq!(raw.output().unwrap().stdout, message);
+    folder
+        .run(&["dead-letters", "show", &id, "--raw", "--json"])
+        .exits(2);
+}

@@ -194,7 +194,8 @@ async fn what_is_not_json_is_400() {
     ] {
         let response = server.post(text).send().await.expect("answered");
         assert_eq!(response.status(), 400, "{text:?}");
-        assert!(body(response).await["detail"].is_string());
+        let detail = body(response).await["detail"].to_string();
+        assert!(detail.contains("send a JSON list of events"), "{detail}");
     }
 }
 
@@ -318,7 +319,10 @@ async fn bodies_and_events_that_are_too_large_are_refused() {
 async fn compressed_bodies_are_refused() {
     let server = start(HttpSettings::default(), IntakeSettings::default());
     let request = server.post("[]").header("content-encoding", "gzip");
-    assert_eq!(request.send().await.expect("answered").status(), 415);
+    let response = request.send().await.expect("answered");
+    assert_eq!(response.status(), 415);
+    let detail = body(response).await["detail"].to_string();
+    assert!(detail.contains("without Content-Encoding"), "{detail}");
 }
 
 #[actix_web::test]

@@ -2,5 +2,6 @@
 
 mod logs;
 mod numbers;
+mod positions;
 mod scrape;
 mod sqlite_log;

@@ -14,6 +14,7 @@ mod keeper;
 mod losses;
 mod outages;
 mod pipeline;
+mod positions;
 mod sharing;
 
 const WIDE: Permit = Permit {

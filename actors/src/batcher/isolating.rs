@@ -125,7 +125,7 @@ impl BatcherActor {
             Verdict::Culprit => {
                 self.parts.metrics.retries(kind);
                 let said = std::error::Error::source(error);
-                let said = said.map_or_else(|| error.to_string(), |said| error_chain(said));
+                let said = said.map_or_else(|| error.to_string(), error_chain);
                 let batch = Batch::clone(&held.batch).condemn(Condemned {
                     reason: format!("refused while others were stored: {said}"),
                     code: fault.code.clone(),

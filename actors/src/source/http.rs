@@ -31,7 +31,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::web;
+use actix_web::http::StatusCode;
+use actix_web::http::header::ALLOW;
+use actix_web::{HttpResponse, web};
 use bytestring::ByteString;
 
 use crate::clock::Clock;
@@ -163,12 +165,14 @@ impl EventRoutes {
         app.service(
             web::resource("/api/events")
                 .app_data(self.shared.clone())
-                .route(web::post().to(post::create)),
+                .route(web::post().to(post::create))
+                .default_service(web::to(post::wrong_method)),
         )
         .service(
             web::resource("/api/events/in")
                 .app_data(self.shared.clone())
-                .route(web::get().to(socket::connect)),
+                .route(web::get().to(socket::connect))
+                .default_service(web::to(socket::wrong_method)),
         );
     }
 }
@@ -213,6 +217,15 @@ impl Shared {
             content,
         }
     }
+}
+
+/// What a request that is not understood should have been; the status says what is wrong with it.
+fn refuse(status: StatusCode, allow: Option<&'static str>, reason: &str) -> HttpResponse {
+    let mut response = HttpResponse::build(status);
+    if let Some(allow) = allow {
+        response.insert_header((ALLOW, allow));
+    }
+    response.json(serde_json::json!({ "detail": reason }))
 }
 
 /// Cuts one event's text out of the buffer that it came in.

@@ -20,6 +20,9 @@
 //! has it do so with large reads and every second. So right after a restart or a failover of Redis, what was
 //! read within the last second may be counted too, until all is read again.
 //!
+//! A group that somebody set ahead of the stream's last id is believed as little as a lost one: reading
+//! ends in an error that says where to set it back, and the guard stays where it is until then.
+//!
 //! # Why the reads have a task of their own
 //!
 //! Every future of a source may be dropped, but a command that was sent cannot be taken back: it
@@ -48,6 +51,7 @@ mod fetch;
 mod guard;
 mod inspection;
 mod keeper;
+mod position;
 mod reads;
 mod replies;
 mod scripts;
@@ -150,6 +154,9 @@ impl RedisSource {
             Some(Err(error)) => Some(Err(error)),
             _ if state.stopping && !state.fetching => Some(Ok(nothing(More::Ended))),
             Some(Ok(Outcome::Nothing)) => Some(Ok(nothing(More::Later))),
+            Some(Ok(Outcome::Misplaced(what))) => {
+                Some(Err(SourceError::Unavailable { what, source: None }))
+            }
             Some(Ok(Outcome::Some)) | None => None,
         }
     }
@@ -312,6 +319,7 @@ impl RedisSource {
             task.abort();
         }
         self.shared.connections.reset();
+        self.shared.tell_the_rest();
         self.shared.lock().taken.clear();
         self.shared.changed.notify_one();
     }

@@ -46,6 +46,7 @@ mod arrays;
 mod audit;
 mod columns;
 mod comparison;
+mod conditions;
 mod connection;
 mod copy_rows;
 mod copying;

@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use event_persister_actors::finding::Severity;
+use event_persister_actors::store::EventStore as _;
 use event_persister_actors::store::postgres::{Needs, PostgresStore};
 use event_persister_actors::testing::ManualClock;
 
@@ -300,6 +301,119 @@ fn indexes_that_are_missing() {
         .execute("ALTER TABLE events DROP CONSTRAINT pk_events");
     let remedy = "ADD PRIMARY KEY (id)";
     finds_only(&postgres.check(), "postgres.indexes", "error", remedy);
+}
+
+/// What a store says that is about to write.
+async fn refusal(postgres: &Postgres) -> String {
+    let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH));
+    let store = PostgresStore::new(postgres.database.settings(), clock);
+    let refused = store.check().await;
+    let error = refused.expect_err("nothing can be written here");
+    error.to_string()
+}
+
+#[actix::test]
+async fn what_keeps_a_store_from_writing_is_found_by_it_and_by_check() {
+    let recorded = "DELETE FROM __diesel_schema_migrations WHERE version =";
+    let letters = "event_persister_dead_letters";
+    for (change, id, remedy) in [
+        (
+            "DROP FUNCTION event_persister_store_v1".to_owned(),
+            "postgres.own_tables",
+            recorded,
+        ),
+        (
+            format!("DROP TABLE {letters}"),
+            "postgres.own_tables",
+            recorded,
+        ),
+        (
+            format!("ALTER TABLE {letters} DROP COLUMN stage"),
+            "postgres.schema",
+            "bring the schema up to date",
+        ),
+        (
+            format!("ALTER TABLE {letters} ALTER COLUMN id DROP IDENTITY"),
+            "postgres.schema",
+            "GENERATED ALWAYS AS IDENTITY",
+        ),
+        (
+            format!("ALTER TABLE {letters} DROP CONSTRAINT uq_{letters}"),
+            "postgres.indexes",
+            "ADD UNIQUE (position, raw_hash, source)",
+        ),
+        (
+            "ALTER TABLE events DROP CONSTRAINT pk_events".to_owned(),
+            "postgres.indexes",
+            "ADD PRIMARY KEY (id)",
+        ),
+        (
+            "ALTER TABLE events ALTER COLUMN payload TYPE text".to_owned(),
+            "postgres.schema",
+            "make it jsonb",
+        ),
+        (
+            "ALTER TABLE events ADD COLUMN tenant integer NOT NULL".to_owned(),
+            "postgres.schema",
+            "upgrade",
+        ),
+        (
+            "ALTER TABLE event_resources DROP COLUMN created, \
+             ADD COLUMN created timestamptz GENERATED ALWAYS AS (updated) STORED"
+                .to_owned(),
+            "postgres.schema",
+            "DROP EXPRESSION",
+        ),
+        // As somebody does who wants to mend it.
+        (
+            "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('event_persister_store_v1'::regproc), \
+             'num_parts CONSTANT integer := 8', 'num_parts CONSTANT integer := 2'); END $$"
+                .to_owned(),
+            "postgres.own_tables",
+            "DROP FUNCTION event_persister_store_v1",
+        ),
+    ] {
+        let postgres = Postgres::new();
+        postgres.database.execute(&change);
+        let ran = postgres.check();
+        finds_only(&ran, id, "error", remedy);
+        let told = refusal(&postgres).await;
+        assert!(told.contains(remedy), "{change}: {told}");
+    }
+}
+
+#[test]
+fn the_remedy_for_what_is_ours_is_one() {
+    for change in [
+        "DROP FUNCTION event_persister_store_v1; \
+         DELETE FROM __diesel_schema_migrations WHERE version = '00000000000102'",
+        "DROP TABLE event_persister_dead_letters; \
+         DELETE FROM __diesel_schema_migrations WHERE version = '00000000000101'",
+    ] {
+        let postgres = Postgres::new();
+        postgres.database.execute(change);
+        // `serve` makes it, and so does this.
+        postgres.migrate();
+        finds_nothing(&postgres.check());
+    }
+}
+
+#[test]
+fn what_else_has_a_say_in_what_is_inserted() {
+    let postgres = Postgres::new();
+    let database = &postgres.database;
+    database.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
+         CREATE TRIGGER no_events BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION refuse()",
+    );
+    let remedy = "DROP TRIGGER no_events ON events";
+    finds_only(&postgres.check(), "postgres.triggers", "warning", remedy);
+    database.execute("ALTER TABLE events DISABLE TRIGGER no_events");
+    finds_nothing(&postgres.check());
+    let (_, url) = database.for_a_role();
+    database.execute("ALTER TABLE event_resources ENABLE ROW LEVEL SECURITY");
+    let ran = postgres.check_at(&url);
+    finds_only(&ran, "postgres.row_security", "warning", "BYPASSRLS");
 }
 
 #[test]

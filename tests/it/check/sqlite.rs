@@ -5,7 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
+use crate::cli::event;
 use crate::support::database::Database;
+use crate::support::server::Server;
 
 /// A folder with the tables in its file.
 fn migrated() -> (Folder, Database) {
@@ -92,6 +94,100 @@ fn an_index_that_is_missing() {
     // The remedy is one.
     database.execute(remedy);
     finds_nothing(&check(&folder, &[]));
+}
+
+#[tokio::test]
+async fn what_keeps_a_store_from_writing_is_found_by_it_and_by_check() {
+    let letters = "event_persister_dead_letters";
+    for (change, id, remedy) in [
+        (
+            format!("DROP TABLE {letters}"),
+            "sqlite.schema",
+            "DELETE FROM __diesel_schema_migrations",
+        ),
+        (
+            format!("ALTER TABLE {letters} DROP COLUMN sqlstate"),
+            "sqlite.schema",
+            "bring the schema up to date",
+        ),
+        (
+            "DROP TABLE events; CREATE TABLE events AS SELECT * FROM event_resources".to_owned(),
+            "sqlite.schema",
+            "bring the schema up to date",
+        ),
+        (
+            "ALTER TABLE event_resources DROP COLUMN resource_role; \
+             ALTER TABLE event_resources ADD COLUMN resource_role AS (id)"
+                .to_owned(),
+            "sqlite.schema",
+            "plain column",
+        ),
+    ] {
+        let (folder, database) = migrated();
+        database.execute(&change);
+        finds(&check(&folder, &[]), id, "error", remedy);
+        let server = Server::start(&folder, &[]);
+        let status = loop {
+            let (code, status) = server.readiness().await;
+            assert_eq!(code, 503, "{change}");
+            if status["reason"].as_str().unwrap().starts_with("store: ") {
+                break status;
+            }
+        };
+        assert!(
+            status["reason"].as_str().unwrap().contains(remedy),
+            "{status}"
+        );
+        server.terminate().in_good_order();
+    }
+}
+
+#[test]
+fn a_key_by_which_what_comes_twice_is_told() {
+    let (folder, database) = migrated();
+    database.execute(
+        "CREATE TABLE copy AS SELECT * FROM event_persister_dead_letters; \
+         DROP TABLE event_persister_dead_letters; \
+         ALTER TABLE copy RENAME TO event_persister_dead_letters",
+    );
+    let ran = check(&folder, &[]);
+    let remedy = "CREATE UNIQUE INDEX uq_event_persister_dead_letters";
+    finds_only(&ran, "sqlite.indexes", "error", remedy);
+}
+
+#[test]
+fn a_trigger() {
+    let (folder, database) = migrated();
+    database.execute(
+        "CREATE TRIGGER no_events BEFORE INSERT ON events BEGIN SELECT raise(FAIL, 'no'); END",
+    );
+    let ran = check(&folder, &[]);
+    finds_only(&ran, "sqlite.triggers", "warning", "DROP TRIGGER");
+    ran.prints(&["no_events on events"]);
+}
+
+#[test]
+fn a_page_that_is_not_what_was_written() {
+    let folder = Folder::new();
+    let events: Vec<_> = (0..500).map(|_| event("2999-01-01T00:00:00Z")).collect();
+    folder.write("events.jsonl", events.join("\n"));
+    folder.run(&["import", "events.jsonl"]).exits(0);
+    finds_nothing(&check(&folder, &[]));
+    let path = folder.path().join("event-persister.db");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // One that holds rows or keys.
+    let page = bytes.len() / 4096 * 3 / 4;
+    bytes[page * 4096..(page + 1) * 4096].fill(0xa5);
+    std::fs::write(&path, bytes).unwrap();
+    let ran = check(&folder, &[]).exits(1);
+    // Whether it is met at once or only when every page is looked at.
+    let found = bad(&ran);
+    let is_told = |(id, severity, remedy): &(String, String, String)| {
+        severity == "error"
+            && ["sqlite.integrity", "sqlite.file"].contains(&id.as_str())
+            && (remedy.contains(".recover") || remedy.contains("restore a backup"))
+    };
+    assert!(found.iter().any(is_told), "{ran:?}");
 }
 
 #[test]

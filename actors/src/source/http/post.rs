@@ -99,6 +99,16 @@ impl Taken {
     }
 }
 
+/// Only POST brings events.
+pub(super) async fn wrong_method(request: HttpRequest) -> HttpResponse {
+    let reason = format!(
+        "{} means nothing at /api/events: send a JSON list of events with POST, or events one by one by \
+         WebSocket at /api/events/in",
+        request.method()
+    );
+    super::refuse(StatusCode::METHOD_NOT_ALLOWED, Some("POST"), &reason)
+}
+
 /// What can be told from the head of the request alone.
 fn admit(request: &HttpRequest, shared: &Shared) -> Result<(), Refusal> {
     if let Some(auth) = &shared.settings.auth
@@ -311,7 +321,9 @@ impl Refusal {
             }
             Self::Encoded => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "compressed bodies are not taken; send the list as it is".to_owned(),
+                "compressed bodies are not taken: send the JSON list of events as it is, without \
+                 Content-Encoding"
+                    .to_owned(),
             ),
             Self::Stalled(timeout) => (
                 StatusCode::REQUEST_TIMEOUT,
@@ -321,7 +333,11 @@ impl Refusal {
                 StatusCode::REQUEST_TIMEOUT,
                 format!("the body was not there after {timeout:?}; send smaller portions"),
             ),
-            Self::Unreadable(reason) | Self::NotJson(reason) => (StatusCode::BAD_REQUEST, reason),
+            Self::Unreadable(reason) => (StatusCode::BAD_REQUEST, reason),
+            Self::NotJson(reason) => (
+                StatusCode::BAD_REQUEST,
+                format!("{reason}; send a JSON list of events, in UTF-8"),
+            ),
             Self::TooLarge(reason) => (StatusCode::PAYLOAD_TOO_LARGE, reason),
         };
         HttpResponse::build(status).json(serde_json::json!({ "detail": reason }))

@@ -12,8 +12,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_http::Response;
 use actix_http::body::{BodyStream, MessageBody};
-use actix_http::ws::{CloseCode, CloseReason, Message as Outgoing};
+use actix_http::ws::{CloseCode, CloseReason, HandshakeError, Message as Outgoing};
+use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
@@ -48,7 +50,10 @@ pub(super) async fn connect(
     payload: web::Payload,
     shared: web::Data<Shared>,
 ) -> actix_web::Result<HttpResponse> {
-    let mut response = actix_http::ws::handshake(request.head())?;
+    let mut response = match actix_http::ws::handshake(request.head()) {
+        Ok(response) => response,
+        Err(error) => return Ok(no_websocket(error)),
+    };
     let with_handshake = offers_subprotocol(&request);
     if with_handshake {
         let subprotocol = HeaderValue::from_static(SUBPROTOCOL);
@@ -71,6 +76,31 @@ pub(super) async fn connect(
     actix_web::rt::spawn(connection.run(with_handshake));
     let body = BodyStream::new(body).boxed();
     Ok(response.message_body(body)?.into())
+}
+
+/// Only GET opens a WebSocket.
+pub(super) async fn wrong_method(request: HttpRequest) -> HttpResponse {
+    let reason = format!(
+        "{} means nothing at /api/events/in: open a WebSocket there, or send a JSON list of events with \
+         POST to /api/events",
+        request.method()
+    );
+    super::refuse(StatusCode::METHOD_NOT_ALLOWED, Some("GET"), &reason)
+}
+
+/// A request that opens no WebSocket, or not as it should.
+fn no_websocket(error: HandshakeError) -> HttpResponse {
+    let reason = format!(
+        "this is no request for a WebSocket ({error}): open one at /api/events/in, version 13, with the \
+         subprotocol 'prefect'; or send a JSON list of events with POST to /api/events"
+    );
+    // Status and headers are those that the protocol wants.
+    let protocols: HttpResponse = Response::from(error).map_into_boxed_body().into();
+    let mut refused = super::refuse(protocols.status(), None, &reason);
+    for (name, value) in protocols.headers() {
+        refused.headers_mut().insert(name.clone(), value.clone());
+    }
+    refused
 }
 
 fn offers_subprotocol(request: &HttpRequest) -> bool {

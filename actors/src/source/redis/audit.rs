@@ -16,6 +16,7 @@ use crate::source::{Body, SourceError};
 
 use super::commands::Commands;
 use super::connection::Connections;
+use super::position::Ahead;
 use super::settings::{RedisSettings, RedisSettingsError};
 use super::stream_id::StreamId;
 use super::{entries, failure, guard};
@@ -36,6 +37,7 @@ pub struct StreamWalk<'a> {
     last: StreamId,
     length: u64,
     num_seen: u64,
+    misplaced: Option<String>,
 }
 
 /// Some consecutive entries.
@@ -84,7 +86,7 @@ impl RedisAudit {
     ///
     /// Redis cannot be reached or refuses.
     pub async fn walk(&self) -> Result<StreamWalk<'_>, SourceError> {
-        let (last, length) = self
+        let (last, length, misplaced) = self
             .look()
             .await
             .map_err(|error| self.failed("looking at the groups", error))?;
@@ -94,17 +96,27 @@ impl RedisAudit {
             last,
             length,
             num_seen: 0,
+            misplaced,
         })
     }
 
-    async fn look(&self) -> RedisResult<(StreamId, u64)> {
+    async fn look(&self) -> RedisResult<(StreamId, u64, Option<String>)> {
         let mut commands = self.commands().await?;
         if !commands.stream_exists().await? {
-            return Ok((StreamId::ZERO, 0));
+            return Ok((StreamId::ZERO, 0, None));
         }
+        let settings = &self.settings;
         let groups = commands.all_groups().await?;
-        let last = guard::find(&groups, &self.settings.group).map(|group| group.last_delivered);
-        Ok((last.unwrap_or(StreamId::ZERO), commands.length().await?))
+        if guard::find(&groups, &settings.group).is_none() {
+            return Ok((StreamId::ZERO, commands.length().await?, None));
+        }
+        let sight = commands.look(None).await?;
+        let group = guard::find(&sight.groups, &settings.group);
+        let last = group.map_or(StreamId::ZERO, |group| group.last_delivered);
+        let ahead = (sight.end).and_then(|end| Ahead::of(&sight, end, settings));
+        let misplaced =
+            ahead.map(|ahead| format!("{}; {}", ahead.what(settings), ahead.remedy(settings)));
+        Ok((last, sight.length, misplaced))
     }
 
     async fn commands(&self) -> RedisResult<Commands<'_>> {
@@ -154,6 +166,12 @@ impl StreamWalk<'_> {
             }
         }
         Ok(Some(page))
+    }
+
+    /// What was wrong with the group's position when the walk began, and what to do about it: then
+    /// entries pass for acknowledged that nobody was given.
+    pub fn misplaced(&self) -> Option<&str> {
+        self.misplaced.as_deref()
     }
 
     /// Entries that the group had not been given when the walk began; too many by those that others

@@ -7,7 +7,7 @@ use redis::{Cmd, RedisResult, Value};
 use crate::source::Permit;
 
 use super::connection::Connection;
-use super::replies::{self, Claimed, Group, NewEntries, Pending, RawEntry, Sight};
+use super::replies::{self, Claimed, Group, NewEntries, RawEntry, Sight};
 use super::scripts;
 use super::settings::{OWN_PREFIX, RedisSettings};
 use super::stream_id::StreamId;
@@ -162,10 +162,46 @@ impl Commands<'_> {
         Ok(portion.len())
     }
 
-    /// Groups, what is pending in ours, and the length of the stream, all at one moment.
-    pub(super) async fn look(&mut self) -> RedisResult<Sight> {
-        let command = self.script(scripts::LOOK);
+    /// Groups, what is pending in ours, the length of the stream and where it ends, all at one
+    /// moment. Its end may be left out if it is known to have come at least so far.
+    pub(super) async fn look(&mut self, known_end: Option<StreamId>) -> RedisResult<Sight> {
+        let mut command = self.script(scripts::LOOK);
+        command.arg(&self.settings.guard_group);
+        command.arg(known_end.map_or_else(String::new, |end| end.to_string()));
         replies::sight(self.send(&command).await?)
+    }
+
+    /// The last id of a stream that is there.
+    pub(super) async fn last_id(&mut self) -> RedisResult<Option<StreamId>> {
+        let command = self.script(scripts::LAST_ID);
+        let found = replies::ids_of(self.send(&command).await?)?;
+        Ok(found.first().copied())
+    }
+
+    /// How many entries there are behind one id and up to another; of very many only some.
+    pub(super) async fn count_entries(
+        &mut self,
+        mut behind: StreamId,
+        last: StreamId,
+    ) -> RedisResult<u64> {
+        const PAGES: usize = 100;
+        const PAGE_BYTES: usize = 4 << 20;
+        let mut num = 0;
+        for _ in 0..PAGES {
+            let mut command = self.script(scripts::COUNT_ENTRIES);
+            command.arg(behind.to_string()).arg(last.to_string());
+            command.arg(IDS_AT_ONCE).arg(PAGE_BYTES);
+            let counted = replies::texts(self.send(&command).await?)?;
+            let [id, counted] = &counted[..] else {
+                break;
+            };
+            let (Ok(id), Ok(counted)) = (id.parse(), counted.parse::<u64>()) else {
+                return Err(replies::unexpected("an id and a count"));
+            };
+            num += counted;
+            behind = id;
+        }
+        Ok(num)
     }
 
     /// The first entry that no member of a group was given, which was given all up to `last`.
@@ -176,11 +212,13 @@ impl Commands<'_> {
         Ok(found.first().and_then(|id| id.parse().ok()))
     }
 
-    pub(super) async fn set_guard(&mut self, position: StreamId) -> RedisResult<()> {
+    /// Sets the guard; answers where it stands then, which is nowhere ahead of the stream.
+    pub(super) async fn set_guard(&mut self, position: StreamId) -> RedisResult<StreamId> {
         let mut command = self.script(scripts::MOVE_GUARD);
         command.arg(&self.settings.guard_group);
         command.arg(position.to_string());
-        self.send(&command).await.map(drop)
+        let set = replies::ids_of(self.send(&command).await?)?;
+        Ok(set.first().copied().unwrap_or(position))
     }
 
     /// Removes a group; whether it was there.
@@ -264,11 +302,6 @@ impl Commands<'_> {
     pub(super) async fn length(&mut self) -> RedisResult<u64> {
         let command = self.stream_command("XLEN");
         replies::number(self.send(&command).await?)
-    }
-
-    pub(super) async fn pending(&mut self) -> RedisResult<Pending> {
-        let command = self.group_command("XPENDING");
-        replies::pending(self.send(&command).await?)
     }
 
     /// Removes what is older than a position.

@@ -135,6 +135,8 @@ impl Shared {
             self.join(commands)
                 .await
                 .map_err(|error| ("making the consumer group", error))?;
+            // What is not allowed here the keeper tells.
+            drop(self.sight(commands).await);
         }
         if self.must_recover() {
             let found = self
@@ -156,6 +158,9 @@ impl Shared {
             if found {
                 return Ok(Outcome::Some);
             }
+        }
+        if let Some(what) = self.misplaced() {
+            return Ok(Outcome::Misplaced(what));
         }
         self.read_new(permit)
             .await
@@ -321,13 +326,7 @@ impl Shared {
             }
             self.note_lost(lost, TRIMMED_WHILE_PENDING);
             if num > 0 {
-                self.stats.claimed(num);
-                log::info!(
-                    "took over entries that their consumer had not touched for too long \
-                     num_entries={num} redis.server={} redis.group={}",
-                    self.server,
-                    self.settings.group
-                );
+                self.note_takeover(num);
                 return Ok(true);
             }
             if claimed.next == StreamId::ZERO {
@@ -384,12 +383,17 @@ impl Shared {
     /// Takes entries that were delivered just now.
     async fn take_new(&self, read: EntriesRead, has_more: bool) -> RedisResult<()> {
         let num = read.num();
+        let last = read.entries.iter().map(|entry| entry.id);
+        let last = last.chain(read.left.iter().map(|(id, _)| *id)).max();
         let (entries, gone) = self.split(read.entries);
         let now = Instant::now();
         {
             let mut state = self.lock();
             state.taken.take_new(entries, now);
             state.taken.leave_new(&read.left);
+            if let Some(last) = last {
+                state.positions.read_up_to(last);
+            }
             // Those are pending for us now, and nobody else will read them.
             let has_left = !read.left.is_empty();
             state.recovery.due |= has_left;

@@ -12,7 +12,8 @@ use crate::source::SourceError;
 use super::commands::Commands;
 use super::connection::Connections;
 use super::failure;
-use super::replies::{Group, Sight};
+use super::position::Ahead;
+use super::replies::{Group, Pending, Sight};
 use super::settings::{RedisSettings, RedisSettingsError};
 use super::stream_id::StreamId;
 
@@ -54,6 +55,10 @@ pub struct GuardReport {
     pub guard_group: String,
     /// Where the guard stands; `None` if there is none.
     pub guard_position: Option<String>,
+    /// The last id of the stream; `None` if there is no such stream.
+    pub last_id: Option<String>,
+    /// What is wrong with the group's position, and what to do about it; `None` if it can be right.
+    pub misplaced: Option<String>,
     /// The consumer group.
     pub group: String,
     /// What is known of it; `None` if there is none.
@@ -149,6 +154,8 @@ impl RedisGuard {
             stream_length: None,
             guard_group: self.settings.guard_group.clone(),
             guard_position: None,
+            last_id: None,
+            misplaced: None,
             group: self.settings.group.clone(),
             group_state: None,
         };
@@ -156,11 +163,22 @@ impl RedisGuard {
             return Ok(report);
         }
         report.stream_length = Some(commands.length().await?);
-        let groups = commands.all_groups().await?;
+        let mut groups = commands.all_groups().await?;
+        report.last_id = commands.last_id().await?.map(|id| id.to_string());
+        let mut pending = Pending::default();
+        if find(&groups, &self.settings.group).is_some() {
+            let sight = commands.look(None).await?;
+            let ahead = (sight.end).and_then(|end| Ahead::of(&sight, end, &self.settings));
+            report.misplaced = ahead.map(|ahead| {
+                let what = ahead.what(&self.settings);
+                format!("{what}; {}", ahead.remedy(&self.settings))
+            });
+            report.last_id = sight.end.map(|id| id.to_string());
+            (groups, pending) = (sight.groups, sight.pending);
+        }
         report.guard_position =
             find(&groups, &self.settings.guard_group).map(|guard| guard.last_delivered.to_string());
         if let Some(group) = find(&groups, &self.settings.group) {
-            let pending = commands.pending().await?;
             report.group_state = Some(GroupState {
                 last_delivered: group.last_delivered.to_string(),
                 smallest_pending: pending.smallest.map(|id| id.to_string()),
@@ -180,7 +198,6 @@ impl RedisGuard {
 
 #[cfg(test)]
 mod tests {
-    use super::super::replies::Pending;
     use super::*;
 
     fn id(text: &str) -> StreamId {
@@ -201,6 +218,7 @@ mod tests {
                 ..Pending::default()
             },
             length: 0,
+            end: None,
         }
     }
 

@@ -12,6 +12,7 @@ use super::commands::Commands;
 use super::connection::Connections;
 use super::failure;
 use super::guard::find;
+use super::position::Ahead;
 use super::replies::{self, Consumer};
 use super::settings::{RedisSettings, RedisSettingsError};
 use super::stream_id::StreamId;
@@ -117,15 +118,22 @@ async fn stream_facts(commands: &mut Commands<'_>) -> RedisResult<StreamFacts> {
     facts.length = Some(commands.length().await?);
     facts.groups = commands.all_groups().await?;
     let behind = match find(&facts.groups, &commands.settings.group) {
-        None => StreamId::ZERO,
+        None => {
+            facts.end = commands.last_id().await?;
+            StreamId::ZERO
+        }
         Some(_) => {
             // All at one moment, since a guard is compared with what is pending.
-            let sight = commands.look().await?;
+            let sight = commands.look(None).await?;
+            facts.end = sight.end;
+            let ahead = (sight.end).and_then(|end| Ahead::of(&sight, end, commands.settings));
+            facts.ahead = ahead;
             facts.groups = sight.groups;
             facts.pending = sight.pending;
             facts.consumers = commands.consumers().await?;
-            find(&facts.groups, &commands.settings.group)
-                .map_or(StreamId::ZERO, |group| group.last_delivered)
+            let group = find(&facts.groups, &commands.settings.group);
+            let last = group.map_or(StreamId::ZERO, |group| group.last_delivered);
+            ahead.map_or(last, |ahead| ahead.back_to)
         }
     };
     facts.oldest_unread = commands.first_behind(behind).await?;

@@ -95,6 +95,9 @@ async fn repeat(shared: &Weak<Shared>, duty: Duty, complaints: &Mutex<Complaints
         }
         // A duty that fails comes again after its own time, not at once.
         due = Instant::now() + shared.time_between(duty);
+        if duty == Duty::Look {
+            shared.tell_what_is_due();
+        }
         // Before the first read has found or made the groups there is nothing to keep.
         if joined {
             shared.fulfil(duty, complaints).await;

@@ -157,14 +157,25 @@ pub(super) struct Sight {
     pub(super) groups: Vec<Group>,
     pub(super) pending: Pending,
     pub(super) length: u64,
+    /// The last id of the stream; `None` if it was not asked for, since the groups are not ahead of
+    /// where it was before.
+    pub(super) end: Option<StreamId>,
 }
 
 pub(super) fn sight(reply: Value) -> RedisResult<Sight> {
-    let [seen, in_group, length] = fixed(reply)?;
+    let [seen, in_group, length, end] = fixed(reply)?;
+    let end = text(end)?;
     Ok(Sight {
         groups: groups(seen)?,
         pending: pending(in_group)?,
         length: number(length)?,
+        end: match end.as_str() {
+            "" => None,
+            end => Some(
+                end.parse()
+                    .map_err(|()| unexpected("the stream's last id"))?,
+            ),
+        },
     })
 }
 

@@ -27,6 +27,23 @@ end
     };
 }
 
+/// A function for scripts: whether one id is smaller than another. Compared as texts, since both
+/// parts of an id may be larger than the numbers that scripts calculate with.
+macro_rules! less {
+    () => {
+        "
+local function less(a, b)
+  local am, an = string.match(a, '^(%d+)%-(%d+)$')
+  local bm, bn = string.match(b, '^(%d+)%-(%d+)$')
+  if #am ~= #bm then return #am < #bm end
+  if am ~= bm then return am < bm end
+  if #an ~= #bn then return #an < #bn end
+  return an < bn
+end
+"
+    };
+}
+
 /// Makes the guard and then the group, at an id that Prefect's trimming respects.
 ///
 /// A group at `0-0` counts for nothing there, and one that is made without `ENTRIESREAD` cannot
@@ -77,22 +94,65 @@ return {guarded, made, moved}
 "#
 );
 
-/// Looks at the groups of a stream, what is pending in one of them, and the stream's length, all at
-/// one moment.
+/// Looks at the groups of a stream, what is pending in one of them, the stream's length, and where
+/// it ends, all at one moment.
+///
+/// XINFO STREAM brings the first and the last entry as well, which may be huge. So where the stream
+/// ends is asked for only if our group or the guard stands ahead of where it is known to have come.
 ///
 /// Not as a transaction: when memory is full, Redis refuses to queue whatever it is.
-pub(super) const LOOK: &str = r#"
-local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
-if groups.err then return groups end
-local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1])
-if pending.err then return pending end
-return {groups, pending, redis.call('XLEN', KEYS[1])}
-"#;
-
-/// Moves the guard.
-pub(super) const MOVE_GUARD: &str = though_full!(
+pub(super) const LOOK: &str = concat!(
+    named!(),
+    less!(),
     r#"
-return redis.pcall('XGROUP', 'SETID', KEYS[1], ARGV[2], ARGV[3])
+local stream, group, guard, known = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local groups = redis.pcall('XINFO', 'GROUPS', stream)
+if groups.err then return groups end
+local pending = redis.pcall('XPENDING', stream, group)
+if pending.err then return pending end
+local is_known = known ~= ''
+for _, info in ipairs(groups) do
+  info = named(info)
+  local is_ours = info['name'] == group or info['name'] == guard
+  if is_known and is_ours and less(known, info['last-delivered-id']) then is_known = false end
+end
+local last = ''
+if not is_known then
+  local info = redis.pcall('XINFO', 'STREAM', stream)
+  if info.err then return info end
+  last = named(info)['last-generated-id']
+end
+return {groups, pending, redis.call('XLEN', stream), last}
+"#
+);
+
+/// Answers the last id of a stream that is there.
+pub(super) const LAST_ID: &str = concat!(
+    named!(),
+    r#"
+local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
+if info.err then return info end
+return {named(info)['last-generated-id']}
+"#
+);
+
+/// Moves the guard, and never past the end of the stream, wherever it is told to stand. Answers where
+/// it stands then.
+pub(super) const MOVE_GUARD: &str = though_full!(
+    named!(),
+    less!(),
+    r#"
+local stream, guard, position = KEYS[1], ARGV[2], ARGV[3]
+local info = redis.pcall('XINFO', 'STREAM', stream)
+if info.err then return info end
+local last = named(info)['last-generated-id']
+if less(last, position) then
+  position = string.match(last, '^%d+') .. '-0'
+  if position == '0-0' then position = '0-1' end
+end
+local set = redis.pcall('XGROUP', 'SETID', stream, guard, position)
+if set.err then return set end
+return {position}
 "#
 );
 
@@ -178,23 +238,12 @@ return {0, 0}
 /// last [`RECORD_READ`], and this counts as many too many, unless the group was given everything.
 pub(super) const COUNT_LOSSES: &str = concat!(
     named!(),
+    less!(),
     r#"
 local stream, group = KEYS[1], ARGV[1]
 
-local function parts(id)
-  local millis, number = string.match(id, '^(%d+)%-(%d+)$')
-  return millis, number
-end
-
-local function less(a, b)
-  local am, an = parts(a)
-  local bm, bn = parts(b)
-  am, an, bm, bn = tonumber(am), tonumber(an), tonumber(bm), tonumber(bn)
-  return am < bm or (am == bm and an < bn)
-end
-
 local function previous(id)
-  local millis, number = parts(id)
+  local millis, number = string.match(id, '^(%d+)%-(%d+)$')
   if #millis > 15 or #number > 15 then return nil end
   if number == '0' then
     return string.format('%.0f', tonumber(millis) - 1) .. '-18446744073709551615'
@@ -214,7 +263,8 @@ for _, other in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
   if other['name'] == group then ours = other end
 end
 if not ours or not ours['entries-read'] then return {0} end
-if ours['last-delivered-id'] == info['last-generated-id'] then return {0} end
+-- At the end there is nothing to lose, and ahead of it nothing to be told.
+if not less(ours['last-delivered-id'], info['last-generated-id']) then return {0} end
 local first = info['first-entry'] and info['first-entry'][1]
 if first and not less(ours['last-delivered-id'], first) then return {0} end
 local removed = info['entries-added'] - info['length']
@@ -396,6 +446,17 @@ while true do
   from = '(' .. pending[#pending]
 end
 return {page, pending}
+"#
+);
+
+/// Counts the entries behind one id and up to another, as far as they stay within a number of bytes.
+/// Answers the id of the last that was counted, and how many there are; nothing where there are none.
+pub(super) const COUNT_ENTRIES: &str = with_within!(
+    r#"
+local page = within(ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]))
+if page.err then return page end
+if #page == 0 then return {} end
+return {page[#page][1], tostring(#page)}
 "#
 );
 

@@ -1,21 +1,30 @@
 //! What the reader, the keeper and the callers of the source share.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use redis::{RedisError, RedisResult};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::source::{More, SourceError};
+use crate::untold::Untold;
 
 use super::commands::Commands;
 use super::connection::Connections;
 use super::failure;
+use super::position::{Ahead, News, Positions};
+use super::replies::Sight;
 use super::settings::RedisSettings;
 use super::sizes::Sizes;
 use super::stats::RedisStats;
 use super::stream_id::StreamId;
 use super::taken::{Run, Taken};
+
+/// Where the stream ends may go back without any group being set; to ask costs what its first and
+/// last entries are large.
+const ASK_END_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Shared {
     pub(super) settings: RedisSettings,
@@ -51,16 +60,24 @@ pub(super) struct State {
     /// Whether losses have to be counted before anything new is read.
     pub(super) count_losses: bool,
     pub(super) recorded: Recorded,
+    pub(super) positions: Positions,
+    /// When it was last asked for where the stream ends.
+    end_asked_at: Option<Instant>,
+    takeovers: Untold,
+    /// By how they came about.
+    losses: BTreeMap<&'static str, Untold>,
     pub(super) last_new_read: Instant,
     /// The last read of new entries brought some, and left none.
     pub(super) last_was_short: bool,
 }
 
 /// What a fetch brought besides entries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
     Some,
     Nothing,
+    /// Nothing new may be read, for the group stands where it cannot be right; with what to do.
+    Misplaced(String),
 }
 
 /// What is written down of how many entries the group has read; nothing after anything that may have
@@ -116,6 +133,10 @@ impl Shared {
                 joined_before: false,
                 count_losses: true,
                 recorded: Recorded::default(),
+                positions: Positions::default(),
+                end_asked_at: None,
+                takeovers: Untold::default(),
+                losses: BTreeMap::new(),
                 last_new_read: now,
                 last_was_short: false,
             }),
@@ -147,6 +168,8 @@ impl Shared {
         let again = std::mem::replace(&mut state.joined_before, true);
         if made.group {
             state.recorded = Recorded::default();
+            // Another stream, with ids of its own.
+            state.positions = Positions::default();
         }
         if made.group && again {
             // What was in flight is pending no more. Ids may be used again by a new stream, so
@@ -207,11 +230,78 @@ impl Shared {
         state.joined = false;
         state.count_losses = true;
         state.recorded = Recorded::default();
+        state.end_asked_at = None;
         state.recovery.due = true;
         state.recovery.runs = None;
         state.claims.cursor = None;
         drop(state);
         failure::unavailable(&self.server, doing, error)
+    }
+
+    /// Looks at the stream and its groups, and takes in where they stand.
+    pub(super) async fn sight(&self, commands: &mut Commands<'_>) -> RedisResult<Sight> {
+        let known_end = {
+            let state = self.lock();
+            let is_fresh = |at: Instant| at.elapsed() < ASK_END_EVERY;
+            let is_known = state.end_asked_at.is_some_and(is_fresh);
+            state.positions.known_end().filter(|_| is_known)
+        };
+        let sight = commands.look(known_end).await?;
+        let news = {
+            let mut state = self.lock();
+            if sight.end.is_some() {
+                state.end_asked_at = Some(Instant::now());
+            }
+            state.positions.see(&sight, &self.settings)
+        };
+        for news in news {
+            self.tell_of_position(news, commands).await?;
+        }
+        Ok(sight)
+    }
+
+    /// Why nothing new may be read; `None` if all is well.
+    pub(super) fn misplaced(&self) -> Option<String> {
+        let ahead = self.lock().positions.ahead()?;
+        Some(self.of_ahead(&ahead))
+    }
+
+    fn of_ahead(&self, ahead: &Ahead) -> String {
+        let settings = &self.settings;
+        let (what, remedy) = (ahead.what(settings), ahead.remedy(settings));
+        format!("Redis at {}: {what}; {remedy}", self.server)
+    }
+
+    async fn tell_of_position(&self, news: News, commands: &mut Commands<'_>) -> RedisResult<()> {
+        let RedisSettings { stream, group, .. } = &self.settings;
+        let server = &self.server;
+        match news {
+            // The next read fails with it, which is told and makes the source not ready.
+            News::Ahead(_) => {}
+            News::WentBack { from, to } => log::error!(
+                "the stream's last id went back from {from} to {to}: Redis has lost what was published \
+                 last, in a failover or a restart, or somebody used XSETID; what nobody had read of it \
+                 is lost redis.server={server} redis.stream={stream}"
+            ),
+            News::Sound { passed_over: None } => {}
+            News::Sound {
+                passed_over: Some((behind, last)),
+            } => {
+                let num = commands.count_entries(behind, last).await?;
+                if num > 0 {
+                    self.stats.lost(usize::try_from(num).unwrap_or(usize::MAX));
+                    log::error!(
+                        "events were passed over: the consumer group was set ahead of them, and nobody \
+                         read what is behind {behind} and up to {last} (up to so many, where another \
+                         replica had read some just before); while it is in the stream \
+                         `redis-cli XGROUP SETID {stream} {group} {behind}` has it read \
+                         num_lost={num} redis.server={server} redis.stream={stream} \
+                         redis.group={group}"
+                    );
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Sends what is committed, one command for all of it unless that is huge.
@@ -230,18 +320,113 @@ impl Shared {
         Ok(())
     }
 
-    /// Entries that are gone and were never read: counted, and said once.
-    pub(super) fn note_lost(&self, num: usize, how: &str) {
+    /// Entries of others that are ours now: counted, and told at once or later.
+    pub(super) fn note_takeover(&self, num: usize) {
+        self.stats.claimed(num);
+        let told = self.lock().takeovers.add(as_u64(num), Instant::now());
+        self.tell_of_takeovers(told);
+    }
+
+    /// Entries that are gone and were never read: counted, and told at once or later.
+    pub(super) fn note_lost(&self, num: usize, how: &'static str) {
         if num == 0 {
             return;
         }
         self.stats.lost(num);
-        let RedisSettings { stream, group, .. } = &self.settings;
-        log::error!(
-            "events are lost: entries were removed from the stream {how}; see who trims it, and \
-             keep the trim guard on num_lost={num} redis.server={} redis.stream={stream} \
-             redis.group={group}",
-            self.server
-        );
+        let told = {
+            let mut state = self.lock();
+            let losses = state.losses.entry(how).or_default();
+            losses.add(as_u64(num), Instant::now())
+        };
+        self.tell_of_losses(told, how);
+    }
+
+    /// Tells of what came since the last line, once that is long enough ago.
+    pub(super) fn tell_what_is_due(&self) {
+        let now = Instant::now();
+        self.tell(|untold| untold.due(now));
+    }
+
+    /// Tells of all of it: nobody will later.
+    pub(super) fn tell_the_rest(&self) {
+        self.tell(Untold::rest);
+    }
+
+    fn tell(&self, mut take: impl FnMut(&mut Untold) -> Option<u64>) {
+        let (takeovers, losses) = {
+            let state = &mut *self.lock();
+            let takeovers = take(&mut state.takeovers);
+            let losses = state.losses.iter_mut();
+            let losses: Vec<_> = losses.map(|(how, untold)| (*how, take(untold))).collect();
+            (takeovers, losses)
+        };
+        self.tell_of_takeovers(takeovers);
+        for (how, num) in losses {
+            self.tell_of_losses(num, how);
+        }
+    }
+
+    fn tell_of_takeovers(&self, num: Option<u64>) {
+        if let Some(num) = num {
+            log::info!(
+                "took over entries that their consumer had not touched for too long \
+                 num_entries={num} redis.server={} redis.group={}",
+                self.server,
+                self.settings.group
+            );
+        }
+    }
+
+    fn tell_of_losses(&self, num: Option<u64>, how: &str) {
+        if let Some(num) = num {
+            let RedisSettings { stream, group, .. } = &self.settings;
+            log::error!(
+                "events are lost: entries were removed from the stream {how}; see who trims it, and \
+                 keep the trim guard on num_lost={num} redis.server={} redis.stream={stream} \
+                 redis.group={group}",
+                self.server
+            );
+        }
+    }
+}
+
+fn as_u64(num: usize) -> u64 {
+    u64::try_from(num).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::untold::TELL_EVERY;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_told_at_once_is_told_in_its_time_or_at_the_end() {
+        let shared = Shared::new(RedisSettings::default());
+        let untold = || {
+            let mut state = shared.lock();
+            let takeovers = state.takeovers.rest();
+            let losses = state.losses.values_mut().map(Untold::rest);
+            (takeovers, losses.collect::<Vec<_>>())
+        };
+        shared.note_takeover(3);
+        shared.note_lost(0, "in a way");
+        assert_eq!(untold(), (None, vec![]), "told at once");
+        shared.note_lost(2, "in a way");
+        for _ in 0..10 {
+            shared.note_takeover(16);
+            shared.note_lost(1, "in a way");
+            shared.note_lost(1, "in another way");
+        }
+        shared.tell_what_is_due();
+        assert_eq!(untold(), (Some(160), vec![Some(10), Some(9)]));
+        shared.note_takeover(1);
+        tokio::time::advance(TELL_EVERY).await;
+        shared.tell_what_is_due();
+        assert_eq!(untold().0, None, "told after a minute");
+        shared.note_takeover(1);
+        shared.tell_the_rest();
+        assert_eq!(untold().0, None, "told at the end");
+        let status = shared.stats.status();
+        assert_eq!((status.num_claimed, status.num_lost), (165, 22));
     }
 }

@@ -7,6 +7,7 @@ use diesel_async::RunQueryDsl as _;
 use futures_util::future::LocalBoxFuture;
 
 use super::audit;
+use super::conditions::{self, Looked};
 use super::connection::Connection;
 use super::failure::Failure;
 use super::schema;
@@ -105,35 +106,49 @@ impl Inspection<'_> {
 
     async fn look_at_tables(&mut self, needs: Needs, facts: Option<&ServerFacts>) {
         let place = self.settings.place();
-        let shape = self.ask("postgres.schema", |c| {
-            Box::pin(async move {
-                let has_own = schema::check_shape(c, CreateSchema::Nothing, &place).await?;
-                if has_own {
-                    schema::check_function(c, &place).await?;
-                }
-                Ok(has_own)
-            })
+        let looked = self.ask(conditions::SCHEMA, |c| {
+            Box::pin(async move { conditions::look(c, CreateSchema::Nothing, &place).await })
         });
-        let shape = shape.await;
-        if let Some(has_own) = shape {
-            let what = "all columns are there that are written, and no other must be";
-            self.findings.push(Finding::ok("postgres.schema", what));
-            let can_create = facts.is_none_or(|facts| facts.can_create);
-            self.findings.push(tables::of_own(has_own, can_create));
+        let mut is_keyed = true;
+        let mut is_readable = false;
+        if let Some(Looked { faults, has_own }) = looked.await {
+            let is_faulty = |id| faults.iter().any(|fault| fault.id == id);
+            is_keyed = !is_faulty(conditions::INDEXES);
+            let (is_formed, is_ours) = (
+                !is_faulty(conditions::SCHEMA),
+                !is_faulty(conditions::OWN_TABLES),
+            );
+            self.findings.extend(faults);
+            is_readable = is_formed;
+            if is_formed {
+                let what =
+                    "all columns are there that are written, in their types, and no other must be";
+                self.findings.push(Finding::ok(conditions::SCHEMA, what));
+            }
+            if is_formed && is_ours {
+                let can_create = facts.is_none_or(|facts| facts.can_create);
+                self.findings.push(tables::of_own(has_own, can_create));
+            }
         }
-        let lacking = self.ask("postgres.privileges", |c| Box::pin(tables::lacking(c)));
+        let lacking = self.ask(conditions::PRIVILEGES, |c| Box::pin(conditions::lacking(c)));
         if let Some(lacking) = lacking.await {
             self.findings.push(tables::of_privileges(&lacking, needs));
-            if shape.is_some() && tables::may_read_events(&lacking) {
+            if is_readable && tables::may_read_events(&lacking) {
                 let newest = self.ask("postgres.unreadable", |c| Box::pin(audit::newest(c)));
                 if let Some(newest) = newest.await {
                     self.findings.push(newest.judge("postgres.unreadable"));
                 }
             }
         }
-        let missing = self.ask("postgres.indexes", |c| Box::pin(tables::missing_indexes(c)));
+        let missing = self.ask(conditions::INDEXES, |c| {
+            Box::pin(tables::missing_indexes(c))
+        });
         if let Some(missing) = missing.await {
-            self.findings.extend(tables::of_indexes(&missing));
+            self.findings.extend(tables::of_indexes(&missing, is_keyed));
+        }
+        let others = self.ask("postgres.triggers", |c| Box::pin(tables::others(c)));
+        if let Some(others) = others.await {
+            self.findings.extend(tables::of_others(&others));
         }
         let unknown = self.ask("postgres.migrations", |c| {
             Box::pin(tables::newer_migrations(c))

@@ -1,6 +1,7 @@
 //! What would stop or hurt a store in this file, looked for without making anything.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use super::CreateSchema;
@@ -10,6 +11,9 @@ use super::{lock_holder, log_size, schema};
 use crate::finding::Finding;
 
 mod file_system;
+
+/// Enough for some gigabytes; whoever waits for `check` does so for no longer than half a minute.
+const LOOKS_THROUGH_FOR: Duration = Duration::from_secs(10);
 
 pub(super) fn inspect(place: &Place, create: CreateSchema) -> Vec<Finding> {
     let path = resolved(&place.path);
@@ -34,7 +38,9 @@ pub(super) fn inspect(place: &Place, create: CreateSchema) -> Vec<Finding> {
             let what = path.display().to_string();
             findings.push(Finding::ok("sqlite.file", what));
             look_inside(&mut connection, create, &mut findings);
+            drop(connection);
             findings.push(log(&path));
+            findings.push(integrity(place));
         }
         Err(error) => findings.push(Finding::of_error("sqlite.file", &error)),
     }
@@ -50,33 +56,46 @@ fn resolved(path: &Path) -> PathBuf {
 
 fn look_inside(connection: &mut Connection, create: CreateSchema, findings: &mut Vec<Finding>) {
     findings.push(lock(connection));
-    let shape = schema::look(connection, create == CreateSchema::OwnOnly);
-    let newest = shape.is_ok().then(|| audit::newest(connection));
-    findings.push(match shape {
-        Ok(()) => Finding::ok(
-            "sqlite.schema",
-            "all columns are there that are written, and no other must be",
-        ),
-        Err(Failure::Unfit(_)) if create == CreateSchema::Everything && is_empty(connection) => {
-            Finding::ok(
-                "sqlite.schema",
-                "there are no tables yet; `serve` makes them",
-            )
+    let mut is_keyed = true;
+    let mut is_readable = false;
+    let is_prefects = create == CreateSchema::OwnOnly;
+    match schema::faults(connection, CreateSchema::Nothing, is_prefects) {
+        Ok(_) if create == CreateSchema::Everything && is_empty(connection) => {
+            let what = "there are no tables yet; `serve` makes them";
+            findings.push(Finding::ok(schema::SCHEMA, what));
         }
-        Err(failure) => of_failure(connection, "sqlite.schema", "read", failure),
+        Ok(faults) => {
+            let is_faulty = |id| faults.iter().any(|fault| fault.id == id);
+            is_keyed = !is_faulty(schema::INDEXES);
+            is_readable = !is_faulty(schema::SCHEMA);
+            if is_readable {
+                let what = "all columns are there that are written, and no other must be";
+                findings.push(Finding::ok(schema::SCHEMA, what));
+            }
+            findings.extend(faults);
+        }
+        Err(failure) => findings.push(of_failure(connection, schema::SCHEMA, "read", failure)),
+    }
+    findings.push(match schema::triggers(connection) {
+        Ok(triggers) => of_triggers(&triggers),
+        Err(failure) => of_failure(connection, "sqlite.triggers", "read", failure),
     });
-    findings.extend(newest.map(|newest| match newest {
-        Ok(newest) => newest.judge("sqlite.unreadable"),
-        Err(failure) => of_failure(connection, "sqlite.unreadable", "read", failure),
-    }));
+    if is_readable {
+        findings.push(match audit::newest(connection) {
+            Ok(newest) => newest.judge("sqlite.unreadable"),
+            Err(failure) => of_failure(connection, "sqlite.unreadable", "read", failure),
+        });
+    }
     findings.push(match connection.journal_mode("PRAGMA journal_mode") {
         Ok(mode) => of_journal(&mode),
         Err(failure) => of_failure(connection, "sqlite.wal", "read", failure),
     });
-    findings.push(match schema::missing_indexes(connection) {
-        Ok(missing) => of_indexes(&missing),
-        Err(failure) => of_failure(connection, "sqlite.indexes", "read", failure),
-    });
+    match schema::missing_indexes(connection) {
+        // A key that is missing is told already.
+        Ok(missing) if missing.is_empty() && !is_keyed => {}
+        Ok(missing) => findings.push(of_indexes(&missing)),
+        Err(failure) => findings.push(of_failure(connection, schema::INDEXES, "read", failure)),
+    }
     findings.push(match schema::newer_migrations(connection) {
         Ok(newer) => Finding::of_newer_migrations("sqlite.migrations", &newer),
         Err(failure) => of_failure(connection, "sqlite.migrations", "read", failure),
@@ -85,6 +104,48 @@ fn look_inside(connection: &mut Connection, create: CreateSchema, findings: &mut
 
 fn of_failure(connection: &Connection, id: &'static str, doing: &str, failure: Failure) -> Finding {
     Finding::of_error(id, &connection.store_error(doing, failure))
+}
+
+/// Looks through the whole file, for so long at most. It is not among what a service looks at when it
+/// starts: that it is large is no reason to start late.
+fn integrity(place: &Place) -> Finding {
+    const ID: &str = "sqlite.integrity";
+    let path = place.path.display().to_string();
+    let by_hand = format!("sqlite3 {path} 'PRAGMA quick_check'");
+    let (sender, receiver) = mpsc::channel();
+    let place = Place::clone(place);
+    // Where it takes too long it goes on until its process ends, and keeps nobody from anything.
+    let looking = std::thread::Builder::new().spawn(move || {
+        let looked = Connection::open(&place, Missing::Refuse).and_then(|mut connection| {
+            let damage = schema::damage(&mut connection);
+            damage.map_err(|failure| connection.store_error("look through", failure))
+        });
+        // Nobody may be waiting any more.
+        drop(sender.send(looked));
+    });
+    if let Err(error) = looking {
+        let what = format!("it cannot be looked at whether the file is whole ({error})");
+        return Finding::warning(ID, what, format!("run {by_hand}"));
+    }
+    let damage = match receiver.recv_timeout(LOOKS_THROUGH_FOR) {
+        Ok(Ok(None)) => return Finding::ok(ID, "every page is what it should be"),
+        Ok(Ok(Some(damage))) => damage,
+        Ok(Err(error)) => return Finding::of_error(ID, &error),
+        Err(_) => {
+            let within = LOOKS_THROUGH_FOR.as_secs();
+            let what =
+                format!("no damage was found within {within} s; {by_hand} looks at the rest");
+            return Finding::ok(ID, what);
+        }
+    };
+    Finding::error(
+        ID,
+        format!("the file is damaged ({damage})"),
+        format!(
+            "stop what writes to it and copy it; then sqlite3 {path} .recover | sqlite3 whole.db, or take a \
+             backup, and see to the disk"
+        ),
+    )
 }
 
 /// Whether there is no table of anybody.
@@ -127,6 +188,21 @@ fn log(path: &Path) -> Finding {
             readers.join(", ")
         ),
         "end that transaction; the next events then give the log back",
+    )
+}
+
+fn of_triggers(triggers: &[String]) -> Finding {
+    const ID: &str = "sqlite.triggers";
+    if triggers.is_empty() {
+        return Finding::ok(ID, "no trigger has a say in what is inserted");
+    }
+    Finding::warning(
+        ID,
+        format!(
+            "triggers have a say in what is inserted ({}): what they refuse is not stored",
+            triggers.join(", ")
+        ),
+        "see that they are meant, and quick; if not: DROP TRIGGER",
     )
 }
 

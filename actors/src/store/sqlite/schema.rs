@@ -11,6 +11,7 @@ use diesel::sqlite::Sqlite;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _, embed_migrations};
 
 use super::connection::{Connection, Failure};
+use crate::finding::Finding;
 use crate::store::CreateSchema;
 
 /// Prefect's tables, to the letter. Never run on a database that is or may become Prefect's.
@@ -245,6 +246,9 @@ struct Column {
     /// Whether an insert that leaves it out fails.
     #[diesel(sql_type = Bool)]
     required: bool,
+    /// Whether an insert that names it fails.
+    #[diesel(sql_type = Bool)]
+    generated: bool,
 }
 
 /// Migrations of our numbering that this program does not know.
@@ -261,6 +265,23 @@ pub(super) fn newer_migrations(connection: &mut Connection) -> Result<Vec<String
         .into_iter()
         .filter(|version| version.starts_with(OURS));
     Ok(ours.collect())
+}
+
+/// Triggers that have a say in what is inserted, as `name on table`.
+pub(super) fn triggers(connection: &mut Connection) -> Result<Vec<String>, Failure> {
+    const TRIGGERS: &str = "SELECT name || ' on ' || tbl_name AS name FROM sqlite_master \
+        WHERE type = 'trigger' \
+        AND tbl_name IN ('events', 'event_resources', 'event_persister_dead_letters')";
+    let triggers = connection.run(|connection| names(connection, TRIGGERS))?;
+    Ok(triggers.into_iter().collect())
+}
+
+/// What SQLite finds when it looks through all pages: the first of what is wrong, or nothing. Reads the
+/// whole file.
+pub(super) fn damage(connection: &mut Connection) -> Result<Option<String>, Failure> {
+    const FIRST: &str = "SELECT quick_check AS name FROM pragma_quick_check LIMIT 1";
+    let found = connection.run(|connection| names(connection, FIRST))?;
+    Ok(found.into_iter().find(|found| found != "ok"))
 }
 
 /// Which of the columns that rows are looked for by begin no index, as `table.column`.
@@ -291,78 +312,159 @@ pub(super) fn prefect_revision(connection: &mut Connection) -> Result<Option<Str
     Ok(revisions.into_iter().next_back())
 }
 
-/// Whether every column that is written is there, and no other must be written.
+/// What the findings below are called.
+pub(super) const SCHEMA: &str = "sqlite.schema";
+pub(super) const INDEXES: &str = "sqlite.indexes";
+
+const LETTERS: &str = "event_persister_dead_letters";
+/// The migration that makes it.
+const LETTERS_VERSION: &str = "00000000000101";
+
+/// Whether everything is as it must be to write here.
 pub(super) fn check(connection: &mut Connection, create: CreateSchema) -> Result<(), Failure> {
+    // Whoever only looks needs no more than the columns.
+    let only_looks = create == CreateSchema::Nothing;
+    let matters = |fault: &Finding| !only_looks || fault.id == SCHEMA;
     let is_prefects = create == CreateSchema::OwnOnly;
-    check_tables(connection, create == CreateSchema::Nothing, is_prefects)
+    let faults = faults(connection, create, is_prefects)?;
+    let fault = faults.into_iter().find(matters);
+    fault.map_or(Ok(()), |Finding { what, remedy, .. }| {
+        Err(Failure::Unfit(match remedy {
+            Some(remedy) => format!("{what}: {remedy}"),
+            None => what,
+        }))
+    })
 }
 
-/// The same for somebody who makes nothing, in a database that is Prefect's or is not.
-pub(super) fn look(connection: &mut Connection, is_prefects: bool) -> Result<(), Failure> {
-    check_tables(connection, true, is_prefects)
-}
-
-fn check_tables(
+/// Everything that keeps us from writing, in one list for everybody who asks: a store that starts and
+/// the probe behind `/api/ready`, which stop at the first, and `event-persister check`, which tells of
+/// all. Whoever only looks does not mind that what is ours is not there yet: whoever writes makes it.
+///
+/// Only where Prefect is, or may come to be, its migrations are waited for.
+pub(super) fn faults(
     connection: &mut Connection,
-    only_looks: bool,
+    create: CreateSchema,
     is_prefects: bool,
-) -> Result<(), Failure> {
+) -> Result<Vec<Finding>, Failure> {
     let found = connection.run(Found::in_database)?;
     let is_prefects = is_prefects || found.has("alembic_version");
+    let path = connection.path().to_string();
+    let mut faults = Vec::new();
     for (table, written) in WRITTEN {
-        let is_own = table.starts_with("event_persister_");
-        if is_own && !found.has(table) && only_looks {
+        if found.has(table) {
+            faults.extend(table_fault(connection, table, written, is_prefects)?);
+            faults.extend(key_fault(connection, table)?);
             continue;
         }
-        if !found.has(table) {
-            let path = connection.path();
-            return Err(Failure::Unfit(if is_prefects {
-                format!(
-                    "the SQLite database {path} has no table {table}: waiting for Prefect's \
-                     migrations; for a database without Prefect run `event-persister migrate`"
-                )
-            } else {
-                format!(
-                    "the SQLite database {path} has no table {table}: `event-persister migrate` makes \
-                     those that are missing"
-                )
-            }));
-        }
-        let columns: Vec<Column> = connection.run(|connection| {
-            sql_query(
-                "SELECT name, \"notnull\" AND dflt_value IS NULL AND pk = 0 AS required \
-                 FROM pragma_table_info(?)",
-            )
-            .bind::<Text, _>(table)
-            .load(connection)
-        })?;
-        let path = connection.path();
-        if let Some(missing) = written
-            .iter()
-            .find(|name| !columns.iter().any(|column| column.name == **name))
-        {
-            return Err(Failure::Unfit(format!(
-                "the table {table} of the SQLite database {path} has no column {missing}: bring the \
-                 schema up to date, with {}",
+        let is_recorded = found.applied.contains(LETTERS_VERSION);
+        if table != LETTERS {
+            faults.push(Finding::error(
+                SCHEMA,
+                format!("the SQLite database {path} has no table {table}"),
                 if is_prefects {
-                    "Prefect's migrations"
+                    "waiting for Prefect's migrations; for a database without Prefect run \
+                     `event-persister migrate`"
                 } else {
-                    "`event-persister migrate`"
-                }
-            )));
-        }
-        if let Some(unknown) = columns
-            .iter()
-            .find(|column| column.required && !written.contains(&column.name.as_str()))
-        {
-            return Err(Failure::Unfit(format!(
-                "the table {table} of the SQLite database {path} has a column {} that must be \
-                 written, and this version does not know it: upgrade event-persister",
-                unknown.name
-            )));
+                    "`event-persister migrate` makes those that are missing"
+                },
+            ));
+            // Where Prefect has been, both of its tables are there or neither.
+            break;
+        } else if is_recorded {
+            faults.push(Finding::error(
+                SCHEMA,
+                format!(
+                    "the SQLite database {path} has no table {table}, though its migration is recorded"
+                ),
+                format!(
+                    "DELETE FROM __diesel_schema_migrations WHERE version = '{LETTERS_VERSION}', and start \
+                     `event-persister`, which makes it"
+                ),
+            ));
+        } else if create != CreateSchema::Nothing {
+            faults.push(Finding::error(
+                SCHEMA,
+                format!("the SQLite database {path} has no table {table}"),
+                "start `event-persister`, which makes it",
+            ));
         }
     }
-    Ok(())
+    Ok(faults)
+}
+
+/// What is wrong with the columns of a table first.
+fn table_fault(
+    connection: &mut Connection,
+    table: &str,
+    written: &[&str],
+    is_prefects: bool,
+) -> Result<Option<Finding>, Failure> {
+    let columns: Vec<Column> = connection.run(|connection| {
+        sql_query(
+            "SELECT name, \"notnull\" AND dflt_value IS NULL AND pk = 0 AS required, \
+             hidden IN (2, 3) AS generated FROM pragma_table_xinfo(?)",
+        )
+        .bind::<Text, _>(table)
+        .load(connection)
+    })?;
+    let path = connection.path();
+    let fault = |what: String, remedy: &str| Ok(Some(Finding::error(SCHEMA, what, remedy)));
+    let of = format!("the table {table} of the SQLite database {path}");
+    for name in written {
+        let Some(column) = columns.iter().find(|column| column.name == *name) else {
+            return fault(
+                format!("{of} has no column {name}"),
+                if is_prefects {
+                    "bring the schema up to date, with Prefect's migrations"
+                } else {
+                    "bring the schema up to date, with `event-persister migrate`"
+                },
+            );
+        };
+        if column.generated {
+            return fault(
+                format!("{of} has a column {name} that is generated, and may not be written"),
+                "make it a plain column",
+            );
+        }
+    }
+    let unknown = columns
+        .iter()
+        .find(|column| column.required && !written.contains(&column.name.as_str()));
+    match unknown {
+        None => Ok(None),
+        Some(unknown) => fault(
+            format!(
+                "{of} has a column {} that must be written, and this version does not know it",
+                unknown.name
+            ),
+            "upgrade event-persister",
+        ),
+    }
+}
+
+/// What comes twice is told by these keys.
+fn key_fault(connection: &mut Connection, table: &str) -> Result<Option<Finding>, Failure> {
+    let key = match table {
+        "events" => "id",
+        LETTERS => "position, raw_hash, source",
+        _ => return Ok(None),
+    };
+    const KEYS: &str = "SELECT (SELECT group_concat(name, ', ') FROM (\
+        SELECT info.name AS name FROM pragma_index_info(list.name) AS info ORDER BY info.name)) AS name \
+        FROM pragma_index_list(?) AS list WHERE list.\"unique\" AND NOT list.partial";
+    let keys: Vec<Name> = connection.run(|connection| {
+        let keys = sql_query(KEYS).bind::<Text, _>(table);
+        keys.load(connection)
+    })?;
+    if keys.iter().any(|found| found.name == key) {
+        return Ok(None);
+    }
+    Ok(Some(Finding::error(
+        INDEXES,
+        format!("{table} has no unique index on ({key}), by which what comes twice is told"),
+        format!("CREATE UNIQUE INDEX uq_{table} ON {table} ({key})"),
+    )))
 }
 
 /// Whether there is no table at all.

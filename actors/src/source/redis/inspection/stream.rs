@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::finding::Finding;
 use crate::source::redis::guard::{find, position};
+use crate::source::redis::position::Ahead;
 use crate::source::redis::replies::{Consumer, Group, Pending};
 use crate::source::redis::settings::RedisSettings;
 use crate::source::redis::stream_id::StreamId;
@@ -33,6 +34,10 @@ pub(super) struct StreamFacts {
     pub(super) groups: Vec<Group>,
     pub(super) pending: Pending,
     pub(super) consumers: Vec<Consumer>,
+    /// The last id of the stream.
+    pub(super) end: Option<StreamId>,
+    /// Our group, if it stands where it cannot be right.
+    pub(super) ahead: Option<Ahead>,
     /// The first entry that our group was not given.
     pub(super) oldest_unread: Option<StreamId>,
 }
@@ -66,7 +71,7 @@ impl StreamFacts {
                 "start `event-persister`, which makes it",
             )),
             Some(group) => {
-                findings.push(of_group(group));
+                findings.push(self.group(group, settings));
                 findings.push(self.lag(group));
                 findings.push(self.pending());
                 findings.push(self.consumers());
@@ -97,13 +102,23 @@ impl StreamFacts {
         Duration::from_millis(self.now.saturating_sub(id.millis))
     }
 
+    fn group(&self, group: &Group, settings: &RedisSettings) -> Finding {
+        match self.ahead {
+            None => of_group(group),
+            Some(ahead) => {
+                Finding::error("redis.group", ahead.what(settings), ahead.remedy(settings))
+            }
+        }
+    }
+
     fn lag(&self, group: &Group) -> Finding {
         const ID: &str = "redis.lag";
         let Some(oldest) = self.oldest_unread else {
             return Finding::ok(ID, "everything was given out");
         };
         let age = self.age(oldest);
-        let what = match group.lag {
+        // Redis counts from where the group stands.
+        let what = match group.lag.filter(|_| self.ahead.is_none()) {
             Some(lag) => format!(
                 "{lag} entries are unread, the oldest for {} s",
                 age.as_secs()
@@ -264,6 +279,21 @@ impl StreamFacts {
     fn guard_position(&self, guard: &Group, settings: &RedisSettings) -> Finding {
         const ID: &str = "redis.guard";
         let at = guard.last_delivered;
+        if let Some(end) = self.end
+            && at > end.max(position(StreamId::ZERO))
+        {
+            return Finding::error(
+                ID,
+                format!(
+                    "the guard stands at {at}, ahead of the stream's last id {end}: it keeps nobody from \
+                     trimming what is not stored"
+                ),
+                "somebody moved it: start `event-persister`, which moves it back",
+            );
+        }
+        if self.ahead.is_some() {
+            return Finding::ok(ID, format!("others trim nothing from {at} on"));
+        }
         let Some(group) = find(&self.groups, &settings.group) else {
             return Finding::ok(ID, format!("it stands at {at}"));
         };

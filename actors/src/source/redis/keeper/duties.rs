@@ -7,6 +7,7 @@ use super::super::failure;
 use super::super::guard;
 use super::super::replies::Sight;
 use super::super::shared::Shared;
+use super::super::stream_id::StreamId;
 
 impl Shared {
     /// Tells Redis that what is held is in work.
@@ -38,12 +39,12 @@ impl Shared {
     /// Looks at the stream and its groups, which are made again if they are gone.
     pub(super) async fn look(&self) -> RedisResult<Sight> {
         let mut commands = self.commands().await?;
-        let sight = match commands.look().await {
+        let sight = match self.sight(&mut commands).await {
             Ok(sight) => sight,
             // The stream or the group may be gone; if that is not it, the error comes again.
             Err(error) if failure::is_answer(&error) => {
                 self.join(&mut commands).await?;
-                commands.look().await?
+                self.sight(&mut commands).await?
             }
             Err(error) => return Err(error),
         };
@@ -51,7 +52,7 @@ impl Shared {
         Ok(sight)
     }
 
-    /// Moves the guard.
+    /// Moves the guard; not while the group stands where nothing can be told from it.
     pub(super) async fn move_guard(&self, sight: &Sight) -> RedisResult<()> {
         let standing = guard::find(&sight.groups, &self.settings.guard_group);
         if !self.settings.guard {
@@ -62,21 +63,38 @@ impl Shared {
         let Some(standing) = standing.map(|guard| guard.last_delivered) else {
             return self.join(&mut commands).await;
         };
-        let Some(safe) = guard::safe_id(sight, &self.settings) else {
+        let Some(mut position) = self.guard_position(sight, standing) else {
             return Ok(());
         };
-        let position = guard::position(safe);
         if position != standing {
-            commands.set_guard(position).await?;
+            position = commands.set_guard(position).await?;
         }
         self.stats.kept_guard();
         self.stats.saw_guard(Some(position.to_string()));
         Ok(())
     }
 
+    /// Where the guard belongs; `None` without a group.
+    fn guard_position(&self, sight: &Sight, standing: StreamId) -> Option<StreamId> {
+        let state = self.lock();
+        match state.positions.ahead() {
+            None => guard::safe_id(sight, &self.settings).map(guard::position),
+            Some(ahead) if standing > ahead.end => Some(state.positions.for_lost_guard()),
+            Some(_) => Some(standing),
+        }
+    }
+
     /// Finds the oldest entry that is not acknowledged.
     pub(super) async fn find_oldest(&self, sight: &Sight) -> RedisResult<()> {
         let group = guard::find(&sight.groups, &self.settings.group);
+        let ahead = self.lock().positions.ahead();
+        // Of what stands behind that place nobody can tell what was read.
+        if let Some(ahead) = ahead {
+            let mut commands = self.commands().await?;
+            let oldest = commands.first_behind(ahead.back_to).await?;
+            self.stats.saw_oldest(oldest.map(|id| id.millis));
+            return Ok(());
+        }
         let oldest = match (sight.pending.smallest, group) {
             // What is pending was delivered, and stands before all that was not.
             (Some(smallest), _) => Some(smallest),
@@ -126,8 +144,13 @@ impl Shared {
         let Some(standing) = standing.filter(|_| self.settings.trim_stream) else {
             return Ok(());
         };
+        let standing = standing.last_delivered;
+        // Somebody may have moved the guard to where nothing is stored yet.
+        let Some(position) = self.guard_position(sight, standing) else {
+            return Ok(());
+        };
         let mut commands = self.commands().await?;
-        let num = commands.trim(standing.last_delivered).await?;
+        let num = commands.trim(position.min(standing)).await?;
         if num > 0 {
             log::debug!(
                 "trimmed the stream behind the guard num_entries={num} redis.stream={}",
@@ -182,6 +205,8 @@ impl Shared {
         self.stats
             .saw_pending(own.copied().unwrap_or_default(), sight.pending.num);
         let lag = guard::find(&sight.groups, &settings.group).and_then(|group| group.lag);
+        // Redis counts from where the group stands.
+        let lag = lag.filter(|_| self.lock().positions.ahead().is_none());
         let alarm = sight.length > settings.guard_max_entries.get();
         if !self.stats.saw_stream(sight.length, lag, alarm) {
             return;

@@ -1,40 +1,11 @@
 //! The tables: what may be done with them, what finds rows in them, and which program made them.
 
 use diesel::QueryableByName;
-use diesel::sql_types::{Bool, Text};
+use diesel::sql_types::Text;
 
-use super::{Connection, Failure, Needs, row, rows, schema};
+use super::super::conditions::{Lacking, Purpose};
+use super::{Connection, Failure, Needs, conditions, rows, schema};
 use crate::finding::{Finding, Severity};
-
-/// Something that a privilege is needed for.
-#[derive(Debug, PartialEq, Eq, QueryableByName)]
-pub(super) struct Lacking {
-    #[diesel(sql_type = Text)]
-    privilege: String,
-    /// A table, or a function with its word before it.
-    #[diesel(sql_type = Text)]
-    object: String,
-    #[diesel(sql_type = Text)]
-    role: String,
-}
-
-const LACKING: &str = "SELECT privilege, object, current_user::text AS role FROM (VALUES \
-    ('SELECT', 'events'), ('INSERT', 'events'), ('DELETE', 'events'), \
-    ('SELECT', 'event_resources'), ('INSERT', 'event_resources'), ('DELETE', 'event_resources'), \
-    ('SELECT', 'event_persister_dead_letters'), ('INSERT', 'event_persister_dead_letters'), \
-    ('UPDATE', 'event_persister_dead_letters'), ('DELETE', 'event_persister_dead_letters')) \
-    AS wanted (privilege, object) \
-    WHERE NOT has_table_privilege(to_regclass(object), privilege) \
-    UNION ALL SELECT 'EXECUTE', 'FUNCTION event_persister_store_v1', current_user::text \
-    WHERE NOT has_function_privilege(to_regproc('event_persister_store_v1')::oid, 'EXECUTE') \
-    UNION ALL SELECT 'EXECUTE', 'FUNCTION ' || oid::regprocedure, current_user::text \
-    FROM pg_catalog.pg_proc \
-    WHERE pronamespace = 'pg_catalog'::regnamespace AND proname = 'pg_logical_emit_message' \
-    AND proargtypes[2] = 'text'::regtype AND NOT has_function_privilege(oid, 'EXECUTE')";
-
-pub(super) async fn lacking(connection: &mut Connection) -> Result<Vec<Lacking>, Failure> {
-    rows(connection, LACKING).await
-}
 
 /// Whether the rows of `events` may be looked at.
 pub(super) fn may_read_events(lacking: &[Lacking]) -> bool {
@@ -45,14 +16,11 @@ pub(super) fn may_read_events(lacking: &[Lacking]) -> bool {
 impl Lacking {
     /// Deleting is for retention, and for the commands that look after dead letters.
     fn severity(&self, needs: Needs) -> Severity {
-        if self.privilege != "DELETE" {
-            Severity::Error
-        } else if self.object == "event_persister_dead_letters" {
-            Severity::Warning
-        } else if needs.trims {
-            Severity::Error
-        } else {
-            Severity::Ok
+        match self.purpose {
+            Purpose::Writing => Severity::Error,
+            Purpose::Retention if needs.trims => Severity::Error,
+            Purpose::Retention => Severity::Ok,
+            Purpose::Letters => Severity::Warning,
         }
     }
 }
@@ -78,6 +46,7 @@ pub(super) fn of_privileges(lacking: &[Lacking], needs: Needs) -> Finding {
                 privilege,
                 object,
                 role,
+                purpose: _,
             } = lacking;
             format!("GRANT {privilege} ON {object} TO \"{role}\"")
         })
@@ -116,20 +85,16 @@ pub(super) struct MissingIndex {
     table_name: String,
     #[diesel(sql_type = Text)]
     column_name: String,
-    #[diesel(sql_type = Bool)]
-    must_be_unique: bool,
 }
 
 /// What counts is the first column; a partial or half-built index finds too little.
-const MISSING_INDEXES: &str = "SELECT table_name, column_name, must_be_unique FROM (VALUES \
-    ('events', 'id', true), ('events', 'occurred', false), \
-    ('event_resources', 'event_id', false), ('event_resources', 'occurred', false)) \
-    AS wanted (table_name, column_name, must_be_unique) \
+const MISSING_INDEXES: &str = "SELECT table_name, column_name FROM (VALUES \
+    ('events', 'occurred'), ('event_resources', 'event_id'), ('event_resources', 'occurred')) \
+    AS wanted (table_name, column_name) \
     WHERE to_regclass(table_name) IS NOT NULL AND NOT EXISTS (SELECT FROM pg_catalog.pg_index \
     JOIN pg_catalog.pg_attribute ON attrelid = indrelid AND attnum = indkey[0] \
     WHERE indrelid = to_regclass(table_name) AND attname = column_name \
-    AND indisvalid AND indpred IS NULL \
-    AND (NOT must_be_unique OR (indisunique AND indnkeyatts = 1)))";
+    AND indisvalid AND indpred IS NULL)";
 
 pub(super) async fn missing_indexes(
     connection: &mut Connection,
@@ -137,29 +102,95 @@ pub(super) async fn missing_indexes(
     rows(connection, MISSING_INDEXES).await
 }
 
-pub(super) fn of_indexes(missing: &[MissingIndex]) -> Vec<Finding> {
-    const ID: &str = "postgres.indexes";
-    if missing.is_empty() {
+/// `is_keyed` unless a key is missing that batches need, which is told already.
+pub(super) fn of_indexes(missing: &[MissingIndex], is_keyed: bool) -> Vec<Finding> {
+    const ID: &str = conditions::INDEXES;
+    if missing.is_empty() && is_keyed {
         return vec![Finding::ok(ID, "all that is looked for has an index")];
     }
     let findings = missing.iter().map(|missing| {
-        let MissingIndex { table_name, column_name, must_be_unique } = missing;
-        if *must_be_unique {
-            return Finding::error(
-                ID,
-                format!("{table_name}.{column_name} has no unique index: an event that comes twice is \
-                     stored twice"),
-                format!("ALTER TABLE {table_name} ADD PRIMARY KEY ({column_name})"),
-            );
-        }
+        let MissingIndex {
+            table_name,
+            column_name,
+        } = missing;
         Finding::warning(
             ID,
-            format!("no index begins with {table_name}.{column_name}: every step of retention reads the \
-                 whole table"),
+            format!(
+                "no index begins with {table_name}.{column_name}: every step of retention reads the \
+                 whole table"
+            ),
             format!("CREATE INDEX CONCURRENTLY ON {table_name} ({column_name})"),
         )
     });
     findings.collect()
+}
+
+/// Something of somebody else's that has a say in what is written.
+#[derive(Debug, PartialEq, Eq, QueryableByName)]
+pub(super) struct Other {
+    /// A trigger, a rule, or row-level security.
+    #[diesel(sql_type = Text)]
+    kind: String,
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = Text)]
+    table_name: String,
+}
+
+const OTHERS: &str = "WITH written AS (SELECT name AS table_name, to_regclass(name) AS relation \
+    FROM (VALUES ('events'), ('event_resources'), ('event_persister_dead_letters')) AS of (name) \
+    WHERE to_regclass(name) IS NOT NULL) \
+    SELECT 'trigger' AS kind, tgname::text AS name, table_name FROM written \
+    JOIN pg_catalog.pg_trigger ON tgrelid = relation \
+    WHERE NOT tgisinternal AND tgenabled IN ('O', 'A') AND tgtype & 4 <> 0 \
+    UNION ALL SELECT 'rule', rulename::text, table_name FROM written \
+    JOIN pg_catalog.pg_rewrite ON ev_class = relation \
+    WHERE ev_type = '3' AND ev_enabled IN ('O', 'A') \
+    UNION ALL SELECT 'security', 'row-level security', table_name FROM written \
+    WHERE row_security_active(relation) \
+    ORDER BY 1, 3, 2";
+
+pub(super) async fn others(connection: &mut Connection) -> Result<Vec<Other>, Failure> {
+    rows(connection, OTHERS).await
+}
+
+/// It may be meant. But what it refuses or swallows is told of only once an event meets it.
+pub(super) fn of_others(others: &[Other]) -> Vec<Finding> {
+    let finding = |other: &Other| {
+        let Other {
+            kind,
+            name,
+            table_name,
+        } = other;
+        match kind.as_str() {
+            "security" => Finding::warning(
+                "postgres.row_security",
+                format!(
+                    "row-level security holds for this role on {table_name}: rows that its policies \
+                     refuse are not stored, and those that they hide are not found"
+                ),
+                "ALTER ROLE … BYPASSRLS, or give the role policies that let all of its rows through",
+            ),
+            _ => Finding::warning(
+                "postgres.triggers",
+                format!(
+                    "the {kind} {name} on {table_name} has a say in every row that is inserted: what it \
+                     refuses is not stored"
+                ),
+                format!(
+                    "see that it is meant, and quick; if not: DROP {} {name} ON {table_name}",
+                    kind.to_uppercase()
+                ),
+            ),
+        }
+    };
+    if others.is_empty() {
+        return vec![Finding::ok(
+            "postgres.triggers",
+            "no trigger, rule or row-level security has a say in what is inserted",
+        )];
+    }
+    others.iter().map(finding).collect()
 }
 
 /// Those of our numbering; others may keep migrations of their own in the same list.
@@ -167,27 +198,11 @@ const OURS: &str = "0000000000";
 
 /// Migrations of ours that this program does not know.
 pub(super) async fn newer_migrations(connection: &mut Connection) -> Result<Vec<String>, Failure> {
-    #[derive(QueryableByName)]
-    struct Readable {
-        #[diesel(sql_type = Bool)]
-        readable: bool,
-    }
-    #[derive(QueryableByName)]
-    struct Version {
-        #[diesel(sql_type = Text)]
-        version: String,
-    }
-    const READABLE: &str = "SELECT coalesce(has_table_privilege(\
-        to_regclass('__diesel_schema_migrations'), 'SELECT'), false) AS readable";
-    let Readable { readable } = row(connection, READABLE).await?;
-    if !readable {
+    let Some(versions) = conditions::recorded(connection).await? else {
         return Ok(Vec::new());
-    }
-    const VERSIONS: &str =
-        "SELECT version::text AS version FROM __diesel_schema_migrations ORDER BY 1";
-    let versions: Vec<Version> = rows(connection, VERSIONS).await?;
+    };
     let known = schema::known_versions()?;
-    let newer = versions.into_iter().map(|row| row.version);
+    let newer = versions.into_iter();
     Ok(newer
         .filter(|version| version.starts_with(OURS) && !known.contains(version))
         .collect())
