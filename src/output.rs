@@ -1,7 +1,7 @@
 //! What commands print: results on standard output, and nothing else there.
 //!
 //! Most of it came from outside, and a terminal obeys what it is sent. So whatever is printed here has
-//! its control characters escaped, whether anybody sees it at once or later; only [`bytes`] is as it is.
+//! its control characters escaped, whether anybody sees it at once or later; only [`bytes()`] is as it is.
 
 use std::io::{self, Write};
 
