@@ -160,7 +160,7 @@ impl BatcherActor {
             }
         }
         self.announce_upcoming();
-        self.show_oldest(now);
+        self.show_oldest();
         self.answer_drained();
     }
 

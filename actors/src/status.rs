@@ -72,8 +72,8 @@ fn as_seconds<S: serde::Serializer>(
     age.map(|age| age.as_secs_f64()).serialize(serializer)
 }
 
-/// What has been held for long and why, where that is a batch that could not be written: the batcher
-/// writes, whoever tells how the pipeline is reads.
+/// What the oldest event is that is not stored, and why, where it has failed: the batcher writes, whoever
+/// tells how the pipeline is reads.
 #[derive(Debug, Clone, Default)]
 pub struct HeldUp(Arc<Mutex<Option<String>>>);
 

@@ -105,6 +105,8 @@ fn memory_bound(config: &Config) -> u64 {
     const CONNECTION: usize = 256 << 10;
     /// Connections beyond the limit, which are told so.
     const BEYOND: usize = 64;
+    /// What is in flight, and twice as much under suspicion.
+    const IN_FLIGHT_AND_ASIDE: usize = 3;
     /// How often a writer has a batch: as it came and as it is sent, for the one that it writes and the
     /// next.
     const COPIES_OF_BATCH: usize = 4;
@@ -121,10 +123,11 @@ fn memory_bound(config: &Config) -> u64 {
                 .saturating_add(http.max_waiting_bytes.get())
         }
     };
+    let in_flight = config.pipeline.max_bytes_in_flight.get();
     let of_batches = config.batch.max_bytes.get().saturating_mul(COPIES_OF_BATCH);
     let bound = of_batches
         .saturating_mul(config.pipeline.writers.get())
-        .saturating_add(config.pipeline.max_bytes_in_flight.get())
+        .saturating_add(in_flight.saturating_mul(IN_FLIGHT_AND_ASIDE))
         .saturating_add(of_http)
         .saturating_add(ITSELF);
     u64::try_from(bound).unwrap_or(u64::MAX)
@@ -217,8 +220,8 @@ mod tests {
     #[test]
     fn the_sum_of_the_defaults_is_the_one_that_is_stated() {
         let bound = |variables: &[_]| memory_bound(&Config::of_variables(variables).unwrap()) >> 20;
-        assert_eq!(bound(&[]), 848);
-        assert_eq!(bound(&[("EVENT_PERSISTER_LISTEN", "off")]), 192);
+        assert_eq!(bound(&[]), 976);
+        assert_eq!(bound(&[("EVENT_PERSISTER_LISTEN", "off")]), 320);
     }
 
     #[test]

@@ -181,19 +181,19 @@ impl BatcherActor {
         }
     }
 
-    /// Makes visible since when the oldest entry is held, and what it is once that is long.
-    pub(super) fn show_oldest(&self, now: Instant) {
+    /// Makes visible since when the oldest entry is held, and what it is if it has failed.
+    pub(super) fn show_oldest(&self) {
         let writing = self.writers.iter().filter_map(Writer::oldest);
         let oldest = writing.chain(self.queue.oldest()).min();
         let others = self.writers.iter().filter_map(Writer::oldest_but_suspects);
         let others = others.chain(self.queue.oldest_but_suspects()).min();
         self.parts.metrics.set_oldest(oldest, others);
-        let is_long = |held: &&HeldBatch| now.duration_since(held.oldest) >= HELD_UP_AFTER;
-        let held_up = self.queue.oldest_returned().filter(is_long);
-        if let Some(held) = held_up {
-            self.parts.held_up.set(held.describe());
-        } else if oldest.is_none_or(|oldest| now.duration_since(oldest) < HELD_UP_AFTER) {
-            self.parts.held_up.clear();
+        let failed = self.writers.iter().filter_map(Writer::held);
+        let failed = failed.chain(self.queue.oldest_returned());
+        let failed = failed.filter(|held| held.failure.is_some());
+        match failed.min_by_key(|held| held.oldest) {
+            Some(held) if Some(held.oldest) == oldest => self.parts.held_up.set(held.describe()),
+            _ => self.parts.held_up.clear(),
         }
     }
 }

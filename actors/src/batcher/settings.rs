@@ -64,11 +64,14 @@ impl BatcherSettings {
         )
     }
 
-    /// Suspects are few, or the guard against refusals pauses reading; their bytes are as many again as may
-    /// be in flight.
+    /// Suspects are few, or the guard against refusals pauses reading. Their bytes are twice as many as may be
+    /// in flight: with fewer, two large ones would have a third one stop all reading.
     pub(super) fn allowance(&self) -> Allowance {
         const MAX_SUSPECTS: usize = 100;
-        Allowance::new(MAX_SUSPECTS, self.max_bytes_in_flight.get())
+        Allowance::new(
+            MAX_SUSPECTS,
+            self.max_bytes_in_flight.get().saturating_mul(2),
+        )
     }
 
     pub(super) fn limits(&self) -> BatchLimits {

@@ -49,6 +49,11 @@ impl Writer {
         self.writing.is_some()
     }
 
+    /// What it is writing.
+    pub(super) fn held(&self) -> Option<&HeldBatch> {
+        self.writing.as_ref().map(|writing| &writing.held)
+    }
+
     /// When the oldest entry of what it is writing came.
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.writing.as_ref().map(|writing| writing.held.oldest)

@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use tokio_postgres::NoTls;
 
 use super::scrape::Numbers;
 use crate::support::bus::Bus;
-use crate::support::events::{event_with, events, list};
+use crate::support::events::{event_with, events, ids, list};
 use crate::support::postgres;
 use crate::support::server::Server;
 
@@ -249,6 +250,26 @@ async fn the_database_refuses_everything(database: &postgres::Database, numbers:
         .await;
 }
 
+/// Somebody else has begun to write one of them, and does not come to an end.
+async fn an_event_is_held_up(bus: &Bus, database: &postgres::Database, numbers: &Numbers<'_>) {
+    let (client, connection) = tokio_postgres::connect(&database.url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let events = events(3);
+    let id = ids(&events)[1].clone();
+    let insert = format!(
+        "BEGIN; INSERT INTO events (id, occurred, event, resource_id, resource, related, payload, received, \
+         recorded) VALUES ('{id}', now(), 'e', 'r', '{{}}', '[]', '{{}}', now(), now())"
+    );
+    client.batch_execute(&insert).await.unwrap();
+    bus.stream.publish(&texts(&events));
+    numbers.are(&[("degraded", 1.0), ("ready", 1.0)]).await;
+    let (status, ready) = numbers.server.readiness().await;
+    assert_eq!(status, 200);
+    assert!(ready["degraded"].as_str().unwrap().contains(&id), "{ready}");
+    client.batch_execute("ROLLBACK").await.unwrap();
+    numbers.are(&[("degraded", 0.0), ("in_flight", 0.0)]).await;
+}
+
 async fn a_consumer_dies(bus: &Bus, numbers: &Numbers<'_>) {
     bus.stream.publish(&texts(&events(400)));
     numbers.are(&[("generation", 2.0)]).await;
@@ -312,6 +333,7 @@ async fn every_number_says_what_has_happened() {
     let server = bus.start().ready().await;
     during(&server, &asked, async |numbers| {
         the_stream_is_deleted(&bus, numbers).await;
+        an_event_is_held_up(&bus, &database, numbers).await;
         the_database_refuses_everything(&database, numbers).await;
     })
     .await;

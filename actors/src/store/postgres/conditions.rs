@@ -399,9 +399,9 @@ async fn own_faults(
         (found.function, FUNCTION_VERSION, "function", FUNCTION),
     ];
     let fault = |(is_there, version, kind, name): (bool, &str, &str, &str)| {
-        let versions = match version {
-            FUNCTION_VERSION => format!("'{version}', '{ASSERTS_VERSION}'"),
-            _ => format!("'{version}'"),
+        let is_it = match version {
+            FUNCTION_VERSION => format!("IN ('{version}', '{ASSERTS_VERSION}')"),
+            _ => format!("= '{version}'"),
         };
         let is_recorded = recorded
             .as_ref()
@@ -414,7 +414,7 @@ async fn own_faults(
                 ),
                 format!(
                     "look for it in the schemas of the search path and drop what is there, then DELETE FROM \
-                     __diesel_schema_migrations WHERE version IN ({versions}), and start \
+                     __diesel_schema_migrations WHERE version {is_it}, and start \
                      `event-persister`, which makes it"
                 ),
             )),
