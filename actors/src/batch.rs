@@ -391,6 +391,14 @@ impl BatchQueue {
         returned.min_by_key(|held| held.oldest)
     }
 
+    /// Whether all that waits are suspects, and culprits whose letters could not be written.
+    pub fn has_only_suspects(&self) -> bool {
+        let is_one = |held: &HeldBatch| held.suspect.is_some() || held.batch.condemned().is_some();
+        self.open.is_empty()
+            && self.upcoming.is_none()
+            && self.returned.values().all(|(held, _)| is_one(held))
+    }
+
     /// When the oldest entry that waits and is no suspect came.
     pub fn oldest_but_suspects(&self) -> Option<Instant> {
         let returned = self.returned.values().map(|(held, _)| held);

@@ -26,7 +26,7 @@ use crate::batch::{BatchQueue, FlushReason, HeldBatch, Next, Preference};
 use crate::clock::Clock;
 use crate::credit::Credit;
 use crate::delivery::Entry;
-use crate::isolation::Allowance;
+use crate::isolation::{Allowance, Unrest};
 use crate::lifeline::Lifeline;
 use crate::messages::{
     Ack, Drain, Drained, Enqueue, EnqueueRefused, Flush, FlushError, Flushed, Join, ReplaceWriter,
@@ -79,6 +79,9 @@ pub struct BatcherActor {
     outage: Outage,
     untold: Untold,
     suspects: Allowance,
+    unrest: Unrest,
+    /// Whether what was handed out last is a suspect: then it is the turn of the others.
+    was_suspect: bool,
     /// An event that was stored lately.
     template: Option<Arc<Entry>>,
     /// The event that the store refused last, for a rehearsal.
@@ -115,6 +118,8 @@ impl BatcherActor {
             outage: Outage::new(settings.backoff),
             untold: Untold::default(),
             suspects: settings.allowance(),
+            unrest: Unrest::default(),
+            was_suspect: false,
             template: None,
             refused: None,
             is_rehearsing: false,
@@ -144,13 +149,17 @@ impl BatcherActor {
                 break;
             }
             let prefer = Preference {
-                new_first: self.outage.prefers_new(),
+                new_first: self.outage.prefers_new() || self.was_suspect,
                 no_suspects: !self.may_examine(),
             };
             match self.queue.next(now, prefer) {
                 Next::Write(held, reason) => self.hand_out(index, held, reason, ctx),
                 Next::WaitUntil(at) => {
                     self.wake_at(at, ctx);
+                    // What only waits for its own sake probes nothing.
+                    if self.queue.has_only_suspects() {
+                        self.read_a_probe(now, ctx);
+                    }
                     break;
                 }
                 Next::Nothing => {
@@ -188,6 +197,7 @@ impl BatcherActor {
         self.parts.metrics.batch_handed_out(reason, &held.batch);
         self.outage
             .tried(Instant::now(), reason == FlushReason::Retry);
+        self.was_suspect = held.suspect.is_some();
         self.hand_outs += 1;
         let hand_out = self.hand_outs;
         let flush = writer.begin(hand_out, held, self.template.clone());

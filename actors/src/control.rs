@@ -30,7 +30,9 @@ pub(crate) fn beside(entry: &Entry, fault: FaultKind, now: DateTime<Utc>) -> Opt
             let that_fit = (MAX_BYTES / num_bytes.max(1)).clamp(1, NUM_WHERE_ROOM_IS_SHORT);
             (that_fit, num_bytes)
         }
-        FaultKind::Contention | FaultKind::Transient | FaultKind::Lasting => (1, 0),
+        // A network may let small packets through and no large ones.
+        FaultKind::Transient => (1, entry.num_bytes().min(MAX_TEMPLATE_BYTES)),
+        FaultKind::Contention | FaultKind::Lasting => (1, 0),
     };
     let entries: Option<Vec<_>> = (0..num_events).map(|_| made(num_bytes, now)).collect();
     Some(Arc::new(Batch::new(BatchId(0), entries?)))

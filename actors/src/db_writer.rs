@@ -92,10 +92,10 @@ impl Attempt {
             Ok(outcomes) => return Ok(outcomes),
             Err(error) => error,
         };
-        let control = match (&error, error.fault()) {
-            // A store that was not reached takes nothing. One that is slow is not asked for more.
-            (_, None) | (StoreError::TooSlow { .. }, _) => Control::NotTried,
-            (_, Some(fault)) => self.tried(fault.kind).await,
+        let control = match error.fault() {
+            // A store that was not reached, or was not heard of again, is not asked for more.
+            None => Control::NotTried,
+            Some(fault) => self.tried(fault.kind).await,
         };
         Err(FlushError { error, control })
     }
@@ -109,7 +109,7 @@ impl Attempt {
     ) -> Result<Vec<Outcome>, FlushError> {
         self.control(fault).await.map_err(|error| FlushError {
             error,
-            control: Control::Failed,
+            control: Control::FailedBefore,
         })?;
         self.write(upcoming).await.map_err(|error| FlushError {
             error,
@@ -126,7 +126,7 @@ impl Attempt {
         for _ in 0..CONTROLS_BEFORE {
             self.control(fault).await.map_err(|error| FlushError {
                 error,
-                control: Control::Failed,
+                control: Control::FailedBefore,
             })?;
         }
         let error = match self.write(upcoming).await {
@@ -135,7 +135,7 @@ impl Attempt {
         };
         let control = match error.fault() {
             None => Control::Failed,
-            Some(fault) if fault.kind == FaultKind::Transient => self.comes_back(fault.kind).await,
+            Some(fault) if fault.ends_the_connection() => self.comes_back(fault.kind).await,
             Some(fault) => self.tried(fault.kind).await,
         };
         Err(FlushError { error, control })
@@ -162,31 +162,33 @@ impl Attempt {
         }
     }
 
-    /// Whether the store takes an event of ours, or one like those that it took lately.
+    /// Whether the store takes an event like one that it took lately, or one of ours.
     async fn control(&self, fault: FaultKind) -> Result<(), StoreError> {
-        let made = self
-            .batch
-            .entries()
-            .first()
-            .and_then(|entry| control::beside(entry, fault, self.clock.now()));
         // Where room is short only one as large tells anything.
         let template = self.template.as_deref();
         let template = template.filter(|_| fault != FaultKind::Resources);
-        let like = template.and_then(control::like);
-        let mut last = StoreError::unavailable("no control could be made; report this");
-        for control in made.into_iter().chain(like) {
-            match self.store.rehearse(control).await {
-                Ok(outcomes) if outcomes.iter().all(|one| *one == Outcome::Stored) => return Ok(()),
-                Ok(_) => {
-                    last = StoreError::unavailable(
-                        "the store refuses even an event that is only written to be rolled back: \
-                         look for triggers and policies on events and event_resources",
-                    );
-                }
-                Err(error) => last = error,
-            }
+        if let Some(like) = template.and_then(control::like)
+            && self.takes(like).await?
+        {
+            return Ok(());
         }
-        Err(last)
+        // A copy may be refused for being one.
+        let entries = self.batch.entries();
+        let beside = |entry: &Arc<Entry>| control::beside(entry, fault, self.clock.now());
+        if let Some(made) = entries.first().and_then(beside)
+            && self.takes(made).await?
+        {
+            return Ok(());
+        }
+        Err(StoreError::unavailable(
+            "the store refuses even an event that is only written to be rolled back: look for triggers \
+             and policies on events and event_resources",
+        ))
+    }
+
+    async fn takes(&self, control: Arc<Batch>) -> Result<bool, StoreError> {
+        let outcomes = self.store.rehearse(control).await?;
+        Ok(outcomes.iter().all(|one| *one == Outcome::Stored))
     }
 }
 

@@ -3,16 +3,22 @@
 //! A database can refuse an event for any reason: a trigger, a policy, a limit, a crash. No list of
 //! codes names all of them, so what an event does decides. A batch that fails while the database takes
 //! others is split until the events that fail stand alone. Each of these is a *suspect*: it is tried
-//! again by itself, between *controls*, which are events of our own that are written the same way and
-//! rolled back. A suspect that fails again while the controls pass is a *culprit* and becomes a dead
+//! again by itself, between *controls*, which are events of our own that are written and rolled
+//! back. A suspect that fails again while the controls pass is a *culprit* and becomes a dead
 //! letter. Where the controls fail too it is an outage: everything is kept and tried for ever.
 //!
 //! The code of a failure is a hint for how much has to be seen ([`FaultKind`]), never a verdict.
 //!
 //! *Why controls before a trial, not only after it?* An outage that alternates with success would make
 //! a culprit of whatever is tried at the wrong moment. Between controls that pass, moments apart, such an
-//! outage has next to no room; and a control that fails starts the count again and raises the number of
-//! failures that are needed.
+//! outage has next to no room. A control that fails starts the count again. It also raises the number of
+//! failures that are needed, and so does a suspect that is stored after all: both tell that the store
+//! itself fails now and then ([`Unrest`]).
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::store::{Fault, FaultKind};
 
@@ -25,6 +31,8 @@ pub enum Control {
     Passed,
     /// The store takes none: it is an outage.
     Failed,
+    /// The same, found out before the attempt, which was not made.
+    FailedBefore,
 }
 
 /// What is to be done with a suspect.
@@ -54,11 +62,12 @@ pub struct Suspect {
 }
 
 impl Suspect {
-    /// Takes a failure into account: what the store said, and what the controls showed.
-    pub fn failed(&mut self, fault: Option<&Fault>, control: Control) -> Verdict {
+    /// Takes a failure into account: what the store said, and what the controls showed. `unrest` is how often
+    /// the store has been up and down lately.
+    pub fn failed(&mut self, fault: Option<&Fault>, control: Control, unrest: u32) -> Verdict {
         match control {
             Control::NotTried => return Verdict::Keep,
-            Control::Failed => {
+            Control::Failed | Control::FailedBefore => {
                 self.seen = 0;
                 self.disturbances = self.disturbances.saturating_add(1);
                 return Verdict::Keep;
@@ -75,11 +84,37 @@ impl Suspect {
             Some(FaultKind::Transient | FaultKind::Resources) => NEEDED_IF_TRANSIENT,
         };
         self.seen = self.seen.saturating_add(1);
-        if self.seen >= needed.saturating_add(self.disturbances).min(MAX_NEEDED) {
+        let unrest = self.disturbances.max(unrest);
+        if self.seen >= needed.saturating_add(unrest).min(MAX_NEEDED) {
             Verdict::Culprit
         } else {
             Verdict::Keep
         }
+    }
+}
+
+/// How long a store that was up and down is trusted less. Longer keeps culprits for longer after an outage,
+/// shorter forgets what comes and goes slowly.
+const RESTLESS_FOR: Duration = Duration::from_secs(60);
+
+/// What lately told that the store itself fails now and then: controls that failed, and suspects that were
+/// stored after all.
+#[derive(Debug, Default)]
+pub struct Unrest(VecDeque<Instant>);
+
+impl Unrest {
+    /// Notes one more.
+    pub fn note(&mut self, now: Instant) {
+        if self.0.len() >= MAX_NEEDED as usize {
+            self.0.pop_front();
+        }
+        self.0.push_back(now);
+    }
+
+    /// How many there were lately.
+    pub fn lately(&mut self, now: Instant) -> u32 {
+        self.0.retain(|at| now.duration_since(*at) < RESTLESS_FOR);
+        u32::try_from(self.0.len()).unwrap_or(MAX_NEEDED)
     }
 }
 

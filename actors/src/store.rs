@@ -82,6 +82,14 @@ pub struct Fault {
     pub code: Option<String>,
 }
 
+impl Fault {
+    /// Whether the connection was lost, or ended by the server, which may have to start again.
+    pub(crate) fn ends_the_connection(&self) -> bool {
+        let is_loss = |code: &str| code.starts_with("08") || code.starts_with("57P");
+        self.kind == FaultKind::Transient && self.code.as_deref().is_none_or(is_loss)
+    }
+}
+
 /// What can go wrong with a batch as a whole. In no case may anything be acknowledged, and the same
 /// entries are written again, for ever: inserts are idempotent.
 #[derive(Debug, thiserror::Error)]

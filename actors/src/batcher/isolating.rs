@@ -35,31 +35,65 @@ impl BatcherActor {
     pub(super) fn not_written(&mut self, held: HeldBatch, failed: &FlushError) {
         let FlushError { error, control } = failed;
         let is_slow = matches!(error, StoreError::TooSlow { .. });
+        let now = Instant::now();
+        if matches!(control, Control::Failed | Control::FailedBefore) {
+            self.unrest.note(now);
+        }
+        if *control == Control::FailedBefore {
+            return self.not_tried(held, error);
+        }
         let control = match control {
             Control::NotTried if held.others_were_written(self.successes) => Control::Passed,
             control => *control,
         };
-        if control == Control::Passed {
-            self.store_takes_events();
-        }
         // One that takes the server down with it has no control that passes behind it.
         let is_not_alone = control == Control::Passed || held.others_were_written(self.successes);
         match (error.fault(), control) {
+            (Some(fault), Control::Passed) if held.batch.len() > 1 && is_slow => {
+                self.store_takes_events();
+                self.narrow(held, &fault, error);
+            }
             _ if held.batch.len() > 1 && is_slow => self.retry_in_halves(held, error),
+            // Nothing was heard of it, behind a control that passed: it is not the store, but what it is
+            // nobody knows. It waits among the suspects, and is never judged.
+            (None, Control::Passed) if is_slow && held.may_be_a_culprit() => {
+                let unknown = Fault {
+                    kind: FaultKind::Contention,
+                    code: None,
+                };
+                self.suspect(held, &unknown, control, error, error.into());
+            }
             (Some(fault), _) if held.batch.len() > 1 && is_not_alone => {
                 self.split(held, &fault, error);
             }
             (Some(fault), Control::Passed | Control::NotTried) if held.may_be_a_culprit() => {
                 self.suspect(held, &fault, control, error, error.into());
             }
+            // A commit may fail where a control, which is rolled back, passes: that is no sign of a store
+            // that takes events.
             (fault, control) => {
                 let mut held = held;
                 if let Some(suspect) = &mut held.suspect {
-                    suspect.failed(fault.as_ref(), control);
+                    suspect.failed(fault.as_ref(), control, 0);
                 }
                 self.retry_later(held, error.into(), &error_chain(error));
             }
         }
+    }
+
+    /// The control before an attempt failed, so that it was not made.
+    fn not_tried(&mut self, mut held: HeldBatch, error: &StoreError) {
+        if let Some(suspect) = &mut held.suspect {
+            suspect.failed(None, Control::FailedBefore, 0);
+        }
+        self.retry_later(held, error.into(), &error_chain(error));
+    }
+
+    /// The same as for one that is refused, and new batches become smaller.
+    fn narrow(&mut self, mut held: HeldBatch, fault: &Fault, error: &StoreError) {
+        self.parts.metrics.retries(error.into());
+        held.note(fault, error, self.successes);
+        self.queue.put_back_in_halves(held, Instant::now());
     }
 
     /// A writer is gone, perhaps because of what it was writing.
@@ -84,6 +118,7 @@ impl BatcherActor {
 
     /// Something in the batch is not taken; its halves go out at once.
     fn split(&mut self, mut held: HeldBatch, fault: &Fault, error: &StoreError) {
+        self.store_takes_events();
         self.parts.metrics.retries(error.into());
         log::debug!(
             "a batch was refused while others are stored; it goes out again in halves batch.id={} \
@@ -105,9 +140,13 @@ impl BatcherActor {
         error: &StoreError,
         kind: RetryKind,
     ) {
-        held.note(fault, error, self.successes);
+        if control == Control::Passed {
+            self.store_takes_events();
+            held.note(fault, error, self.successes);
+        }
+        let unrest = self.unrest.lately(Instant::now());
         let mut suspect = held.suspect.unwrap_or_default();
-        let verdict = suspect.failed(Some(fault), control);
+        let verdict = suspect.failed(Some(fault), control, unrest);
         held.suspect = Some(suspect);
         self.set_aside(&mut held);
         match verdict {
@@ -118,7 +157,10 @@ impl BatcherActor {
                         Instant::now() + self.suspect_again_after(fault.kind, held.failures)
                     }
                     // Nothing tells yet that it is not the store.
-                    _ => self.note_failure(&mut held, kind, &error_chain(error)),
+                    _ => {
+                        held.failure = Some(Failure::new(fault, error));
+                        self.note_failure(&mut held, kind, &error_chain(error))
+                    }
                 };
                 self.queue.put_back(held, not_before);
             }
@@ -166,6 +208,10 @@ impl BatcherActor {
 
     /// Keeps an event that was stored as a pattern for controls, and one that was refused for rehearsals.
     pub(super) fn remember(&mut self, held: &HeldBatch, flushed: &Flushed) {
+        if held.suspect.is_some() && flushed.inserted > 0 {
+            // It failed for no fault of its own.
+            self.unrest.note(Instant::now());
+        }
         let is_small =
             |entry: &&Arc<crate::delivery::Entry>| entry.num_bytes() <= MAX_TEMPLATE_BYTES;
         let entries = held.batch.entries();
@@ -198,6 +244,15 @@ impl BatcherActor {
     }
 }
 
+impl Failure {
+    fn new(fault: &Fault, error: &StoreError) -> Self {
+        Self {
+            fault: Some(fault.kind),
+            error: error_chain(error).into(),
+        }
+    }
+}
+
 impl HeldBatch {
     /// Whether it is one event that may be the cause of its own failure.
     fn may_be_a_culprit(&self) -> bool {
@@ -210,10 +265,7 @@ impl HeldBatch {
     /// Notes a failure.
     fn note(&mut self, fault: &Fault, error: &StoreError, successes: u64) {
         self.failed(successes);
-        self.failure = Some(Failure {
-            fault: Some(fault.kind),
-            error: error_chain(error).into(),
-        });
+        self.failure = Some(Failure::new(fault, error));
     }
 
     /// Which event is held, and why.

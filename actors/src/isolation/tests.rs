@@ -21,13 +21,14 @@ fn controls() -> impl Strategy<Value = Control> {
         1 => Just(Control::NotTried),
         5 => Just(Control::Passed),
         1 => Just(Control::Failed),
+        1 => Just(Control::FailedBefore),
     ]
 }
 
 /// How many failures beside controls that pass it takes.
 fn needed_for(kind: FaultKind) -> Option<usize> {
     let mut suspect = Suspect::default();
-    (1..100).find(|_| suspect.failed(Some(&fault(kind)), Control::Passed) == Verdict::Culprit)
+    (1..100).find(|_| suspect.failed(Some(&fault(kind)), Control::Passed, 0) == Verdict::Culprit)
 }
 
 #[test]
@@ -48,21 +49,38 @@ fn a_control_that_fails_starts_the_count_again_and_raises_it() {
     let transient = fault(FaultKind::Transient);
     for _ in 0..2 {
         assert_eq!(
-            suspect.failed(Some(&transient), Control::Passed),
+            suspect.failed(Some(&transient), Control::Passed, 0),
             Verdict::Keep
         );
     }
-    assert_eq!(suspect.failed(None, Control::Failed), Verdict::Keep);
+    assert_eq!(suspect.failed(None, Control::Failed, 0), Verdict::Keep);
     for _ in 0..3 {
         assert_eq!(
-            suspect.failed(Some(&transient), Control::Passed),
+            suspect.failed(Some(&transient), Control::Passed, 0),
             Verdict::Keep
         );
     }
     assert_eq!(
-        suspect.failed(Some(&transient), Control::Passed),
+        suspect.failed(Some(&transient), Control::Passed, 0),
         Verdict::Culprit
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_was_up_and_down_lately_is_trusted_less() {
+    let mut unrest = Unrest::default();
+    for _ in 0..100 {
+        unrest.note(Instant::now());
+    }
+    let lasting = fault(FaultKind::Lasting);
+    let needed = |unrest: u32| {
+        let mut suspect = Suspect::default();
+        (1..100)
+            .find(|_| suspect.failed(Some(&lasting), Control::Passed, unrest) == Verdict::Culprit)
+    };
+    assert_eq!(needed(unrest.lately(Instant::now())), Some(MAX_NEEDED));
+    tokio::time::advance(RESTLESS_FOR).await;
+    assert_eq!(needed(unrest.lately(Instant::now())), Some(NEEDED));
 }
 
 #[test]
@@ -91,10 +109,10 @@ proptest! {
             match control {
                 Control::NotTried => {}
                 Control::Passed if counts => in_a_row += 1,
-                Control::Passed | Control::Failed => in_a_row = 0,
+                Control::Passed | Control::Failed | Control::FailedBefore => in_a_row = 0,
             }
             let fault = kind.map(fault);
-            if suspect.failed(fault.as_ref(), control) == Verdict::Culprit {
+            if suspect.failed(fault.as_ref(), control, 0) == Verdict::Culprit {
                 prop_assert_eq!(control, Control::Passed);
                 let needed = kind.and_then(needed_for);
                 prop_assert!(needed.is_some_and(|needed| in_a_row >= needed), "{in_a_row}");
@@ -111,12 +129,12 @@ proptest! {
     ) {
         let mut suspect = Suspect::default();
         for kind in before {
-            if suspect.failed(kind.map(fault).as_ref(), Control::Passed) == Verdict::Culprit {
+            if suspect.failed(kind.map(fault).as_ref(), Control::Passed, 0) == Verdict::Culprit {
                 return Ok(());
             }
         }
         for kind in kinds {
-            let verdict = suspect.failed(kind.map(fault).as_ref(), Control::Failed);
+            let verdict = suspect.failed(kind.map(fault).as_ref(), Control::Failed, 0);
             prop_assert_eq!(verdict, Verdict::Keep);
         }
     }
@@ -131,11 +149,11 @@ proptest! {
     ) {
         let mut suspect = Suspect::default();
         for _ in 0..disturbances {
-            suspect.failed(None, Control::Failed);
+            suspect.failed(None, Control::Failed, 0);
         }
         let mut attempts = 1..=MAX_NEEDED;
         let fault = fault(kind);
-        let is_found = attempts.any(|_| suspect.failed(Some(&fault), Control::Passed) == Verdict::Culprit);
+        let is_found = attempts.any(|_| suspect.failed(Some(&fault), Control::Passed, 0) == Verdict::Culprit);
         prop_assert!(is_found);
     }
 }

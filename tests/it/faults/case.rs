@@ -17,6 +17,9 @@ use crate::support::server::Server;
 /// What a replica may have resident, in MiB, whatever happens to events of usual sizes. It is a debug build.
 const MAX_MEMORY: u64 = 256;
 
+/// Nothing here takes longer, on however busy a machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// How much of what was published is needed before something is broken, or after.
 const ENOUGH: usize = 200;
 
@@ -81,6 +84,8 @@ pub(crate) struct Case<'a> {
     pub(crate) max_memory: u64,
     /// How soon what comes with a culprit must be stored.
     pub(crate) stored_within: Duration,
+    /// How soon a culprit must be a letter.
+    pub(crate) found_out_within: Duration,
     cured: Instant,
     row: Row,
 }
@@ -114,6 +119,7 @@ impl<'a> Case<'a> {
             num_trimmed: 0,
             max_memory: MAX_MEMORY,
             stored_within: Duration::from_secs(10),
+            found_out_within: PATIENCE,
             cured: Instant::now(),
             row: Row::new(fault),
         }
@@ -255,6 +261,16 @@ impl Drop for Case<'_> {
 #[track_caller]
 pub(crate) fn until(
     what: impl fmt::Display,
+    holds: impl FnMut() -> bool,
+) -> impl Future<Output = ()> {
+    until_within(PATIENCE, what, holds)
+}
+
+/// The same, with more patience.
+#[track_caller]
+pub(crate) fn until_within(
+    patience: Duration,
+    what: impl fmt::Display,
     mut holds: impl FnMut() -> bool,
 ) -> impl Future<Output = ()> {
     let caller = std::panic::Location::caller();
@@ -262,7 +278,7 @@ pub(crate) fn until(
         let started = Instant::now();
         while !holds() {
             let waited = started.elapsed();
-            assert!(waited < Duration::from_secs(60), "{caller}: not yet {what}");
+            assert!(waited < patience, "{caller}: not yet {what}");
             sleep(Duration::from_millis(10)).await;
         }
     }

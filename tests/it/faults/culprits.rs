@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::case::{Case, until};
+use super::case::{Case, until, until_within};
 use crate::support::events;
 use crate::support::postgres::{self, Database};
 use crate::support::server::Server;
@@ -70,7 +70,8 @@ async fn among_good_ones(
     until("the good ones are stored", || stored(database, &ids) == 20).await;
     let took = published.elapsed();
     assert!(took < case.stored_within, "{letters}: {took:?}");
-    until(format!("{expected} letters: {letters}"), || {
+    let patience = case.found_out_within;
+    until_within(patience, format!("{expected} letters: {letters}"), || {
         case.publish(1);
         num_letters() >= expected
     })
@@ -192,6 +193,7 @@ async fn payloads_that_no_jsonb_holds() {
     case.max_memory = 512;
     // A debug build takes its time to read 34 MB.
     case.stored_within = Duration::from_secs(60);
+    case.found_out_within = Duration::from_secs(180);
     let server = case.start().await;
     let culprit = with_payload(&format!("{{\"a\": [{}1]}}", "1,".repeat(17_000_000)));
     let letters = format!("{SINGLED_OUT} AND sqlstate = 'XX000'");

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::db_writer::DbWriterActor;
+use crate::isolation::Control;
 use crate::store::{Fault, FaultKind};
 use crate::testing::{MemoryStore, event, event_entry};
 
@@ -327,4 +328,27 @@ fn no_innocent_becomes_a_letter_and_none_waits_for_long() {
             actix_rt::System::new().block_on(plays_well(story))
         })
         .unwrap();
+}
+
+/// Letters that cannot be written, though every control passes.
+#[actix::test]
+async fn what_fails_behind_controls_that_pass_and_is_no_event_is_tried_at_a_slow_pace() {
+    let mut bench = Bench::start(1, 1).await;
+    drop(bench.enqueue(0..2, false));
+    let started = Instant::now();
+    let mut attempts = 0;
+    while started.elapsed() < Duration::from_secs(20) {
+        let flush = bench.flush(0).await;
+        attempts += 1;
+        flush.answer(Err(FlushError {
+            error: StoreError::Unavailable {
+                what: "no letters".to_owned(),
+                fault: Some(fault(FaultKind::Lasting)),
+                source: None,
+            },
+            control: Control::Passed,
+        }));
+        settle().await;
+    }
+    assert!(attempts < 60, "{attempts} attempts in 20 s");
 }

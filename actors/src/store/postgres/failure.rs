@@ -1,7 +1,8 @@
 //! What went wrong, as the port tells it: what was tried, where, and what to do next.
 //!
 //! Decisions never hang on these texts: whatever the store function did not return as an event's own
-//! fault means "again, later". The SQLSTATE only chooses the advice.
+//! fault means "again, later". The SQLSTATE chooses the advice, and how much has to be seen before an event
+//! is held responsible.
 
 use std::time::Duration;
 
@@ -159,11 +160,13 @@ const CONNECTION_FAILURE: &str = "08006";
 /// What a failure of a whole call is likely to be about.
 fn fault(sqlstate: Option<String>) -> Fault {
     let kind = match sqlstate.as_deref() {
-        // lock_not_available
-        Some("55P03") => FaultKind::Contention,
+        // lock_not_available, deadlock_detected
+        Some("55P03" | "40P01") => FaultKind::Contention,
+        // A pooler may lead to one server that only takes reads and to one that does not.
+        Some("25006") => FaultKind::Transient,
         Some(code) => match code.get(..2) {
             Some("53") => FaultKind::Resources,
-            Some("08" | "40" | "57" | "58" | "XX") => FaultKind::Transient,
+            Some("08" | "26" | "28" | "40" | "57" | "58" | "XX") => FaultKind::Transient,
             _ => FaultKind::Lasting,
         },
         // diesel does not show every code.

@@ -181,8 +181,10 @@ impl Connection {
     /// Ends the transaction; from here on it is durable.
     pub(super) fn commit(&mut self) -> Result<(), Failure> {
         self.execute_batch("COMMIT").map_err(|failed| {
-            // A busy COMMIT has done nothing and left the transaction open.
-            if is_busy(failed.code) {
+            // A COMMIT that is busy, or that a deferred constraint refuses, has done nothing and left the
+            // transaction open.
+            let is_refused = failed.code.primary() == ffi::SQLITE_CONSTRAINT;
+            if is_busy(failed.code) || is_refused {
                 Failure::Database(failed)
             } else {
                 Failure::Commit(failed)

@@ -64,7 +64,7 @@ impl ResultCode {
         }
     }
 
-    /// What a failure that is no event's fault for sure is likely to be about.
+    /// What a failure that is not for sure an event's fault is likely to be about.
     pub(super) fn fault(self) -> Fault {
         let kind = match self.primary() {
             ffi::SQLITE_BUSY | ffi::SQLITE_LOCKED => FaultKind::Contention,

@@ -94,7 +94,7 @@ pub(super) fn write(
         return Ok(Vec::new());
     }
     if let Some(condemned) = batch.condemned() {
-        return keep_all(connection, batch, texts, condemned);
+        return keep_all(connection, batch, texts, condemned, end);
     }
     let mut care = Care::Optimistic;
     loop {
@@ -130,6 +130,7 @@ fn keep_all(
     batch: &Batch,
     texts: &RowTexts,
     condemned: &Condemned,
+    end: End,
 ) -> Result<Vec<Outcome>, Failure> {
     connection.begin()?;
     let refusal = Refusal::condemned(condemned);
@@ -154,7 +155,10 @@ fn keep_all(
         letters.push(NewLetter::new(entry, Stage::Store, &refusal.reason, code));
     }
     letters::insert(connection, letters, texts.now())?;
-    connection.commit()?;
+    match end {
+        End::Commit => connection.commit()?,
+        End::RollBack => connection.roll_back()?,
+    }
     Ok(outcomes)
 }
 
