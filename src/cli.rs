@@ -165,7 +165,7 @@ pub(crate) enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
         /// For how long to wait for a database that cannot be written to [default: for ever]
-        #[arg(long, value_name = "SPAN", value_parser = humantime::parse_duration)]
+        #[arg(long, value_name = "SPAN", value_parser = span)]
         wait: Option<Duration>,
         #[command(flatten)]
         output: Output,

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
+use chrono::{DateTime, Utc};
 use event_persister_actors::batch::Batch;
 use event_persister_actors::clock::{Clock, SystemClock};
 use event_persister_actors::delivery::{Entry, Position};
@@ -25,7 +26,7 @@ use event_persister_actors::pipeline::{PipelineActor, PipelineParts, PipelineSet
 use event_persister_actors::source::intake::{Intake, IntakeSettings, IntakeSource};
 use event_persister_actors::store::sqlite::{SqliteSettings, SqliteStore};
 use event_persister_actors::store::{
-    Cutoffs, EventStore, OpenStore, Outcome, StoreError, TrimStep, Trimmed,
+    Cutoffs, EventStore, Held, LastPass, OpenStore, Outcome, StoreError, TrimStep, Trimmed,
 };
 use futures_util::future::LocalBoxFuture;
 use uuid::Uuid;
@@ -149,6 +150,44 @@ impl EventStore for Breaking {
         max_events: NonZeroUsize,
     ) -> LocalBoxFuture<'a, std::result::Result<TrimStep, StoreError>> {
         self.inner.trim(cutoffs, max_events)
+    }
+
+    fn prepare(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, ()> {
+        self.inner.prepare(batch)
+    }
+
+    fn trim_at_pace<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+        max_events: NonZeroUsize,
+    ) -> LocalBoxFuture<'a, std::result::Result<TrimStep, StoreError>> {
+        self.inner.trim_at_pace(cutoffs, max_events)
+    }
+
+    fn last_pass(
+        &self,
+        before: DateTime<Utc>,
+    ) -> LocalBoxFuture<'_, std::result::Result<LastPass, StoreError>> {
+        self.inner.last_pass(before)
+    }
+
+    fn note_pass(
+        &self,
+        at: DateTime<Utc>,
+    ) -> LocalBoxFuture<'_, std::result::Result<(), StoreError>> {
+        self.inner.note_pass(at)
+    }
+
+    fn count_held<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+        until: DateTime<Utc>,
+    ) -> LocalBoxFuture<'a, std::result::Result<Held, StoreError>> {
+        self.inner.count_held(cutoffs, until)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.inner.warnings()
     }
 
     fn count_expired<'a>(

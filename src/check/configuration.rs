@@ -89,8 +89,8 @@ fn memory(config: &Config, limit: Option<u64>) -> Finding {
                  get this process killed",
                 limit / MIB
             ),
-            "lower http.max_waiting_bytes, http.max_buffered_bytes, http.max_connections and \
-             pipeline.max_bytes_in_flight, or give it more",
+            "lower http.max_waiting_bytes, http.max_buffered_bytes, http.max_connections, \
+             pipeline.max_bytes_in_flight, batch.max_bytes or pipeline.writers, or give it more",
         ),
         _ => Finding::ok(ID, what),
     }

@@ -48,6 +48,8 @@ pub enum Unreadable {
     LongInteger,
     /// The text of the payload is longer than the 1 GB that PostgreSQL can send.
     LongText,
+    /// A time beyond the year 9999, which Python does not know either.
+    LateTime,
     /// The payload is no JSON.
     NoJson,
     /// The database fails when it is asked for the row.
@@ -62,6 +64,9 @@ impl Unreadable {
                 "payload holds an integer of more than 4,300 digits, which Python does not read"
             }
             Self::LongText => "the text of payload is longer than the 1 GB that PostgreSQL sends",
+            Self::LateTime => {
+                "occurred or received lies beyond the year 9999, which Python does not know"
+            }
             Self::NoJson => "payload is no JSON",
             Self::Damaged => "the database fails when it reads the row or its resources",
         }

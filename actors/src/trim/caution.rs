@@ -56,7 +56,11 @@ impl Caution {
         if !self.is_long(last.now, since) {
             return Ok(Ok(last));
         }
-        let held = store.count_held(cutoffs, since).await?;
+        let mut held = store.count_held(cutoffs, since).await?;
+        if held.num_events == 0 {
+            // All that is there came after the last pass: what was there when this process started counts.
+            held = store.count_held(cutoffs, self.began).await?;
+        }
         if held.num_expired.saturating_mul(2) <= held.num_events {
             return Ok(Ok(last));
         }

@@ -398,6 +398,24 @@ fn the_remedy_for_what_is_ours_is_one() {
     }
 }
 
+/// The tables of a version before its last migration: they serve, and `serve` brings them up to date.
+#[test]
+fn a_function_that_is_out_of_date_is_brought_up_to_date() {
+    let postgres = Postgres::new();
+    const UNDO: &str = include_str!(
+        "../../../migrations/postgres/own/00000000000103_tell_failed_asserts/down.sql"
+    );
+    const FORGET: &str = "DELETE FROM __diesel_schema_migrations WHERE version = '00000000000103'";
+    postgres.database.execute(UNDO);
+    postgres.database.execute(FORGET);
+    finds_nothing(&postgres.check());
+    postgres.migrate();
+    let told = "SELECT count(*) FROM pg_proc WHERE proname = 'event_persister_store_v1' \
+                AND prosrc LIKE '%assert_failure%'";
+    assert_eq!(postgres.database.value(told), "1");
+    finds_nothing(&postgres.check());
+}
+
 #[test]
 fn what_else_has_a_say_in_what_is_inserted() {
     let postgres = Postgres::new();

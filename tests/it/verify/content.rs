@@ -317,6 +317,20 @@ async fn what_cannot_be_read_is_found(case: Case, payloads: &[(String, Option<&s
     server.terminate().in_good_order();
 }
 
+#[tokio::test]
+async fn a_time_that_python_does_not_know_is_found() {
+    let case = Case::postgres();
+    let (_, ids) = case.publish(&events::events(3));
+    let server = case.settled().await;
+    let late = "occurred = '10000-01-01 00:00+00'";
+    case.update("events", late, &format!("id = '{}'", ids[1]));
+    case.update("event_resources", late, &format!("event_id = '{}'", ids[1]));
+    let wrong = case.verify_tables(1);
+    let why = "occurred or received lies beyond the year 9999, which Python does not know";
+    assert_eq!(found(&wrong), [("unreadable", ids[1].as_str(), why)]);
+    server.terminate().in_good_order();
+}
+
 const LONG_INTEGER: &str =
     "payload holds an integer of more than 4,300 digits, which Python does not read";
 

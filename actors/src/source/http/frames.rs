@@ -427,7 +427,10 @@ impl Reader {
         loop {
             match self.frames.next()? {
                 Next::Message(message) => {
-                    self.arrival = None;
+                    // One of control may come in the midst of another, whose time goes on.
+                    if matches!(message, Incoming::Data(_)) {
+                        self.arrival = None;
+                    }
                     return Ok(Some(message));
                 }
                 Next::Room(room) => {

@@ -51,12 +51,18 @@ async fn take(
     let timeout = shared.settings.request_timeout;
     let intake = shared.intake.clone();
     let list = if body.data.len() > MAX_INLINE_BYTES {
-        // The body goes along, and its bytes of the budget with it.
-        web::block(move || shared.entries(&body.data))
-            .await
-            .map_err(|_| Refusal::busy(SubmitError::Closed, RETRY_LATER))??
+        // The body goes along, and its share of the room with it.
+        web::block(move || {
+            let body = body;
+            shared.entries(&body.data)
+        })
+        .await
+        .map_err(|_| Refusal::busy(SubmitError::Closed, RETRY_LATER))??
     } else {
-        shared.entries(&body.data)?
+        let list = shared.entries(&body.data)?;
+        // From here on the intake has a bound of its own.
+        drop(body);
+        list
     };
     let commit = intake.submit(list.entries).map_err(|error| match error {
         SubmitError::Full => Refusal::busy(error, RETRY_SOON),

@@ -354,13 +354,14 @@ enum Submitted {
 
 async fn submit(shared: Arc<Shared>, data: Bytes, share: Share) -> Result<Submitted, SubmitError> {
     let intake = shared.intake.clone();
-    let content = if data.len() > MAX_INLINE_BYTES {
+    let (content, share) = if data.len() > MAX_INLINE_BYTES {
         let shared = Arc::clone(&shared);
-        web::block(move || shared.event_or_rejection(data))
+        // The share goes along: whoever forgets this call leaves the message in memory for a while.
+        web::block(move || (shared.event_or_rejection(data), share))
             .await
             .map_err(|_| SubmitError::Closed)?
     } else {
-        shared.event_or_rejection(data)
+        (shared.event_or_rejection(data), share)
     };
     if let Content::Rejected(rejection) = &content
         && let Some(auth) = Auth::read(&rejection.raw)

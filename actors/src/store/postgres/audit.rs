@@ -100,7 +100,9 @@ macro_rules! wide_numbers {
 macro_rules! unreadable {
     () => {
         concat!(
-            "CASE WHEN jsonb_path_exists(events.payload, ",
+            "CASE WHEN isfinite(events.occurred) AND events.occurred >= '10000-01-01 00:00+00' \
+             OR isfinite(events.received) AND events.received >= '10000-01-01 00:00+00' THEN 'time' \
+             WHEN jsonb_path_exists(events.payload, ",
             long_numbers!(),
             ") AND EXISTS (SELECT FROM jsonb_path_query(events.payload, ",
             long_numbers!(),
@@ -158,7 +160,7 @@ macro_rules! behind {
 
 /// Follows the index over `(occurred, id)`. The last row of a page is returned in any case.
 const WALK: &str = concat!(
-    "WITH page AS MATERIALIZED (SELECT id, occurred, resource_id, resource, related, \
+    "WITH page AS MATERIALIZED (SELECT id, occurred, received, resource_id, resource, related, \
      related_resource_ids, payload, row_number() OVER (ORDER BY occurred, id) AS number \
      FROM events WHERE ",
     behind!(),
@@ -194,7 +196,7 @@ const NEWEST_BEFORE: &str = concat!(
     ") IS NOT NULL) AS num_unreadable, \
      (array_agg(occurred::text ORDER BY occurred, id))[1] AS occurred, \
      (array_agg(id::text ORDER BY occurred, id))[1] AS event_id \
-     FROM (SELECT id, occurred, payload FROM events \
+     FROM (SELECT id, occurred, received, payload FROM events \
      WHERE (occurred, id) < ($1::timestamptz, $2::uuid) \
      ORDER BY occurred DESC, id DESC LIMIT 200) AS events"
 );
@@ -369,6 +371,7 @@ impl From<HeldRow> for EventRows {
             received: row.received.and_then(DateTime::from_timestamp_micros),
             contradicting: row.contradicting,
             unreadable: row.unreadable.map(|why| match why.as_str() {
+                "time" => Unreadable::LateTime,
                 "integer" => Unreadable::LongInteger,
                 _ => Unreadable::LongText,
             }),

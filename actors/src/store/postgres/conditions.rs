@@ -104,6 +104,9 @@ pub(super) struct Found {
     /// Under its name, one alone, and not one of a build before the first release.
     #[diesel(sql_type = Bool)]
     function: bool,
+    /// It is of an earlier migration, and this role may change that.
+    #[diesel(sql_type = Bool)]
+    pub(super) outdated: bool,
     #[diesel(sql_type = Bool)]
     pub(super) versions: bool,
     /// Whether every character that an event may hold can be stored.
@@ -118,6 +121,11 @@ pub(super) const FIND: &str = "SELECT \
     EXISTS (SELECT FROM pg_catalog.pg_proc \
         WHERE oid = to_regproc('event_persister_store_v1')::oid AND 'r_ids' = ANY (proargnames)) \
         AS function, \
+    EXISTS (SELECT FROM pg_catalog.pg_proc \
+        WHERE oid = to_regproc('event_persister_store_v1')::oid AND 'r_ids' = ANY (proargnames) \
+        AND strpos(prosrc, 'WHEN OTHERS OR query_canceled THEN') > 0 \
+        AND pg_has_role(proowner, 'USAGE') AND has_schema_privilege(pronamespace, 'CREATE')) \
+        AS outdated, \
     to_regclass('__diesel_schema_migrations') IS NOT NULL AS versions, \
     current_setting('server_encoding') = 'UTF8' AS utf8";
 
@@ -531,7 +539,9 @@ async fn body_fault(
     let (Some(there), Some(wanted)) = (there.into_iter().next(), Wanted::of(FUNCTION_SQL)) else {
         return Ok(None);
     };
-    let is_right = there.body == wanted.body()
+    // Without its last migration it does all but tell the code of a failed ASSERT. A service whose role may
+    // brings it up to date when it starts.
+    let is_right = (there.body == wanted.body() || there.body == wanted.body)
         && there.arguments == wanted.arguments
         && there.language == "plpgsql";
     Ok((!is_right).then(|| {
@@ -646,6 +656,7 @@ mod tests {
             "../../../../migrations/postgres/own/00000000000103_tell_failed_asserts/up.sql"
         );
         assert!(TELLS_ERRORS.iter().all(|text| CHANGES.contains(text)));
+        assert!(FIND.contains(TELLS_ERRORS[0]));
         assert_ne!(wanted.body(), wanted.body);
     }
 

@@ -73,7 +73,7 @@ impl Found {
     }
 
     fn wants_own(&self, create: CreateSchema) -> bool {
-        create != CreateSchema::Nothing && !self.has_own()
+        create != CreateSchema::Nothing && (!self.has_own() || self.outdated)
     }
 }
 
