@@ -1,0 +1,46 @@
+// The most frequent events of the span: one look tells what a database is busy with, and one press
+// narrows to it.
+
+import { h, fill, visible } from "./dom.js";
+import * as format from "./format.js";
+
+const SHOWN = 6;
+/** A pointer that only passes by asks nothing of the database. */
+const PASSING = 250;
+
+/**
+ * @param {HTMLElement} root
+ * @param {{choose: (name: string) => void, look: (name: string|null) => void}} told
+ */
+export function names(root, told) {
+  let timer = 0;
+  const look = (name) => {
+    clearTimeout(timer);
+    timer = setTimeout(told.look, name === null ? 0 : PASSING, name);
+  };
+
+  function line({ value, count }, all, most) {
+    const meter = h("meter", { min: 0, max: most, value: count, "aria-hidden": "true" });
+    return h("button", {
+      type: "button", title: `Only ${visible(value)}`, data: { name: value },
+      onclick: () => told.choose(value),
+      onpointerenter: (event) => event.pointerType === "mouse" && look(value),
+      onpointerleave: () => look(null), onfocus: () => look(value), onblur: () => look(null),
+    }, h("span.name", {}, visible(value)), h("span.count", {}, format.compact(count)), meter);
+  }
+
+  return {
+    /** @param {{value: string, count: number}[]} counts */
+    show(counts) {
+      const focused = root.contains(document.activeElement) ? document.activeElement.dataset.name : null;
+      const sorted = [...counts].sort((a, b) => b.count - a.count);
+      const all = sorted.reduce((sum, { count }) => sum + count, 0);
+      const top = sorted.slice(0, SHOWN);
+      const rest = sorted.length - top.length;
+      fill(root, ...top.map((one) => line(one, all, sorted[0].count)),
+        h("p.rest", {}, rest > 0 ? `and ${format.number(rest)} more kinds` : sorted.length ? "" : "nothing in this span"));
+      if (focused !== null) [...root.children].find((one) => one.dataset.name === focused)?.focus();
+      return sorted;
+    },
+  };
+}
