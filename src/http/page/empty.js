@@ -21,6 +21,7 @@ export function empty({ hasAuth, hasStream }) {
   const text = line(hasAuth);
   return h("div.empty", {}, h("h2", {}, "No event yet"),
     h("p", {}, hasStream ? "Events that are published to the stream appear here by themselves. To see one now, send it from a terminal:" : "Send one, from a terminal, and it appears here:"),
-    h("div.snippet", {}, h("pre", { tabindex: 0, "aria-label": "Command" }, h("code", {}, text)), h("button", { type: "button", onclick: () => copy(text, "Command") }, "Copy")),
-    h("p.soft", {}, "The answer, 204 No Content, means that it is in the database."));
+    h("div.snippet", {}, h("pre", { tabindex: 0, role: "region", "aria-label": "Command" }, h("code", {}, text))),
+    h("div.actions", {}, h("button.primary", { type: "button", onclick: () => copy(text, "Command") }, "Copy"),
+      h("p.soft", {}, "The answer, 204 No Content, means that it is in the database.")));
 }

@@ -98,7 +98,8 @@ export function events() {
       const known = top.show(kinds);
       fill(byId("known-names"), ...known.slice(0, 50).map(({ value }) => h("option", { value })));
     } catch (error) {
-      if (error.name !== "AbortError" && error.status) announce(`Not counted: ${error.message}`);
+      // A lost connection has its own place to be told; what was counted before it stays.
+      if (mine === asked && error.name !== "AbortError" && error.status && error.status !== 401) bars.fail(error.message);
     } finally {
       if (mine === asked) bars.busy(false);
     }

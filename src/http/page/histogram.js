@@ -57,6 +57,7 @@ export function histogram(root, told) {
   let drawn = plan({ since: Date.now() - 3600e3, until: Date.now() });
   let counts = new Float64Array(0);
   let parts = null;
+  let unknown = "counting";
   let width = 0;
   let from = -1; // the bar where a choice began
   let to = -1; // the bar under the pointer, or chosen by keys
@@ -100,13 +101,18 @@ export function histogram(root, told) {
   }
 
   function drawAxis() {
-    const every = Math.ceil((num() * 84) / width);
+    // At full minutes, hours and days of the person's zone, as many as there is room for.
+    const room = ((84 / width) * (drawn.until - drawn.since)) / 1000;
+    const every = (STEPS.find((step) => step >= room && (step * 1000) % drawn.step === 0) ?? room) * 1000;
+    const zone = new Date(drawn.until).getTimezoneOffset() * 60e3;
     const ticks = [];
-    // The first and the last are left out where they would be cut off.
-    for (let i = every; i < num() - every / 3; i += every) {
+    for (let time = Math.ceil((drawn.since - zone) / every) * every + zone; time <= drawn.until; time += every) {
+      const at = ((time - drawn.since) / (drawn.until - drawn.since)) * width;
+      // Where it would be cut off it is left out.
+      if (at < 24 || at > width - 24) continue;
       ticks.push(
-        svg("path", { d: `M${x(i).toFixed(1)} ${HEIGHT}v4` }),
-        svg("text", { x: x(i).toFixed(1), y: HEIGHT + 15, "text-anchor": "middle" }, format.tick(drawn.since + i * drawn.step, drawn.step)),
+        svg("path", { d: `M${at.toFixed(1)} ${HEIGHT}v4` }),
+        svg("text", { x: at.toFixed(1), y: HEIGHT + 15, "text-anchor": "middle" }, format.tick(time, every)),
       );
     }
     axis.replaceChildren(...ticks);
@@ -123,6 +129,12 @@ export function histogram(root, told) {
   }
 
   function tell(a, b) {
+    if (unknown) {
+      say(total, "–");
+      say(readout, unknown);
+      mark(field, "aria-valuetext", unknown);
+      return;
+    }
     const sum = (values, a, b) => values.subarray(a, b + 1).reduce((x, y) => x + y, 0);
     const all = to < 0;
     const { since, until } = all ? drawn : edges(a, b);
@@ -209,7 +221,15 @@ export function histogram(root, told) {
       drawn = cut;
       counts = sorted(buckets);
       parts = null;
+      unknown = "";
       if (to >= num()) leave();
+      draw();
+    },
+    /** They could not be counted: no number is better than a wrong one. */
+    fail(reason) {
+      unknown = `events could not be counted: ${reason}`;
+      counts.fill(0);
+      parts = null;
       draw();
     },
     /** Colours the share of some of them; `null` ends it. */

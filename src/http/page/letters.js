@@ -76,7 +76,7 @@ export function letters(root, told) {
         h("dl.facts", {}, h("dt", {}, "Source"), h("dd", {}, `${letter.source}, ${visible(letter.position)}`),
           h("dt", {}, "First seen"), h("dd", { title: format.utc(letter.first_seen) }, format.moment(Date.parse(letter.first_seen))),
           letter.event_id && h("dt", {}, "Event"), letter.event_id && h("dd.mono", {}, letter.event_id)),
-        h("pre", { tabindex: 0, "aria-label": "The message" }, visible(message.text).replaceAll("\\n", "\n").slice(0, 20000)),
+        h("pre", { tabindex: 0, role: "region", "aria-label": "The message" }, visible(message.text).replaceAll("\\n", "\n").slice(0, 20000)),
         h("p.soft", {}, message.is_cut || message.text.length > 20000 ? `The beginning of ${format.bytes(letter.bytes)}${what}.` : `${format.bytes(letter.bytes)}${what}.`),
         h("div.actions", {}, h("button", { type: "button", onclick: () => copy(message.text, "Message") }, "Copy message"),
           h("button", { type: "button", onclick: () => act("replay", [letter.id]) }, "Replay this one"),

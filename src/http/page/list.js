@@ -44,12 +44,12 @@ export function list(root, told) {
     h("span.resource", { role: "columnheader" }, "Resource"), h("span.related", { role: "columnheader" }, "Related"),
     h("span.age", { role: "columnheader" }, "Age"));
   const sizer = h("div.sizer", { role: "rowgroup" });
-  const scroller = h("div.scroller", {}, sizer);
-  const grid = h("div.grid", { role: "grid", tabindex: 0, "aria-label": "Events, newest first", "aria-readonly": "true" },
-    h("div.head-group", { role: "rowgroup" }, head), scroller);
+  // The grid itself scrolls, under its head: what has the focus is what the keys scroll.
+  const scroller = h("div.grid", { role: "grid", tabindex: 0, "aria-label": "Events, newest first", "aria-readonly": "true" },
+    h("div.head-group", { role: "rowgroup" }, head), sizer);
   const pill = h("button.pill", { type: "button", hidden: true, onclick: release });
   const note = h("div.note", { hidden: true });
-  fill(root, h("div.list-body", {}, grid, pill, note));
+  fill(root, h("div.list-body", {}, h("div.list-frame", {}, scroller), pill, note));
 
   /** @type {Row[]} newest first */
   let fresh = [];
@@ -58,7 +58,8 @@ export function list(root, told) {
   let numHeld = 0;
   /** @type {{rows: Row[]|null, size: number, start: number, next: string|null, token: string|null}[]} */
   let pages = [];
-  let ended = false;
+  // Nothing has been asked for yet.
+  let ended = true;
   let loading = null;
   let failed = "";
   let following = false;
@@ -152,7 +153,7 @@ export function list(root, told) {
   function draw() {
     frame = 0;
     const num = numRows();
-    const more = ended ? 0 : 1;
+    const more = ended || failed ? 0 : 1;
     sizer.style.height = `${Math.min((num + more) * rowHeight, HIGHEST)}px`;
     const first = Math.max(0, Math.floor(scroller.scrollTop / rowHeight) - BESIDE_VIEW);
     const last = Math.min(num - 1 + more * 8, Math.ceil((scroller.scrollTop + height) / rowHeight) + BESIDE_VIEW);
@@ -163,7 +164,7 @@ export function list(root, told) {
       if (spare.length < 50) spare.push(made);
     }
     for (let index = first; index <= last; index += 1) {
-      if (index >= num && ended) break;
+      if (index >= num && !more) break;
       let made = drawn.get(index);
       if (!made) {
         made = spare.pop() ?? element();
@@ -175,9 +176,9 @@ export function list(root, told) {
       if (row === null && index < num) fetchAgain(pageOf(index - fresh.length));
     }
     if (last >= num - 25 && !ended && (num + 50) * rowHeight < HIGHEST) fetchNext();
-    mark(grid, "aria-rowcount", ended ? num + 1 : -1);
+    mark(scroller, "aria-rowcount", ended ? num + 1 : -1);
     const active = selected ?? opened;
-    mark(grid, "aria-activedescendant", active && document.getElementById(`event-${active}`) ? `event-${active}` : null);
+    mark(scroller, "aria-activedescendant", active && document.getElementById(`event-${active}`) ? `event-${active}` : null);
     say(pill, `↑ ${format.number(numHeld)} new ${numHeld === 1 ? "event" : "events"}`);
     pill.hidden = numHeld === 0;
   }
@@ -306,18 +307,18 @@ export function list(root, told) {
     // A selection by the mouse is for copying.
     if (made?.shown && getSelection().isCollapsed) open(made.shown);
   });
-  grid.addEventListener("keydown", (event) => {
+  scroller.addEventListener("keydown", (event) => {
     const by = { ArrowDown: 1, ArrowUp: -1, PageDown: Math.floor(height / rowHeight), PageUp: -Math.floor(height / rowHeight), Home: -Infinity, End: Infinity }[event.key];
-    if (event.target !== grid) return;
+    if (event.target !== scroller) return;
     if (by !== undefined) move(by);
     else if (event.key === "Enter" && selected !== null) open(selected);
     else return;
     event.preventDefault();
   });
   new ResizeObserver(() => {
-    const measured = parseFloat(getComputedStyle(grid).getPropertyValue("--row"));
+    const measured = parseFloat(getComputedStyle(scroller).getPropertyValue("--row"));
     if (measured) rowHeight = measured;
-    height = scroller.clientHeight;
+    height = scroller.clientHeight - head.offsetHeight;
     later();
   }).observe(scroller);
   setInterval(() => {
@@ -339,7 +340,7 @@ export function list(root, told) {
       note.hidden = true;
       say(order, newestFirst ? "Time ↓" : "Time ↑");
       mark(order, "aria-label", newestFirst ? "Time, newest first; turn round" : "Time, oldest first; turn round");
-      mark(grid, "aria-label", newestFirst ? "Events, newest first" : "Events, oldest first");
+      mark(scroller, "aria-label", newestFirst ? "Events, newest first" : "Events, oldest first");
       scroller.scrollTop = 0;
       draw();
     },
@@ -374,7 +375,7 @@ export function list(root, told) {
       scroller.scrollTop = 0;
       later();
     },
-    focus: () => grid.focus({ preventScroll: true }),
+    focus: () => scroller.focus({ preventScroll: true }),
     say(text) {
       note.hidden = !text;
       if (text) say(note, text);

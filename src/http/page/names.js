@@ -4,7 +4,7 @@
 import { h, fill, visible } from "./dom.js";
 import * as format from "./format.js";
 
-const SHOWN = 6;
+const SHOWN = 5;
 /** A pointer that only passes by asks nothing of the database. */
 const PASSING = 250;
 
@@ -19,7 +19,7 @@ export function names(root, told) {
     timer = setTimeout(told.look, name === null ? 0 : PASSING, name);
   };
 
-  function line({ value, count }, all, most) {
+  function line({ value, count }, most) {
     const meter = h("meter", { min: 0, max: most, value: count, "aria-hidden": "true" });
     return h("button", {
       type: "button", title: `Only ${visible(value)}`, data: { name: value },
@@ -34,10 +34,9 @@ export function names(root, told) {
     show(counts) {
       const focused = root.contains(document.activeElement) ? document.activeElement.dataset.name : null;
       const sorted = [...counts].sort((a, b) => b.count - a.count);
-      const all = sorted.reduce((sum, { count }) => sum + count, 0);
       const top = sorted.slice(0, SHOWN);
       const rest = sorted.length - top.length;
-      fill(root, ...top.map((one) => line(one, all, sorted[0].count)),
+      fill(root, ...top.map((one) => line(one, sorted[0].count)),
         h("p.rest", {}, rest > 0 ? `and ${format.number(rest)} more kinds` : sorted.length ? "" : "nothing in this span"));
       if (focused !== null) [...root.children].find((one) => one.dataset.name === focused)?.focus();
       return sorted;
