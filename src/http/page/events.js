@@ -43,7 +43,7 @@ export function events() {
   const one = detail(byId("detail"), { close, move: (by) => rows.move(by) });
 
   function zoom({ since, until }) {
-    zooms.push({ last: chosen.last || "1h", since: chosen.since, until: chosen.until });
+    zooms.push({ last: chosen.last, since: chosen.since, until: chosen.until, live: chosen.live });
     address.go({ since, until, last: "" });
     announce(`Zoomed to ${format.span(since, until)}`);
   }
@@ -147,6 +147,12 @@ export function events() {
   setInterval(() => {
     if (!document.hidden && chosen.view === "events" && chosen.last !== "" && base) count();
   }, COUNT_EVERY);
+
+  // Until somebody has signed in, every attempt would fail.
+  api.connection.addEventListener("unauthorized", () => {
+    unfollow?.();
+    unfollow = null;
+  });
 
   function leaveEmpty() {
     emptied.remove();

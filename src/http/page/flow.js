@@ -97,7 +97,7 @@ export function flow(root) {
 
       const { in_flight: held } = flow;
       const taken = Math.max(held.events / held.max_events, held.bytes / held.max_bytes);
-      mark(flight.element, "data-state", pipeline.degraded ? "degraded" : taken >= 0.95 ? "full" : "ok");
+      mark(flight.element, "data-state", pipeline.degraded || !pipeline.ready ? "degraded" : taken >= 0.95 ? "full" : "ok");
       say(flight.num, format.number(held.events));
       say(flight.unit, "held");
       say(flight.line, `${format.bytes(held.bytes)} of ${format.bytes(held.max_bytes)}`);
@@ -105,18 +105,19 @@ export function flow(root) {
       say(flight.second, pipeline.oldest_unflushed === null ? "nothing waits" : `oldest ${format.duration(pipeline.oldest_unflushed)}`);
 
       mark(writers.element, "data-state", part("store"));
+      mark(writers.second, "title", "From handing a batch to a writer to its commit");
       say(writers.num, `${flow.writers.busy} of ${flow.writers.num}`);
       say(writers.unit, "busy");
       const batches = rate("batches");
-      say(writers.line, `${format.rate(batches)} batches/s, ${format.rate(batches ? rate("stored") / batches : 0)} events each`);
-      say(writers.second, `commit p50 ${format.duration(flow.writers.flush_p50)}, p99 ${format.duration(flow.writers.flush_p99)}`);
+      say(writers.line, `${format.rate(batches)} batches/s of ${format.rate(batches ? rate("stored") / batches : 0)}`);
+      say(writers.second, `p50 ${format.duration(flow.writers.flush_p50)}, p99 ${format.duration(flow.writers.flush_p99)}`);
 
       mark(database.element, "data-state", part("store"));
       say(database.num, format.rate(rate("stored")));
       say(database.unit, "stored/s");
       const known = flow.database.events;
-      say(database.line, `${flow.database.is_estimate ? "≈ " : ""}${known === null ? "–" : flow.database.is_estimate ? format.compact(known) : format.number(known)} events, ${format.bytes(flow.database.bytes)}`);
-      say(database.second, `${flow.database.kind} ${flow.database.version}`);
+      say(database.line, `${flow.database.is_estimate ? "≈ " : ""}${known === null ? "–" : flow.database.is_estimate ? format.compact(known) : format.number(known)} events`);
+      say(database.second, `${flow.database.kind}, ${format.bytes(flow.database.bytes)}`);
       if (rate("stored") !== null) drawSpark(rate("stored"));
 
       const dead = flow.dead_letters;

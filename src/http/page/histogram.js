@@ -95,7 +95,7 @@ export function histogram(root, told) {
     mark(base, "d", `M0 ${HEIGHT + 0.5}H${width}`);
     mark(plot, "width", width);
     mark(field, "data-part", parts ? "" : null);
-    say(most, format.compact(top));
+    say(most, unknown ? "" : format.compact(top));
     drawAxis();
     drawChoice();
   }
