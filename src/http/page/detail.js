@@ -99,8 +99,8 @@ function link(change, text, title) {
 
 const only = (change) => ({ text: "", event: "", resource: "", label: "", id: "", ...change });
 
-/** A value that can be searched to the letter: `*`, `?` and a leading `!` mean something else there. */
-const isPlain = (value) => !/[*?]|^!/.test(value) && value.length <= 500;
+/** A short value that can be searched to the letter: `*`, `?` and a leading `!` mean something else there. */
+const isPlain = (value) => !/[*?]|^!/.test(value) && value.length <= 120;
 
 function labels(resource) {
   const entries = Object.entries(resource);

@@ -113,7 +113,7 @@ export function list(root, told) {
       head: h("span.stem"), tail: h("span.leaf"), name: h("span.res-name"), rid: h("span.res-id"),
     };
     cells.event.append(cells.head, cells.tail);
-    cells.resource.append(cells.name, " ", cells.rid);
+    cells.resource.append(cells.name, cells.rid);
     const made = h("div.row", { role: "row" }, h("span.time", { role: "gridcell" }, cells.time), cells.event, cells.resource, cells.related, cells.age);
     made.cells = cells;
     return made;
