@@ -97,7 +97,7 @@ fn memory(config: &Config, limit: Option<u64>) -> Finding {
 }
 
 /// How many bytes this process takes at most, beside one event that is larger than a bound: the sum that
-/// deploy/README.md states.
+/// README.md states.
 fn memory_bound(config: &Config) -> u64 {
     /// The program, what databases and Redis keep for their connections, and what is kept for later.
     const ITSELF: usize = 64 << 20;
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(warned(&[], None), [""; 0]);
     }
 
-    /// Stated in deploy/README.md, and what the limits there leave room for.
+    /// Stated in README.md, and in deploy/README.md as what the limits there leave room for.
     #[test]
     fn the_sum_of_the_defaults_is_the_one_that_is_stated() {
         let bound = |variables: &[_]| memory_bound(&Config::of_variables(variables).unwrap()) >> 20;
