@@ -37,7 +37,7 @@ pub(crate) async fn run(config: &Config, command: &GuardCommand) -> anyhow::Resu
                 return output::json(&json!({ "removed": was_there }));
             }
             output::line(if was_there {
-                "removed the guard; whoever still serves with redis.guard on makes it again"
+                "removed the guard; a service that still runs with redis.guard on makes it again"
             } else {
                 "there was no guard"
             })

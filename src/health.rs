@@ -55,7 +55,7 @@ fn judge(question: Question, answer: Answer, url: &str) -> Result<String, String
         (_, Answer::No(Some(reason))) => Err(format!("not ready: {reason}")),
         (_, Answer::No(None)) => Err("not ready".to_owned()),
         (_, Answer::Foreign) => Err(format!(
-            "{url} is not answered as an event-persister with these settings would"
+            "{url} was answered by something else than an event-persister with these settings"
         )),
     }
 }

@@ -112,7 +112,7 @@ fn readable(path: &str, route: actix_web::Route) -> actix_web::Resource {
 
 async fn only_read(request: HttpRequest) -> HttpResponse {
     let (method, path) = (request.method(), request.path());
-    let reason = format!("{method} means nothing at {path}: ask with GET or HEAD");
+    let reason = format!("{path} does not take {method}: ask with GET or HEAD");
     let mut refused = refuse(StatusCode::METHOD_NOT_ALLOWED, &reason);
     let allow = HeaderValue::from_static("GET, HEAD");
     refused.headers_mut().insert(ALLOW, allow);

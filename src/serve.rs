@@ -200,8 +200,8 @@ async fn shut_down(
     };
     match pipeline.send(drain).await {
         Ok(drained) if drained.released > 0 => log::warn!(
-            "the store did not take everything in time; whoever sent it was told so and sends it \
-             again messages={}",
+            "the store did not take everything in time; the senders were told so, and send it again \
+             messages={}",
             drained.released
         ),
         Ok(_) => {}
@@ -212,7 +212,9 @@ async fn shut_down(
     }
     let ledger = metrics.ledger();
     if !ledger.balances() {
-        log::error!("messages are not all accounted for, which is a fault of event-persister");
+        log::error!(
+            "messages are not all accounted for: this is a fault of event-persister, please report it"
+        );
     }
     log::info!("stopped {ledger}");
 }

@@ -62,7 +62,7 @@ const LIMIT: usize = 20;
 /// Clocks differ: what retention is about to remove may be gone already.
 const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
 
-const NO_REDIS: &str = "no Redis is configured, so there is no persister to be a shadow of; give \
+const NO_REDIS: &str = "no Redis is configured, so there is no persister to compare with; give \
      --redis-url or EVENT_PERSISTER_REDIS_URL, or run this in the environment of the Prefect server";
 
 /// Without Redis a shadow has no meaning.
@@ -208,8 +208,8 @@ impl<'a> Shadow<'a> {
         if room.is_none() != std::mem::replace(&mut self.is_paused, room.is_none()) {
             match room {
                 None => log::warn!(
-                    "too much waits to be compared, since the group at work is behind or the \
-                     database does not answer; reading pauses waiting={}",
+                    "reading pauses: too much waits to be compared, because the group at work is behind or the \
+                     database does not answer waiting={}",
                     self.waiting.len()
                 ),
                 Some(_) => log::info!("reading goes on"),

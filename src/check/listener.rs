@@ -82,7 +82,7 @@ async fn in_use(at: SocketAddr) -> Finding {
     // one may keep silent to the other, so both are tried at the same time.
     let how = match tokio::join!(is_ours(at, false), is_ours(at, true)) {
         (true, _) => "without TLS",
-        (_, true) => "with TLS; whom its certificate convinces was not looked at",
+        (_, true) => "with TLS; its certificate was not verified",
         (false, false) => {
             return Finding::error(
                 ID,

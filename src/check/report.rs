@@ -103,8 +103,8 @@ fn describe(prefects: &Prefects) -> String {
             format!("revision {revision}, which this version was tested with")
         }
         Some(revision) => format!(
-            "revision {revision}; this version was tested with {tested_with}, and what counts are the \
-             columns that it writes, which are looked at above"
+            "revision {revision}; this version was tested with {tested_with}. Only the columns that it \
+             writes count, and they are checked above"
         ),
     };
     match &prefects.server {

@@ -18,7 +18,7 @@ pub(super) async fn judge(config: &Config) -> Option<Finding> {
         Ok(Some(held_back)) => Some(Finding::warning(
             ID,
             held_back.to_string(),
-            "set the clock right, or run `event-persister trim --yes` if it is",
+            "if the clock is right, run `event-persister trim --yes` once; if it is not, set it",
         )),
         Err(error) => {
             // What stands in the way of this stands in the way of the other checks too.

@@ -38,7 +38,7 @@ pub(super) async fn run(
 async fn ask(num: u64) -> anyhow::Result<bool> {
     let would = format!("this would remove {} for good", num_letters(num));
     if !io::stdin().is_terminal() {
-        bail!("{would}; nothing was removed: to do so without being asked, give --yes");
+        bail!("{would}; nothing was removed. Give --yes to remove them without a question");
     }
     // A signal must be able to end the process while nobody answers.
     let asked = actix_rt::task::spawn_blocking(move || {

@@ -14,7 +14,7 @@ use crate::finite_run::{End, FiniteRun};
 use crate::signals::Signals;
 use crate::{output, wiring};
 
-const AGAIN: &str = "replay again, letters whose events are stored go then";
+const AGAIN: &str = "run replay again: it removes the letters whose events are stored";
 
 /// Replays the letters; whether all of them are stored now.
 pub(super) async fn run(
@@ -62,9 +62,9 @@ fn judge(end: &End, summary: &Summary) -> anyhow::Result<bool> {
         End::Failed(failure) => bail!("{failure}"),
         // Not with unlimited patience.
         End::GaveUp(_, error) => bail!("{error}; {AGAIN}"),
-        End::Interrupted(stop, _) => bail!(
-            "stopped by {stop}; the letters that were not stored by then are all there; {AGAIN}"
-        ),
+        End::Interrupted(stop, _) => {
+            bail!("stopped by {stop}; the letters that were not stored by then are kept; {AGAIN}")
+        }
         End::Finished if summary.still_refused > 0 => {
             log::warn!(
                 "some letters were refused again; `event-persister dead-letters list` shows why \

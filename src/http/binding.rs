@@ -93,7 +93,7 @@ pub(super) fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Unbinda
     match not_here {
         Some(error) if bound.is_empty() => Err(error),
         Some(error) => {
-            log::warn!("{error}; the other addresses of that name are listened at");
+            log::warn!("{error}; it listens at the other addresses of that name");
             Ok(bound)
         }
         None => Ok(bound),

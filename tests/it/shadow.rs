@@ -380,7 +380,7 @@ async fn what_a_killed_shadow_left_is_told_by_the_next_one() {
 fn a_shadow_of_nothing_is_wrong_usage() {
     let folder = crate::support::binary::Folder::new();
     let ran = folder.run(&["serve", "--shadow"]);
-    ran.exits(2).complains(&["no persister to be a shadow of"]);
+    ran.exits(2).complains(&["no persister to compare with"]);
     folder.run(&["serve", "--for", "1s"]).exits(2);
     assert!(folder.is_empty());
 }

@@ -301,8 +301,8 @@ impl Shared {
                 ))
             }
             Unreadable::Broken(why) => self.end_with(format!(
-                "cannot read {} any further: line {line}: {why}; the events before are taken; correct \
-                 it and read it again from its beginning, events that are stored are recognised",
+                "cannot read {} any further: line {line}: {why}; the events before are taken. Correct it \
+                 and read it again from its beginning: events that are stored count as duplicates",
                 self.name
             )),
         }
@@ -311,8 +311,8 @@ impl Shared {
     /// The end by a failure, which is also told to whoever looks at the progress.
     fn fail(&self, why: &str) -> End {
         let what = format!(
-            "cannot read {} any further: {why}; the lines before are taken; once it can be read, \
-             read it again from its beginning, events that are stored are recognised",
+            "cannot read {} any further: {why}; the lines before are taken. Once it can be read, read \
+             it again from its beginning: events that are stored count as duplicates",
             self.name
         );
         self.end_with(what)

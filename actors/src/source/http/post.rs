@@ -108,7 +108,7 @@ impl Taken {
 /// Only POST brings events.
 pub(super) async fn wrong_method(request: HttpRequest) -> HttpResponse {
     let reason = format!(
-        "{} means nothing at /api/events: send a JSON list of events with POST, or events one by one by \
+        "/api/events does not take {}: send a JSON list of events with POST, or events one by one by \
          WebSocket at /api/events/in",
         request.method()
     );

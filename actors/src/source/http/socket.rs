@@ -81,7 +81,7 @@ pub(super) async fn connect(
 /// Only GET opens a WebSocket.
 pub(super) async fn wrong_method(request: HttpRequest) -> HttpResponse {
     let reason = format!(
-        "{} means nothing at /api/events/in: open a WebSocket there, or send a JSON list of events with \
+        "/api/events/in does not take {}: open a WebSocket there, or send a JSON list of events with \
          POST to /api/events",
         request.method()
     );
