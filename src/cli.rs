@@ -55,7 +55,8 @@ file before the PREFECT_… variables of a Prefect server.
 A flag can be read by everyone on the machine for as long as the process runs: give what holds a
 password as a variable, or name a file that holds it with EVENT_PERSISTER_DATABASE_URL_FILE,
 EVENT_PERSISTER_REDIS_URL_FILE or EVENT_PERSISTER_HTTP_AUTH_STRING_FILE.
-`event-persister check` lists all settings, their values and where each came from.
+`event-persister config show` lists all settings, their values and where each came from;
+`event-persister config example` prints a file with what each means.
 
 Exit codes: 0 done, 1 the work itself failed, 2 wrong usage or configuration.";
 
@@ -267,6 +268,16 @@ pub(crate) enum Command {
         command: GuardCommand,
     },
 
+    /// Print a configuration file to start from, its JSON schema, or what is in effect
+    #[command(after_help = "Examples:
+  event-persister config example > event-persister.toml
+  event-persister config schema > event-persister.schema.json
+  event-persister config show --config event-persister.toml")]
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+
     /// Print what makes a shell complete our commands and flags
     #[command(after_help = "Examples:
   event-persister completions bash > /etc/bash_completion.d/event-persister
@@ -345,6 +356,27 @@ pub(crate) struct ServeFlags {
     pub(crate) json: bool,
 }
 
+/// What to print about the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print a configuration file of all settings, commented out, each with its default and its meaning
+    #[command(after_help = "Examples:
+  event-persister config example > event-persister.toml")]
+    Example,
+    /// Print the JSON schema of the configuration file, by which editors check and complete it
+    #[command(after_help = "Examples:
+  event-persister config schema > event-persister.schema.json")]
+    Schema,
+    /// Print every setting, the value in effect and where it came from; secrets are masked
+    #[command(after_help = "Examples:
+  event-persister config show
+  event-persister config show --json | jq '.[] | select(.from != \"default\")'")]
+    Show {
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
 /// What to do with the trim guard.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum GuardCommand {
@@ -409,8 +441,16 @@ fn command() -> clap::Command {
         false => flag,
     };
     let writes = |replay: clap::Command| replay.mut_args(show);
-    cli.mut_subcommand("dead-letters", |letters| {
+    let cli = cli.mut_subcommand("dead-letters", |letters| {
         letters.mut_subcommand("replay", writes)
+    });
+    // Two of these need no configuration.
+    cli.mut_subcommand("config", |config| {
+        ["example", "schema"]
+            .into_iter()
+            .fold(config, |config, name| {
+                config.mut_subcommand(name, |general| hide_all_but(general, &[]))
+            })
     })
 }
 
@@ -533,6 +573,8 @@ mod tests {
             assert_eq!(listed(all), SETTINGS, "{all:?}");
         }
         assert_eq!(listed(&["completions"]), [""; 0]);
+        assert_eq!(listed(&["config", "show"]), SETTINGS);
+        assert_eq!(listed(&["config", "example"]), [""; 0]);
         assert_eq!(listed(&["health"]), ["--config", "--listen"]);
         for guard in [&["guard"][..], &["guard", "show"], &["guard", "remove"]] {
             assert_eq!(
@@ -551,7 +593,7 @@ mod tests {
         // Each command is looked at, a new one too.
         for command in command().get_subcommands() {
             let name = command.get_name();
-            let knows_all = ["serve", "check"].contains(&name);
+            let knows_all = ["serve", "check", "config"].contains(&name);
             let is_named = OBEYED.iter().any(|(obeying, _)| *obeying == name);
             assert!(knows_all != is_named, "{name}");
         }
