@@ -111,8 +111,7 @@ async fn check_store(config: &Config) -> Result<String, String> {
     if let Some(not_yet) = wiring::not_there_yet(config) {
         return Ok(not_yet);
     }
-    let open = wiring::open_store(config, Missing::Ignore).map_err(|error| format!("{error:#}"))?;
-    let store = open();
+    let store = wiring::open_store(config, Missing::Ignore)();
     let checked = within(async { store.check().await.map_err(|error| error_chain(&error)) }).await;
     wiring::close(store.as_ref()).await;
     checked.map(|()| "reachable, and its tables are right".to_owned())

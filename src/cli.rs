@@ -51,8 +51,9 @@ Examples:
 
 Settings: `key` in a `[section]` of the configuration file is also the environment variable
 EVENT_PERSISTER_<SECTION>_<KEY>. Flags come before variables, variables before the file, and the
-file before the PREFECT_… variables of a Prefect server. `event-persister check` lists all settings,
-their values and where each came from.
+file before the PREFECT_… variables of a Prefect server. `event-persister config show` lists all
+settings, their values and where each came from; `event-persister config example` prints a file with what
+each means.
 
 Secrets: everyone on the machine can read the flags of a running process. Give a URL with a password
 as a variable, or name a file that holds it: EVENT_PERSISTER_DATABASE_URL_FILE,
@@ -267,6 +268,16 @@ pub(crate) enum Command {
         command: GuardCommand,
     },
 
+    /// Print a configuration file to start from, its JSON schema, or what is in effect
+    #[command(after_help = "Examples:
+  event-persister config example > event-persister.toml
+  event-persister config schema > event-persister.schema.json
+  event-persister config show --config event-persister.toml")]
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+
     /// Print the completion script for a shell
     #[command(after_help = "Examples:
   event-persister completions bash > /etc/bash_completion.d/event-persister
@@ -347,6 +358,26 @@ pub(crate) struct ServeFlags {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print a configuration file of all settings, commented out, each with its default and its meaning
+    #[command(after_help = "Examples:
+  event-persister config example > event-persister.toml")]
+    Example,
+    /// Print the JSON schema of the configuration file, by which editors check and complete it
+    #[command(after_help = "Examples:
+  event-persister config schema > event-persister.schema.json")]
+    Schema,
+    /// Print every setting, the value in effect and where it came from; secrets are masked
+    #[command(after_help = "Examples:
+  event-persister config show
+  event-persister config show --json | jq '.[] | select(.from != \"default\")'")]
+    Show {
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum GuardCommand {
     /// Show the positions of the guard and of the consumer group, and the length of the stream
     #[command(after_help = "Examples:
@@ -410,8 +441,16 @@ fn command() -> clap::Command {
         false => flag,
     };
     let writes = |replay: clap::Command| replay.mut_args(show);
-    cli.mut_subcommand("dead-letters", |letters| {
+    let cli = cli.mut_subcommand("dead-letters", |letters| {
         letters.mut_subcommand("replay", writes)
+    });
+    // Two of these need no configuration.
+    cli.mut_subcommand("config", |config| {
+        ["example", "schema"]
+            .into_iter()
+            .fold(config, |config, name| {
+                config.mut_subcommand(name, |general| hide_all_but(general, &[]))
+            })
     })
 }
 
@@ -534,6 +573,8 @@ mod tests {
             assert_eq!(listed(all), SETTINGS, "{all:?}");
         }
         assert_eq!(listed(&["completions"]), [""; 0]);
+        assert_eq!(listed(&["config", "show"]), SETTINGS);
+        assert_eq!(listed(&["config", "example"]), [""; 0]);
         assert_eq!(listed(&["health"]), ["--config", "--listen"]);
         for guard in [&["guard"][..], &["guard", "show"], &["guard", "remove"]] {
             assert_eq!(
@@ -552,7 +593,7 @@ mod tests {
         // Each command is looked at, a new one too.
         for command in command().get_subcommands() {
             let name = command.get_name();
-            let knows_all = ["serve", "check"].contains(&name);
+            let knows_all = ["serve", "check", "config"].contains(&name);
             let is_named = OBEYED.iter().any(|(obeying, _)| *obeying == name);
             assert!(knows_all != is_named, "{name}");
         }

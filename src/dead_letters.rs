@@ -34,7 +34,7 @@ pub(crate) async fn run(
     screen: &MultiProgress,
     command: &DeadLettersCommand,
 ) -> anyhow::Result<bool> {
-    let letters = wiring::dead_letters(config)?;
+    let letters = wiring::dead_letters(config);
     match command {
         DeadLettersCommand::List {
             limit,

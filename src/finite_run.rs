@@ -55,11 +55,11 @@ impl FiniteRun {
         patience: Option<Duration>,
     ) -> anyhow::Result<Self> {
         let metrics = Metrics::new().context("cannot set the metrics up")?;
-        let parts = wiring::pipeline_parts(config, vec![source], metrics.clone())?;
+        let parts = wiring::pipeline_parts(config, vec![source], metrics.clone());
         Ok(Self {
             pipeline: PipelineActor::new(wiring::finite_settings(config), parts).start(),
             drain: Drain {
-                timeout: config.pipeline.drain_timeout,
+                timeout: config.drain_timeout,
             },
             metrics,
             started: Instant::now(),

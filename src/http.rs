@@ -22,11 +22,13 @@ pub(crate) mod client;
 mod connection;
 mod entrance;
 mod server;
+mod settings;
 mod tls;
 mod turns;
 
 pub(crate) use binding::Unbindable;
 pub(crate) use entrance::{Entrance, Listening};
+pub(crate) use settings::{CertificateFiles, Listen, ListenerSettings};
 
 /// The process is alive.
 const HEALTH_PATH: &str = "/api/health";

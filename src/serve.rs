@@ -14,8 +14,8 @@ use futures_util::future::LocalBoxFuture;
 use serde_json::json;
 
 use crate::cli::Command;
-use crate::config::{Config, Listen, Supervisor};
-use crate::http::{Entrance, Listener, Listening, Served};
+use crate::config::{Config, Supervisor};
+use crate::http::{Entrance, Listen, Listener, Listening, Served};
 use crate::memory;
 use crate::metrics::{self, Refusals};
 use crate::signals::Signals;
@@ -42,7 +42,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
         .iter()
         .map(|source| source.name().to_owned())
         .collect();
-    let parts = wiring::pipeline_parts(config, sources, metrics.clone())?;
+    let parts = wiring::pipeline_parts(config, sources, metrics.clone());
     let refusals = Refusals::new().context("cannot set the metrics up")?;
     let registry = metrics::registry(config, &metrics, &refusals, &intake, bus.as_ref())?;
     // It runs once the listener is bound: a second process on the same address ends before that, and
@@ -54,14 +54,14 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
             pipeline: pipeline.clone(),
             events: intake.routes(),
         }),
-        auth: wiring::auth(config),
+        auth: config.http.routes.auth.clone(),
         registry,
         refusals,
     };
     let opened = entrance.map(|entrance| entrance.open(&listener));
     let mut listening = opened.transpose()?;
     let (sources, listen) = (names.join(","), Listening::addresses(listening.as_ref()));
-    context.run(PipelineActor::new(wiring::pipeline_settings(config), parts));
+    context.run(PipelineActor::new(config.pipeline.clone(), parts));
     announce(config, &sources, &listen);
     warn(config, listening.as_ref());
     actix_rt::spawn(tell_when_ready(pipeline.clone(), sources, listen));
@@ -121,7 +121,7 @@ fn not_ready(reason: &str) -> HttpResponse {
 
 /// What would be right where nothing could ever come in; `None` where something can.
 pub(crate) fn no_source(config: &Config) -> Option<&'static str> {
-    let listens = config.http.listen != Listen::Off;
+    let listens = config.http.listener.listen != Listen::Off;
     (!listens && config.redis.is_none()).then_some(
         "give an address with --listen or EVENT_PERSISTER_LISTEN, or a Redis with --redis-url or \
          EVENT_PERSISTER_REDIS_URL",
@@ -156,7 +156,7 @@ fn announce(config: &Config, sources: &str, listen: &str) {
     let redis = config
         .redis
         .as_ref()
-        .map_or_else(|| "off".to_owned(), |redis| redis.address.to_string());
+        .map_or_else(|| "off".to_owned(), |redis| redis.url.masked());
     let guard = match &config.redis {
         Some(redis) if redis.guard => "on",
         _ => "off",
@@ -196,7 +196,7 @@ async fn shut_down(
 ) {
     intake.stop_accepting();
     let drain = Drain {
-        timeout: config.pipeline.drain_timeout,
+        timeout: config.drain_timeout,
     };
     match pipeline.send(drain).await {
         Ok(drained) if drained.released > 0 => log::warn!(

@@ -128,8 +128,8 @@ impl<'a> Shadow<'a> {
         Ok(Self {
             config,
             bus: wiring::bus_shadow(config)?.context(NO_REDIS)?,
-            tables: wiring::comparison(config)?,
-            limits: wiring::event_limits(config),
+            tables: wiring::tables(config).comparison,
+            limits: config.events.clone(),
             waiting: Waiting::new(delay),
             delay,
             tally: Tally::new(flags.limit.unwrap_or(LIMIT)),
@@ -310,7 +310,7 @@ impl<'a> Shadow<'a> {
     /// Before which moment events may be gone, at this moment.
     fn cutoffs(&self) -> Result<Cutoffs, TrimError> {
         let now = SystemClock.now() + CLOCKS_DIFFER_BY;
-        cutoffs(&wiring::trim_settings(self.config), now)
+        cutoffs(&self.config.trim, now)
     }
 
     fn add(&mut self, class: Class, number: usize) {

@@ -25,19 +25,19 @@ pub(crate) struct Wishes {
 
 /// Deletes what retention no longer keeps, or only counts it.
 pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<()> {
-    let settings = wiring::trim_settings(config);
-    let cutoffs = cutoffs(&settings, SystemClock.now())?;
+    let settings = &config.trim;
+    let cutoffs = cutoffs(settings, SystemClock.now())?;
     let missing = if wishes.dry_run {
         Missing::Ignore
     } else {
         Missing::Refuse
     };
-    let store = wiring::open_store(config, missing)?();
+    let store = wiring::open_store(config, missing)();
     let done = if wishes.dry_run {
         count(config, store.as_ref(), &cutoffs).await
     } else {
         let allowed = wishes.yes;
-        let done = pass(config, store.as_ref(), &settings, &cutoffs, allowed).await;
+        let done = pass(config, store.as_ref(), settings, &cutoffs, allowed).await;
         done.map(|trimmed| (trimmed, None))
     };
     wiring::close(store.as_ref()).await;

@@ -58,9 +58,9 @@ pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<bool>
     let bus = wiring::bus_audit(config)?;
     let mut verification = Verification {
         config,
-        limits: wiring::event_limits(config),
+        limits: config.events.clone(),
         bus: bus.as_ref(),
-        tables: wiring::tables(config)?,
+        tables: wiring::tables(config),
         state: Reconciliation::new(wishes.limit),
     };
     let misplaced = verification.look_at_stream().await?;
@@ -170,7 +170,7 @@ impl Verification<'_> {
     /// Before which moment events may be gone, at this moment.
     fn cutoffs(&self) -> anyhow::Result<Cutoffs> {
         let now = SystemClock.now() + CLOCKS_DIFFER_BY;
-        Ok(cutoffs(&wiring::trim_settings(self.config), now)?)
+        Ok(cutoffs(&self.config.trim, now)?)
     }
 
     async fn look_up(&self, wanted: &[Wanted]) -> anyhow::Result<Held> {

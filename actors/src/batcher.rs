@@ -15,6 +15,7 @@
 //! When this actor dies, what it held is forgotten, and the sources hand it out again.
 
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +56,8 @@ use writer::{HandOut, Writer};
 /// What a batcher shares with the rest of its pipeline.
 #[derive(Clone)]
 pub struct BatcherParts {
+    /// Bytes of messages that may be held, beside the largest one of each source.
+    pub max_bytes_in_flight: NonZeroUsize,
     /// Notes what happens to the store.
     pub store: Component,
     /// Fails while reading pauses because the store refuses nearly everything.
@@ -111,13 +114,14 @@ impl BatcherActor {
         writers: Vec<Recipient<Flush>>,
         lifeline: Lifeline,
     ) -> Self {
+        let max_bytes_in_flight = parts.max_bytes_in_flight;
         Self {
             queue: BatchQueue::new(settings.limits()),
-            credit: settings.credit(writers.len(), num_sources),
+            credit: settings.credit(max_bytes_in_flight, writers.len(), num_sources),
             refusals: Refusals::new(settings.backoff),
             outage: Outage::new(settings.backoff),
             untold: Untold::default(),
-            suspects: settings.allowance(),
+            suspects: settings::allowance(max_bytes_in_flight),
             unrest: Unrest::default(),
             was_suspect: false,
             template: None,

@@ -28,13 +28,18 @@ pub mod trim;
 
 pub mod pipeline;
 
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub mod address;
 pub mod backoff;
 pub mod clock;
 mod failpoint;
 pub mod finding;
 pub mod lifeline;
 pub mod metrics;
+pub mod settings;
 pub mod status;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub mod tls;
 mod untold;
 mod waiters;
 

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use futures_util::future::{join, join_all};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::backoff::Backoff;
@@ -28,6 +30,7 @@ use crate::messages::{
 };
 use crate::metrics::Metrics;
 use crate::retention::Retention;
+use crate::settings::{As, AtMost, Size};
 use crate::source::EventSource;
 use crate::store::{EventStore, OpenStore, Trimmed};
 use crate::trim::{TrimActor, TrimSettings};
@@ -51,24 +54,40 @@ pub enum Placement {
 }
 
 /// How a pipeline works.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct PipelineSettings {
-    /// Connections that write at the same time (2).
+    /// How many write at the same time, each on a thread of its own, at most 64; on PostgreSQL over two
+    /// connections, one of them to copy large batches. More helps a database with cores to spare; SQLite
+    /// writes one at a time.
+    // Each has a connection and a thread, and a share in the memory. No database is faster with more, and
+    // a slip of the finger must not exhaust it.
+    #[serde(with = "As::<AtMost<64>>")]
     pub writers: NonZeroUsize,
-    /// When batches leave, and how much may be held.
+    /// Bytes of events between source and commit; the bound on memory. One event larger than this still
+    /// passes, alone.
+    #[serde(with = "As::<Size>")]
+    pub max_bytes_in_flight: NonZeroUsize,
+    /// When batches leave.
+    #[serde(skip)]
     pub batch: BatcherSettings,
     /// Retention; `None` never deletes anything.
+    #[serde(skip)]
     pub trim: Option<TrimSettings>,
     /// By which events count as old when they come, which is counted; `None` counts none.
+    #[serde(skip)]
     pub retention: Option<Retention>,
     /// On which threads the parts run.
+    #[serde(skip)]
     pub placement: Placement,
 }
 
 impl Default for PipelineSettings {
     fn default() -> Self {
+        const MAX_BYTES_IN_FLIGHT: NonZeroUsize = NonZeroUsize::new(64 << 20).unwrap();
         Self {
             writers: NonZeroUsize::MIN.saturating_add(1),
+            max_bytes_in_flight: MAX_BYTES_IN_FLIGHT,
             batch: BatcherSettings::default(),
             trim: Some(TrimSettings::default()),
             retention: Some(Retention::from(&TrimSettings::default())),

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use chrono::{DateTime, TimeDelta, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
@@ -19,6 +21,7 @@ use crate::lifeline::Lifeline;
 use crate::messages::{Drain, Drained, Trim, TrimError, stops_when_retired};
 use crate::metrics::{Metrics, PassOutcome};
 use crate::retention::Retention;
+use crate::settings::{As, ByEvent, Count, Interval, LongerThanZero};
 use crate::status::{Component, error_chain};
 use crate::store::{Cutoffs, EventStore, StoreError, TrimStep, Trimmed};
 
@@ -29,17 +32,23 @@ pub use caution::Caution;
 use steadiness::Steadiness;
 
 /// How long events are kept, and how they are removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct TrimSettings {
-    /// From the end of one pass to the start of the next (15 min).
-    pub every: Duration,
-    /// How long an event is kept after it occurred (7 days).
+    /// How often events beyond their retention are deleted, or `off`. Shorter means smaller passes.
+    #[serde(with = "As::<Interval>")]
+    pub every: Option<Duration>,
+    /// How long events are kept, by the time at which they occurred.
+    #[serde(with = "As::<LongerThanZero>")]
     pub retention: Duration,
-    /// The same for single event names, shorter or longer (heartbeats of flow runs: 7 days).
+    /// Retention of single event names, shorter or longer: a table in the file, `name=30d,other=1h` or JSON
+    /// in a variable. Replaces the default.
+    #[serde(with = "As::<ByEvent>")]
     pub overrides: BTreeMap<String, Duration>,
-    /// Events removed in one transaction (5,000). More are faster and hold up SQLite's writers longer;
-    /// while nobody else writes, SQLite takes up to four times as many. While the same process writes,
-    /// PostgreSQL takes 1,000 at most, and a second four times what is written, or 5,000 if that is more.
+    /// Events deleted in one transaction; fewer let SQLite's writers in sooner, more finish earlier. SQLite
+    /// takes up to four times as many while nobody else writes; while this process writes to PostgreSQL at
+    /// most 1,000, and a second four times what it writes, or 5,000 if that is more.
+    #[serde(with = "As::<Count>")]
     pub batch_size: NonZeroUsize,
 }
 
@@ -47,7 +56,7 @@ impl Default for TrimSettings {
     fn default() -> Self {
         const DAY: u64 = 24 * 60 * 60;
         Self {
-            every: Duration::from_secs(15 * 60),
+            every: Some(Duration::from_secs(15 * 60)),
             retention: Duration::from_secs(7 * DAY),
             overrides: BTreeMap::from([(
                 "prefect.flow-run.heartbeat".to_owned(),
@@ -191,7 +200,7 @@ impl TrimActor {
             caution: Caution {
                 began: now,
                 passed: None,
-                every: settings.every,
+                every: settings.every.unwrap_or_default(),
             },
             settings: Arc::new(settings),
             steadiness: Steadiness::new(now, Instant::now()),
@@ -203,7 +212,10 @@ impl TrimActor {
 
     /// Replicas that started together should not trim together: up to a fifth is taken off.
     fn schedule(&self, ctx: &mut Context<Self>) {
-        let delay = self.settings.every.mul_f64(1.0 - 0.2 * fastrand::f64());
+        let Some(every) = self.settings.every else {
+            return;
+        };
+        let delay = every.mul_f64(1.0 - 0.2 * fastrand::f64());
         ctx.run_later(delay, |actor, ctx| {
             let pass = actor.pass();
             ctx.spawn(pass.map(|_, actor, ctx| actor.schedule(ctx)));

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::net::TcpSocket;
 
-use crate::config::{Config, Listen};
+use crate::config::Config;
 use crate::http::client::{Answer, Question, reachable};
-use crate::http::{Place, Unbindable};
+use crate::http::{Listen, Place, Unbindable};
 use crate::serve::no_source;
 use crate::wiring::Finding;
 
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(6);
 
 pub(super) async fn judge(config: &Config) -> Vec<Finding> {
     const ID: &str = "http.listen";
-    let address = match &config.http.listen {
+    let address = match &config.http.listener.listen {
         Listen::Off => {
             return vec![match no_source(config) {
                 None => Finding::ok(ID, "the listener is off"),
@@ -110,7 +110,7 @@ async fn is_ours(at: SocketAddr, encrypted: bool) -> bool {
 
 fn auth(address: &str, place: &Place, config: &Config) -> Finding {
     const ID: &str = "http.auth";
-    if config.http.auth_string.is_some() {
+    if config.http.routes.auth.is_some() {
         return Finding::ok(ID, "an auth string guards all but the two health paths");
     }
     if place.is_loopback() {

@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use super::{Looked, Stream};
-use crate::config::{Config, Origin};
+use crate::config::Config;
 use crate::wiring::{Finding, Prefects, Severity};
-use crate::{guard, output};
+use crate::{guard, output, settings};
 
 pub(super) fn print(config: &Config, looked: &Looked) -> anyhow::Result<()> {
-    print_settings(config)?;
+    settings::table(config)?;
     let seen: Vec<Vec<String>> = config
         .prefect
         .not_taken_over
@@ -45,24 +45,6 @@ pub(super) fn print(config: &Config, looked: &Looked) -> anyhow::Result<()> {
     output::table(&["RESULT", "CHECK", "FOUND"], &rows(&looked.findings))?;
     output::line("")?;
     output::line(&summary(&looked.findings))
-}
-
-fn print_settings(config: &Config) -> anyhow::Result<()> {
-    let rows: Vec<Vec<String>> = config
-        .effective
-        .iter()
-        .map(|setting| {
-            vec![
-                setting.name.clone(),
-                setting
-                    .value
-                    .as_deref()
-                    .map_or_else(|| "(not set)".to_owned(), output::one_line),
-                setting.origin.to_string(),
-            ]
-        })
-        .collect();
-    output::table(&["SETTING", "VALUE", "FROM"], &rows)
 }
 
 /// The remedy stands on a line of its own beneath what it is for.
@@ -114,20 +96,6 @@ fn describe(prefects: &Prefects) -> String {
 }
 
 pub(super) fn document(config: &Config, looked: &Looked) -> Value {
-    let settings: Vec<Value> = config
-        .effective
-        .iter()
-        .map(|setting| {
-            json!({
-                "name": setting.name,
-                "value": setting.value,
-                "from": setting.origin.to_string(),
-                "from_prefect": matches!(setting.origin, Origin::Prefect(_)),
-                "variable": setting.variable,
-                "help": setting.help,
-            })
-        })
-        .collect();
     let seen: Vec<Value> = config
         .prefect
         .not_taken_over
@@ -139,7 +107,7 @@ pub(super) fn document(config: &Config, looked: &Looked) -> Value {
     json!({
         "ok": looked.all_is_well(),
         "findings": looked.findings,
-        "settings": settings,
+        "settings": settings::documents(config),
         "not_taken_over": seen,
         "warnings": warnings.collect::<Vec<String>>(),
         "store": { "ok": store.is_ok(), "found": store.as_ref().ok(), "error": store.as_ref().err() },

@@ -7,8 +7,8 @@ use tokio::task::JoinHandle;
 
 use super::server::{Running, start};
 use super::tls::Certificate;
-use super::{Listener, Place};
-use crate::config::{Http, Listen};
+use super::{Listen, Listener, Place};
+use crate::config::Http;
 
 /// Where to listen and what to show there. It is known before anything else is begun, so that a
 /// wrong address or certificate ends the process while it has touched nothing.
@@ -21,10 +21,10 @@ pub(crate) struct Entrance<'a> {
 impl<'a> Entrance<'a> {
     /// As it is set; `None` where nobody is to listen.
     pub(crate) fn find(http: &'a Http) -> anyhow::Result<Option<Self>> {
-        let Listen::At(address) = &http.listen else {
+        let Listen::At(address) = &http.listener.listen else {
             return Ok(None);
         };
-        let files = http.tls.clone();
+        let files = http.listener.certificate();
         Ok(Some(Self {
             http,
             place: Place::resolve(address)?,

@@ -77,16 +77,16 @@ pub(super) fn start(
     listener: &Listener,
 ) -> anyhow::Result<(Server, Running)> {
     let is_open = place.is_open(listener.auth.as_ref());
-    let max_connections = http.max_connections.get();
+    let max_connections = http.listener.max_connections.get();
     allow_files(max_connections + NUM_BEYOND);
     let (closing, closes) = watch::channel(false);
     let gate = Gate {
         places: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
         tls: certificate.map(Certificate::acceptor).transpose()?,
         patience: Patience {
-            idle: http.idle_timeout,
-            crowded: CROWDED_TIMEOUT.min(http.idle_timeout),
-            unread: http.request_timeout,
+            idle: http.listener.idle_timeout,
+            crowded: CROWDED_TIMEOUT.min(http.listener.idle_timeout),
+            unread: http.routes.request_timeout,
         },
         crowd: watch::Sender::new(false),
         closing: closes,

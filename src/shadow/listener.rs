@@ -10,13 +10,12 @@ use super::health::Health;
 use super::metrics::ShadowMetrics;
 use crate::config::Config;
 use crate::http::{Listener, Served};
-use crate::wiring;
 
 /// What the listener needs from a shadow.
 pub(super) fn listener(config: &Config, health: &Health, metrics: &ShadowMetrics) -> Listener {
     Listener {
         served: Arc::new(Shadowed(health.clone())),
-        auth: wiring::auth(config),
+        auth: config.http.routes.auth.clone(),
         registry: metrics.registry(),
         refusals: metrics.refusals(),
     }

@@ -271,7 +271,7 @@ async fn only_those_who_know_the_auth_string_are_let_in() {
 async fn bodies_and_events_that_are_too_large_are_refused() {
     let settings = HttpSettings {
         max_body_bytes: 3000.try_into().expect("not zero"),
-        max_event_bytes: Some(1000.try_into().expect("not zero")),
+        max_event_bytes: 1000.try_into().expect("not zero"),
         ..HttpSettings::default()
     };
     let intake = IntakeSettings {
@@ -783,7 +783,7 @@ async fn events_sent_just_before_a_close_are_all_taken() {
 async fn a_message_that_is_too_large_closes_with_1009() {
     let settings = HttpSettings {
         max_frame_bytes: 300_000.try_into().expect("not zero"),
-        max_event_bytes: Some(250_000.try_into().expect("not zero")),
+        max_event_bytes: 250_000.try_into().expect("not zero"),
         ..with_auth()
     };
     let server = start(settings, IntakeSettings::default());

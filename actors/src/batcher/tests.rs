@@ -66,6 +66,7 @@ impl Bench {
         let metrics = Metrics::new().unwrap();
         let store = Component::new("store");
         let parts = BatcherParts {
+            max_bytes_in_flight: NonZeroUsize::new(64 << 20).unwrap(),
             store: store.clone(),
             refusals: Component::new("store.refusals"),
             held_up: HeldUp::default(),

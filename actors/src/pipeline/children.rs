@@ -113,6 +113,7 @@ impl Starter {
     pub(super) fn batcher(&self, writers: &[Addr<DbWriterActor>]) -> (Addr<BatcherActor>, Watch) {
         let settings = self.settings.batch.clone();
         let parts = BatcherParts {
+            max_bytes_in_flight: self.settings.max_bytes_in_flight,
             store: self.components.store.clone(),
             refusals: self.components.refusals.clone(),
             held_up: self.components.held_up.clone(),

@@ -32,6 +32,7 @@ fn settings(writers: usize, max_events: usize) -> PipelineSettings {
         trim: None,
         retention: None,
         placement: Placement::SameArbiter,
+        ..PipelineSettings::default()
     }
 }
 

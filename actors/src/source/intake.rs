@@ -23,10 +23,13 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::LocalBoxFuture;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::delivery::{Content, Entry, Receipt};
+use crate::settings::{As, Count, Size};
 
 use super::retained::{Retain, Retained};
 use super::{Body, Chunk, EventSource, More, Permit, SourceError};
@@ -41,18 +44,22 @@ use room::{Bounds, Room};
 /// How much an intake holds: everything submitted and not yet durable.
 ///
 /// Should be no less than what the pipeline has in flight, or the batches cannot fill.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct IntakeSettings {
-    /// Entries at most (10,000).
+    /// Events that were taken in and are not committed yet; beyond it requests get 503 and WebSockets are
+    /// read no further.
+    #[serde(rename = "max_waiting_events", with = "As::<Count>")]
     pub max_events: NonZeroUsize,
-    /// Bytes of raw messages at most (64 MiB); no more than 4 GiB.
+    /// The same bound in bytes: the memory that an outage of the database may take; no more than 4 GiB.
+    #[serde(rename = "max_waiting_bytes", with = "As::<Size>")]
     pub max_bytes: NonZeroUsize,
 }
 
 impl Default for IntakeSettings {
     fn default() -> Self {
         const MAX_EVENTS: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
-        const MAX_BYTES: NonZeroUsize = NonZeroUsize::new(64 * 1024 * 1024).unwrap();
+        const MAX_BYTES: NonZeroUsize = NonZeroUsize::new(128 << 20).unwrap();
         Self {
             max_events: MAX_EVENTS,
             max_bytes: MAX_BYTES,

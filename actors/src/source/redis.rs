@@ -62,7 +62,6 @@ mod sizes;
 mod stats;
 mod stream_id;
 mod taken;
-mod tls;
 mod url;
 
 use shared::{Outcome, Shared};
@@ -70,10 +69,10 @@ use shared::{Outcome, Shared};
 pub use audit::{RedisAudit, StreamPage, StreamWalk};
 pub use guard::{GroupState, GuardReport, RedisGuard};
 pub use inspection::RedisInspection;
-pub use settings::{RedisIdentity, RedisSettings, RedisSettingsError, RedisTls, consumer_name};
+pub use settings::{RedisSettings, RedisSettingsError, consumer_name};
 pub use shadow::{GroupProgress, RedisShadow, ShadowRead};
 pub use stats::{RedisStats, RedisStatus};
-pub use url::{RedisUrl, RedisUrlError};
+pub use url::RedisUrl;
 
 /// The source's name in dead letters, metrics and logs.
 pub const SOURCE_NAME: &str = "redis";

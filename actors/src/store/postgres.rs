@@ -31,9 +31,10 @@ use self::failure::Failure;
 pub use self::halves::HalfEvents;
 pub use self::inspection::Needs;
 pub use self::schema::ServerInfo;
-pub use self::settings::{InvalidUrl, PostgresSettings, TlsMode, TlsSettings};
+pub use self::settings::{PostgresSettings, TlsMode};
 use self::together::Together;
 use self::trim::Resume;
+pub use self::url::PostgresUrl;
 use crate::batch::Batch;
 use crate::clock::Clock;
 use crate::finding::Finding;
@@ -64,9 +65,9 @@ mod rows;
 mod schema;
 mod settings;
 mod text_length;
-mod tls;
 mod together;
 mod trim;
+mod url;
 mod write;
 
 /// What a call may take beyond the statement's own limit before the connection counts as dead.

@@ -21,6 +21,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use self::connection::{Connection, Failure, Missing, Place};
@@ -32,6 +34,7 @@ use self::write::End;
 use crate::batch::Batch;
 use crate::clock::Clock;
 use crate::finding::Finding;
+use crate::settings::{As, InvalidUrl, LongerThanZero};
 pub use crate::store::CreateSchema;
 use crate::store::lately::Writing;
 use crate::store::{
@@ -58,19 +61,33 @@ mod text;
 mod trim;
 mod trim_connection;
 mod turns;
+mod url;
 mod write;
 
 /// Where the database is and what may be made in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct SqliteSettings {
     /// The file; relative to the working directory.
+    #[serde(skip)]
     pub path: PathBuf,
-    /// How long to wait for another process's transaction before the write counts as failed. The
-    /// pipeline tries again in any case: longer only delays the message that says who is in the way,
-    /// shorter gives up on a slow neighbour too often.
+    /// How long a write waits for another process that holds the SQLite file before it backs off; longer
+    /// hides contention, shorter reports it sooner.
+    #[serde(with = "As::<LongerThanZero>")]
     pub busy_timeout: Duration,
     /// Which tables may be made.
+    #[serde(skip)]
     pub create_schema: CreateSchema,
+}
+
+impl Default for SqliteSettings {
+    fn default() -> Self {
+        Self {
+            path: "event-persister.db".into(),
+            busy_timeout: Duration::from_secs(4),
+            create_schema: CreateSchema::Everything,
+        }
+    }
 }
 
 impl SqliteSettings {
@@ -78,9 +95,17 @@ impl SqliteSettings {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
-            busy_timeout: Duration::from_secs(4),
-            create_schema: CreateSchema::Everything,
+            ..Self::default()
         }
+    }
+
+    /// The same, of a URL: `sqlite://PATH`, or SQLAlchemy's `sqlite+aiosqlite:///PATH`.
+    ///
+    /// # Errors
+    ///
+    /// It is no such URL, or names no file.
+    pub fn from_url(url: &str) -> Result<Self, InvalidUrl> {
+        url::path(url).map(Self::new)
     }
 }
 

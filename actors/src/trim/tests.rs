@@ -14,7 +14,7 @@ fn now() -> DateTime<Utc> {
 
 fn settings(retention: Duration) -> TrimSettings {
     TrimSettings {
-        every: Duration::from_secs(600),
+        every: Some(Duration::from_secs(600)),
         retention,
         overrides: BTreeMap::new(),
         batch_size: NonZeroUsize::new(2).unwrap(),

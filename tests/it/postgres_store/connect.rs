@@ -19,8 +19,8 @@ fn server() -> Option<(&'static Server, &'static Path)> {
 /// Whether a connection with this mode works, and is encrypted.
 async fn connects(url: &str, mode: TlsMode, ca_file: Option<&Path>) -> Result<(), StoreError> {
     let mut settings = PostgresSettings::from_url(url).unwrap();
-    settings.tls.mode = mode;
-    settings.tls.ca_file = ca_file.map(Path::to_owned);
+    settings.tls = mode;
+    settings.tls_ca_file = ca_file.map(Path::to_owned);
     store(settings).describe().await.map(|_| ())
 }
 
@@ -64,9 +64,9 @@ async fn encrypts_where_the_mode_and_the_server_want_it() {
         );
     }
     let mut settings = PostgresSettings::from_url(&by_address).unwrap();
-    settings.tls.mode = TlsMode::VerifyFull;
-    settings.tls.ca_file = Some(ca);
-    settings.tls.check_hostname = false;
+    settings.tls = TlsMode::VerifyFull;
+    settings.tls_ca_file = Some(ca);
+    settings.tls_check_hostname = false;
     store(settings).describe().await.unwrap();
 }
 
@@ -89,10 +89,10 @@ async fn shows_its_certificate() {
     );
     let mut settings = PostgresSettings::from_url(&url).unwrap();
     store(settings.clone()).describe().await.unwrap();
-    settings.tls.cert_file = None;
+    settings.tls_cert_file = None;
     let error = store(settings.clone()).describe().await.unwrap_err();
     assert!(chain(&error).contains("both"), "{}", chain(&error));
-    settings.tls.key_file = None;
+    settings.tls_key_file = None;
     let error = store(settings).describe().await.unwrap_err();
     assert!(error.to_string().contains("pg_hba.conf"), "{error}");
 }

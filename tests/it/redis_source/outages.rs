@@ -1,9 +1,10 @@
 //! What happens to the server and to the line, and that the source goes on by itself.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use event_persister_actors::source::EventSource as _;
-use event_persister_actors::source::redis::{RedisIdentity, RedisSettings, RedisTls};
+use event_persister_actors::source::redis::{RedisSettings, RedisUrl};
 use event_persister_actors::status::error_chain;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -307,30 +308,24 @@ async fn speaks_tls_and_checks_the_certificate() {
         ..ServerOptions::default()
     });
     let stream = server.stream();
-    let with = |tls| {
+    let with = |url: RedisUrl, ca_file: Option<PathBuf>| {
         source(RedisSettings {
-            tls,
+            url,
+            ca_file,
             ..stream.settings()
         })
     };
-    let trusting = with(RedisTls {
-        ca_file: Some(server.ca_file()),
-        ..RedisTls::default()
-    });
+    let url = || stream.settings().url;
+    let trusting = with(url(), Some(server.ca_file()));
     join(&trusting).await;
     trusting.close().await.unwrap();
-    let careless = with(RedisTls {
-        insecure: true,
-        ..RedisTls::default()
-    });
+    let careless = format!("{}?ssl_cert_reqs=none", server.url());
+    let careless = with(careless.parse().unwrap(), None);
     join(&careless).await;
-    let distrusting = with(RedisTls::default());
+    let distrusting = with(url(), None);
     let error = error_chain(&next_error(&distrusting).await);
     assert!(error.to_lowercase().contains("certificate"), "{error}");
-    let missing = with(RedisTls {
-        ca_file: Some("/nowhere/ca.pem".into()),
-        ..RedisTls::default()
-    });
+    let missing = with(url(), Some("/nowhere/ca.pem".into()));
     let error = error_chain(&next_error(&missing).await);
     assert!(error.contains("/nowhere/ca.pem cannot be read"), "{error}");
 }
@@ -343,28 +338,24 @@ async fn shows_a_certificate_where_the_server_wants_one() {
         ..ServerOptions::default()
     });
     let stream = server.stream();
-    let with = |identity| {
+    let with = |identity: Option<[PathBuf; 2]>| {
+        let [cert_file, key_file] = match identity {
+            Some(files) => files.map(Some),
+            None => [None, None],
+        };
         source(RedisSettings {
-            tls: RedisTls {
-                ca_file: Some(server.ca_file()),
-                identity,
-                ..RedisTls::default()
-            },
+            ca_file: Some(server.ca_file()),
+            cert_file,
+            key_file,
             ..stream.settings()
         })
     };
     let [cert_file, key_file] = server.certificate();
-    let known = with(Some(RedisIdentity {
-        cert_file: cert_file.clone(),
-        key_file,
-    }));
+    let known = with(Some([cert_file.clone(), key_file]));
     join(&known).await;
     known.close().await.unwrap();
     next_error(&with(None)).await;
-    let without_key = with(Some(RedisIdentity {
-        cert_file,
-        key_file: "/nowhere/key.pem".into(),
-    }));
+    let without_key = with(Some([cert_file, "/nowhere/key.pem".into()]));
     let error = error_chain(&next_error(&without_key).await);
     assert!(error.contains("/nowhere/key.pem cannot be read"), "{error}");
 }

@@ -41,6 +41,7 @@ impl World {
         store.set_latency(Duration::from_millis(10));
         let metrics = Metrics::new().unwrap();
         let parts = BatcherParts {
+            max_bytes_in_flight: NonZeroUsize::new(64 << 20).unwrap(),
             store: Component::new("store"),
             refusals: Component::new("store.refusals"),
             held_up: HeldUp::default(),

@@ -10,16 +10,17 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ErrorKind, RedisConnectionInfo, RedisError, RedisResult};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use super::failure::timed_out;
 use super::reads::Reads;
-use super::settings::{RedisSettings, RedisTls};
-use super::tls;
-use super::url::RedisUrl;
+use super::settings::RedisSettings;
+use crate::tls;
 
 /// How long reaching the server and greeting it may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -38,8 +39,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// Makes connections, and makes them anew.
 pub(super) struct Connections {
-    url: RedisUrl,
-    tls: RedisTls,
+    settings: RedisSettings,
     current: Mutex<Current>,
     /// Held while connecting, so that one connection is made and not several.
     connecting: tokio::sync::Mutex<()>,
@@ -80,12 +80,8 @@ impl Drop for Driver {
 
 impl Connections {
     pub(super) fn new(settings: &RedisSettings) -> Self {
-        let mut tls = settings.tls.clone();
-        tls.ca_file = tls.ca_file.or_else(|| settings.url.ca_file.clone());
-        tls.insecure |= settings.url.insecure;
         Self {
-            url: settings.url.clone(),
-            tls,
+            settings: settings.clone(),
             current: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
         }
@@ -105,7 +101,7 @@ impl Connections {
         let connection = Box::pin(within_time(self.connect_for_commands())).await?;
         log::debug!(
             "connected to Redis redis.server={} redis.use=commands",
-            self.url
+            self.settings.url
         );
         self.lock().commands = Some(connection.clone());
         Ok(connection)
@@ -124,7 +120,7 @@ impl Connections {
         let reads = Box::pin(within_time(self.connect_for_reads())).await?;
         log::debug!(
             "connected to Redis redis.server={} redis.use=reads",
-            self.url
+            self.settings.url
         );
         let mut current = self.lock();
         if current.generation == generation {
@@ -156,13 +152,14 @@ impl Connections {
     }
 
     async fn connect_for_commands(&self) -> RedisResult<Connection> {
+        let url = &self.settings.url;
         let mut info = RedisConnectionInfo::default()
-            .set_db(self.url.database)
+            .set_db(url.database)
             .set_lib_name(LIBRARY, env!("CARGO_PKG_VERSION"));
-        if let Some(username) = &self.url.username {
+        if let Some(username) = &url.username {
             info = info.set_username(username);
         }
-        if let Some(password) = &self.url.password {
+        if let Some(password) = &url.password {
             info = info.set_password(password);
         }
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
@@ -176,19 +173,21 @@ impl Connections {
     }
 
     async fn connect_for_reads(&self) -> RedisResult<Reads> {
-        Reads::greet(self.connect().await?, &self.url).await
+        Reads::greet(self.connect().await?, &self.settings.url).await
     }
 
     async fn connect(&self) -> RedisResult<Box<dyn Stream>> {
-        let stream = TcpStream::connect((self.url.host.as_str(), self.url.port)).await?;
+        let url = &self.settings.url;
+        let stream = TcpStream::connect((url.host.as_str(), url.port)).await?;
         stream.set_nodelay(true)?;
-        if !self.url.tls {
+        if !url.tls {
             return Ok(Box::new(stream));
         }
-        let stream = tls::encrypt(stream, &self.url.host, &self.tls)
-            .await
-            .map_err(refused_by_tls)?;
-        Ok(Box::new(stream))
+        let name = ServerName::try_from(url.host.clone()).map_err(refused_by_tls)?;
+        let (check, files) = self.settings.encryption();
+        let config = tls::client(check, files).map_err(refused_by_tls)?;
+        let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
+        Ok(Box::new(connecting.await.map_err(refused_by_tls)?))
     }
 
     fn lock(&self) -> MutexGuard<'_, Current> {
@@ -203,7 +202,7 @@ async fn within_time<T>(connecting: impl Future<Output = RedisResult<T>>) -> Red
         .unwrap_or_else(|_| Err(timed_out("no greeting within the connect time-out")))
 }
 
-fn refused_by_tls(error: std::io::Error) -> RedisError {
+fn refused_by_tls(error: impl std::fmt::Display) -> RedisError {
     let what = "no encrypted connection";
     RedisError::from((ErrorKind::InvalidClientConfig, what, error.to_string()))
 }

@@ -20,9 +20,9 @@ use super::copying::{Copied, Copier};
 use super::driver::Driver;
 use super::failure::{Failure, connect_error};
 use super::settings::{PostgresSettings, TlsMode};
-use super::tls;
 use crate::status::error_chain;
 use crate::store::StoreError;
+use crate::tls;
 
 /// Where no connection for COPY can be had, the next attempt is made this much later: longer leaves the
 /// store slow after a moment without connections, shorter says so too often.
@@ -131,7 +131,7 @@ impl Connection {
     /// Connects; the transaction that it was set up in is over when this returns.
     pub(super) async fn open(settings: &PostgresSettings) -> Result<Self, StoreError> {
         let place = settings.place();
-        let num_hosts = u32::try_from(settings.config.get_hosts().len()).unwrap_or(u32::MAX);
+        let num_hosts = u32::try_from(settings.url.config.get_hosts().len()).unwrap_or(u32::MAX);
         let limit = settings
             .connect_timeout
             .saturating_mul(num_hosts.saturating_mul(2));
@@ -292,7 +292,7 @@ pub(super) async fn establish<A: Adopt>(
     settings: &PostgresSettings,
     adopt: A,
 ) -> Result<A::Adopted, ConnectError> {
-    let mut config = settings.config.clone();
+    let mut config = settings.url.config.clone();
     config
         .application_name(&settings.application_name)
         .connect_timeout(settings.connect_timeout)
@@ -335,15 +335,20 @@ async fn encrypted_or_not<A: Adopt>(
     settings: &PostgresSettings,
     adopt: A,
 ) -> Result<A::Adopted, ConnectError> {
-    let (first, second) = match settings.tls.mode {
+    let (first, second) = match settings.tls {
         TlsMode::Disable => (SslMode::Disable, None),
         TlsMode::Allow => (SslMode::Disable, Some(SslMode::Require)),
         TlsMode::Prefer => (SslMode::Prefer, Some(SslMode::Disable)),
         TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => (SslMode::Require, None),
     };
-    let tls = match settings.tls.mode {
+    let tls = match settings.tls {
         TlsMode::Disable => None,
-        _ => Some(tls::connector(&settings.tls).map_err(ConnectError::Tls)?),
+        _ => {
+            let (check, files) = settings.encryption();
+            let config =
+                tls::client(check, files).map_err(|fault| ConnectError::Tls(fault.to_string()))?;
+            Some(MakeRustlsConnect::new(config))
+        }
     };
     let begin = begin(&configure(settings));
     config.ssl_mode(first);
