@@ -4,13 +4,11 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use event_persister_actors::source::EventSource;
-pub(crate) use event_persister_actors::source::redis::{
-    GuardReport, RedisAudit as BusAudit, RedisGuard as Guard, RedisShadow as BusShadow, RedisStats,
-    SOURCE_NAME as BUS_NAME,
-};
+pub(crate) use event_persister_actors::source::operator::{BusOperator, GuardReport, StreamShadow};
 use event_persister_actors::source::redis::{
-    RedisIdentity, RedisSettings, RedisSource, RedisTls, consumer_name,
+    RedisIdentity, RedisOperator, RedisSettings, RedisSource, RedisTls, consumer_name,
 };
+pub(crate) use event_persister_actors::source::redis::{RedisStats, SOURCE_NAME as BUS_NAME};
 
 use crate::config::{Config, Redis};
 
@@ -32,31 +30,18 @@ pub(crate) fn bus(config: &Config) -> anyhow::Result<Option<Bus>> {
     }))
 }
 
-/// The trim guard of the configured stream, if any.
-pub(crate) fn guard(config: &Config) -> anyhow::Result<Option<Guard>> {
-    config
-        .redis
-        .as_ref()
-        .map(|redis| Guard::new(settings(redis)?).context("redis"))
-        .transpose()
+/// The configured stream for its operator, if any. Connects when it is first used.
+pub(crate) fn bus_operator(config: &Config) -> anyhow::Result<Option<Box<dyn BusOperator>>> {
+    let Some(redis) = &config.redis else {
+        return Ok(None);
+    };
+    let operator = RedisOperator::new(settings(redis)?).context("redis")?;
+    Ok(Some(Box::new(operator)))
 }
 
-/// The configured stream for somebody who only looks, if any.
-pub(crate) fn bus_audit(config: &Config) -> anyhow::Result<Option<BusAudit>> {
-    config
-        .redis
-        .as_ref()
-        .map(|redis| BusAudit::new(settings(redis)?).context("redis"))
-        .transpose()
-}
-
-/// The configured stream for somebody who compares what others make of it, if any.
-pub(crate) fn bus_shadow(config: &Config) -> anyhow::Result<Option<BusShadow>> {
-    config
-        .redis
-        .as_ref()
-        .map(|redis| BusShadow::new(settings(redis)?).context("redis"))
-        .transpose()
+/// The position before an entry's: a group that is set to it is given that entry next.
+pub(crate) fn position_before(position: &str) -> Option<String> {
+    RedisOperator::position_before(position)
 }
 
 pub(super) fn settings(redis: &Redis) -> anyhow::Result<RedisSettings> {

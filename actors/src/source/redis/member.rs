@@ -1,8 +1,8 @@
-//! What the reader, the keeper and the callers of the source share.
+//! This process as a member of the consumer group: what the reads, the keeper and the callers of the source
+//! share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use redis::{RedisError, RedisResult};
 use tokio::sync::Notify;
@@ -11,22 +11,18 @@ use tokio::time::Instant;
 use crate::source::{More, SourceError};
 use crate::untold::Untold;
 
-use super::commands::Commands;
+use super::commands::{Commands, Made};
 use super::connection::Connections;
 use super::failure;
-use super::position::{Ahead, News, Positions};
-use super::replies::Sight;
+use super::pending::{PendingEntries, PendingRun};
+use super::position::{PassedOver, Positions, WentBack};
 use super::settings::RedisSettings;
 use super::sizes::Sizes;
+use super::snapshot::{StreamSnapshot, as_u64};
 use super::stats::RedisStats;
 use super::stream_id::StreamId;
-use super::taken::{Run, Taken};
 
-/// Where the stream ends may go back without any group being set; to ask costs what its first and
-/// last entries are large.
-const ASK_END_EVERY: Duration = Duration::from_secs(10);
-
-pub(super) struct Shared {
+pub(super) struct Member {
     pub(super) settings: RedisSettings,
     /// Host, port and database, for errors and logs.
     pub(super) server: String,
@@ -34,44 +30,41 @@ pub(super) struct Shared {
     pub(super) connections: Connections,
     /// Something has changed for the one reader.
     pub(super) changed: Notify,
-    /// Never locked across an await.
-    state: Mutex<State>,
+    /// Held during a look, so that looks are taken in in the order in which they were made.
+    looking: tokio::sync::Mutex<()>,
+    /// Neither of these two is locked across an await, nor while the other is.
+    reading: Mutex<Reading>,
+    keeping: Mutex<Keeping>,
 }
 
-pub(super) struct State {
-    pub(super) taken: Taken,
+/// How far the reads are: what was read and is not acknowledged, and what is to be read next.
+pub(super) struct Reading {
+    pub(super) pending: PendingEntries,
     pub(super) sizes: Sizes,
-    /// What the last fetch came to, for the next read.
+    /// The outcome of the last fetch, for the next read.
     pub(super) outcome: Option<Result<Outcome, SourceError>>,
-    /// What to expect behind what waits.
+    /// Whether there is more behind the messages that wait.
     pub(super) more: More,
-    pub(super) fetching: bool,
+    pub(super) is_fetching: bool,
     /// Nothing more is to be taken from the stream.
-    pub(super) stopping: bool,
-    /// The last fetch failed; whoever reads says so.
+    pub(super) is_stopping: bool,
+    pub(super) is_closed: bool,
+    /// The last fetch failed, and the read that took its outcome says so.
     pub(super) fetch_failed: bool,
-    pub(super) closed: bool,
+    /// The groups were found or made on the present connections.
+    pub(super) has_joined: bool,
+    /// They were found or made before: if they have to be made again, something happened.
+    pub(super) had_joined: bool,
+    /// Whether losses have to be counted before anything new is read.
+    pub(super) must_count_losses: bool,
     pub(super) recovery: Recovery,
     pub(super) claims: Claims,
-    /// The groups were found or made on the present connections.
-    pub(super) joined: bool,
-    /// They were found or made before: if they have to be made again, something happened.
-    pub(super) joined_before: bool,
-    /// Whether losses have to be counted before anything new is read.
-    pub(super) count_losses: bool,
-    pub(super) recorded: Recorded,
-    pub(super) positions: Positions,
-    /// When it was last asked for where the stream ends.
-    end_asked_at: Option<Instant>,
-    takeovers: Untold,
-    /// By how they came about.
-    losses: BTreeMap<&'static str, Untold>,
     pub(super) last_new_read: Instant,
     /// The last read of new entries brought some, and left none.
     pub(super) last_was_short: bool,
 }
 
-/// What a fetch brought besides entries.
+/// How a fetch ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
     Some,
@@ -80,73 +73,96 @@ pub(super) enum Outcome {
     Misplaced(String),
 }
 
-/// What is written down of how many entries the group has read; nothing after anything that may have
+/// When own pending entries are read again, and which.
+pub(super) struct Recovery {
+    pub(super) is_due: bool,
+    pub(super) due_at: Instant,
+    pub(super) runs: Option<VecDeque<PendingRun>>,
+}
+
+/// How far the search for entries of dead consumers is.
+pub(super) struct Claims {
+    pub(super) due_at: Instant,
+    pub(super) cursor: Option<StreamId>,
+}
+
+/// The state of the group, and how much of it was logged.
+#[derive(Default)]
+pub(super) struct Keeping {
+    pub(super) positions: Positions,
+    pub(super) recorded: RecordedReads,
+    takeovers: Untold,
+    /// By how they came about.
+    losses: BTreeMap<&'static str, Untold>,
+}
+
+/// Where Redis has written down how many entries the group has read; empty after anything that may have
 /// undone it, such as a restart of Redis.
 #[derive(Default)]
-pub(super) struct Recorded {
+pub(super) struct RecordedReads {
     /// Up to which entry.
     pub(super) last: Option<StreamId>,
     /// Whether the number was known beyond doubt, so that Redis counts on from it rightly.
     pub(super) is_exact: bool,
 }
 
-/// When own pending entries are read again, and which.
-pub(super) struct Recovery {
-    pub(super) due: bool,
-    pub(super) due_at: Instant,
-    pub(super) runs: Option<std::collections::VecDeque<Run>>,
+impl Reading {
+    fn new(now: Instant) -> Self {
+        Self {
+            pending: PendingEntries::default(),
+            sizes: Sizes::default(),
+            outcome: None,
+            more: More::Later,
+            is_fetching: false,
+            is_stopping: false,
+            is_closed: false,
+            fetch_failed: false,
+            has_joined: false,
+            had_joined: false,
+            must_count_losses: true,
+            recovery: Recovery {
+                is_due: true,
+                due_at: now,
+                runs: None,
+            },
+            claims: Claims {
+                due_at: now,
+                cursor: None,
+            },
+            last_new_read: now,
+            last_was_short: false,
+        }
+    }
+
+    /// Has all own pending entries looked through before anything new is read.
+    pub(super) fn recover(&mut self) {
+        self.recovery.is_due = true;
+        self.recovery.runs = None;
+    }
 }
 
-/// Where the search for entries of the dead stands.
-pub(super) struct Claims {
-    pub(super) due_at: Instant,
-    pub(super) cursor: Option<StreamId>,
-}
-
-impl Shared {
+impl Member {
     pub(super) fn new(settings: RedisSettings) -> Self {
-        let now = Instant::now();
         Self {
             server: settings.url.to_string(),
             stats: RedisStats::default(),
             connections: Connections::new(&settings),
             changed: Notify::new(),
-            state: Mutex::new(State {
-                taken: Taken::default(),
-                sizes: Sizes::new(now),
-                outcome: None,
-                more: More::Later,
-                fetching: false,
-                stopping: false,
-                fetch_failed: false,
-                closed: false,
-                recovery: Recovery {
-                    due: true,
-                    due_at: now,
-                    runs: None,
-                },
-                claims: Claims {
-                    due_at: now,
-                    cursor: None,
-                },
-                joined: false,
-                joined_before: false,
-                count_losses: true,
-                recorded: Recorded::default(),
-                positions: Positions::default(),
-                end_asked_at: None,
-                takeovers: Untold::default(),
-                losses: BTreeMap::new(),
-                last_new_read: now,
-                last_was_short: false,
-            }),
+            looking: tokio::sync::Mutex::default(),
+            reading: Mutex::new(Reading::new(Instant::now())),
+            keeping: Mutex::default(),
             settings,
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn reading(&self) -> MutexGuard<'_, Reading> {
         // Every change is complete before anything that could panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn keeping(&self) -> MutexGuard<'_, Keeping> {
+        // Every change is complete before anything that could panic.
+        self.keeping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Commands on their connection, opened if need be.
@@ -160,33 +176,38 @@ impl Shared {
     /// Makes stream and groups where they are missing.
     pub(super) async fn join(&self, commands: &mut Commands<'_>) -> RedisResult<()> {
         let made = commands.make_groups().await?;
-        let mut state = self.lock();
-        state.joined = true;
-        if made.guard || (self.settings.guard && !state.joined_before) {
+        if made.group {
+            // Another stream, with ids of its own.
+            let mut keeping = self.keeping();
+            keeping.recorded = RecordedReads::default();
+            keeping.positions = Positions::default();
+        }
+        let mut reading = self.reading();
+        reading.has_joined = true;
+        if made.guard || (self.settings.guard && !reading.had_joined) {
             self.stats.kept_guard();
         }
-        let again = std::mem::replace(&mut state.joined_before, true);
-        if made.group {
-            state.recorded = Recorded::default();
-            // Another stream, with ids of its own.
-            state.positions = Positions::default();
-        }
+        let again = std::mem::replace(&mut reading.had_joined, true);
         if made.group && again {
-            // What was in flight is pending no more. Ids may be used again by a new stream, so
-            // nothing may be known by its id; what is left in the stream comes again.
-            state.taken.clear();
-            state.more = More::Later;
+            // Entries that were in flight are pending no more. Ids may be used again by a new stream, so
+            // nothing may be known by its id; all that is left in the stream comes again.
+            reading.pending.clear();
+            reading.more = More::Later;
             // If the keeper made it, the reader may have taken of it before this was known.
-            state.recovery.due = true;
-            state.recovery.runs = None;
+            reading.recover();
             self.stats.rejoined();
         }
-        drop(state);
-        self.log_made(made.group, made.guard, made.moved, again);
+        drop(reading);
+        self.log_made(made, again);
         Ok(())
     }
 
-    fn log_made(&self, group: bool, guard: bool, moved: bool, again: bool) {
+    fn log_made(&self, made: Made, again: bool) {
+        let Made {
+            guard,
+            group,
+            moved,
+        } = made;
         let RedisSettings {
             stream,
             group: name,
@@ -226,82 +247,80 @@ impl Shared {
         if !failure::leaves_connections_sound(&error) {
             self.connections.reset();
         }
-        let mut state = self.lock();
-        state.joined = false;
-        state.count_losses = true;
-        state.recorded = Recorded::default();
-        state.end_asked_at = None;
-        state.recovery.due = true;
-        state.recovery.runs = None;
-        state.claims.cursor = None;
-        drop(state);
+        {
+            let mut keeping = self.keeping();
+            keeping.recorded = RecordedReads::default();
+            keeping.positions.doubt_end();
+        }
+        let mut reading = self.reading();
+        reading.has_joined = false;
+        reading.must_count_losses = true;
+        reading.recover();
+        reading.claims.cursor = None;
+        drop(reading);
         failure::unavailable(&self.server, doing, error)
     }
 
     /// Looks at the stream and its groups, and takes in where they stand.
-    pub(super) async fn sight(&self, commands: &mut Commands<'_>) -> RedisResult<Sight> {
-        let known_end = {
-            let state = self.lock();
-            let is_fresh = |at: Instant| at.elapsed() < ASK_END_EVERY;
-            let is_known = state.end_asked_at.is_some_and(is_fresh);
-            state.positions.known_end().filter(|_| is_known)
+    pub(super) async fn look(&self, commands: &mut Commands<'_>) -> RedisResult<StreamSnapshot> {
+        let _looking = self.looking.lock().await;
+        let (known_end, end_before) = {
+            let positions = &self.keeping().positions;
+            (positions.known_end(), positions.end())
         };
-        let sight = commands.look(known_end).await?;
-        let news = {
-            let mut state = self.lock();
-            if sight.end.is_some() {
-                state.end_asked_at = Some(Instant::now());
-            }
-            state.positions.see(&sight, &self.settings)
+        let snapshot = commands.look(known_end).await?;
+        let (went_back, passed_over) = {
+            let positions = &mut self.keeping().positions;
+            let went_back = positions.see(&snapshot, end_before, &self.settings);
+            (went_back, positions.passed_over())
         };
-        for news in news {
-            self.tell_of_position(news, commands).await?;
+        if let Some(went_back) = went_back {
+            self.log_went_back(went_back);
         }
-        Ok(sight)
+        if let Some(passed_over) = passed_over {
+            let counted = commands
+                .count_entries(passed_over.behind, passed_over.up_to)
+                .await;
+            match counted {
+                Ok(num) => self.note_passed_over(passed_over, num),
+                Err(error) => log::debug!("counting again with the next look error={error}"),
+            }
+        }
+        Ok(snapshot)
     }
 
     /// Why nothing new may be read; `None` if all is well.
     pub(super) fn misplaced(&self) -> Option<String> {
-        let ahead = self.lock().positions.ahead()?;
-        Some(self.of_ahead(&ahead))
+        let ahead = self.keeping().positions.ahead()?;
+        let what_and_remedy = ahead.what_and_remedy(&self.settings);
+        Some(format!("Redis at {}: {what_and_remedy}", self.server))
     }
 
-    fn of_ahead(&self, ahead: &Ahead) -> String {
-        let settings = &self.settings;
-        let (what, remedy) = (ahead.what(settings), ahead.remedy(settings));
-        format!("Redis at {}: {what}; {remedy}", self.server)
+    fn log_went_back(&self, WentBack { from, to }: WentBack) {
+        log::error!(
+            "the stream's last id went back from {from} to {to}: Redis has lost what was published \
+             last, in a failover or a restart, or somebody used XSETID; what nobody had read of it \
+             is lost redis.server={} redis.stream={}",
+            self.server,
+            self.settings.stream
+        );
     }
 
-    async fn tell_of_position(&self, news: News, commands: &mut Commands<'_>) -> RedisResult<()> {
-        let RedisSettings { stream, group, .. } = &self.settings;
-        let server = &self.server;
-        match news {
-            // The next read fails with it, which is told and makes the source not ready.
-            News::Ahead(_) => {}
-            News::WentBack { from, to } => log::error!(
-                "the stream's last id went back from {from} to {to}: Redis has lost what was published \
-                 last, in a failover or a restart, or somebody used XSETID; what nobody had read of it \
-                 is lost redis.server={server} redis.stream={stream}"
-            ),
-            News::Sound { passed_over: None } => {}
-            News::Sound {
-                passed_over: Some((behind, last)),
-            } => {
-                let num = commands.count_entries(behind, last).await?;
-                if num > 0 {
-                    self.stats.lost(usize::try_from(num).unwrap_or(usize::MAX));
-                    log::error!(
-                        "events were passed over: the consumer group was set ahead of them, and nobody \
-                         read what is behind {behind} and up to {last} (up to so many, where another \
-                         replica had read some just before); while it is in the stream \
-                         `redis-cli XGROUP SETID {stream} {group} {behind}` has it read \
-                         num_lost={num} redis.server={server} redis.stream={stream} \
-                         redis.group={group}"
-                    );
-                }
-            }
+    fn note_passed_over(&self, PassedOver { behind, up_to }: PassedOver, num: u64) {
+        self.keeping().positions.counted_passed_over();
+        if num == 0 {
+            return;
         }
-        Ok(())
+        self.stats.lost(usize::try_from(num).unwrap_or(usize::MAX));
+        let RedisSettings { stream, group, .. } = &self.settings;
+        log::error!(
+            "events were passed over: the consumer group was set ahead of them, and nobody read what \
+             is behind {behind} and up to {up_to} (up to so many, where another replica had read some \
+             just before); while it is in the stream \
+             `redis-cli XGROUP SETID {stream} {group} {behind}` has it read num_lost={num} \
+             redis.server={} redis.stream={stream} redis.group={group}",
+            self.server
+        );
     }
 
     /// Sends what is committed, one command for all of it unless that is huge.
@@ -314,7 +333,7 @@ impl Shared {
         while !rest.is_empty() {
             let num = commands.acknowledge(rest).await?;
             let (confirmed, behind) = rest.split_at(num);
-            self.lock().taken.confirm(confirmed);
+            self.reading().pending.confirm(confirmed);
             rest = behind;
         }
         Ok(())
@@ -323,7 +342,7 @@ impl Shared {
     /// Entries of others that are ours now: counted, and told at once or later.
     pub(super) fn note_takeover(&self, num: usize) {
         self.stats.claimed(num);
-        let told = self.lock().takeovers.add(as_u64(num), Instant::now());
+        let told = self.keeping().takeovers.add(as_u64(num), Instant::now());
         self.tell_of_takeovers(told);
     }
 
@@ -334,8 +353,8 @@ impl Shared {
         }
         self.stats.lost(num);
         let told = {
-            let mut state = self.lock();
-            let losses = state.losses.entry(how).or_default();
+            let mut keeping = self.keeping();
+            let losses = keeping.losses.entry(how).or_default();
             losses.add(as_u64(num), Instant::now())
         };
         self.tell_of_losses(told, how);
@@ -354,9 +373,9 @@ impl Shared {
 
     fn tell(&self, mut take: impl FnMut(&mut Untold) -> Option<u64>) {
         let (takeovers, losses) = {
-            let state = &mut *self.lock();
-            let takeovers = take(&mut state.takeovers);
-            let losses = state.losses.iter_mut();
+            let keeping = &mut *self.keeping();
+            let takeovers = take(&mut keeping.takeovers);
+            let losses = keeping.losses.iter_mut();
             let losses: Vec<_> = losses.map(|(how, untold)| (*how, take(untold))).collect();
             (takeovers, losses)
         };
@@ -390,10 +409,6 @@ impl Shared {
     }
 }
 
-fn as_u64(num: usize) -> u64 {
-    u64::try_from(num).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -401,32 +416,32 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_told_at_once_is_told_in_its_time_or_at_the_end() {
-        let shared = Shared::new(RedisSettings::default());
+        let member = Member::new(RedisSettings::default());
         let untold = || {
-            let mut state = shared.lock();
-            let takeovers = state.takeovers.rest();
-            let losses = state.losses.values_mut().map(Untold::rest);
+            let mut keeping = member.keeping();
+            let takeovers = keeping.takeovers.rest();
+            let losses = keeping.losses.values_mut().map(Untold::rest);
             (takeovers, losses.collect::<Vec<_>>())
         };
-        shared.note_takeover(3);
-        shared.note_lost(0, "in a way");
+        member.note_takeover(3);
+        member.note_lost(0, "in a way");
         assert_eq!(untold(), (None, vec![]), "told at once");
-        shared.note_lost(2, "in a way");
+        member.note_lost(2, "in a way");
         for _ in 0..10 {
-            shared.note_takeover(16);
-            shared.note_lost(1, "in a way");
-            shared.note_lost(1, "in another way");
+            member.note_takeover(16);
+            member.note_lost(1, "in a way");
+            member.note_lost(1, "in another way");
         }
-        shared.tell_what_is_due();
+        member.tell_what_is_due();
         assert_eq!(untold(), (Some(160), vec![Some(10), Some(9)]));
-        shared.note_takeover(1);
+        member.note_takeover(1);
         tokio::time::advance(TELL_EVERY).await;
-        shared.tell_what_is_due();
+        member.tell_what_is_due();
         assert_eq!(untold().0, None, "told after a minute");
-        shared.note_takeover(1);
-        shared.tell_the_rest();
+        member.note_takeover(1);
+        member.tell_the_rest();
         assert_eq!(untold().0, None, "told at the end");
-        let status = shared.stats.status();
+        let status = member.stats.status();
         assert_eq!((status.num_claimed, status.num_lost), (165, 22));
     }
 }

@@ -1,8 +1,8 @@
-//! Everything that was taken from the stream and is not done with: plain data, no waiting.
+//! The entries that are pending for this consumer, as far as it knows: plain data, no waiting.
 //!
-//! An entry is in flight from the moment it is taken until its receipt comes back, then committed
-//! until Redis has confirmed that it is acknowledged. What is pending in Redis and in neither set
-//! was taken for us by a reply that never arrived, or rewound, and has to be read again.
+//! An entry is in flight from the moment it is read until its receipt comes back, then committed until
+//! Redis has confirmed its acknowledgement. An entry that is pending in Redis and in neither of the two
+//! came in a reply that was lost, was skipped, or was rewound: it has to be read again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -14,42 +14,34 @@ use crate::source::{Body, Chunk, Message, More, Permit};
 
 use super::stream_id::StreamId;
 
-/// An entry as it was read, with its size in a permit.
-pub(super) struct Fetched {
-    pub(super) id: StreamId,
-    pub(super) num_bytes: usize,
-    pub(super) body: Body,
-}
-
 /// Consecutive own pending entries that have to be read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run {
+pub(super) struct PendingRun {
     pub(super) first: StreamId,
     pub(super) num: usize,
 }
 
 #[derive(Default)]
-pub(super) struct Taken {
+pub(super) struct PendingEntries {
     in_flight: BTreeMap<StreamId, InFlight>,
+    /// The receipts of all in flight.
     by_receipt: HashMap<Receipt, StreamId>,
     committed: BTreeSet<StreamId>,
     /// Confirmed while a reply was under way that may still show them as pending.
-    settled: HashSet<StreamId>,
-    watching: bool,
-    /// Taken before by us or another; goes first.
-    again: VecDeque<Waiting>,
-    fresh: VecDeque<Waiting>,
-    /// What was rewound has not been read again yet; nothing new goes out before it.
-    rewinding: bool,
+    confirmed_meanwhile: HashSet<StreamId>,
+    reply_is_under_way: bool,
+    /// Read before, by us or another consumer; go first.
+    again: VecDeque<Message>,
+    fresh: VecDeque<Message>,
+    /// Rewound entries have not been read again yet; nothing new goes out before them.
+    is_rewinding: bool,
     next_receipt: u64,
-    next_version: u64,
 }
 
 struct InFlight {
     stage: Stage,
-    receipt: Option<Receipt>,
-    /// Tells apart what was taken under the same id: a stream may be deleted and begin anew.
-    version: u64,
+    /// Also tells apart what was read under the same id: a stream may be deleted and begin anew.
+    receipt: Receipt,
     /// When Redis last heard that it is ours.
     kept_at: Instant,
 }
@@ -62,90 +54,67 @@ enum Stage {
     Rewound,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Line {
-    Again,
-    Fresh,
-}
-
-struct Waiting {
-    line: Line,
-    version: u64,
-    redelivered: bool,
-    entry: Fetched,
-}
-
-impl Taken {
-    /// Entries that the group delivered for the first time. An id that is known has been used
+impl PendingEntries {
+    /// Takes in an entry that the group delivered for the first time. An id that is known has been used
     /// again by a stream that began anew, and the receipt of the old one is void.
-    pub(super) fn take_new(&mut self, entries: Vec<Fetched>, now: Instant) {
-        for entry in entries {
-            let known = self.forget(entry.id);
-            let version = self.insert(entry.id, None, now);
-            self.fresh.push_back(Waiting {
-                line: Line::Fresh,
-                version,
-                redelivered: known,
-                entry,
-            });
-        }
+    pub(super) fn add_new(&mut self, id: StreamId, body: Body, now: Instant) {
+        let redelivered = self.forget(id);
+        let receipt = self.insert(id, None, now);
+        self.fresh.push_back(Message {
+            receipt,
+            redelivered,
+            body,
+        });
     }
 
-    /// Entries that the group delivered for the first time and that were read over. What is known by such
-    /// an id is void as well, or they would not be read again.
-    pub(super) fn leave_new(&mut self, left: &[(StreamId, usize)]) {
-        for (id, _) in left {
-            self.forget(*id);
-            self.settled.remove(id);
-        }
+    /// An entry that the group delivered for the first time was skipped. An older entry with the same id is
+    /// void as well, or this one would not be read again.
+    pub(super) fn skip_new(&mut self, id: StreamId) {
+        self.forget(id);
+        self.confirmed_meanwhile.remove(&id);
     }
 
-    /// Entries that were pending, ours or claimed; those that we have already are left out.
-    /// Returns how many are left.
-    pub(super) fn take_again(&mut self, entries: Vec<Fetched>, now: Instant) -> usize {
-        let before = self.again.len();
-        for entry in entries {
-            if self.is_done_with(entry.id) {
-                continue;
-            }
-            let receipt = match self.in_flight.get(&entry.id) {
-                Some(known) if known.stage != Stage::Rewound => continue,
-                Some(known) => known.receipt,
-                None => None,
-            };
-            let version = self.insert(entry.id, receipt, now);
-            self.again.push_back(Waiting {
-                line: Line::Again,
-                version,
-                redelivered: true,
-                entry,
-            });
+    /// Takes in an entry that was pending, ours or claimed, unless it is here already. Returns whether
+    /// it was not.
+    pub(super) fn add_again(&mut self, id: StreamId, body: Body, now: Instant) -> bool {
+        if self.has(id) {
+            return false;
         }
-        self.again.len() - before
+        let known = self.in_flight.get(&id).map(|known| known.receipt);
+        let receipt = self.insert(id, known, now);
+        self.again.push_back(Message {
+            receipt,
+            redelivered: true,
+            body,
+        });
+        true
     }
 
-    fn insert(&mut self, id: StreamId, receipt: Option<Receipt>, now: Instant) -> u64 {
-        let version = self.next_version;
-        self.next_version += 1;
+    fn insert(&mut self, id: StreamId, known: Option<Receipt>, now: Instant) -> Receipt {
+        let receipt = known.unwrap_or_else(|| {
+            self.next_receipt += 1;
+            Receipt(self.next_receipt - 1)
+        });
         let entry = InFlight {
             stage: Stage::Waiting,
             receipt,
-            version,
             kept_at: now,
         };
         self.in_flight.insert(id, entry);
-        version
+        self.by_receipt.insert(receipt, id);
+        receipt
     }
 
     /// Whether it is acknowledged, confirmed or not.
     fn is_done_with(&self, id: StreamId) -> bool {
-        self.committed.contains(&id) || self.settled.contains(&id)
+        self.committed.contains(&id) || self.confirmed_meanwhile.contains(&id)
     }
 
-    fn forget(&mut self, id: StreamId) -> bool {
+    /// Lets go of an entry, such as one whose text is gone from the stream. Returns whether it was known.
+    pub(super) fn forget(&mut self, id: StreamId) -> bool {
         let known = self.in_flight.remove(&id);
-        if let Some(receipt) = known.as_ref().and_then(|known| known.receipt) {
-            self.by_receipt.remove(&receipt);
+        if let Some(known) = &known {
+            self.by_receipt.remove(&known.receipt);
         }
         // An old acknowledgement must not be sent for the new entry.
         self.committed.remove(&id) || known.is_some()
@@ -157,62 +126,40 @@ impl Taken {
         let mut messages = Vec::new();
         let mut num_bytes = 0_usize;
         let mut more = when_empty;
-        while let Some(waiting) = self.next_waiting() {
-            let with_this = num_bytes.saturating_add(waiting.entry.num_bytes);
+        while let Some((queue, in_flight)) = self.next_waiting() {
+            let Some(message) = queue.front() else { break };
+            let with_this = num_bytes.saturating_add(message.body.num_bytes());
             let fits = messages.len() < permit.max_messages && with_this <= permit.max_bytes;
             if !fits && !messages.is_empty() {
                 more = More::Ready;
-                self.put_back(waiting);
                 break;
             }
             num_bytes = with_this;
-            messages.push(self.handed_out(waiting));
+            in_flight.stage = Stage::HandedOut;
+            messages.extend(queue.pop_front());
         }
         (!messages.is_empty()).then_some(Chunk { messages, more })
     }
 
-    /// The next that still waits: what was acknowledged or superseded meanwhile is dropped.
-    fn next_waiting(&mut self) -> Option<Waiting> {
-        loop {
-            let waiting = match self.again.pop_front() {
-                Some(waiting) => waiting,
-                None if self.rewinding => return None,
-                None => self.fresh.pop_front()?,
-            };
-            let current = self.in_flight.get(&waiting.entry.id);
-            if current.is_some_and(|current| current.version == waiting.version) {
-                return Some(waiting);
+    /// The queue whose first message is the next, and what is known of that one. Messages that were
+    /// acknowledged or superseded meanwhile are dropped.
+    fn next_waiting(&mut self) -> Option<(&mut VecDeque<Message>, &mut InFlight)> {
+        let by_receipt = &self.by_receipt;
+        for queue in [&mut self.again, &mut self.fresh] {
+            let is_over = |first: &Message| !by_receipt.contains_key(&first.receipt);
+            while queue.front().is_some_and(is_over) {
+                queue.pop_front();
             }
         }
-    }
-
-    fn put_back(&mut self, waiting: Waiting) {
-        match waiting.line {
-            Line::Again => self.again.push_front(waiting),
-            Line::Fresh => self.fresh.push_front(waiting),
-        }
-    }
-
-    fn handed_out(&mut self, waiting: Waiting) -> Message {
-        let id = waiting.entry.id;
-        let mut new_receipt = || {
-            let receipt = Receipt(self.next_receipt);
-            self.next_receipt += 1;
-            receipt
+        let queue = if !self.again.is_empty() {
+            &mut self.again
+        } else if self.is_rewinding {
+            return None;
+        } else {
+            &mut self.fresh
         };
-        let receipt = match self.in_flight.get_mut(&id) {
-            Some(entry) => {
-                entry.stage = Stage::HandedOut;
-                *entry.receipt.get_or_insert_with(new_receipt)
-            }
-            None => new_receipt(),
-        };
-        self.by_receipt.insert(receipt, id);
-        Message {
-            receipt,
-            redelivered: waiting.redelivered,
-            body: waiting.entry.body,
-        }
+        let id = by_receipt.get(&queue.front()?.receipt)?;
+        Some((queue, self.in_flight.get_mut(id)?))
     }
 
     /// Moves what is durable to the committed, and returns all of these: one command takes in
@@ -227,7 +174,7 @@ impl Taken {
         self.committed()
     }
 
-    /// Whose acknowledgement Redis has not confirmed.
+    /// The entries whose acknowledgement Redis has not confirmed.
     pub(super) fn committed(&self) -> Vec<StreamId> {
         self.committed.iter().copied().collect()
     }
@@ -235,21 +182,21 @@ impl Taken {
     /// Redis has confirmed.
     pub(super) fn confirm(&mut self, ids: &[StreamId]) {
         for id in ids {
-            if self.committed.remove(id) && self.watching {
-                self.settled.insert(*id);
+            if self.committed.remove(id) && self.reply_is_under_way {
+                self.confirmed_meanwhile.insert(*id);
             }
         }
     }
 
     /// From here on replies are under way that may show as pending what is confirmed meanwhile.
-    pub(super) fn watch(&mut self) {
-        self.watching = true;
+    pub(super) fn begin_replies(&mut self) {
+        self.reply_is_under_way = true;
     }
 
-    /// Those replies have been taken.
-    pub(super) fn end_watch(&mut self) {
-        self.watching = false;
-        self.settled.clear();
+    /// Those replies have been taken in.
+    pub(super) fn end_replies(&mut self) {
+        self.reply_is_under_way = false;
+        self.confirmed_meanwhile.clear();
     }
 
     /// Everything that was handed out is to be handed out again, before anything new.
@@ -257,14 +204,14 @@ impl Taken {
         for entry in self.in_flight.values_mut() {
             if entry.stage == Stage::HandedOut {
                 entry.stage = Stage::Rewound;
-                self.rewinding = true;
+                self.is_rewinding = true;
             }
         }
     }
 
-    /// What of our pending entries, in their order, has to be read again. What was rewound and is
-    /// no longer ours is forgotten: someone else has it, or it is acknowledged.
-    pub(super) fn plan_recovery(&mut self, pending: &[StreamId]) -> VecDeque<Run> {
+    /// Which of our pending entries, in their order, have to be read again. An entry that was rewound and
+    /// is no longer ours is forgotten: another consumer has it, or it is acknowledged.
+    pub(super) fn plan_recovery(&mut self, pending: &[StreamId]) -> VecDeque<PendingRun> {
         let gone: Vec<StreamId> = self
             .in_flight
             .iter()
@@ -276,19 +223,16 @@ impl Taken {
         for id in gone {
             self.forget(id);
         }
-        let mut runs: VecDeque<Run> = VecDeque::new();
+        let mut runs: VecDeque<PendingRun> = VecDeque::new();
         let mut in_run = false;
         for &id in pending {
-            let known = self.in_flight.get(&id);
-            let unknown =
-                known.is_none_or(|known| known.stage == Stage::Rewound) && !self.is_done_with(id);
-            if !unknown {
+            if self.has(id) {
                 in_run = false;
             } else if let Some(run) = runs.back_mut().filter(|_| in_run) {
                 run.num += 1;
             } else {
                 in_run = true;
-                runs.push_back(Run { first: id, num: 1 });
+                runs.push_back(PendingRun { first: id, num: 1 });
             }
         }
         runs
@@ -296,10 +240,10 @@ impl Taken {
 
     /// All that was rewound has been read again.
     pub(super) fn recovered(&mut self) {
-        self.rewinding = false;
+        self.is_rewinding = false;
     }
 
-    /// What Redis has not heard of for that long, so that others may soon think us dead.
+    /// The entries that Redis has not heard of for that long, so that others may soon claim them.
     pub(super) fn to_keep(&self, now: Instant, longer_than: Duration) -> Vec<StreamId> {
         self.in_flight
             .iter()
@@ -316,7 +260,7 @@ impl Taken {
         }
     }
 
-    /// Whether we have it: what it says is here, or was handed out, or is durable.
+    /// Whether it is here, was handed out, or is durable.
     pub(super) fn has(&self, id: StreamId) -> bool {
         self.is_done_with(id)
             || self
@@ -325,23 +269,11 @@ impl Taken {
                 .is_some_and(|known| known.stage != Stage::Rewound)
     }
 
-    /// A pending entry whose text is gone from the stream: acknowledged without a receipt.
-    pub(super) fn lost(&mut self, id: StreamId) {
-        self.forget(id);
-    }
-
-    /// Lets go of everything: the group that it was taken from is no more, or we are.
+    /// Lets go of everything: the group that it was read from is no more, or we are.
     pub(super) fn clear(&mut self) {
-        let Self {
-            next_receipt,
-            next_version,
-            watching,
-            ..
-        } = *self;
         *self = Self {
-            next_receipt,
-            next_version,
-            watching,
+            next_receipt: self.next_receipt,
+            reply_is_under_way: self.reply_is_under_way,
             ..Self::default()
         };
     }

@@ -1,164 +1,100 @@
-//! Reads the stream as it stands, for whoever compares it with the database: takes nothing and
-//! changes nothing.
+//! Reads the stream as it stands, to be compared with the database: takes nothing and changes nothing.
 //!
 //! # Why the order matters
 //!
-//! How far the group was given entries is asked first, and what of them is pending together with each
+//! How far the group was given entries is asked first, and which of them are pending together with each
 //! page. So an entry of a page that is not pending was acknowledged, hence committed, before the page
-//! is here: whoever looks at the database afterwards must find it. The other way round, an entry that
+//! is here: it must be found in the database afterwards. The other way round, an entry that
 //! is delivered and committed between the two questions would be missed.
 
 use std::collections::HashSet;
 
+use futures_util::future::LocalBoxFuture;
 use redis::RedisResult;
 
-use crate::source::{Body, SourceError};
+use crate::source::operator::{StreamPage, StreamWalk};
+use crate::source::redis::entry_reader::Room;
+use crate::source::redis::position::GroupAhead;
+use crate::source::redis::sizes::Sizes;
+use crate::source::redis::snapshot::find;
+use crate::source::redis::stream_id::StreamId;
+use crate::source::{Permit, SourceError};
 
-use super::commands::Commands;
-use super::connection::Connections;
-use super::position::Ahead;
-use super::settings::{RedisSettings, RedisSettingsError};
-use super::stream_id::StreamId;
-use super::{entries, failure, guard};
+use super::RedisOperator;
+use super::commands::read_page;
 
-/// Bytes of one page, and of a single entry that is larger: what is held at once.
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// One page; a single larger entry comes alone.
+const PAGE: Permit = Permit {
+    max_messages: usize::MAX,
+    max_bytes: 4 * 1024 * 1024,
+};
 
-/// The stream for somebody who only looks.
-pub struct RedisAudit {
-    settings: RedisSettings,
-    connections: Connections,
-}
-
-/// A way through the stream, up to the entry that the group was given last when it began.
-pub struct StreamWalk<'a> {
-    audit: &'a RedisAudit,
+pub(super) struct RedisWalk<'a> {
+    operator: &'a RedisOperator,
     behind: StreamId,
     last: StreamId,
     length: u64,
     num_seen: u64,
     misplaced: Option<String>,
+    sizes: Sizes,
 }
 
-/// Some consecutive entries.
-#[derive(Debug, Default)]
-pub struct StreamPage {
-    /// Those that are acknowledged.
-    pub acknowledged: Vec<Body>,
-    /// Those that are not.
-    pub pending: Vec<Body>,
-}
-
-impl RedisAudit {
-    /// For the stream and the group of a source with these settings.
-    ///
-    /// # Errors
-    ///
-    /// The settings cannot work.
-    pub fn new(settings: RedisSettings) -> Result<Self, RedisSettingsError> {
-        settings.check()?;
-        let connections = Connections::new(&settings);
-        Ok(Self {
-            settings,
-            connections,
-        })
-    }
-
-    /// The stream's name.
-    pub fn stream(&self) -> &str {
-        &self.settings.stream
-    }
-
-    /// The consumer group's name.
-    pub fn group(&self) -> &str {
-        &self.settings.group
-    }
-
-    /// The position before an entry's: a group that is set to it is given that entry next.
-    pub fn before(position: &str) -> Option<String> {
-        let id: StreamId = position.parse().ok()?;
-        Some(id.previous().to_string())
-    }
-
-    /// Begins at the oldest entry. A stream or a group that is not there has nothing acknowledged.
-    ///
-    /// # Errors
-    ///
-    /// Redis cannot be reached or refuses.
-    pub async fn walk(&self) -> Result<StreamWalk<'_>, SourceError> {
-        let (last, length, misplaced) = self
-            .look()
-            .await
-            .map_err(|error| self.failed("looking at the groups", error))?;
-        Ok(StreamWalk {
-            audit: self,
+impl RedisOperator {
+    pub(super) async fn begin_walk(&self) -> RedisResult<RedisWalk<'_>> {
+        let settings = &self.settings;
+        let mut walk = RedisWalk {
+            operator: self,
             behind: StreamId::ZERO,
-            last,
-            length,
+            last: StreamId::ZERO,
+            length: 0,
             num_seen: 0,
-            misplaced,
-        })
-    }
-
-    async fn look(&self) -> RedisResult<(StreamId, u64, Option<String>)> {
+            misplaced: None,
+            sizes: Sizes::default(),
+        };
         let mut commands = self.commands().await?;
         if !commands.stream_exists().await? {
-            return Ok((StreamId::ZERO, 0, None));
+            return Ok(walk);
         }
-        let settings = &self.settings;
-        let groups = commands.all_groups().await?;
-        if guard::find(&groups, &settings.group).is_none() {
-            return Ok((StreamId::ZERO, commands.length().await?, None));
+        if find(&commands.all_groups().await?, &settings.group).is_none() {
+            walk.length = commands.length().await?;
+            return Ok(walk);
         }
-        let sight = commands.look(None).await?;
-        let group = guard::find(&sight.groups, &settings.group);
-        let last = group.map_or(StreamId::ZERO, |group| group.last_delivered);
-        let ahead = (sight.end).and_then(|end| Ahead::of(&sight, end, settings));
-        let misplaced =
-            ahead.map(|ahead| format!("{}; {}", ahead.what(settings), ahead.remedy(settings)));
-        Ok((last, sight.length, misplaced))
-    }
-
-    async fn commands(&self) -> RedisResult<Commands<'_>> {
-        Ok(Commands {
-            connection: self.connections.commands().await?,
-            settings: &self.settings,
-        })
-    }
-
-    fn failed(&self, doing: &str, error: redis::RedisError) -> SourceError {
-        self.connections.reset();
-        failure::unavailable(&self.settings.url.to_string(), doing, error)
+        let snapshot = commands.look(None).await?;
+        let group = snapshot.group(&settings.group);
+        walk.last = group.map_or(StreamId::ZERO, |group| group.last_delivered);
+        walk.length = snapshot.length;
+        let ahead = GroupAhead::of(&snapshot, settings);
+        walk.misplaced = ahead.map(|ahead| ahead.what_and_remedy(settings));
+        Ok(walk)
     }
 }
 
-impl StreamWalk<'_> {
-    /// The next entries; `None` at the end.
-    ///
-    /// # Errors
-    ///
-    /// Redis cannot be reached or refuses.
-    pub async fn next_page(&mut self) -> Result<Option<StreamPage>, SourceError> {
-        if self.behind >= self.last {
-            return Ok(None);
+impl RedisWalk<'_> {
+    async fn read_on(&mut self) -> RedisResult<Option<StreamPage>> {
+        let Self { behind, last, .. } = *self;
+        let count = self.sizes.at_least_one(PAGE);
+        let command = read_page(&self.operator.settings, behind, last, count);
+        let connections = &self.operator.connections;
+        let mut in_use = connections.reader().await?;
+        let read = in_use
+            .reader
+            .entries_and_ids(&command, &mut Room::new(PAGE))
+            .await;
+        let (read, pending) = connections.give_back(in_use, read)?;
+        // The next page begins with what was skipped.
+        for (_, num_bytes) in &read.skipped {
+            self.sizes.saw(*num_bytes);
         }
-        let read = async {
-            let mut commands = self.audit.commands().await?;
-            commands.read_page(self.behind, self.last, PAGE_BYTES).await
-        };
-        let (entries, pending) = read
-            .await
-            .map_err(|error| self.audit.failed("reading the stream", error))?;
-        let Some(newest) = entries.last() else {
+        let Some(newest) = read.entries.last() else {
             return Ok(None);
         };
         self.behind = newest.id;
-        self.num_seen += entries.len() as u64;
+        self.num_seen += read.entries.len() as u64;
         let pending: HashSet<StreamId> = pending.into_iter().collect();
         let mut page = StreamPage::default();
-        for entry in entries {
-            let fields = entry.fields.unwrap_or_default();
-            let body = entries::fetched(entry.id, fields).body;
+        for entry in read.entries {
+            let Some(body) = entry.body else { continue };
+            self.sizes.saw(body.num_bytes());
             if pending.contains(&entry.id) {
                 page.pending.push(body);
             } else {
@@ -167,16 +103,25 @@ impl StreamWalk<'_> {
         }
         Ok(Some(page))
     }
+}
 
-    /// What was wrong with the group's position when the walk began, and what to do about it: then
-    /// entries pass for acknowledged that nobody was given.
-    pub fn misplaced(&self) -> Option<&str> {
+impl StreamWalk for RedisWalk<'_> {
+    fn next_page(&mut self) -> LocalBoxFuture<'_, Result<Option<StreamPage>, SourceError>> {
+        Box::pin(async move {
+            if self.behind >= self.last {
+                return Ok(None);
+            }
+            let operator = self.operator;
+            let page = self.read_on().await;
+            page.map_err(|error| operator.failed("reading the stream", error))
+        })
+    }
+
+    fn misplaced(&self) -> Option<&str> {
         self.misplaced.as_deref()
     }
 
-    /// Entries that the group had not been given when the walk began; too many by those that others
-    /// trimmed from the stream before the walk came to them.
-    pub fn num_unread(&self) -> u64 {
+    fn num_unread(&self) -> u64 {
         self.length.saturating_sub(self.num_seen)
     }
 }
