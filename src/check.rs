@@ -137,14 +137,14 @@ async fn look_for_prefect(config: &Config) -> Option<Prefects> {
 }
 
 async fn check_redis(config: &Config) -> Option<Result<Stream, String>> {
-    let guard = match wiring::guard(config) {
-        Ok(guard) => guard?,
+    let bus = match wiring::bus_operator(config) {
+        Ok(bus) => bus?,
         Err(error) => return Some(Err(format!("{error:#}"))),
     };
     let look = async {
         Ok(Stream {
-            version: guard.server_version().await?,
-            report: guard.show().await?,
+            version: bus.server_version().await?,
+            report: bus.show_guard().await?,
         })
     };
     Some(within(async { look.await.map_err(|error: SourceError| error_chain(&error)) }).await)

@@ -26,12 +26,12 @@ use self::health::{Failed, Health};
 use self::metrics::ShadowMetrics;
 use self::report::Report;
 use self::tally::{Class, Tally, Verdict};
-use self::waiting::{Held, Waiting};
+use self::waiting::{HeldMessage, WaitingMessages};
 use crate::cli::{Command, ServeFlags};
 use crate::config::Config;
 use crate::http::{Entrance, Listening};
 use crate::signals::Signals;
-use crate::wiring::{self, BusShadow};
+use crate::wiring::{self, BusOperator, StreamShadow};
 
 mod health;
 mod listener;
@@ -105,10 +105,11 @@ pub(crate) async fn run(config: &Config, flags: &ServeFlags) -> anyhow::Result<b
 
 struct Shadow<'a> {
     config: &'a Config,
-    bus: BusShadow,
+    bus: Box<dyn BusOperator>,
+    beside: Box<dyn StreamShadow>,
     tables: Arc<dyn Comparison>,
     limits: EventLimits,
-    waiting: Waiting,
+    waiting: WaitingMessages,
     delay: Duration,
     tally: Tally,
     metrics: ShadowMetrics,
@@ -125,12 +126,14 @@ impl<'a> Shadow<'a> {
     fn new(config: &'a Config, flags: &ServeFlags) -> anyhow::Result<Self> {
         let flush_interval = config.prefect.flush_interval.unwrap_or(FLUSH_INTERVAL);
         let delay = flush_interval + TO_SPARE;
+        let bus = wiring::bus_operator(config)?.context(NO_REDIS)?;
         Ok(Self {
             config,
-            bus: wiring::bus_shadow(config)?.context(NO_REDIS)?,
+            beside: bus.shadow(),
+            bus,
             tables: wiring::tables(config).comparison,
             limits: config.events.clone(),
-            waiting: Waiting::new(delay),
+            waiting: WaitingMessages::new(delay),
             delay,
             tally: Tally::new(flags.limit.unwrap_or(LIMIT)),
             metrics: ShadowMetrics::new().context("cannot set the metrics up")?,
@@ -150,8 +153,8 @@ impl<'a> Shadow<'a> {
              stream={} beside={} group={} store={} delay={:?}",
             env!("CARGO_PKG_VERSION"),
             self.bus.stream(),
-            self.bus.main_group(),
-            self.bus.own_group(),
+            self.bus.group(),
+            self.beside.own_group(),
             self.config.database.url,
             self.delay,
         );
@@ -218,7 +221,7 @@ impl<'a> Shadow<'a> {
         let Some(permit) = room else {
             return Ok(false);
         };
-        let read = self.bus.read(permit).await;
+        let read = self.beside.read(permit).await;
         let read = self.health.bus_answered(read)?;
         if read.num_gone > 0 {
             log::warn!(
@@ -244,18 +247,17 @@ impl<'a> Shadow<'a> {
             return Ok(());
         }
         let from = self.waiting.first_unacknowledged().unwrap_or("0-1");
-        let progress = self.bus.progress(from).await;
-        let progress = self.health.bus_answered(progress)?;
+        let work = self.beside.work_from(from).await;
+        let work = self.health.bus_answered(work)?;
         let now = Instant::now();
         self.asked = Some(now);
-        self.health
-            .group_is_there(progress.is_some(), self.bus.main_group());
-        let Some(progress) = progress else {
+        self.health.group_is_there(work.is_some(), self.bus.group());
+        let Some(work) = work else {
             return Ok(());
         };
-        let has_acknowledged = |position: &str| progress.has_acknowledged(position);
+        let has_acknowledged = |position: &str| work.has_acknowledged(position);
         self.waiting.acknowledged(has_acknowledged, now);
-        let was_delivered = |position: &str| progress.has_delivered(position);
+        let was_delivered = |position: &str| work.has_delivered(position);
         let num_given_up = self.waiting.give_up(was_delivered, now);
         self.add(Class::Unacknowledged, num_given_up);
         Ok(())
@@ -292,7 +294,7 @@ impl<'a> Shadow<'a> {
     }
 
     /// The event that would be written, or the dead letter.
-    fn parsed(&self, held: &Held) -> Arc<Entry> {
+    fn parsed(&self, held: &HeldMessage) -> Arc<Entry> {
         match &held.body {
             Body::Entry(entry) => Arc::clone(entry),
             Body::Raw { position, data } => Arc::new(Entry::parse(
@@ -339,7 +341,7 @@ impl<'a> Shadow<'a> {
 
     /// Says which groups of other shadows there are: one that was killed has left its own.
     async fn tell_of_others(&self) {
-        let Ok(others) = self.bus.others().await else {
+        let Ok(others) = self.beside.others().await else {
             return;
         };
         for other in others {
@@ -355,7 +357,7 @@ impl<'a> Shadow<'a> {
     async fn leave(&mut self) {
         self.add(Class::Unfinished, self.waiting.len());
         self.tell();
-        let destroyed = tokio::time::timeout(DESTROY_TIMEOUT, self.bus.destroy()).await;
+        let destroyed = tokio::time::timeout(DESTROY_TIMEOUT, self.beside.destroy()).await;
         let why = match destroyed {
             Ok(Ok(_)) => return,
             Ok(Err(error)) => error_chain(&error),
@@ -365,14 +367,14 @@ impl<'a> Shadow<'a> {
             "the shadow's group may still be there; remove it with `redis-cli XGROUP DESTROY {} {}` \
              error={why}",
             self.bus.stream(),
-            self.bus.own_group()
+            self.beside.own_group()
         );
     }
 
     fn report(&self, as_json: bool) -> anyhow::Result<()> {
         let report = Report {
             stream: self.bus.stream(),
-            group: self.bus.main_group(),
+            group: self.bus.group(),
             lasted: self.started.elapsed(),
             tally: &self.tally,
         };

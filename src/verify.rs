@@ -25,7 +25,7 @@ use event_persister_actors::trim::cutoffs;
 use self::reconciliation::{Copies, Held, Kind, MAX_SUSPECTS, Reconciliation, Wanted};
 use self::report::{Report, Stream};
 use crate::config::Config;
-use crate::wiring::{self, BusAudit, Tables};
+use crate::wiring::{self, BusOperator, Tables};
 
 mod reconciliation;
 mod report;
@@ -55,11 +55,11 @@ pub(crate) struct Wishes {
 /// Verifies; whether all is well.
 pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<bool> {
     let since = wishes.since.map(moment_before_now).transpose()?;
-    let bus = wiring::bus_audit(config)?;
+    let bus = wiring::bus_operator(config)?;
     let mut verification = Verification {
         config,
         limits: config.events.clone(),
-        bus: bus.as_ref(),
+        bus: bus.as_deref(),
         tables: wiring::tables(config),
         state: Reconciliation::new(wishes.limit),
     };
@@ -69,7 +69,7 @@ pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<bool>
     let letters = verification.tables.audit.count_letters(wishes.limit).await;
     let report = Report {
         since,
-        stream: bus.as_ref().map(|bus| Stream {
+        stream: bus.as_deref().map(|bus| Stream {
             stream: bus.stream(),
             group: bus.group(),
             misplaced: misplaced.as_deref(),
@@ -92,7 +92,7 @@ fn moment_before_now(span: Duration) -> anyhow::Result<DateTime<Utc>> {
 struct Verification<'a> {
     config: &'a Config,
     limits: EventLimits,
-    bus: Option<&'a BusAudit>,
+    bus: Option<&'a dyn BusOperator>,
     tables: Tables,
     state: Reconciliation,
 }

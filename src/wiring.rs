@@ -27,7 +27,8 @@ pub(crate) use event_persister_actors::source::intake::Intake as IntakeHandle;
 pub(crate) use inspection::{inspect_bus, inspect_store};
 pub(crate) use intake::{Intake, intake};
 pub(crate) use redis::{
-    BUS_NAME, Bus, BusAudit, BusShadow, GuardReport, RedisStats, bus, bus_audit, bus_shadow, guard,
+    BUS_NAME, Bus, BusOperator, GuardReport, RedisStats, StreamShadow, bus, bus_operator,
+    position_before,
 };
 pub(crate) use stores::{
     HalfEvents, Missing, Prefects, Tables, close, dead_letters, half_events, look_at_retention,

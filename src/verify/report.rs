@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::reconciliation::{Finding, Kind, Reconciliation};
 use crate::output;
-use crate::wiring::BusAudit;
+use crate::wiring;
 
 /// The stream that was read.
 pub(crate) struct Stream<'a> {
@@ -131,7 +131,7 @@ impl Report<'_> {
     /// The command that has everything read again from the first missing entry on.
     fn read_again(&self) -> Option<String> {
         let stream = self.stream.as_ref()?;
-        let before = BusAudit::before(self.state.first_missing.as_deref()?)?;
+        let before = wiring::position_before(self.state.first_missing.as_deref()?)?;
         Some(format!(
             "redis-cli XGROUP SETID {} {} {before}",
             quoted(stream.stream),

@@ -1,7 +1,6 @@
 //! What would stop or hurt the service, as each adapter sees it.
 
 use event_persister_actors::finding::Finding;
-use event_persister_actors::source::redis::RedisInspection;
 use event_persister_actors::store::postgres::{Needs, PostgresStore};
 use event_persister_actors::store::sqlite::SqliteStore;
 
@@ -28,11 +27,11 @@ pub(crate) async fn inspect_store(config: &Config) -> Vec<Finding> {
 
 /// Looks at the configured stream, if any.
 pub(crate) async fn inspect_bus(config: &Config) -> Vec<Finding> {
-    match redis::with_settings(config, RedisInspection::new) {
+    match redis::bus_operator(config) {
         Ok(None) => vec![Finding::ok("redis.reachable", "Redis is no source")],
-        Ok(Some(inspection)) => {
+        Ok(Some(bus)) => {
             let retention = config.trim.every.map(|_| config.trim.retention);
-            inspection.inspect(retention).await
+            bus.inspect(retention).await
         }
         Err(error) => vec![Finding::error(
             "redis.settings",

@@ -4,13 +4,11 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use event_persister_actors::source::EventSource;
-pub(crate) use event_persister_actors::source::redis::{
-    GuardReport, RedisAudit as BusAudit, RedisGuard as Guard, RedisShadow as BusShadow, RedisStats,
-    SOURCE_NAME as BUS_NAME,
-};
+pub(crate) use event_persister_actors::source::operator::{BusOperator, GuardReport, StreamShadow};
 use event_persister_actors::source::redis::{
-    RedisSettings, RedisSettingsError, RedisSource, consumer_name,
+    RedisOperator, RedisSettings, RedisSettingsError, RedisSource, consumer_name,
 };
+pub(crate) use event_persister_actors::source::redis::{RedisStats, SOURCE_NAME as BUS_NAME};
 
 use crate::config::Config;
 
@@ -29,23 +27,19 @@ pub(crate) fn bus(config: &Config) -> anyhow::Result<Option<Bus>> {
     }))
 }
 
-/// The trim guard of the configured stream, if any.
-pub(crate) fn guard(config: &Config) -> anyhow::Result<Option<Guard>> {
-    with_settings(config, Guard::new)
+/// The configured stream for its operator, if any. Connects when it is first used.
+pub(crate) fn bus_operator(config: &Config) -> anyhow::Result<Option<Box<dyn BusOperator>>> {
+    let operator = with_settings(config, RedisOperator::new)?;
+    Ok(operator.map(|operator| Box::new(operator) as _))
 }
 
-/// The configured stream for somebody who only looks, if any.
-pub(crate) fn bus_audit(config: &Config) -> anyhow::Result<Option<BusAudit>> {
-    with_settings(config, BusAudit::new)
-}
-
-/// The configured stream for somebody who compares what others make of it, if any.
-pub(crate) fn bus_shadow(config: &Config) -> anyhow::Result<Option<BusShadow>> {
-    with_settings(config, BusShadow::new)
+/// The position before an entry's: a group that is set to it is given that entry next.
+pub(crate) fn position_before(position: &str) -> Option<String> {
+    RedisOperator::position_before(position)
 }
 
 /// Of the configured stream, if any, under a name that no other process has.
-pub(super) fn with_settings<T>(
+fn with_settings<T>(
     config: &Config,
     make: impl FnOnce(RedisSettings) -> Result<T, RedisSettingsError>,
 ) -> anyhow::Result<Option<T>> {

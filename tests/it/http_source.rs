@@ -224,7 +224,7 @@ async fn a_list_with_invalid_events_is_refused_whole_and_each_is_named() {
             .iter()
             .all(|detail| !detail["reason"].as_str().unwrap_or("").is_empty())
     );
-    assert_eq!(server.intake.held().num_events, 0);
+    assert_eq!(server.intake.usage().num_events, 0);
     for text in ["{}", "null", "17"] {
         let response = server.post(text).send().await.expect("answered");
         assert_eq!(response.status(), 422, "{text}");
@@ -347,7 +347,7 @@ async fn when_the_store_is_away_the_client_is_told_and_its_retry_joins() {
                 .is_some_and(|why| why.contains("taken"))
         );
         assert_eq!(
-            server.intake.held().num_events,
+            server.intake.usage().num_events,
             2,
             "the retry takes no new room"
         );
@@ -383,7 +383,7 @@ async fn a_repetition_joins_what_a_client_left_behind() {
         _ = &mut request => panic!("answered before anything was durable"),
         entries = server.read(1) => entries,
     };
-    assert_eq!(server.intake.held().num_events, 3);
+    assert_eq!(server.intake.usage().num_events, 3);
     server.acknowledge(&new).await;
     tokio::select! {
         biased;
@@ -437,7 +437,7 @@ async fn a_pong_comes_when_everything_before_it_is_durable() {
     nothing_comes(&mut client, &server).await;
     server.acknowledge(&last).await;
     assert_eq!(next(&mut client).await, Message::Pong("done?".into()));
-    assert_eq!(server.intake.held().num_events, 0);
+    assert_eq!(server.intake.usage().num_events, 0);
 }
 
 #[actix_web::test]
@@ -494,7 +494,7 @@ async fn who_does_not_authenticate_is_closed_with_1008() {
         panic!("let in without the subprotocol");
     };
     assert_eq!(response.status(), 403);
-    assert_eq!(server.intake.held().num_events, 0);
+    assert_eq!(server.intake.usage().num_events, 0);
 }
 
 #[actix_web::test]
@@ -562,7 +562,7 @@ async fn a_token_that_comes_again_is_checked_and_never_becomes_a_dead_letter() {
     assert_eq!(text(&mut client).await, r#"{"type":"auth_success"}"#);
     client.send(auth(json!("wrong"))).await.expect("sent");
     assert_eq!(u16::from(closed(&mut client).await.code), 1008);
-    assert_eq!(server.intake.held().num_events, 0);
+    assert_eq!(server.intake.usage().num_events, 0);
 }
 
 #[actix_web::test]
@@ -595,11 +595,11 @@ async fn while_the_intake_is_full_nothing_is_read_and_due_pongs_still_go_out() {
         .expect("sent");
     let held = server.read(2).await;
     nothing_comes(&mut client, &server).await;
-    assert_eq!(server.intake.held().num_events, 2);
+    assert_eq!(server.intake.usage().num_events, 2);
     server.acknowledge(&held[..1]).await;
     assert_eq!(next(&mut client).await, Message::Pong("0".into()));
     assert_eq!(
-        server.intake.held().num_events,
+        server.intake.usage().num_events,
         2,
         "the next one has taken its place"
     );
@@ -751,7 +751,7 @@ async fn what_was_read_stays_when_the_connection_ends_and_its_repetition_joins()
         .expect("sent");
     let entries = server.read(1).await;
     nothing_comes(&mut client, &server).await;
-    assert_eq!(server.intake.held().num_events, 1);
+    assert_eq!(server.intake.usage().num_events, 1);
     server.acknowledge(&entries).await;
     assert_eq!(next(&mut client).await, Message::Pong("done?".into()));
 }
@@ -913,7 +913,40 @@ async fn a_list_in_any_encoding_of_unicode_is_taken_as_prefect_does() {
         let response = server.post(wrong.clone()).send().await.expect("answered");
         assert_eq!(response.status(), 400, "{wrong:?}");
     }
-    assert_eq!(server.intake.held().num_events, 0);
+    assert_eq!(server.intake.usage().num_events, 0);
+}
+
+/// 503 would have a client send them again and again.
+#[actix_web::test]
+async fn a_large_body_in_utf_16_that_can_never_be_taken_is_refused_for_good() {
+    let limit = std::num::NonZeroUsize::new(100_000).expect("not zero");
+    let settings = HttpSettings {
+        max_body_bytes: limit,
+        max_frame_bytes: limit,
+        max_buffered_bytes: limit,
+        ..HttpSettings::default()
+    };
+    let server = start(settings, IntakeSettings::default());
+    let with_text = |text: &str| {
+        let mut event = event();
+        event["payload"]["text"] = text.into();
+        utf_16(&format!("[{event}]"), u16::to_le_bytes)
+    };
+    let half_a_unit = [with_text(&"x".repeat(45_000)), vec![b' ']].concat();
+    for (body, status, reason) in [
+        (with_text(&"x".repeat(45_000)), 413, "send it in UTF-8"),
+        (
+            with_text(&"\u{4e2d}".repeat(45_000)),
+            413,
+            "more than 100000 bytes",
+        ),
+        (half_a_unit, 400, "UTF-16LE"),
+    ] {
+        let response = server.post(body).send().await.expect("answered");
+        assert_eq!(response.status(), status);
+        let answer = response.text().await.expect("whole");
+        assert!(answer.contains(reason), "{answer}");
+    }
 }
 
 /// Prefect closes the connection on these; here each is one dead letter, as every wrong message is.

@@ -34,6 +34,10 @@ impl ConsumerActor {
 
     pub(super) fn note_failure(&self, kind: RetryKind, what: &str, error: &SourceError) {
         self.parts.metrics.retries(kind);
+        let consequence = match error {
+            SourceError::Unavailable { .. } => "trying again until it works",
+            SourceError::Broken { .. } => "nothing more is read of it",
+        };
         let error = error_chain(error);
         let at = self.parts.clock.now();
         let first = self.parts.component.failed(error.clone(), at);
@@ -44,7 +48,7 @@ impl ConsumerActor {
         };
         log::log!(
             level,
-            "a source {what}; retrying until it can source.name={} error={error}",
+            "a source {what}; {consequence} source.name={} error={error}",
             self.source_name
         );
     }

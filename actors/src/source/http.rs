@@ -10,10 +10,10 @@
 //!
 //! # Memory
 //!
-//! At most the intake's bounds for what was admitted, and `max_buffered_bytes` for bodies and large
-//! messages on their way in, the latter twice where texts are copied out of a body, and 16 KiB for the
-//! small message of each connection, beside what actix-http has for it. Buffers grow with what has come:
-//! what is only announced takes nothing.
+//! At most the intake's bounds for admitted entries, and `max_buffered_bytes` for bodies and large messages
+//! on their way in, the latter twice where texts are copied out of a body. Each connection has 16 KiB for its
+//! small message, beside the buffers of actix-http. Buffers grow with the bytes that have come: an announced
+//! length takes nothing.
 //!
 //! # What the host's server has to do
 //!
@@ -52,12 +52,12 @@ mod frames;
 mod list;
 mod pongs;
 mod post;
+mod rate_limited;
 mod socket;
-mod sparing;
 
 use buffers::{Buffers, Patience};
-use pongs::AllWaiting;
-use sparing::Sparing;
+use pongs::TotalWaiting;
+use rate_limited::RateLimitedLog;
 
 pub use auth::AuthString;
 #[cfg(feature = "testing")]
@@ -75,7 +75,7 @@ const MAX_INLINE_BYTES: usize = 256 * 1024;
 const DEFAULT_MAX_BYTES: NonZeroUsize = NonZeroUsize::new(64 << 20).unwrap();
 const DEFAULT_MAX_BUFFERED_BYTES: NonZeroUsize = NonZeroUsize::new(128 << 20).unwrap();
 
-/// What the routes demand and how much they take.
+/// What the routes demand of clients, and how much they take in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpSettings {
@@ -149,7 +149,7 @@ impl HttpSettings {
 /// The routes; cheap to clone, one value for all of a server's workers.
 #[derive(Clone)]
 pub struct EventRoutes {
-    shared: web::Data<Shared>,
+    shared: web::Data<RouteState>,
 }
 
 impl EventRoutes {
@@ -162,16 +162,16 @@ impl EventRoutes {
     ) -> Self {
         let largest = settings.max_body_bytes.max(settings.max_frame_bytes);
         let buffered = settings.max_buffered_bytes.max(largest);
-        let shared = Shared {
+        let shared = RouteState {
             intake,
             settings,
             limits,
             clock,
             buffers: Buffers::new(buffered.get(), largest.get()),
-            waiting: AllWaiting::default(),
+            waiting: TotalWaiting::default(),
             post: Position::new("POST /api/events"),
             socket: Position::new("WS /api/events/in"),
-            refused: Sparing::new(REFUSED_EVERY),
+            refused: RateLimitedLog::new(REFUSED_EVERY),
         };
         Self {
             shared: web::Data::new(shared),
@@ -195,23 +195,22 @@ impl EventRoutes {
     }
 }
 
-/// What all requests share.
-struct Shared {
+/// Shared by all requests.
+struct RouteState {
     intake: Intake,
     settings: HttpSettings,
     limits: EventLimits,
     clock: Arc<dyn Clock>,
-    /// What bodies and large messages may take while they arrive.
+    /// The memory for bodies and large messages while they arrive.
     buffers: Arc<Buffers>,
-    /// What waits for pongs.
-    waiting: AllWaiting,
+    waiting: TotalWaiting,
     post: Position,
     socket: Position,
     /// WebSockets that were not let in.
-    refused: Sparing,
+    refused: RateLimitedLog,
 }
 
-impl Shared {
+impl RouteState {
     /// Whether the text is an event that is taken here.
     fn parse(&self, text: ByteString) -> Result<ReceivedEvent, ParseError> {
         let limit = self.settings.max_event_bytes;
@@ -236,7 +235,7 @@ impl Shared {
     }
 }
 
-/// What a request that is not understood should have been; the status says what is wrong with it.
+/// The answer to a request that is not understood, with how it should have been.
 fn refuse(status: StatusCode, allow: Option<&'static str>, reason: &str) -> HttpResponse {
     let mut response = HttpResponse::build(status);
     if let Some(allow) = allow {

@@ -4,16 +4,14 @@
 //! they are durable; the pipeline reads them from the [`IntakeSource`]. Submitters and the
 //! consumer may live on different threads.
 //!
-//! Guarantee: an entry that was admitted stays here until it is acknowledged, whoever waits for it
-//! or no longer does, and its [`Commit`] succeeds exactly then. What is here never exceeds the
-//! bounds, in events and in bytes, but for one entry that is larger than all of them and comes
-//! when nothing else is here.
+//! Guarantee: an entry that was admitted stays here until it is acknowledged, whether its client still waits
+//! or not, and its [`Commit`] succeeds exactly then. The entries here never exceed the bounds, in number and
+//! in bytes, but for one that is larger than all of them and comes when nothing else is here.
 //!
 //! # Why an entry can join another
 //!
-//! In a long outage clients give up waiting and send the same messages again. The same text that
-//! already waits takes no second place: whoever sent it waits for the first. Only the same text
-//! will do. An event with the same id and another text is admitted on its own, since if the
+//! In a long outage clients give up waiting and send the same messages again. A text that already waits here
+//! takes no second place: its sender waits for the first. Only the same text will do. An event with the same id and another text is admitted on its own, since if the
 //! database refuses the one, the other must not count as durable.
 
 use std::collections::HashMap;
@@ -81,9 +79,9 @@ pub enum SubmitError {
     Closed,
 }
 
-/// What an intake holds at a moment.
+/// How much an intake holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct IntakeUsage {
     /// Entries that are not yet durable.
     pub num_events: usize,
     /// The bytes of their raw messages.
@@ -93,7 +91,7 @@ pub struct Held {
 /// The side of those who submit; cheap to clone, for any thread.
 #[derive(Clone)]
 pub struct Intake {
-    shared: Arc<Shared>,
+    shared: Arc<IntakeState>,
 }
 
 impl Intake {
@@ -191,9 +189,9 @@ impl Intake {
         drop(phase.wait_for(|phase| *phase != Phase::Open).await);
     }
 
-    /// What is here now.
-    pub fn held(&self) -> Held {
-        self.shared.lock().held
+    /// How much is here now.
+    pub fn usage(&self) -> IntakeUsage {
+        self.shared.lock().usage
     }
 }
 
@@ -202,26 +200,26 @@ impl std::fmt::Debug for Intake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Intake")
             .field("name", &self.shared.name)
-            .field("held", &self.held())
+            .field("usage", &self.usage())
             .finish_non_exhaustive()
     }
 }
 
 /// The pipeline's side of an [`Intake`].
 pub struct IntakeSource {
-    shared: Arc<Shared>,
+    shared: Arc<IntakeState>,
 }
 
 impl IntakeSource {
     /// An empty intake and the handle that fills it.
     pub fn new(name: impl Into<Arc<str>>, settings: IntakeSettings) -> (Arc<Self>, Intake) {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(IntakeState {
             name: name.into(),
             bounds: Bounds::new(settings),
             hasher: RandomState::new(),
             available: Notify::new(),
             phase: watch::Sender::new(Phase::Open),
-            state: Mutex::new(State::default()),
+            state: Mutex::new(Entries::default()),
         });
         let source = Arc::new(Self {
             shared: Arc::clone(&shared),
@@ -307,7 +305,8 @@ enum Phase {
     Closed,
 }
 
-struct Shared {
+/// Shared by the two sides.
+struct IntakeState {
     name: Arc<str>,
     bounds: Bounds,
     hasher: RandomState,
@@ -315,16 +314,16 @@ struct Shared {
     available: Notify,
     phase: watch::Sender<Phase>,
     /// Never locked across an await.
-    state: Mutex<State>,
+    state: Mutex<Entries>,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl IntakeState {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
         // Every change is complete before anything that could panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_open(&self) -> Result<MutexGuard<'_, State>, SubmitError> {
+    fn lock_open(&self) -> Result<MutexGuard<'_, Entries>, SubmitError> {
         let state = self.lock();
         if *self.phase.borrow() == Phase::Open {
             Ok(state)
@@ -374,7 +373,7 @@ impl Shared {
     }
 }
 
-/// What two submissions of the same message have in common; the texts are compared as well.
+/// The same for two submissions of the same message; the texts are compared as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum JoinKey {
     Event(Uuid),
@@ -382,14 +381,14 @@ enum JoinKey {
 }
 
 #[derive(Default)]
-struct State {
-    messages: Retained<Waiting>,
+struct Entries {
+    messages: Retained<AdmittedEntry>,
     /// The last entry that was admitted with each key.
     by_key: HashMap<JoinKey, Receipt>,
-    held: Held,
+    usage: IntakeUsage,
 }
 
-impl State {
+impl Entries {
     /// The entry that an equal one would join.
     fn find(&mut self, key: JoinKey, entry: &Entry) -> Option<Receipt> {
         let receipt = *self.by_key.get(&key)?;
@@ -409,9 +408,9 @@ impl State {
     }
 
     fn admit(&mut self, entry: Entry, key: JoinKey, room: Room, waiter: Arc<Waiter>) {
-        self.held.num_events += 1;
-        self.held.num_bytes += entry.num_bytes();
-        let receipt = self.messages.push(Waiting {
+        self.usage.num_events += 1;
+        self.usage.num_bytes += entry.num_bytes();
+        let receipt = self.messages.push(AdmittedEntry {
             entry: Arc::new(entry),
             key,
             waiters: vec![waiter],
@@ -422,14 +421,14 @@ impl State {
     }
 
     /// Takes out what is durable. To be dropped, and told, without the lock.
-    fn release(&mut self, receipts: &[Receipt]) -> Vec<Waiting> {
+    fn release(&mut self, receipts: &[Receipt]) -> Vec<AdmittedEntry> {
         let mut durable = Vec::with_capacity(receipts.len());
         for &receipt in receipts {
             let Some(waiting) = self.messages.acknowledge(receipt) else {
                 continue;
             };
-            self.held.num_events -= 1;
-            self.held.num_bytes -= waiting.entry.num_bytes();
+            self.usage.num_events -= 1;
+            self.usage.num_bytes -= waiting.entry.num_bytes();
             if self.by_key.get(&waiting.key) == Some(&receipt) {
                 self.by_key.remove(&waiting.key);
             }
@@ -439,14 +438,14 @@ impl State {
     }
 
     fn clear(&mut self) -> impl Sized + use<> {
-        self.held = Held::default();
+        self.usage = IntakeUsage::default();
         self.by_key.clear();
         self.messages.clear()
     }
 }
 
 /// An entry that is not yet durable, with those who wait for it.
-struct Waiting {
+struct AdmittedEntry {
     entry: Arc<Entry>,
     key: JoinKey,
     waiters: Vec<Arc<Waiter>>,
@@ -455,7 +454,7 @@ struct Waiting {
     _room: Room,
 }
 
-impl Retain for Waiting {
+impl Retain for AdmittedEntry {
     fn num_bytes(&self) -> usize {
         self.entry.num_bytes()
     }

@@ -30,11 +30,11 @@ pub struct LetterSource {
     letters: Arc<dyn DeadLetters>,
     filter: LetterFilter,
     limits: EventLimits,
-    state: Mutex<State>,
+    state: Mutex<LetterReading>,
 }
 
 #[derive(Default)]
-struct State {
+struct LetterReading {
     kept: Retained<Letter>,
     /// Letters with this id or a larger one have been read.
     before: Option<i64>,
@@ -57,8 +57,8 @@ impl Retain for Letter {
     }
 }
 
-impl State {
-    /// What a read returns at once; `None` if letters have to be read first.
+impl LetterReading {
+    /// The answer to a read, if there is one at once; `None` if letters have to be read first.
     fn take(&mut self, permit: Permit) -> Option<Chunk> {
         let when_empty = if self.ended { More::Ended } else { More::Ready };
         let chunk = self.kept.hand_out(permit, when_empty);
@@ -83,9 +83,9 @@ impl LetterSource {
             letters,
             filter,
             limits,
-            state: Mutex::new(State {
+            state: Mutex::new(LetterReading {
                 before,
-                ..State::default()
+                ..LetterReading::default()
             }),
         }
     }
@@ -136,7 +136,7 @@ impl LetterSource {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LetterReading> {
         // Every change is complete before anything that could panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use event_persister_actors::source::EventSource as _;
-use event_persister_actors::source::redis::{RedisGuard, RedisSettings, RedisSource};
+use event_persister_actors::source::operator::BusOperator as _;
+use event_persister_actors::source::redis::{RedisOperator, RedisSettings, RedisSource};
 use redis::Value;
 use tokio::time::sleep;
 
@@ -256,10 +257,10 @@ async fn own_entries_that_were_trimmed_while_held_are_not_lost() {
 async fn is_shown_and_removed_on_request() {
     let server = RedisServer::start();
     let stream = server.stream();
-    let guard = RedisGuard::new(settings(&stream)).unwrap();
-    let report = guard.show().await.unwrap();
+    let bus = RedisOperator::new(settings(&stream)).unwrap();
+    let report = bus.show_guard().await.unwrap();
     assert_eq!((report.stream_length, report.guard_position), (None, None));
-    assert!(!guard.remove().await.unwrap());
+    assert!(!bus.remove_guard().await.unwrap());
     let source = source(settings(&stream));
     let ids = stream.publish(&numbered(0..3));
     let held = read_num(&source, 3).await;
@@ -272,16 +273,16 @@ async fn is_shown_and_removed_on_request() {
             .is_some_and(|at| at != "0-1")
     })
     .await;
-    let report = guard.show().await.unwrap();
+    let report = bus.show_guard().await.unwrap();
     assert_eq!(report.stream_length, Some(3));
     assert!(report.guard_position.unwrap().ends_with("-0"));
-    let group = report.group_state.unwrap();
+    let group = report.group_progress.unwrap();
     assert_eq!(group.last_delivered, ids[2]);
     assert_eq!(group.smallest_pending.as_ref(), Some(&ids[1]));
     assert_eq!((group.num_pending, group.num_consumers), (2, 1));
     drop(source);
-    assert!(guard.remove().await.unwrap());
-    assert!(!guard.remove().await.unwrap());
+    assert!(bus.remove_guard().await.unwrap());
+    assert!(!bus.remove_guard().await.unwrap());
     assert_eq!(stream.last_delivered("event-persister-guard"), None);
 }
 

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use event_persister_actors::source::EventSource as _;
 use event_persister_actors::source::redis::RedisSettings;
+use event_persister_actors::source::{EventSource as _, Permit};
 use redis::Value;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::{WIDE, acknowledge, consume_all, numbered, raw, raws, read_num, source, until};
+use super::{
+    PATIENCE, WIDE, acknowledge, consume_all, numbered, raw, raws, read_num, source, until,
+};
 use crate::support::redis::{RedisServer, TestStream};
 
 fn impatient(stream: &TestStream) -> RedisSettings {
@@ -115,6 +117,38 @@ async fn takes_over_from_the_dead_and_in_time_removes_them() {
         names.iter().all(|(name, _, _)| name != "dead")
     })
     .await;
+}
+
+#[actix_web::test]
+async fn what_a_dead_consumer_left_exceeds_no_permit() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    stream.command::<()>("XGROUP CREATE events event-persister 0-1 MKSTREAM");
+    let all: Vec<String> = (0..30)
+        .map(|number| format!("{number:02}").repeat(100_000))
+        .collect();
+    stream.publish(&all);
+    stream.command::<Value>("XREADGROUP GROUP event-persister dead COUNT 30 STREAMS events >");
+    let source = source(impatient(&stream));
+    let permit = Permit {
+        max_messages: 100,
+        max_bytes: 1_000_000,
+    };
+    let mut read = Vec::new();
+    let reading = async {
+        while read.len() < all.len() {
+            let chunk = source.read(permit).await.unwrap();
+            let num_bytes: usize = chunk.messages.iter().map(|one| one.body.num_bytes()).sum();
+            assert!(num_bytes <= permit.max_bytes, "{num_bytes}");
+            assert!(chunk.messages.iter().all(|message| message.redelivered));
+            read.extend(raws(&chunk.messages));
+            acknowledge(&source, &chunk.messages).await;
+        }
+    };
+    timeout(PATIENCE, reading).await.expect("all are claimed");
+    assert!(read == all, "each once, in its order");
+    assert_eq!(source.stats().status().num_claimed, 30);
+    assert_eq!(stream.num_pending(), 0);
 }
 
 #[actix_web::test]

@@ -11,15 +11,15 @@ fn url() -> RedisUrl {
     RedisUrl::default()
 }
 
-fn connected() -> (Reads, DuplexStream) {
+fn connected() -> (EntryReader, DuplexStream) {
     let (stream, peer) = duplex(1 << 20);
-    let reads = Reads {
+    let reader = EntryReader {
         stream: Box::new(stream),
         buffer: BytesMut::new(),
         patience: PATIENCE,
         id: None,
     };
-    (reads, peer)
+    (reader, peer)
 }
 
 fn text(text: &[u8]) -> Vec<u8> {
@@ -51,8 +51,12 @@ fn room(max_bytes: usize, must_take_one: bool) -> Room {
 }
 
 /// What is understood of an answer of which so many bytes arrive at once.
-async fn understood(answer: &[u8], at_once: usize, room: Room) -> RedisResult<EntriesRead> {
-    let (mut reads, mut peer) = connected();
+async fn understood(answer: &[u8], at_once: usize, mut room: Room) -> RedisResult<EntriesRead> {
+    understood_in(answer, at_once, &mut room).await
+}
+
+async fn understood_in(answer: &[u8], at_once: usize, room: &mut Room) -> RedisResult<EntriesRead> {
+    let (mut reader, mut peer) = connected();
     let answer = answer.to_vec();
     let peer = tokio::spawn(async move {
         let mut command = [0; 14];
@@ -63,16 +67,19 @@ async fn understood(answer: &[u8], at_once: usize, room: Room) -> RedisResult<En
         }
         peer
     });
-    let read = reads.entries(&redis::cmd("PING"), room, PATIENCE).await;
+    let read = reader.entries(&redis::cmd("PING"), room, PATIENCE).await;
     drop(peer.await.unwrap());
     if read.as_ref().err().is_none_or(failure::is_answer) {
-        assert!(reads.buffer.is_empty(), "all of it was understood");
+        assert!(reader.buffer.is_empty(), "all of it was understood");
     }
     read
 }
 
-fn data(entry: &RawEntry) -> &[u8] {
-    &entry.fields.as_ref().unwrap()[0].1
+fn data(entry: &StreamEntry) -> &[u8] {
+    match entry.body.as_ref().unwrap() {
+        Body::Raw { data, .. } => data,
+        Body::Entry(entry) => entry.raw(),
+    }
 }
 
 #[tokio::test]
@@ -92,9 +99,83 @@ async fn an_answer_may_be_nothing_an_error_or_entries_without_text() {
     let read = understood(&answer(&[gone, entry(2, b"{}")]), 1, room(10, true))
         .await
         .unwrap();
-    assert!(read.entries[0].fields.is_none());
+    assert!(read.entries[0].body.is_none());
     assert_eq!(read.entries[0].id.to_string(), "5-1");
     assert_eq!(data(&read.entries[1]), b"{}");
+}
+
+fn body_of(fields: &[(&'static [u8], &'static [u8])]) -> Body {
+    let id = "1526919030474-55".parse().unwrap();
+    let texts = fields.iter().flat_map(|&(field, value)| [field, value]);
+    body(id, &texts.map(Bytes::from_static).collect::<Vec<_>>()).unwrap()
+}
+
+#[test]
+fn data_decides_whatever_else_there_is() {
+    let fields: [(&[u8], &[u8]); 3] = [(b"data", b"{}"), (b"attributes", b"no"), (b"x", b"")];
+    let Body::Raw { position, data } = body_of(&fields) else {
+        panic!("data is there")
+    };
+    assert_eq!(
+        (position.as_str(), &data[..]),
+        ("1526919030474-55", &b"{}"[..])
+    );
+    let invalid = body_of(&[(b"data", b"\xff\xfe")]);
+    assert_eq!(invalid.num_bytes(), 2, "goes on as it is");
+    let twice = body_of(&[(b"data", b"1"), (b"data", b"22")]);
+    assert_eq!(twice.num_bytes(), 2);
+}
+
+#[test]
+fn an_entry_without_data_is_kept_whole() {
+    let body = body_of(&[(b"a", b"\"1\""), (b"\xff", b"2")]);
+    assert_eq!(body.position().as_str(), "1526919030474-55");
+    let Body::Entry(entry) = body else {
+        panic!("a rejection")
+    };
+    assert_eq!(entry.raw(), br#"[["a","\"1\""],[{"hex":"ff"},"2"]]"#);
+}
+
+/// What the scripts of the shadow and of the audit answer.
+#[tokio::test]
+async fn entries_come_with_a_number_or_with_ids() {
+    let (mut reader, mut peer) = connected();
+    let one_stream = answer(&[entry(1, b"{}"), entry(2, b"too large")]);
+    peer.write_all(&list(&[b":3\r\n".to_vec(), one_stream]))
+        .await
+        .unwrap();
+    let command = redis::cmd("PING");
+    let mut small = room(10, true);
+    let (number, read) = reader
+        .number_and_entries(&command, &mut small)
+        .await
+        .unwrap();
+    assert_eq!((number, read.entries.len(), read.skipped.len()), (3, 1, 1));
+    peer.write_all(&list(&[b":0\r\n".to_vec(), b"$-1\r\n".to_vec()]))
+        .await
+        .unwrap();
+    let (number, read) = reader
+        .number_and_entries(&command, &mut small)
+        .await
+        .unwrap();
+    assert_eq!((number, read.num()), (0, 0));
+    let page = list(&[
+        list(&[entry(1, b"{}")]),
+        list(&[text(b"5-1"), text(b"6-0")]),
+    ]);
+    peer.write_all(&page).await.unwrap();
+    let (read, ids) = reader
+        .entries_and_ids(&command, &mut room(10, true))
+        .await
+        .unwrap();
+    assert_eq!((read.entries.len(), ids.len()), (1, 2));
+    peer.write_all(b"-ERR no\r\n").await.unwrap();
+    let error = reader
+        .entries_and_ids(&command, &mut small)
+        .await
+        .err()
+        .unwrap();
+    assert!(failure::is_answer(&error), "{error}");
 }
 
 #[tokio::test]
@@ -107,11 +188,11 @@ async fn one_entry_is_kept_however_large() {
     assert_eq!(read.entries.len(), 1);
     assert_eq!(data(&read.entries[0]), large);
     // With the name of the field.
-    let left: Vec<usize> = read.left.iter().map(|(_, size)| *size).collect();
+    let skipped: Vec<usize> = read.skipped.iter().map(|(_, size)| *size).collect();
     assert_eq!(
-        left,
+        skipped,
         [4, large.len() + 4],
-        "and nothing behind one that is left"
+        "and nothing behind one that is skipped"
     );
 }
 
@@ -142,25 +223,26 @@ async fn what_has_another_form_is_no_answer() {
     );
 }
 
-async fn failure_of(reads: &mut Reads) -> redis::RedisError {
+async fn failure_of(reader: &mut EntryReader) -> redis::RedisError {
     let command = redis::cmd("PING");
-    let read = reads.entries(&command, room(10, true), PATIENCE);
+    let mut room = room(10, true);
+    let read = reader.entries(&command, &mut room, PATIENCE);
     read.await.err().unwrap()
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_does_not_go_on_is_not_awaited_for_ever() {
-    let (mut reads, mut peer) = connected();
+    let (mut reader, mut peer) = connected();
     let begun = tokio::time::Instant::now();
-    let error = failure_of(&mut reads).await;
+    let error = failure_of(&mut reader).await;
     assert!(error.is_timeout(), "{error}");
     assert_eq!(begun.elapsed(), PATIENCE);
     peer.write_all(b"*1\r\n*2\r\n").await.unwrap();
-    let error = failure_of(&mut reads).await;
+    let error = failure_of(&mut reader).await;
     assert!(error.is_timeout(), "{error}");
     assert_eq!(begun.elapsed(), PATIENCE + RESPONSE_TIMEOUT);
     drop(peer);
-    let error = failure_of(&mut reads).await;
+    let error = failure_of(&mut reader).await;
     assert!(
         !failure::is_answer(&error) && !error.is_timeout(),
         "{error}"
@@ -171,9 +253,9 @@ async fn an_answer_that_does_not_go_on_is_not_awaited_for_ever() {
 async fn greeted(url: RedisUrl, answers: &[&str]) -> (RedisResult<Option<i64>>, String) {
     let (stream, mut peer) = duplex(1 << 16);
     peer.write_all(answers.concat().as_bytes()).await.unwrap();
-    let id = Reads::greet(Box::new(stream), &url)
+    let id = EntryReader::greet(Box::new(stream), &url)
         .await
-        .map(|reads| reads.id());
+        .map(|reader| reader.id());
     let mut asked = String::new();
     peer.read_to_string(&mut asked).await.unwrap();
     (id, asked.replace("\r\n", " "))
@@ -220,24 +302,23 @@ proptest! {
             .collect();
         let entries: Vec<_> = all.iter().enumerate().map(|(n, data)| entry(n, data)).collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let read = runtime.block_on(understood(&answer(&entries), at_once, room(max_bytes, must_take_one))).unwrap();
+        let mut rest = room(max_bytes, must_take_one);
+        let read = runtime.block_on(understood_in(&answer(&entries), at_once, &mut rest)).unwrap();
         // Each with the name of its field.
         let with_name: Vec<usize> = sizes.iter().map(|size| size + 4).collect();
         let num_kept = read.entries.len();
-        let left: Vec<usize> = read.left.iter().map(|(_, size)| *size).collect();
-        prop_assert_eq!(&left[..], &with_name[num_kept..]);
+        let skipped: Vec<usize> = read.skipped.iter().map(|(_, size)| *size).collect();
+        prop_assert_eq!(&skipped[..], &with_name[num_kept..]);
         for (number, entry) in read.entries.iter().enumerate() {
             prop_assert_eq!(entry.id.to_string(), format!("5-{number}"));
             prop_assert_eq!(data(entry), &all[number][..]);
         }
         let kept: usize = with_name[..num_kept].iter().sum();
         prop_assert!(kept <= max_bytes || must_take_one && num_kept == 1);
-        if let Some(next) = left.first() {
+        if let Some(next) = skipped.first() {
             prop_assert!(kept + next > max_bytes);
             prop_assert!(num_kept > 0 || !must_take_one);
         }
-        let mut rest = room(max_bytes, must_take_one);
-        rest.use_up(&read);
         prop_assert_eq!(rest.permit.max_bytes, max_bytes.saturating_sub(kept));
         prop_assert_eq!(rest.permit.max_messages, 1000 - num_kept);
         prop_assert_eq!(rest.must_take_one, must_take_one && num_kept == 0);
@@ -248,10 +329,10 @@ proptest! {
     fn anything_ends(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
-            let (mut reads, mut peer) = connected();
+            let (mut reader, mut peer) = connected();
             peer.write_all(&bytes).await.unwrap();
             peer.shutdown().await.unwrap();
-            drop(reads.entries(&redis::cmd("PING"), room(100, true), PATIENCE).await);
+            drop(reader.entries(&redis::cmd("PING"), &mut room(100, true), PATIENCE).await);
         });
     }
 }

@@ -1,87 +1,97 @@
-//! The connection through which entries are read, and their answer as it arrives.
+//! The connection that entries are read through: their reply is taken in as it arrives.
 //!
-//! How large entries are shows only when they come, and behind thousands of small ones there may stand
-//! a backlog of huge ones. So an answer is never in memory as a whole: entries are kept while there is
-//! room for them. The others are read over; they are pending for us then, and are read again in their turn.
+//! The size of an entry shows only when it comes, and thousands of small ones may be followed by a
+//! backlog of huge ones. So a reply is never in memory as a whole. Entries are kept while there is room
+//! for them. The rest is skipped and only its ids and sizes are kept: these entries are pending for this
+//! consumer then, and are read again in their turn.
+//!
+//! The source, the shadow and the audit all read through this one.
 //!
 //! # Why not the client's connection
 //!
-//! It hands out a reply once it has all of it, several times as large as what it holds. And a script in
-//! Redis that looks at sizes before it takes anything costs Redis three times what the read itself does,
-//! since all texts pass through the script.
+//! It hands out a reply once it has all of it, and then needs several times the memory of its content.
+//! A script in Redis that looks at sizes before it takes anything costs Redis three times as much as
+//! the read itself, since all texts pass through the script.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use redis::{Cmd, RedisResult, Value};
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-use crate::source::Permit;
+use crate::delivery::{Content, Entry, Position, Rejection};
+use crate::source::{Body, Permit};
 
+use super::SOURCE_NAME;
 use super::connection::{LIBRARY, RESPONSE_TIMEOUT, Stream};
-use super::failure::timed_out;
-use super::replies::{RawEntry, unexpected};
+use super::failure::{timed_out, unexpected};
 use super::stream_id::StreamId;
 use super::url::RedisUrl;
 
-/// What is taken from the connection in one go. Smaller means more system calls; larger is no faster,
-/// and is kept as long as the connection.
+/// Bytes that are read from the connection at once. Smaller means more system calls; larger is no
+/// faster, and is kept as long as the connection.
 const CHUNK: usize = 64 * 1024;
 
-/// The head of a part of an answer, or an error's text, is never longer.
+/// The head of a part of a reply, or an error's text, is never longer.
 const MAX_LINE: usize = 64 * 1024;
 
 /// For longer texts room is made as they come, whatever their heads say.
 const MAX_AHEAD: usize = 64 * 1024 * 1024;
 
 /// A connection on which one command at a time is sent, and nothing but reads of entries.
-pub(super) struct Reads {
+pub(super) struct EntryReader {
     stream: Box<dyn Stream>,
-    /// What has arrived and is not understood yet.
+    /// Bytes that have arrived and are not parsed yet.
     buffer: BytesMut,
-    /// How long the next piece of an answer may take.
+    /// How long the next piece of a reply may take.
     patience: Duration,
     id: Option<i64>,
 }
 
-/// What an answer may fill.
+/// How much of a reply may be kept; less with each entry.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
     pub(super) permit: Permit,
-    /// Nothing is taken yet: one entry is, however large.
+    /// Nothing is kept yet: one entry is, however large.
     pub(super) must_take_one: bool,
 }
 
 impl Room {
-    pub(super) fn use_up(&mut self, read: &EntriesRead) {
-        let num_bytes = read.entries.iter().map(RawEntry::num_bytes).sum();
-        let Permit {
-            max_messages,
-            max_bytes,
-        } = &mut self.permit;
-        *max_messages = max_messages.saturating_sub(read.entries.len());
-        *max_bytes = max_bytes.saturating_sub(num_bytes);
-        self.must_take_one &= read.entries.is_empty();
+    /// Room for what a permit allows, or for one larger entry.
+    pub(super) fn new(permit: Permit) -> Self {
+        Self {
+            permit,
+            must_take_one: true,
+        }
     }
 }
 
-/// What a read brought.
+/// One entry of the stream.
+pub(super) struct StreamEntry {
+    pub(super) id: StreamId,
+    /// `None` if its text is gone and only its id is still pending.
+    pub(super) body: Option<Body>,
+}
+
+/// The entries of one reply.
 #[derive(Default)]
 pub(super) struct EntriesRead {
     /// In the stream's order.
-    pub(super) entries: Vec<RawEntry>,
+    pub(super) entries: Vec<StreamEntry>,
     /// Those behind them for which there was no room, with their sizes.
-    pub(super) left: Vec<(StreamId, usize)>,
+    pub(super) skipped: Vec<(StreamId, usize)>,
 }
 
 impl EntriesRead {
     pub(super) fn num(&self) -> usize {
-        self.entries.len() + self.left.len()
+        self.entries.len() + self.skipped.len()
     }
 }
 
-/// What a part of an answer begins with; a length is `None` for nil.
+/// The beginning of a part of a reply; a length is `None` for nil.
 #[derive(Debug, PartialEq)]
 enum Head {
     List(Option<usize>),
@@ -90,10 +100,10 @@ enum Head {
     Whole(Value),
 }
 
-impl Reads {
+impl EntryReader {
     /// Introduces itself on a new connection.
     pub(super) async fn greet(stream: Box<dyn Stream>, url: &RedisUrl) -> RedisResult<Self> {
-        let mut reads = Self {
+        let mut reader = Self {
             stream,
             buffer: BytesMut::with_capacity(CHUNK),
             patience: RESPONSE_TIMEOUT,
@@ -102,10 +112,10 @@ impl Reads {
         if let Some(password) = &url.password {
             let mut command = redis::cmd("AUTH");
             command.arg(url.username.as_deref()).arg(password);
-            reads.ask(&command).await?;
+            reader.ask(&command).await?;
         }
         if url.database != 0 {
-            reads.ask(redis::cmd("SELECT").arg(url.database)).await?;
+            reader.ask(redis::cmd("SELECT").arg(url.database)).await?;
         }
         let about_us = [
             ("LIB-NAME", LIBRARY),
@@ -113,70 +123,117 @@ impl Reads {
         ];
         for (what, value) in about_us {
             let mut command = redis::cmd("CLIENT");
-            reads
+            reader
                 .try_ask(command.arg("SETINFO").arg(what).arg(value))
                 .await?;
         }
-        let id = reads.try_ask(redis::cmd("CLIENT").arg("ID")).await?;
-        reads.id = match id {
+        let id = reader.try_ask(redis::cmd("CLIENT").arg("ID")).await?;
+        reader.id = match id {
             Value::Int(id) => Some(id),
             // Not to us.
             _ => None,
         };
-        Ok(reads)
+        Ok(reader)
     }
 
-    /// What the server calls this connection; `None` if it does not say, or not to us.
+    /// The server's id of this connection; `None` if it does not say, or not to us.
     pub(super) fn id(&self) -> Option<i64> {
         self.id
     }
 
-    /// Sends an XREADGROUP of one stream and takes in what it brings. The first piece of the answer may
-    /// take as long as said; each further one as long as any answer.
+    /// Sends an XREADGROUP of one stream and takes in what it brings. The first piece of the reply may
+    /// take as long as `patience`; each further one as long as any reply.
     ///
     /// # Errors
     ///
-    /// Unless it is the server's answer, the connection cannot be used any more.
+    /// The connection cannot be used any more, unless the error is the server's reply.
     pub(super) async fn entries(
         &mut self,
         command: &Cmd,
-        mut room: Room,
+        room: &mut Room,
         patience: Duration,
     ) -> RedisResult<EntriesRead> {
         self.send(command, patience).await?;
-        let mut read = EntriesRead::default();
-        let num_streams = match self.head().await? {
-            Head::List(num) => num.unwrap_or(0),
-            Head::Text(None) => 0,
-            Head::Whole(Value::ServerError(error)) => return Err(error.into()),
-            _ => return Err(unexpected("a list of streams")),
+        let num_streams = self.reply().await?;
+        self.streams(num_streams, room).await
+    }
+
+    /// Sends a script that answers a number and the reply of an XREADGROUP.
+    ///
+    /// # Errors
+    ///
+    /// As [`EntryReader::entries`].
+    pub(super) async fn number_and_entries(
+        &mut self,
+        command: &Cmd,
+        room: &mut Room,
+    ) -> RedisResult<(usize, EntriesRead)> {
+        self.send(command, RESPONSE_TIMEOUT).await?;
+        if self.reply().await? != Some(2) {
+            return Err(unexpected("a pair"));
+        }
+        let Head::Whole(Value::Int(number)) = self.head().await? else {
+            return Err(unexpected("a number"));
         };
-        for _ in 0..num_streams {
+        let num_streams = self.list().await?;
+        let read = self.streams(num_streams, room).await?;
+        Ok((usize::try_from(number).unwrap_or_default(), read))
+    }
+
+    /// Sends a script that answers entries and some of their ids.
+    ///
+    /// # Errors
+    ///
+    /// As [`EntryReader::entries`].
+    pub(super) async fn entries_and_ids(
+        &mut self,
+        command: &Cmd,
+        room: &mut Room,
+    ) -> RedisResult<(EntriesRead, Vec<StreamId>)> {
+        self.send(command, RESPONSE_TIMEOUT).await?;
+        if self.reply().await? != Some(2) {
+            return Err(unexpected("a pair"));
+        }
+        let mut read = EntriesRead::default();
+        for _ in 0..self.list().await?.unwrap_or(0) {
+            self.entry(&mut read, room).await?;
+        }
+        let mut ids = Vec::new();
+        for _ in 0..self.list().await?.unwrap_or(0) {
+            ids.push(self.entry_id().await?);
+        }
+        Ok((read, ids))
+    }
+
+    /// Entries by stream, of which one was asked for.
+    async fn streams(
+        &mut self,
+        num_streams: Option<usize>,
+        room: &mut Room,
+    ) -> RedisResult<EntriesRead> {
+        let mut read = EntriesRead::default();
+        for _ in 0..num_streams.unwrap_or(0) {
             self.pair().await?;
             self.text().await?;
             for _ in 0..self.list().await?.unwrap_or(0) {
-                self.entry(&mut read, &mut room).await?;
+                self.entry(&mut read, room).await?;
             }
         }
         Ok(read)
     }
 
-    /// Takes in one entry, or reads over it.
+    /// Takes in one entry, or skips it.
     async fn entry(&mut self, read: &mut EntriesRead, room: &mut Room) -> RedisResult<()> {
         self.pair().await?;
-        let id = self.text().await?;
-        let id = std::str::from_utf8(&id)
-            .ok()
-            .and_then(|id| id.parse::<StreamId>().ok());
-        let id = id.ok_or_else(|| unexpected("an id"))?;
+        let id = self.entry_id().await?;
         let num_texts = self.list().await?;
         let max_bytes = if room.must_take_one {
             usize::MAX
         } else {
             room.permit.max_bytes
         };
-        // What is kept stands before all that is left.
-        let may_be_kept = |size| read.left.is_empty() && size <= max_bytes;
+        // Kept entries stand before all that are skipped.
+        let may_be_kept = |size| read.skipped.is_empty() && size <= max_bytes;
         let mut size = 0_usize;
         let mut texts = Vec::with_capacity(num_texts.unwrap_or(0).min(4));
         for _ in 0..num_texts.unwrap_or(0) {
@@ -190,14 +247,25 @@ impl Reads {
             }
         }
         if may_be_kept(size) {
+            let Permit {
+                max_messages,
+                max_bytes,
+            } = &mut room.permit;
+            *max_messages = max_messages.saturating_sub(1);
+            *max_bytes = max_bytes.saturating_sub(size);
             room.must_take_one = false;
-            room.permit.max_bytes = room.permit.max_bytes.saturating_sub(size);
-            let fields = num_texts.map(|_| pairs(texts)).transpose()?;
-            read.entries.push(RawEntry { id, fields });
+            let body = num_texts.map(|_| body(id, &texts)).transpose()?;
+            read.entries.push(StreamEntry { id, body });
         } else {
-            read.left.push((id, size));
+            read.skipped.push((id, size));
         }
         Ok(())
+    }
+
+    async fn entry_id(&mut self) -> RedisResult<StreamId> {
+        let id = self.text().await?;
+        let id = std::str::from_utf8(&id).ok().and_then(|id| id.parse().ok());
+        id.ok_or_else(|| unexpected("an id"))
     }
 
     /// A command that must succeed.
@@ -227,6 +295,16 @@ impl Reads {
             .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?;
         self.patience = patience;
         Ok(())
+    }
+
+    /// The list that a reply is, unless it is an error.
+    async fn reply(&mut self) -> RedisResult<Option<usize>> {
+        match self.head().await? {
+            Head::List(num) => Ok(num),
+            Head::Text(None) => Ok(None),
+            Head::Whole(Value::ServerError(error)) => Err(error.into()),
+            Head::Text(Some(_)) | Head::Whole(_) => Err(unexpected("a list")),
+        }
     }
 
     /// The list that stands for a pair.
@@ -291,7 +369,7 @@ impl Reads {
         }
     }
 
-    /// What has arrived, at least something.
+    /// The bytes that have arrived, at least one.
     async fn some(&mut self) -> RedisResult<&[u8]> {
         if self.buffer.is_empty() {
             self.fill().await?;
@@ -341,17 +419,54 @@ fn length(digits: &[u8]) -> RedisResult<Option<usize>> {
     number.map(Some).ok_or_else(|| unexpected("a length"))
 }
 
-fn pairs(texts: Vec<Bytes>) -> RedisResult<Vec<(Bytes, Bytes)>> {
-    let mut pairs = Vec::with_capacity(texts.len() / 2);
-    let mut texts = texts.into_iter();
-    while let Some(name) = texts.next() {
-        let value = texts.next();
-        pairs.push((
-            name,
-            value.ok_or_else(|| unexpected("a value for each field"))?,
-        ));
+/// The event is the field `data`; the last one, should there be several, as a client that makes a map
+/// of the fields sees it.
+///
+/// The field `attributes` is not looked at. Prefect's consumer leaves an entry pending for ever when
+/// that is no JSON; but it only repeats the id and the name, and what is an event is stored.
+fn body(id: StreamId, texts: &[Bytes]) -> RedisResult<Body> {
+    let (fields, rest) = texts.as_chunks::<2>();
+    if !rest.is_empty() {
+        return Err(unexpected("a value for each field"));
     }
-    Ok(pairs)
+    let position = Position::new(id.to_string());
+    if let Some([_, data]) = fields.iter().rfind(|[field, _]| field == "data") {
+        return Ok(Body::Raw {
+            position,
+            data: data.clone(),
+        });
+    }
+    let rejection = Rejection {
+        raw: Bytes::from(as_json(fields)),
+        reason:
+            "the stream's entry has no field `data`; what it has is kept as a list of fields and \
+                 values"
+                .to_owned(),
+        event_id: None,
+    };
+    Ok(Body::Entry(Arc::new(Entry {
+        source: Arc::from(SOURCE_NAME),
+        position,
+        content: Content::Rejected(rejection),
+    })))
+}
+
+/// All fields in their order, as JSON; what is no UTF-8 as `{"hex": "…"}`.
+fn as_json(fields: &[[Bytes; 2]]) -> String {
+    let fields = fields
+        .iter()
+        .map(|[field, value]| json!([text_or_hex(field), text_or_hex(value)]));
+    serde_json::Value::Array(fields.collect()).to_string()
+}
+
+fn text_or_hex(bytes: &[u8]) -> serde_json::Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => {
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            json!({"hex": hex})
+        }
+    }
 }
 
 #[cfg(test)]

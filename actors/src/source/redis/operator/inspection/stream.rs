@@ -1,15 +1,16 @@
-//! The stream, its groups, the guard, and who reads.
+//! The stream, its groups, the guard, and the consumers.
 
 use std::time::Duration;
 
+use redis::streams::StreamInfoConsumer;
+
 use crate::finding::Finding;
-use crate::source::redis::guard::{find, position};
-use crate::source::redis::position::Ahead;
-use crate::source::redis::replies::{Consumer, Group, Pending};
+use crate::source::redis::position::{BEGINNING, GroupAhead, guard_position};
 use crate::source::redis::settings::RedisSettings;
+use crate::source::redis::snapshot::{Group, PendingSummary, find};
 use crate::source::redis::stream_id::StreamId;
 
-/// What waits for longer is a backlog, or waits for nobody.
+/// Entries that wait for longer are a backlog, or wait for nobody.
 const LONG: Duration = Duration::from_secs(5 * 60);
 
 /// A live replica moves the guard every second while there is anything to move it for.
@@ -21,10 +22,10 @@ const ACTIVE_WITHIN: Duration = Duration::from_secs(5 * 60);
 /// Prefect's consumers ask for more every second: one that did not for so long has ended, or hangs.
 const LIVES_WITHIN: Duration = Duration::from_secs(60);
 
-/// What a guard's name ends with, unless someone chose another.
+/// The end of a guard's name, unless someone chose another.
 const GUARD_SUFFIX: &str = "-guard";
 
-/// What there is, at about one moment.
+/// The stream, at about one moment.
 #[derive(Default)]
 pub(super) struct StreamFacts {
     /// The server's clock, in milliseconds.
@@ -32,18 +33,18 @@ pub(super) struct StreamFacts {
     /// `None` where there is no stream.
     pub(super) length: Option<u64>,
     pub(super) groups: Vec<Group>,
-    pub(super) pending: Pending,
-    pub(super) consumers: Vec<Consumer>,
+    pub(super) pending: PendingSummary,
+    pub(super) consumers: Vec<StreamInfoConsumer>,
     /// The last id of the stream.
     pub(super) end: Option<StreamId>,
     /// Our group, if it stands where it cannot be right.
-    pub(super) ahead: Option<Ahead>,
+    pub(super) ahead: Option<GroupAhead>,
     /// The first entry that our group was not given.
     pub(super) oldest_unread: Option<StreamId>,
 }
 
 impl StreamFacts {
-    /// What it means; nothing of it changes by itself while nobody serves.
+    /// Findings; none of them goes away by itself while no service runs.
     pub(super) fn judge(
         &self,
         settings: &RedisSettings,
@@ -159,8 +160,8 @@ impl StreamFacts {
     }
 
     /// The consumers that asked for something within this time.
-    fn active(&self, within: Duration) -> impl Iterator<Item = &Consumer> {
-        let within = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+    fn active(&self, within: Duration) -> impl Iterator<Item = &StreamInfoConsumer> {
+        let within = usize::try_from(within.as_millis()).unwrap_or(usize::MAX);
         (self.consumers.iter()).filter(move |consumer| consumer.idle < within)
     }
 
@@ -174,7 +175,7 @@ impl StreamFacts {
     /// Prefect's own persister, at work in the same group.
     fn prefects(&self) -> Option<Finding> {
         let of_prefect = (self.active(LIVES_WITHIN)).filter(|consumer| is_prefects(&consumer.name));
-        let of_prefect: Vec<&Consumer> = of_prefect.collect();
+        let of_prefect: Vec<&StreamInfoConsumer> = of_prefect.collect();
         let last = of_prefect.iter().min_by_key(|consumer| consumer.idle)?;
         Some(Finding::warning(
             "redis.prefect_persister",
@@ -197,7 +198,7 @@ impl StreamFacts {
         let newest = newest.unwrap_or(StreamId::ZERO);
         let is_left = |guard: &&Group| {
             let behind = newest.millis.saturating_sub(guard.last_delivered.millis);
-            guard.consumers == 0
+            guard.num_consumers == 0
                 && guard.name != settings.guard_group
                 && guard.name.ends_with(GUARD_SUFFIX)
                 && Duration::from_millis(behind) > LONG
@@ -280,7 +281,7 @@ impl StreamFacts {
         const ID: &str = "redis.guard";
         let at = guard.last_delivered;
         if let Some(end) = self.end
-            && at > end.max(position(StreamId::ZERO))
+            && at > end.max(BEGINNING)
         {
             return Finding::error(
                 ID,
@@ -298,8 +299,8 @@ impl StreamFacts {
             return Finding::ok(ID, format!("it stands at {at}"));
         };
         let safe = self.pending.smallest.unwrap_or(group.last_delivered);
-        let should = position(safe);
-        if guard.consumers > 0 {
+        let should = guard_position(safe);
+        if guard.num_consumers > 0 {
             return Finding::warning(
                 ID,
                 format!(
@@ -311,7 +312,7 @@ impl StreamFacts {
             );
         }
         // At the very beginning a group counts for nothing there, wherever ours stands.
-        if at > should.max(position(StreamId::ZERO)) {
+        if at > should.max(BEGINNING) {
             return Finding::error(
                 ID,
                 format!(

@@ -10,20 +10,32 @@ fn id(number: u64) -> StreamId {
     StreamId { millis: 1, number }
 }
 
-fn entry(number: u64) -> Fetched {
-    let data = Bytes::from(format!("entry {number}"));
-    Fetched {
-        id: id(number),
-        num_bytes: data.len(),
-        body: Body::Raw {
-            position: Position::new(id(number).to_string()),
-            data,
-        },
-    }
+fn entry(number: u64) -> (StreamId, Body) {
+    let body = Body::Raw {
+        position: Position::new(id(number).to_string()),
+        data: Bytes::from(format!("entry {number}")),
+    };
+    (id(number), body)
 }
 
-fn entries(numbers: impl IntoIterator<Item = u64>) -> Vec<Fetched> {
+fn entries(numbers: impl IntoIterator<Item = u64>) -> Vec<(StreamId, Body)> {
     numbers.into_iter().map(entry).collect()
+}
+
+impl PendingEntries {
+    fn add_all_new(&mut self, entries: Vec<(StreamId, Body)>, now: Instant) {
+        for (id, body) in entries {
+            self.add_new(id, body, now);
+        }
+    }
+
+    /// Returns how many were not here.
+    fn add_all_again(&mut self, entries: Vec<(StreamId, Body)>, now: Instant) -> usize {
+        let added = entries
+            .into_iter()
+            .map(|(id, body)| self.add_again(id, body, now));
+        added.filter(|is_added| *is_added).count()
+    }
 }
 
 fn ids(numbers: impl IntoIterator<Item = u64>) -> Vec<StreamId> {
@@ -41,16 +53,13 @@ fn positions(chunk: &Chunk) -> Vec<String> {
     chunk
         .messages
         .iter()
-        .map(|message| match &message.body {
-            Body::Raw { position, .. } => position.to_string(),
-            Body::Entry(entry) => entry.position.to_string(),
-        })
+        .map(|message| message.body.position().to_string())
         .collect()
 }
 
 /// Everything that waits.
-fn hand_out(taken: &mut Taken) -> Vec<(String, bool, Receipt)> {
-    let Some(chunk) = taken.hand_out(permit(1000), More::Later) else {
+fn hand_out(pending: &mut PendingEntries) -> Vec<(String, bool, Receipt)> {
+    let Some(chunk) = pending.hand_out(permit(1000), More::Later) else {
         return Vec::new();
     };
     let positions = positions(&chunk);
@@ -64,33 +73,33 @@ fn hand_out(taken: &mut Taken) -> Vec<(String, bool, Receipt)> {
 
 #[tokio::test]
 async fn is_in_flight_until_committed_and_committed_until_confirmed() {
-    let mut taken = Taken::default();
+    let mut pending = PendingEntries::default();
     let now = Instant::now();
-    taken.take_new(entries(1..4), now);
-    let out = hand_out(&mut taken);
-    assert_eq!(taken.commit(&[out[0].2, out[2].2]), ids([1, 3]));
-    assert_eq!(taken.commit(&[out[0].2, Receipt(99)]), ids([1, 3]));
+    pending.add_all_new(entries(1..4), now);
+    let out = hand_out(&mut pending);
+    assert_eq!(pending.commit(&[out[0].2, out[2].2]), ids([1, 3]));
+    assert_eq!(pending.commit(&[out[0].2, Receipt(99)]), ids([1, 3]));
     // What is in either set is not read again.
-    assert_eq!(taken.take_again(entries(1..4), now), 0);
-    assert!(taken.plan_recovery(&ids(1..4)).is_empty());
-    taken.confirm(&ids([1]));
-    assert_eq!(taken.committed(), ids([3]));
-    assert!(!taken.has(id(1)));
+    assert_eq!(pending.add_all_again(entries(1..4), now), 0);
+    assert!(pending.plan_recovery(&ids(1..4)).is_empty());
+    pending.confirm(&ids([1]));
+    assert_eq!(pending.committed(), ids([3]));
+    assert!(!pending.has(id(1)));
 }
 
 #[tokio::test]
 async fn what_is_in_neither_set_is_read_again_and_only_that() {
-    let mut taken = Taken::default();
+    let mut pending = PendingEntries::default();
     let now = Instant::now();
-    taken.take_new(entries(3..5), now);
-    let run = |first, num| Run {
+    pending.add_all_new(entries(3..5), now);
+    let run = |first, num| PendingRun {
         first: id(first),
         num,
     };
-    let plan = taken.plan_recovery(&ids([1, 2, 3, 4, 5, 7, 8]));
+    let plan = pending.plan_recovery(&ids([1, 2, 3, 4, 5, 7, 8]));
     assert_eq!(plan, [run(1, 2), run(5, 3)]);
-    assert_eq!(taken.take_again(entries([1, 2, 3]), now), 2);
-    let out = hand_out(&mut taken);
+    assert_eq!(pending.add_all_again(entries([1, 2, 3]), now), 2);
+    let out = hand_out(&mut pending);
     let seen: Vec<_> = out
         .iter()
         .map(|(at, again, _)| (at.as_str(), *again))
@@ -103,79 +112,79 @@ async fn what_is_in_neither_set_is_read_again_and_only_that() {
 
 #[tokio::test]
 async fn a_rewind_keeps_receipts_and_holds_back_what_is_new() {
-    let mut taken = Taken::default();
+    let mut pending = PendingEntries::default();
     let now = Instant::now();
-    taken.take_new(entries(1..6), now);
-    let first = taken.hand_out(permit(3), More::Later).unwrap();
+    pending.add_all_new(entries(1..6), now);
+    let first = pending.hand_out(permit(3), More::Later).unwrap();
     assert_eq!(first.more, More::Ready);
     let receipts: Vec<Receipt> = first.messages.iter().map(|m| m.receipt).collect();
-    taken.rewind();
-    assert!(hand_out(&mut taken).is_empty(), "not before it is read");
-    taken.commit(&receipts[..1]);
-    let plan = taken.plan_recovery(&ids(1..6));
+    pending.rewind();
+    assert!(hand_out(&mut pending).is_empty(), "not before it is read");
+    pending.commit(&receipts[..1]);
+    let plan = pending.plan_recovery(&ids(1..6));
     assert_eq!(plan.iter().map(|run| run.num).sum::<usize>(), 2);
-    assert_eq!(taken.take_again(entries(1..4), now), 2);
-    let again = hand_out(&mut taken);
+    assert_eq!(pending.add_all_again(entries(1..4), now), 2);
+    let again = hand_out(&mut pending);
     assert_eq!(again[0], ("1-2".to_owned(), true, receipts[1]));
     assert_eq!(again.len(), 2);
-    taken.recovered();
-    let rest = hand_out(&mut taken);
+    pending.recovered();
+    let rest = hand_out(&mut pending);
     assert_eq!((rest.len(), rest[0].1), (2, false));
 }
 
 #[tokio::test]
 async fn what_was_rewound_and_is_no_longer_ours_is_forgotten() {
-    let mut taken = Taken::default();
-    taken.take_new(entries(1..3), Instant::now());
-    let out = hand_out(&mut taken);
-    taken.rewind();
-    assert_eq!(taken.plan_recovery(&ids([2])).len(), 1);
-    assert!(taken.commit(&[out[0].2]).is_empty());
-    assert_eq!(taken.to_keep(Instant::now(), Duration::ZERO), ids([2]));
+    let mut pending = PendingEntries::default();
+    pending.add_all_new(entries(1..3), Instant::now());
+    let out = hand_out(&mut pending);
+    pending.rewind();
+    assert_eq!(pending.plan_recovery(&ids([2])).len(), 1);
+    assert!(pending.commit(&[out[0].2]).is_empty());
+    assert_eq!(pending.to_keep(Instant::now(), Duration::ZERO), ids([2]));
 }
 
 #[tokio::test]
 async fn what_is_confirmed_while_a_reply_is_under_way_does_not_come_again() {
-    let mut taken = Taken::default();
+    let mut pending = PendingEntries::default();
     let now = Instant::now();
-    taken.take_new(entries(1..2), now);
-    let out = hand_out(&mut taken);
-    taken.watch();
-    let committed = taken.commit(&[out[0].2]);
-    taken.confirm(&committed);
-    assert_eq!(taken.take_again(entries(1..2), now), 0);
-    taken.end_watch();
-    assert_eq!(taken.take_again(entries(1..2), now), 1);
+    pending.add_all_new(entries(1..2), now);
+    let out = hand_out(&mut pending);
+    pending.begin_replies();
+    let committed = pending.commit(&[out[0].2]);
+    pending.confirm(&committed);
+    assert_eq!(pending.add_all_again(entries(1..2), now), 0);
+    pending.end_replies();
+    assert_eq!(pending.add_all_again(entries(1..2), now), 1);
 }
 
 #[tokio::test]
 async fn an_id_that_a_new_stream_uses_again_is_a_new_entry() {
-    let mut taken = Taken::default();
+    let mut pending = PendingEntries::default();
     let now = Instant::now();
-    taken.take_new(entries(1..3), now);
-    let old = hand_out(&mut taken);
-    taken.commit(&[old[1].2]);
-    taken.take_new(entries(1..3), now);
-    let new = hand_out(&mut taken);
+    pending.add_all_new(entries(1..3), now);
+    let old = hand_out(&mut pending);
+    pending.commit(&[old[1].2]);
+    pending.add_all_new(entries(1..3), now);
+    let new = hand_out(&mut pending);
     assert_eq!(new.len(), 2);
     // The old receipts acknowledge nothing of the new stream.
-    assert!(taken.commit(&[old[0].2, old[1].2]).is_empty());
-    assert_eq!(taken.commit(&[new[0].2]), ids([1]));
+    assert!(pending.commit(&[old[0].2, old[1].2]).is_empty());
+    assert_eq!(pending.commit(&[new[0].2]), ids([1]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn names_what_has_to_be_kept() {
-    let mut taken = Taken::default();
+    let mut pending = PendingEntries::default();
     let every = Duration::from_secs(2);
-    taken.take_new(entries(1..3), Instant::now());
+    pending.add_all_new(entries(1..3), Instant::now());
     tokio::time::advance(Duration::from_secs(1)).await;
-    taken.take_new(entries(3..4), Instant::now());
-    assert!(taken.to_keep(Instant::now(), every).is_empty());
+    pending.add_all_new(entries(3..4), Instant::now());
+    assert!(pending.to_keep(Instant::now(), every).is_empty());
     tokio::time::advance(Duration::from_secs(1)).await;
-    assert_eq!(taken.to_keep(Instant::now(), every), ids([1, 2]));
-    taken.kept(&ids([1, 2, 9]), Instant::now());
+    assert_eq!(pending.to_keep(Instant::now(), every), ids([1, 2]));
+    pending.kept(&ids([1, 2, 9]), Instant::now());
     tokio::time::advance(Duration::from_secs(1)).await;
-    assert_eq!(taken.to_keep(Instant::now(), every), ids([3]));
+    assert_eq!(pending.to_keep(Instant::now(), every), ids([3]));
 }
 
 #[derive(Debug, Clone)]
@@ -201,10 +210,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Redis and the pipeline around what was taken.
+/// Redis and the pipeline around it.
 #[derive(Default)]
 struct Model {
-    taken: Taken,
+    known: PendingEntries,
     next: u64,
     /// Pending in Redis.
     pending: BTreeSet<u64>,
@@ -224,16 +233,16 @@ impl Model {
 
     fn recover(&mut self, now: Instant) {
         let pending: Vec<StreamId> = self.pending.iter().map(|n| id(*n)).collect();
-        for run in self.taken.plan_recovery(&pending) {
+        for run in self.known.plan_recovery(&pending) {
             let numbers = self.pending.range(run.first.number..).take(run.num);
             let entries = numbers.map(|n| entry(*n)).collect();
-            self.taken.take_again(entries, now);
+            self.known.add_all_again(entries, now);
         }
-        self.taken.recovered();
+        self.known.recovered();
     }
 
     fn hand_out(&mut self, num: usize) {
-        let Some(chunk) = self.taken.hand_out(permit(num), More::Later) else {
+        let Some(chunk) = self.known.hand_out(permit(num), More::Later) else {
             return;
         };
         assert!(chunk.messages.len() <= num);
@@ -252,16 +261,16 @@ impl Model {
         if !self.out.is_empty() {
             let (number, receipt) = self.out.remove(usize::from(which) % self.out.len());
             self.durable.insert(number);
-            self.taken.commit(&[receipt]);
+            self.known.commit(&[receipt]);
         }
     }
 
     fn confirm(&mut self) {
-        let committed = self.taken.committed();
+        let committed = self.known.committed();
         for id in &committed {
             self.pending.remove(&id.number);
         }
-        self.taken.confirm(&committed);
+        self.known.confirm(&committed);
     }
 
     fn step(&mut self, step: Step) {
@@ -269,7 +278,7 @@ impl Model {
         match step {
             Step::Deliver(num) => {
                 let numbers = self.deliver(num);
-                self.taken.take_new(entries(numbers), now);
+                self.known.add_all_new(entries(numbers), now);
             }
             Step::LoseReply(num) => drop(self.deliver(num)),
             Step::HandOut(num) => self.hand_out(usize::from(num)),
@@ -277,7 +286,7 @@ impl Model {
             Step::Confirm => self.confirm(),
             Step::Recover => self.recover(now),
             Step::Rewind => {
-                self.taken.rewind();
+                self.known.rewind();
                 self.out.clear();
             }
         }
@@ -306,30 +315,35 @@ proptest! {
         model.confirm();
         prop_assert_eq!(model.durable.len() as u64, model.next);
         prop_assert!(model.pending.is_empty());
-        prop_assert!(model.taken.to_keep(model.now.unwrap(), Duration::ZERO).is_empty());
+        prop_assert!(model.known.to_keep(model.now.unwrap(), Duration::ZERO).is_empty());
     }
 }
 
 #[test]
 fn what_was_read_over_is_read_again_whatever_is_known_by_its_id() {
-    let mut taken = Taken::default();
-    taken.watch();
-    taken.take_new(entries(1..=3), Instant::now());
-    let receipts: Vec<_> = hand_out(&mut taken).into_iter().map(|one| one.2).collect();
-    let committed = taken.commit(&receipts[..2]);
-    taken.confirm(&committed[..1]);
+    let mut pending = PendingEntries::default();
+    pending.begin_replies();
+    pending.add_all_new(entries(1..=3), Instant::now());
+    let receipts: Vec<_> = hand_out(&mut pending)
+        .into_iter()
+        .map(|one| one.2)
+        .collect();
+    let committed = pending.commit(&receipts[..2]);
+    pending.confirm(&committed[..1]);
     // A stream that began anew brings the same ids once more.
-    taken.leave_new(&[1, 2, 3].map(|number| (id(number), 10)));
-    let runs = taken.plan_recovery(&ids(1..=3));
+    for id in ids(1..=3) {
+        pending.skip_new(id);
+    }
+    let runs = pending.plan_recovery(&ids(1..=3));
     assert_eq!(
         runs,
-        [Run {
+        [PendingRun {
             first: id(1),
             num: 3
         }]
     );
     assert!(
-        taken.commit(&receipts).is_empty(),
+        pending.commit(&receipts).is_empty(),
         "the old receipts are void"
     );
 }

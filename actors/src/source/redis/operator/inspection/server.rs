@@ -15,10 +15,10 @@ const NEARLY_FULL_PERCENT: u64 = 80;
 /// Beyond this it is a matter of minutes.
 const FULL_PERCENT: u64 = 95;
 
-/// What INFO says, by name.
+/// The fields of INFO, by name.
 pub(super) struct ServerFacts<'a>(HashMap<&'a str, &'a str>);
 
-/// What there is to say where INFO is refused.
+/// The finding where INFO is refused.
 pub(super) fn unknown(error: &RedisError) -> Finding {
     Finding::warning(
         "redis.info",
@@ -41,7 +41,7 @@ impl<'a> ServerFacts<'a> {
         self.text(name).parse().unwrap_or_default()
     }
 
-    /// What it means for a stream that nobody may lose.
+    /// Findings, as they matter for a stream that nobody may lose.
     pub(super) fn judge(&self, server: &str) -> Vec<Finding> {
         vec![
             self.version(server),

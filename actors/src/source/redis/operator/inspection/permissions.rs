@@ -4,7 +4,7 @@
 //! in a form that changes nothing: with a group that does not exist, or a number that is none. This
 //! asks for no right that a source would not need itself.
 
-use redis::{Cmd, RedisError};
+use redis::{Cmd, RedisError, Value};
 
 use crate::finding::Finding;
 use crate::source::redis::commands::Commands;
@@ -16,7 +16,7 @@ const NO_GROUP: &str = "event-persister-check-no-such-group";
 const NOBODY: &str = "nobody";
 const NO_ID: &str = "no-id";
 
-/// What is needed, as its name and its words, with `*` for the stream.
+/// The commands that are needed, each as its name and its words, with `*` for the stream.
 const NEEDED: [(&str, &[&str]); 14] = [
     ("EXISTS", &["*"]),
     ("XLEN", &["*"]),
@@ -60,7 +60,10 @@ pub(super) async fn forbidden(commands: &mut Commands<'_>) -> Vec<&'static str> 
     let mut forbidden = Vec::new();
     for (name, words) in NEEDED.into_iter().chain(trim) {
         let command = command(name, words, &settings.stream);
-        let is_refused = commands.send(&command).await.is_err_and(|e| is_refusal(&e));
+        let is_refused = commands
+            .query::<Value>(&command)
+            .await
+            .is_err_and(|error| is_refusal(&error));
         if is_refused && !forbidden.contains(&name) {
             forbidden.push(name);
         }

@@ -7,8 +7,7 @@ const NOW: u64 = 1_700_000_000_000;
 fn group(name: &str, last_delivered: &str) -> Group {
     Group {
         name: name.to_owned(),
-        consumers: 0,
-        pending: 0,
+        num_consumers: 0,
         last_delivered: last_delivered.parse().unwrap(),
         lag: None,
     }
@@ -52,7 +51,7 @@ fn prefects_consumers_are_told_from_ours() {
 #[test]
 fn prefects_consumers_matter_while_they_are_active() {
     let mut facts = good();
-    let consumer = |idle| Consumer {
+    let consumer = |idle| StreamInfoConsumer {
         name: "event-persister-web-12-0a1b2c3d".to_owned(),
         pending: 0,
         idle,
@@ -117,7 +116,7 @@ fn a_guard_of_a_group_that_nobody_reads_as_is_told_of() {
     facts.groups[2] = other("1699999999000-0");
     assert_eq!(bad(&facts, None), [], "somebody moves it");
     facts.groups[2] = Group {
-        consumers: 1,
+        num_consumers: 1,
         ..other("1699999000000-0")
     };
     assert_eq!(bad(&facts, None), [], "somebody reads as that group");

@@ -1,43 +1,42 @@
-//! What is said of things that anybody can make happen: not each time, or whoever can connect could
-//! fill the disk with it.
+//! A rate limit for log lines about things that any client can make happen: without it, one that can
+//! connect could fill the disk.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Says at most once in a while that something happened, and then how often it happened unsaid.
+/// Allows one line in a time, with how many were suppressed since the last one.
 #[derive(Debug)]
-pub(super) struct Sparing {
+pub(super) struct RateLimitedLog {
     every: Duration,
-    state: Mutex<State>,
+    lines: Mutex<Lines>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    said_at: Option<Instant>,
-    num_unsaid: u64,
+struct Lines {
+    last_at: Option<Instant>,
+    num_suppressed: u64,
 }
 
-impl Sparing {
-    /// For one line in this time.
+impl RateLimitedLog {
     pub(super) fn new(every: Duration) -> Self {
         Self {
             every,
-            state: Mutex::default(),
+            lines: Mutex::default(),
         }
     }
 
-    /// Notes that it happened; if it is to be said, how often it happened since it last was.
+    /// Notes that it happened. If a line may be written, how many were suppressed since the last one.
     pub(super) fn happened(&self, now: Instant) -> Option<u64> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_soon = |said: Instant| now.saturating_duration_since(said) < self.every;
-        if state.said_at.is_some_and(is_soon) {
-            state.num_unsaid += 1;
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_soon = |last: Instant| now.saturating_duration_since(last) < self.every;
+        if lines.last_at.is_some_and(is_soon) {
+            lines.num_suppressed += 1;
             return None;
         }
-        state.said_at = Some(now);
-        Some(std::mem::take(&mut state.num_unsaid))
+        lines.last_at = Some(now);
+        Some(std::mem::take(&mut lines.num_suppressed))
     }
 }
 
@@ -51,8 +50,8 @@ mod tests {
 
     #[test]
     fn the_first_is_said_at_once_and_the_next_after_a_while_with_those_between() {
-        let (sparing, start) = (Sparing::new(EVERY), Instant::now());
-        let happened = |seconds| sparing.happened(start + Duration::from_secs(seconds));
+        let (log, start) = (RateLimitedLog::new(EVERY), Instant::now());
+        let happened = |seconds| log.happened(start + Duration::from_secs(seconds));
         let said = [0, 0, 9, 10, 19, 100, 101].map(happened);
         assert_eq!(said, [Some(0), None, None, Some(2), None, Some(1), None]);
     }
@@ -62,19 +61,19 @@ mod tests {
         fn no_two_lines_are_close_and_none_is_forgotten(
             pauses in prop::collection::vec(0_u64..15_000, 1..50),
         ) {
-            let sparing = Sparing::new(EVERY);
+            let log = RateLimitedLog::new(EVERY);
             let mut now = Instant::now();
             let mut said: Vec<Instant> = Vec::new();
             let mut num_told = 0;
             for pause in &pauses {
                 now += Duration::from_millis(*pause);
-                if let Some(unsaid) = sparing.happened(now) {
+                if let Some(unsaid) = log.happened(now) {
                     prop_assert!(said.last().is_none_or(|last| now - *last >= EVERY));
                     said.push(now);
                     num_told += unsaid + 1;
                 }
             }
-            let unsaid = sparing.happened(now + EVERY).unwrap();
+            let unsaid = log.happened(now + EVERY).unwrap();
             prop_assert_eq!(num_told + unsaid, pauses.len() as u64);
         }
     }
