@@ -18,7 +18,7 @@ use event_persister_actors::messages::TrimError;
 use event_persister_actors::source::Body;
 use event_persister_actors::status::error_chain;
 use event_persister_actors::store::Cutoffs;
-use event_persister_actors::store::comparison::{Comparison, UNKNOWN_RECEIVED};
+use event_persister_actors::store::operator::{StoreOperator, UNKNOWN_RECEIVED};
 use event_persister_actors::trim::cutoffs;
 use tokio::time::Instant;
 
@@ -31,7 +31,7 @@ use crate::cli::{Command, ServeFlags};
 use crate::config::Config;
 use crate::http::{Entrance, Listening};
 use crate::signals::Signals;
-use crate::wiring::{self, BusShadow};
+use crate::wiring::{self, BusShadow, Missing};
 
 mod health;
 mod listener;
@@ -106,7 +106,7 @@ pub(crate) async fn run(config: &Config, flags: &ServeFlags) -> anyhow::Result<b
 struct Shadow<'a> {
     config: &'a Config,
     bus: BusShadow,
-    tables: Arc<dyn Comparison>,
+    tables: Arc<dyn StoreOperator>,
     limits: EventLimits,
     waiting: Waiting,
     delay: Duration,
@@ -128,7 +128,7 @@ impl<'a> Shadow<'a> {
         Ok(Self {
             config,
             bus: wiring::bus_shadow(config)?.context(NO_REDIS)?,
-            tables: wiring::comparison(config)?,
+            tables: wiring::operator(config, Missing::Ignore)?,
             limits: wiring::event_limits(config),
             waiting: Waiting::new(delay),
             delay,

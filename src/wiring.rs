@@ -15,7 +15,7 @@ pub(crate) use event_persister_actors::source::file::FileProgress;
 use event_persister_actors::source::file::{DEFAULT_MAX_LINE_BYTES, FileSource};
 pub(crate) use event_persister_actors::source::http::{AuthString, EventRoutes};
 use event_persister_actors::source::letters::LetterSource;
-use event_persister_actors::store::{DeadLetters, LetterFilter};
+use event_persister_actors::store::operator::{LetterFilter, StoreOperator};
 use event_persister_actors::trim::{Caution, TrimSettings};
 
 use crate::config::Config;
@@ -33,9 +33,7 @@ pub(crate) use redis::{
     BUS_NAME, Bus, BusAudit, BusShadow, GuardReport, RedisStats, bus, bus_audit, bus_shadow, guard,
 };
 pub(crate) use stores::{
-    HalfEvents, Missing, Prefects, Tables, close, comparison, dead_letters, half_events,
-    look_at_retention, migrate, not_there_yet, open_store, prefects_schema, remove_half_events,
-    tables,
+    Missing, close, look_at_retention, migrate, not_there_yet, open_store, operator,
 };
 
 fn clock() -> Arc<dyn Clock> {
@@ -153,7 +151,7 @@ pub(crate) fn file_source(
 /// Dead letters, to be tried again.
 pub(crate) fn letter_source(
     config: &Config,
-    letters: Arc<dyn DeadLetters>,
+    letters: Arc<dyn StoreOperator>,
     filter: LetterFilter,
     before: Option<i64>,
 ) -> Arc<LetterSource> {

@@ -26,7 +26,7 @@ use event_persister_actors::pipeline::{PipelineActor, PipelineParts, PipelineSet
 use event_persister_actors::source::intake::{Intake, IntakeSettings, IntakeSource};
 use event_persister_actors::store::sqlite::{SqliteSettings, SqliteStore};
 use event_persister_actors::store::{
-    Cutoffs, EventStore, Held, LastPass, OpenStore, Outcome, StoreError, TrimStep, Trimmed,
+    Cutoffs, EventStore, Held, LastPass, OpenStore, Outcome, StoreError, TrimStep,
 };
 use futures_util::future::LocalBoxFuture;
 use uuid::Uuid;
@@ -188,13 +188,6 @@ impl EventStore for Breaking {
 
     fn warnings(&self) -> Vec<String> {
         self.inner.warnings()
-    }
-
-    fn count_expired<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-    ) -> LocalBoxFuture<'a, std::result::Result<Trimmed, StoreError>> {
-        self.inner.count_expired(cutoffs)
     }
 
     fn check(&self) -> LocalBoxFuture<'_, std::result::Result<(), StoreError>> {

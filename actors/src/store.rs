@@ -12,16 +12,14 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 use serde::Serialize;
-use uuid::Uuid;
 
 use crate::batch::Batch;
 
 pub use refusal::{RefusalCounts, RefusalReason};
 
-pub mod audit;
-pub mod comparison;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod lately;
+pub mod operator;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod refusal;
@@ -294,12 +292,6 @@ pub trait EventStore: Send + Sync {
         self.trim(cutoffs, max_events)
     }
 
-    /// Counts what trims with these cutoffs would remove, and removes nothing.
-    fn count_expired<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-    ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>>;
-
     /// When the last retention pass was made. Where none was noted, the newest event tells that was
     /// stored before this moment. Makes nothing.
     ///
@@ -364,112 +356,4 @@ impl Stage {
             Self::Store => "store",
         }
     }
-}
-
-/// A message that was kept instead of stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct DeadLetter {
-    /// The row's own number.
-    pub id: i64,
-    /// The source that it came from.
-    pub source: String,
-    /// Where it stood in that source.
-    pub position: String,
-    /// Who refused it.
-    pub stage: Stage,
-    /// Why.
-    pub reason: String,
-    /// The database's code, where the database refused it.
-    pub sqlstate: Option<String>,
-    /// The event's id, where that could be read.
-    pub event_id: Option<Uuid>,
-    /// How often it came.
-    pub attempts: i64,
-    /// When it first came.
-    pub first_seen: DateTime<Utc>,
-    /// When it last came.
-    pub last_seen: DateTime<Utc>,
-    /// The length of the raw message in bytes.
-    pub num_bytes: u64,
-}
-
-/// A letter together with the raw bytes of its message.
-pub type OpenLetter = (DeadLetter, Vec<u8>);
-
-/// Which letters are meant: those that fit every part that is given.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LetterFilter {
-    /// Only these ids; `None` for any, unlike an empty list.
-    pub ids: Option<Vec<i64>>,
-    /// The name of the source.
-    pub source: Option<String>,
-    /// Who refused it.
-    pub stage: Option<Stage>,
-    /// A part of the reason, as it is written there.
-    pub reason: Option<String>,
-    /// The database's code.
-    pub code: Option<String>,
-    /// Last seen at this moment or later.
-    pub since: Option<DateTime<Utc>>,
-    /// Last seen before this moment.
-    pub until: Option<DateTime<Utc>>,
-}
-
-/// A letter as it was read: its id, and how often it had come by then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LetterVersion {
-    /// The row's own number.
-    pub id: i64,
-    /// How often it had come.
-    pub attempts: i64,
-}
-
-/// The dead letters, for an operator who looks at them, sends them through the pipeline once more, or
-/// throws them away.
-///
-/// Where a call takes `before`, it means letters with smaller ids only. A letter that is new has a
-/// larger id than all that were there, so that `before` also keeps what comes meanwhile out of it.
-pub trait DeadLetters: Send + Sync {
-    /// At most `limit` letters, the newest (largest id) first.
-    fn list<'a>(
-        &'a self,
-        filter: &'a LetterFilter,
-        before: Option<i64>,
-        limit: NonZeroUsize,
-    ) -> LocalBoxFuture<'a, Result<Vec<DeadLetter>, StoreError>>;
-
-    /// How many letters there are.
-    fn count<'a>(
-        &'a self,
-        filter: &'a LetterFilter,
-        before: Option<i64>,
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>>;
-
-    /// These letters with their raw bytes, the largest id first; ids that are not there are left out.
-    fn open<'a>(
-        &'a self,
-        ids: &'a [i64],
-    ) -> LocalBoxFuture<'a, Result<Vec<OpenLetter>, StoreError>>;
-
-    /// Removes those of these letters that have not come again since they were read; returns how many
-    /// these were.
-    fn remove_unchanged<'a>(
-        &'a self,
-        letters: &'a [LetterVersion],
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>>;
-
-    /// One letter with its raw bytes; `None` if there is none with that id.
-    fn show(&self, id: i64) -> LocalBoxFuture<'_, Result<Option<OpenLetter>, StoreError>> {
-        Box::pin(async move { Ok(self.open(&[id]).await?.pop()) })
-    }
-}
-
-/// The ids of letters by how often they had come, so that one statement removes all of a kind.
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-fn ids_by_attempts(letters: &[LetterVersion]) -> BTreeMap<i64, Vec<i64>> {
-    let mut ids = BTreeMap::<i64, Vec<i64>>::new();
-    for letter in letters {
-        ids.entry(letter.attempts).or_default().push(letter.id);
-    }
-    ids
 }

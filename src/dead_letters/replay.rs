@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use event_persister_actors::metrics::LedgerCounts;
-use event_persister_actors::store::DeadLetters;
+use event_persister_actors::store::operator::StoreOperator;
 use indicatif::{MultiProgress, ProgressBar};
 use serde::Serialize;
 
@@ -20,7 +20,7 @@ const AGAIN: &str = "replay again, letters whose events are stored go then";
 pub(super) async fn run(
     config: &Config,
     screen: &MultiProgress,
-    letters: Arc<dyn DeadLetters>,
+    letters: Arc<dyn StoreOperator>,
     meant: Meant,
     json: bool,
 ) -> anyhow::Result<bool> {
@@ -40,7 +40,7 @@ pub(super) async fn run(
 async fn replay(
     config: &Config,
     screen: &MultiProgress,
-    letters: Arc<dyn DeadLetters>,
+    letters: Arc<dyn StoreOperator>,
     meant: Meant,
     num_letters: u64,
 ) -> anyhow::Result<(End, Summary)> {

@@ -9,9 +9,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use chrono::{DateTime, Utc};
 use event_persister_actors::delivery::{Content, Entry};
 use event_persister_actors::store::Cutoffs;
-use event_persister_actors::store::audit::{EventRows, Flaw};
-use event_persister_actors::store::comparison::{
-    Compared, NUM_RESOURCES, RESOURCES, UNKNOWN_RECEIVED,
+use event_persister_actors::store::operator::{
+    Compared, EventRows, Flaw, NUM_RESOURCES, RESOURCES, UNKNOWN_RECEIVED,
 };
 use serde::Serialize;
 

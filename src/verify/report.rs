@@ -1,7 +1,7 @@
 //! What was found, for people and for programs. Ids and counts, never a message.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use event_persister_actors::store::audit::LetterCounts;
+use event_persister_actors::store::operator::LetterCounts;
 use serde_json::{Value, json};
 
 use super::reconciliation::{Finding, Kind, Reconciliation};
@@ -225,7 +225,7 @@ fn quoted(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use event_persister_actors::store::audit::CurableLetter;
+    use event_persister_actors::store::operator::CurableLetter;
 
     use super::*;
 

@@ -28,36 +28,26 @@ use tokio::time::Instant;
 
 use self::connection::Connection;
 use self::failure::Failure;
-pub use self::halves::HalfEvents;
-pub use self::inspection::Needs;
-pub use self::schema::ServerInfo;
 pub use self::settings::{InvalidUrl, PostgresSettings, TlsMode, TlsSettings};
 use self::together::Together;
 use self::trim::Resume;
 use crate::batch::Batch;
 use crate::clock::Clock;
-use crate::finding::Finding;
 pub use crate::store::CreateSchema;
-use crate::store::{
-    Cutoffs, EventStore, Held, LastPass, OpenStore, Outcome, StoreError, TrimStep, Trimmed,
-};
+use crate::store::{Cutoffs, EventStore, Held, LastPass, OpenStore, Outcome, StoreError, TrimStep};
 
 mod arrays;
-mod audit;
 mod columns;
-mod comparison;
 mod conditions;
 mod connection;
 mod copy_rows;
 mod copying;
-mod dead_letters;
 mod driver;
 mod encoded;
 mod failure;
-mod halves;
-mod inspection;
 mod letters;
 mod lock_holder;
+mod operator;
 mod passes;
 mod rate;
 mod rows;
@@ -111,58 +101,9 @@ impl PostgresStore {
         }
     }
 
-    /// Makes or upgrades the schema, Prefect's two tables included unless Prefect has been here;
-    /// returns the names of the migrations that were run.
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be reached or changed, or Prefect has yet to make its tables.
-    pub async fn migrate(&self) -> Result<Vec<String>, StoreError> {
-        let connection = Connection::open(&self.settings).await?;
-        let (_, run) = self.prepare(connection, CreateSchema::Everything).await?;
-        Ok(run)
-    }
-
-    /// Counts the halves of events that other writers left behind. Reads both tables as a whole.
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be reached or read.
-    pub async fn half_events(&self) -> Result<HalfEvents, StoreError> {
-        self.with_connection("read", None, halves::count).await
-    }
-
-    /// Removes the halves of events that other writers left behind; returns how many there were.
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be reached or changed.
-    pub async fn remove_half_events(&self) -> Result<HalfEvents, StoreError> {
-        let remove = async |connection: &mut Connection| halves::remove(connection).await;
-        self.with_connection("remove half events from", None, remove)
-            .await
-    }
-
-    /// Tells what the server is, whatever tables it has.
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be reached or read.
-    pub async fn describe(&self) -> Result<ServerInfo, StoreError> {
-        let mut connection = Connection::open(&self.settings).await?;
-        schema::describe(&mut connection)
-            .await
-            .map_err(|failure| self.store_error("read", failure, None))
-    }
-
-    /// Looks for what would stop or hurt a service with these needs. Makes nothing.
-    pub async fn inspect(&self, needs: Needs) -> Vec<Finding> {
-        inspection::inspect(&self.settings, needs, self.clock.as_ref()).await
-    }
-
     async fn connect(&self) -> Result<Connection, StoreError> {
         let connection = Connection::open(&self.settings).await?;
-        let prepare = self.prepare(connection, self.settings.create_schema);
+        let prepare = self.make_tables(connection, self.settings.create_schema);
         let (connection, run) = match self.limit() {
             None => prepare.await?,
             // A server that stalls in the middle of this must not hold us for ever either.
@@ -182,7 +123,8 @@ impl PostgresStore {
         Ok(connection)
     }
 
-    async fn prepare(
+    /// Makes what is missing and may be made, then checks the whole; the migrations that were run.
+    async fn make_tables(
         &self,
         connection: Connection,
         create: CreateSchema,
@@ -323,19 +265,6 @@ impl EventStore for PostgresStore {
                 tokio::time::sleep(trim::rest(trimmed, started.elapsed(), added)).await;
             }
             Ok(step)
-        })
-    }
-
-    fn count_expired<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-    ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>> {
-        Box::pin(async move {
-            cutoffs.refuse_future(self.clock.now())?;
-            let count = async |connection: &mut Connection| {
-                trim::count(connection, cutoffs, self.clock.now()).await
-            };
-            self.with_connection("read", None, count).await
         })
     }
 

@@ -31,24 +31,18 @@ use self::turns::{Progress, Size};
 use self::write::End;
 use crate::batch::Batch;
 use crate::clock::Clock;
-use crate::finding::Finding;
 pub use crate::store::CreateSchema;
 use crate::store::lately::Writing;
 use crate::store::{
-    Cutoffs, EventStore, Fault, FaultKind, Held, LastPass, OpenStore, Outcome, StoreError,
-    TrimStep, Trimmed,
+    Cutoffs, EventStore, Fault, FaultKind, Held, LastPass, OpenStore, Outcome, StoreError, TrimStep,
 };
 
-mod audit;
-mod comparison;
 mod connection;
-mod content;
-mod dead_letters;
 mod in_place;
-mod inspection;
 mod letters;
 mod lock_holder;
 mod log_size;
+mod operator;
 mod pace;
 mod passes;
 mod result_code;
@@ -189,49 +183,6 @@ impl SqliteStore {
         }
     }
 
-    /// Makes or upgrades the schema, Prefect's two tables included unless Prefect has been here;
-    /// returns the names of the migrations that were run.
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be reached or changed, or Prefect has yet to make its tables.
-    pub async fn migrate(&self) -> Result<Vec<String>, StoreError> {
-        let place = self.shared.place();
-        blocking(move || {
-            let mut connection = Connection::open(&place, Missing::Create)?;
-            schema::prepare(&mut connection, CreateSchema::Everything)
-                .map_err(|failure| connection.store_error("migrate", failure))
-        })
-        .await?
-    }
-
-    /// The revision of Prefect's schema; `None` where Prefect has not been. Makes nothing.
-    ///
-    /// # Errors
-    ///
-    /// The file is not there or cannot be read.
-    pub async fn prefect_revision(&self) -> Result<Option<String>, StoreError> {
-        let place = self.shared.place();
-        blocking(move || {
-            let mut connection = Connection::open(&place, Missing::Refuse)?;
-            schema::prefect_revision(&mut connection)
-                .map_err(|failure| connection.store_error("read", failure))
-        })
-        .await?
-    }
-
-    /// Looks for what would stop or hurt a service that writes to this file. Makes no file, and no
-    /// table.
-    ///
-    /// # Errors
-    ///
-    /// The call ended before it could say anything.
-    pub async fn inspect(&self) -> Result<Vec<Finding>, StoreError> {
-        let place = self.shared.place();
-        let create = self.shared.settings.create_schema;
-        blocking(move || inspection::inspect(&place, create)).await
-    }
-
     /// Runs `work` on this store's own connection, which is made if there is none.
     async fn with_connection<T: Send + 'static>(
         &self,
@@ -259,29 +210,6 @@ impl SqliteStore {
         // Waited for here, where whoever no longer wants it leaves the queue.
         let mut writer = Arc::clone(&shared.writer).lock_owned().await;
         blocking(move || shared.run(doing, &mut writer, work)).await?
-    }
-
-    /// Runs `work` on a connection of its own that makes nothing; `empty` where there is no table of
-    /// dead letters yet.
-    async fn with_letters<T: Send + 'static>(
-        &self,
-        doing: &'static str,
-        empty: T,
-        work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let place = self.shared.place();
-        blocking(move || {
-            let mut connection = Connection::open(&place, Missing::Refuse)?;
-            let read = schema::has_letters(&mut connection).and_then(|has_letters| {
-                if has_letters {
-                    work(&mut connection)
-                } else {
-                    Ok(empty)
-                }
-            });
-            read.map_err(|failure| connection.store_error(doing, failure))
-        })
-        .await?
     }
 
     fn lock_idle(&self) -> std::sync::MutexGuard<'_, Option<OpenConnection>> {
@@ -350,18 +278,6 @@ impl EventStore for SqliteStore {
         max_events: NonZeroUsize,
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
         Box::pin(self.trim_in_turns(cutoffs, max_events, Size::AtPace))
-    }
-
-    fn count_expired<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-    ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>> {
-        Box::pin(async move {
-            cutoffs.refuse_future(self.shared.clock.now())?;
-            let cutoffs = cutoffs.clone();
-            self.with_connection("read", move |connection| trim::count(connection, &cutoffs))
-                .await
-        })
     }
 
     fn last_pass(&self, before: DateTime<Utc>) -> LocalBoxFuture<'_, Result<LastPass, StoreError>> {

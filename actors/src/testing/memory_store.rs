@@ -12,9 +12,12 @@ use uuid::Uuid;
 
 use crate::batch::Batch;
 use crate::clock::{Clock, SystemClock};
+use crate::store::operator::{
+    Answer, DeadLetter, LetterFilter, LetterVersion, OpenLetter, StoreOperator,
+};
 use crate::store::{
-    Cutoffs, DeadLetter, DeadLetters, EventStore, Fault, Held, LastPass, LetterFilter,
-    LetterVersion, OpenLetter, OpenStore, Outcome, RefusalReason, StoreError, TrimStep, Trimmed,
+    Cutoffs, EventStore, Fault, Held, LastPass, OpenStore, Outcome, RefusalReason, StoreError,
+    TrimStep, Trimmed,
 };
 
 mod rows;
@@ -378,26 +381,6 @@ impl EventStore for MemoryStore {
         })
     }
 
-    fn count_expired<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-    ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>> {
-        Box::pin(async move {
-            cutoffs.refuse_future(self.core.clock.now())?;
-            let state = self.available()?;
-            let expired = state.rows.expired(cutoffs);
-            let resources = expired
-                .iter()
-                .filter_map(|id| state.rows.events.get(id))
-                .map(|stored| stored.resources.len() as u64)
-                .sum();
-            Ok(Trimmed {
-                events: expired.len() as u64,
-                resources,
-            })
-        })
-    }
-
     fn last_pass(&self, before: DateTime<Utc>) -> LocalBoxFuture<'_, Result<LastPass, StoreError>> {
         Box::pin(async move {
             let state = self.available()?;
@@ -450,13 +433,30 @@ impl EventStore for MemoryStore {
     }
 }
 
-impl DeadLetters for MemoryStore {
-    fn list<'a>(
+impl StoreOperator for MemoryStore {
+    fn count_expired<'a>(&'a self, cutoffs: &'a Cutoffs) -> Answer<'a, Trimmed> {
+        Box::pin(async move {
+            cutoffs.refuse_future(self.core.clock.now())?;
+            let state = self.available()?;
+            let expired = state.rows.expired(cutoffs);
+            let resources = expired
+                .iter()
+                .filter_map(|id| state.rows.events.get(id))
+                .map(|stored| stored.resources.len() as u64)
+                .sum();
+            Ok(Trimmed {
+                events: expired.len() as u64,
+                resources,
+            })
+        })
+    }
+
+    fn list_letters<'a>(
         &'a self,
         filter: &'a LetterFilter,
         before: Option<i64>,
         limit: NonZeroUsize,
-    ) -> LocalBoxFuture<'a, Result<Vec<DeadLetter>, StoreError>> {
+    ) -> Answer<'a, Vec<DeadLetter>> {
         Box::pin(async move {
             let state = self.available()?;
             let newest_first = state.rows.letters.iter().rev().map(|(letter, _)| letter);
@@ -465,11 +465,11 @@ impl DeadLetters for MemoryStore {
         })
     }
 
-    fn count<'a>(
+    fn count_letters<'a>(
         &'a self,
         filter: &'a LetterFilter,
         before: Option<i64>,
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
+    ) -> Answer<'a, u64> {
         Box::pin(async move {
             let state = self.available()?;
             let letters = state.rows.letters.iter().map(|(letter, _)| letter);
@@ -478,10 +478,7 @@ impl DeadLetters for MemoryStore {
         })
     }
 
-    fn open<'a>(
-        &'a self,
-        ids: &'a [i64],
-    ) -> LocalBoxFuture<'a, Result<Vec<OpenLetter>, StoreError>> {
+    fn open_letters<'a>(&'a self, ids: &'a [i64]) -> Answer<'a, Vec<OpenLetter>> {
         Box::pin(async move {
             let state = self.available()?;
             let newest_first = state.rows.letters.iter().rev();
@@ -490,10 +487,7 @@ impl DeadLetters for MemoryStore {
         })
     }
 
-    fn remove_unchanged<'a>(
-        &'a self,
-        letters: &'a [LetterVersion],
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
+    fn remove_letters<'a>(&'a self, letters: &'a [LetterVersion]) -> Answer<'a, u64> {
         Box::pin(async move {
             let mut state = self.available()?;
             Ok(state.rows.remove_letters(|letter| {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chrono::TimeDelta;
 use event_persister_actors::delivery::Position;
 use event_persister_actors::event::{EventLimits, Received};
-use event_persister_actors::store::audit::Unreadable;
+use event_persister_actors::store::operator::Unreadable;
 
 use super::*;
 

@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 use chrono::{DateTime, TimeDelta, Utc};
 use event_persister_actors::finding::Severity;
 use event_persister_actors::store::EventStore as _;
-use event_persister_actors::store::postgres::{Needs, PostgresStore};
+use event_persister_actors::store::operator::{Needs, StoreOperator as _};
+use event_persister_actors::store::postgres::PostgresStore;
 use event_persister_actors::testing::ManualClock;
 
 use super::*;

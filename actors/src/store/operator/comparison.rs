@@ -1,21 +1,6 @@
-//! PORT: the rows that somebody else wrote, held against those that would be written here.
-//!
-//! Everything here only reads and makes no table. An answer is of one moment: who compares with a
-//! writer at work looks once more at what is not identical. Names of columns are told, never values.
-
-use std::sync::Arc;
+//! What a comparison of entries with the tables finds. It names columns, never values.
 
 use chrono::{DateTime, Utc};
-use futures_util::future::LocalBoxFuture;
-
-use super::StoreError;
-use crate::delivery::Entry;
-
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-pub(super) use answers::{of_columns, with_refused};
-
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-mod answers;
 
 /// Stands for the time of receipt where a message has none. Each writer takes its own clock's then,
 /// so that the column is not compared; no sender gives this one.
@@ -45,26 +30,4 @@ pub enum Compared {
         /// Whether the event is there.
         is_there: bool,
     },
-}
-
-/// Compares with the tables.
-pub trait Comparison: Send + Sync {
-    /// One answer for each of the entries, in their order.
-    ///
-    /// An entry whose event has [`UNKNOWN_RECEIVED`] is not compared in that column. A rejection is
-    /// looked for by its event's id, if it has one.
-    fn compare<'a>(
-        &'a self,
-        entries: &'a [Arc<Entry>],
-    ) -> LocalBoxFuture<'a, Result<Vec<Compared>, StoreError>>;
-
-    /// The same, with the payload that Prefect would store: it rounds a number to what a double holds.
-    ///
-    /// Only where that is another one than would be written here the answers differ.
-    fn compare_as_prefect<'a>(
-        &'a self,
-        entries: &'a [Arc<Entry>],
-    ) -> LocalBoxFuture<'a, Result<Vec<Compared>, StoreError>> {
-        self.compare(entries)
-    }
 }

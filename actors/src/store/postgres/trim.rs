@@ -8,7 +8,6 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use diesel::dsl::{exists, not};
 use diesel::pg::data_types::PgTimestamp;
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -19,7 +18,6 @@ use uuid::Uuid;
 use super::columns::Moment;
 use super::connection::Connection;
 use super::failure::Failure;
-use super::schema::{event_resources, events};
 use crate::store::{Cutoffs, TrimStep, Trimmed};
 
 /// Events that a step removes at most while batches are written: a commit waits until all that was
@@ -128,11 +126,15 @@ impl Bounds {
         self.default
     }
 
+    pub(super) fn names(&self) -> &[String] {
+        &self.names
+    }
+
     pub(super) fn overrides(&self) -> impl Iterator<Item = (&String, PgTimestamp)> {
         self.names.iter().zip(self.cutoffs.iter().copied())
     }
 
-    fn earliest(&self) -> PgTimestamp {
+    pub(super) fn earliest(&self) -> PgTimestamp {
         let cutoffs = self.cutoffs.iter().map(|cutoff| cutoff.0);
         PgTimestamp(cutoffs.fold(self.default.0, i64::min))
     }
@@ -359,57 +361,6 @@ async fn delete_orphans(
         events: 0,
         resources: deleted as u64,
     }))
-}
-
-/// Counts what steps until [`TrimStep::Finished`] would remove.
-pub(super) async fn count(
-    connection: &mut Connection,
-    cutoffs: &Cutoffs,
-    now: DateTime<Utc>,
-) -> Result<Trimmed, Failure> {
-    connection.begin_snapshot().await?;
-    let server_now: PgTimestamp = diesel::select(clock_timestamp())
-        .get_result(&mut connection.pg)
-        .await?;
-    let bounds = Bounds::new(cutoffs, ahead(now, server_now));
-    let (mut num_events, mut num_resources) = (0, 0);
-    for (name, cutoff) in bounds.overrides() {
-        let of_name = events::event.eq(name).and(events::occurred.lt(cutoff));
-        let expired = events::table.filter(of_name);
-        num_events += expired
-            .count()
-            .get_result::<i64>(&mut connection.pg)
-            .await?;
-        let of_expired = event_resources::event_id.eq_any(expired.select(events::id));
-        let of_expired = event_resources::table.filter(of_expired).count();
-        num_resources += of_expired.get_result::<i64>(&mut connection.pg).await?;
-    }
-    let of_others = events::occurred
-        .lt(bounds.default)
-        .and(events::event.ne_all(&bounds.names));
-    let expired = events::table.filter(of_others);
-    num_events += (expired.clone().count())
-        .get_result::<i64>(&mut connection.pg)
-        .await?;
-    let of_expired = event_resources::event_id.eq_any(expired.select(events::id));
-    let of_expired = event_resources::table.filter(of_expired).count();
-    num_resources += of_expired.get_result::<i64>(&mut connection.pg).await?;
-    let of_event = events::table.filter(events::id.eq(event_resources::event_id));
-    let orphans = event_resources::table
-        .filter(event_resources::occurred.lt(bounds.earliest()))
-        .filter(not(exists(of_event)))
-        .count();
-    num_resources += orphans.get_result::<i64>(&mut connection.pg).await?;
-    connection.commit().await?;
-    Ok(Trimmed {
-        events: u64::try_from(num_events).unwrap_or_default(),
-        resources: u64::try_from(num_resources).unwrap_or_default(),
-    })
-}
-
-diesel::define_sql_function! {
-    /// The server's time, now and not when the transaction began.
-    fn clock_timestamp() -> Timestamptz;
 }
 
 #[cfg(test)]

@@ -17,7 +17,8 @@ use crate::batch::BatchId;
 use crate::clock::SystemClock;
 use crate::delivery::Entry;
 use crate::event::ReceivedEvent;
-use crate::store::{DeadLetter, DeadLetters as _, LetterFilter, RefusalReason};
+use crate::store::{RefusalReason, Trimmed};
+use crate::store::operator::{DeadLetter, LetterFilter, StoreOperator as _};
 use crate::testing::{EventFixture, event, event_entry, rejected_entry};
 
 fn settings(directory: &TempDir) -> SqliteSettings {
@@ -59,7 +60,10 @@ fn of_events(events: impl IntoIterator<Item = ReceivedEvent>) -> Arc<Batch> {
 /// The newest first.
 async fn all_letters(store: &SqliteStore) -> Vec<DeadLetter> {
     let all = LetterFilter::default();
-    store.list(&all, None, NonZeroUsize::MAX).await.unwrap()
+    store
+        .list_letters(&all, None, NonZeroUsize::MAX)
+        .await
+        .unwrap()
 }
 
 fn one_event() -> Arc<Batch> {
@@ -853,13 +857,13 @@ async fn letters_of_a_database_without_them_are_none() {
     let directory = TempDir::new().unwrap();
     let settings = settings(&directory);
     let store = store(&settings);
-    let error = unavailable(store.show(1).await);
+    let error = unavailable(store.open_letters(&[1]).await);
     assert!(error.contains("there is no SQLite database"), "{error}");
     connect(&settings)
         .batch_execute("CREATE TABLE t (a)")
         .unwrap();
     assert_eq!(all_letters(&store).await, []);
-    assert_eq!(store.show(1).await.unwrap(), None);
+    assert_eq!(store.open_letters(&[1]).await.unwrap(), []);
 }
 
 #[actix::test]

@@ -34,13 +34,13 @@ pub(super) struct Candidate {
 }
 
 /// The cutoffs as texts.
-struct Bounds {
-    default: String,
-    overrides: Vec<(String, String)>,
+pub(super) struct Bounds {
+    pub(super) default: String,
+    pub(super) overrides: Vec<(String, String)>,
 }
 
 impl Bounds {
-    fn new(cutoffs: &Cutoffs) -> Self {
+    pub(super) fn new(cutoffs: &Cutoffs) -> Self {
         Self {
             default: timestamp_bound(cutoffs.default),
             overrides: cutoffs
@@ -50,11 +50,11 @@ impl Bounds {
         }
     }
 
-    fn names(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.overrides.iter().map(|(name, _)| name.as_str())
     }
 
-    fn earliest(&self) -> &str {
+    pub(super) fn earliest(&self) -> &str {
         let overrides = self.overrides.iter().map(|(_, cutoff)| cutoff);
         overrides.fold(&self.default, |earliest, cutoff| earliest.min(cutoff))
     }
@@ -239,41 +239,6 @@ fn delete_orphans(
     Ok(Trimmed {
         events: 0,
         resources: deleted as u64,
-    })
-}
-
-/// Counts what steps until [`TrimStep::Finished`] would remove.
-pub(super) fn count(connection: &mut Connection, cutoffs: &Cutoffs) -> Result<Trimmed, Failure> {
-    let bounds = Bounds::new(cutoffs);
-    // One transaction, so that all counts are of the same moment.
-    connection.execute_batch("BEGIN")?;
-    let (mut events, mut resources) = (0, 0);
-    for (name, cutoff) in &bounds.overrides {
-        let of_name = events::event.eq(name).and(events::occurred.lt(cutoff));
-        let expired = events::table.filter(of_name);
-        events += connection.run(|connection| expired.count().get_result::<i64>(connection))?;
-        let of_expired = event_resources::event_id.eq_any(expired.select(events::id));
-        let of_expired = event_resources::table.filter(of_expired);
-        resources +=
-            connection.run(|connection| of_expired.count().get_result::<i64>(connection))?;
-    }
-    let of_others = events::occurred
-        .lt(&bounds.default)
-        .and(events::event.ne_all(bounds.names()));
-    let expired = events::table.filter(&of_others);
-    events += connection.run(|connection| expired.count().get_result::<i64>(connection))?;
-    let of_expired = event_resources::event_id.eq_any(expired.select(events::id));
-    let of_expired = event_resources::table.filter(of_expired);
-    resources += connection.run(|connection| of_expired.count().get_result::<i64>(connection))?;
-    let of_event = events::table.filter(events::id.eq(event_resources::event_id));
-    let orphans = event_resources::table
-        .filter(event_resources::occurred.lt(bounds.earliest()))
-        .filter(not(exists(of_event)));
-    resources += connection.run(|connection| orphans.count().get_result::<i64>(connection))?;
-    connection.commit()?;
-    Ok(Trimmed {
-        events: u64::try_from(events).unwrap_or_default(),
-        resources: u64::try_from(resources).unwrap_or_default(),
     })
 }
 

@@ -12,18 +12,16 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
 use diesel_async::RunQueryDsl;
-use futures_util::future::LocalBoxFuture;
 use tokio::time::Instant;
 
-use super::PostgresStore;
-use super::connection::Connection;
-use super::failure::Failure;
-use super::schema::event_persister_dead_letters as letters;
-use crate::store::StoreError;
-use crate::store::audit::{
-    Audit, CountsRow, Cursor, EVENTS_ON_A_PAGE, EventRows, LetterCounts, LetterRow, NEWEST,
-    NEWEST_TAKE, Newest, Page, PageRow, StrayRow, Strays, Unreadable, count, next_page_size,
+use crate::store::operator::answers::{
+    CountsRow, EVENTS_ON_A_PAGE, LetterRow, NEWEST, NEWEST_TAKE, Newest, PageRow, StrayRow, count,
+    next_page_size,
 };
+use crate::store::operator::{Cursor, EventRows, LetterCounts, Page, Strays, Unreadable};
+use crate::store::postgres::connection::Connection;
+use crate::store::postgres::failure::Failure;
+use crate::store::postgres::schema::event_persister_dead_letters as letters;
 
 /// The related resources of `events`; none where the column holds something else.
 macro_rules! related {
@@ -245,111 +243,66 @@ async fn is_true(connection: &mut Connection, question: &str) -> Result<bool, Fa
     Ok(answer.is_true)
 }
 
-impl Audit for PostgresStore {
-    fn look_up(
-        &self,
-        event_ids: Vec<String>,
-    ) -> LocalBoxFuture<'_, Result<Vec<EventRows>, StoreError>> {
-        Box::pin(async move {
-            let look_up = async |connection: &mut Connection| look_up(connection, &event_ids).await;
-            self.with_connection("read", self.limit(), look_up).await
-        })
+/// At which of these positions of a source a message became a dead letter.
+pub(super) async fn letters_at(
+    connection: &mut Connection,
+    source: &str,
+    positions: &[String],
+) -> Result<Vec<String>, Failure> {
+    connection.begin_snapshot().await?;
+    let mut found = Vec::new();
+    if is_true(connection, LETTERS_ARE_THERE).await? {
+        found = letters::table
+            .filter(letters::source.eq(source))
+            .filter(letters::position.eq_any(positions))
+            .select(letters::position)
+            .distinct()
+            .load(&mut connection.pg)
+            .await?;
     }
+    connection.commit().await?;
+    Ok(found)
+}
 
-    fn letters_at<'a>(
-        &'a self,
-        source: &'a str,
-        positions: Vec<String>,
-    ) -> LocalBoxFuture<'a, Result<Vec<String>, StoreError>> {
-        Box::pin(async move {
-            let find = async |connection: &mut Connection| {
-                connection.begin_snapshot().await?;
-                let mut found = Vec::new();
-                if is_true(connection, LETTERS_ARE_THERE).await? {
-                    found = letters::table
-                        .filter(letters::source.eq(source))
-                        .filter(letters::position.eq_any(&positions))
-                        .select(letters::position)
-                        .distinct()
-                        .load(&mut connection.pg)
-                        .await?;
-                }
-                connection.commit().await?;
-                Ok(found)
-            };
-            self.with_connection("read dead letters of", self.limit(), find)
-                .await
-        })
+/// Counts the dead letters.
+pub(super) async fn count_curable(
+    connection: &mut Connection,
+    limit: usize,
+) -> Result<LetterCounts, Failure> {
+    connection.begin_snapshot().await?;
+    let mut counts = LetterCounts::default();
+    if is_true(connection, LETTERS_ARE_THERE).await? {
+        counts = letter_counts(connection, limit).await?;
     }
+    connection.commit().await?;
+    Ok(counts)
+}
 
-    fn walk<'a>(
-        &'a self,
-        since: Option<DateTime<Utc>>,
-        from: Option<&'a Cursor>,
-    ) -> LocalBoxFuture<'a, Result<Page, StoreError>> {
-        Box::pin(async move {
-            let start = Cursor {
-                occurred: bound(since),
-                event_id: FIRST_ID.to_owned(),
-                page_size: EVENTS_ON_A_PAGE,
-            };
-            let cursor = from.unwrap_or(&start);
-            let read =
-                async |connection: &mut Connection| walk(connection, cursor, from.is_some()).await;
-            self.with_connection("read", None, read).await
-        })
-    }
+/// Events of which only resources are there.
+pub(super) async fn orphans(
+    connection: &mut Connection,
+    since: Option<DateTime<Utc>>,
+    limit: NonZeroUsize,
+) -> Result<Strays, Failure> {
+    connection.begin_snapshot().await?;
+    let found = strays(connection, ORPHANS, since, limit).await?;
+    connection.commit().await?;
+    Ok(found)
+}
 
-    fn orphans(
-        &self,
-        since: Option<DateTime<Utc>>,
-        limit: NonZeroUsize,
-    ) -> LocalBoxFuture<'_, Result<Strays, StoreError>> {
-        Box::pin(async move {
-            let find = async |connection: &mut Connection| {
-                connection.begin_snapshot().await?;
-                let found = strays(connection, ORPHANS, since, limit).await?;
-                connection.commit().await?;
-                Ok(found)
-            };
-            self.with_connection("read", None, find).await
-        })
+/// Events that stand in `events` more than once.
+pub(super) async fn repeated(
+    connection: &mut Connection,
+    since: Option<DateTime<Utc>>,
+    limit: NonZeroUsize,
+) -> Result<Strays, Failure> {
+    connection.begin_snapshot().await?;
+    let mut found = Strays::default();
+    if !is_true(connection, IDS_ARE_UNIQUE).await? {
+        found = strays(connection, REPEATED, since, limit).await?;
     }
-
-    fn repeated(
-        &self,
-        since: Option<DateTime<Utc>>,
-        limit: NonZeroUsize,
-    ) -> LocalBoxFuture<'_, Result<Strays, StoreError>> {
-        Box::pin(async move {
-            let find = async |connection: &mut Connection| {
-                connection.begin_snapshot().await?;
-                let mut found = Strays::default();
-                if !is_true(connection, IDS_ARE_UNIQUE).await? {
-                    found = strays(connection, REPEATED, since, limit).await?;
-                }
-                connection.commit().await?;
-                Ok(found)
-            };
-            self.with_connection("read", None, find).await
-        })
-    }
-
-    fn count_letters(&self, limit: usize) -> LocalBoxFuture<'_, Result<LetterCounts, StoreError>> {
-        Box::pin(async move {
-            let count = async |connection: &mut Connection| {
-                connection.begin_snapshot().await?;
-                let mut counts = LetterCounts::default();
-                if is_true(connection, LETTERS_ARE_THERE).await? {
-                    counts = letter_counts(connection, limit).await?;
-                }
-                connection.commit().await?;
-                Ok(counts)
-            };
-            self.with_connection("read dead letters of", None, count)
-                .await
-        })
-    }
+    connection.commit().await?;
+    Ok(found)
 }
 
 /// What the tables hold of an event, with what is wrong about it.
@@ -380,7 +333,8 @@ impl From<HeldRow> for EventRows {
     }
 }
 
-async fn look_up(
+/// What the tables hold of each of these events.
+pub(super) async fn look_up(
     connection: &mut Connection,
     event_ids: &[String],
 ) -> Result<Vec<EventRows>, Failure> {
@@ -436,11 +390,17 @@ async fn count_damaged(connection: &mut Connection, event_id: &str) -> Result<Ev
 }
 
 /// Reads a page, or as much of it as can be read.
-async fn walk(
+pub(super) async fn walk(
     connection: &mut Connection,
-    cursor: &Cursor,
-    is_behind: bool,
+    since: Option<DateTime<Utc>>,
+    from: Option<&Cursor>,
 ) -> Result<Page, Failure> {
+    let start = Cursor {
+        occurred: bound(since),
+        event_id: FIRST_ID.to_owned(),
+        page_size: EVENTS_ON_A_PAGE,
+    };
+    let (cursor, is_behind) = (from.unwrap_or(&start), from.is_some());
     let mut page_size = cursor.page_size;
     loop {
         let asked = Instant::now();

@@ -10,12 +10,11 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Bool, Nullable, Text};
 use diesel::sqlite::Sqlite;
 
-use super::connection::Connection;
-use super::result_code::Failed;
-use super::text::read_timestamp;
 use crate::event::{ID_LABEL, ROLE_LABEL};
-use crate::store::audit::Unreadable;
-use crate::store::comparison::RESOURCES;
+use crate::store::operator::{RESOURCES, Unreadable};
+use crate::store::sqlite::connection::Connection;
+use crate::store::sqlite::result_code::Failed;
+use crate::store::sqlite::text::read_timestamp;
 
 /// Digits of an integer that Python still reads.
 const MOST_DIGITS: usize = 4_300;

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::CreateSchema;
 use super::audit;
-use super::connection::{Connection, Failure, Missing, Place};
-use super::{lock_holder, log_size, schema};
 use crate::finding::Finding;
+use crate::store::CreateSchema;
+use crate::store::sqlite::connection::{Connection, Failure, Missing, Place};
+use crate::store::sqlite::{lock_holder, log_size, schema};
 
 mod file_system;
 

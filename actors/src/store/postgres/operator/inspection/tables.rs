@@ -3,9 +3,9 @@
 use diesel::QueryableByName;
 use diesel::sql_types::Text;
 
-use super::super::conditions::{Lacking, Purpose};
 use super::{Connection, Failure, Needs, conditions, rows, schema};
 use crate::finding::{Finding, Severity};
+use crate::store::postgres::conditions::{Lacking, Purpose};
 
 /// Whether the rows of `events` may be looked at.
 pub(super) fn may_read_events(lacking: &[Lacking]) -> bool {
