@@ -21,7 +21,7 @@ use event_persister_actors::store::Cutoffs;
 use event_persister_actors::store::operator::{Compared, StoreOperator, Strays, UNKNOWN_RECEIVED};
 use event_persister_actors::trim::cutoffs;
 
-use self::reconciliation::{Copies, Held, Kind, MAX_SUSPECTS, Reconciliation, Wanted};
+use self::reconciliation::{Copies, FoundRows, Kind, MAX_SUSPECTS, Reconciliation, Wanted};
 use self::report::{Report, Stream};
 use crate::config::Config;
 use crate::wiring::{self, BusAudit, Missing};
@@ -137,10 +137,10 @@ impl Verification<'_> {
         if wanted.is_empty() {
             return Ok(());
         }
-        let held = self.look_up(&wanted).await?;
+        let found = self.look_up(&wanted).await?;
         let cutoffs = self.cutoffs()?;
         for wanted in wanted {
-            self.state.judge(wanted, &held, &cutoffs);
+            self.state.judge(wanted, &found, &cutoffs);
         }
         Ok(())
     }
@@ -174,7 +174,7 @@ impl Verification<'_> {
         Ok(cutoffs(&wiring::trim_settings(self.config), now)?)
     }
 
-    async fn look_up(&self, wanted: &[Wanted]) -> anyhow::Result<Held> {
+    async fn look_up(&self, wanted: &[Wanted]) -> anyhow::Result<FoundRows> {
         let event_ids = wanted.iter().filter_map(|wanted| wanted.event_id.clone());
         let positions = wanted.iter().map(|wanted| wanted.stream_id.clone());
         let rows = self.tables.look_up(event_ids.collect()).await;
@@ -183,7 +183,7 @@ impl Verification<'_> {
             .tables
             .letters_at(wiring::BUS_NAME, positions.collect());
         let letters = letters.await.context("cannot look dead letters up")?;
-        Ok(Held::new(rows, letters))
+        Ok(FoundRows::new(rows, letters))
     }
 
     /// Looks at the tables themselves; how many events were looked at.
@@ -232,10 +232,10 @@ impl Verification<'_> {
             let suspects = self.state.take_suspects();
             tokio::time::sleep(SECOND_LOOK_AFTER).await;
             for missing in suspects.missing.chunks(AT_ONCE) {
-                let held = self.look_up(missing).await?;
+                let found = self.look_up(missing).await?;
                 let cutoffs = self.cutoffs()?;
                 for wanted in missing {
-                    self.state.settle_missing(wanted.clone(), &held, &cutoffs);
+                    self.state.settle_missing(wanted.clone(), &found, &cutoffs);
                 }
             }
             let mut flawed = suspects.flawed;
@@ -246,9 +246,9 @@ impl Verification<'_> {
             for flawed in flawed.chunks(AT_ONCE) {
                 let event_ids = flawed.iter().map(|flawed| flawed.event_id.clone());
                 let rows = self.tables.look_up(event_ids.collect()).await;
-                let held = Held::new(rows.context("cannot look events up")?, Vec::new());
+                let found = FoundRows::new(rows.context("cannot look events up")?, Vec::new());
                 for flawed in flawed {
-                    self.state.settle_flawed(flawed, &held);
+                    self.state.settle_flawed(flawed, &found);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! What the stream was acknowledged for, held against what the database has: plain data, no waiting.
+//! What the stream was acknowledged for, compared with what the database has: plain data, no waiting.
 //!
 //! A first look only makes suspects, since the database is at work meanwhile: retention deletes, and
 //! another writer may commit an event's halves apart. What is still wrong at the second look, some
@@ -14,7 +14,7 @@ use event_persister_actors::store::operator::{
 };
 use serde::Serialize;
 
-/// Suspects that are held at once; some megabytes.
+/// Suspects that are kept at once; some megabytes.
 pub(crate) const MAX_SUSPECTS: usize = 50_000;
 
 /// What an acknowledged entry of the stream must have become.
@@ -106,12 +106,12 @@ impl Wanted {
 
 /// What the database answered about some entries or events.
 #[derive(Debug, Default)]
-pub(crate) struct Held {
+pub(crate) struct FoundRows {
     rows: HashMap<String, EventRows>,
     letters: HashSet<String>,
 }
 
-impl Held {
+impl FoundRows {
     pub(crate) fn new(rows: Vec<EventRows>, letters: Vec<String>) -> Self {
         Self {
             rows: (rows.into_iter())
@@ -327,17 +327,17 @@ impl Reconciliation {
 
     /// The first look at an acknowledged entry. What the database answered must be younger than the
     /// knowledge that the entry is acknowledged.
-    pub(crate) fn judge(&mut self, wanted: Wanted, held: &Held, cutoffs: &Cutoffs) {
+    pub(crate) fn judge(&mut self, wanted: Wanted, found: &FoundRows, cutoffs: &Cutoffs) {
         self.stream.checked += 1;
-        if !self.is_accounted_for(&wanted, held, cutoffs) {
+        if !self.is_accounted_for(&wanted, found, cutoffs) {
             self.missing.push(wanted);
         }
     }
 
     /// Whether the entry is somewhere, or may be gone; counts it then.
-    fn is_accounted_for(&mut self, wanted: &Wanted, held: &Held, cutoffs: &Cutoffs) -> bool {
-        let has_letter = held.letters.contains(&wanted.stream_id);
-        let rows = held.stored(wanted.event_id.as_deref());
+    fn is_accounted_for(&mut self, wanted: &Wanted, found: &FoundRows, cutoffs: &Cutoffs) -> bool {
+        let has_letter = found.letters.contains(&wanted.stream_id);
+        let rows = found.stored(wanted.event_id.as_deref());
         // What is no event, or was refused, may bear the id of one that is stored.
         let is_its_own = wanted.kept_by.is_some() && wanted.likeness.may_be_same();
         let rows = rows.filter(|_| is_its_own || !has_letter);
@@ -398,8 +398,8 @@ impl Reconciliation {
     }
 
     /// The second look at an entry that was missing.
-    pub(crate) fn settle_missing(&mut self, wanted: Wanted, held: &Held, cutoffs: &Cutoffs) {
-        if self.is_accounted_for(&wanted, held, cutoffs) {
+    pub(crate) fn settle_missing(&mut self, wanted: Wanted, found: &FoundRows, cutoffs: &Cutoffs) {
+        if self.is_accounted_for(&wanted, found, cutoffs) {
             return;
         }
         let detail = match wanted.kept_by {
@@ -417,12 +417,12 @@ impl Reconciliation {
     }
 
     /// The second look at an event whose rows looked wrong.
-    pub(crate) fn settle_flawed(&mut self, flawed: &Flawed, held: &Held) {
+    pub(crate) fn settle_flawed(&mut self, flawed: &Flawed, found: &FoundRows) {
         let event_id = &flawed.event_id;
         if flawed.stream_id.is_some() {
             self.judged.insert(event_id.clone());
         }
-        let Some(rows) = held.rows.get(event_id) else {
+        let Some(rows) = found.rows.get(event_id) else {
             return;
         };
         let differing = match rows.num_events {
