@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
@@ -17,8 +18,6 @@ use crate::batch::Batch;
 
 pub use refusal::{RefusalCounts, RefusalReason};
 
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-mod lately;
 pub mod operator;
 #[cfg(feature = "postgres")]
 pub mod postgres;
@@ -222,37 +221,49 @@ pub struct LastPass {
 
 /// How many events there are, and how many of them are expired.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct EventCounts {
     /// Rows of `events`.
     pub num_events: u64,
     /// Those that a pass would remove.
     pub num_expired: u64,
 }
 
-impl Held {
-    /// Of numbers as databases count.
-    #[cfg(any(feature = "postgres", feature = "sqlite"))]
-    fn of(num_events: i64, num_expired: i64) -> Self {
-        Self {
-            num_events: u64::try_from(num_events).unwrap_or_default(),
-            num_expired: u64::try_from(num_expired).unwrap_or_default(),
-        }
-    }
+/// A count of rows, which is never negative.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+fn as_count(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}
+
+/// What one step of a trim removed, and what it was like for others who write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Removed {
+    /// The rows that are gone.
+    pub rows: Trimmed,
+    /// How long the transaction of the removal was open.
+    pub took: Duration,
+    /// Whether another process has written since the step before, where the store sees that.
+    pub others_write: bool,
 }
 
 /// One bounded step of a trim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TrimStep {
     /// A batch was removed; there may be more.
-    Removed(Trimmed),
+    Removed(Removed),
     /// Nothing is left to remove.
     Finished,
     /// Another process is trimming this database: leave it to that one.
     TakenByAnother,
 }
 
-/// How many times as many events a step may remove while nobody else writes.
-pub const MAX_GROWTH: u8 = 4;
+/// What retention and those who write contend for; it decides how fast retention may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contention {
+    /// One log: a commit waits until all that was logged before it is on disk.
+    Log,
+    /// One lock, which a step holds for as long as its transaction is open.
+    WriteLock,
+}
 
 /// Where events go. One value is one connection, made when it is first needed and made again after
 /// an error; a writer owns one, and so does the trimmer.
@@ -276,20 +287,17 @@ pub trait EventStore: Send + Sync {
 
     /// Removes at most `max_events` events older than their cutoff, oldest first, each together
     /// with its resources. A cutoff in the future, by the store's clock, is refused.
+    ///
+    /// How large steps are and how long to rest between them is the caller's affair.
     fn trim<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,
         max_events: NonZeroUsize,
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>>;
 
-    /// The same for many steps in a row: a store may remove up to [`MAX_GROWTH`] times as many while
-    /// nobody else writes and its transactions stay below a second.
-    fn trim_at_pace<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-        max_events: NonZeroUsize,
-    ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
-        self.trim(cutoffs, max_events)
+    /// What steps of a trim and those who write contend for.
+    fn contention(&self) -> Contention {
+        Contention::Log
     }
 
     /// When the last retention pass was made. Where none was noted, the newest event tells that was
@@ -313,13 +321,13 @@ pub trait EventStore: Send + Sync {
     }
 
     /// Counts the events that were stored until then, and those of them that are expired.
-    fn count_held<'a>(
+    fn count_events<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,
         until: DateTime<Utc>,
-    ) -> LocalBoxFuture<'a, Result<Held, StoreError>> {
+    ) -> LocalBoxFuture<'a, Result<EventCounts, StoreError>> {
         let _ = (cutoffs, until);
-        Box::pin(std::future::ready(Ok(Held::default())))
+        Box::pin(std::future::ready(Ok(EventCounts::default())))
     }
 
     /// Whether the store can be reached and has the tables and columns that are written.

@@ -345,7 +345,8 @@ async fn trims_what_each_name_no_longer_keeps(fixture: &impl Fixture) {
     );
     assert_eq!(fixture.rows().len(), 16, "counting removes nothing");
     let mut total = Trimmed::default();
-    while let TrimStep::Removed(trimmed) = store.trim(&cutoffs, limit(3)).await.unwrap() {
+    while let TrimStep::Removed(removed) = store.trim(&cutoffs, limit(3)).await.unwrap() {
+        let trimmed = removed.rows;
         assert!((1..=3).contains(&trimmed.events), "{trimmed:?}");
         assert_eq!(trimmed.resources, 2 * trimmed.events);
         total += trimmed;
@@ -397,9 +398,9 @@ async fn remembers_the_last_pass_and_knows_what_was_there_before(fixture: &impl 
             .map(|(name, days)| (name.to_owned(), long_ago + TimeDelta::days(days)))
             .into(),
     };
-    let held = store.count_held(&cutoffs, later).await.unwrap();
+    let held = store.count_events(&cutoffs, later).await.unwrap();
     assert_eq!((held.num_events, held.num_expired), (4, 2));
-    let before = store.count_held(&cutoffs, started).await.unwrap();
+    let before = store.count_events(&cutoffs, started).await.unwrap();
     assert_eq!((before.num_events, before.num_expired), (0, 0));
 
     for at in [started, long_ago] {
@@ -434,7 +435,7 @@ async fn trims_what_comes_late_too(fixture: &impl Fixture) {
     let store = (fixture.open_store())();
     let cutoffs = cutoffs();
     let removed = async |store: &dyn EventStore| match store.trim(&cutoffs, limit(1)).await {
-        Ok(TrimStep::Removed(trimmed)) => trimmed.events,
+        Ok(TrimStep::Removed(removed)) => removed.rows.events,
         Ok(_) => 0,
         Err(error) => panic!("{error}"),
     };

@@ -2,15 +2,19 @@
 //!
 //! A batch is written by one call of a function that our own migrations install
 //! (`event_persister_store_v1`): it isolates the events that the database refuses inside the
-//! transaction, so that all others and the dead letters commit together. A connection is out of its
-//! place while it is used and is put back only after success: what failed, panicked or was forgotten
-//! ends with its connection, prepared statements included, and the next call opens another.
+//! transaction, so that all others and the dead letters commit together. A call takes the connection
+//! out, and puts it back only if it succeeds. A connection whose call failed, panicked or was dropped
+//! is closed, its prepared statements with it, and the next call opens another.
+//!
+//! The path of an event is in this folder; what only an operator asks for is in `operator/`. The list of
+//! conditions (`conditions`) belongs to the path: a store that starts, and the probe behind `/api/ready`,
+//! walk it as `check` does.
 //!
 //! # Why a function
 //!
-//! Whether an error is an event's own fault or the server's is told by its SQLSTATE alone, which
-//! diesel does not show, and a savepoint for each event would cost a round trip each. Inside the server
-//! the code is there, a culprit is found by splitting, and a batch without one costs nothing more.
+//! Only the SQLSTATE tells whether an error is an event's own fault or the server's. To find the event by
+//! savepoints would cost a round trip for each. Inside the server the code is known, a culprit is found by
+//! splitting the batch, and a batch without a culprit costs nothing more.
 //!
 //! # PgBouncer
 //!
@@ -24,17 +28,18 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
-use tokio::time::Instant;
 
 use self::connection::Connection;
+use self::encoded::Prepared;
 use self::failure::Failure;
 pub use self::settings::{InvalidUrl, PostgresSettings, TlsMode, TlsSettings};
-use self::together::Together;
 use self::trim::Resume;
 use crate::batch::Batch;
 use crate::clock::Clock;
 pub use crate::store::CreateSchema;
-use crate::store::{Cutoffs, EventStore, Held, LastPass, OpenStore, Outcome, StoreError, TrimStep};
+use crate::store::{
+    Cutoffs, EventCounts, EventStore, LastPass, OpenStore, Outcome, StoreError, TrimStep,
+};
 
 mod arrays;
 mod columns;
@@ -49,13 +54,11 @@ mod letters;
 mod lock_holder;
 mod operator;
 mod passes;
-mod rate;
 mod rows;
 mod schema;
 mod settings;
 mod text_length;
 mod tls;
-mod together;
 mod trim;
 mod write;
 
@@ -66,7 +69,8 @@ const GRACE: Duration = Duration::from_secs(10);
 pub struct PostgresStore {
     settings: Arc<PostgresSettings>,
     clock: Arc<dyn Clock>,
-    together: Arc<Together>,
+    /// What stores that were opened together have made ready for each other.
+    prepared: Arc<Prepared>,
     idle: Mutex<Option<Connection>>,
     resume: Mutex<Resume>,
 }
@@ -80,22 +84,22 @@ impl PostgresStore {
     /// Opens stores with the same settings, which write what one of them has made ready.
     pub fn open_store(settings: PostgresSettings, clock: Arc<dyn Clock>) -> OpenStore {
         let settings = Arc::new(settings);
-        let together = Arc::<Together>::default();
+        let prepared = Arc::<Prepared>::default();
         Arc::new(move || {
             let (settings, clock) = (Arc::clone(&settings), Arc::clone(&clock));
-            Arc::new(Self::sharing(settings, clock, Arc::clone(&together)))
+            Arc::new(Self::sharing(settings, clock, Arc::clone(&prepared)))
         })
     }
 
     fn sharing(
         settings: Arc<PostgresSettings>,
         clock: Arc<dyn Clock>,
-        together: Arc<Together>,
+        prepared: Arc<Prepared>,
     ) -> Self {
         Self {
             settings,
             clock,
-            together,
+            prepared,
             idle: Mutex::new(None),
             resume: Mutex::new(None),
         }
@@ -207,17 +211,16 @@ impl EventStore for PostgresStore {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move {
             let write = async |connection: &mut Connection| {
-                let encoded = self.together.prepared.take(&batch);
-                let now = self.clock.now();
-                let written = write::write(connection, &self.settings, &batch, encoded, now).await;
-                self.together.writing.note();
-                if let Ok(outcomes) = &written {
-                    let stored = outcomes.iter().filter(|one| **one == Outcome::Stored);
-                    self.together.rate.note(stored.count());
-                }
-                written
+                let encoded = self.prepared.take(&batch);
+                write::write(
+                    connection,
+                    &self.settings,
+                    &batch,
+                    encoded,
+                    self.clock.now(),
+                )
+                .await
             };
-            self.together.writing.note();
             self.with_connection("write to", self.limit(), write).await
         })
     }
@@ -233,7 +236,7 @@ impl EventStore for PostgresStore {
     }
 
     fn prepare(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, ()> {
-        Box::pin(self.together.prepared.prepare(batch))
+        Box::pin(self.prepared.prepare(batch))
     }
 
     fn trim<'a>(
@@ -243,13 +246,6 @@ impl EventStore for PostgresStore {
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
         Box::pin(async move {
             cutoffs.refuse_future(self.clock.now())?;
-            let is_gentle = self.together.writing.is_going_on();
-            let max_events = if is_gentle {
-                max_events.min(trim::GENTLE)
-            } else {
-                max_events
-            };
-            let started = Instant::now();
             let resume = self.lock_resume().take();
             let trim = async |connection: &mut Connection| {
                 let mut resume = resume;
@@ -260,10 +256,6 @@ impl EventStore for PostgresStore {
             let limit = self.limit_of(trim::NUM_STATEMENTS);
             let (step, resume) = self.with_connection("trim", limit, trim).await?;
             *self.lock_resume() = resume;
-            if let (true, TrimStep::Removed(trimmed)) = (is_gentle, &step) {
-                let added = self.together.rate.per_second();
-                tokio::time::sleep(trim::rest(trimmed, started.elapsed(), added)).await;
-            }
             Ok(step)
         })
     }
@@ -276,12 +268,12 @@ impl EventStore for PostgresStore {
         Box::pin(self.write_last_pass(at))
     }
 
-    fn count_held<'a>(
+    fn count_events<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,
         until: DateTime<Utc>,
-    ) -> LocalBoxFuture<'a, Result<Held, StoreError>> {
-        Box::pin(self.count_held_until(cutoffs, until))
+    ) -> LocalBoxFuture<'a, Result<EventCounts, StoreError>> {
+        Box::pin(self.count_events_until(cutoffs, until))
     }
 
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
@@ -296,7 +288,7 @@ impl EventStore for PostgresStore {
 
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         drop(self.lock_idle().take());
-        self.together.prepared.clear();
+        self.prepared.clear();
         Box::pin(async { Ok(()) })
     }
 }

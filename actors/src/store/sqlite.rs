@@ -2,17 +2,18 @@
 //!
 //! Tables, texts and JSON are those that Prefect writes, to the letter, so that its queries read them. A
 //! batch is written in one blocking call, in one transaction that takes the write lock at its
-//! beginning. A connection is out of its place while it is used and is put back only after
-//! success: what failed, panicked or was forgotten ends with its connection, and the next call
-//! opens another.
+//! beginning. A call takes the connection out, and puts it back only if it succeeds. A connection
+//! whose call failed, panicked or was dropped is closed, and the next call opens another.
 //!
-//! # Why a turn
+//! # Why one connection writes
 //!
-//! SQLite lets those who wait for the write lock poll for it, so that of two busy writers one may
-//! wait for seconds. Stores that are opened together take turns instead, in the order in which they
-//! asked, and write through one connection: after somebody else's commit a connection forgets all pages
-//! that it has read, so that two which alternate would read everything again for every batch. Only
-//! against other processes the lock is polled for, up to `busy_timeout`.
+//! SQLite lets writers poll for its lock, so that one of two busy writers may wait for seconds. And after
+//! a commit of another connection, a connection forgets all pages that it has read: two that alternate
+//! would read everything again for every batch. So stores that are opened together write through one
+//! connection, in the order in which they asked for it. The lock is polled for only where another process
+//! holds it, up to `busy_timeout`.
+//!
+//! The path of an event is in this folder; what only an operator asks for is in `operator/`.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -23,18 +24,18 @@ use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::Semaphore;
 
-use self::connection::{Connection, Failure, Missing, Place};
+use self::connection::{Connection, Failure, Missing};
 use self::in_place::{OpenFile, Token, moved, moved_meanwhile};
 use self::log_size::LogWatch;
 use self::rows::RowTexts;
-use self::turns::{Progress, Size};
+use self::trim::Progress;
 use self::write::End;
 use crate::batch::Batch;
 use crate::clock::Clock;
 pub use crate::store::CreateSchema;
-use crate::store::lately::Writing;
 use crate::store::{
-    Cutoffs, EventStore, Fault, FaultKind, Held, LastPass, OpenStore, Outcome, StoreError, TrimStep,
+    Contention, Cutoffs, EventCounts, EventStore, Fault, FaultKind, LastPass, OpenStore, Outcome,
+    StoreError, TrimStep,
 };
 
 mod connection;
@@ -43,15 +44,12 @@ mod letters;
 mod lock_holder;
 mod log_size;
 mod operator;
-mod pace;
 mod passes;
 mod result_code;
 mod rows;
 mod schema;
 mod text;
 mod trim;
-mod trim_connection;
-mod turns;
 mod write;
 
 /// Where the database is and what may be made in it.
@@ -87,8 +85,6 @@ struct Shared {
     /// Bounds how many have made their rows' texts and wait for their turn: memory, and threads.
     ready: Arc<Semaphore>,
     file: OpenFile,
-    /// What the batches of all of them tell a trimmer.
-    writing: Writing,
     log: LogWatch,
 }
 
@@ -100,16 +96,8 @@ impl Shared {
             writer: Arc::default(),
             ready: Arc::new(Semaphore::new(MAX_READY)),
             file: OpenFile::default(),
-            writing: Writing::default(),
             log: LogWatch::default(),
         })
-    }
-
-    fn place(&self) -> Place {
-        Place {
-            path: self.settings.path.clone(),
-            busy_timeout: self.settings.busy_timeout,
-        }
     }
 
     /// Runs `work` on the connection that is kept, or on a new one, and keeps it if it succeeds.
@@ -125,10 +113,7 @@ impl Shared {
         let path = &self.settings.path;
         let (mut connection, file) = match kept.take() {
             Some(open) => open,
-            None => {
-                let create = self.settings.create_schema;
-                self.file.open(path, || connect(&self.place(), create))?
-            }
+            None => self.file.open(path, || connect(&self.settings))?,
         };
         if !file.is_at(path) {
             connection.write_log_back();
@@ -217,13 +202,14 @@ impl SqliteStore {
     }
 }
 
-fn connect(place: &Place, create: CreateSchema) -> Result<Connection, StoreError> {
+fn connect(settings: &SqliteSettings) -> Result<Connection, StoreError> {
+    let create = settings.create_schema;
     let missing = match create {
         CreateSchema::Everything => Missing::Create,
         CreateSchema::OwnOnly => Missing::Await,
         CreateSchema::Nothing => Missing::Refuse,
     };
-    let mut connection = Connection::open(place, missing)?;
+    let mut connection = Connection::open(settings, missing)?;
     let run = schema::prepare(&mut connection, create)
         .map_err(|failure| connection.store_error("make the tables of", failure))?;
     if !run.is_empty() {
@@ -269,15 +255,11 @@ impl EventStore for SqliteStore {
         cutoffs: &'a Cutoffs,
         max_events: NonZeroUsize,
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
-        Box::pin(self.trim_in_turns(cutoffs, max_events, Size::AsTold))
+        Box::pin(self.trim_step(cutoffs, max_events))
     }
 
-    fn trim_at_pace<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-        max_events: NonZeroUsize,
-    ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
-        Box::pin(self.trim_in_turns(cutoffs, max_events, Size::AtPace))
+    fn contention(&self) -> Contention {
+        Contention::WriteLock
     }
 
     fn last_pass(&self, before: DateTime<Utc>) -> LocalBoxFuture<'_, Result<LastPass, StoreError>> {
@@ -288,12 +270,12 @@ impl EventStore for SqliteStore {
         Box::pin(self.write_last_pass(at))
     }
 
-    fn count_held<'a>(
+    fn count_events<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,
         until: DateTime<Utc>,
-    ) -> LocalBoxFuture<'a, Result<Held, StoreError>> {
-        Box::pin(self.count_held_until(cutoffs, until))
+    ) -> LocalBoxFuture<'a, Result<EventCounts, StoreError>> {
+        Box::pin(self.count_events_until(cutoffs, until))
     }
 
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
@@ -338,11 +320,9 @@ impl SqliteStore {
             let (texts, refused) = RowTexts::new(batch.entries(), shared.clock.now())
                 .map_err(StoreError::unavailable)?;
             let mut writer = shared.writer.blocking_lock();
-            shared.writing.note();
             let written = shared.run("write to", &mut writer, |connection| {
                 write::write(connection, &batch, &texts, refused, end)
             });
-            shared.writing.note();
             drop(writer);
             shared.log.look(&shared.settings.path);
             written

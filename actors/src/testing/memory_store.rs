@@ -16,8 +16,8 @@ use crate::store::operator::{
     Answer, DeadLetter, LetterFilter, LetterVersion, OpenLetter, StoreOperator,
 };
 use crate::store::{
-    Cutoffs, EventStore, Fault, Held, LastPass, OpenStore, Outcome, RefusalReason, StoreError,
-    TrimStep, Trimmed,
+    Cutoffs, EventCounts, EventStore, Fault, LastPass, OpenStore, Outcome, RefusalReason, Removed,
+    StoreError, TrimStep, Trimmed,
 };
 
 mod rows;
@@ -377,7 +377,11 @@ impl EventStore for MemoryStore {
                 return Ok(TrimStep::Finished);
             }
             let oldest = expired.into_iter().take(max_events.get());
-            Ok(TrimStep::Removed(state.rows.remove(oldest)))
+            Ok(TrimStep::Removed(Removed {
+                rows: state.rows.remove(oldest),
+                took: Duration::ZERO,
+                others_write: false,
+            }))
         })
     }
 
@@ -401,14 +405,14 @@ impl EventStore for MemoryStore {
         })
     }
 
-    fn count_held<'a>(
+    fn count_events<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,
         until: DateTime<Utc>,
-    ) -> LocalBoxFuture<'a, Result<Held, StoreError>> {
+    ) -> LocalBoxFuture<'a, Result<EventCounts, StoreError>> {
         Box::pin(async move {
             let state = self.available()?;
-            let mut held = Held::default();
+            let mut held = EventCounts::default();
             for stored in state.rows.events.values() {
                 if stored.recorded <= until {
                     let event = &stored.event;

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-#[cfg(feature = "postgres")]
-use super::Cursor;
 use super::{
-    Compared, CurableLetter, EventRows, LetterCounts, LetterVersion, Page, StoreOperator, Strays,
+    Compared, CurableLetter, EventRows, LetterCounts, LetterVersion, StoreOperator, Strays,
     UNKNOWN_RECEIVED,
 };
+#[cfg(feature = "postgres")]
+use super::{Cursor, Page};
 use crate::delivery::Entry;
 use crate::finding::Finding;
-use crate::store::StoreError;
+use crate::store::{StoreError, as_count};
 
 /// The ids of letters by how often they had come, so that one statement removes all of a kind.
 pub(in crate::store) fn ids_by_attempts(letters: &[LetterVersion]) -> BTreeMap<i64, Vec<i64>> {
@@ -110,7 +110,7 @@ impl Page {
         });
         let suspects = rows.into_iter().filter(|row| row.suspicious);
         Self {
-            num_events: count(num_events),
+            num_events: as_count(num_events),
             suspects: suspects.map(|row| row.event_id).collect(),
             next,
         }
@@ -129,7 +129,7 @@ pub(in crate::store) struct StrayRow {
 impl Strays {
     pub(in crate::store) fn of(rows: Vec<StrayRow>) -> Self {
         Self {
-            total: rows.first().map_or(0, |row| count(row.total)),
+            total: rows.first().map_or(0, |row| as_count(row.total)),
             event_ids: rows.into_iter().map(|row| row.event_id).collect(),
         }
     }
@@ -152,9 +152,9 @@ impl From<CountsRow> for EventRows {
     fn from(row: CountsRow) -> Self {
         Self {
             event_id: row.event_id,
-            num_events: count(row.num_events),
-            num_expected: count(row.num_expected),
-            num_resources: count(row.num_resources),
+            num_events: as_count(row.num_events),
+            num_expected: as_count(row.num_expected),
+            num_resources: as_count(row.num_resources),
             ..Self::default()
         }
     }
@@ -175,8 +175,8 @@ impl LetterCounts {
     /// Of all letters and of the rows that name curable ones, of which those beyond `limit` are left out.
     pub(in crate::store) fn of(total: i64, rows: Vec<LetterRow>, limit: usize) -> Self {
         Self {
-            total: count(total),
-            num_curable: rows.first().map_or(0, |row| count(row.total)),
+            total: as_count(total),
+            num_curable: rows.first().map_or(0, |row| as_count(row.total)),
             curable: (rows.into_iter().take(limit))
                 .map(|row| CurableLetter {
                     id: row.id,
@@ -185,11 +185,6 @@ impl LetterCounts {
                 .collect(),
         }
     }
-}
-
-/// A count of rows is never negative.
-pub(in crate::store) fn count(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or_default()
 }
 
 /// The answer for an event that is there, with the columns that differ.

@@ -47,10 +47,9 @@ impl StoreOperator for SqliteStore {
     }
 
     fn inspect(&self, _: Needs) -> LocalBoxFuture<'_, Vec<Finding>> {
-        let place = self.shared.place();
-        let create = self.shared.settings.create_schema;
+        let settings = self.shared.settings.clone();
         Box::pin(async move {
-            let inspected = blocking(move || inspection::inspect(&place, create)).await;
+            let inspected = blocking(move || inspection::inspect(&settings)).await;
             inspected.unwrap_or_else(|error| vec![Finding::of_error("sqlite.file", &error)])
         })
     }
@@ -168,9 +167,9 @@ impl SqliteStore {
         doing: &'static str,
         work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let place = self.shared.place();
+        let settings = self.shared.settings.clone();
         blocking(move || {
-            let mut connection = Connection::open(&place, missing)?;
+            let mut connection = Connection::open(&settings, missing)?;
             work(&mut connection).map_err(|failure| connection.store_error(doing, failure))
         })
         .await?

@@ -14,8 +14,9 @@ use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
 use diesel_async::RunQueryDsl;
 use tokio::time::Instant;
 
+use crate::store::as_count;
 use crate::store::operator::answers::{
-    CountsRow, EVENTS_ON_A_PAGE, LetterRow, NEWEST, NEWEST_TAKE, Newest, PageRow, StrayRow, count,
+    CountsRow, EVENTS_ON_A_PAGE, LetterRow, NEWEST, NEWEST_TAKE, Newest, PageRow, StrayRow,
     next_page_size,
 };
 use crate::store::operator::{Cursor, EventRows, LetterCounts, Page, Strays, Unreadable};
@@ -449,8 +450,8 @@ pub(super) async fn newest(connection: &mut Connection) -> Result<Newest, Failur
             .bind::<Text, _>(occurred)
             .bind::<Text, _>(event_id);
         let row: Row = query.get_result(&mut connection.pg).await?;
-        newest.num_events += count(row.num_events);
-        newest.num_unreadable += count(row.num_unreadable);
+        newest.num_events += as_count(row.num_events);
+        newest.num_unreadable += as_count(row.num_unreadable);
         before = row.occurred.zip(row.event_id);
     }
     Ok(newest)

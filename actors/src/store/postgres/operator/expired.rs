@@ -6,12 +6,11 @@ use diesel::pg::data_types::PgTimestamp;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use crate::store::operator::answers::count as as_count;
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::failure::Failure;
 use crate::store::postgres::schema::{event_resources, events};
 use crate::store::postgres::trim::{Bounds, ahead};
-use crate::store::{Cutoffs, Trimmed};
+use crate::store::{Cutoffs, Trimmed, as_count};
 
 diesel::define_sql_function! {
     /// The server's time, now and not when the transaction began.

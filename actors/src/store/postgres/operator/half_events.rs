@@ -5,8 +5,8 @@ use diesel::sql_query;
 use diesel::sql_types::BigInt;
 use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
 
+use crate::store::as_count;
 use crate::store::operator::HalfEvents;
-use crate::store::operator::answers::count as as_count;
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::failure::Failure;
 

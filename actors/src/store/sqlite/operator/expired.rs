@@ -3,11 +3,10 @@
 use diesel::dsl::{exists, not};
 use diesel::prelude::*;
 
-use crate::store::operator::answers::count as as_count;
 use crate::store::sqlite::connection::{Connection, Failure};
 use crate::store::sqlite::schema::{event_resources, events};
 use crate::store::sqlite::trim::Bounds;
-use crate::store::{Cutoffs, Trimmed};
+use crate::store::{Cutoffs, Trimmed, as_count};
 
 /// Counts what a pass would remove.
 pub(super) fn count(connection: &mut Connection, cutoffs: &Cutoffs) -> Result<Trimmed, Failure> {
