@@ -89,6 +89,11 @@ impl Failure {
         self.sqlstate() == Some("55P03")
     }
 
+    /// Whether the statement was cancelled, as one is that takes longer than it may.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.sqlstate() == Some("57014")
+    }
+
     pub(super) fn into_store_error(
         self,
         doing: &str,

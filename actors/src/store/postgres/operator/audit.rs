@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
-use diesel_async::RunQueryDsl;
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 use tokio::time::Instant;
 
 use crate::store::as_count;
@@ -197,7 +197,7 @@ const NEWEST_BEFORE: &str = concat!(
      (array_agg(id::text ORDER BY occurred, id))[1] AS event_id \
      FROM (SELECT id, occurred, received, payload FROM events \
      WHERE (occurred, id) < ($1::timestamptz, $2::uuid) \
-     ORDER BY occurred DESC, id DESC LIMIT 200) AS events"
+     ORDER BY occurred DESC, id DESC LIMIT $3) AS events"
 );
 
 const ORPHANS: &str = "SELECT event_id::text AS event_id, count(*) OVER () AS total \
@@ -426,6 +426,10 @@ pub(super) async fn walk(
     }
 }
 
+/// How long a page of the newest events may take. The first has one event, and all that `check` looks at has
+/// half a minute: an event that takes longer is left to an audit, with those before it.
+const NEWEST_PAGE_MAY_TAKE: &str = "SET LOCAL statement_timeout = '3s'";
+
 /// Counts the newest events that cannot be read, as far back as there is time for.
 pub(super) async fn newest(connection: &mut Connection) -> Result<Newest, Failure> {
     #[derive(QueryableByName)]
@@ -441,15 +445,32 @@ pub(super) async fn newest(connection: &mut Connection) -> Result<Newest, Failur
     }
     let began = Instant::now();
     let mut newest = Newest::default();
+    let mut page_size = 1;
     let mut before = Some((LAST_MOMENT.to_owned(), LAST_ID.to_owned()));
+    connection.pg.batch_execute(NEWEST_PAGE_MAY_TAKE).await?;
     while let Some((occurred, event_id)) = before
         && newest.num_events < NEWEST
         && began.elapsed() < NEWEST_TAKE
     {
+        let asked = Instant::now();
         let query = sql_query(NEWEST_BEFORE)
             .bind::<Text, _>(occurred)
-            .bind::<Text, _>(event_id);
-        let row: Row = query.get_result(&mut connection.pg).await?;
+            .bind::<Text, _>(event_id)
+            .bind::<BigInt, _>(page_size);
+        let row: Row = match query
+            .get_result(&mut connection.pg)
+            .await
+            .map_err(Failure::from)
+        {
+            Ok(row) => row,
+            Err(failure) if failure.is_cancelled() => {
+                connection.roll_back().await?;
+                connection.begin().await?;
+                break;
+            }
+            Err(failure) => return Err(failure),
+        };
+        page_size = next_page_size(page_size, asked.elapsed());
         newest.num_events += as_count(row.num_events);
         newest.num_unreadable += as_count(row.num_unreadable);
         before = row.occurred.zip(row.event_id);
