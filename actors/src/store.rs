@@ -26,6 +26,8 @@ mod refusal;
 pub mod sqlite;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod new_letter;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod python_json;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod resource_ids;

@@ -13,8 +13,7 @@ use uuid::Uuid;
 
 use super::connection::Connection;
 use super::failure::Failure;
-use crate::delivery::Entry;
-use crate::store::Stage;
+use crate::store::new_letter::NewLetter;
 
 /// The longest source or position that is kept whole, in bytes: an index entry holds 2,704 for both.
 const MAX_KEY_BYTES: usize = 1_000;
@@ -26,39 +25,29 @@ const MANY_BYTES: usize = 1 << 20;
 const TAKE_YOUR_TIME: &str = "SELECT set_config('statement_timeout', (10 * setting::bigint)::text, true) \
      FROM pg_catalog.pg_settings WHERE name = 'statement_timeout' AND setting::bigint < 100000000";
 
-/// A message that is to be kept, and why.
-pub(super) struct NewLetter<'a> {
-    entry: &'a Entry,
+/// A letter with its texts as the columns hold them.
+struct Row<'a> {
+    letter: NewLetter<'a>,
     source: Cow<'a, str>,
     position: Cow<'a, str>,
-    stage: Stage,
     reason: Cow<'a, str>,
-    sqlstate: Option<&'a str>,
-    raw_hash: [u8; 32],
     attempts: i64,
 }
 
-impl<'a> NewLetter<'a> {
-    pub(super) fn new(
-        entry: &'a Entry,
-        stage: Stage,
-        reason: &'a str,
-        sqlstate: Option<&'a str>,
-    ) -> Self {
+impl<'a> Row<'a> {
+    fn new(letter: NewLetter<'a>) -> Self {
+        let NewLetter { entry, reason, .. } = letter;
         Self {
-            entry,
             source: key_text(&entry.source),
             position: key_text(entry.position.as_str()),
-            stage,
             reason: without_nul(reason),
-            sqlstate,
-            raw_hash: Sha256::digest(entry.raw()).into(),
             attempts: 1,
+            letter,
         }
     }
 
     fn key(&self) -> (&str, &str, &[u8; 32]) {
-        (&self.source, &self.position, &self.raw_hash)
+        (&self.source, &self.position, &self.letter.raw_hash)
     }
 }
 
@@ -93,38 +82,37 @@ fn key_text(text: &str) -> Cow<'_, str> {
 /// Writes the letters inside the open transaction, in the order of their keys.
 pub(super) async fn insert(
     connection: &mut Connection,
-    mut letters: Vec<NewLetter<'_>>,
+    letters: impl Iterator<Item = NewLetter<'_>>,
     now: DateTime<Utc>,
 ) -> Result<(), Failure> {
-    if letters.is_empty() {
+    let mut rows: Vec<_> = letters.map(Row::new).collect();
+    if rows.is_empty() {
         return Ok(());
     }
-    let num_bytes: usize = letters.iter().map(|letter| letter.entry.raw().len()).sum();
-    if num_bytes > MANY_BYTES {
+    let raw = |row: &Row<'_>| row.letter.entry.raw().len();
+    if rows.iter().map(raw).sum::<usize>() > MANY_BYTES {
         connection.pg.batch_execute(TAKE_YOUR_TIME).await?;
     }
-    letters.sort_by(|a, b| a.key().cmp(&b.key()));
+    rows.sort_by(|a, b| a.key().cmp(&b.key()));
     // One statement must not meet the same row twice.
-    letters.dedup_by(|again, first| {
+    rows.dedup_by(|again, first| {
         let same = again.key() == first.key();
         if same {
             first.attempts += again.attempts;
         }
         same
     });
+    let letters = || rows.iter().map(|row| &row.letter);
     let insert = InsertLetters {
-        sources: letters.iter().map(|letter| &*letter.source).collect(),
-        positions: letters.iter().map(|letter| &*letter.position).collect(),
-        raws: letters.iter().map(|letter| letter.entry.raw()).collect(),
-        raw_hashes: letters.iter().map(|letter| &letter.raw_hash[..]).collect(),
-        event_ids: letters
-            .iter()
-            .map(|letter| letter.entry.event_id())
-            .collect(),
-        stages: letters.iter().map(|letter| letter.stage.as_str()).collect(),
-        reasons: letters.iter().map(|letter| &*letter.reason).collect(),
-        sqlstates: letters.iter().map(|letter| letter.sqlstate).collect(),
-        attempts: letters.iter().map(|letter| letter.attempts).collect(),
+        sources: rows.iter().map(|row| &*row.source).collect(),
+        positions: rows.iter().map(|row| &*row.position).collect(),
+        raws: letters().map(|letter| letter.entry.raw()).collect(),
+        raw_hashes: letters().map(|letter| &letter.raw_hash[..]).collect(),
+        event_ids: letters().map(|letter| letter.entry.event_id()).collect(),
+        stages: letters().map(|letter| letter.stage.as_str()).collect(),
+        reasons: rows.iter().map(|row| &*row.reason).collect(),
+        sqlstates: letters().map(|letter| letter.code).collect(),
+        attempts: rows.iter().map(|row| row.attempts).collect(),
         now,
     };
     insert.execute(&mut connection.pg).await?;

@@ -21,15 +21,16 @@ use super::connection::{Connection, begin};
 use super::copying::Copied;
 use super::encoded::{Call, Encoded};
 use super::failure::Failure;
-use super::letters::{self, NewLetter};
+use super::letters;
 use super::rows::Refusal;
 use super::schema::events;
 use super::settings::PostgresSettings;
 use crate::batch::{Batch, Condemned};
 use crate::delivery::Content;
 use crate::failpoint;
+use crate::store::Outcome;
+use crate::store::new_letter::NewLetter;
 use crate::store::resource_ids::ResourceIds;
-use crate::store::{Outcome, Stage};
 
 /// From this share of a batch on, one in so many, the next one is expected to hold duplicates too. Too
 /// early costs a clean batch a tenth, too late costs one with duplicates its first attempt.
@@ -246,21 +247,11 @@ async fn keep(
 ) -> Result<(), Failure> {
     let refused = refused.iter().filter_map(|refusal| {
         let entry = batch.entries().get(refusal.index)?;
-        let sqlstate = refusal.sqlstate.as_deref();
-        Some(NewLetter::new(
-            entry,
-            Stage::Store,
-            &refusal.reason,
-            sqlstate,
-        ))
+        let code = refusal.sqlstate.as_deref();
+        Some(NewLetter::refused(entry, &refusal.reason, code))
     });
-    let rejected = batch.entries().iter().filter_map(|entry| {
-        let Content::Rejected(rejection) = &entry.content else {
-            return None;
-        };
-        Some(NewLetter::new(entry, Stage::Parse, &rejection.reason, None))
-    });
-    letters::insert(connection, refused.chain(rejected).collect(), now).await
+    let letters = refused.chain(NewLetter::rejected(batch.entries()));
+    letters::insert(connection, letters, now).await
 }
 
 /// The call of the store function: always the same text, so that it is prepared once.

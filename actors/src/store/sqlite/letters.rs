@@ -4,46 +4,10 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sql_types::{Binary, Nullable, Text};
 use diesel::sqlite::Sqlite;
-use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::connection::{Connection, Failure};
-use crate::delivery::Entry;
-use crate::store::Stage;
-
-/// A message that is to be kept, and why.
-pub(super) struct NewLetter<'a> {
-    entry: &'a Entry,
-    stage: Stage,
-    reason: &'a str,
-    sqlstate: Option<&'a str>,
-    raw_hash: [u8; 32],
-}
-
-impl<'a> NewLetter<'a> {
-    pub(super) fn new(
-        entry: &'a Entry,
-        stage: Stage,
-        reason: &'a str,
-        sqlstate: Option<&'a str>,
-    ) -> Self {
-        Self {
-            entry,
-            stage,
-            reason,
-            sqlstate,
-            raw_hash: Sha256::digest(entry.raw()).into(),
-        }
-    }
-
-    fn key(&self) -> (&str, &str, &[u8; 32]) {
-        (
-            &self.entry.source,
-            self.entry.position.as_str(),
-            &self.raw_hash,
-        )
-    }
-}
+use crate::store::new_letter::NewLetter;
 
 /// Writes the letters inside the open transaction, in the order of their keys.
 pub(super) fn insert(
@@ -51,7 +15,7 @@ pub(super) fn insert(
     mut letters: Vec<NewLetter<'_>>,
     now: &str,
 ) -> Result<(), Failure> {
-    letters.sort_by(|a, b| a.key().cmp(&b.key()));
+    letters.sort_by(|a, b| key(a).cmp(&key(b)));
     for letter in &letters {
         let mut buffer = Uuid::encode_buffer();
         let event_id = letter
@@ -66,6 +30,11 @@ pub(super) fn insert(
         connection.run(|connection| insert.execute(connection))?;
     }
     Ok(())
+}
+
+fn key<'a>(letter: &'a NewLetter<'_>) -> (&'a str, &'a str, &'a [u8; 32]) {
+    let entry = letter.entry;
+    (&entry.source, entry.position.as_str(), &letter.raw_hash)
 }
 
 /// Inserts one letter, or notes that it came again and what is wrong with it now.
@@ -103,7 +72,7 @@ impl QueryFragment<Sqlite> for InsertLetter<'_> {
         out.push_sql(", ");
         out.push_bind_param::<Text, str>(letter.reason)?;
         out.push_sql(", ");
-        out.push_bind_param::<Nullable<Text>, Option<&str>>(&letter.sqlstate)?;
+        out.push_bind_param::<Nullable<Text>, Option<&str>>(&letter.code)?;
         out.push_sql(", 1, ");
         out.push_bind_param::<Text, str>(self.now)?;
         out.push_sql(", ");
