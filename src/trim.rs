@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::output;
 use crate::wiring::{self, Missing};
 
-/// What to do, beside the configuration.
+/// The flags of the command.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wishes {
     /// Count, and delete nothing.
@@ -54,7 +54,7 @@ pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<()> {
     print(trimmed, halves, held_back, wishes)
 }
 
-/// What a pass would remove, and whether it would wait for a person.
+/// Counts what a pass would remove, and tells whether it would wait for a person.
 async fn count(
     config: &Config,
     store: &dyn EventStore,

@@ -41,7 +41,7 @@ const NO_STREAM: &str = "cannot read the stream";
 /// Clocks differ: what retention is about to remove may be gone already.
 const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
 
-/// What to look at, beside the configuration, and how much to show.
+/// The flags of the command.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wishes {
     /// How far back the tables are looked at; all of them if not set.
@@ -227,7 +227,7 @@ impl Verification<'_> {
 
     /// The second look at all suspects, if there are any.
     async fn look_again(&mut self) -> anyhow::Result<()> {
-        // What was missing at the first look and is there at the second has not been compared yet.
+        // An event that was missing at the first look and is there at the second has not been compared yet.
         while self.state.has_suspects() {
             let suspects = self.state.take_suspects();
             tokio::time::sleep(SECOND_LOOK_AFTER).await;
@@ -278,7 +278,7 @@ impl Verification<'_> {
     }
 }
 
-/// What an entry must have become, parsed as it was when it was taken; `None` of an empty one.
+/// The entry that a message must have become, parsed as it was when it was taken; `None` of an empty one.
 fn parsed(body: Body, limits: &EventLimits) -> Option<Arc<Entry>> {
     match body {
         Body::Raw { data, .. } if data.is_empty() => None,

@@ -29,11 +29,11 @@ impl Retention {
 /// A pass that a person has to allow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldBack {
-    /// What the clock said.
+    /// The time by the clock.
     pub now: DateTime<Utc>,
     /// When the last pass was made or, where none is known, the newest event was stored.
     pub since: DateTime<Utc>,
-    /// What was there then, and how much of it would go.
+    /// How many events there were then, and how many of them would go.
     pub counts: EventCounts,
 }
 

@@ -41,11 +41,11 @@ pub enum CreateSchema {
     /// Only `event_persister_*`: the database is Prefect's, or may become so. Its migrations fail
     /// for ever on tables that exist already.
     OwnOnly,
-    /// None: somebody only looks. Our own may be missing, since whoever writes makes them.
+    /// None: somebody only looks. Our own may be missing, since a writer makes them.
     Nothing,
 }
 
-/// What became of one entry of a batch that was committed.
+/// The outcome of one entry of a batch that was committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The event and all of its resources are new rows.
@@ -58,7 +58,7 @@ pub enum Outcome {
     RefusedByStore(RefusalReason),
 }
 
-/// What a failure is likely to be about, judged by its code. A hint: whose fault it is, the module
+/// The likely cause of a failure, judged by its code. A hint: whose fault it is, the module
 /// [`isolation`](crate::isolation) finds out from what happens to others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FaultKind {
@@ -66,16 +66,16 @@ pub enum FaultKind {
     Contention,
     /// There is no room left: on a disk, in memory.
     Resources,
-    /// What comes and goes by itself: lost connections, conflicts, time-outs, crashes.
+    /// Comes and goes by itself: lost connections, conflicts, time-outs, crashes.
     Transient,
     /// Anything else.
     Lasting,
 }
 
-/// What the store said where it was reached and did not take a batch.
+/// The store's own words where it was reached and did not take a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// What it is likely to be about.
+    /// The likely cause.
     pub kind: FaultKind,
     /// Its own code (SQLSTATE; SQLite: the result code's name), where that is known.
     pub code: Option<String>,
@@ -89,16 +89,16 @@ impl Fault {
     }
 }
 
-/// What can go wrong with a batch as a whole. In no case may anything be acknowledged, and the same
+/// A failure of a batch as a whole. In no case may anything be acknowledged, and the same
 /// entries are written again, for ever: inserts are idempotent.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Nothing was written, and the same batch may succeed later.
     #[error("{what}")]
     Unavailable {
-        /// What failed, to what, and what to do about it.
+        /// The action that failed, its object, and what to do about it.
         what: String,
-        /// What the store said; none where it was not reached, which tells nothing about the batch.
+        /// The store's own words; none where it was not reached, which tells nothing about the batch.
         fault: Option<Fault>,
         /// The adapter's own error.
         #[source]
@@ -108,7 +108,7 @@ pub enum StoreError {
     /// time may be written where all of them never are.
     #[error("{what}")]
     TooSlow {
-        /// What failed, to what, and what to do about it.
+        /// The action that failed, its object, and what to do about it.
         what: String,
         /// The store's own code, where it said that it took too long.
         code: Option<String>,
@@ -119,10 +119,10 @@ pub enum StoreError {
     /// The commit may or may not have happened.
     #[error("{what}")]
     OutcomeUnknown {
-        /// What failed, to what, and what to do about it.
+        /// The action that failed, its object, and what to do about it.
         what: String,
-        /// What the store said, where it was the work that failed. None where the commit did: its failure
-        /// says nothing about what was committed.
+        /// The store's own words, where the work failed. None where the commit failed: that says nothing about
+        /// what was committed.
         fault: Option<Fault>,
         /// The adapter's own error.
         #[source]
@@ -140,7 +140,7 @@ impl StoreError {
         }
     }
 
-    /// What the store said, as far as it says anything about the batch.
+    /// The store's own words, as far as they say anything about the batch.
     pub fn fault(&self) -> Option<Fault> {
         match self {
             Self::Unavailable { fault, .. } | Self::OutcomeUnknown { fault, .. } => fault.clone(),
@@ -193,7 +193,7 @@ impl Cutoffs {
     }
 }
 
-/// What a trim removed, or would remove.
+/// The rows that a trim removed, or would remove.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Trimmed {
     /// Rows of `events`.
@@ -209,10 +209,10 @@ impl std::ops::AddAssign for Trimmed {
     }
 }
 
-/// What a store knows of the last retention pass.
+/// The last retention pass, as far as a store knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LastPass {
-    /// What time it is now: by the slower clock, where the store has one of its own.
+    /// The time now: by the slower clock, where the store has one of its own.
     pub now: DateTime<Utc>,
     /// When the last pass was made or, where none was noted, the newest event was stored; `None` where
     /// there is neither.
@@ -236,7 +236,7 @@ fn as_count(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
 }
 
-/// What one step of a trim removed, and what it was like for others who write.
+/// The result of one step of a trim, and its cost for others who write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Removed {
     /// The rows that are gone.
@@ -258,7 +258,7 @@ pub enum TrimStep {
     TakenByAnother,
 }
 
-/// What retention and those who write contend for; it decides how fast retention may go.
+/// The resource that retention and writers contend for; it decides how fast retention may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contention {
     /// One log: a commit waits until all that was logged before it is on disk.
@@ -297,7 +297,7 @@ pub trait EventStore: Send + Sync {
         max_events: NonZeroUsize,
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>>;
 
-    /// What steps of a trim and those who write contend for.
+    /// The resource that steps of a trim and writers contend for.
     fn contention(&self) -> Contention {
         Contention::Log
     }
@@ -316,7 +316,7 @@ pub trait EventStore: Send + Sync {
         Box::pin(std::future::ready(Ok(unknown)))
     }
 
-    /// Notes when a retention pass was made, for whoever makes the next one.
+    /// Notes when a retention pass was made, for the process that makes the next one.
     fn note_pass(&self, at: DateTime<Utc>) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         let _ = at;
         Box::pin(std::future::ready(Ok(())))
@@ -335,8 +335,8 @@ pub trait EventStore: Send + Sync {
     /// Whether the store can be reached and has the tables and columns that are written.
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>>;
 
-    /// What somebody should look at although events are stored; answers at once, from what was seen
-    /// lately.
+    /// Warnings for a person, although events are stored. Answers at once, from what was seen a short while
+    /// ago.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
     }

@@ -2,8 +2,10 @@
 //!
 //! Receives [`Trim`], from its own timer and from operators; sends nothing.
 //! Guarantee: an event goes together with its resources, and not before its time has come by the
-//! clock; a clock that was put forward meanwhile is not believed at once, and one that is far ahead of
-//! what the database remembers only once a person says so ([`Caution`]). A pass that was cut off is repaired by the next: passes are idempotent.
+//! clock. A clock that was put forward meanwhile is not believed at once (`steadiness`). A clock that is far
+//! ahead of what the database remembers is believed only once a person says so ([`Caution`]).
+//! A pass that was cut off is repaired by the next: passes are idempotent. How fast a pass goes is chosen
+//! here too (`pace`): the stores only make single steps.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -167,7 +169,7 @@ fn put_forward(by: TimeDelta) -> TrimError {
     ))
 }
 
-/// What a trimmer shares with the rest of its pipeline.
+/// Shared by a trimmer and the rest of its pipeline.
 #[derive(Clone)]
 pub struct TrimParts {
     /// Notes what happens to the passes.

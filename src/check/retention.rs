@@ -21,7 +21,7 @@ pub(super) async fn judge(config: &Config) -> Option<Finding> {
             "set the clock right, or run `event-persister trim --yes` if it is",
         )),
         Err(error) => {
-            // What stands in the way of this stands in the way of the other checks too.
+            // The other checks tell what stands in the way.
             log::debug!("cannot look at retention error={error}");
             None
         }

@@ -34,7 +34,7 @@ pub(super) async fn run(
     Ok(is_allowed)
 }
 
-/// Asks whoever sits at the terminal; the question goes where results do not.
+/// Asks the person at the terminal; the question goes where results do not.
 async fn ask(num: u64) -> anyhow::Result<bool> {
     let would = format!("this would remove {} for good", num_letters(num));
     if !io::stdin().is_terminal() {

@@ -77,7 +77,7 @@ fn judge(end: &End, summary: &Summary) -> anyhow::Result<bool> {
     }
 }
 
-/// What became of the letters.
+/// The outcome of the replay.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 struct Summary {
     replayed: u64,

@@ -1,4 +1,4 @@
-//! What was found, for people and for programs. Ids and counts, never a message.
+//! The report, for people and for programs. Ids and counts, never a message.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use event_persister_actors::store::operator::LetterCounts;
@@ -12,7 +12,7 @@ use crate::wiring::BusAudit;
 pub(crate) struct Stream<'a> {
     pub(crate) stream: &'a str,
     pub(crate) group: &'a str,
-    /// What is wrong with the group's position, and what to do about it.
+    /// The fault of the group's position, and what to do about it.
     pub(crate) misplaced: Option<&'a str>,
 }
 
@@ -157,7 +157,7 @@ impl Report<'_> {
         )
     }
 
-    /// What more there is, and what can be done.
+    /// More about it, and what can be done.
     fn remarks(&self) -> Vec<String> {
         let faults = self.state.faults;
         let mut remarks = Vec::new();

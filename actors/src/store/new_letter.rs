@@ -1,4 +1,4 @@
-//! What of a batch becomes a dead letter, in either database.
+//! The dead letters of a batch, in either database.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! PORT: what an operator asks of a store.
+//! PORT: an operator's questions to a store, and the repairs.
 //!
 //! An event's way from a source to its row needs none of this: a pipeline knows only
 //! [`EventStore`](super::EventStore). The server's commands know this port, and no database.
@@ -28,10 +28,10 @@ mod audit;
 mod comparison;
 mod dead_letters;
 
-/// What a call of the operator's port returns.
+/// The future that a call of the operator's port returns.
 pub type Answer<'a, T> = LocalBoxFuture<'a, Result<T, StoreError>>;
 
-/// What a service asks of its database.
+/// The use that a service makes of its database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
     /// Connections that write.
@@ -40,7 +40,7 @@ pub struct Needs {
     pub trims: bool,
 }
 
-/// What the database is, and what Prefect has made of it.
+/// A database, and Prefect's schema in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DatabaseInfo {
     /// The server and its version, for people; `None` for a file.
@@ -63,7 +63,7 @@ pub struct HalfEvents {
     pub resources: u64,
 }
 
-/// What an operator asks of a store.
+/// The operator's questions to a store, and the repairs.
 ///
 /// A store of your own offers what it can; a method that is left as it is answers that the store does
 /// not offer it.
@@ -128,7 +128,7 @@ pub trait StoreOperator: Send + Sync {
         not_offered("an audit")
     }
 
-    /// What the tables hold of each of these events; nothing of an event is an answer too.
+    /// The rows of each of these events; that an event has none is an answer too.
     fn look_up(&self, event_ids: Vec<String>) -> Answer<'_, Vec<EventRows>> {
         let _ = event_ids;
         not_offered("an audit")

@@ -62,14 +62,14 @@ mod tls;
 mod trim;
 mod write;
 
-/// What a call may take beyond the statement's own limit before the connection counts as dead.
+/// The time that a call may take beyond the statement's own limit before the connection counts as dead.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// One connection to a PostgreSQL database.
 pub struct PostgresStore {
     settings: Arc<PostgresSettings>,
     clock: Arc<dyn Clock>,
-    /// What stores that were opened together have made ready for each other.
+    /// Batches that stores which were opened together have made ready for each other.
     prepared: Arc<Prepared>,
     idle: Mutex<Option<Connection>>,
     resume: Mutex<Resume>,

@@ -76,7 +76,7 @@ impl SqliteSettings {
     }
 }
 
-/// What the stores of one database share.
+/// Shared by the stores of one database.
 struct Shared {
     settings: SqliteSettings,
     clock: Arc<dyn Clock>,
@@ -192,7 +192,7 @@ impl SqliteStore {
         work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
         let shared = Arc::clone(&self.shared);
-        // Waited for here, where whoever no longer wants it leaves the queue.
+        // Waited for here, where a caller that no longer wants it leaves the queue.
         let mut writer = Arc::clone(&shared.writer).lock_owned().await;
         blocking(move || shared.run(doing, &mut writer, work)).await?
     }

@@ -19,7 +19,7 @@ use crate::store::{Cutoffs, EventStore, LastPass, StoreError};
 /// So long may nobody have trimmed, whatever goes then.
 const ABSENCE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a pass is compared with.
+/// The facts that a pass is compared with.
 #[derive(Debug, Clone, Copy)]
 pub struct Caution {
     /// Events that were stored later tell nothing: their times may be of a clock that is wrong.

@@ -65,7 +65,7 @@ pub(super) struct Pace {
     writers: Option<Writers>,
 }
 
-/// What one step may remove.
+/// The size of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Step {
     pub(super) max_events: NonZeroUsize,
@@ -163,7 +163,7 @@ fn free(held: Duration) -> Duration {
     held.mul_f64(FREE).min(LONGEST_FREE)
 }
 
-/// What the writers of this process do, by its metrics.
+/// The writers of this process, by its metrics.
 #[derive(Debug)]
 struct Writers {
     metrics: Metrics,

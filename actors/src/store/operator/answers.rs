@@ -1,4 +1,4 @@
-//! What is the same in both databases: how much is asked at once, and how rows become answers.
+//! The same in both databases: how much is asked at once, and how rows become answers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

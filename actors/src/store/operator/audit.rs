@@ -1,4 +1,4 @@
-//! What an audit of the tables finds. It names columns, never values.
+//! The findings of an audit of the tables. They name columns, never values.
 //!
 //! # What fits together
 //!
@@ -9,7 +9,7 @@
 
 use chrono::{DateTime, Utc};
 
-/// What the tables hold of one event.
+/// The rows of one event.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventRows {
     /// Its id: lower case, with hyphens.
@@ -23,7 +23,7 @@ pub struct EventRows {
     pub num_resources: u64,
     /// When the event was received, where its row tells that.
     pub received: Option<DateTime<Utc>>,
-    /// What does not fit the columns `resource` and `related`: other columns, or
+    /// Columns that do not fit `resource` and `related`, or
     /// [`RESOURCES`](super::RESOURCES).
     pub contradicting: Vec<String>,
     /// Why the event cannot be read.
@@ -47,7 +47,7 @@ pub enum Unreadable {
 }
 
 impl Unreadable {
-    /// What there is, for people.
+    /// The reason, for people.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::LongInteger => {
@@ -63,7 +63,7 @@ impl Unreadable {
     }
 }
 
-/// What is wrong with the rows of an event.
+/// A fault in the rows of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flaw {
     /// More rows than it should have.
@@ -77,7 +77,7 @@ pub enum Flaw {
 }
 
 impl EventRows {
-    /// What is wrong, if anything is.
+    /// The fault, if there is one.
     pub fn flaw(&self) -> Option<Flaw> {
         match self.num_events {
             0 if self.num_resources == 0 => None,

@@ -1,4 +1,4 @@
-//! What a comparison of entries with the tables finds. It names columns, never values.
+//! The findings of a comparison of entries with the tables. They name columns, never values.
 
 use chrono::{DateTime, Utc};
 
@@ -15,7 +15,7 @@ pub const NUM_RESOURCES: &str = "event_resources (number of rows)";
 /// An entry, held against what is in the tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compared {
-    /// What is there is what would be written.
+    /// The rows are those that would be written.
     Identical,
     /// The event is there, and these columns of it hold something else; also [`RESOURCES`] and
     /// [`NUM_RESOURCES`].

@@ -15,7 +15,7 @@ pub struct DeadLetter {
     pub source: String,
     /// Where it stood in that source.
     pub position: String,
-    /// Who refused it.
+    /// The stage that refused it.
     pub stage: Stage,
     /// Why.
     pub reason: String,
@@ -43,7 +43,7 @@ pub struct LetterFilter {
     pub ids: Option<Vec<i64>>,
     /// The name of the source.
     pub source: Option<String>,
-    /// Who refused it.
+    /// The stage that refused it.
     pub stage: Option<Stage>,
     /// A part of the reason, as it is written there.
     pub reason: Option<String>,

@@ -21,7 +21,7 @@ const MAX_KEY_BYTES: usize = 1_000;
 /// More than this is not written within any time that somebody may have set for statements.
 const MANY_BYTES: usize = 1 << 20;
 
-/// What was refused because it takes too long must still become a letter.
+/// A message that was refused because it takes too long must still become a letter.
 const TAKE_YOUR_TIME: &str = "SELECT set_config('statement_timeout', (10 * setting::bigint)::text, true) \
      FROM pg_catalog.pg_settings WHERE name = 'statement_timeout' AND setting::bigint < 100000000";
 
@@ -62,7 +62,7 @@ pub(super) fn without_nul(text: &str) -> Cow<'_, str> {
 
 /// The text, or its beginning and a hash of the whole.
 ///
-/// What comes of it stays as it is when it comes here again, as it does when a letter is replayed: the
+/// The result is its own result, since a letter that is replayed comes here again: the
 /// key must lead to the same letter.
 fn key_text(text: &str) -> Cow<'_, str> {
     let text = without_nul(text);

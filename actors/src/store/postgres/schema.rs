@@ -79,7 +79,7 @@ impl Found {
 /// Makes what is missing and may be made, then checks the whole; returns the names of the migrations
 /// that were run.
 ///
-/// What is there is not touched, so that a role without CREATE can run on it.
+/// Tables that are there are not touched, so that a role without CREATE can run on them.
 pub(super) async fn prepare(
     mut connection: Connection,
     create: CreateSchema,
@@ -188,7 +188,7 @@ pub(super) async fn check(
 ) -> Result<(), Failure> {
     connection.begin().await?;
     let looked = conditions::look(connection, create, place).await?;
-    // Whoever only looks needs no more than the columns.
+    // A store that only looks needs no more than the columns.
     let only_looks = create == CreateSchema::Nothing;
     let matters = |fault: &Finding| !only_looks || fault.id == conditions::SCHEMA;
     if let Some(fault) = looked.faults.into_iter().find(matters) {

@@ -222,7 +222,7 @@ const FIND_EXPIRED: &str = "WITH expired AS (\
     FROM (SELECT) AS one LEFT JOIN (SELECT occurred, id FROM expired WHERE is_other \
     ORDER BY occurred DESC, id DESC LIMIT 1) AS last ON true";
 
-/// What [`FIND_EXPIRED`] found.
+/// The result of [`FIND_EXPIRED`].
 #[derive(QueryableByName)]
 struct Expired {
     #[diesel(sql_type = Array<SqlUuid>)]

@@ -81,7 +81,7 @@ pub(super) async fn write(
     Ok(outcomes)
 }
 
-/// What would become of the batch; nothing of it stays.
+/// The outcomes that the batch would have; nothing of it stays.
 pub(super) async fn rehearse(
     connection: &mut Connection,
     batch: &Batch,

@@ -47,7 +47,7 @@ pub(super) enum Missing {
 /// A connection with our settings.
 pub(super) struct Connection {
     coded: CodedConnection,
-    /// What every error names: the absolute path, and how long is waited for a lock.
+    /// Named by every error: the absolute path, and how long is waited for a lock.
     settings: SqliteSettings,
 }
 
@@ -200,7 +200,7 @@ impl Connection {
     /// The same if nobody is in the way, without waiting for anybody.
     pub(super) fn give_log_back(&mut self) -> Result<(), Failure> {
         self.wait_for_locks(Duration::ZERO)?;
-        // What is in the way is for others to tell; the next time it may be gone.
+        // Others tell what is in the way; the next time it may be gone.
         if let Err(failed) = self.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
             log::debug!("the write-ahead log stays code={}", failed.code.name());
         }

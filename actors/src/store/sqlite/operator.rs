@@ -1,4 +1,4 @@
-//! What an operator asks of this database. Nothing on an event's way imports this.
+//! The operator's port of this database. Nothing on an event's way imports this.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

@@ -1,11 +1,11 @@
 //! Deletes what retention no longer keeps, a bounded number of events at a time.
 //!
-//! What is expired is read without the write lock; only the deletion holds it. Nobody changes when
+//! Expired events are found without the write lock; only the deletion holds it. Nobody changes when
 //! an event occurred, so what was read stays true. Each step ends with a checkpoint, which does not hold
 //! the lock.
 //!
 //! While another process holds the lock, the step waits for it in short turns and gives the connection back
-//! between them: a trimmer is in no hurry, and with it would wait whoever asks how the store is.
+//! between them: a trimmer is in no hurry, and a probe of the store would wait with it.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -36,11 +36,11 @@ const LARGE_CACHE_KIB: u32 = 32_000;
 /// After how many pages a commit writes the log back into the file; as SQLite has it.
 const CHECKPOINT_PAGES: u32 = 1_000;
 
-/// What is remembered from one step to the next.
+/// Remembered from one step to the next.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Progress {
     resume: Resume,
-    /// What the database said of commits of other connections when the last step began.
+    /// The database's number for commits of other connections when the last step began.
     version: Option<i64>,
 }
 

@@ -28,7 +28,7 @@ use crate::failpoint;
 use crate::store::new_letter::NewLetter;
 use crate::store::{Outcome, RefusalReason};
 
-/// What became of one event.
+/// The outcome of one event.
 enum Written {
     Stored,
     Duplicate,

@@ -1,6 +1,6 @@
 //! Reads the tables for a comparison: each question in a snapshot of its own that only reads.
 //!
-//! What fits together is compared on the server, which costs a fraction of sending it. A row that the
+//! Rows are compared on the server, which costs a fraction of sending them. A row that the
 //! server cannot read fails the whole question. So the part that fails is asked again without any
 //! event, which fails too where something else is wrong; only if that succeeds it is made smaller until
 //! the culprit stands alone.
@@ -306,7 +306,7 @@ pub(super) async fn repeated(
     Ok(found)
 }
 
-/// What the tables hold of an event, with what is wrong about it.
+/// The rows of an event, and what is wrong with them.
 #[derive(QueryableByName)]
 struct HeldRow {
     #[diesel(embed)]
@@ -334,7 +334,7 @@ impl From<HeldRow> for EventRows {
     }
 }
 
-/// What the tables hold of each of these events.
+/// The rows of each of these events.
 pub(super) async fn look_up(
     connection: &mut Connection,
     event_ids: &[String],

@@ -1,4 +1,4 @@
-//! What retention would remove.
+//! Counts the rows that retention would remove.
 
 use chrono::{DateTime, Utc};
 use diesel::dsl::{exists, not};

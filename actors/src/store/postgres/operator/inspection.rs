@@ -1,4 +1,4 @@
-//! What would stop or hurt a store in this database, looked for without making anything.
+//! Looks for whatever would stop or hurt a store in this database, and makes nothing.
 //!
 //! Each question is a transaction of its own, so that one that fails hides nothing else.
 

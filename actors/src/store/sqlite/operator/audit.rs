@@ -145,7 +145,7 @@ fn in_snapshot<T>(
     Ok(answer)
 }
 
-/// What the tables hold of each of these events.
+/// The rows of each of these events.
 pub(super) fn look_up(
     connection: &mut Connection,
     event_ids: &[String],

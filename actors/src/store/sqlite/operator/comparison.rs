@@ -15,7 +15,7 @@ use crate::store::operator::{Compared, NUM_RESOURCES, RESOURCES};
 use crate::store::sqlite::connection::{Connection, Failure};
 use crate::store::sqlite::rows::{EventTexts, RowTexts};
 
-/// What a row of `events` holds that comes from the event.
+/// The columns of a row of `events` that come from the event.
 #[derive(QueryableByName)]
 struct StoredEvent {
     #[diesel(sql_type = Nullable<Text>)]
@@ -44,7 +44,7 @@ const EVENT: &str = "SELECT CAST(occurred AS TEXT) AS occurred, CAST(received AS
     CAST(related_resource_ids AS TEXT) AS related_resource_ids, CAST(payload AS TEXT) AS payload, \
     CAST(follows AS TEXT) AS follows FROM events WHERE id = ?";
 
-/// What a row of `event_resources` holds that comes from the event.
+/// The columns of a row of `event_resources` that come from the event.
 #[derive(QueryableByName, PartialEq, Eq, PartialOrd, Ord)]
 struct ResourceRow {
     #[diesel(sql_type = Nullable<Text>)]

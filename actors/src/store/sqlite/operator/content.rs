@@ -16,7 +16,7 @@ use crate::store::sqlite::connection::Connection;
 use crate::store::sqlite::result_code::Failed;
 use crate::store::sqlite::text::read_timestamp;
 
-/// What a row of `events` holds.
+/// The columns of a row of `events`.
 #[derive(Debug, Default, Queryable)]
 struct EventColumns {
     occurred: Option<String>,
@@ -30,7 +30,7 @@ struct EventColumns {
     payload_is_json: bool,
 }
 
-/// What a row of `event_resources` holds.
+/// The columns of a row of `event_resources`.
 #[derive(Debug, Queryable)]
 struct ResourceColumns {
     occurred: Option<String>,
@@ -44,7 +44,7 @@ type Labels = BTreeMap<String, String>;
 
 /// One row of `event_resources`, to be compared with others.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Told {
+struct ComparableRow {
     occurred: Option<String>,
     resource_id: Option<String>,
     role: Option<String>,
@@ -52,7 +52,7 @@ struct Told {
     labels: Option<Labels>,
 }
 
-/// What there is to say about the content of an event's rows.
+/// The findings about the content of an event's rows.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Content {
     pub(super) received: Option<DateTime<Utc>>,
@@ -112,14 +112,14 @@ impl Content {
         }
         let num_expected = 1 + related.len() as u64;
         let num_resources = resources.len() as u64;
-        let mut expected: Vec<Told> = std::iter::once(Told::own(&event, labels))
+        let mut expected: Vec<ComparableRow> = std::iter::once(ComparableRow::own(&event, labels))
             .chain(
                 related
                     .into_iter()
-                    .map(|labels| Told::related(&event, labels)),
+                    .map(|labels| ComparableRow::related(&event, labels)),
             )
             .collect();
-        let mut held: Vec<Told> = resources.into_iter().map(Told::held).collect();
+        let mut held: Vec<ComparableRow> = resources.into_iter().map(ComparableRow::held).collect();
         expected.sort();
         held.sort();
         if expected != held {
@@ -148,7 +148,7 @@ impl EventColumns {
     }
 }
 
-impl Told {
+impl ComparableRow {
     /// Of the event's own resource.
     fn own(event: &EventColumns, labels: Option<Labels>) -> Self {
         let told = Self::of(event, labels);

@@ -1,4 +1,4 @@
-//! What retention would remove.
+//! Counts the rows that retention would remove.
 
 use diesel::dsl::{exists, not};
 use diesel::prelude::*;

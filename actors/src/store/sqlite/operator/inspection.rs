@@ -1,4 +1,4 @@
-//! What would stop or hurt a store in this file, looked for without making anything.
+//! Looks for whatever would stop or hurt a store in this file, and makes nothing.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -12,7 +12,7 @@ use crate::store::sqlite::{SqliteSettings, lock_holder, log_size, schema};
 
 mod file_system;
 
-/// Enough for some gigabytes; whoever waits for `check` does so for no longer than half a minute.
+/// Enough for some gigabytes; `check` waits for no longer than half a minute.
 const LOOKS_THROUGH_FOR: Duration = Duration::from_secs(10);
 
 pub(super) fn inspect(settings: &SqliteSettings) -> Vec<Finding> {
