@@ -21,6 +21,7 @@ use event_persister_actors::event::{EventLimits, Received};
 use event_persister_actors::messages::SourceIndex;
 use event_persister_actors::source::file::{DEFAULT_MAX_LINE_BYTES, FileSource};
 use event_persister_actors::source::{EventSource, More, Permit};
+use event_persister_actors::store::operator::StoreOperator as _;
 use event_persister_actors::store::sqlite::{SqliteSettings, SqliteStore};
 use event_persister_actors::store::{EventStore, Outcome};
 use tokio::runtime::Runtime;

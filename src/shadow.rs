@@ -18,7 +18,7 @@ use event_persister_actors::messages::TrimError;
 use event_persister_actors::source::Body;
 use event_persister_actors::status::error_chain;
 use event_persister_actors::store::Cutoffs;
-use event_persister_actors::store::comparison::{Comparison, UNKNOWN_RECEIVED};
+use event_persister_actors::store::operator::{StoreOperator, UNKNOWN_RECEIVED};
 use event_persister_actors::trim::cutoffs;
 use tokio::time::Instant;
 
@@ -31,7 +31,7 @@ use crate::cli::{Command, ServeFlags};
 use crate::config::Config;
 use crate::http::{Entrance, Listening};
 use crate::signals::Signals;
-use crate::wiring::{self, BusOperator, StreamShadow};
+use crate::wiring::{self, BusOperator, Missing, StreamShadow};
 
 mod health;
 mod listener;
@@ -107,7 +107,7 @@ struct Shadow<'a> {
     config: &'a Config,
     bus: Box<dyn BusOperator>,
     beside: Box<dyn StreamShadow>,
-    tables: Arc<dyn Comparison>,
+    tables: Arc<dyn StoreOperator>,
     limits: EventLimits,
     waiting: WaitingMessages,
     delay: Duration,
@@ -131,7 +131,7 @@ impl<'a> Shadow<'a> {
             config,
             beside: bus.shadow(),
             bus,
-            tables: wiring::tables(config).comparison,
+            tables: wiring::operator(config, Missing::Ignore),
             limits: config.events.clone(),
             waiting: WaitingMessages::new(delay),
             delay,

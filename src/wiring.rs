@@ -12,7 +12,7 @@ pub(crate) use event_persister_actors::source::file::FileProgress;
 use event_persister_actors::source::file::{DEFAULT_MAX_LINE_BYTES, FileSource};
 pub(crate) use event_persister_actors::source::http::{AuthString, EventRoutes};
 use event_persister_actors::source::letters::LetterSource;
-use event_persister_actors::store::{DeadLetters, LetterFilter};
+use event_persister_actors::store::operator::{LetterFilter, StoreOperator};
 use event_persister_actors::trim::Caution;
 
 use crate::config::Config;
@@ -31,8 +31,7 @@ pub(crate) use redis::{
     position_before,
 };
 pub(crate) use stores::{
-    HalfEvents, Missing, Prefects, Tables, close, dead_letters, half_events, look_at_retention,
-    migrate, not_there_yet, open_store, prefects_schema, remove_half_events, tables,
+    Missing, close, look_at_retention, migrate, not_there_yet, open_store, operator,
 };
 
 fn clock() -> Arc<dyn Clock> {
@@ -96,7 +95,7 @@ pub(crate) fn file_source(
 /// Dead letters, to be tried again.
 pub(crate) fn letter_source(
     config: &Config,
-    letters: Arc<dyn DeadLetters>,
+    letters: Arc<dyn StoreOperator>,
     filter: LetterFilter,
     before: Option<i64>,
 ) -> Arc<LetterSource> {

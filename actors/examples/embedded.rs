@@ -26,7 +26,8 @@ use event_persister_actors::pipeline::{PipelineActor, PipelineParts, PipelineSet
 use event_persister_actors::source::intake::{Intake, IntakeSettings, IntakeSource};
 use event_persister_actors::store::sqlite::{SqliteSettings, SqliteStore};
 use event_persister_actors::store::{
-    Cutoffs, EventStore, Held, LastPass, OpenStore, Outcome, StoreError, TrimStep, Trimmed,
+    Contention, Cutoffs, EventCounts, EventStore, LastPass, OpenStore, Outcome, StoreError,
+    TrimStep,
 };
 use futures_util::future::LocalBoxFuture;
 use uuid::Uuid;
@@ -156,12 +157,8 @@ impl EventStore for Breaking {
         self.inner.prepare(batch)
     }
 
-    fn trim_at_pace<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-        max_events: NonZeroUsize,
-    ) -> LocalBoxFuture<'a, std::result::Result<TrimStep, StoreError>> {
-        self.inner.trim_at_pace(cutoffs, max_events)
+    fn contention(&self) -> Contention {
+        self.inner.contention()
     }
 
     fn last_pass(
@@ -178,23 +175,16 @@ impl EventStore for Breaking {
         self.inner.note_pass(at)
     }
 
-    fn count_held<'a>(
+    fn count_events<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,
         until: DateTime<Utc>,
-    ) -> LocalBoxFuture<'a, std::result::Result<Held, StoreError>> {
-        self.inner.count_held(cutoffs, until)
+    ) -> LocalBoxFuture<'a, std::result::Result<EventCounts, StoreError>> {
+        self.inner.count_events(cutoffs, until)
     }
 
     fn warnings(&self) -> Vec<String> {
         self.inner.warnings()
-    }
-
-    fn count_expired<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-    ) -> LocalBoxFuture<'a, std::result::Result<Trimmed, StoreError>> {
-        self.inner.count_expired(cutoffs)
     }
 
     fn check(&self) -> LocalBoxFuture<'_, std::result::Result<(), StoreError>> {

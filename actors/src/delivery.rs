@@ -124,6 +124,14 @@ impl Entry {
         }
     }
 
+    /// The id of the event, where that could be read.
+    pub fn event_id(&self) -> Option<Uuid> {
+        match &self.content {
+            Content::Event(event) => Some(event.id),
+            Content::Rejected(rejection) => rejection.event_id,
+        }
+    }
+
     /// What it counts for in every bound that is given in bytes: the length of the raw message.
     pub fn num_bytes(&self) -> usize {
         self.raw().len()

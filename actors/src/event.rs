@@ -22,6 +22,8 @@ pub use numbers::holds_unreadable_number;
 pub use parse::{EventLimits, ParseError, Received};
 pub use resource::Resource;
 
+#[cfg(feature = "sqlite")]
+pub(crate) use numbers::holds_long_integer;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) use numbers::write_float;
 #[cfg(feature = "postgres")]

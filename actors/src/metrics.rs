@@ -88,6 +88,11 @@ impl Metrics {
         Some(since.elapsed())
     }
 
+    /// How long ago the last batch was committed; `None` if none was.
+    pub(crate) fn since_last_commit(&self) -> Option<Duration> {
+        lock(&self.0.last_commit).map(|commit| commit.elapsed())
+    }
+
     pub(crate) fn received(&self, first_time: usize, again: usize) {
         let mut counts = lock(&self.0.ledger);
         counts.received += first_time as u64;

@@ -2,8 +2,10 @@
 //!
 //! Receives [`Trim`], from its own timer and from operators; sends nothing.
 //! Guarantee: an event goes together with its resources, and not before its time has come by the
-//! clock; a clock that was put forward meanwhile is not believed at once, and one that is far ahead of
-//! what the database remembers only once a person says so ([`Caution`]). A pass that was cut off is repaired by the next: passes are idempotent.
+//! clock. A clock that was put forward meanwhile is not believed at once (`steadiness`). A clock that is far
+//! ahead of what the database remembers is believed only once a person says so ([`Caution`]).
+//! A pass that was cut off is repaired by the next: passes are idempotent. How fast a pass goes is chosen
+//! here too (`pace`): the stores only make single steps.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -26,9 +28,11 @@ use crate::status::{Component, error_chain};
 use crate::store::{Cutoffs, EventStore, StoreError, TrimStep, Trimmed};
 
 mod caution;
+mod pace;
 mod steadiness;
 
 pub use caution::Caution;
+use pace::Pace;
 use steadiness::Steadiness;
 
 /// How long events are kept, and how they are removed.
@@ -105,11 +109,9 @@ pub fn cutoffs(settings: &TrimSettings, now: DateTime<Utc>) -> Result<Cutoffs, T
     })
 }
 
-/// One retention pass: bounded steps until nothing is left to remove.
+/// One retention pass of a process that writes nothing: bounded steps until nothing is left to remove.
 ///
-/// That others who need the same locks get their turn between two steps is the store's affair. Each
-/// step is told of at once, since what it removed stays removed whatever the next one does. A step
-/// that takes too long is made again with half as many events, down to an eighth.
+/// Each step is told of at once, since what it removed stays removed whatever the next one does.
 ///
 /// # Errors
 ///
@@ -118,28 +120,40 @@ pub async fn run_pass(
     store: &dyn EventStore,
     cutoffs: &Cutoffs,
     batch_size: NonZeroUsize,
-    mut removed: impl FnMut(&Trimmed),
+    removed: impl FnMut(&Trimmed),
 ) -> Result<Trimmed, TrimError> {
-    const MAX_HALVINGS: u32 = 3;
+    let pace = Pace::alone(store.contention(), batch_size);
+    run_pass_at(pace, store, cutoffs, removed).await
+}
+
+async fn run_pass_at(
+    mut pace: Pace,
+    store: &dyn EventStore,
+    cutoffs: &Cutoffs,
+    mut note: impl FnMut(&Trimmed),
+) -> Result<Trimmed, TrimError> {
     let mut total = Trimmed::default();
-    let mut halvings = 0;
     loop {
-        let max_events =
-            NonZeroUsize::new(batch_size.get() >> halvings).unwrap_or(NonZeroUsize::MIN);
-        let step = match store.trim_at_pace(cutoffs, max_events).await {
-            Err(StoreError::TooSlow { what, .. }) if halvings < MAX_HALVINGS => {
-                halvings += 1;
+        let started = Instant::now();
+        let step = pace.next(started);
+        let max_events = step.max_events;
+        let trimmed = match store.trim(cutoffs, max_events).await {
+            Err(StoreError::TooSlow { what, .. }) if pace.halve() => {
                 log::warn!(
                     "a step of retention took too long and is made with half as many events batch.len={max_events} error={what}"
                 );
                 continue;
             }
-            step => step?,
+            trimmed => trimmed?,
         };
-        match step {
-            TrimStep::Removed(trimmed) => {
-                removed(&trimmed);
-                total += trimmed;
+        match trimmed {
+            TrimStep::Removed(removed) => {
+                note(&removed.rows);
+                total += removed.rows;
+                let rest = pace.rest(step, &removed, started.elapsed());
+                if !rest.is_zero() {
+                    tokio::time::sleep(rest).await;
+                }
             }
             TrimStep::Finished => return Ok(total),
             TrimStep::TakenByAnother => return Err(TrimError::TakenByAnother),
@@ -164,7 +178,7 @@ fn put_forward(by: TimeDelta) -> TrimError {
     ))
 }
 
-/// What a trimmer shares with the rest of its pipeline.
+/// Shared by a trimmer and the rest of its pipeline.
 #[derive(Clone)]
 pub struct TrimParts {
     /// Notes what happens to the passes.
@@ -256,14 +270,16 @@ impl TrimActor {
         let started = Instant::now();
         let believed = self.steadiness.look(now, started);
         let metrics = self.parts.metrics.clone();
+        let batch_size = settings.batch_size;
+        let pace = Pace::beside_writers(store.contention(), batch_size, metrics.clone());
         let caution = self.caution;
         let pass = async move {
             believed.map_err(put_forward)?;
             let cutoffs = cutoffs(&settings, now)?;
             let looked = caution.look(store.as_ref(), &cutoffs).await?;
             let last = looked.map_err(TrimError::HeldBack)?;
-            let removed = |trimmed: &Trimmed| metrics.trimmed(trimmed);
-            let trimmed = run_pass(store.as_ref(), &cutoffs, settings.batch_size, removed).await?;
+            let note = |trimmed: &Trimmed| metrics.trimmed(trimmed);
+            let trimmed = run_pass_at(pace, store.as_ref(), &cutoffs, note).await?;
             note_pass(store.as_ref(), last.now).await;
             Ok((trimmed, last.now))
         };
@@ -279,7 +295,9 @@ impl TrimActor {
     }
 
     fn succeeded(&self) {
-        if let Some(failures) = self.parts.component.succeeded() {
+        let component = &self.parts.component;
+        // The next pass is a long time away: one that succeeded is the end of a trouble.
+        if let Some(failures) = component.succeeded().or_else(|| component.closes()) {
             log::info!("retention works again failures={failures}");
         }
     }

@@ -1,10 +1,11 @@
 //! What was found, for people and for machines.
 
+use event_persister_actors::store::operator::DatabaseInfo;
 use serde_json::{Value, json};
 
 use super::{Looked, Stream};
 use crate::config::Config;
-use crate::wiring::{Finding, Prefects, Severity};
+use crate::wiring::{Finding, Severity};
 use crate::{guard, output, settings};
 
 pub(super) fn print(config: &Config, looked: &Looked) -> anyhow::Result<()> {
@@ -22,13 +23,15 @@ pub(super) fn print(config: &Config, looked: &Looked) -> anyhow::Result<()> {
     output::line("")?;
     let (Ok(store) | Err(store)) = &looked.store;
     output::line(&format!("store: {}", output::one_line(store)))?;
-    let prefects = looked.prefects.as_ref();
+    let database = looked.database.as_ref();
     // A file of our own has nothing to do with Prefect.
-    let prefects = prefects.filter(|prefects| {
-        prefects.server.is_some() || prefects.revision.is_some() || config.database.is_prefects
+    let database = database.filter(|database| {
+        database.server.is_some()
+            || database.prefect_revision.is_some()
+            || config.database.is_prefects
     });
-    if let Some(prefects) = prefects {
-        output::line(&format!("prefect's schema: {}", describe(prefects)))?;
+    if let Some(database) = database {
+        output::line(&format!("prefect's schema: {}", describe(database)))?;
     }
     match &looked.redis {
         None => output::line("redis: not a source")?,
@@ -77,11 +80,11 @@ fn summary(findings: &[Finding]) -> String {
     }
 }
 
-fn describe(prefects: &Prefects) -> String {
-    let tested_with = prefects.tested_with.join(", ");
-    let found = match prefects.revision.as_deref() {
+fn describe(database: &DatabaseInfo) -> String {
+    let tested_with = database.tested_revisions.join(", ");
+    let found = match database.prefect_revision.as_deref() {
         None => "Prefect has not been in this database".to_owned(),
-        Some(revision) if prefects.tested_with.contains(&revision) => {
+        Some(revision) if database.tested_revisions.contains(&revision) => {
             format!("revision {revision}, which this version was tested with")
         }
         Some(revision) => format!(
@@ -89,7 +92,7 @@ fn describe(prefects: &Prefects) -> String {
              writes count, and they are checked above"
         ),
     };
-    match &prefects.server {
+    match &database.server {
         None => found,
         Some(server) => format!("{found} ({server})"),
     }
@@ -111,10 +114,10 @@ pub(super) fn document(config: &Config, looked: &Looked) -> Value {
         "not_taken_over": seen,
         "warnings": warnings.collect::<Vec<String>>(),
         "store": { "ok": store.is_ok(), "found": store.as_ref().ok(), "error": store.as_ref().err() },
-        "prefect_schema": looked.prefects.as_ref().map(|prefects| json!({
-            "revision": prefects.revision,
-            "tested_with": prefects.tested_with,
-            "server": prefects.server,
+        "prefect_schema": looked.database.as_ref().map(|database| json!({
+            "revision": database.prefect_revision,
+            "tested_with": database.tested_revisions,
+            "server": database.server,
         })),
         "redis": looked.redis.as_ref().map(|redis| json!({
             "ok": redis.is_ok(),
@@ -132,10 +135,10 @@ mod tests {
     #[test]
     fn a_revision_is_compared_with_the_one_of_the_tests() {
         let prefects = |revision: Option<&str>| {
-            describe(&Prefects {
-                server: None,
-                revision: revision.map(str::to_owned),
-                tested_with: &["abc", "xyz"],
+            describe(&DatabaseInfo {
+                prefect_revision: revision.map(str::to_owned),
+                tested_revisions: &["abc", "xyz"],
+                ..DatabaseInfo::default()
             })
         };
         assert!(prefects(None).contains("has not been"));

@@ -21,7 +21,7 @@ pub(super) async fn judge(config: &Config) -> Option<Finding> {
             "if the clock is right, run `event-persister trim --yes` once; if it is not, set it",
         )),
         Err(error) => {
-            // What stands in the way of this stands in the way of the other checks too.
+            // The other checks tell what stands in the way.
             log::debug!("cannot look at retention error={error}");
             None
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use event_persister_actors::metrics::LedgerCounts;
-use event_persister_actors::store::DeadLetters;
+use event_persister_actors::store::operator::StoreOperator;
 use indicatif::{MultiProgress, ProgressBar};
 use serde::Serialize;
 
@@ -20,7 +20,7 @@ const AGAIN: &str = "run replay again: it removes the letters whose events are s
 pub(super) async fn run(
     config: &Config,
     screen: &MultiProgress,
-    letters: Arc<dyn DeadLetters>,
+    letters: Arc<dyn StoreOperator>,
     meant: Meant,
     json: bool,
 ) -> anyhow::Result<bool> {
@@ -40,7 +40,7 @@ pub(super) async fn run(
 async fn replay(
     config: &Config,
     screen: &MultiProgress,
-    letters: Arc<dyn DeadLetters>,
+    letters: Arc<dyn StoreOperator>,
     meant: Meant,
     num_letters: u64,
 ) -> anyhow::Result<(End, Summary)> {
@@ -77,7 +77,7 @@ fn judge(end: &End, summary: &Summary) -> anyhow::Result<bool> {
     }
 }
 
-/// What became of the letters.
+/// The outcome of the replay.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 struct Summary {
     replayed: u64,

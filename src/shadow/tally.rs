@@ -5,7 +5,7 @@ use std::fmt;
 
 use event_persister_actors::delivery::{Content, Entry};
 use event_persister_actors::store::Cutoffs;
-use event_persister_actors::store::comparison::{Compared, RESOURCES};
+use event_persister_actors::store::operator::{Compared, RESOURCES};
 use serde::Serialize;
 use uuid::Uuid;
 

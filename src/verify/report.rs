@@ -1,7 +1,7 @@
-//! What was found, for people and for programs. Ids and counts, never a message.
+//! The report, for people and for programs. Ids and counts, never a message.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use event_persister_actors::store::audit::LetterCounts;
+use event_persister_actors::store::operator::LetterCounts;
 use serde_json::{Value, json};
 
 use super::reconciliation::{Finding, Kind, Reconciliation};
@@ -12,7 +12,7 @@ use crate::wiring;
 pub(crate) struct Stream<'a> {
     pub(crate) stream: &'a str,
     pub(crate) group: &'a str,
-    /// What is wrong with the group's position, and what to do about it.
+    /// The fault of the group's position, and what to do about it.
     pub(crate) misplaced: Option<&'a str>,
 }
 
@@ -157,7 +157,7 @@ impl Report<'_> {
         )
     }
 
-    /// What more there is, and what can be done.
+    /// More about it, and what can be done.
     fn remarks(&self) -> Vec<String> {
         let faults = self.state.faults;
         let mut remarks = Vec::new();
@@ -225,7 +225,7 @@ fn quoted(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use event_persister_actors::store::audit::CurableLetter;
+    use event_persister_actors::store::operator::CurableLetter;
 
     use super::*;
 

@@ -1,28 +1,19 @@
 //! What would stop or hurt the service, as each adapter sees it.
 
 use event_persister_actors::finding::Finding;
-use event_persister_actors::store::postgres::{Needs, PostgresStore};
-use event_persister_actors::store::sqlite::SqliteStore;
+use event_persister_actors::store::operator::Needs;
 
-use super::stores::{Missing, Settings};
-use super::{clock, redis};
+use super::redis;
+use super::stores::{Missing, operator};
 use crate::config::Config;
 
 /// Looks at the configured database as `serve` would use it, and makes nothing.
 pub(crate) async fn inspect_store(config: &Config) -> Vec<Finding> {
-    match Settings::new(config, Missing::Create) {
-        Settings::Sqlite(settings) => {
-            let inspected = SqliteStore::new(settings, clock()).inspect().await;
-            inspected.unwrap_or_else(|error| vec![Finding::of_error("sqlite.file", &error)])
-        }
-        Settings::Postgres(settings) => {
-            let needs = Needs {
-                writers: config.pipeline.writers.get(),
-                trims: config.trim.every.is_some(),
-            };
-            PostgresStore::new(*settings, clock()).inspect(needs).await
-        }
-    }
+    let needs = Needs {
+        writers: config.pipeline.writers.get(),
+        trims: config.trim.every.is_some(),
+    };
+    operator(config, Missing::Create).inspect(needs).await
 }
 
 /// Looks at the configured stream, if any.

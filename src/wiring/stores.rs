@@ -5,12 +5,10 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use event_persister_actors::retention::HeldBack;
-use event_persister_actors::store::audit::Audit;
-use event_persister_actors::store::comparison::Comparison;
-pub(crate) use event_persister_actors::store::postgres::HalfEvents;
+use event_persister_actors::store::operator::StoreOperator;
 use event_persister_actors::store::postgres::{PostgresSettings, PostgresStore};
 use event_persister_actors::store::sqlite::{CreateSchema, SqliteSettings, SqliteStore};
-use event_persister_actors::store::{DeadLetters, EventStore, OpenStore};
+use event_persister_actors::store::{EventStore, OpenStore};
 use event_persister_actors::trim::cutoffs;
 
 use super::clock;
@@ -70,6 +68,14 @@ pub(crate) fn open_store(config: &Config, missing: Missing) -> OpenStore {
     }
 }
 
+/// The configured database, for one of the operator's commands.
+pub(crate) fn operator(config: &Config, missing: Missing) -> Arc<dyn StoreOperator> {
+    match Settings::new(config, missing) {
+        Settings::Sqlite(settings) => Arc::new(SqliteStore::new(settings, clock())),
+        Settings::Postgres(settings) => Arc::new(PostgresStore::new(*settings, clock())),
+    }
+}
+
 /// Whether the next retention pass would wait for a person, and why. Makes nothing.
 pub(crate) async fn look_at_retention(config: &Config) -> anyhow::Result<Option<HeldBack>> {
     if not_there_yet(config).is_some() {
@@ -98,14 +104,6 @@ pub(super) fn misplaced(config: &Config) -> Option<String> {
             path.join("event-persister.db").display()
         )
     })
-}
-
-/// For looking after what others have left; makes nothing.
-fn postgres_store(config: &Config) -> Option<PostgresStore> {
-    match Settings::new(config, Missing::Ignore) {
-        Settings::Sqlite(_) => None,
-        Settings::Postgres(settings) => Some(PostgresStore::new(*settings, clock())),
-    }
 }
 
 /// The configured file, if it is one and not there yet.
@@ -140,105 +138,14 @@ pub(crate) async fn migrate(config: &Config) -> anyhow::Result<Vec<String>> {
             config.database.url
         );
     }
-    match Settings::new(config, Missing::Create) {
-        Settings::Sqlite(settings) => SqliteStore::new(settings, clock()).migrate().await,
-        Settings::Postgres(settings) => PostgresStore::new(*settings, clock()).migrate().await,
-    }
-    .context("cannot create or upgrade the tables")
-}
-
-/// The dead letters of the configured database.
-pub(crate) fn dead_letters(config: &Config) -> Arc<dyn DeadLetters> {
-    match Settings::new(config, Missing::Ignore) {
-        Settings::Sqlite(settings) => Arc::new(SqliteStore::new(settings, clock())),
-        Settings::Postgres(settings) => Arc::new(PostgresStore::new(*settings, clock())),
-    }
-}
-
-/// The tables of the configured database, for somebody who looks whether they hold what they should.
-pub(crate) struct Tables {
-    pub(crate) audit: Arc<dyn Audit>,
-    pub(crate) comparison: Arc<dyn Comparison>,
-}
-
-pub(crate) fn tables(config: &Config) -> Tables {
-    match Settings::new(config, Missing::Ignore) {
-        Settings::Sqlite(settings) => Tables::of(SqliteStore::new(settings, clock())),
-        Settings::Postgres(settings) => Tables::of(PostgresStore::new(*settings, clock())),
-    }
-}
-
-impl Tables {
-    /// Over the connection of one store.
-    fn of<S: Audit + Comparison + 'static>(store: S) -> Self {
-        let store = Arc::new(store);
-        Self {
-            audit: Arc::clone(&store) as _,
-            comparison: store,
-        }
-    }
+    let migrated = operator(config, Missing::Create).migrate().await;
+    migrated.context("cannot create or upgrade the tables")
 }
 
 /// Closes a store that was used for one command. A failure costs nothing: the process ends.
 pub(crate) async fn close(store: &dyn EventStore) {
     if let Err(error) = store.close().await {
         log::debug!("cannot close the store error={error}");
-    }
-}
-
-/// Halves of events that another writer left behind; `None` where nobody looks for them.
-pub(crate) async fn half_events(config: &Config) -> anyhow::Result<Option<HalfEvents>> {
-    match postgres_store(config) {
-        None => Ok(None),
-        Some(store) => Ok(Some(store.half_events().await?)),
-    }
-}
-
-/// Removes them; returns how many there were.
-pub(crate) async fn remove_half_events(config: &Config) -> anyhow::Result<Option<HalfEvents>> {
-    match postgres_store(config) {
-        None => Ok(None),
-        Some(store) => store
-            .remove_half_events()
-            .await
-            .map(Some)
-            .context("cannot remove the half events"),
-    }
-}
-
-/// What Prefect has made of the configured database.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Prefects {
-    /// The server, for people; `None` for a file.
-    pub(crate) server: Option<String>,
-    /// The revision of its schema; `None` where Prefect has not been.
-    pub(crate) revision: Option<String>,
-    /// The revisions that this version was tested with.
-    pub(crate) tested_with: &'static [&'static str],
-}
-
-/// The last revisions of Prefect 3.8.0 and 3.8.8.
-const TESTED_WITH_SQLITE: [&str; 2] = ["f416ea180ae1", "a3b9c7d2e5f1"];
-const TESTED_WITH_POSTGRES: [&str; 2] = ["9e9dadc36797", "d4a7e1c93f52"];
-
-/// Looks for Prefect's schema.
-pub(crate) async fn prefects_schema(config: &Config) -> anyhow::Result<Prefects> {
-    match Settings::new(config, Missing::Ignore) {
-        Settings::Sqlite(settings) => Ok(Prefects {
-            server: None,
-            revision: SqliteStore::new(settings, clock())
-                .prefect_revision()
-                .await?,
-            tested_with: &TESTED_WITH_SQLITE,
-        }),
-        Settings::Postgres(settings) => {
-            let info = PostgresStore::new(*settings, clock()).describe().await?;
-            Ok(Prefects {
-                server: Some(format!("PostgreSQL {}", info.server_version)),
-                revision: info.prefect_revision,
-                tested_with: &TESTED_WITH_POSTGRES,
-            })
-        }
     }
 }
 

@@ -222,6 +222,7 @@ mod postgres {
     use event_persister_actors::delivery::{Entry, Position};
     use event_persister_actors::event::{EventLimits, Received, holds_unreadable_number};
     use event_persister_actors::store::EventStore as _;
+    use event_persister_actors::store::operator::StoreOperator as _;
     use event_persister_actors::store::postgres::PostgresStore;
 
     use super::*;

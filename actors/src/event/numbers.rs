@@ -129,9 +129,23 @@ pub fn holds_unreadable_number(json: &str) -> bool {
 
 fn is_unreadable(number: &str) -> bool {
     match Shape::of(number) {
-        None => number.len() - usize::from(number.starts_with('-')) > MAX_INTEGER_DIGITS,
+        None => has_many_digits(number),
         Some(_) => !number.parse().is_ok_and(f64::is_finite),
     }
+}
+
+/// Of an integer, whether Python refuses to read it.
+fn has_many_digits(integer: &str) -> bool {
+    integer.len() - usize::from(integer.starts_with('-')) > MAX_INTEGER_DIGITS
+}
+
+/// Whether an integer in this JSON has more digits than Python reads.
+#[cfg(feature = "sqlite")]
+pub(crate) fn holds_long_integer(json: &str) -> bool {
+    Tokens::new(json).any(|(_, token)| match token {
+        Token::Number(number) => Shape::of(number).is_none() && has_many_digits(number),
+        Token::String(_) | Token::Other(_) => false,
+    })
 }
 
 /// Appends a double as Python's `repr` writes it: the shortest digits that give the number back, with an
@@ -274,6 +288,26 @@ mod tests {
         }
         for number in [&long[1..], &format!("-{}", &long[1..]), "1e308", "1e-400"] {
             assert!(!holds_unreadable_number(&format!("[{number}]")), "{number}");
+        }
+    }
+
+    #[cfg(feature = "sqlite")]
+    #[test]
+    fn what_python_does_not_read_is_told_from_what_it_does() {
+        let digits = |num: usize| "9".repeat(num);
+        for (payload, is_long) in [
+            (format!(r#"{{"k": {}}}"#, digits(4_300)), false),
+            (format!(r#"{{"k": {}}}"#, digits(4_301)), true),
+            (format!(r#"{{"k": [-{}, 1]}}"#, digits(4_301)), true),
+            (format!(r#"{{"k": {}.5}}"#, digits(4_301)), false),
+            (format!(r#"{{"k": {}e1}}"#, digits(4_301)), false),
+            (format!(r#"{{"k": 0.{}}}"#, digits(4_301)), false),
+            (format!(r#"{{"k": 1e{}}}"#, digits(4_301)), false),
+            (format!(r#"{{"k": "{}"}}"#, digits(4_301)), false),
+            (format!(r#"{{"\"{}": "\\", "l": 1}}"#, digits(4_301)), false),
+            (format!(r#"{{"k": "\\", "l": {}}}"#, digits(4_301)), true),
+        ] {
+            assert_eq!(holds_long_integer(&payload), is_long, "{payload:.20}");
         }
     }
 }

@@ -17,7 +17,8 @@ use futures_util::future::LocalBoxFuture;
 
 use crate::delivery::{Entry, Position, Receipt};
 use crate::event::{EventLimits, Received};
-use crate::store::{DeadLetter, DeadLetters, LetterFilter, LetterVersion, OpenLetter, StoreError};
+use crate::store::StoreError;
+use crate::store::operator::{DeadLetter, LetterFilter, LetterVersion, OpenLetter, StoreOperator};
 
 use super::retained::{Retain, Retained};
 use super::{Body, Chunk, EventSource, More, Permit, SourceError};
@@ -27,7 +28,7 @@ pub const SOURCE_NAME: &str = "dead-letters";
 
 /// Hands out dead letters, each of them once.
 pub struct LetterSource {
-    letters: Arc<dyn DeadLetters>,
+    letters: Arc<dyn StoreOperator>,
     filter: LetterFilter,
     limits: EventLimits,
     state: Mutex<LetterReading>,
@@ -74,7 +75,7 @@ impl LetterReading {
 impl LetterSource {
     /// Hands out the letters that fit the filter and have ids below `before`, if given.
     pub fn new(
-        letters: Arc<dyn DeadLetters>,
+        letters: Arc<dyn StoreOperator>,
         filter: LetterFilter,
         before: Option<i64>,
         limits: EventLimits,
@@ -94,12 +95,15 @@ impl LetterSource {
     async fn read_on(&self, permit: Permit) -> Result<(), StoreError> {
         let before = self.lock().before;
         let limit = NonZeroUsize::new(permit.max_messages).unwrap_or(NonZeroUsize::MIN);
-        let listed = self.letters.list(&self.filter, before, limit).await?;
+        let listed = self
+            .letters
+            .list_letters(&self.filter, before, limit)
+            .await?;
         let ids = ids_within(&listed, permit.max_bytes);
         let opened = if ids.is_empty() {
             Vec::new()
         } else {
-            self.letters.open(&ids).await?
+            self.letters.open_letters(&ids).await?
         };
         // Nothing is awaited from here on, so that a read that is dropped has either read or not.
         let letters: Vec<_> = opened.into_iter().map(|open| self.letter(open)).collect();
@@ -186,7 +190,7 @@ impl EventSource for LetterSource {
             if durable.is_empty() {
                 return Ok(());
             }
-            let removed = self.letters.remove_unchanged(&durable).await;
+            let removed = self.letters.remove_letters(&durable).await;
             removed.map_err(|error| {
                 SourceError::unavailable(
                     "dead letters whose events are stored cannot be removed",

@@ -12,9 +12,12 @@ use uuid::Uuid;
 
 use crate::batch::Batch;
 use crate::clock::{Clock, SystemClock};
+use crate::store::operator::{
+    Answer, DeadLetter, LetterFilter, LetterVersion, OpenLetter, StoreOperator,
+};
 use crate::store::{
-    Cutoffs, DeadLetter, DeadLetters, EventStore, Fault, Held, LastPass, LetterFilter,
-    LetterVersion, OpenLetter, OpenStore, Outcome, RefusalReason, StoreError, TrimStep, Trimmed,
+    Cutoffs, EventCounts, EventStore, Fault, LastPass, OpenStore, Outcome, RefusalReason, Removed,
+    StoreError, TrimStep, Trimmed,
 };
 
 mod rows;
@@ -374,27 +377,11 @@ impl EventStore for MemoryStore {
                 return Ok(TrimStep::Finished);
             }
             let oldest = expired.into_iter().take(max_events.get());
-            Ok(TrimStep::Removed(state.rows.remove(oldest)))
-        })
-    }
-
-    fn count_expired<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-    ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>> {
-        Box::pin(async move {
-            cutoffs.refuse_future(self.core.clock.now())?;
-            let state = self.available()?;
-            let expired = state.rows.expired(cutoffs);
-            let resources = expired
-                .iter()
-                .filter_map(|id| state.rows.events.get(id))
-                .map(|stored| stored.resources.len() as u64)
-                .sum();
-            Ok(Trimmed {
-                events: expired.len() as u64,
-                resources,
-            })
+            Ok(TrimStep::Removed(Removed {
+                rows: state.rows.remove(oldest),
+                took: Duration::ZERO,
+                others_write: false,
+            }))
         })
     }
 
@@ -418,14 +405,14 @@ impl EventStore for MemoryStore {
         })
     }
 
-    fn count_held<'a>(
+    fn count_events<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,
         until: DateTime<Utc>,
-    ) -> LocalBoxFuture<'a, Result<Held, StoreError>> {
+    ) -> LocalBoxFuture<'a, Result<EventCounts, StoreError>> {
         Box::pin(async move {
             let state = self.available()?;
-            let mut held = Held::default();
+            let mut held = EventCounts::default();
             for stored in state.rows.events.values() {
                 if stored.recorded <= until {
                     let event = &stored.event;
@@ -450,13 +437,30 @@ impl EventStore for MemoryStore {
     }
 }
 
-impl DeadLetters for MemoryStore {
-    fn list<'a>(
+impl StoreOperator for MemoryStore {
+    fn count_expired<'a>(&'a self, cutoffs: &'a Cutoffs) -> Answer<'a, Trimmed> {
+        Box::pin(async move {
+            cutoffs.refuse_future(self.core.clock.now())?;
+            let state = self.available()?;
+            let expired = state.rows.expired(cutoffs);
+            let resources = expired
+                .iter()
+                .filter_map(|id| state.rows.events.get(id))
+                .map(|stored| stored.resources.len() as u64)
+                .sum();
+            Ok(Trimmed {
+                events: expired.len() as u64,
+                resources,
+            })
+        })
+    }
+
+    fn list_letters<'a>(
         &'a self,
         filter: &'a LetterFilter,
         before: Option<i64>,
         limit: NonZeroUsize,
-    ) -> LocalBoxFuture<'a, Result<Vec<DeadLetter>, StoreError>> {
+    ) -> Answer<'a, Vec<DeadLetter>> {
         Box::pin(async move {
             let state = self.available()?;
             let newest_first = state.rows.letters.iter().rev().map(|(letter, _)| letter);
@@ -465,11 +469,11 @@ impl DeadLetters for MemoryStore {
         })
     }
 
-    fn count<'a>(
+    fn count_letters<'a>(
         &'a self,
         filter: &'a LetterFilter,
         before: Option<i64>,
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
+    ) -> Answer<'a, u64> {
         Box::pin(async move {
             let state = self.available()?;
             let letters = state.rows.letters.iter().map(|(letter, _)| letter);
@@ -478,10 +482,7 @@ impl DeadLetters for MemoryStore {
         })
     }
 
-    fn open<'a>(
-        &'a self,
-        ids: &'a [i64],
-    ) -> LocalBoxFuture<'a, Result<Vec<OpenLetter>, StoreError>> {
+    fn open_letters<'a>(&'a self, ids: &'a [i64]) -> Answer<'a, Vec<OpenLetter>> {
         Box::pin(async move {
             let state = self.available()?;
             let newest_first = state.rows.letters.iter().rev();
@@ -490,10 +491,7 @@ impl DeadLetters for MemoryStore {
         })
     }
 
-    fn remove_unchanged<'a>(
-        &'a self,
-        letters: &'a [LetterVersion],
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
+    fn remove_letters<'a>(&'a self, letters: &'a [LetterVersion]) -> Answer<'a, u64> {
         Box::pin(async move {
             let mut state = self.available()?;
             Ok(state.rows.remove_letters(|letter| {

@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 use chrono::{DateTime, TimeDelta, Utc};
 use event_persister_actors::finding::Severity;
 use event_persister_actors::store::EventStore as _;
-use event_persister_actors::store::postgres::{Needs, PostgresStore};
+use event_persister_actors::store::operator::{Needs, StoreOperator as _};
+use event_persister_actors::store::postgres::PostgresStore;
 use event_persister_actors::testing::ManualClock;
 
 use super::*;
@@ -96,6 +97,23 @@ fn events_that_prefect_cannot_read() {
         "event-persister verify",
     );
     assert!(ran.json().to_string().contains("1 of the newest 2 events"));
+}
+
+#[test]
+fn events_of_any_size_are_looked_at_as_far_as_there_is_time() {
+    let postgres = Postgres::new();
+    postgres.database.execute(
+        "INSERT INTO events (occurred, event, resource_id, resource, payload, received, recorded) \
+         SELECT now(), 'e', 'r', '{}', (SELECT jsonb_agg(m) FROM generate_series(1, 200000) AS m), \
+         now(), now() FROM generate_series(1, 60)",
+    );
+    let timeout = ("EVENT_PERSISTER_DATABASE_STATEMENT_TIMEOUT", "2s");
+    let ran = postgres.check_with(&postgres.database.url, &[timeout]);
+    finds_nothing(&ran);
+    let document = ran.json().to_string();
+    assert!(document.contains("events can be read"), "{document}");
+    assert!(!document.contains("newest 60 events"), "all at once");
+    assert!(!document.contains("newest 0 events"), "none");
 }
 
 #[test]

@@ -62,7 +62,7 @@ pub(super) enum Oid {
 
 /// A column as a parameter: an array in PostgreSQL's binary form.
 pub(super) struct Column {
-    /// What is too long for that fails the batch, as what cannot be sent does.
+    /// A column that is too long for that fails the batch, as one does that cannot be sent.
     bytes: std::result::Result<Vec<u8>, TryFromIntError>,
     num_rows: usize,
 }
@@ -125,7 +125,7 @@ impl Column {
     }
 }
 
-/// What stands before the elements of an array of one dimension.
+/// The bytes before the elements of an array of one dimension.
 fn header(
     bytes: &mut Vec<u8>,
     oid: Oid,

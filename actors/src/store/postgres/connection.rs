@@ -166,7 +166,7 @@ impl Connection {
         Ok(copied)
     }
 
-    /// What holds something special is seldom alone: the store function then finds it sooner.
+    /// A batch with something special is seldom alone: the store function then finds it sooner.
     pub(super) fn copies_next(&mut self, was_clean: bool) {
         if let Copying::Possible { is_due, .. } = &mut self.copying {
             *is_due = was_clean;
@@ -226,7 +226,7 @@ impl Connection {
     /// As [`Self::commit`], for a transaction that goes by rows that others have committed: from here on
     /// these are as durable as its own.
     ///
-    /// A standby may not have them yet, where the wait for it was cancelled, nor the disk, where whoever wrote
+    /// A standby may not have them yet, where the wait for it was cancelled, nor the disk, where the session that wrote
     /// them did not wait for it. A transaction that has written nothing waits for neither, not even with an id
     /// of its own; one with a record in the log waits for all that was logged before it. That costs what any
     /// commit costs, so it is done whatever the server's settings are.
@@ -382,7 +382,7 @@ async fn connect<A: Adopt>(
     }
 }
 
-/// What becomes of a connection that was made.
+/// The use of a connection that was made.
 pub(super) trait Adopt: Copy {
     type Adopted;
 

@@ -59,7 +59,7 @@ pub(super) struct Rows<'a> {
     pub(super) resources: Vec<ResourceRow<'a>>,
     /// Whether an id stands in the batch more than once.
     pub(super) repeats_ids: bool,
-    /// What need not be sent to be refused.
+    /// Events that are refused without being sent.
     pub(super) refused: Vec<Refusal>,
 }
 

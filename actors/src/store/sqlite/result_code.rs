@@ -25,7 +25,7 @@ use crate::store::{Fault, FaultKind, RefusalReason};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ResultCode(c_int);
 
-/// What a failed statement means for the event that it carried.
+/// The meaning of a failed statement for the event that it carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
     /// These values can never be stored: the event becomes a dead letter.
@@ -45,7 +45,7 @@ impl ResultCode {
         self.0 & 0xff
     }
 
-    /// What a failure with this code means.
+    /// The meaning of a failure with this code.
     ///
     /// A primary key that is taken is not the event's fault: events are inserted with a conflict
     /// clause for it, and the keys of resources are made anew at every attempt. Neither is a column
@@ -64,7 +64,7 @@ impl ResultCode {
         }
     }
 
-    /// What a failure that is not for sure an event's fault is likely to be about.
+    /// The likely cause of a failure that is not for sure an event's fault.
     pub(super) fn fault(self) -> Fault {
         let kind = match self.primary() {
             ffi::SQLITE_BUSY | ffi::SQLITE_LOCKED => FaultKind::Contention,
@@ -132,7 +132,7 @@ const NAMES: &[(c_int, &str)] = names! {
     SQLITE_CANTOPEN_ISDIR SQLITE_CANTOPEN_SYMLINK
 };
 
-/// What the connection noted when a statement failed.
+/// The connection's notes of a statement that failed.
 #[derive(Debug)]
 struct Noted {
     code: AtomicI32,
@@ -234,7 +234,7 @@ struct Handle(NonNull<ffi::sqlite3>);
 // and is used only by calls that hold that connection exclusively.
 unsafe impl Send for Handle {}
 
-/// What the automatic extension saw.
+/// The connection that the automatic extension saw.
 #[derive(Clone, Copy)]
 struct Opened {
     handle: NonNull<ffi::sqlite3>,
@@ -242,7 +242,7 @@ struct Opened {
 }
 
 thread_local! {
-    /// What this thread opened last.
+    /// The connection that this thread opened last.
     static OPENED: Cell<Option<Opened>> = const { Cell::new(None) };
 }
 

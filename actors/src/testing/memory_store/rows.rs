@@ -7,7 +7,8 @@ use uuid::Uuid;
 
 use crate::delivery::{Content, Entry};
 use crate::event::{ReceivedEvent, Resource};
-use crate::store::{Cutoffs, DeadLetter, OpenLetter, Outcome, RefusalReason, Stage, Trimmed};
+use crate::store::operator::{DeadLetter, OpenLetter};
+use crate::store::{Cutoffs, Outcome, RefusalReason, Stage, Trimmed};
 
 /// The tables, and the events that they refuse.
 #[derive(Default)]

@@ -34,7 +34,7 @@ struct Backend {
     pid: i32,
 }
 
-/// What stands between.
+/// The pooler between this process and the server, if any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Between {
     /// Every transaction has the same server connection.

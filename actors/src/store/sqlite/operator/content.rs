@@ -10,17 +10,13 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Bool, Nullable, Text};
 use diesel::sqlite::Sqlite;
 
-use super::connection::Connection;
-use super::result_code::Failed;
-use super::text::read_timestamp;
-use crate::event::{ID_LABEL, ROLE_LABEL};
-use crate::store::audit::Unreadable;
-use crate::store::comparison::RESOURCES;
+use crate::event::{ID_LABEL, ROLE_LABEL, holds_long_integer};
+use crate::store::operator::{RESOURCES, Unreadable};
+use crate::store::sqlite::connection::Connection;
+use crate::store::sqlite::result_code::Failed;
+use crate::store::sqlite::text::read_timestamp;
 
-/// Digits of an integer that Python still reads.
-const MOST_DIGITS: usize = 4_300;
-
-/// What a row of `events` holds.
+/// The columns of a row of `events`.
 #[derive(Debug, Default, Queryable)]
 struct EventColumns {
     occurred: Option<String>,
@@ -34,7 +30,7 @@ struct EventColumns {
     payload_is_json: bool,
 }
 
-/// What a row of `event_resources` holds.
+/// The columns of a row of `event_resources`.
 #[derive(Debug, Queryable)]
 struct ResourceColumns {
     occurred: Option<String>,
@@ -48,7 +44,7 @@ type Labels = BTreeMap<String, String>;
 
 /// One row of `event_resources`, to be compared with others.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Told {
+struct ComparableRow {
     occurred: Option<String>,
     resource_id: Option<String>,
     role: Option<String>,
@@ -56,7 +52,7 @@ struct Told {
     labels: Option<Labels>,
 }
 
-/// What there is to say about the content of an event's rows.
+/// The findings about the content of an event's rows.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Content {
     pub(super) received: Option<DateTime<Utc>>,
@@ -116,14 +112,14 @@ impl Content {
         }
         let num_expected = 1 + related.len() as u64;
         let num_resources = resources.len() as u64;
-        let mut expected: Vec<Told> = std::iter::once(Told::own(&event, labels))
+        let mut expected: Vec<ComparableRow> = std::iter::once(ComparableRow::own(&event, labels))
             .chain(
                 related
                     .into_iter()
-                    .map(|labels| Told::related(&event, labels)),
+                    .map(|labels| ComparableRow::related(&event, labels)),
             )
             .collect();
-        let mut held: Vec<Told> = resources.into_iter().map(Told::held).collect();
+        let mut held: Vec<ComparableRow> = resources.into_iter().map(ComparableRow::held).collect();
         expected.sort();
         held.sort();
         if expected != held {
@@ -144,7 +140,7 @@ impl EventColumns {
         let payload = self.long_payload.as_deref().unwrap_or_default();
         if !self.payload_is_json {
             Some(Unreadable::NoJson)
-        } else if has_long_integer(payload) {
+        } else if holds_long_integer(payload) {
             Some(Unreadable::LongInteger)
         } else {
             None
@@ -152,7 +148,7 @@ impl EventColumns {
     }
 }
 
-impl Told {
+impl ComparableRow {
     /// Of the event's own resource.
     fn own(event: &EventColumns, labels: Option<Labels>) -> Self {
         let told = Self::of(event, labels);
@@ -192,48 +188,6 @@ fn read_labels(json: &str) -> Option<Labels> {
 
 fn read_list<T: serde::de::DeserializeOwned>(json: &str) -> Option<Vec<T>> {
     serde_json::from_str(json).ok()
-}
-
-/// Whether an integer in this JSON has more digits than Python reads.
-fn has_long_integer(json: &str) -> bool {
-    let mut rest = json.as_bytes();
-    while let Some((&byte, behind)) = rest.split_first() {
-        rest = match byte {
-            b'"' => behind_string(behind),
-            b'0'..=b'9' => {
-                let digits = rest.iter().take_while(|byte| byte.is_ascii_digit());
-                let (digits, behind) = rest.split_at(digits.count());
-                let is_integer = !matches!(behind.first(), Some(b'.' | b'e' | b'E'));
-                if is_integer && digits.len() > MOST_DIGITS {
-                    return true;
-                }
-                behind_number(behind)
-            }
-            _ => behind,
-        };
-    }
-    false
-}
-
-/// What comes behind a string of which the first quote is gone.
-fn behind_string(json: &[u8]) -> &[u8] {
-    let mut rest = json;
-    while let Some((&byte, behind)) = rest.split_first() {
-        rest = match byte {
-            b'"' => return behind,
-            b'\\' => behind.get(1..).unwrap_or_default(),
-            _ => behind,
-        };
-    }
-    rest
-}
-
-fn behind_number(json: &[u8]) -> &[u8] {
-    let length = json
-        .iter()
-        .take_while(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'))
-        .count();
-    json.get(length..).unwrap_or_default()
 }
 
 /// The row of `events` with this id.
@@ -391,25 +345,6 @@ mod tests {
             let content = Content::of(event, resources);
             assert_eq!(content.contradicting, columns, "change {index}");
             assert_eq!(content.unreadable, None);
-        }
-    }
-
-    #[test]
-    fn what_python_does_not_read_is_told_from_what_it_does() {
-        let digits = |num: usize| "9".repeat(num);
-        for (payload, is_long) in [
-            (format!(r#"{{"k": {}}}"#, digits(4_300)), false),
-            (format!(r#"{{"k": {}}}"#, digits(4_301)), true),
-            (format!(r#"{{"k": [-{}, 1]}}"#, digits(4_301)), true),
-            (format!(r#"{{"k": {}.5}}"#, digits(4_301)), false),
-            (format!(r#"{{"k": {}e1}}"#, digits(4_301)), false),
-            (format!(r#"{{"k": 0.{}}}"#, digits(4_301)), false),
-            (format!(r#"{{"k": 1e{}}}"#, digits(4_301)), false),
-            (format!(r#"{{"k": "{}"}}"#, digits(4_301)), false),
-            (format!(r#"{{"\"{}": "\\", "l": 1}}"#, digits(4_301)), false),
-            (format!(r#"{{"k": "\\", "l": {}}}"#, digits(4_301)), true),
-        ] {
-            assert_eq!(has_long_integer(&payload), is_long, "{payload:.20}");
         }
     }
 

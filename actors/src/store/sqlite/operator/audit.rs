@@ -6,19 +6,16 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Text};
-use futures_util::future::LocalBoxFuture;
 use tokio::time::Instant;
 
-use super::SqliteStore;
-use super::connection::{Connection, Failure};
 use super::content::Content;
-use super::schema::{self, event_persister_dead_letters as letters};
-use super::text::timestamp_bound;
-use crate::store::StoreError;
-use crate::store::audit::{
-    Audit, CountsRow, Cursor, EVENTS_ON_A_PAGE, EventRows, LetterCounts, LetterRow, NEWEST,
-    NEWEST_TAKE, Newest, PAGE_TAKES, Page, StrayRow, Strays,
+use crate::store::operator::answers::{
+    CountsRow, EVENTS_ON_A_PAGE, LetterRow, NEWEST, NEWEST_TAKE, Newest, PAGE_TAKES, StrayRow,
 };
+use crate::store::operator::{Cursor, EventRows, LetterCounts, Page, Strays};
+use crate::store::sqlite::connection::{Connection, Failure};
+use crate::store::sqlite::schema::{self, event_persister_dead_letters as letters};
+use crate::store::sqlite::text::timestamp_bound;
 
 /// How many resources an event has by its own columns. Something that is no JSON is none of ours.
 macro_rules! expected {
@@ -65,105 +62,72 @@ fn bound(since: Option<DateTime<Utc>>) -> String {
     since.map(timestamp_bound).unwrap_or_default()
 }
 
-impl Audit for SqliteStore {
-    fn look_up(
-        &self,
-        event_ids: Vec<String>,
-    ) -> LocalBoxFuture<'_, Result<Vec<EventRows>, StoreError>> {
-        Box::pin(self.with_connection("read", move |connection| {
-            in_snapshot(connection, |connection| look_up(connection, &event_ids))
-        }))
+/// At which of these positions of a source a message became a dead letter.
+pub(super) fn letters_at(
+    connection: &mut Connection,
+    source: &str,
+    positions: &[String],
+) -> Result<Vec<String>, Failure> {
+    if !schema::has_letters(connection)? {
+        return Ok(Vec::new());
     }
+    let at_positions = letters::table
+        .filter(letters::source.eq(source))
+        .filter(letters::position.eq_any(positions))
+        .select(letters::position)
+        .distinct();
+    Ok(connection.run(|connection| at_positions.load(connection))?)
+}
 
-    fn letters_at<'a>(
-        &'a self,
-        source: &'a str,
-        positions: Vec<String>,
-    ) -> LocalBoxFuture<'a, Result<Vec<String>, StoreError>> {
-        let source = source.to_owned();
-        Box::pin(
-            self.with_connection("read dead letters of", move |connection| {
-                if !schema::has_letters(connection)? {
-                    return Ok(Vec::new());
-                }
-                let at_positions = letters::table
-                    .filter(letters::source.eq(source))
-                    .filter(letters::position.eq_any(positions))
-                    .select(letters::position)
-                    .distinct();
-                Ok(connection.run(|connection| at_positions.load(connection))?)
-            }),
-        )
+/// Counts the dead letters.
+pub(super) fn count_curable(
+    connection: &mut Connection,
+    limit: usize,
+) -> Result<LetterCounts, Failure> {
+    if !schema::has_letters(connection)? {
+        return Ok(LetterCounts::default());
     }
+    let total = letters::table.count();
+    let total: i64 = connection.run(|connection| total.get_result(connection))?;
+    // One at least, which tells the number of all.
+    let at_most = i64::try_from(limit.max(1)).unwrap_or(i64::MAX);
+    let query = sql_query(CURABLE).bind::<BigInt, _>(at_most);
+    let rows: Vec<LetterRow> = connection.run(|connection| query.load(connection))?;
+    Ok(LetterCounts::of(total, rows, limit))
+}
 
-    fn walk<'a>(
-        &'a self,
-        since: Option<DateTime<Utc>>,
-        from: Option<&'a Cursor>,
-    ) -> LocalBoxFuture<'a, Result<Page, StoreError>> {
-        // The empty text is before every other, and no id is empty.
-        let cursor = from.cloned().unwrap_or_else(|| Cursor {
-            occurred: bound(since),
-            event_id: String::new(),
-            page_size: EVENTS_ON_A_PAGE,
-        });
-        Box::pin(self.with_connection("read", move |connection| {
-            in_snapshot(connection, |connection| walk(connection, &cursor))
-        }))
-    }
+/// Events of which only resources are there.
+pub(super) fn orphans(
+    connection: &mut Connection,
+    since: Option<DateTime<Utc>>,
+    limit: NonZeroUsize,
+) -> Result<Strays, Failure> {
+    strays(connection, ORPHANS, since, limit)
+}
 
-    fn orphans(
-        &self,
-        since: Option<DateTime<Utc>>,
-        limit: NonZeroUsize,
-    ) -> LocalBoxFuture<'_, Result<Strays, StoreError>> {
-        Box::pin(self.with_connection("read", move |connection| {
-            strays(connection, ORPHANS, since, limit)
-        }))
+/// Events that stand in `events` more than once.
+pub(super) fn repeated(
+    connection: &mut Connection,
+    since: Option<DateTime<Utc>>,
+    limit: NonZeroUsize,
+) -> Result<Strays, Failure> {
+    let unique: Unique =
+        connection.run(|connection| sql_query(IDS_ARE_UNIQUE).get_result(connection))?;
+    if unique.is_true {
+        return Ok(Strays::default());
     }
-
-    fn repeated(
-        &self,
-        since: Option<DateTime<Utc>>,
-        limit: NonZeroUsize,
-    ) -> LocalBoxFuture<'_, Result<Strays, StoreError>> {
-        Box::pin(self.with_connection("read", move |connection| {
-            let unique: Answer =
-                connection.run(|connection| sql_query(IDS_ARE_UNIQUE).get_result(connection))?;
-            if unique.is_true {
-                return Ok(Strays::default());
-            }
-            strays(connection, REPEATED, since, limit)
-        }))
-    }
-
-    fn count_letters(&self, limit: usize) -> LocalBoxFuture<'_, Result<LetterCounts, StoreError>> {
-        Box::pin(
-            self.with_connection("read dead letters of", move |connection| {
-                if !schema::has_letters(connection)? {
-                    return Ok(LetterCounts::default());
-                }
-                let total = letters::table.count();
-                let total: i64 = connection.run(|connection| total.get_result(connection))?;
-                // One at least, which tells the number of all.
-                let at_most = i64::try_from(limit.max(1)).unwrap_or(i64::MAX);
-                let query = sql_query(CURABLE).bind::<BigInt, _>(at_most);
-                let rows: Vec<LetterRow> = connection.run(|connection| query.load(connection))?;
-                Ok(LetterCounts::of(total, rows, limit))
-            }),
-        )
-    }
+    strays(connection, REPEATED, since, limit)
 }
 
 #[derive(QueryableByName)]
-struct Answer {
+struct Unique {
     #[diesel(sql_type = Bool)]
     is_true: bool,
 }
 
-/// Where an event stands.
+/// When an event occurred, and its id.
 #[derive(QueryableByName)]
-struct Place {
+struct Listed {
     #[diesel(sql_type = Text)]
     id: String,
     #[diesel(sql_type = Text)]
@@ -181,7 +145,18 @@ fn in_snapshot<T>(
     Ok(answer)
 }
 
-fn look_up(connection: &mut Connection, event_ids: &[String]) -> Result<Vec<EventRows>, Failure> {
+/// The rows of each of these events.
+pub(super) fn look_up(
+    connection: &mut Connection,
+    event_ids: &[String],
+) -> Result<Vec<EventRows>, Failure> {
+    in_snapshot(connection, |connection| look_up_now(connection, event_ids))
+}
+
+fn look_up_now(
+    connection: &mut Connection,
+    event_ids: &[String],
+) -> Result<Vec<EventRows>, Failure> {
     let query = sql_query(LOOK_UP).bind::<Text, _>(as_json(event_ids));
     let rows: Vec<CountsRow> = connection.run(|connection| query.load(connection))?;
     let mut held: Vec<EventRows> = rows.into_iter().map(EventRows::from).collect();
@@ -201,13 +176,13 @@ pub(super) fn newest(connection: &mut Connection) -> Result<Newest, Failure> {
     let began = Instant::now();
     let at_most = i64::try_from(NEWEST).unwrap_or(i64::MAX);
     let query = sql_query(NEWEST_FIRST).bind::<BigInt, _>(at_most);
-    let places: Vec<Place> = connection.run(|connection| query.load(connection))?;
+    let listed: Vec<Listed> = connection.run(|connection| query.load(connection))?;
     let mut newest = Newest::default();
-    for place in places {
+    for event in listed {
         if began.elapsed() > NEWEST_TAKE {
             break;
         }
-        let unreadable = Content::unreadable(connection, &place.id)?;
+        let unreadable = Content::unreadable(connection, &event.id)?;
         newest.num_events += 1;
         newest.num_unreadable += u64::from(unreadable.is_some());
     }
@@ -215,32 +190,46 @@ pub(super) fn newest(connection: &mut Connection) -> Result<Newest, Failure> {
 }
 
 /// Reads a page, or as much of it as there is time for.
-fn walk(connection: &mut Connection, cursor: &Cursor) -> Result<Page, Failure> {
+pub(super) fn walk(
+    connection: &mut Connection,
+    since: Option<DateTime<Utc>>,
+    from: Option<Cursor>,
+) -> Result<Page, Failure> {
+    // The empty text is before every other, and no id is empty.
+    let cursor = from.unwrap_or_else(|| Cursor {
+        occurred: bound(since),
+        event_id: String::new(),
+        page_size: EVENTS_ON_A_PAGE,
+    });
+    in_snapshot(connection, |connection| read_page(connection, &cursor))
+}
+
+fn read_page(connection: &mut Connection, cursor: &Cursor) -> Result<Page, Failure> {
     let began = Instant::now();
     let query = sql_query(NEXT)
         .bind::<Text, _>(&cursor.occurred)
         .bind::<Text, _>(&cursor.event_id)
         .bind::<BigInt, _>(cursor.page_size);
-    let places: Vec<Place> = connection.run(|connection| query.load(connection))?;
-    let is_full = i64::try_from(places.len()).is_ok_and(|length| length >= cursor.page_size);
+    let listed: Vec<Listed> = connection.run(|connection| query.load(connection))?;
+    let is_full = i64::try_from(listed.len()).is_ok_and(|length| length >= cursor.page_size);
     let mut page = Page::default();
-    let mut places = places.into_iter();
+    let mut listed = listed.into_iter();
     let mut last = None;
-    for place in places.by_ref() {
-        let content = Content::read(connection, &place.id)?;
+    for event in listed.by_ref() {
+        let content = Content::read(connection, &event.id)?;
         if content.is_none_or(|content| !content.is_sound()) {
-            page.suspects.push(place.id.clone());
+            page.suspects.push(event.id.clone());
         }
         page.num_events += 1;
-        last = Some(place);
+        last = Some(event);
         if began.elapsed() > PAGE_TAKES {
             break;
         }
     }
-    let has_more = is_full || places.len() > 0;
-    page.next = last.filter(|_| has_more).map(|place| Cursor {
-        occurred: place.occurred,
-        event_id: place.id,
+    let has_more = is_full || listed.len() > 0;
+    page.next = last.filter(|_| has_more).map(|event| Cursor {
+        occurred: event.occurred,
+        event_id: event.id,
         page_size: cursor.page_size,
     });
     Ok(page)

@@ -3,9 +3,9 @@
 use diesel::QueryableByName;
 use diesel::sql_types::Text;
 
-use super::super::conditions::{Lacking, Purpose};
 use super::{Connection, Failure, Needs, conditions, rows, schema};
 use crate::finding::{Finding, Severity};
+use crate::store::postgres::conditions::{Lacking, Purpose};
 
 /// Whether the rows of `events` may be looked at.
 pub(super) fn may_read_events(lacking: &[Lacking]) -> bool {
@@ -87,7 +87,7 @@ pub(super) struct MissingIndex {
     column_name: String,
 }
 
-/// What counts is the first column; a partial or half-built index finds too little.
+/// Only the first column counts; a partial or half-built index finds too little.
 const MISSING_INDEXES: &str = "SELECT table_name, column_name FROM (VALUES \
     ('events', 'occurred'), ('event_resources', 'event_id'), ('event_resources', 'occurred')) \
     AS wanted (table_name, column_name) \

@@ -1,4 +1,4 @@
-//! What would stop or hurt a store in this database, looked for without making anything.
+//! Looks for whatever would stop or hurt a store in this database, and makes nothing.
 //!
 //! Each question is a transaction of its own, so that one that fails hides nothing else.
 
@@ -7,14 +7,15 @@ use diesel_async::RunQueryDsl as _;
 use futures_util::future::LocalBoxFuture;
 
 use super::audit;
-use super::conditions::{self, Looked};
-use super::connection::Connection;
-use super::failure::Failure;
-use super::schema;
-use super::settings::PostgresSettings;
 use crate::clock::Clock;
 use crate::finding::Finding;
 use crate::store::CreateSchema;
+use crate::store::operator::Needs;
+use crate::store::postgres::conditions::{self, Looked};
+use crate::store::postgres::connection::Connection;
+use crate::store::postgres::failure::Failure;
+use crate::store::postgres::schema;
+use crate::store::postgres::settings::PostgresSettings;
 
 mod pooler;
 mod replication;
@@ -22,15 +23,6 @@ mod server;
 mod tables;
 
 use server::ServerFacts;
-
-/// What a service asks of its database.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Needs {
-    /// Connections that write.
-    pub writers: usize,
-    /// Whether events are deleted when they are old.
-    pub trims: bool,
-}
 
 pub(super) async fn inspect(
     settings: &PostgresSettings,

@@ -1,6 +1,6 @@
 //! Reads the tables for a comparison: each question in a snapshot of its own that only reads.
 //!
-//! What fits together is compared on the server, which costs a fraction of sending it. A row that the
+//! Rows are compared on the server, which costs a fraction of sending them. A row that the
 //! server cannot read fails the whole question. So the part that fails is asked again without any
 //! event, which fails too where something else is wrong; only if that succeeds it is made smaller until
 //! the culprit stands alone.
@@ -11,19 +11,18 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
-use diesel_async::RunQueryDsl;
-use futures_util::future::LocalBoxFuture;
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 use tokio::time::Instant;
 
-use super::PostgresStore;
-use super::connection::Connection;
-use super::failure::Failure;
-use super::schema::event_persister_dead_letters as letters;
-use crate::store::StoreError;
-use crate::store::audit::{
-    Audit, CountsRow, Cursor, EVENTS_ON_A_PAGE, EventRows, LetterCounts, LetterRow, NEWEST,
-    NEWEST_TAKE, Newest, Page, PageRow, StrayRow, Strays, Unreadable, count, next_page_size,
+use crate::store::as_count;
+use crate::store::operator::answers::{
+    CountsRow, EVENTS_ON_A_PAGE, LetterRow, NEWEST, NEWEST_TAKE, Newest, PageRow, StrayRow,
+    next_page_size,
 };
+use crate::store::operator::{Cursor, EventRows, LetterCounts, Page, Strays, Unreadable};
+use crate::store::postgres::connection::Connection;
+use crate::store::postgres::failure::Failure;
+use crate::store::postgres::schema::event_persister_dead_letters as letters;
 
 /// The related resources of `events`; none where the column holds something else.
 macro_rules! related {
@@ -198,7 +197,7 @@ const NEWEST_BEFORE: &str = concat!(
      (array_agg(id::text ORDER BY occurred, id))[1] AS event_id \
      FROM (SELECT id, occurred, received, payload FROM events \
      WHERE (occurred, id) < ($1::timestamptz, $2::uuid) \
-     ORDER BY occurred DESC, id DESC LIMIT 200) AS events"
+     ORDER BY occurred DESC, id DESC LIMIT $3) AS events"
 );
 
 const ORPHANS: &str = "SELECT event_id::text AS event_id, count(*) OVER () AS total \
@@ -245,114 +244,69 @@ async fn is_true(connection: &mut Connection, question: &str) -> Result<bool, Fa
     Ok(answer.is_true)
 }
 
-impl Audit for PostgresStore {
-    fn look_up(
-        &self,
-        event_ids: Vec<String>,
-    ) -> LocalBoxFuture<'_, Result<Vec<EventRows>, StoreError>> {
-        Box::pin(async move {
-            let look_up = async |connection: &mut Connection| look_up(connection, &event_ids).await;
-            self.with_connection("read", self.limit(), look_up).await
-        })
+/// At which of these positions of a source a message became a dead letter.
+pub(super) async fn letters_at(
+    connection: &mut Connection,
+    source: &str,
+    positions: &[String],
+) -> Result<Vec<String>, Failure> {
+    connection.begin_snapshot().await?;
+    let mut found = Vec::new();
+    if is_true(connection, LETTERS_ARE_THERE).await? {
+        found = letters::table
+            .filter(letters::source.eq(source))
+            .filter(letters::position.eq_any(positions))
+            .select(letters::position)
+            .distinct()
+            .load(&mut connection.pg)
+            .await?;
     }
-
-    fn letters_at<'a>(
-        &'a self,
-        source: &'a str,
-        positions: Vec<String>,
-    ) -> LocalBoxFuture<'a, Result<Vec<String>, StoreError>> {
-        Box::pin(async move {
-            let find = async |connection: &mut Connection| {
-                connection.begin_snapshot().await?;
-                let mut found = Vec::new();
-                if is_true(connection, LETTERS_ARE_THERE).await? {
-                    found = letters::table
-                        .filter(letters::source.eq(source))
-                        .filter(letters::position.eq_any(&positions))
-                        .select(letters::position)
-                        .distinct()
-                        .load(&mut connection.pg)
-                        .await?;
-                }
-                connection.commit().await?;
-                Ok(found)
-            };
-            self.with_connection("read dead letters of", self.limit(), find)
-                .await
-        })
-    }
-
-    fn walk<'a>(
-        &'a self,
-        since: Option<DateTime<Utc>>,
-        from: Option<&'a Cursor>,
-    ) -> LocalBoxFuture<'a, Result<Page, StoreError>> {
-        Box::pin(async move {
-            let start = Cursor {
-                occurred: bound(since),
-                event_id: FIRST_ID.to_owned(),
-                page_size: EVENTS_ON_A_PAGE,
-            };
-            let cursor = from.unwrap_or(&start);
-            let read =
-                async |connection: &mut Connection| walk(connection, cursor, from.is_some()).await;
-            self.with_connection("read", None, read).await
-        })
-    }
-
-    fn orphans(
-        &self,
-        since: Option<DateTime<Utc>>,
-        limit: NonZeroUsize,
-    ) -> LocalBoxFuture<'_, Result<Strays, StoreError>> {
-        Box::pin(async move {
-            let find = async |connection: &mut Connection| {
-                connection.begin_snapshot().await?;
-                let found = strays(connection, ORPHANS, since, limit).await?;
-                connection.commit().await?;
-                Ok(found)
-            };
-            self.with_connection("read", None, find).await
-        })
-    }
-
-    fn repeated(
-        &self,
-        since: Option<DateTime<Utc>>,
-        limit: NonZeroUsize,
-    ) -> LocalBoxFuture<'_, Result<Strays, StoreError>> {
-        Box::pin(async move {
-            let find = async |connection: &mut Connection| {
-                connection.begin_snapshot().await?;
-                let mut found = Strays::default();
-                if !is_true(connection, IDS_ARE_UNIQUE).await? {
-                    found = strays(connection, REPEATED, since, limit).await?;
-                }
-                connection.commit().await?;
-                Ok(found)
-            };
-            self.with_connection("read", None, find).await
-        })
-    }
-
-    fn count_letters(&self, limit: usize) -> LocalBoxFuture<'_, Result<LetterCounts, StoreError>> {
-        Box::pin(async move {
-            let count = async |connection: &mut Connection| {
-                connection.begin_snapshot().await?;
-                let mut counts = LetterCounts::default();
-                if is_true(connection, LETTERS_ARE_THERE).await? {
-                    counts = letter_counts(connection, limit).await?;
-                }
-                connection.commit().await?;
-                Ok(counts)
-            };
-            self.with_connection("read dead letters of", None, count)
-                .await
-        })
-    }
+    connection.commit().await?;
+    Ok(found)
 }
 
-/// What the tables hold of an event, with what is wrong about it.
+/// Counts the dead letters.
+pub(super) async fn count_curable(
+    connection: &mut Connection,
+    limit: usize,
+) -> Result<LetterCounts, Failure> {
+    connection.begin_snapshot().await?;
+    let mut counts = LetterCounts::default();
+    if is_true(connection, LETTERS_ARE_THERE).await? {
+        counts = letter_counts(connection, limit).await?;
+    }
+    connection.commit().await?;
+    Ok(counts)
+}
+
+/// Events of which only resources are there.
+pub(super) async fn orphans(
+    connection: &mut Connection,
+    since: Option<DateTime<Utc>>,
+    limit: NonZeroUsize,
+) -> Result<Strays, Failure> {
+    connection.begin_snapshot().await?;
+    let found = strays(connection, ORPHANS, since, limit).await?;
+    connection.commit().await?;
+    Ok(found)
+}
+
+/// Events that stand in `events` more than once.
+pub(super) async fn repeated(
+    connection: &mut Connection,
+    since: Option<DateTime<Utc>>,
+    limit: NonZeroUsize,
+) -> Result<Strays, Failure> {
+    connection.begin_snapshot().await?;
+    let mut found = Strays::default();
+    if !is_true(connection, IDS_ARE_UNIQUE).await? {
+        found = strays(connection, REPEATED, since, limit).await?;
+    }
+    connection.commit().await?;
+    Ok(found)
+}
+
+/// The rows of an event, and what is wrong with them.
 #[derive(QueryableByName)]
 struct HeldRow {
     #[diesel(embed)]
@@ -380,7 +334,8 @@ impl From<HeldRow> for EventRows {
     }
 }
 
-async fn look_up(
+/// The rows of each of these events.
+pub(super) async fn look_up(
     connection: &mut Connection,
     event_ids: &[String],
 ) -> Result<Vec<EventRows>, Failure> {
@@ -436,11 +391,17 @@ async fn count_damaged(connection: &mut Connection, event_id: &str) -> Result<Ev
 }
 
 /// Reads a page, or as much of it as can be read.
-async fn walk(
+pub(super) async fn walk(
     connection: &mut Connection,
-    cursor: &Cursor,
-    is_behind: bool,
+    since: Option<DateTime<Utc>>,
+    from: Option<&Cursor>,
 ) -> Result<Page, Failure> {
+    let start = Cursor {
+        occurred: bound(since),
+        event_id: FIRST_ID.to_owned(),
+        page_size: EVENTS_ON_A_PAGE,
+    };
+    let (cursor, is_behind) = (from.unwrap_or(&start), from.is_some());
     let mut page_size = cursor.page_size;
     loop {
         let asked = Instant::now();
@@ -465,6 +426,10 @@ async fn walk(
     }
 }
 
+/// How long a page of the newest events may take. The first has one event, and all that `check` looks at has
+/// half a minute: an event that takes longer is left to an audit, with those before it.
+const NEWEST_PAGE_MAY_TAKE: &str = "SET LOCAL statement_timeout = '3s'";
+
 /// Counts the newest events that cannot be read, as far back as there is time for.
 pub(super) async fn newest(connection: &mut Connection) -> Result<Newest, Failure> {
     #[derive(QueryableByName)]
@@ -480,17 +445,34 @@ pub(super) async fn newest(connection: &mut Connection) -> Result<Newest, Failur
     }
     let began = Instant::now();
     let mut newest = Newest::default();
+    let mut page_size = 1;
     let mut before = Some((LAST_MOMENT.to_owned(), LAST_ID.to_owned()));
+    connection.pg.batch_execute(NEWEST_PAGE_MAY_TAKE).await?;
     while let Some((occurred, event_id)) = before
         && newest.num_events < NEWEST
         && began.elapsed() < NEWEST_TAKE
     {
+        let asked = Instant::now();
         let query = sql_query(NEWEST_BEFORE)
             .bind::<Text, _>(occurred)
-            .bind::<Text, _>(event_id);
-        let row: Row = query.get_result(&mut connection.pg).await?;
-        newest.num_events += count(row.num_events);
-        newest.num_unreadable += count(row.num_unreadable);
+            .bind::<Text, _>(event_id)
+            .bind::<BigInt, _>(page_size);
+        let row: Row = match query
+            .get_result(&mut connection.pg)
+            .await
+            .map_err(Failure::from)
+        {
+            Ok(row) => row,
+            Err(failure) if failure.is_cancelled() => {
+                connection.roll_back().await?;
+                connection.begin().await?;
+                break;
+            }
+            Err(failure) => return Err(failure),
+        };
+        page_size = next_page_size(page_size, asked.elapsed());
+        newest.num_events += as_count(row.num_events);
+        newest.num_unreadable += as_count(row.num_unreadable);
         before = row.occurred.zip(row.event_id);
     }
     Ok(newest)

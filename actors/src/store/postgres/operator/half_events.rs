@@ -1,23 +1,21 @@
-//! Events without resources and resources without an event: what a crash of a writer that does not
-//! write both in one transaction leaves behind. This store makes none when it writes.
+//! Halves of events. This store makes none when it writes.
 
 use diesel::prelude::QueryableByName;
 use diesel::sql_query;
 use diesel::sql_types::BigInt;
 use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
 
-use super::connection::Connection;
-use super::failure::Failure;
+use crate::store::as_count;
+use crate::store::operator::HalfEvents;
+use crate::store::postgres::connection::Connection;
+use crate::store::postgres::failure::Failure;
 
-/// How many halves of events there are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, QueryableByName, serde::Serialize)]
-pub struct HalfEvents {
-    /// Rows of `events` of which there is no row in `event_resources`.
+#[derive(QueryableByName)]
+struct Row {
     #[diesel(sql_type = BigInt)]
-    pub events: i64,
-    /// Rows of `event_resources` whose event is not in `events`.
+    events: i64,
     #[diesel(sql_type = BigInt)]
-    pub resources: i64,
+    resources: i64,
 }
 
 /// One join tells both, so that each table is read once.
@@ -35,9 +33,12 @@ const REMOVE_RESOURCES: &str = "DELETE FROM event_resources WHERE NOT EXISTS \
 /// Counts the halves, all of the same moment. Reads both tables as a whole.
 pub(super) async fn count(connection: &mut Connection) -> Result<HalfEvents, Failure> {
     connection.begin_snapshot().await?;
-    let found = sql_query(COUNT).get_result(&mut connection.pg).await?;
+    let row: Row = sql_query(COUNT).get_result(&mut connection.pg).await?;
     connection.commit().await?;
-    Ok(found)
+    Ok(HalfEvents {
+        events: as_count(row.events),
+        resources: as_count(row.resources),
+    })
 }
 
 /// Removes the halves. Each statement sees whole transactions only, so that an event that is being
@@ -54,7 +55,7 @@ pub(super) async fn remove(connection: &mut Connection) -> Result<HalfEvents, Fa
         .await?;
     connection.commit().await?;
     Ok(HalfEvents {
-        events: i64::try_from(events).unwrap_or(i64::MAX),
-        resources: i64::try_from(resources).unwrap_or(i64::MAX),
+        events: events as u64,
+        resources: resources as u64,
     })
 }

@@ -40,7 +40,7 @@ pub(super) struct ServerFacts {
     now: DateTime<Utc>,
 }
 
-/// Whoever is no superuser cannot have what is kept for these; a limit of -1 is none.
+/// Only a superuser may use the connections that are kept for superusers; a limit of -1 is none.
 const FACTS: &str = "WITH used AS (SELECT count(*) AS everybody, \
     count(*) FILTER (WHERE usename = current_user) AS of_role, \
     count(*) FILTER (WHERE datname = current_database()) AS of_database \
@@ -73,7 +73,7 @@ pub(super) async fn facts(connection: &mut Connection) -> Result<ServerFacts, Fa
 }
 
 impl ServerFacts {
-    /// What it means; `ours` is our clock before and after the server looked at its own.
+    /// The findings; `ours` is our clock before and after the server looked at its own.
     pub(super) fn judge(&self, needs: Needs, ours: (DateTime<Utc>, DateTime<Utc>)) -> Vec<Finding> {
         vec![
             self.version(),

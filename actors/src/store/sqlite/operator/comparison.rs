@@ -3,24 +3,21 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Nullable, Text};
-use futures_util::future::LocalBoxFuture;
 
-use super::SqliteStore;
-use super::connection::{Connection, Failure};
-use super::rows::{EventTexts, RowTexts};
 use crate::delivery::{Content, Entry};
 use crate::event::{ReceivedEvent, Resource};
-use crate::store::StoreError;
-use crate::store::comparison::{
-    Compared, Comparison, NUM_RESOURCES, RESOURCES, of_columns, with_refused,
-};
+use crate::store::operator::answers::of_columns;
+use crate::store::operator::{Compared, NUM_RESOURCES, RESOURCES};
+use crate::store::sqlite::connection::{Connection, Failure};
+use crate::store::sqlite::rows::{EventTexts, RowTexts};
 
-/// What a row of `events` holds that comes from the event.
+/// The columns of a row of `events` that come from the event.
 #[derive(QueryableByName)]
-struct HeldEvent {
+struct StoredEvent {
     #[diesel(sql_type = Nullable<Text>)]
     occurred: Option<String>,
     #[diesel(sql_type = Nullable<Text>)]
@@ -47,7 +44,7 @@ const EVENT: &str = "SELECT CAST(occurred AS TEXT) AS occurred, CAST(received AS
     CAST(related_resource_ids AS TEXT) AS related_resource_ids, CAST(payload AS TEXT) AS payload, \
     CAST(follows AS TEXT) AS follows FROM events WHERE id = ?";
 
-/// What a row of `event_resources` holds that comes from the event.
+/// The columns of a row of `event_resources` that come from the event.
 #[derive(QueryableByName, PartialEq, Eq, PartialOrd, Ord)]
 struct ResourceRow {
     #[diesel(sql_type = Nullable<Text>)]
@@ -64,48 +61,37 @@ const RESOURCES_OF_EVENT: &str = "SELECT CAST(occurred AS TEXT) AS occurred, \
     CAST(resource_id AS TEXT) AS resource_id, CAST(resource_role AS TEXT) AS resource_role, \
     CAST(resource AS TEXT) AS resource FROM event_resources WHERE event_id = ?";
 
-impl Comparison for SqliteStore {
-    fn compare<'a>(
-        &'a self,
-        entries: &'a [Arc<Entry>],
-    ) -> LocalBoxFuture<'a, Result<Vec<Compared>, StoreError>> {
-        Box::pin(async move {
-            let given = entries.to_vec();
-            let now = self.shared.clock.now();
-            let compare = move |connection: &mut Connection| {
-                let (texts, _) = RowTexts::new(&given, now).map_err(Failure::Unfit)?;
-                let max_length = connection.max_length();
-                let compared = given.iter().enumerate().map(|(index, entry)| {
-                    match (&entry.content, texts.event(index)) {
-                        (Content::Event(event), Some(texts))
-                            if texts.too_long(event, max_length).is_none() =>
-                        {
-                            compare(connection, event, &texts).map(Some)
-                        }
-                        // A rejection, or an event that would be refused.
-                        _ => Ok(None),
-                    }
-                });
-                compared.collect::<Result<Vec<_>, Failure>>()
-            };
-            let compared = self.with_connection("read", compare).await?;
-            with_refused(self, entries, compared).await
-        })
-    }
+/// One answer for each entry; none for a rejection, and for an event that would be refused.
+pub(super) fn compare(
+    connection: &mut Connection,
+    entries: &[Arc<Entry>],
+    now: DateTime<Utc>,
+) -> Result<Vec<Option<Compared>>, Failure> {
+    let (texts, _) = RowTexts::new(entries, now).map_err(Failure::Unfit)?;
+    let max_length = connection.max_length();
+    let compared = entries.iter().enumerate().map(|(index, entry)| {
+        match (&entry.content, texts.event(index)) {
+            (Content::Event(event), Some(texts)) if texts.too_long(event, max_length).is_none() => {
+                compare_event(connection, event, &texts).map(Some)
+            }
+            _ => Ok(None),
+        }
+    });
+    compared.collect()
 }
 
-fn compare(
+fn compare_event(
     connection: &mut Connection,
     event: &ReceivedEvent,
     texts: &EventTexts<'_>,
 ) -> Result<Compared, Failure> {
     let query = sql_query(EVENT).bind::<Text, _>(texts.id());
-    let held: Option<HeldEvent> =
+    let stored: Option<StoredEvent> =
         connection.run(|connection| query.get_result(connection).optional())?;
-    let Some(held) = held else {
+    let Some(stored) = stored else {
         return Ok(Compared::Absent);
     };
-    let mut columns = held.differing(event, texts);
+    let mut columns = stored.differing(event, texts);
     let query = sql_query(RESOURCES_OF_EVENT).bind::<Text, _>(texts.id());
     let theirs: Vec<ResourceRow> = connection.run(|connection| query.load(connection))?;
     columns.extend(differing_resources(ours(event, texts), theirs));
@@ -113,7 +99,7 @@ fn compare(
     Ok(of_columns(event.received, columns))
 }
 
-impl HeldEvent {
+impl StoredEvent {
     fn differing(&self, event: &ReceivedEvent, texts: &EventTexts<'_>) -> Vec<&'static str> {
         let made = texts.columns().into_iter();
         let given = [

@@ -13,19 +13,15 @@ use diesel::prelude::QueryResult;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Array, BigInt, Bool, Text};
 use diesel_async::RunQueryDsl;
-use futures_util::future::LocalBoxFuture;
 
-use super::PostgresStore;
-use super::arrays::Arrays;
-use super::connection::Connection;
-use super::failure::Failure;
-use super::rows::Rows;
 use crate::delivery::Entry;
 use crate::event::{ReceivedEvent, Resource};
-use crate::store::StoreError;
-use crate::store::comparison::{
-    Compared, Comparison, NUM_RESOURCES, RESOURCES, of_columns, with_refused,
-};
+use crate::store::operator::answers::of_columns;
+use crate::store::operator::{Compared, NUM_RESOURCES, RESOURCES};
+use crate::store::postgres::arrays::Arrays;
+use crate::store::postgres::connection::Connection;
+use crate::store::postgres::failure::Failure;
+use crate::store::postgres::rows::Rows;
 
 /// Bytes that an entry of a B-tree takes at most, less what stands in it beside the texts.
 const INDEX_TAKES: usize = 2_600;
@@ -33,38 +29,11 @@ const INDEX_TAKES: usize = 2_600;
 /// An event's number, whether it is there, and the columns that differ.
 type Row = (i64, bool, Vec<String>);
 
-impl Comparison for PostgresStore {
-    fn compare<'a>(
-        &'a self,
-        entries: &'a [Arc<Entry>],
-    ) -> LocalBoxFuture<'a, Result<Vec<Compared>, StoreError>> {
-        Box::pin(async move {
-            let compare =
-                async |connection: &mut Connection| compare(connection, entries, Arrays::new).await;
-            let compared = self.with_connection("read", self.limit(), compare).await?;
-            with_refused(self, entries, compared).await
-        })
-    }
-
-    fn compare_as_prefect<'a>(
-        &'a self,
-        entries: &'a [Arc<Entry>],
-    ) -> LocalBoxFuture<'a, Result<Vec<Compared>, StoreError>> {
-        Box::pin(async move {
-            let compare = async |connection: &mut Connection| {
-                compare(connection, entries, Arrays::as_prefect).await
-            };
-            let compared = self.with_connection("read", self.limit(), compare).await?;
-            with_refused(self, entries, compared).await
-        })
-    }
-}
-
 /// How the rows become parameters.
-type MakeArrays = for<'r> fn(&Rows<'r>) -> Arrays;
+pub(super) type MakeArrays = for<'r> fn(&Rows<'r>) -> Arrays;
 
 /// One answer for each entry; none where it would be refused.
-async fn compare(
+pub(super) async fn compare(
     connection: &mut Connection,
     entries: &[Arc<Entry>],
     arrays: MakeArrays,

@@ -1,22 +1,23 @@
-//! What would stop or hurt a store in this file, looked for without making anything.
+//! Looks for whatever would stop or hurt a store in this file, and makes nothing.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::CreateSchema;
 use super::audit;
-use super::connection::{Connection, Failure, Missing, Place};
-use super::{lock_holder, log_size, schema};
 use crate::finding::Finding;
+use crate::store::CreateSchema;
+use crate::store::sqlite::connection::{Connection, Failure, Missing};
+use crate::store::sqlite::{SqliteSettings, lock_holder, log_size, schema};
 
 mod file_system;
 
-/// Enough for some gigabytes; whoever waits for `check` does so for no longer than half a minute.
+/// Enough for some gigabytes; `check` waits for no longer than half a minute.
 const LOOKS_THROUGH_FOR: Duration = Duration::from_secs(10);
 
-pub(super) fn inspect(place: &Place, create: CreateSchema) -> Vec<Finding> {
-    let path = resolved(&place.path);
+pub(super) fn inspect(settings: &SqliteSettings) -> Vec<Finding> {
+    let create = settings.create_schema;
+    let path = resolved(&settings.path);
     let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
     let mut findings = Vec::new();
     if directory.is_dir() {
@@ -33,14 +34,14 @@ pub(super) fn inspect(place: &Place, create: CreateSchema) -> Vec<Finding> {
         CreateSchema::OwnOnly => Missing::Await,
         CreateSchema::Everything | CreateSchema::Nothing => Missing::Refuse,
     };
-    match Connection::open(place, missing) {
+    match Connection::open(settings, missing) {
         Ok(mut connection) => {
             let what = path.display().to_string();
             findings.push(Finding::ok("sqlite.file", what));
             look_inside(&mut connection, create, &mut findings);
             drop(connection);
             findings.push(log(&path));
-            findings.push(integrity(place));
+            findings.push(integrity(settings));
         }
         Err(error) => findings.push(Finding::of_error("sqlite.file", &error)),
     }
@@ -108,15 +109,15 @@ fn of_failure(connection: &Connection, id: &'static str, doing: &str, failure: F
 
 /// Looks through the whole file, for so long at most. It is not among what a service looks at when it
 /// starts: that it is large is no reason to start late.
-fn integrity(place: &Place) -> Finding {
+fn integrity(settings: &SqliteSettings) -> Finding {
     const ID: &str = "sqlite.integrity";
-    let path = place.path.display().to_string();
+    let path = settings.path.display().to_string();
     let by_hand = format!("sqlite3 {path} 'PRAGMA quick_check'");
     let (sender, receiver) = mpsc::channel();
-    let place = Place::clone(place);
+    let settings = settings.clone();
     // Where it takes too long it goes on until its process ends, and keeps nobody from anything.
     let looking = std::thread::Builder::new().spawn(move || {
-        let looked = Connection::open(&place, Missing::Refuse).and_then(|mut connection| {
+        let looked = Connection::open(&settings, Missing::Refuse).and_then(|mut connection| {
             let damage = schema::damage(&mut connection);
             damage.map_err(|failure| connection.store_error("look through", failure))
         });

@@ -1,4 +1,4 @@
-//! What the file stands on.
+//! The file system beneath the file.
 
 use std::path::Path;
 
@@ -74,7 +74,7 @@ fn of_space(free: u64, total: u64) -> Finding {
     Finding::ok(ID, what)
 }
 
-/// What kind of file system it is.
+/// Judges the kind of file system.
 pub(super) fn kind(directory: &Path) -> Finding {
     // Other systems than Linux have no such list.
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -91,7 +91,7 @@ fn kind_of<'a>(mounts: &'a str, directory: &Path) -> Option<&'a str> {
             let kind = after.split(' ').next()?;
             directory.starts_with(&at).then_some((at.len(), kind))
         })
-        // What was mounted later covers what was there.
+        // A later mount covers an earlier one.
         .max_by_key(|(length, _)| *length)
         .map(|(_, kind)| kind)
 }
