@@ -4,10 +4,10 @@ use std::io::Read;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use event_persister_actors::batcher::BatcherSettings;
 use event_persister_actors::clock::{Clock, SystemClock};
 use event_persister_actors::event::EventLimits;
 use event_persister_actors::metrics::Metrics;
+use event_persister_actors::pipeline::BatcherSettings;
 use event_persister_actors::pipeline::{PipelineParts, PipelineSettings};
 use event_persister_actors::retention::Retention;
 use event_persister_actors::source::EventSource;

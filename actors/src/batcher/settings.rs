@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::backoff::Backoff;
-use crate::batch::BatchLimits;
+use crate::batch_queue::BatchLimits;
 use crate::credit::Credit;
 use crate::isolation::Allowance;
 use crate::source::Permit;

@@ -1,6 +1,6 @@
 //! A store in memory, with faults that can be switched on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::batch::Batch;
 use crate::clock::{Clock, SystemClock};
 use crate::store::{
-    Cutoffs, DeadLetter, DeadLetters, EventStore, Fault, Held, LastPass, LetterFilter,
+    Cutoffs, DeadLetter, DeadLetters, EventStore, Fault, FaultKind, Held, LastPass, LetterFilter,
     LetterVersion, OpenLetter, OpenStore, Outcome, RefusalReason, StoreError, TrimStep, Trimmed,
 };
 
@@ -32,18 +32,22 @@ pub struct MemoryStore {
 }
 
 struct Core {
-    state: Mutex<State>,
+    state: Mutex<StoreState>,
     clock: Arc<dyn Clock>,
     held: watch::Sender<bool>,
     started: Semaphore,
 }
 
-struct State {
+struct StoreState {
     rows: Rows,
     available: bool,
     /// Events that fail every batch that they are part of.
     failing: BTreeMap<Uuid, Fault>,
-    /// What every batch fails with.
+    /// Events with which every write panics.
+    panicking: BTreeSet<Uuid>,
+    /// Larger batches lose their connection.
+    max_bytes: Option<usize>,
+    /// Every batch fails with this.
     outage: Option<Fault>,
     /// How long a write or a rehearsal takes.
     latency: Duration,
@@ -75,10 +79,12 @@ impl MemoryStore {
     pub fn with_clock(clock: Arc<dyn Clock>) -> Self {
         Self {
             core: Arc::new(Core {
-                state: Mutex::new(State {
+                state: Mutex::new(StoreState {
                     rows: Rows::default(),
                     available: true,
                     failing: BTreeMap::new(),
+                    panicking: BTreeSet::new(),
+                    max_bytes: None,
                     outage: None,
                     latency: Duration::ZERO,
                     fail_next: 0,
@@ -131,6 +137,16 @@ impl MemoryStore {
     /// From now on every batch with this event fails as a whole, with this fault.
     pub fn fail_with(&self, event_id: Uuid, fault: Fault) {
         self.state().failing.insert(event_id, fault);
+    }
+
+    /// From now on every write with this event panics.
+    pub fn panic_on(&self, event_id: Uuid) {
+        self.state().panicking.insert(event_id);
+    }
+
+    /// Batches with more bytes lose their connection, as on a path that drops large packets.
+    pub fn lose_connections_above(&self, max_bytes: Option<usize>) {
+        self.state().max_bytes = max_bytes;
     }
 
     /// While there is a fault, every batch fails with it as a whole, as in an outage that the store itself
@@ -236,14 +252,14 @@ impl MemoryStore {
         self.state().last_prepared.clone()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, StoreState> {
         self.core
             .state
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn available(&self) -> Result<MutexGuard<'_, State>, StoreError> {
+    fn available(&self) -> Result<MutexGuard<'_, StoreState>, StoreError> {
         let state = self.state();
         if state.available {
             Ok(state)
@@ -267,7 +283,7 @@ impl MemoryStore {
         if take_one(&mut state.fail_next) {
             return Err(StoreError::unavailable("the test lets this write fail"));
         }
-        if take_one(&mut state.panic_next) {
+        if take_one(&mut state.panic_next) || state.panics_on(batch) {
             drop(state);
             #[expect(clippy::panic, reason = "the fault that was asked for")]
             {
@@ -310,11 +326,22 @@ impl MemoryStore {
     }
 }
 
-impl State {
+impl StoreState {
+    fn panics_on(&self, batch: &Batch) -> bool {
+        let mut events = batch.entries().iter().filter_map(|entry| entry.event());
+        batch.condemned().is_none() && events.any(|event| self.panicking.contains(&event.id))
+    }
+
     /// Why this batch fails as a whole, if it does.
     fn fault_of(&self, batch: &Batch) -> Option<Fault> {
         if self.outage.is_some() {
             return self.outage.clone();
+        }
+        if self.max_bytes.is_some_and(|max| batch.num_bytes() > max) {
+            return Some(Fault {
+                kind: FaultKind::Transient,
+                code: None,
+            });
         }
         if batch.condemned().is_some() {
             return None;

@@ -8,8 +8,8 @@ use redis::{RedisError, RedisResult};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::rate_limited_log::RateLimitedLog;
 use crate::source::{More, SourceError};
-use crate::untold::Untold;
 
 use super::commands::Commands;
 use super::connection::Connections;
@@ -63,9 +63,9 @@ pub(super) struct State {
     pub(super) positions: Positions,
     /// When it was last asked for where the stream ends.
     end_asked_at: Option<Instant>,
-    takeovers: Untold,
+    takeovers: RateLimitedLog,
     /// By how they came about.
-    losses: BTreeMap<&'static str, Untold>,
+    losses: BTreeMap<&'static str, RateLimitedLog>,
     pub(super) last_new_read: Instant,
     /// The last read of new entries brought some, and left none.
     pub(super) last_was_short: bool,
@@ -135,7 +135,7 @@ impl Shared {
                 recorded: Recorded::default(),
                 positions: Positions::default(),
                 end_asked_at: None,
-                takeovers: Untold::default(),
+                takeovers: RateLimitedLog::default(),
                 losses: BTreeMap::new(),
                 last_new_read: now,
                 last_was_short: false,
@@ -349,10 +349,10 @@ impl Shared {
 
     /// Tells of all of it: nobody will later.
     pub(super) fn tell_the_rest(&self) {
-        self.tell(Untold::rest);
+        self.tell(RateLimitedLog::rest);
     }
 
-    fn tell(&self, mut take: impl FnMut(&mut Untold) -> Option<u64>) {
+    fn tell(&self, mut take: impl FnMut(&mut RateLimitedLog) -> Option<u64>) {
         let (takeovers, losses) = {
             let state = &mut *self.lock();
             let takeovers = take(&mut state.takeovers);
@@ -397,7 +397,7 @@ fn as_u64(num: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::untold::TELL_EVERY;
+    use crate::rate_limited_log::LOG_EVERY;
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_told_at_once_is_told_in_its_time_or_at_the_end() {
@@ -405,7 +405,7 @@ mod tests {
         let untold = || {
             let mut state = shared.lock();
             let takeovers = state.takeovers.rest();
-            let losses = state.losses.values_mut().map(Untold::rest);
+            let losses = state.losses.values_mut().map(RateLimitedLog::rest);
             (takeovers, losses.collect::<Vec<_>>())
         };
         shared.note_takeover(3);
@@ -420,7 +420,7 @@ mod tests {
         shared.tell_what_is_due();
         assert_eq!(untold(), (Some(160), vec![Some(10), Some(9)]));
         shared.note_takeover(1);
-        tokio::time::advance(TELL_EVERY).await;
+        tokio::time::advance(LOG_EVERY).await;
         shared.tell_what_is_due();
         assert_eq!(untold().0, None, "told after a minute");
         shared.note_takeover(1);
