@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::{Config, Listen};
-use crate::http::Place;
+use crate::http::ListenAddress;
 use crate::http::client::{Answer, Question, reachable};
 use crate::output;
 
@@ -31,7 +31,7 @@ async fn ask(config: &Config, question: Question) -> Result<String, String> {
     };
     let address = address.clone();
     // Looking a name up blocks, and must not outlast the time-out.
-    let place = tokio::task::spawn_blocking(move || Place::resolve(&address)).await;
+    let place = tokio::task::spawn_blocking(move || ListenAddress::resolve(&address)).await;
     let place = place
         .map_err(|error| error.to_string())?
         .map_err(|error| format!("{error:#}"))?;
