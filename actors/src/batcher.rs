@@ -303,19 +303,22 @@ impl BatcherActor {
 
     /// A writer is gone, perhaps because of its batch.
     ///
-    /// That counts as a failure of the batch. It is one beside a control that passed, where the writer
-    /// had come that far.
+    /// It counts against the batch where the writer died behind a control that passed, or while others
+    /// were written. Otherwise the store may be to blame: the batch is tried again behind a control.
     fn writer_died(&mut self, writing: Writing, how: String) {
+        let control = writing.control_before_death();
+        let others_were_written = writing.held.others_were_written(self.successes);
+        let is_not_the_store = control == Control::Passed || others_were_written;
         let failed = FlushError {
             error: StoreError::Unavailable {
                 what: how,
-                fault: Some(Fault {
+                fault: is_not_the_store.then_some(Fault {
                     kind: FaultKind::Transient,
                     code: None,
                 }),
                 source: None,
             },
-            control: writing.control_before_death(),
+            control,
         };
         self.not_written(writing.held, &failed, RetryKind::WriterDied);
     }

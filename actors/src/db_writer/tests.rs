@@ -159,7 +159,7 @@ async fn a_writer_tells_when_the_controls_before_an_attempt_have_passed() {
     assert_eq!(failed.control, Control::FailedBefore);
     assert!(!passed.load(Ordering::Acquire));
     store.set_available(true);
-    store.panic_next(1);
+    store.panic_on(Uuid::from_u128(0));
     let late = examine();
     let passed = Arc::clone(&late.controls_passed);
     assert!(writer.send(late).await.is_err(), "it died");

@@ -124,7 +124,7 @@ impl MemoryStore {
         self.state().outcome_unknown_next = n;
     }
 
-    /// The next `n` writes panic, with nothing written.
+    /// The next `n` writes or rehearsals panic, with nothing written.
     pub fn panic_next(&self, n: usize) {
         self.state().panic_next = n;
     }
@@ -285,10 +285,7 @@ impl MemoryStore {
         }
         if take_one(&mut state.panic_next) || state.panics_on(batch) {
             drop(state);
-            #[expect(clippy::panic, reason = "the fault that was asked for")]
-            {
-                panic!("the test lets this write panic");
-            }
+            panics();
         }
         if let Some(fault) = state.fault_of(batch) {
             return Err(faulty(fault));
@@ -359,6 +356,11 @@ fn faulty(fault: Fault) -> StoreError {
     }
 }
 
+#[expect(clippy::panic, reason = "the fault that was asked for")]
+fn panics() -> ! {
+    panic!("the test lets this panic")
+}
+
 fn take_one(counter: &mut usize) -> bool {
     let is_left = *counter > 0;
     *counter = counter.saturating_sub(1);
@@ -373,7 +375,11 @@ impl EventStore for MemoryStore {
     fn rehearse(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move {
             self.takes_its_time().await;
-            let state = self.available()?;
+            let mut state = self.available()?;
+            if take_one(&mut state.panic_next) {
+                drop(state);
+                panics();
+            }
             if let Some(fault) = state.fault_of(&batch) {
                 return Err(faulty(fault));
             }
