@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::http::client::{Answer, Question, reachable};
-use crate::http::{Listen, Place};
+use crate::http::{Listen, ListenAddress};
 use crate::output;
 
 /// Asks, and prints one line; whether all is well.
@@ -31,7 +31,7 @@ async fn ask(config: &Config, question: Question) -> Result<String, String> {
     };
     let address = address.clone();
     // Looking a name up blocks, and must not outlast the time-out.
-    let place = tokio::task::spawn_blocking(move || Place::resolve(&address)).await;
+    let place = tokio::task::spawn_blocking(move || ListenAddress::resolve(&address)).await;
     let place = place
         .map_err(|error| error.to_string())?
         .map_err(|error| format!("{error:#}"))?;

@@ -29,7 +29,7 @@ use self::tally::{Class, Tally, Verdict};
 use self::waiting::{HeldMessage, WaitingMessages};
 use crate::cli::{Command, ServeFlags};
 use crate::config::Config;
-use crate::http::{Entrance, Listening};
+use crate::http::{ListenerSetup, RunningListener};
 use crate::signals::Signals;
 use crate::wiring::{self, BusOperator, Missing, StreamShadow};
 
@@ -77,10 +77,10 @@ pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()>
 /// stored by Prefect.
 pub(crate) async fn run(config: &Config, flags: &ServeFlags) -> anyhow::Result<bool> {
     let mut signals = Signals::listen()?;
-    let entrance = Entrance::find(&config.http)?;
+    let setup = ListenerSetup::find(&config.http)?;
     let mut shadow = Shadow::new(config, flags)?;
     let listener = listener::listener(config, &shadow.health, &shadow.metrics);
-    let opened = entrance.map(|entrance| entrance.open(&listener));
+    let opened = setup.map(|setup| setup.open(&listener));
     let mut listening = opened.transpose()?;
     shadow.announce(listening.as_ref());
     let ended = tokio::select! {
@@ -89,7 +89,7 @@ pub(crate) async fn run(config: &Config, flags: &ServeFlags) -> anyhow::Result<b
             Ok(())
         }
         () = shadow.work(flags.span) => Ok(()),
-        () = Listening::ended(listening.as_mut()) => Err("the listener has stopped by itself"),
+        () = RunningListener::ended(listening.as_mut()) => Err("the listener has stopped by itself"),
     };
     signals.next_is_final();
     shadow.leave().await;
@@ -146,8 +146,8 @@ impl<'a> Shadow<'a> {
         })
     }
 
-    fn announce(&self, listening: Option<&Listening>) {
-        let listen = Listening::addresses(listening);
+    fn announce(&self, listening: Option<&RunningListener>) {
+        let listen = RunningListener::addresses(listening);
         log::info!(
             "event-persister {} started as a shadow, which writes nothing listen={listen} \
              stream={} beside={} group={} store={} delay={:?}",

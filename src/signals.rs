@@ -15,7 +15,7 @@ const ECHO: Duration = Duration::from_millis(100);
 pub(crate) enum Stop {
     /// From a person at a terminal.
     Interrupt,
-    /// From whoever supervises the process.
+    /// From a supervisor.
     Terminate,
 }
 

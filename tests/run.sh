@@ -115,7 +115,7 @@ step "tests of the library without features"
 limited cargo test -p event-persister-actors --no-default-features
 
 step "the example of a host"
-limited cargo run --quiet -p event-persister-actors --features sqlite --example embedded
+limited cargo run --quiet -p event-persister-actors --features http,sqlite --example embedded
 
 step "all tests"
 limited cargo test --workspace --all-features

@@ -1,6 +1,7 @@
 //! Starts, watches, drains and restarts the others; the one address that a host sees.
 //!
-//! Receives [`Drain`], [`Finish`], [`Status`], [`Trim`], [`Retire`](crate::messages::Retire); sends what these take to the others.
+//! Receives [`Drain`], [`Finish`], [`Status`], [`Trim`], [`Retire`](crate::messages::Retire); sends the
+//! others what these take.
 //! Guarantee: a part that dies is replaced. A writer or the trimmer alone: the batcher still has
 //! what they were working on. When a consumer or the batcher is gone, everything is retired, the
 //! sources hand out again what was not acknowledged, and a new *generation* starts.
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::backoff::Backoff;
-use crate::batcher::BatcherSettings;
+pub use crate::batcher::BatcherSettings;
 use crate::clock::Clock;
 use crate::db_writer::DbWriterActor;
 use crate::event::EventLimits;
@@ -34,7 +35,7 @@ use crate::settings::{As, AtMost, Size};
 use crate::source::EventSource;
 use crate::store::{EventStore, OpenStore, Trimmed};
 use crate::trim::{TrimActor, TrimSettings};
-use crate::waiters::{Owed, Waiters};
+use crate::waiters::{LateReply, Waiters};
 
 mod children;
 mod health;
@@ -96,14 +97,14 @@ impl Default for PipelineSettings {
     }
 }
 
-/// What a pipeline is made of.
+/// The parts that a pipeline is made of.
 #[derive(Clone)]
 pub struct PipelineParts {
     /// Where events come from; each gets a consumer.
     pub sources: Vec<Arc<dyn EventSource>>,
     /// Where events go; called once for each writer, for the trimmer and for probing.
     pub open_store: OpenStore,
-    /// What an event may hold.
+    /// The limits of an event.
     pub event_limits: EventLimits,
     /// Tells the time of day.
     pub clock: Arc<dyn Clock>,
@@ -410,11 +411,11 @@ impl Supervised for PipelineActor {
 }
 
 impl Handler<Drain> for PipelineActor {
-    type Result = Owed<Drained>;
+    type Result = LateReply<Drained>;
 
     fn handle(&mut self, Drain { timeout }: Drain, ctx: &mut Self::Context) -> Self::Result {
         if let Some(drained) = self.drained {
-            return Owed::at_once(drained);
+            return LateReply::at_once(drained);
         }
         if self.phase != Phase::Draining {
             self.drain(timeout, ctx);
@@ -424,11 +425,11 @@ impl Handler<Drain> for PipelineActor {
 }
 
 impl Handler<Finish> for PipelineActor {
-    type Result = Owed<Drained>;
+    type Result = LateReply<Drained>;
 
     fn handle(&mut self, _: Finish, ctx: &mut Self::Context) -> Self::Result {
         if let Some(drained) = self.drained {
-            return Owed::at_once(drained);
+            return LateReply::at_once(drained);
         }
         let first = self.finishing.is_empty();
         let reply = self.finishing.wait();

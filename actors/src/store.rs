@@ -59,7 +59,7 @@ pub enum Outcome {
 }
 
 /// The likely cause of a failure, judged by its code. A hint: whose fault it is, the module
-/// [`isolation`](crate::isolation) finds out from what happens to others.
+/// `isolation` finds out from what happens to others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FaultKind {
     /// Somebody else holds a lock: no fault of any event.

@@ -180,17 +180,17 @@ fn put_forward(by: TimeDelta) -> TrimError {
 
 /// Shared by a trimmer and the rest of its pipeline.
 #[derive(Clone)]
-pub struct TrimParts {
+pub(crate) struct TrimParts {
     /// Notes what happens to the passes.
-    pub component: Component,
+    pub(crate) component: Component,
     /// Counts what was removed.
-    pub metrics: Metrics,
+    pub(crate) metrics: Metrics,
     /// Tells what is old.
-    pub clock: Arc<dyn Clock>,
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
 /// The owner of one connection for trimming.
-pub struct TrimActor {
+pub(crate) struct TrimActor {
     store: Arc<dyn EventStore>,
     settings: Arc<TrimSettings>,
     steadiness: Steadiness,
@@ -202,7 +202,7 @@ pub struct TrimActor {
 
 impl TrimActor {
     /// A trimmer that makes its first pass one jittered interval after it starts.
-    pub fn new(
+    pub(crate) fn new(
         store: Arc<dyn EventStore>,
         settings: TrimSettings,
         parts: TrimParts,

@@ -8,7 +8,7 @@ use tokio::net::TcpSocket;
 
 use crate::config::Config;
 use crate::http::client::{Answer, Question, reachable};
-use crate::http::{Listen, Place, Unbindable};
+use crate::http::{Listen, ListenAddress, Unbindable};
 use crate::serve::no_source;
 use crate::wiring::Finding;
 
@@ -28,13 +28,13 @@ pub(super) async fn judge(config: &Config) -> Vec<Finding> {
         }
         Listen::At(address) => address,
     };
-    let place = match Place::resolve(address) {
-        Ok(place) => place,
+    let resolved = match ListenAddress::resolve(address) {
+        Ok(resolved) => resolved,
         Err(error) => return vec![no_such_address(address, &format!("{error:#}"))],
     };
     let mut findings = Vec::new();
     let mut not_here = Vec::new();
-    for at in place.addresses.iter().copied() {
+    for at in resolved.addresses.iter().copied() {
         match bind(at) {
             Ok(()) => findings.push(Finding::ok(ID, format!("{at} is free"))),
             Err(error) if error.kind() == ErrorKind::AddrInUse => findings.push(in_use(at).await),
@@ -53,7 +53,7 @@ pub(super) async fn judge(config: &Config) -> Vec<Finding> {
     if findings.is_empty() {
         findings = not_here;
     }
-    findings.push(auth(address, &place, config));
+    findings.push(auth(address, &resolved, config));
     findings
 }
 
@@ -108,12 +108,12 @@ async fn is_ours(at: SocketAddr, encrypted: bool) -> bool {
     false
 }
 
-fn auth(address: &str, place: &Place, config: &Config) -> Finding {
+fn auth(address: &str, resolved: &ListenAddress, config: &Config) -> Finding {
     const ID: &str = "http.auth";
     if config.http.routes.auth.is_some() {
         return Finding::ok(ID, "an auth string guards all but the two health paths");
     }
-    if place.is_loopback() {
+    if resolved.is_loopback() {
         return Finding::ok(ID, "only this machine can connect");
     }
     Finding::warning(

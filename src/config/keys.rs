@@ -5,8 +5,8 @@
 
 use std::sync::LazyLock;
 
-use event_persister_actors::batcher::BatcherSettings;
 use event_persister_actors::event::EventLimits;
+use event_persister_actors::pipeline::BatcherSettings;
 use event_persister_actors::pipeline::PipelineSettings;
 use event_persister_actors::settings::plain;
 use event_persister_actors::source::http::HttpSettings;

@@ -34,7 +34,7 @@ impl Unbindable {
         Self { address, error }
     }
 
-    /// What failed, and the reason, for people.
+    /// The failure and its reason, for people.
     pub(crate) fn what(&self) -> String {
         let why = match self.error.kind() {
             ErrorKind::AddrInUse => "another process listens there".to_owned(),
@@ -46,7 +46,7 @@ impl Unbindable {
         format!("cannot listen on {}, since {why}", self.address)
     }
 
-    /// What to do about it.
+    /// The remedy.
     pub(crate) fn remedy(&self) -> &'static str {
         match self.error.kind() {
             ErrorKind::AddrInUse => {

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::Backoff;
-use crate::batch::BatchLimits;
+use crate::batch_queue::BatchLimits;
 use crate::credit::Credit;
 use crate::isolation::Allowance;
 use crate::settings::{As, Count, LongerThanZero, Period, Size};

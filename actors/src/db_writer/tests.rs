@@ -13,14 +13,7 @@ fn batch(ids: std::ops::Range<u128>) -> Arc<Batch> {
 }
 
 fn flush(batch: Arc<Batch>) -> Flush {
-    // Nobody tells what comes next.
-    let (_, upcoming) = oneshot::channel();
-    Flush {
-        batch,
-        purpose: Purpose::Write,
-        template: None,
-        upcoming,
-    }
+    Flush::alone(batch, Purpose::Write)
 }
 
 fn writer(store: &MemoryStore) -> (Addr<DbWriterActor>, crate::lifeline::Watch) {
@@ -130,6 +123,47 @@ async fn goes_on_after_an_error() {
     assert_eq!(failed.control, Control::NotTried, "it was not reached");
     let flushed = writer.send(flush(batch(0..1))).await.unwrap();
     assert_eq!(flushed.unwrap().inserted, 1);
+}
+
+#[actix::test]
+async fn the_control_beside_a_lost_connection_is_as_large_as_the_event() {
+    let store = MemoryStore::new();
+    let (writer, _) = writer(&store);
+    let large = rejected_entry("here", &[b'x'; 4_000], "not JSON");
+    let batch = Arc::new(Batch::new(BatchId(1), vec![large]));
+    let flush = || Flush {
+        template: Some(event_entry(event(Uuid::from_u128(1)))),
+        ..flush(Arc::clone(&batch))
+    };
+    store.lose_connections_above(Some(2_000));
+    let failed = writer.send(flush()).await.unwrap().unwrap_err();
+    assert_eq!(failed.control, Control::Failed, "the path is to blame");
+    store.lose_connections_above(None);
+    assert!(writer.send(flush()).await.unwrap().is_ok());
+}
+
+#[actix::test]
+async fn a_writer_tells_when_the_controls_before_an_attempt_have_passed() {
+    let store = MemoryStore::new();
+    let (writer, _) = writer(&store);
+    store.set_available(false);
+    let examine = || Flush {
+        purpose: Purpose::Examine {
+            fault: FaultKind::Transient,
+        },
+        ..flush(batch(0..1))
+    };
+    let early = examine();
+    let passed = Arc::clone(&early.controls_passed);
+    let failed = writer.send(early).await.unwrap().unwrap_err();
+    assert_eq!(failed.control, Control::FailedBefore);
+    assert!(!passed.load(Ordering::Acquire));
+    store.set_available(true);
+    store.panic_on(Uuid::from_u128(0));
+    let late = examine();
+    let passed = Arc::clone(&late.controls_passed);
+    assert!(writer.send(late).await.is_err(), "it died");
+    assert!(passed.load(Ordering::Acquire));
 }
 
 #[actix::test]

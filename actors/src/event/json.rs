@@ -69,7 +69,6 @@ impl<'t> Reader<'t> {
         self.jiter.array_step()
     }
 
-    /// The whole text.
     pub(super) fn text(&self) -> &'t ByteString {
         self.text
     }
@@ -114,7 +113,7 @@ impl<'t> Reader<'t> {
         self.jiter.finish()
     }
 
-    /// What is wrong and where, without anything of the text.
+    /// The mistake and its place, without anything of the text.
     pub(super) fn describe(&self, error: &JiterError) -> String {
         let position = error.get_position(&self.jiter);
         match &error.error_type {

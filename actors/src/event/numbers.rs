@@ -1,4 +1,4 @@
-//! What is kept of a number in a payload: its text, as long as whoever reads it can take it.
+//! The form in which a number of a payload is kept: its text, unless some reader could not take that.
 //!
 //! Prefect reads a number with a fraction or an exponent as a double, and an integer as it is, up to 4,300
 //! digits; more are no JSON to its parser, nor to ours, and the event is refused. PostgreSQL's `jsonb`
@@ -20,10 +20,10 @@ const MAX_DECIMALS: i64 = 16_383;
 /// far from the ends of both ranges.
 const FEW_DIGITS: usize = 200;
 
-/// What is kept of a number.
+/// The form in which a number is kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Kept {
-    /// What was sent.
+    /// As it was sent.
     Text,
     /// A double, in its shortest form.
     Double(f64),
@@ -32,7 +32,7 @@ pub(super) enum Kept {
 }
 
 impl Kept {
-    /// What is kept of a number that the parser has accepted, which may be NaN or infinite.
+    /// The form of a number that the parser has accepted, which may be NaN or infinite.
     pub(super) fn of(number: &str) -> Self {
         if !number.ends_with(|last: char| last.is_ascii_digit()) {
             return Self::Nothing;

@@ -60,7 +60,7 @@ pub enum Received {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct ParseError {
-    /// What is wrong and where; names fields, holds no values of the event.
+    /// The mistakes and their places; names fields, holds no values of the event.
     pub reason: String,
     /// The event's id, where that could be read.
     pub event_id: Option<Uuid>,

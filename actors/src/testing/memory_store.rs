@@ -1,6 +1,6 @@
 //! A store in memory, with faults that can be switched on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,8 +16,8 @@ use crate::store::operator::{
     Answer, DeadLetter, LetterFilter, LetterVersion, OpenLetter, StoreOperator,
 };
 use crate::store::{
-    Cutoffs, EventCounts, EventStore, Fault, LastPass, OpenStore, Outcome, RefusalReason, Removed,
-    StoreError, TrimStep, Trimmed,
+    Cutoffs, EventCounts, EventStore, Fault, FaultKind, LastPass, OpenStore, Outcome,
+    RefusalReason, Removed, StoreError, TrimStep, Trimmed,
 };
 
 mod rows;
@@ -35,18 +35,22 @@ pub struct MemoryStore {
 }
 
 struct Core {
-    state: Mutex<State>,
+    state: Mutex<StoreState>,
     clock: Arc<dyn Clock>,
     held: watch::Sender<bool>,
     started: Semaphore,
 }
 
-struct State {
+struct StoreState {
     rows: Rows,
     available: bool,
     /// Events that fail every batch that they are part of.
     failing: BTreeMap<Uuid, Fault>,
-    /// What every batch fails with.
+    /// Events with which every write panics.
+    panicking: BTreeSet<Uuid>,
+    /// Larger batches lose their connection.
+    max_bytes: Option<usize>,
+    /// Every batch fails with this.
     outage: Option<Fault>,
     /// How long a write or a rehearsal takes.
     latency: Duration,
@@ -78,10 +82,12 @@ impl MemoryStore {
     pub fn with_clock(clock: Arc<dyn Clock>) -> Self {
         Self {
             core: Arc::new(Core {
-                state: Mutex::new(State {
+                state: Mutex::new(StoreState {
                     rows: Rows::default(),
                     available: true,
                     failing: BTreeMap::new(),
+                    panicking: BTreeSet::new(),
+                    max_bytes: None,
                     outage: None,
                     latency: Duration::ZERO,
                     fail_next: 0,
@@ -121,7 +127,7 @@ impl MemoryStore {
         self.state().outcome_unknown_next = n;
     }
 
-    /// The next `n` writes panic, with nothing written.
+    /// The next `n` writes or rehearsals panic, with nothing written.
     pub fn panic_next(&self, n: usize) {
         self.state().panic_next = n;
     }
@@ -134,6 +140,16 @@ impl MemoryStore {
     /// From now on every batch with this event fails as a whole, with this fault.
     pub fn fail_with(&self, event_id: Uuid, fault: Fault) {
         self.state().failing.insert(event_id, fault);
+    }
+
+    /// From now on every write with this event panics.
+    pub fn panic_on(&self, event_id: Uuid) {
+        self.state().panicking.insert(event_id);
+    }
+
+    /// Batches with more bytes lose their connection, as on a path that drops large packets.
+    pub fn lose_connections_above(&self, max_bytes: Option<usize>) {
+        self.state().max_bytes = max_bytes;
     }
 
     /// While there is a fault, every batch fails with it as a whole, as in an outage that the store itself
@@ -239,14 +255,14 @@ impl MemoryStore {
         self.state().last_prepared.clone()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, StoreState> {
         self.core
             .state
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn available(&self) -> Result<MutexGuard<'_, State>, StoreError> {
+    fn available(&self) -> Result<MutexGuard<'_, StoreState>, StoreError> {
         let state = self.state();
         if state.available {
             Ok(state)
@@ -270,12 +286,9 @@ impl MemoryStore {
         if take_one(&mut state.fail_next) {
             return Err(StoreError::unavailable("the test lets this write fail"));
         }
-        if take_one(&mut state.panic_next) {
+        if take_one(&mut state.panic_next) || state.panics_on(batch) {
             drop(state);
-            #[expect(clippy::panic, reason = "the fault that was asked for")]
-            {
-                panic!("the test lets this write panic");
-            }
+            panics();
         }
         if let Some(fault) = state.fault_of(batch) {
             return Err(faulty(fault));
@@ -313,11 +326,22 @@ impl MemoryStore {
     }
 }
 
-impl State {
+impl StoreState {
+    fn panics_on(&self, batch: &Batch) -> bool {
+        let mut events = batch.entries().iter().filter_map(|entry| entry.event());
+        batch.condemned().is_none() && events.any(|event| self.panicking.contains(&event.id))
+    }
+
     /// Why this batch fails as a whole, if it does.
     fn fault_of(&self, batch: &Batch) -> Option<Fault> {
         if self.outage.is_some() {
             return self.outage.clone();
+        }
+        if self.max_bytes.is_some_and(|max| batch.num_bytes() > max) {
+            return Some(Fault {
+                kind: FaultKind::Transient,
+                code: None,
+            });
         }
         if batch.condemned().is_some() {
             return None;
@@ -335,6 +359,11 @@ fn faulty(fault: Fault) -> StoreError {
     }
 }
 
+#[expect(clippy::panic, reason = "the fault that was asked for")]
+fn panics() -> ! {
+    panic!("the test lets this panic")
+}
+
 fn take_one(counter: &mut usize) -> bool {
     let is_left = *counter > 0;
     *counter = counter.saturating_sub(1);
@@ -349,7 +378,11 @@ impl EventStore for MemoryStore {
     fn rehearse(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move {
             self.takes_its_time().await;
-            let state = self.available()?;
+            let mut state = self.available()?;
+            if take_one(&mut state.panic_next) {
+                drop(state);
+                panics();
+            }
             if let Some(fault) = state.fault_of(&batch) {
                 return Err(faulty(fault));
             }

@@ -78,6 +78,8 @@ impl World {
         let deliveries: Vec<_> = ids
             .iter()
             .map(|id| Delivery {
+                source: SOURCE,
+                came: Instant::now(),
                 receipt: Receipt(u64::try_from(*id).unwrap()),
                 entry: event_entry(event(Uuid::from_u128(*id))),
             })
@@ -139,7 +141,10 @@ async fn a_culprit_becomes_a_letter_with_its_code_and_its_neighbours_are_stored(
             "{letter:?}"
         );
         assert!(world.metrics.ledger().balances());
-        assert_eq!(world.parts.store.snapshot().state, crate::status::State::Ok);
+        assert_eq!(
+            world.parts.store.snapshot().state,
+            crate::status::ComponentState::Ok
+        );
     }
 }
 
@@ -175,7 +180,10 @@ async fn what_waits_for_somebody_elses_lock_is_kept_stops_nobody_and_is_named() 
         held_up.contains(&Uuid::from_u128(2).to_string()),
         "{held_up}"
     );
-    assert_eq!(world.parts.store.snapshot().state, crate::status::State::Ok);
+    assert_eq!(
+        world.parts.store.snapshot().state,
+        crate::status::ComponentState::Ok
+    );
     world.enqueue(&[4]);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(world.is_stored(4));
@@ -197,7 +205,7 @@ async fn a_store_that_refuses_everything_makes_no_letters_and_is_told_as_failing
         }
         assert_eq!(world.letters(), [0; 0], "{kind:?}");
         let state = world.parts.store.snapshot().state;
-        assert_eq!(state, crate::status::State::Failing, "{kind:?}");
+        assert_eq!(state, crate::status::ComponentState::Failing, "{kind:?}");
         world.store.fail_all(None);
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(world.store.num_events(), 50, "{kind:?}");

@@ -8,8 +8,8 @@ use redis::{RedisError, RedisResult};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::rate_limited_log::RateLimitedLog;
 use crate::source::{More, SourceError};
-use crate::untold::Untold;
 
 use super::commands::{Commands, Made};
 use super::connection::Connections;
@@ -91,9 +91,9 @@ pub(super) struct Claims {
 pub(super) struct Keeping {
     pub(super) positions: Positions,
     pub(super) recorded: RecordedReads,
-    takeovers: Untold,
+    takeovers: RateLimitedLog,
     /// By how they came about.
-    losses: BTreeMap<&'static str, Untold>,
+    losses: BTreeMap<&'static str, RateLimitedLog>,
 }
 
 /// Where Redis has written down how many entries the group has read; empty after anything that may have
@@ -368,10 +368,10 @@ impl Member {
 
     /// Tells of all of it: nobody will later.
     pub(super) fn tell_the_rest(&self) {
-        self.tell(Untold::rest);
+        self.tell(RateLimitedLog::rest);
     }
 
-    fn tell(&self, mut take: impl FnMut(&mut Untold) -> Option<u64>) {
+    fn tell(&self, mut take: impl FnMut(&mut RateLimitedLog) -> Option<u64>) {
         let (takeovers, losses) = {
             let keeping = &mut *self.keeping();
             let takeovers = take(&mut keeping.takeovers);
@@ -412,7 +412,7 @@ impl Member {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::untold::TELL_EVERY;
+    use crate::rate_limited_log::LOG_EVERY;
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_told_at_once_is_told_in_its_time_or_at_the_end() {
@@ -420,7 +420,7 @@ mod tests {
         let untold = || {
             let mut keeping = member.keeping();
             let takeovers = keeping.takeovers.rest();
-            let losses = keeping.losses.values_mut().map(Untold::rest);
+            let losses = keeping.losses.values_mut().map(RateLimitedLog::rest);
             (takeovers, losses.collect::<Vec<_>>())
         };
         member.note_takeover(3);
@@ -435,7 +435,7 @@ mod tests {
         member.tell_what_is_due();
         assert_eq!(untold(), (Some(160), vec![Some(10), Some(9)]));
         member.note_takeover(1);
-        tokio::time::advance(TELL_EVERY).await;
+        tokio::time::advance(LOG_EVERY).await;
         member.tell_what_is_due();
         assert_eq!(untold().0, None, "told after a minute");
         member.note_takeover(1);

@@ -37,7 +37,7 @@ pub struct StoredEvent {
 pub struct StoredResource {
     /// The resource's id.
     pub resource_id: String,
-    /// What it is to the event; empty for the primary resource.
+    /// Its role in the event; empty for the primary resource.
     pub role: String,
     /// Its labels without id and role, in order.
     pub labels: Vec<(String, String)>,
@@ -57,7 +57,7 @@ impl StoredResource {
 }
 
 impl Rows {
-    /// What a write of this entry would lead to.
+    /// The outcome that a write of this entry would have.
     pub(super) fn outcome_of(&self, entry: &Entry) -> Outcome {
         match &entry.content {
             Content::Rejected(_) => Outcome::RejectedAtParse,

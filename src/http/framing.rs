@@ -1,12 +1,13 @@
-//! Which bytes of a connection belong to the request at work, so that the next one waits for its turn.
+//! Finds the end of each request in the bytes of a connection, so that the next request waits until the
+//! answer is sent.
 //!
 //! # Why
 //!
-//! A client may send requests without waiting for answers. actix-http takes them all in while the first is at
-//! work, and then confuses them: it answers a HEAD as the request behind it, closes over a body that is not
-//! there yet, goes on after it has said that it closes, and holds up to 16 heads. Here each request is handed
-//! on only once the answer before it is sent, and of its body no more than its handler has asked for. So a
-//! connection has one request and little memory, and whatever comes behind a last answer was never begun.
+//! A client may send requests without waiting for answers (pipelining). actix-http takes them all in while
+//! the first is at work, and then confuses them. It answers a HEAD as the request behind it, closes over a
+//! body that is not there yet, goes on after it has said that it closes, and holds up to 16 heads. Here a
+//! request is handed on once the answer before it is sent, and its body only as far as its handler asks for
+//! it. So a connection has one request and little memory, and no request behind a last answer is begun.
 
 /// How much of a body is handed on before its handler asks for more.
 const WINDOW: usize = 32 * 1024;
@@ -21,10 +22,10 @@ pub(super) enum BodyKind {
     Endless,
 }
 
-/// Where the bytes of a connection stand.
+/// How far the bytes of a connection have come.
 #[derive(Debug)]
-pub(super) struct Turns {
-    place: Place,
+pub(super) struct RequestFraming {
+    position: Position,
     num_requests: usize,
     /// How much more of the body may be handed on.
     credit: usize,
@@ -33,18 +34,18 @@ pub(super) struct Turns {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Position {
     /// In a head, of which so much has been seen.
-    Head(Seen),
+    Head(HeadState),
     /// Behind a head whose request is about to begin.
     Begins,
-    Body(Rest),
+    Body(BodyRest),
     /// Behind a request.
     Answered,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Seen {
+enum HeadState {
     /// Nothing but empty lines, which count for nothing.
     Nothing,
     Line,
@@ -52,7 +53,7 @@ enum Seen {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rest {
+enum BodyRest {
     Length(u64),
     Chunked(Chunked),
     Endless,
@@ -72,10 +73,10 @@ enum Chunked {
     },
 }
 
-impl Turns {
+impl RequestFraming {
     pub(super) fn new() -> Self {
         Self {
-            place: Place::Head(Seen::Nothing),
+            position: Position::Head(HeadState::Nothing),
             num_requests: 0,
             credit: WINDOW,
             is_forgotten: false,
@@ -92,11 +93,11 @@ impl Turns {
         self.num_requests += 1;
         self.credit = WINDOW;
         self.is_forgotten = false;
-        self.place = match body {
-            BodyKind::None | BodyKind::Length(0) => Place::Answered,
-            BodyKind::Length(length) => Place::Body(Rest::Length(length)),
-            BodyKind::Chunked => Place::Body(Rest::Chunked(Chunked::Size(0))),
-            BodyKind::Endless => Place::Body(Rest::Endless),
+        self.position = match body {
+            BodyKind::None | BodyKind::Length(0) => Position::Answered,
+            BodyKind::Length(length) => Position::Body(BodyRest::Length(length)),
+            BodyKind::Chunked => Position::Body(BodyRest::Chunked(Chunked::Size(0))),
+            BodyKind::Endless => Position::Body(BodyRest::Endless),
         };
     }
 
@@ -120,7 +121,8 @@ impl Turns {
     /// Lets more of a body come that is forgotten; whether there was nothing else to wait for. Not all at
     /// once: it would be read into one buffer before it is forgotten.
     pub(super) fn forget_more(&mut self) -> bool {
-        let lets = self.is_forgotten && self.credit == 0 && matches!(self.place, Place::Body(_));
+        let lets =
+            self.is_forgotten && self.credit == 0 && matches!(self.position, Position::Body(_));
         if lets {
             self.credit = WINDOW;
         }
@@ -129,56 +131,56 @@ impl Turns {
 
     /// How many bytes may be handed on now; none while the next have to wait.
     pub(super) fn allowance(&mut self) -> usize {
-        if self.place == Place::Answered && !self.is_busy() {
-            self.place = Place::Head(Seen::Nothing);
+        if self.position == Position::Answered && !self.is_busy() {
+            self.position = Position::Head(HeadState::Nothing);
         }
-        match self.place {
-            Place::Head(_) => usize::MAX,
-            Place::Begins | Place::Answered => 0,
-            Place::Body(Rest::Length(rest)) => {
+        match self.position {
+            Position::Head(_) => usize::MAX,
+            Position::Begins | Position::Answered => 0,
+            Position::Body(BodyRest::Length(rest)) => {
                 self.credit.min(usize::try_from(rest).unwrap_or(usize::MAX))
             }
-            Place::Body(_) => self.credit,
+            Position::Body(_) => self.credit,
         }
     }
 
     /// How many of these bytes, no more than the allowance, are handed on: up to the end of a head or of
     /// a body.
     pub(super) fn hand_on(&mut self, bytes: &[u8]) -> usize {
-        let num = match &mut self.place {
-            Place::Head(seen) => match seen.end(bytes) {
+        let num = match &mut self.position {
+            Position::Head(seen) => match seen.end(bytes) {
                 Some(end) => {
-                    self.place = Place::Begins;
+                    self.position = Position::Begins;
                     return end;
                 }
                 None => return bytes.len(),
             },
-            Place::Begins | Place::Answered => return 0,
-            Place::Body(Rest::Length(rest)) => {
+            Position::Begins | Position::Answered => return 0,
+            Position::Body(BodyRest::Length(rest)) => {
                 let num = bytes
                     .len()
                     .min(usize::try_from(*rest).unwrap_or(usize::MAX));
                 *rest -= num as u64;
                 if *rest == 0 {
-                    self.place = Place::Answered;
+                    self.position = Position::Answered;
                 }
                 num
             }
-            Place::Body(Rest::Chunked(chunked)) => match chunked.end(bytes) {
+            Position::Body(BodyRest::Chunked(chunked)) => match chunked.end(bytes) {
                 Some(end) => {
-                    self.place = Place::Answered;
+                    self.position = Position::Answered;
                     end
                 }
                 None => bytes.len(),
             },
-            Place::Body(Rest::Endless) => bytes.len(),
+            Position::Body(BodyRest::Endless) => bytes.len(),
         };
         self.credit = self.credit.saturating_sub(num);
         num
     }
 }
 
-impl Seen {
+impl HeadState {
     /// Where the head ends, if it ends within these bytes: behind its first empty line.
     fn end(&mut self, bytes: &[u8]) -> Option<usize> {
         for (at, byte) in bytes.iter().enumerate() {
@@ -241,11 +243,11 @@ mod tests {
                             0\r\nx: 0\r\n\r\n";
 
     /// Hands bytes on in pieces, as far as they may be; how many.
-    fn hand_on(turns: &mut Turns, bytes: &[u8], step: usize) -> usize {
+    fn hand_on(framing: &mut RequestFraming, bytes: &[u8], step: usize) -> usize {
         let mut at = 0;
         while at < bytes.len() {
-            let num = step.min(bytes.len() - at).min(turns.allowance());
-            let num = turns.hand_on(&bytes[at..at + num]);
+            let num = step.min(bytes.len() - at).min(framing.allowance());
+            let num = framing.hand_on(&bytes[at..at + num]);
             if num == 0 {
                 break;
             }
@@ -264,14 +266,14 @@ mod tests {
         ];
         for head in endings {
             for step in [1, 2, 3, 1000] {
-                let mut turns = Turns::new();
+                let mut framing = RequestFraming::new();
                 let bytes = [head, HEAD, HEAD].concat();
-                assert_eq!(hand_on(&mut turns, &bytes, step), head.len());
-                assert_eq!(turns.allowance(), 0, "before it has begun");
-                turns.begin(BodyKind::None);
-                assert_eq!(turns.allowance(), 0, "before it has ended");
-                turns.end();
-                let num = hand_on(&mut turns, &bytes[head.len()..], step);
+                assert_eq!(hand_on(&mut framing, &bytes, step), head.len());
+                assert_eq!(framing.allowance(), 0, "before it has begun");
+                framing.begin(BodyKind::None);
+                assert_eq!(framing.allowance(), 0, "before it has ended");
+                framing.end();
+                let num = hand_on(&mut framing, &bytes[head.len()..], step);
                 assert_eq!(num, HEAD.len());
             }
         }
@@ -283,13 +285,13 @@ mod tests {
         let length = (BodyKind::Length(10), b"0123456789".to_vec());
         for (kind, body) in chunks.into_iter().chain([length]) {
             for step in [1, 2, 7, 1000] {
-                let mut turns = Turns::new();
-                turns.begin(kind);
+                let mut framing = RequestFraming::new();
+                framing.begin(kind);
                 let bytes = [&body, HEAD].concat();
-                assert_eq!(hand_on(&mut turns, &bytes, step), body.len(), "{body:?}");
-                assert_eq!(turns.allowance(), 0);
-                turns.end();
-                assert_eq!(hand_on(&mut turns, HEAD, step), HEAD.len());
+                assert_eq!(hand_on(&mut framing, &bytes, step), body.len(), "{body:?}");
+                assert_eq!(framing.allowance(), 0);
+                framing.end();
+                assert_eq!(hand_on(&mut framing, HEAD, step), HEAD.len());
             }
         }
     }
@@ -297,28 +299,28 @@ mod tests {
     #[test]
     fn no_more_of_a_body_is_handed_on_than_is_asked_for() {
         for kind in [BodyKind::Length(10 * WINDOW as u64), BodyKind::Endless] {
-            let mut turns = Turns::new();
-            turns.begin(kind);
+            let mut framing = RequestFraming::new();
+            framing.begin(kind);
             let bytes = vec![0; 10 * WINDOW];
-            assert_eq!(hand_on(&mut turns, &bytes, 1000), WINDOW);
-            assert!(turns.ask() && !turns.ask());
-            assert_eq!(hand_on(&mut turns, &bytes, 1000), WINDOW);
-            assert!(!turns.forget_more());
-            turns.forget();
+            assert_eq!(hand_on(&mut framing, &bytes, 1000), WINDOW);
+            assert!(framing.ask() && !framing.ask());
+            assert_eq!(hand_on(&mut framing, &bytes, 1000), WINDOW);
+            assert!(!framing.forget_more());
+            framing.forget();
             for _ in 0..8 {
-                assert!(turns.forget_more() && !turns.forget_more());
-                assert_eq!(hand_on(&mut turns, &bytes, 1000), WINDOW);
+                assert!(framing.forget_more() && !framing.forget_more());
+                assert_eq!(hand_on(&mut framing, &bytes, 1000), WINDOW);
             }
         }
     }
 
     #[test]
     fn an_answer_before_the_end_of_the_body_lets_the_rest_be_forgotten() {
-        let mut turns = Turns::new();
-        turns.begin(BodyKind::Length(100));
-        turns.forget();
-        turns.end();
+        let mut framing = RequestFraming::new();
+        framing.begin(BodyKind::Length(100));
+        framing.forget();
+        framing.end();
         let bytes = [&[0; 100], HEAD, HEAD].concat();
-        assert_eq!(hand_on(&mut turns, &bytes, 1000), 100 + HEAD.len());
+        assert_eq!(hand_on(&mut framing, &bytes, 1000), 100 + HEAD.len());
     }
 }

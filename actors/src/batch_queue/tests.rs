@@ -4,21 +4,23 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::delivery::{Content, Position, Rejection};
+use crate::delivery::{Content, Entry, Position, Rejection};
 
 const SOURCE: SourceIndex = SourceIndex(0);
 
 const ANY: Preference = Preference {
     new_first: false,
-    no_suspects: false,
+    quick_only: false,
 };
 
 fn new_first(new_first: bool) -> Preference {
     Preference { new_first, ..ANY }
 }
 
-fn delivery(number: u64, num_bytes: usize) -> Delivery {
+fn delivery(number: u64, num_bytes: usize, came: Instant) -> Delivery {
     Delivery {
+        source: SOURCE,
+        came,
         receipt: Receipt(number),
         entry: Arc::new(Entry {
             source: Arc::from("test"),
@@ -32,8 +34,10 @@ fn delivery(number: u64, num_bytes: usize) -> Delivery {
     }
 }
 
-fn deliveries(count: u64) -> Vec<Delivery> {
-    (0..count).map(|number| delivery(number, 10)).collect()
+fn deliveries(count: u64, came: Instant) -> Vec<Delivery> {
+    (0..count)
+        .map(|number| delivery(number, 10, came))
+        .collect()
 }
 
 fn queue(max_events: usize, max_bytes: usize) -> BatchQueue {
@@ -63,7 +67,7 @@ fn wait(next: Next) -> Instant {
 fn flushes_by_size() {
     let now = Instant::now();
     let mut queue = queue(3, 1_000);
-    queue.push(SOURCE, deliveries(7), true, now);
+    queue.push(deliveries(7, now), true, now);
     for _ in 0..2 {
         let (held, reason) = write(queue.next(now, ANY));
         assert_eq!((held.batch.len(), reason), (3, FlushReason::MaxEvents));
@@ -75,8 +79,8 @@ fn flushes_by_size() {
 fn flushes_by_bytes_and_lets_a_larger_event_go_alone() {
     let now = Instant::now();
     let mut queue = queue(100, 25);
-    queue.push(SOURCE, deliveries(3), true, now);
-    queue.push(SOURCE, vec![delivery(3, 500), delivery(4, 10)], true, now);
+    queue.push(deliveries(3, now), true, now);
+    queue.push(vec![delivery(3, 500, now), delivery(4, 10, now)], true, now);
     let (held, reason) = write(queue.next(now, ANY));
     assert_eq!((held.batch.len(), reason), (2, FlushReason::MaxBytes));
     let lens: Vec<_> = std::iter::from_fn(|| match queue.next(now + Duration::from_secs(1), ANY) {
@@ -91,7 +95,7 @@ fn flushes_by_bytes_and_lets_a_larger_event_go_alone() {
 fn flushes_at_once_when_the_source_has_no_more() {
     let now = Instant::now();
     let mut queue = queue(100, 1_000);
-    queue.push(SOURCE, deliveries(1), false, now);
+    queue.push(deliveries(1, now), false, now);
     assert_eq!(write(queue.next(now, ANY)).1, FlushReason::SourceIdle);
     assert!(matches!(queue.next(now, ANY), Next::Nothing));
 }
@@ -100,7 +104,7 @@ fn flushes_at_once_when_the_source_has_no_more() {
 fn flushes_by_linger_when_the_source_is_slow() {
     let now = Instant::now();
     let mut queue = queue(100, 1_000);
-    queue.push(SOURCE, deliveries(1), true, now);
+    queue.push(deliveries(1, now), true, now);
     let lingered = now + Duration::from_millis(5);
     assert_eq!(wait(queue.next(now, ANY)), lingered);
     assert_eq!(write(queue.next(lingered, ANY)).1, FlushReason::Linger);
@@ -113,7 +117,7 @@ fn flushes_by_age_however_busy_the_source() {
     let step = Duration::from_millis(4);
     for number in 0..250 {
         let now = start + step * number;
-        queue.push(SOURCE, deliveries(1), true, now);
+        queue.push(deliveries(1, now), true, now);
         if now < start + Duration::from_secs(1) {
             wait(queue.next(now, ANY));
         }
@@ -126,7 +130,7 @@ fn flushes_by_age_however_busy_the_source() {
 fn drains_without_waiting() {
     let now = Instant::now();
     let mut queue = queue(100, 1_000);
-    queue.push(SOURCE, deliveries(1), true, now);
+    queue.push(deliveries(1, now), true, now);
     queue.start_draining();
     assert_eq!(write(queue.next(now, ANY)).1, FlushReason::Draining);
     assert!(queue.is_empty());
@@ -136,7 +140,7 @@ fn drains_without_waiting() {
 fn tells_the_next_batch_once_and_only_when_it_is_full_and_none_came_back() {
     let now = Instant::now();
     let mut queue = queue(2, 1_000);
-    queue.push(SOURCE, deliveries(5), false, now);
+    queue.push(deliveries(5, now), false, now);
     let (first, _) = write(queue.next(now, ANY));
     let upcoming = queue.announce(now).unwrap();
     assert!(queue.announce(now).is_none(), "told twice");
@@ -146,7 +150,7 @@ fn tells_the_next_batch_once_and_only_when_it_is_full_and_none_came_back() {
     assert!(Arc::ptr_eq(&upcoming, &second.batch));
     assert_eq!(reason, FlushReason::MaxEvents);
     assert!(queue.announce(now).is_none(), "one entry fills no batch");
-    queue.push(SOURCE, deliveries(1), false, now);
+    queue.push(deliveries(1, now), false, now);
     queue.put_back(second, now);
     assert!(queue.announce(now).is_none(), "another one has come back");
 }
@@ -155,7 +159,7 @@ fn tells_the_next_batch_once_and_only_when_it_is_full_and_none_came_back() {
 fn a_returned_batch_goes_first_and_is_not_overtaken() {
     let now = Instant::now();
     let mut queue = queue(2, 1_000);
-    queue.push(SOURCE, deliveries(6), false, now);
+    queue.push(deliveries(6, now), false, now);
     let (first, _) = write(queue.next(now, ANY));
     let (second, _) = write(queue.next(now, ANY));
     let later = now + Duration::from_secs(3);
@@ -181,7 +185,7 @@ fn a_returned_batch_goes_first_and_is_not_overtaken() {
 fn a_batch_that_fails_again_and_again_holds_nothing_up() {
     let now = Instant::now();
     let mut queue = queue(2, 1_000);
-    queue.push(SOURCE, deliveries(4), false, now);
+    queue.push(deliveries(4, now), false, now);
     let (mut first, _) = write(queue.next(now, ANY));
     let later = now + Duration::from_secs(3);
     for failures in 1..3 {
@@ -204,7 +208,7 @@ fn a_batch_that_fails_again_and_again_holds_nothing_up() {
 fn a_stubborn_batch_keeps_its_back_off_whatever_others_do() {
     let now = Instant::now();
     let mut queue = queue(2, 1_000);
-    queue.push(SOURCE, deliveries(4), false, now);
+    queue.push(deliveries(4, now), false, now);
     let (mut first, _) = write(queue.next(now, ANY));
     let later = now + Duration::from_secs(3);
     first.failures = 2;
@@ -220,7 +224,7 @@ fn a_stubborn_batch_keeps_its_back_off_whatever_others_do() {
 fn many_that_always_fail_take_turns_with_what_is_new() {
     let now = Instant::now();
     let mut queue = queue(1, 1_000);
-    queue.push(SOURCE, deliveries(4), false, now);
+    queue.push(deliveries(4, now), false, now);
     let failing: Vec<_> = (0..3).map(|_| write(queue.next(now, ANY)).0).collect();
     for (mut held, waited) in failing.into_iter().zip([1, 3, 2]) {
         held.failures = 3;
@@ -241,7 +245,7 @@ fn many_that_always_fail_take_turns_with_what_is_new() {
 fn a_batch_that_takes_too_long_is_halved_down_to_single_entries() {
     let now = Instant::now();
     let mut queue = queue(8, 1_000);
-    queue.push(SOURCE, deliveries(8), false, now);
+    queue.push(deliveries(8, now), false, now);
     let (whole, _) = write(queue.next(now, ANY));
     queue.put_back_in_halves(whole, now);
     let mut sizes = Vec::new();
@@ -262,7 +266,7 @@ fn a_batch_that_takes_too_long_is_halved_down_to_single_entries() {
 fn new_batches_are_small_after_one_took_too_long_and_grow_again() {
     let now = Instant::now();
     let mut queue = queue(8, 1_000);
-    queue.push(SOURCE, deliveries(100), false, now);
+    queue.push(deliveries(100, now), false, now);
     let (whole, _) = write(queue.next(now, ANY));
     queue.put_back_in_halves(whole, now);
     let lens: Vec<_> = (0..9)
@@ -336,10 +340,10 @@ impl Game {
             Step::Push { sizes, more_ready } => {
                 let chunk = sizes.into_iter().map(|size| {
                     self.pushed += 1;
-                    delivery(self.pushed, size)
+                    delivery(self.pushed, size, self.now)
                 });
                 let chunk = chunk.collect();
-                self.queue.push(SOURCE, chunk, more_ready, self.now);
+                self.queue.push(chunk, more_ready, self.now);
             }
             Step::Next { prefers_new } => self.next(prefers_new)?,
             Step::Upcoming => {
@@ -459,7 +463,7 @@ proptest! {
 fn a_batch_that_is_split_goes_out_at_once_and_new_batches_stay_large() {
     let now = Instant::now();
     let mut queue = queue(4, 1_000);
-    queue.push(SOURCE, deliveries(8), false, now);
+    queue.push(deliveries(8, now), false, now);
     let mut held = write(queue.next(now, ANY)).0;
     held.failures = 3;
     queue.put_back_to_isolate(held, now);
@@ -473,18 +477,18 @@ fn a_batch_that_is_split_goes_out_at_once_and_new_batches_stay_large() {
 fn a_suspect_holds_nothing_up_and_waits_where_it_must() {
     let now = Instant::now();
     let mut queue = queue(1, 1_000);
-    queue.push(SOURCE, deliveries(2), false, now);
+    queue.push(deliveries(2, now), false, now);
     let mut held = write(queue.next(now, ANY)).0;
     held.suspect = Some(Suspect::default());
     queue.put_back(held, now);
-    let no_suspects = Preference {
-        no_suspects: true,
+    let quick_only = Preference {
+        quick_only: true,
         ..ANY
     };
-    let other = write(queue.next(now, no_suspects)).0;
+    let other = write(queue.next(now, quick_only)).0;
     assert_eq!(other.batch.id, BatchId(2));
     assert_eq!(queue.oldest(), Some(now));
     assert_eq!(queue.oldest_but_suspects(), None);
-    assert!(matches!(queue.next(now, no_suspects), Next::Nothing));
+    assert!(matches!(queue.next(now, quick_only), Next::Nothing));
     assert_eq!(write(queue.next(now, ANY)).0.batch.id, BatchId(1));
 }

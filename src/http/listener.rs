@@ -1,25 +1,25 @@
-//! Where the listener is, from looking that up to the last answer.
+//! The listener, from looking its address up to the last answer.
 
 use std::future::pending;
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-use super::server::{Running, start};
+use super::server::{RunningServer, start};
 use super::tls::Certificate;
-use super::{Listen, Listener, Place};
+use super::{Listen, ListenAddress, ListenerParts};
 use crate::config::Http;
 
-/// Where to listen and what to show there. It is known before anything else is begun, so that a
-/// wrong address or certificate ends the process while it has touched nothing.
-pub(crate) struct Entrance<'a> {
+/// The address and the certificate of the listener. They are read before anything else is begun, so that
+/// a wrong one ends the process while it has touched nothing.
+pub(crate) struct ListenerSetup<'a> {
     http: &'a Http,
-    place: Place,
+    address: ListenAddress,
     certificate: Option<Arc<Certificate>>,
 }
 
-impl<'a> Entrance<'a> {
-    /// As it is set; `None` where nobody is to listen.
+impl<'a> ListenerSetup<'a> {
+    /// `None` where the listener is off.
     pub(crate) fn find(http: &'a Http) -> anyhow::Result<Option<Self>> {
         let Listen::At(address) = &http.listener.listen else {
             return Ok(None);
@@ -27,19 +27,24 @@ impl<'a> Entrance<'a> {
         let files = http.listener.certificate();
         Ok(Some(Self {
             http,
-            place: Place::resolve(address)?,
+            address: ListenAddress::resolve(address)?,
             certificate: files.map(Certificate::read).transpose()?,
         }))
     }
 
     /// Binds, and serves from now on.
-    pub(crate) fn open(self, listener: &Listener) -> anyhow::Result<Listening> {
-        let is_open = self.place.is_open(listener.auth.as_ref());
-        let (server, running) = start(&self.place, self.http, self.certificate.as_ref(), listener)?;
+    pub(crate) fn open(self, listener: &ListenerParts) -> anyhow::Result<RunningListener> {
+        let is_open = self.address.is_open(listener.auth.as_ref());
+        let (server, running) = start(
+            &self.address,
+            self.http,
+            self.certificate.as_ref(),
+            listener,
+        )?;
         if let Some(certificate) = self.certificate {
             actix_rt::spawn(certificate.follow());
         }
-        Ok(Listening {
+        Ok(RunningListener {
             running,
             is_open,
             server: actix_rt::spawn(server),
@@ -48,14 +53,14 @@ impl<'a> Entrance<'a> {
 }
 
 /// A listener at work, and the task that it works in.
-pub(crate) struct Listening {
-    running: Running,
+pub(crate) struct RunningListener {
+    running: RunningServer,
     is_open: bool,
     server: JoinHandle<std::io::Result<()>>,
 }
 
-impl Listening {
-    /// Where somebody listens, for the log: `off` where nobody does.
+impl RunningListener {
+    /// The addresses for the log, or `off`.
     pub(crate) fn addresses(listening: Option<&Self>) -> String {
         let Some(Self { running, .. }) = listening else {
             return "off".to_owned();
