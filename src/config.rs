@@ -116,22 +116,6 @@ impl Config {
         Self::from_parts(flags, std::env::vars_os())
     }
 
-    /// Of nothing but the defaults.
-    #[cfg(test)]
-    pub(crate) fn of_defaults() -> Result<Self, ConfigError> {
-        Self::from_parts(&Flags::default(), [])
-    }
-
-    /// Of these variables and the defaults.
-    #[cfg(test)]
-    pub(crate) fn of_variables(variables: &[(&str, &str)]) -> Result<Self, ConfigError> {
-        let variables = variables.iter();
-        Self::from_parts(
-            &Flags::default(),
-            variables.map(|(name, value)| (name.into(), value.into())),
-        )
-    }
-
     /// Of this environment and the file that flags or environment name.
     pub(crate) fn from_parts(
         flags: &Flags,

@@ -49,7 +49,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
     let listener = ListenerParts {
         served: Arc::new(Service {
             pipeline: pipeline.clone(),
-            events: intake.routes(),
+            events: intake.routes.clone(),
         }),
         auth: config.http.routes.auth.clone(),
         registry,
@@ -86,7 +86,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
 /// Each has a consumer of its own. Where nobody listens and there is Redis, nothing comes by HTTP.
 fn sources(intake: &Intake, bus: Option<&Bus>, listens: bool) -> Vec<Arc<dyn EventSource>> {
     let redis = bus.map(|bus| Arc::clone(&bus.source));
-    let http = (listens || redis.is_none()).then(|| intake.source());
+    let http = (listens || redis.is_none()).then(|| Arc::clone(&intake.source));
     redis.into_iter().chain(http).collect()
 }
 
@@ -181,7 +181,7 @@ async fn shut_down(
     listening: Option<RunningListener>,
     metrics: &Metrics,
 ) {
-    intake.stop_accepting();
+    intake.handle.stop_accepting();
     let drain = Drain {
         timeout: config.drain_timeout,
     };

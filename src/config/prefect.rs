@@ -234,6 +234,19 @@ impl<'a> Reader<'a> {
             .set(setting, value, Origin::Prefect(variables.to_owned()));
     }
 
+    /// Notes a value that those of these variables make up that are set.
+    fn set_from_parts(
+        &mut self,
+        setting: &str,
+        value: String,
+        parts: impl Iterator<Item = &'static str>,
+    ) {
+        let given: Vec<&str> = parts
+            .filter(|part| self.variables.get(part).is_some())
+            .collect();
+        self.set(setting, value, &given.join(", "));
+    }
+
     /// Why a setting needs no value from here, if it needs none.
     fn is_set_elsewhere(&self, setting: &str) -> Option<String> {
         self.higher

@@ -14,6 +14,22 @@ use super::*;
 use crate::http::Listen;
 use crate::logging::LogFormat;
 
+impl Config {
+    /// Of nothing but the defaults.
+    pub(crate) fn of_defaults() -> Result<Self, ConfigError> {
+        Self::from_parts(&Flags::default(), [])
+    }
+
+    /// Of these variables and the defaults.
+    pub(crate) fn of_variables(variables: &[(&str, &str)]) -> Result<Self, ConfigError> {
+        let variables = variables.iter();
+        Self::from_parts(
+            &Flags::default(),
+            variables.map(|(name, value)| (name.into(), value.into())),
+        )
+    }
+}
+
 fn file(text: &str) -> NamedTempFile {
     let mut file = NamedTempFile::with_suffix(".toml").unwrap();
     file.write_all(text.as_bytes()).unwrap();

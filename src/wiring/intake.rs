@@ -11,9 +11,12 @@ use crate::config::Config;
 
 /// The intake that the listener fills, as seen from each of its sides.
 pub(crate) struct Intake {
-    source: Arc<IntakeSource>,
-    handle: intake::Intake,
-    routes: EventRoutes,
+    /// The pipeline's side.
+    pub(crate) source: Arc<dyn EventSource>,
+    /// Knows how much waits, and can be told to take nothing more.
+    pub(crate) handle: intake::Intake,
+    /// The listener's side: `POST /api/events` and the WebSocket `/api/events/in`.
+    pub(crate) routes: EventRoutes,
 }
 
 /// An empty intake.
@@ -32,27 +35,5 @@ pub(crate) fn intake(config: &Config) -> Intake {
         routes: EventRoutes::new(handle.clone(), settings, limits, clock()),
         source,
         handle,
-    }
-}
-
-impl Intake {
-    /// The pipeline's side.
-    pub(crate) fn source(&self) -> Arc<dyn EventSource> {
-        Arc::clone(&self.source) as Arc<dyn EventSource>
-    }
-
-    /// The listener's side: `POST /api/events` and the WebSocket `/api/events/in`.
-    pub(crate) fn routes(&self) -> EventRoutes {
-        self.routes.clone()
-    }
-
-    /// What knows how much waits.
-    pub(crate) fn handle(&self) -> intake::Intake {
-        self.handle.clone()
-    }
-
-    /// Takes nothing more; what is here still becomes durable.
-    pub(crate) fn stop_accepting(&self) {
-        self.handle.stop_accepting();
     }
 }

@@ -1,6 +1,6 @@
 //! Where events go: SQLite or PostgreSQL.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -106,17 +106,14 @@ pub(super) fn misplaced(config: &Config) -> Option<String> {
     })
 }
 
-/// The configured file, if it is one and not there yet.
-fn missing_file(config: &Config) -> Option<&PathBuf> {
-    match &config.database.url {
-        DatabaseUrl::Sqlite { path, .. } => Some(path).filter(|path| !path.exists()),
-        DatabaseUrl::Postgres { .. } => None,
-    }
-}
-
 /// Why there is no database to look at yet, though one could be made: not a fault.
 pub(crate) fn not_there_yet(config: &Config) -> Option<String> {
-    let path = missing_file(config).filter(|_| !config.database.is_prefects)?;
+    let DatabaseUrl::Sqlite { path, .. } = &config.database.url else {
+        return None;
+    };
+    if path.exists() || config.database.is_prefects {
+        return None;
+    }
     let directory = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());

@@ -67,13 +67,7 @@ fn url(reader: &mut Reader<'_>) {
             return;
         }
         match from_parts(reader, driver) {
-            Ok(url) => {
-                let origin: Vec<&str> = parts()
-                    .copied()
-                    .filter(|part| variables.get(part).is_some())
-                    .collect();
-                reader.set(setting, url, &origin.join(", "));
-            }
+            Ok(url) => reader.set_from_parts(setting, url, parts().copied()),
             Err(expected) => reader.refuse(name, Some(driver), &expected),
         }
     } else {
@@ -134,11 +128,7 @@ fn from_parts(reader: &Reader<'_>, driver: &str) -> Result<String, String> {
 }
 
 fn tls(reader: &mut Reader<'_>) {
-    let is_enabled = match reader.switch(&[TLS_ENABLED]) {
-        Some((_, is_enabled)) => is_enabled,
-        None => false,
-    };
-    if !is_enabled {
+    if !matches!(reader.switch(&[TLS_ENABLED]), Some((_, true))) {
         let files = [
             TLS_ENABLED,
             TLS_CA_FILE,
@@ -200,6 +190,5 @@ fn prepared_statements(reader: &mut Reader<'_>) {
 
 /// Whether events go to Prefect's database.
 pub(super) fn is_taken_over(reader: &Reader<'_>) -> bool {
-    let setting = "database.url";
-    reader.layer.get(setting).is_some()
+    reader.layer.get("database.url").is_some()
 }

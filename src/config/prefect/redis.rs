@@ -36,17 +36,8 @@ pub(super) fn read(reader: &mut Reader<'_>) {
     } else if broker_is_redis || variables.get(HOST).is_some() {
         match from_parts(reader) {
             Ok(url) => {
-                let origin: Vec<&str> = broker
-                    .filter(|_| broker_is_redis)
-                    .map(|(name, _)| name)
-                    .into_iter()
-                    .chain(
-                        DISCRETE
-                            .into_iter()
-                            .filter(|name| variables.get(name).is_some()),
-                    )
-                    .collect();
-                reader.set(setting, url, &origin.join(", "));
+                let broker = broker.filter(|_| broker_is_redis).map(|(name, _)| name);
+                reader.set_from_parts(setting, url, broker.into_iter().chain(DISCRETE));
             }
             Err((name, value, expected)) => {
                 reader.refuse(name, Some(&value), expected);
