@@ -25,6 +25,11 @@ all | --faults | --kills) ;;
   ;;
 esac
 
+# Most tests wait for servers: twice as many at a time as there are cores, within what one PostgreSQL
+# has connections for.
+cores=$(nproc)
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((cores < 4 ? 2 * cores : 8))}
+
 # A test that hangs is a test that fails.
 limited() { timeout --kill-after=10s 20m "$@"; }
 
