@@ -18,6 +18,8 @@ use serde_json::json;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+#[path = "../tests/it/support/ports.rs"]
+mod ports;
 #[allow(dead_code, reason = "tests need more of it")]
 #[path = "../tests/it/support/postgres.rs"]
 mod postgres;

@@ -2,7 +2,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -10,9 +9,7 @@ use super::support::binary::{Folder, Ran};
 use super::support::certificates;
 use super::support::server::Server;
 use super::support::tls::FILES;
-
-/// Far beyond what anything here takes, even on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+use super::support::wait::PATIENCE;
 
 const LISTEN: &str = "EVENT_PERSISTER_HTTP_LISTEN";
 
@@ -31,7 +28,7 @@ fn everywhere(folder: &Folder, variables: &[(&str, &str)]) -> (Server, String) {
     let mut command = folder.command(&[]);
     command.env(LISTEN, "0.0.0.0:0");
     command.envs(variables.iter().copied());
-    let server = Server::spawn(command, &folder.path().join("event-persister.db"));
+    let server = Server::spawn(command, &folder.database_path());
     let listen = server.address().replace("127.0.0.1", "0.0.0.0");
     (server, listen)
 }

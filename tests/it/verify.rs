@@ -34,8 +34,8 @@ impl Case {
 
     /// Publishes events; their stream ids and their own.
     fn publish(&self, events: &[Value]) -> (Vec<String>, Vec<String>) {
-        let texts: Vec<_> = events.iter().map(ToString::to_string).collect();
-        (self.bus.stream.publish(&texts), events::ids(events))
+        let stream_ids = self.bus.stream.publish(&events::texts(events));
+        (stream_ids, events::ids(events))
     }
 
     /// A replica that has written everything.

@@ -11,8 +11,9 @@ use event_persister_actors::testing::ManualClock;
 
 use super::*;
 use crate::postgres_store::connect::Bouncer;
+use crate::support::ports::free_port;
 use crate::support::postgres::{Database, Server};
-use crate::support::redis::free_port;
+use crate::support::wait::until_blocking;
 
 /// Unlike the one of the other tests, this server keeps what it commits.
 fn server() -> &'static Server {
@@ -182,11 +183,10 @@ fn a_standby() {
 /// Waits until the server has this many standbys in this state.
 fn until_there_are(database: &Database, state: &str, num: usize) {
     let count = format!("SELECT count(*) FROM pg_stat_replication WHERE sync_state = '{state}'");
-    let started = tokio::time::Instant::now();
-    while database.value(&count) != num.to_string() {
-        assert!(started.elapsed() < std::time::Duration::from_secs(30));
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    let num = num.to_string();
+    until_blocking(format!("{num} standbys that are {state}"), || {
+        database.value(&count) == num
+    });
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! Encryption, passwords, and PgBouncer.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -9,6 +8,7 @@ use event_persister_actors::store::{EventStore as _, Outcome, RefusalReason, Tri
 use futures_util::future::join_all;
 
 use super::*;
+use crate::support::ports::free_port;
 
 /// The server with its certificates; `None` where the server is not ours.
 fn server() -> Option<(&'static Server, &'static Path)> {
@@ -131,11 +131,6 @@ async fn says_why_it_cannot_connect_and_never_the_password() {
     let store = store(admin.settings());
     store.check().await.unwrap();
     assert_ne!(admin.value(named), "0");
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// A PgBouncer in transaction mode before the server, with this many server connections.
