@@ -24,6 +24,11 @@ impl Moment {
         Self(at.timestamp_micros().saturating_sub(EPOCH_MICROS))
     }
 
+    /// `None` where chrono does not know it.
+    pub(super) fn to_utc(self) -> Option<DateTime<Utc>> {
+        DateTime::from_timestamp_micros(self.0.checked_add(EPOCH_MICROS)?)
+    }
+
     /// As Prefect stores it: it counts seconds since 2000 in floating point, which is exact for the
     /// centuries around and some microseconds off in the year 9999; the first moment that it knows
     /// becomes `-infinity`. `None` outside the years 0001 to 9999, which it refuses.

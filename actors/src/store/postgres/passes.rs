@@ -82,8 +82,8 @@ impl PostgresStore {
             }
             connection.commit().await?;
             Ok(LastPass {
-                now: moment(now).unwrap_or_else(|| self.clock.now()),
-                at: at.and_then(moment),
+                now: Moment(now.0).to_utc().unwrap_or_else(|| self.clock.now()),
+                at: at.and_then(|at| Moment(at.0).to_utc()),
                 is_noted: noted.is_some(),
             })
         };
@@ -131,11 +131,6 @@ impl PostgresStore {
         };
         self.with_connection("read", None, count).await
     }
-}
-
-fn moment(at: PgTimestamp) -> Option<DateTime<Utc>> {
-    const EPOCH_MICROS: i64 = 946_684_800_000_000;
-    DateTime::from_timestamp_micros(at.0.checked_add(EPOCH_MICROS)?)
 }
 
 /// How many events are expired, or how many of those that were stored after a moment.
