@@ -224,8 +224,6 @@ pub struct BatchQueue {
     /// Entries that a new batch may have: fewer than its limit after one took too long.
     max_events: usize,
     returned: BTreeMap<BatchId, (HeldBatch, Instant)>,
-    /// The next one after these, where a writer was told about it before its turn.
-    upcoming: Option<(HeldBatch, FlushReason)>,
     open: VecDeque<Delivery>,
     open_bytes: usize,
     last_push: Option<Instant>,
@@ -240,7 +238,6 @@ impl BatchQueue {
             max_events: limits.max_events.get(),
             limits,
             returned: BTreeMap::new(),
-            upcoming: None,
             open: VecDeque::new(),
             open_bytes: 0,
             last_push: None,
@@ -314,15 +311,14 @@ impl BatchQueue {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.open.is_empty() && self.upcoming.is_none() && self.returned.is_empty()
+        self.open.is_empty() && self.returned.is_empty()
     }
 
     /// When the oldest entry that waits came.
     pub(crate) fn oldest(&self) -> Option<Instant> {
         let returned = self.returned.values().map(|(held, _)| held.oldest);
-        let upcoming = self.upcoming.iter().map(|(held, _)| held.oldest);
         let open = self.open.front().map(|delivery| delivery.came);
-        returned.chain(upcoming).chain(open).min()
+        returned.chain(open).min()
     }
 
     /// The one of the batches that came back whose oldest entry came first.
@@ -334,9 +330,7 @@ impl BatchQueue {
     /// Whether all that waits are suspects, and culprits whose letters could not be written.
     pub(crate) fn has_only_suspects(&self) -> bool {
         let is_one = |held: &HeldBatch| held.suspect.is_some() || held.batch.condemned().is_some();
-        self.open.is_empty()
-            && self.upcoming.is_none()
-            && self.returned.values().all(|(held, _)| is_one(held))
+        self.open.is_empty() && self.returned.values().all(|(held, _)| is_one(held))
     }
 
     /// When the oldest entry that waits and is no suspect came.
@@ -344,9 +338,8 @@ impl BatchQueue {
         let returned = self.returned.values().map(|(held, _)| held);
         let returned = returned.filter(|held| held.suspect.is_none());
         let returned = returned.map(|held| held.oldest);
-        let upcoming = self.upcoming.iter().map(|(held, _)| held.oldest);
         let open = self.open.front().map(|delivery| delivery.came);
-        returned.chain(upcoming).chain(open).min()
+        returned.chain(open).min()
     }
 
     /// The next batch for a writer that is idle now.
@@ -380,9 +373,6 @@ impl BatchQueue {
         if let Some(at) = held_up_until {
             return Next::WaitUntil(wake.map_or(at, |wake| wake.min(at)));
         }
-        if let Some((held, reason)) = self.upcoming.take() {
-            return Next::Write(held, reason);
-        }
         match self.flush_reason(now) {
             Ok(reason) => Next::Write(self.take_batch(now), reason),
             Err(at) => match at.into_iter().chain(wake).min() {
@@ -401,23 +391,7 @@ impl BatchQueue {
 
     /// Whether something is to be written that was never handed out.
     fn has_new(&self, now: Instant) -> bool {
-        self.upcoming.is_some() || self.flush_reason(now).is_ok()
-    }
-
-    /// The batch that goes out next, told once, where that is certain before its turn: it is full, and no
-    /// other has come back.
-    pub(crate) fn announce(&mut self, now: Instant) -> Option<Arc<Batch>> {
-        if self.upcoming.is_some() || !self.returned.is_empty() {
-            return None;
-        }
-        let reason = self.flush_reason(now).ok()?;
-        if !matches!(reason, FlushReason::MaxEvents | FlushReason::MaxBytes) {
-            return None;
-        }
-        let held = self.take_batch(now);
-        let batch = Arc::clone(&held.batch);
-        self.upcoming = Some((held, reason));
-        Some(batch)
+        self.flush_reason(now).is_ok()
     }
 
     /// Why the open entries leave now, or else when they will.

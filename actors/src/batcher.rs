@@ -172,7 +172,6 @@ impl BatcherActor {
                 }
             }
         }
-        self.announce_upcoming();
         self.show_oldest();
         self.answer_drained();
     }
@@ -214,16 +213,6 @@ impl BatcherActor {
         ctx.spawn(flush.into_actor(self).map(move |reply, actor, ctx| {
             actor.flushed((index, hand_out), started.elapsed(), reply, ctx);
         }));
-    }
-
-    /// Tells one of the busy writers which batch comes next, once that is certain.
-    fn announce_upcoming(&mut self) {
-        let mut writers = self.writers.iter_mut();
-        if let Some(writer) = writers.find(|writer| writer.can_be_told())
-            && let Some(batch) = self.queue.announce(Instant::now())
-        {
-            writer.tell(batch);
-        }
     }
 
     fn wake_at(&mut self, at: Instant, ctx: &mut Context<Self>) {

@@ -7,14 +7,11 @@
 //! *controls*, events of our own that are rolled back; what follows from it the batcher decides.
 //! Knows nothing of sources and receipts. When it panics, the batcher still has the batch.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
-use futures_util::future::{Either, select};
-use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use crate::batch::Batch;
@@ -207,23 +204,6 @@ impl Attempt {
     }
 }
 
-/// Makes the next batch ready while this one is under way.
-async fn preparing_upcoming<T>(
-    store: &dyn EventStore,
-    upcoming: oneshot::Receiver<Arc<Batch>>,
-    attempt: impl Future<Output = T>,
-) -> T {
-    let prepare = async {
-        if let Ok(upcoming) = upcoming.await {
-            store.prepare(upcoming).await;
-        }
-    };
-    match select(pin!(attempt), pin!(prepare)).await {
-        Either::Left((result, _)) => result,
-        Either::Right(((), attempt)) => attempt.await,
-    }
-}
-
 impl Actor for DbWriterActor {
     type Context = Context<Self>;
 }
@@ -240,10 +220,8 @@ impl Handler<Flush> for DbWriterActor {
             template: flush.template,
             controls_passed: flush.controls_passed,
         };
-        let (purpose, upcoming) = (flush.purpose, flush.upcoming);
-        let store = Arc::clone(&self.store);
-        let flush =
-            async move { preparing_upcoming(&*store, upcoming, attempt.run(purpose)).await };
+        let purpose = flush.purpose;
+        let flush = async move { attempt.run(purpose).await };
         AtomicResponse::new(Box::pin(flush.into_actor(self)))
     }
 }

@@ -24,7 +24,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::oneshot;
 
 use crate::batch::Batch;
 use crate::delivery::{Delivery, Entry, Receipt, SourceIndex};
@@ -70,20 +69,16 @@ pub(crate) struct Flush {
     /// Set once the controls before the attempt have passed: a writer that dies in the attempt tells no
     /// more than that.
     pub(crate) controls_passed: Arc<AtomicBool>,
-    /// The batch that some writer will get next, if that becomes certain: it may be made ready meanwhile.
-    pub(crate) upcoming: oneshot::Receiver<Arc<Batch>>,
 }
 
 impl Flush {
-    /// Of a batch that is no part of a sequence: without a template, and nothing comes next.
+    /// Of a batch without a template.
     pub(crate) fn alone(batch: Arc<Batch>, purpose: Purpose) -> Self {
-        let (_, upcoming) = oneshot::channel();
         Self {
             batch,
             purpose,
             template: None,
             controls_passed: Arc::default(),
-            upcoming,
         }
     }
 }

@@ -280,13 +280,6 @@ pub trait EventStore: Send + Sync {
     /// that it would have had. Tells whether the store takes events, and leaves nothing behind.
     fn rehearse(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>>;
 
-    /// Makes ready what can be made of a batch before it is written, here or by another store that was
-    /// opened together with this one. The batch may still be written without, or never.
-    fn prepare(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, ()> {
-        drop(batch);
-        Box::pin(std::future::ready(()))
-    }
-
     /// Removes at most `max_events` events older than their cutoff, oldest first, each together
     /// with its resources. A cutoff in the future, by the store's clock, is refused.
     ///

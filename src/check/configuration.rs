@@ -105,8 +105,7 @@ fn memory_bound(config: &Config) -> u64 {
     const BEYOND: usize = 64;
     /// What is in flight, and twice as much under suspicion.
     const IN_FLIGHT_AND_ASIDE: usize = 3;
-    /// How often a writer has a batch: as it came and as it is sent, for the one that it writes and the
-    /// next.
+    /// A batch that is being written, as rows and as it is sent: JSON may grow there.
     const COPIES_OF_BATCH: usize = 4;
 
     let http = &config.http;

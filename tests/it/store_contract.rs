@@ -96,36 +96,6 @@ async fn stores_each_event_with_all_of_its_resources(fixture: &impl Fixture) {
     assert_eq!(rows[&with.id], expected);
 }
 
-async fn a_batch_made_ready_before_its_turn_is_written_as_any_other(fixture: &impl Fixture) {
-    let open_store = fixture.open_store();
-    let (store, other) = (open_store(), open_store());
-    let (known, refused) = (any_event(), any_event());
-    store.write(events([known.clone()])).await.unwrap();
-    fixture.refuse(refused.id);
-    let ready = batch(vec![
-        event_entry(refused),
-        rejected_entry("1", b"{", "not JSON"),
-        event_entry(known.clone()),
-        event_entry(any_event()),
-    ]);
-    let outcomes = [
-        Outcome::RefusedByStore(RefusalReason::Raised),
-        Outcome::RejectedAtParse,
-        Outcome::Duplicate,
-        Outcome::Stored,
-    ];
-    store.prepare(Arc::clone(&ready)).await;
-    assert_eq!(fixture.rows().len(), 1, "made ready is not written");
-    let another = store.write(events([any_event(), known])).await.unwrap();
-    assert_eq!(another, [Outcome::Stored, Outcome::Duplicate]);
-    assert_eq!(other.write(Arc::clone(&ready)).await.unwrap(), outcomes);
-    assert_eq!(fixture.rows().len(), 3);
-    // What was made ready is used up; written again, it says what is true now.
-    let again = store.write(ready).await.unwrap();
-    assert_eq!(again[2..], [Outcome::Duplicate, Outcome::Duplicate]);
-    assert_eq!(fixture.rows().len(), 3);
-}
-
 async fn answers_in_the_order_of_the_entries(fixture: &impl Fixture) {
     let store = (fixture.open_store())();
     let (known, refused) = (any_event(), any_event());
@@ -492,7 +462,6 @@ macro_rules! store_contract_tests {
         store_contract_tests! { $new;
             stores_each_event_with_all_of_its_resources
             answers_in_the_order_of_the_entries
-            a_batch_made_ready_before_its_turn_is_written_as_any_other
             a_duplicate_changes_nothing
             an_empty_batch_is_nothing
             keeps_a_rejected_message_with_its_reason

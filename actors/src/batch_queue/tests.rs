@@ -137,25 +137,6 @@ fn drains_without_waiting() {
 }
 
 #[test]
-fn tells_the_next_batch_once_and_only_when_it_is_full_and_none_came_back() {
-    let now = Instant::now();
-    let mut queue = queue(2, 1_000);
-    queue.push(deliveries(5, now), false, now);
-    let (first, _) = write(queue.next(now, ANY));
-    let upcoming = queue.announce(now).unwrap();
-    assert!(queue.announce(now).is_none(), "told twice");
-    queue.put_back(first, now);
-    assert_eq!(write(queue.next(now, ANY)).0.batch.id, BatchId(1));
-    let (second, reason) = write(queue.next(now, ANY));
-    assert!(Arc::ptr_eq(&upcoming, &second.batch));
-    assert_eq!(reason, FlushReason::MaxEvents);
-    assert!(queue.announce(now).is_none(), "one entry fills no batch");
-    queue.push(deliveries(1, now), false, now);
-    queue.put_back(second, now);
-    assert!(queue.announce(now).is_none(), "another one has come back");
-}
-
-#[test]
 fn a_returned_batch_goes_first_and_is_not_overtaken() {
     let now = Instant::now();
     let mut queue = queue(2, 1_000);
@@ -288,7 +269,6 @@ enum Step {
     Next {
         prefers_new: bool,
     },
-    Upcoming,
     PutBack {
         which: usize,
         after_millis: u64,
@@ -309,7 +289,6 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (prop::collection::vec(0_usize..60, 0..9), any::<bool>())
             .prop_map(|(sizes, more_ready)| Step::Push { sizes, more_ready }),
         4 => any::<bool>().prop_map(|prefers_new| Step::Next { prefers_new }),
-        2 => Just(Step::Upcoming),
         2 => (any::<usize>(), 0_u64..3_000, any::<bool>(), any::<bool>())
             .prop_map(|(which, after_millis, is_stubborn, in_halves)| {
                 Step::PutBack { which, after_millis, is_stubborn, in_halves }
@@ -326,8 +305,6 @@ struct Game {
     now: Instant,
     pushed: u64,
     out: Vec<HeldBatch>,
-    /// The one that was last told about before its turn.
-    upcoming: Option<Arc<Batch>>,
     /// Ids that were put back and wait, and whether they hold up others.
     back: BTreeMap<BatchId, bool>,
     highest: u64,
@@ -346,11 +323,6 @@ impl Game {
                 self.queue.push(chunk, more_ready, self.now);
             }
             Step::Next { prefers_new } => self.next(prefers_new)?,
-            Step::Upcoming => {
-                let upcoming = self.queue.announce(self.now);
-                prop_assert!(upcoming.is_none() || self.upcoming.is_none(), "told two");
-                self.upcoming = upcoming.or_else(|| self.upcoming.take());
-            }
             Step::PutBack {
                 which,
                 after_millis,
@@ -414,12 +386,6 @@ impl Game {
         } else {
             prop_assert_eq!(held.batch.id.0, self.highest + 1, "out of sequence");
             self.highest += held.batch.len() as u64;
-            if let Some(upcoming) = self.upcoming.take() {
-                prop_assert!(
-                    Arc::ptr_eq(&upcoming, &held.batch),
-                    "not the one that was told"
-                );
-            }
         }
         self.out.push(held);
         Ok(())
@@ -438,7 +404,6 @@ proptest! {
             now: Instant::now(),
             pushed: 0,
             out: Vec::new(),
-            upcoming: None,
             back: BTreeMap::new(),
             highest: 0,
             committed: Vec::new(),

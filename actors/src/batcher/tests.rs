@@ -160,26 +160,6 @@ async fn settle() {
 }
 
 #[actix::test]
-async fn tells_a_busy_writer_what_comes_next() {
-    let mut bench = Bench::start(1, 2).await;
-    drop(bench.enqueue(0..2, true));
-    let mut first = bench.flush(0).await;
-    drop(bench.enqueue(2..3, true));
-    settle().await;
-    assert!(
-        first.message.upcoming.try_recv().is_err(),
-        "not certain yet"
-    );
-    drop(bench.enqueue(3..4, true));
-    settle().await;
-    let upcoming = first.message.upcoming.try_recv().unwrap();
-    commit(first);
-    let second = bench.flush(0).await;
-    assert!(Arc::ptr_eq(&second.message.batch, &upcoming));
-    assert_eq!(positions(&second), ["2", "3"]);
-}
-
-#[actix::test]
 async fn acknowledges_only_after_commit() {
     let mut bench = Bench::start(1, 10).await;
     drop(bench.enqueue(0..3, false));

@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use actix::Recipient;
-use tokio::sync::oneshot;
 
-use crate::batch::Batch;
 use crate::batch_queue::HeldBatch;
 use crate::delivery::Entry;
 use crate::isolation::Control;
@@ -29,8 +27,6 @@ pub(super) struct Writing {
     hand_out: HandOut,
     pub(super) held: HeldBatch,
     controls_passed: Arc<AtomicBool>,
-    /// Takes the batch that comes next; used once.
-    upcoming: Option<oneshot::Sender<Arc<Batch>>>,
 }
 
 impl Writing {
@@ -69,7 +65,6 @@ impl Writer {
         held: HeldBatch,
         template: Option<Arc<Entry>>,
     ) -> Flush {
-        let (sender, upcoming) = oneshot::channel();
         let batch = Arc::clone(&held.batch);
         let fault = held.failure.as_ref().and_then(|failure| failure.fault);
         let fault = fault.unwrap_or(FaultKind::Transient);
@@ -84,14 +79,12 @@ impl Writer {
             hand_out,
             held,
             controls_passed: Arc::clone(&controls_passed),
-            upcoming: Some(sender),
         });
         Flush {
             batch,
             purpose,
             template,
             controls_passed,
-            upcoming,
         }
     }
 
@@ -103,17 +96,5 @@ impl Writer {
     /// Takes back whatever batch it has.
     pub(super) fn give_up(&mut self) -> Option<Writing> {
         self.writing.take()
-    }
-
-    pub(super) fn can_be_told(&self) -> bool {
-        let writing = self.writing.as_ref();
-        writing.is_some_and(|writing| writing.upcoming.is_some())
-    }
-
-    pub(super) fn tell(&mut self, batch: Arc<Batch>) {
-        if let Some(upcoming) = self.writing.as_mut().and_then(|of| of.upcoming.take()) {
-            // A writer that has just answered needs no hint.
-            upcoming.send(batch).ok();
-        }
     }
 }

@@ -4,7 +4,6 @@ use crate::clock::SystemClock;
 use crate::lifeline::lifeline;
 use crate::store::{RefusalCounts, RefusalReason};
 use crate::testing::{MemoryStore, event, event_entry, rejected_entry};
-use tokio::sync::oneshot;
 use uuid::Uuid;
 
 fn batch(ids: std::ops::Range<u128>) -> Arc<Batch> {
@@ -72,44 +71,6 @@ async fn writes_one_batch_at_a_time() {
     store.release();
     first.await.unwrap().unwrap().unwrap();
     second.await.unwrap().unwrap().unwrap();
-}
-
-#[actix::test]
-async fn makes_the_next_batch_ready_while_one_is_under_way() {
-    let store = MemoryStore::new();
-    let (writer, _) = writer(&store);
-    store.hold();
-    let upcoming = batch(3..6);
-    let (tell, told) = oneshot::channel();
-    let flush = Flush {
-        upcoming: told,
-        ..flush(batch(0..3))
-    };
-    let reply = actix_rt::spawn(writer.send(flush));
-    store.wait_for_write_started().await;
-    tell.send(Arc::clone(&upcoming)).unwrap();
-    while store.last_prepared().is_none() {
-        tokio::task::yield_now().await;
-    }
-    let prepared = store.last_prepared().unwrap();
-    assert!(Arc::ptr_eq(&prepared, &upcoming));
-    assert_eq!(store.num_events(), 0);
-    store.release();
-    assert_eq!(reply.await.unwrap().unwrap().unwrap().inserted, 3);
-    assert_eq!(store.num_events(), 3, "made ready is not written");
-}
-
-#[actix::test]
-async fn waits_for_no_next_batch() {
-    let store = MemoryStore::new();
-    let (writer, _) = writer(&store);
-    let (_tell, upcoming) = oneshot::channel();
-    let flush = Flush {
-        upcoming,
-        ..flush(batch(0..3))
-    };
-    let flushed = writer.send(flush).await.unwrap();
-    assert_eq!(flushed.unwrap().inserted, 3);
 }
 
 #[actix::test]

@@ -30,7 +30,6 @@ use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 
 use self::connection::Connection;
-use self::encoded::Prepared;
 use self::failure::Failure;
 pub use self::settings::{PostgresSettings, TlsMode};
 use self::trim::Resume;
@@ -70,8 +69,6 @@ const GRACE: Duration = Duration::from_secs(10);
 pub struct PostgresStore {
     settings: Arc<PostgresSettings>,
     clock: Arc<dyn Clock>,
-    /// Batches that stores which were opened together have made ready for each other.
-    prepared: Arc<Prepared>,
     idle: Mutex<Option<Connection>>,
     resume: Mutex<Resume>,
 }
@@ -79,28 +76,22 @@ pub struct PostgresStore {
 impl PostgresStore {
     /// A store that connects when it is first used.
     pub fn new(settings: PostgresSettings, clock: Arc<dyn Clock>) -> Self {
-        Self::sharing(Arc::new(settings), clock, Arc::default())
+        Self::sharing(Arc::new(settings), clock)
     }
 
-    /// Opens stores with the same settings, which write what one of them has made ready.
+    /// Opens stores with the same settings.
     pub fn open_store(settings: PostgresSettings, clock: Arc<dyn Clock>) -> OpenStore {
         let settings = Arc::new(settings);
-        let prepared = Arc::<Prepared>::default();
         Arc::new(move || {
             let (settings, clock) = (Arc::clone(&settings), Arc::clone(&clock));
-            Arc::new(Self::sharing(settings, clock, Arc::clone(&prepared)))
+            Arc::new(Self::sharing(settings, clock))
         })
     }
 
-    fn sharing(
-        settings: Arc<PostgresSettings>,
-        clock: Arc<dyn Clock>,
-        prepared: Arc<Prepared>,
-    ) -> Self {
+    fn sharing(settings: Arc<PostgresSettings>, clock: Arc<dyn Clock>) -> Self {
         Self {
             settings,
             clock,
-            prepared,
             idle: Mutex::new(None),
             resume: Mutex::new(None),
         }
@@ -212,15 +203,7 @@ impl EventStore for PostgresStore {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move {
             let write = async |connection: &mut Connection| {
-                let encoded = self.prepared.take(&batch);
-                write::write(
-                    connection,
-                    &self.settings,
-                    &batch,
-                    encoded,
-                    self.clock.now(),
-                )
-                .await
+                write::write(connection, &self.settings, &batch, self.clock.now()).await
             };
             self.with_connection("write to", self.limit(), write).await
         })
@@ -234,10 +217,6 @@ impl EventStore for PostgresStore {
             self.with_connection("write to", self.limit(), rehearse)
                 .await
         })
-    }
-
-    fn prepare(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, ()> {
-        Box::pin(self.prepared.prepare(batch))
     }
 
     fn trim<'a>(
@@ -289,7 +268,6 @@ impl EventStore for PostgresStore {
 
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         drop(self.lock_idle().take());
-        self.prepared.clear();
         Box::pin(async { Ok(()) })
     }
 }

@@ -63,7 +63,6 @@ struct StoreState {
     num_commits: usize,
     num_trims: usize,
     last_pass: Option<DateTime<Utc>>,
-    last_prepared: Option<Arc<Batch>>,
 }
 
 impl Default for MemoryStore {
@@ -99,7 +98,6 @@ impl MemoryStore {
                     num_commits: 0,
                     num_trims: 0,
                     last_pass: None,
-                    last_prepared: None,
                 }),
                 clock,
                 held: watch::Sender::new(false),
@@ -250,11 +248,6 @@ impl MemoryStore {
         self.state().num_trims
     }
 
-    /// The batch that it was asked to make ready last.
-    pub fn last_prepared(&self) -> Option<Arc<Batch>> {
-        self.state().last_prepared.clone()
-    }
-
     fn state(&self) -> MutexGuard<'_, StoreState> {
         self.core
             .state
@@ -389,11 +382,6 @@ impl EventStore for MemoryStore {
             let entries = batch.entries().iter();
             Ok(entries.map(|entry| state.rows.outcome_of(entry)).collect())
         })
-    }
-
-    fn prepare(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, ()> {
-        self.state().last_prepared = Some(batch);
-        Box::pin(std::future::ready(()))
     }
 
     fn trim<'a>(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::cli::{self, Command};
 use crate::config::Config;
-use crate::config::keys;
+use crate::config::keys::{self, PREFIX};
 
 const FILES: [(&str, &str); 6] = [
     ("Dockerfile", include_str!("../../../deploy/Dockerfile")),
@@ -44,7 +44,8 @@ fn text(file: &str) -> &'static str {
 fn variables(text: &str) -> impl Iterator<Item = &str> {
     let is_of_name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
     text.split(move |c: char| !is_of_name(c))
-        .filter(|word| word.starts_with("EVENT_PERSISTER_"))
+        // The bare prefix stands in the rule for names.
+        .filter(|word| word.starts_with(PREFIX) && *word != PREFIX)
 }
 
 #[test]

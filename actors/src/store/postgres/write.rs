@@ -47,7 +47,6 @@ pub(super) async fn write(
     connection: &mut Connection,
     settings: &PostgresSettings,
     batch: &Batch,
-    encoded: Encoded,
     now: DateTime<Utc>,
 ) -> Result<Vec<Outcome>, Failure> {
     if batch.is_empty() {
@@ -56,7 +55,7 @@ pub(super) async fn write(
     if let Some(condemned) = batch.condemned() {
         return keep_all(connection, batch, condemned, now).await;
     }
-    let call = match encoded {
+    let call = match Encoded::new(batch) {
         Encoded::Call(call) => *call,
         Encoded::Rows(rows) => match connection.copy(settings, rows, now).await? {
             Copied::All => return Ok(vec![Outcome::Stored; batch.len()]),
