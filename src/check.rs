@@ -21,7 +21,6 @@ mod retention;
 /// Nobody waits longer than this for an answer to whether something answers.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What was seen.
 struct Looked {
     /// What was looked at, in the order in which people read it.
     findings: Vec<Finding>,

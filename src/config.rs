@@ -63,7 +63,6 @@ pub(crate) struct Config {
     /// `None` when events do not come from there.
     pub(crate) redis: Option<RedisSettings>,
     pub(crate) http: Http,
-    /// Batches and retention included.
     pub(crate) pipeline: PipelineSettings,
     /// How long the pipeline may take to write what it holds.
     pub(crate) drain_timeout: Duration,
@@ -77,7 +76,6 @@ pub(crate) struct Config {
     pub(crate) prefect: Prefect,
 }
 
-/// `[database]`
 #[derive(Debug)]
 pub(crate) struct Database {
     pub(crate) url: DatabaseUrl,
@@ -87,7 +85,6 @@ pub(crate) struct Database {
     pub(crate) postgres: PostgresSettings,
 }
 
-/// `[http]`
 #[derive(Debug)]
 pub(crate) struct Http {
     pub(crate) listener: ListenerSettings,
@@ -98,15 +95,12 @@ pub(crate) struct Http {
 /// One setting as it is in effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Effective {
-    /// Such as `http.listen`.
     pub(crate) name: &'static str,
     /// Masked where it is secret; `None` where it is not set and has no default.
     pub(crate) value: Option<String>,
-    /// Where it was said.
     pub(crate) origin: Origin,
     /// The variable that would set it.
     pub(crate) variable: String,
-    /// What it does.
     pub(crate) help: &'static str,
 }
 

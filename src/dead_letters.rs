@@ -111,7 +111,6 @@ impl Meant {
         Ok(Self { filter, before })
     }
 
-    /// How many there are.
     async fn count(&self, letters: &dyn StoreOperator) -> anyhow::Result<u64> {
         let count = letters.count_letters(&self.filter, self.before).await;
         count.context("cannot count the dead letters")

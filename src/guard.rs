@@ -19,7 +19,6 @@ pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()>
     }
 }
 
-/// Shows or removes it.
 pub(crate) async fn run(config: &Config, command: &GuardCommand) -> anyhow::Result<()> {
     let bus = wiring::bus_operator(config)?.context(NO_REDIS)?;
     match command {
@@ -68,7 +67,6 @@ pub(crate) fn document(report: &GuardReport) -> Value {
     })
 }
 
-/// The same for people.
 pub(crate) fn describe(report: &GuardReport) -> String {
     let unknown = || "unknown".to_owned();
     let Some(length) = report.stream_length else {

@@ -34,7 +34,6 @@ const HEALTH_PATHS: [&str; 2] = [HEALTH_PATH, READY_PATH];
 
 /// The part of the process that the listener serves.
 pub(crate) trait Served: Send + Sync {
-    /// The two health paths.
     fn health(&self) -> HealthRoutes;
 
     /// Mounts the routes for events.
@@ -58,7 +57,6 @@ pub(crate) struct ListenAddress {
 }
 
 impl ListenAddress {
-    /// Looks the host up.
     pub(crate) fn resolve(address: &str) -> anyhow::Result<Self> {
         let addresses: Vec<SocketAddr> = address
             .to_socket_addrs()

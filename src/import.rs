@@ -75,7 +75,6 @@ struct Input {
     name: String,
     /// The same for the file by whatever name it is called, since a dead letter is known by where it stood.
     position: String,
-    /// Where that is known.
     num_bytes: Option<u64>,
 }
 

@@ -118,7 +118,6 @@ struct Shadow<'a> {
     asked: Option<Instant>,
     tried: Option<Instant>,
     is_paused: bool,
-    /// Findings that were logged.
     num_named: usize,
 }
 

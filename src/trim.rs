@@ -16,7 +16,6 @@ use crate::wiring::{self, Missing};
 /// The flags of the command.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wishes {
-    /// Count, and delete nothing.
     pub(crate) dry_run: bool,
     /// Delete also events without resources and resources without an event.
     pub(crate) remove_half_events: bool,

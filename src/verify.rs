@@ -46,7 +46,6 @@ const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
 pub(crate) struct Wishes {
     /// How far back the tables are looked at; all of them if not set.
     pub(crate) since: Option<Duration>,
-    /// Findings that are shown.
     pub(crate) limit: usize,
     pub(crate) json: bool,
 }

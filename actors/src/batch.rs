@@ -82,7 +82,6 @@ impl Batch {
     }
 }
 
-/// Id and sizes only.
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Batch")

@@ -54,7 +54,6 @@ const MAX_NEEDED: u32 = 12;
 pub(crate) struct Suspect {
     /// Failures in a row beside controls that passed.
     seen: u32,
-    /// Controls that failed meanwhile.
     disturbances: u32,
 }
 

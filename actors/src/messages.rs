@@ -46,7 +46,6 @@ pub(crate) struct Join {
 #[rtype(result = "Result<Permit, EnqueueRefused>")]
 pub(crate) struct Enqueue {
     pub(crate) source: SourceIndex,
-    /// In the source's order.
     pub(crate) deliveries: Vec<Delivery>,
     /// Whether more is to be had at once, so that filling the batch is worth the wait.
     pub(crate) more_ready: bool,
@@ -89,15 +88,9 @@ pub(crate) enum Purpose {
     /// Write it. Should the store not take it, see by a control whether it takes anything.
     Write,
     /// Write what has failed before, behind a control: in an outage that is all that is tried.
-    Retry {
-        /// Its last failure.
-        fault: FaultKind,
-    },
+    Retry { fault: FaultKind },
     /// Write an event that has failed alone before, between controls.
-    Examine {
-        /// Its last failure.
-        fault: FaultKind,
-    },
+    Examine { fault: FaultKind },
     /// See what would become of it, and leave nothing behind.
     Rehearse,
 }

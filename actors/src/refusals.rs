@@ -66,12 +66,10 @@ struct Pause {
 pub(crate) enum Change {
     /// Reading pauses from now on; so many of so many were refused.
     Paused {
-        /// Refused by the database.
         refused: u64,
         /// Of these last messages that reached it.
         of: u64,
     },
-    /// Reading goes on.
     Resumed {
         /// For how long it had paused.
         after: Duration,

@@ -17,6 +17,7 @@ mod encoding;
 pub mod intake;
 pub mod letters;
 #[cfg(feature = "redis")]
+#[doc(hidden)]
 pub mod operator;
 pub(crate) mod retained;
 

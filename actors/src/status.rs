@@ -86,7 +86,6 @@ impl HeldUp {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// As it is now.
     pub(crate) fn get(&self) -> Option<String> {
         let held_up = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         held_up.clone()
@@ -102,7 +101,6 @@ const CALM: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 struct Trouble {
     num_failures: u64,
-    /// Since when everything succeeds.
     calm_since: Option<Instant>,
 }
 

@@ -18,6 +18,7 @@ use crate::batch::Batch;
 
 pub use refusal::{RefusalCounts, RefusalReason};
 
+#[doc(hidden)]
 pub mod operator;
 #[cfg(feature = "postgres")]
 pub mod postgres;

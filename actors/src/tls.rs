@@ -28,14 +28,12 @@ pub(crate) enum Check {
     AuthorityAndName,
 }
 
-/// PEM files.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Files<'a> {
     /// The authorities to trust in place of the system's.
     pub(crate) ca: Option<&'a Path>,
     /// Our own certificate and those that lead to it.
     pub(crate) cert: Option<&'a Path>,
-    /// Its key.
     pub(crate) key: Option<&'a Path>,
 }
 

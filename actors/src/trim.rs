@@ -183,9 +183,7 @@ fn put_forward(by: TimeDelta) -> TrimError {
 pub(crate) struct TrimParts {
     /// Notes what happens to the passes.
     pub(crate) component: Component,
-    /// Counts what was removed.
     pub(crate) metrics: Metrics,
-    /// Tells what is old.
     pub(crate) clock: Arc<dyn Clock>,
 }
 

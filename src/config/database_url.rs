@@ -17,18 +17,13 @@ const EXPECTED: &str = "give sqlite://PATH, where everything after `sqlite://` i
 /// A database that this program can write to.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum DatabaseUrl {
-    /// An SQLite file.
     Sqlite {
-        /// As it was written.
         text: String,
         /// The file, relative to the working directory or absolute.
         path: PathBuf,
     },
-    /// A PostgreSQL server.
     Postgres {
-        /// As it was written.
         text: String,
-        /// What it says.
         url: Box<PostgresUrl>,
     },
 }
@@ -73,7 +68,6 @@ impl Spelling for DatabaseUrl {
     }
 }
 
-/// With the password masked.
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -11,7 +11,6 @@ use super::error::{ConfigError, nearest};
 use super::keys;
 use super::layer::{Layer, Origin};
 
-/// Reads the file.
 pub(super) fn read(path: &Path) -> Result<Layer, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         ConfigError::new(format!(

@@ -73,13 +73,10 @@ const SECRETS: [&str; 2] = ["redis.url", "http.auth_string"];
 /// A variable may name a file with the value.
 const FROM_FILES: [&str; 3] = ["database.url", "redis.url", "http.auth_string"];
 
-/// One setting.
 pub(crate) struct Setting {
-    /// The file's section.
     pub(crate) section: &'static str,
     /// The key in that section.
     pub(crate) key: String,
-    /// Such as `http.listen`.
     pub(crate) name: String,
     /// As it would be written; `null` where there is none.
     pub(crate) default: Value,
@@ -179,7 +176,6 @@ pub(crate) fn is_secret(name: &str) -> bool {
 }
 
 impl Setting {
-    /// Such as `EVENT_PERSISTER_HTTP_LISTEN`.
     pub(crate) fn variable(&self) -> String {
         format!("{PREFIX}{}_{}", self.section, self.key).to_ascii_uppercase()
     }
@@ -198,7 +194,6 @@ impl Setting {
             .then(|| format!("{}{FILE_SUFFIX}", self.variable()))
     }
 
-    /// The default for people.
     pub(crate) fn shown_default(&self) -> Option<String> {
         (!self.default.is_null()).then(|| plain(&self.default))
     }

@@ -18,18 +18,13 @@ pub(crate) enum Origin {
     Default,
     /// In the file, at a line that counts from 1.
     File {
-        /// As it was named.
         path: PathBuf,
-        /// Of the value.
         line: usize,
     },
-    /// In this environment variable.
     Variable(String),
     /// In a file for secrets that this environment variable names.
     SecretFile {
-        /// The variable.
         variable: String,
-        /// As it was named.
         path: PathBuf,
     },
     /// In these variables of Prefect's server.
@@ -55,7 +50,6 @@ impl fmt::Display for Origin {
 pub(crate) struct Layer(BTreeMap<String, (Value, Origin)>);
 
 impl Layer {
-    /// Notes a value.
     pub(crate) fn set(&mut self, name: &str, value: impl Into<Value>, origin: Origin) {
         self.0.insert(name.to_owned(), (value.into(), origin));
     }

@@ -116,7 +116,6 @@ impl fmt::Display for Misfit {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Seen {
     pub(crate) variable: String,
-    /// Why.
     pub(crate) reason: String,
 }
 
@@ -330,7 +329,6 @@ fn host(text: &str) -> String {
     }
 }
 
-/// As it stands.
 fn text(value: &str) -> Result<Reading, String> {
     Ok(Reading::Value(value.into()))
 }

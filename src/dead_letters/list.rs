@@ -7,7 +7,6 @@ use event_persister_actors::store::operator::{DeadLetter, LetterFilter, StoreOpe
 
 use crate::output;
 
-/// Which letters are listed.
 pub(super) struct Page {
     pub(super) filter: LetterFilter,
     pub(super) before: Option<i64>,

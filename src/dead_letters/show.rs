@@ -13,7 +13,6 @@ use crate::output;
 pub(super) enum Form {
     /// For people, with what a terminal would obey escaped.
     Text,
-    /// One JSON document.
     Json,
     /// The message alone, byte for byte.
     Raw,

@@ -46,7 +46,6 @@ impl Unbindable {
         format!("cannot listen on {}, since {why}", self.address)
     }
 
-    /// The remedy.
     pub(crate) fn remedy(&self) -> &'static str {
         match self.error.kind() {
             ErrorKind::AddrInUse => {

@@ -20,7 +20,6 @@ use super::{HEALTH_PATH, READY_PATH};
 /// More than any answer of ours: whoever else is there may send without end.
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Question {
     /// Whether the process is alive.
@@ -29,10 +28,8 @@ pub(crate) enum Question {
     Ready,
 }
 
-/// What was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// It is so.
     Yes,
     /// It is not, and why, if it says so.
     No(Option<String>),

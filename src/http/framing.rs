@@ -40,7 +40,6 @@ enum Position {
     /// Behind a head whose request is about to begin.
     Begins,
     Body(BodyRest),
-    /// Behind a request.
     Answered,
 }
 
@@ -63,7 +62,6 @@ enum BodyRest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Chunked {
     Size(u64),
-    /// Behind the digits.
     SizeLine(u64),
     Data(u64),
     DataEnd,
@@ -101,7 +99,6 @@ impl RequestFraming {
         };
     }
 
-    /// Its answer is sent.
     pub(super) fn end(&mut self) {
         self.num_requests = self.num_requests.saturating_sub(1);
     }

@@ -54,7 +54,6 @@ const NUM_OTHER_FILES: u64 = 256;
 pub(super) struct RunningServer {
     /// Port 0 has become one that was free.
     pub(super) addresses: Vec<SocketAddr>,
-    /// `http` or `https`.
     pub(super) scheme: &'static str,
     handle: ServerHandle,
     closing: watch::Sender<bool>,
@@ -145,7 +144,6 @@ fn listen(
     })
 }
 
-/// Lets connections in.
 #[derive(Clone)]
 struct Acceptor {
     places: Arc<Semaphore>,

@@ -71,7 +71,6 @@ impl WaitingMessages {
         }
     }
 
-    /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.unacknowledged.len() + self.scheduled.len()
     }
@@ -102,7 +101,6 @@ impl WaitingMessages {
         self.unacknowledged.front().map(HeldMessage::position)
     }
 
-    /// Schedules what was acknowledged.
     pub(crate) fn acknowledged(&mut self, has: impl Fn(&str) -> bool, now: Instant) {
         let (due, rest) = std::mem::take(&mut self.unacknowledged)
             .into_iter()

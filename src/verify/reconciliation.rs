@@ -134,9 +134,7 @@ pub(crate) struct StreamCounts {
     pub(crate) checked: u64,
     /// Their event is in the table.
     pub(crate) stored: u64,
-    /// They are dead letters.
     pub(crate) dead_letters: u64,
-    /// They are empty.
     pub(crate) ignored: u64,
     /// They are not there, and older than retention keeps.
     pub(crate) expired: u64,
@@ -146,7 +144,6 @@ pub(crate) struct StreamCounts {
     pub(crate) unread: u64,
 }
 
-/// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
@@ -183,7 +180,6 @@ pub(crate) struct Finding {
     pub(crate) detail: String,
 }
 
-/// How much is wrong.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Faults {
     pub(crate) missing: u64,
@@ -308,7 +304,6 @@ impl Reconciliation {
         }
     }
 
-    /// Nothing is wrong.
     pub(crate) fn all_is_well(&self) -> bool {
         self.faults == Faults::default()
     }

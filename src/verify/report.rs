@@ -16,10 +16,8 @@ pub(crate) struct Stream<'a> {
     pub(crate) misplaced: Option<&'a str>,
 }
 
-/// All that was found.
 pub(crate) struct Report<'a> {
     pub(crate) since: Option<DateTime<Utc>>,
-    /// `None` without Redis.
     pub(crate) stream: Option<Stream<'a>>,
     /// Events in the table that were looked at.
     pub(crate) num_events: u64,

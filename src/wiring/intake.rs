@@ -11,7 +11,6 @@ use crate::config::Config;
 
 /// The intake that the listener fills, as seen from each of its sides.
 pub(crate) struct Intake {
-    /// The pipeline's side.
     pub(crate) source: Arc<dyn EventSource>,
     /// Knows how much waits, and can be told to take nothing more.
     pub(crate) handle: intake::Intake,
@@ -19,7 +18,6 @@ pub(crate) struct Intake {
     pub(crate) routes: EventRoutes,
 }
 
-/// An empty intake.
 pub(crate) fn intake(config: &Config) -> Intake {
     let (source, handle) = IntakeSource::new("http", config.http.intake);
     let routes = config.http.routes.clone();

@@ -60,7 +60,6 @@ impl Settings {
     }
 }
 
-/// Opens the configured database.
 pub(crate) fn open_store(config: &Config, missing: Missing) -> OpenStore {
     match Settings::new(config, missing) {
         Settings::Sqlite(settings) => SqliteStore::open_store(settings, clock()),

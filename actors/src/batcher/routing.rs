@@ -15,7 +15,6 @@ pub(super) struct FailedBatch<'a> {
     pub(super) others_were_written: bool,
 }
 
-/// Where a batch goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Route {
     /// Out again as it is, after a back-off.

@@ -18,7 +18,6 @@ use super::tokens::{Token, Tokens};
 /// Prefect's limit to the letter: an array or object with nothing in it does not count.
 const MAX_NESTING: usize = 200;
 
-/// Reads one text.
 pub(super) struct Reader<'t> {
     text: &'t ByteString,
     jiter: Jiter<'t>,

@@ -23,11 +23,9 @@ const FEW_DIGITS: usize = 200;
 /// The form in which a number is kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Kept {
-    /// As it was sent.
     Text,
     /// A double, in its shortest form.
     Double(f64),
-    /// `null`.
     Nothing,
 }
 
@@ -59,13 +57,11 @@ impl Kept {
 /// The parts of a number that is no integer; those that it does not have are empty.
 struct Shape<'t> {
     mantissa: &'t str,
-    /// Only its digits.
     exponent: &'t str,
     has_negative_exponent: bool,
 }
 
 impl<'t> Shape<'t> {
-    /// `None` for an integer.
     fn of(number: &'t str) -> Option<Self> {
         let is_of_integer = |byte: u8| byte.is_ascii_digit() || byte == b'-';
         if number.bytes().all(is_of_integer) {

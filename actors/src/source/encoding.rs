@@ -4,7 +4,6 @@
 //! reads a body: a byte-order mark, or the zeros that the first two characters of any JSON text, being
 //! ASCII, have in an encoding of wider units.
 
-/// An encoding of Unicode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
     Utf8,
@@ -42,7 +41,6 @@ pub(super) fn detect(beginning: &[u8]) -> (Encoding, usize) {
 }
 
 impl Encoding {
-    /// As `iconv` calls it.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Utf8 => "UTF-8",

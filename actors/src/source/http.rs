@@ -195,7 +195,6 @@ impl EventRoutes {
     }
 }
 
-/// Shared by all requests.
 struct RouteState {
     intake: Intake,
     settings: HttpSettings,

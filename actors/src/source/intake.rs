@@ -195,7 +195,6 @@ impl Intake {
     }
 }
 
-/// Counts only.
 impl std::fmt::Debug for Intake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Intake")

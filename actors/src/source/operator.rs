@@ -12,10 +12,8 @@ use super::{Body, Permit, SourceError};
 
 /// A stream of the bus, for its operator.
 pub trait BusOperator: Send + Sync {
-    /// The stream's name.
     fn stream(&self) -> &str;
 
-    /// The consumer group's name.
     fn group(&self) -> &str;
 
     /// Looks for what would stop or hurt a source there, and changes nothing. `retention` is how long
@@ -44,7 +42,6 @@ pub trait BusOperator: Send + Sync {
 /// What holds the stream, and how much it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuardReport {
-    /// The stream's name.
     pub stream: String,
     /// Entries in it; `None` if there is no such stream.
     pub stream_length: Option<u64>,
@@ -56,7 +53,6 @@ pub struct GuardReport {
     pub last_id: Option<String>,
     /// What is wrong with the group's position, and what to do about it; `None` if it can be right.
     pub misplaced: Option<String>,
-    /// The consumer group's name.
     pub group: String,
     /// How far it is; `None` if there is none.
     pub group_progress: Option<GroupProgress>,
@@ -71,7 +67,6 @@ pub struct GroupProgress {
     pub smallest_pending: Option<String>,
     /// Entries that are not acknowledged.
     pub num_pending: u64,
-    /// Consumers, alive or dead.
     pub num_consumers: u64,
     /// Entries that nobody was given yet, where the server knows.
     pub lag: Option<u64>,
@@ -91,12 +86,10 @@ pub trait StreamWalk {
     fn num_unread(&self) -> u64;
 }
 
-/// Some consecutive entries.
 #[derive(Debug, Default)]
 pub struct StreamPage {
     /// Those that are acknowledged, hence were committed before the page was read.
     pub acknowledged: Vec<Body>,
-    /// Those that are not.
     pub pending: Vec<Body>,
 }
 
@@ -127,7 +120,6 @@ pub trait StreamShadow {
 /// What a shadow's read brought.
 #[derive(Debug, Default)]
 pub struct ShadowRead {
-    /// In the stream's order.
     pub bodies: Vec<Body>,
     /// Entries that were trimmed before they could be read, as far as the server lets them be counted.
     pub num_gone: usize,

@@ -119,7 +119,6 @@ impl<T: Retain> Retained<T> {
         }
     }
 
-    /// Lets go of everything.
     pub(crate) fn clear(&mut self) -> BTreeMap<u64, T> {
         std::mem::take(&mut self.messages)
     }

@@ -34,7 +34,6 @@ pub type Answer<'a, T> = LocalBoxFuture<'a, Result<T, StoreError>>;
 /// The use that a service makes of its database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
-    /// Connections that write.
     pub writers: usize,
     /// Whether events are deleted when they are old.
     pub trims: bool,

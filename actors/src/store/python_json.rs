@@ -226,7 +226,6 @@ impl Rewriter<'_> {
         self.at += len;
     }
 
-    /// `true`, `false` and `null`.
     fn word(&mut self) {
         let rest = &self.json[self.at..];
         let len = rest

@@ -98,7 +98,6 @@ impl Pace {
         }
     }
 
-    /// The next step.
     pub(super) fn next(&mut self, now: Instant) -> Step {
         let stored_per_second = self.writers.as_mut().and_then(|writers| writers.look(now));
         let told = self.told.get() >> self.halvings;

@@ -105,7 +105,6 @@ fn broken<T>(why: &str) -> Result<T, Unreadable> {
     Err(Unreadable::Broken(why.to_owned()))
 }
 
-/// Cuts one value out.
 fn cut(
     cursor: &mut InputCursor<'_>,
     text: &mut Vec<u8>,

@@ -44,7 +44,6 @@ pub(super) struct Item {
 /// Why nothing more can be read.
 #[derive(Debug)]
 pub(super) enum Unreadable {
-    /// The reader failed.
     Failed(io::Error),
     /// It is no text in UTF-8; nothing was taken of it.
     Encoded(Encoding),
@@ -66,7 +65,6 @@ pub(super) type Input = io::Chain<io::Cursor<Vec<u8>>, BufReader<Box<dyn Read + 
 enum Form {
     /// Nothing was looked at yet.
     Unknown,
-    /// One a line.
     Lines,
     Documents(Documents),
 }

@@ -64,7 +64,6 @@ impl Buffers {
 /// Why there is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NoRoom {
-    /// Others have it.
     Now,
     /// There would be none if nobody else were there.
     Ever,
@@ -79,7 +78,6 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// Nothing yet.
     pub(super) fn none(buffers: &Arc<Buffers>) -> Self {
         Self {
             buffers: Arc::clone(buffers),
@@ -205,7 +203,6 @@ pub(super) fn grown(capacity: usize, needed: usize, at_most: usize) -> usize {
 /// How long a message or body may take to arrive.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// Without a byte.
     pub(super) stall: Duration,
     /// In all, however steadily it trickles.
     pub(super) whole: Duration,
@@ -236,7 +233,6 @@ impl Arrival {
         }
     }
 
-    /// Something of it came.
     pub(super) fn came(&mut self) {
         self.last = Instant::now();
     }

@@ -62,9 +62,7 @@ impl From<Late> for FrameError {
 /// The next step of the reader.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
-    /// Take this.
     Message(Incoming),
-    /// Bring more bytes.
     Data,
     /// Bring room: the message is to have a buffer of this many bytes.
     Room(usize),
@@ -390,7 +388,6 @@ pub(super) struct Reader {
     share: Share,
     buffers: Arc<Buffers>,
     patience: Patience,
-    /// Of a large message.
     arrival: Option<Arrival>,
     /// Since when it waits for room.
     waits_since: Option<Instant>,
@@ -498,7 +495,6 @@ pub(super) struct Writer {
     codec: Codec,
 }
 
-/// The connection has gone.
 #[derive(Debug)]
 pub(super) struct Gone;
 

@@ -105,7 +105,6 @@ impl Stored {
     }
 }
 
-/// Only POST brings events.
 pub(super) async fn wrong_method(request: HttpRequest) -> HttpResponse {
     let reason = format!(
         "/api/events does not take {}: send a JSON list of events with POST, or events one by one by \

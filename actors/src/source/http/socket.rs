@@ -138,9 +138,7 @@ impl std::fmt::Display for Peer {
 enum End {
     /// The client is not there any more.
     Gone,
-    /// The client said good-bye.
     ClosedByClient(Option<CloseReason>),
-    /// We have to.
     Close(CloseCode, String),
 }
 

@@ -145,7 +145,6 @@ impl Connections {
         self.lock().reader_id
     }
 
-    /// Lets go of both.
     pub(super) fn reset(&self) {
         let mut open = self.lock();
         *open = OpenConnections {

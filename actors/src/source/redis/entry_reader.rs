@@ -79,7 +79,6 @@ pub(super) struct StreamEntry {
 /// The entries of one reply.
 #[derive(Default)]
 pub(super) struct EntriesRead {
-    /// In the stream's order.
     pub(super) entries: Vec<StreamEntry>,
     /// Those behind them for which there was no room, with their sizes.
     pub(super) skipped: Vec<(StreamId, usize)>,

@@ -64,7 +64,6 @@ pub(super) struct Reading {
     pub(super) last_was_short: bool,
 }
 
-/// How a fetch ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
     Some,
@@ -100,7 +99,6 @@ pub(super) struct Keeping {
 /// undone it, such as a restart of Redis.
 #[derive(Default)]
 pub(super) struct RecordedReads {
-    /// Up to which entry.
     pub(super) last: Option<StreamId>,
     /// Whether the number was known beyond doubt, so that Redis counts on from it rightly.
     pub(super) is_exact: bool,

@@ -179,7 +179,6 @@ impl PendingEntries {
         self.committed.iter().copied().collect()
     }
 
-    /// Redis has confirmed.
     pub(super) fn confirm(&mut self, ids: &[StreamId]) {
         for id in ids {
             if self.committed.remove(id) && self.reply_is_under_way {

@@ -51,7 +51,6 @@ pub(super) fn guard_position(safe: StreamId) -> StreamId {
 /// A group that stands ahead of its stream, or did and was left there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct GroupAhead {
-    /// Where the group stands.
     pub(super) at: StreamId,
     /// The last id of the stream.
     pub(super) end: StreamId,
@@ -114,7 +113,6 @@ impl GroupAhead {
         )
     }
 
-    /// Both in one sentence.
     pub(super) fn what_and_remedy(&self, settings: &RedisSettings) -> String {
         format!("{}; {}", self.what(settings), self.remedy(settings))
     }

@@ -13,7 +13,6 @@ pub(super) struct StreamId {
 }
 
 impl StreamId {
-    /// Sorts before every entry.
     pub(super) const ZERO: Self = Self {
         millis: 0,
         number: 0,

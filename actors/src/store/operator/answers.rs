@@ -31,7 +31,6 @@ pub(in crate::store) const NEWEST: u64 = 20_000;
 /// How long that may take, whatever is in them.
 pub(in crate::store) const NEWEST_TAKE: Duration = Duration::from_secs(1);
 
-/// Of the newest events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in crate::store) struct Newest {
     pub(in crate::store) num_events: u64,

@@ -47,7 +47,6 @@ pub enum Unreadable {
 }
 
 impl Unreadable {
-    /// The reason, for people.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::LongInteger => {
@@ -112,7 +111,6 @@ pub struct Cursor {
 /// One page of a walk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
-    /// Events on it.
     pub num_events: u64,
     /// The ids of those whose rows do not fit together, or cannot be read.
     pub suspects: Vec<String>,
@@ -123,7 +121,6 @@ pub struct Page {
 /// Events that are not as they should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Strays {
-    /// How many there are.
     pub total: u64,
     /// The ids of the first of them.
     pub event_ids: Vec<String>,
@@ -132,18 +129,15 @@ pub struct Strays {
 /// The dead letters as a whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LetterCounts {
-    /// All of them.
     pub total: u64,
     /// Those whose event is stored meanwhile.
     pub num_curable: u64,
-    /// The oldest of those.
     pub curable: Vec<CurableLetter>,
 }
 
 /// A dead letter whose event is stored meanwhile, so that nobody misses it any more.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct CurableLetter {
-    /// The row's own number.
     pub id: i64,
     /// The event that both are about.
     pub event_id: String,

@@ -9,7 +9,6 @@ use crate::store::Stage;
 /// A message that was kept instead of stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DeadLetter {
-    /// The row's own number.
     pub id: i64,
     /// The source that it came from.
     pub source: String,
@@ -17,17 +16,13 @@ pub struct DeadLetter {
     pub position: String,
     /// The stage that refused it.
     pub stage: Stage,
-    /// Why.
     pub reason: String,
     /// The database's code, where the database refused it.
     pub sqlstate: Option<String>,
     /// The event's id, where that could be read.
     pub event_id: Option<Uuid>,
-    /// How often it came.
     pub attempts: i64,
-    /// When it first came.
     pub first_seen: DateTime<Utc>,
-    /// When it last came.
     pub last_seen: DateTime<Utc>,
     /// The length of the raw message in bytes.
     pub num_bytes: u64,
@@ -47,7 +42,6 @@ pub struct LetterFilter {
     pub stage: Option<Stage>,
     /// A part of the reason, as it is written there.
     pub reason: Option<String>,
-    /// The database's code.
     pub code: Option<String>,
     /// Last seen at this moment or later.
     pub since: Option<DateTime<Utc>>,
@@ -58,7 +52,6 @@ pub struct LetterFilter {
 /// A letter as it was read: its id, and how often it had come by then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LetterVersion {
-    /// The row's own number.
     pub id: i64,
     /// How often it had come.
     pub attempts: i64,

@@ -34,9 +34,7 @@ const COPYING_CONNECTS_WITHIN: Duration = Duration::from_secs(3);
 /// A connection with our settings.
 pub(super) struct Connection {
     pub(super) pg: AsyncPgConnection,
-    /// Drives it.
     pub(super) driver: Driver,
-    /// Settings of every transaction.
     pub(super) configure: String,
     /// Whether the last batch held events that were there already.
     pub(super) expects_duplicates: bool,
@@ -44,13 +42,14 @@ pub(super) struct Connection {
     pub(super) copying: Copying,
 }
 
-/// Whether batches are copied.
 pub(super) enum Copying {
     /// As soon as one is large enough, but not before this moment.
     From(Instant),
     /// Through this connection, unless the batch before it held something special.
-    Possible { copier: Box<Copier>, is_due: bool },
-    /// Never.
+    Possible {
+        copier: Box<Copier>,
+        is_due: bool,
+    },
     Impossible,
 }
 
@@ -173,7 +172,6 @@ impl Connection {
         }
     }
 
-    /// Starts a transaction.
     pub(super) async fn begin(&mut self) -> Result<(), Failure> {
         let begin = begin(&self.configure);
         Ok(self.pg.batch_execute(&begin).await?)

@@ -139,7 +139,6 @@ impl Places<'_> {
     }
 }
 
-/// Values, one behind another.
 struct Values {
     bytes: Vec<u8>,
     /// Where texts are put together.

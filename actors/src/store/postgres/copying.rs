@@ -50,7 +50,6 @@ pub(super) struct Copier {
 /// The result of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Copied {
-    /// Everything is committed.
     All,
     /// Nothing is written: some of it is there already.
     NothingNew,

@@ -46,7 +46,6 @@ pub(super) struct Driver {
 #[derive(Default)]
 struct Heard {
     warning: Option<Warned>,
-    /// Why the connection ended.
     end: Option<Error>,
 }
 

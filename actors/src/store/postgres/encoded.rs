@@ -13,7 +13,6 @@ const MANY: usize = 200;
 pub(super) enum Encoded {
     /// Of many events, and nothing special about any of them.
     Rows(CopyRows),
-    /// For the store function.
     Call(Box<Call>),
 }
 

@@ -89,7 +89,6 @@ pub(super) struct Bounds {
     default: PgTimestamp,
     /// The names that are kept longer or shorter.
     names: Vec<String>,
-    /// Theirs.
     cutoffs: Vec<PgTimestamp>,
 }
 
@@ -222,7 +221,6 @@ const FIND_EXPIRED: &str = "WITH expired AS (\
     FROM (SELECT) AS one LEFT JOIN (SELECT occurred, id FROM expired WHERE is_other \
     ORDER BY occurred DESC, id DESC LIMIT 1) AS last ON true";
 
-/// The result of [`FIND_EXPIRED`].
 #[derive(QueryableByName)]
 struct Expired {
     #[diesel(sql_type = Array<SqlUuid>)]

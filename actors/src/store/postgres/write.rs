@@ -237,7 +237,6 @@ fn index_of(number: i32, indexes: &[usize]) -> Result<usize, Failure> {
     })
 }
 
-/// Writes the dead letters.
 async fn keep(
     connection: &mut Connection,
     batch: &Batch,

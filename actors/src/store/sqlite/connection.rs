@@ -36,9 +36,7 @@ impl From<Failed> for Failure {
 /// Whether a file that is not there may be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Missing {
-    /// It is created.
     Create,
-    /// That is an error.
     Refuse,
     /// The same: Prefect's migrations are to make it.
     Await,
@@ -207,12 +205,10 @@ impl Connection {
         Ok(self.wait_for_locks(self.settings.busy_timeout)?)
     }
 
-    /// Undoes the transaction.
     pub(super) fn roll_back(&mut self) -> Result<(), Failure> {
         Ok(self.execute_batch("ROLLBACK")?)
     }
 
-    /// The file, for messages.
     pub(super) fn path(&self) -> std::path::Display<'_> {
         self.settings.path.display()
     }

@@ -21,7 +21,6 @@ use libsqlite3_sys as ffi;
 
 use crate::store::{Fault, FaultKind, RefusalReason};
 
-/// An extended result code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ResultCode(c_int);
 
@@ -142,11 +141,9 @@ struct Noted {
 /// A failed call, with what SQLite said about it at that moment.
 #[derive(Debug)]
 pub(super) struct Failed {
-    /// The extended code.
     pub(super) code: ResultCode,
     /// Whether the transaction outlived the failure; some failures roll it back.
     pub(super) in_transaction: bool,
-    /// Diesel's error.
     pub(super) error: diesel::result::Error,
 }
 
@@ -158,7 +155,6 @@ pub(super) struct CodedConnection {
 }
 
 impl CodedConnection {
-    /// Opens a connection.
     pub(super) fn establish(url: &str) -> Result<Self, ConnectionError> {
         let (mut connection, opened) = establish_and_see_handle(url)?;
         let noted = Arc::new(Noted {

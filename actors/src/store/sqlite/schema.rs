@@ -16,7 +16,6 @@ use crate::store::CreateSchema;
 
 /// Prefect's tables, to the letter. Never run on a database that is or may become Prefect's.
 pub(super) const EVENTS: EmbeddedMigrations = embed_migrations!("../migrations/sqlite/events");
-/// Our own tables.
 pub(super) const OWN: EmbeddedMigrations = embed_migrations!("../migrations/sqlite/own");
 
 diesel::table! {

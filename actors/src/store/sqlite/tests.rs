@@ -57,7 +57,6 @@ fn of_events(events: impl IntoIterator<Item = ReceivedEvent>) -> Arc<Batch> {
     batch(events.into_iter().map(event_entry).collect())
 }
 
-/// The newest first.
 async fn all_letters(store: &SqliteStore) -> Vec<DeadLetter> {
     let all = LetterFilter::default();
     store

@@ -57,7 +57,6 @@ struct Candidate {
     id: String,
 }
 
-/// The cutoffs as texts.
 pub(super) struct Bounds {
     pub(super) default: String,
     pub(super) overrides: Vec<(String, String)>,

@@ -75,7 +75,6 @@ impl Member {
         Ok(())
     }
 
-    /// `None` without a group.
     fn where_the_guard_belongs(
         &self,
         snapshot: &StreamSnapshot,

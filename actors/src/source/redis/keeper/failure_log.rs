@@ -2,7 +2,6 @@
 
 use super::Duty;
 
-/// Of all duties.
 #[derive(Default)]
 pub(super) struct FailureLog {
     each: [DutyFailures; Duty::NUM],

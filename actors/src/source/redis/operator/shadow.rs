@@ -39,9 +39,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 const MAX_PENDING: usize = 100_000;
 
 pub(super) struct RedisShadow {
-    /// The group at work.
     main: RedisSettings,
-    /// Our own.
     own: RedisSettings,
     connections: Connections,
     place: Mutex<ShadowPlace>,

@@ -57,7 +57,6 @@ fn positions(chunk: &Chunk) -> Vec<String> {
         .collect()
 }
 
-/// Everything that waits.
 fn hand_out(pending: &mut PendingEntries) -> Vec<(String, bool, Receipt)> {
     let Some(chunk) = pending.hand_out(permit(1000), More::Later) else {
         return Vec::new();
@@ -215,7 +214,6 @@ fn step() -> impl Strategy<Value = Step> {
 struct Model {
     known: PendingEntries,
     next: u64,
-    /// Pending in Redis.
     pending: BTreeSet<u64>,
     /// Handed out and not acknowledged.
     out: Vec<(u64, Receipt)>,

@@ -148,7 +148,6 @@ const COUNT: &str = "SELECT wanted.id AS event_id, \
     FROM (VALUES ($1)) AS wanted (id) CROSS JOIN LATERAL (SELECT count(*) AS num_resources \
     FROM event_resources WHERE event_resources.event_id = wanted.id::uuid) AS held";
 
-/// Where a page begins.
 macro_rules! behind {
     () => {
         "(occurred, id) >= ($1::timestamptz, $2::uuid) \
@@ -265,7 +264,6 @@ pub(super) async fn letters_at(
     Ok(found)
 }
 
-/// Counts the dead letters.
 pub(super) async fn count_curable(
     connection: &mut Connection,
     limit: usize,

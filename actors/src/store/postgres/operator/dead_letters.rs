@@ -141,7 +141,6 @@ pub(super) async fn count(
     Ok(u64::try_from(count).unwrap_or_default())
 }
 
-/// Letters with their bytes.
 pub(super) async fn open(
     connection: &mut Connection,
     ids: &[i64],

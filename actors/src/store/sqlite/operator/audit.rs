@@ -79,7 +79,6 @@ pub(super) fn letters_at(
     Ok(connection.run(|connection| at_positions.load(connection))?)
 }
 
-/// Counts the dead letters.
 pub(super) fn count_curable(
     connection: &mut Connection,
     limit: usize,

@@ -143,7 +143,6 @@ fn ours(event: &ReceivedEvent, texts: &EventTexts<'_>) -> Vec<ResourceRow> {
     resources.enumerate().map(row).collect()
 }
 
-/// They have no order.
 fn differing_resources(
     mut ours: Vec<ResourceRow>,
     mut theirs: Vec<ResourceRow>,

@@ -154,7 +154,6 @@ pub(super) fn count(
     Ok(u64::try_from(count).unwrap_or_default())
 }
 
-/// Letters with their bytes.
 pub(super) fn open(connection: &mut Connection, ids: &[i64]) -> Result<Vec<OpenLetter>, Failure> {
     let rows: Vec<(Row, Vec<u8>)> = connection.run(|connection| {
         dsl::event_persister_dead_letters

@@ -360,7 +360,6 @@ fn of_group(group: &Group) -> Finding {
     )
 }
 
-/// `event-persister-<host>-<pid>-<8 hex>`.
 fn is_prefects(name: &str) -> bool {
     let mut parts = name.rsplit('-');
     let random = parts.next().unwrap_or_default();

@@ -11,7 +11,6 @@ pub(super) struct Replication {
     /// This is one of them, and what follows it is not ours to judge.
     #[diesel(sql_type = Bool)]
     is_standby: bool,
-    /// `synchronous_standby_names`.
     #[diesel(sql_type = Text)]
     names: String,
     /// `synchronous_commit` as this role has it.

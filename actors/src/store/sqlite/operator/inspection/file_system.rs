@@ -42,7 +42,6 @@ pub(super) fn writable(path: &Path, directory: &Path) -> Finding {
     )
 }
 
-/// Whether there is room.
 pub(super) fn space(directory: &Path) -> Finding {
     const ID: &str = "sqlite.disk";
     match statvfs(directory) {
