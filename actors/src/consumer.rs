@@ -409,7 +409,7 @@ impl ConsumerActor {
     fn note_failure(&self, kind: RetryKind, what: &str, error: &SourceError) {
         self.parts.metrics.retries(kind);
         let consequence = match error {
-            SourceError::Unavailable { .. } => "trying again until it works",
+            SourceError::Unavailable { .. } => "retrying until it works",
             SourceError::Broken { .. } => "nothing more is read of it",
         };
         let error = error_chain(error);

@@ -69,7 +69,7 @@ fn with_tls_and_an_auth_string_it_needs_neither_authority_nor_secret() {
     let variables = [listen, FILES[0], FILES[1], secret];
     ask(&folder, &[], &variables, 0, &["alive: https://127.0.0.1:"]);
     // Without the service's settings it cannot be understood.
-    ask(&folder, &[], &[listen], 1, &["not answered as"]);
+    ask(&folder, &[], &[listen], 1, &["answered by something else"]);
     server.terminate().in_good_order();
 }
 
@@ -116,7 +116,7 @@ fn somebody_else_at_that_address_is_no_service_of_ours() {
         let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
         client.write_all(answer).unwrap();
     });
-    ask(&folder, &[], &listen, 1, &["not answered as"]);
+    ask(&folder, &[], &listen, 1, &["answered by something else"]);
     answering.join().unwrap();
 }
 
