@@ -414,7 +414,8 @@ async fn a_service_without_its_store_is_alive_and_says_why_it_is_not_ready() {
 #[tokio::test]
 async fn beyond_loopback_without_an_auth_string_only_health_is_served() {
     let folder = Folder::new();
-    let server = Server::start(&folder, &[("EVENT_PERSISTER_LISTEN", "0.0.0.0:0")]);
+    let everywhere = ("EVENT_PERSISTER_LISTEN", "0.0.0.0:0");
+    let server = Server::start(&folder, &[everywhere]).ready().await;
     assert_eq!(server.get("/api/health").await.status(), 200);
     assert_eq!(server.get("/metrics").await.status(), 404);
     assert_eq!(server.get("/api/events").await.status(), 404);
@@ -427,7 +428,7 @@ async fn beyond_loopback_without_an_auth_string_only_health_is_served() {
 async fn an_auth_string_guards_all_but_health() {
     let folder = Folder::new();
     let secret = ("EVENT_PERSISTER_HTTP_AUTH_STRING", "admin:hunter2");
-    let server = Server::start(&folder, &[secret]);
+    let server = Server::start(&folder, &[secret]).ready().await;
     assert_eq!(server.get("/api/health").await.status(), 200);
     let refused = server.get("/metrics").await;
     assert_eq!(refused.status(), 401);

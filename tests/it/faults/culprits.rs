@@ -207,6 +207,7 @@ async fn an_event_that_takes_too_long() {
     case.max_memory = 512;
     // A debug build takes its time to read 17 MB.
     case.stored_within = Duration::from_secs(60);
+    case.found_out_within = Duration::from_secs(180);
     case.bus
         .set("EVENT_PERSISTER_DATABASE_STATEMENT_TIMEOUT", "1s");
     let server = case.start().await;

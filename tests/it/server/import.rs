@@ -160,7 +160,7 @@ fn killed_in_the_middle_and_run_again_an_import_is_complete() {
 /// the database, and a base for the program itself: far below what is imported.
 #[test]
 fn memory_does_not_grow_with_the_file() {
-    const NUM_EVENTS: usize = 4000;
+    const NUM_EVENTS: usize = 3100;
     const EVENT_BYTES: usize = 32 * 1024;
     const MIB: u64 = 1024 * 1024;
     const BOUND: u64 = 48 * MIB;
@@ -173,9 +173,8 @@ fn memory_does_not_grow_with_the_file() {
     let filler = "x".repeat(EVENT_BYTES);
     let mut num_bytes = 0;
     for _ in 0..NUM_EVENTS {
-        let mut event = event();
-        event["payload"]["text"] = filler.clone().into();
-        let line = format!("{event}\n");
+        // Written into the text, which is far quicker in a debug build than into the event.
+        let line = format!("{}\n", event()).replace("é", &filler);
         num_bytes += line.len() as u64;
         importing.write(&line);
     }
