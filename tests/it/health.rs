@@ -72,7 +72,7 @@ fn with_tls_and_an_auth_string_it_needs_neither_authority_nor_secret() {
     let variables = [listen, FILES[0], FILES[1], secret];
     ask(&folder, &[], &variables, 0, &["alive: https://127.0.0.1:"]);
     // Without the service's settings it cannot be understood.
-    ask(&folder, &[], &[listen], 1, &["not answered as"]);
+    ask(&folder, &[], &[listen], 1, &["something else than"]);
     server.terminate().in_good_order();
 }
 
@@ -119,7 +119,7 @@ fn somebody_else_at_that_address_is_no_service_of_ours() {
         let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
         client.write_all(answer).unwrap();
     });
-    ask(&folder, &[], &listen, 1, &["not answered as"]);
+    ask(&folder, &[], &listen, 1, &["something else than"]);
     answering.join().unwrap();
 }
 
