@@ -229,16 +229,20 @@ impl RedisSource {
         if !self.member.reading().had_joined {
             return Ok(());
         }
-        let removed = async {
+        let left_behind = async {
             let mut commands = self.member.commands().await?;
-            commands.remove_own_consumer().await
+            // A name that never read anything may not be in the group either.
+            if commands.remove_own_consumer().await? {
+                return Ok(0);
+            }
+            Ok(commands.own_pending().await?.len())
         };
-        let removed = removed
+        let left_behind = left_behind
             .await
             .map_err(|error| self.member.failed("leaving the consumer group", error))?;
-        if !removed {
+        if left_behind > 0 {
             log::info!(
-                "some entries stay pending for this consumer; another will claim them \
+                "some entries stay pending for this consumer; another will claim them entries={left_behind} \
                  redis.server={} redis.consumer={}",
                 self.member.server,
                 self.member.settings.consumer_name
