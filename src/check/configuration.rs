@@ -95,7 +95,7 @@ fn memory(config: &Config, limit: Option<u64>) -> Finding {
 }
 
 /// How many bytes this process takes at most, beside one event that is larger than a bound: the sum that
-/// README.md states.
+/// deploy/README.md states under "Sizing".
 fn memory_bound(config: &Config) -> u64 {
     /// The program, what databases and Redis keep for their connections, and what is kept for later.
     const ITSELF: usize = 64 << 20;
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(warned(&[], None), [""; 0]);
     }
 
-    /// Stated in README.md, and in deploy/README.md as what the limits there leave room for.
+    /// Stated in deploy/README.md, which also leaves room for it in its limits.
     #[test]
     fn the_sum_of_the_defaults_is_the_one_that_is_stated() {
         let bound = |variables: &[_]| memory_bound(&Config::of_variables(variables).unwrap()) >> 20;

@@ -17,7 +17,7 @@ use super::support::server::Server;
 const PATIENCE: Duration = Duration::from_secs(120);
 const NUM_CLIENTS: usize = 1_000;
 
-/// What the README adds up, with the defaults and nothing that waits for the database: the service itself,
+/// The sum of deploy/README.md, "Sizing", with the defaults and nothing that waits for the database: the service itself,
 /// what each connection may have, and all that is on its way in.
 const MAX_MEMORY_MIB: u64 = 64 + (NUM_CLIENTS as u64) / 8 + 128;
 /// What may stay: the service itself, and what is kept for the next time.
