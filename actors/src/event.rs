@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use bytestring::ByteString;
 use chrono::{DateTime, Utc};
+use jiter::{NumberAny, NumberInt};
 use uuid::Uuid;
 
 mod builder;
@@ -24,6 +25,7 @@ pub use numbers::holds_unreadable_number;
 pub use parse::{EventLimits, ParseError, Received};
 pub use resource::Resource;
 
+pub(crate) use fields::uuid_from_text;
 #[cfg(feature = "sqlite")]
 pub(crate) use numbers::holds_long_integer;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -124,6 +126,21 @@ impl ReceivedEvent {
     ) -> Result<Self, ParseError> {
         parse::parse_bytes(bytes, limits, received)
     }
+}
+
+/// A datetime of a text, in any form that an event's may have; or why it is none.
+pub(crate) fn datetime_from_text(text: &str) -> Result<DateTime<Utc>, String> {
+    datetime::from_text(text).map_err(|error| error.to_string())
+}
+
+/// The same of a number: Unix time in seconds or milliseconds.
+pub(crate) fn datetime_from_number(number: &serde_json::Number) -> Result<DateTime<Utc>, String> {
+    let number = match (number.as_i64(), number.as_f64()) {
+        (Some(whole), _) => Some(NumberAny::Int(NumberInt::Int(whole))),
+        (None, Some(float)) if number.is_f64() => Some(NumberAny::Float(float)),
+        _ => None,
+    };
+    datetime::from_number(number).map_err(|error| error.to_string())
 }
 
 impl PartialEq for ReceivedEvent {

@@ -29,6 +29,8 @@ mod db_writer;
 
 pub mod store;
 
+pub mod reader;
+
 pub mod retention;
 pub mod trim;
 

@@ -27,6 +27,8 @@ mod refusal;
 pub mod sqlite;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod filter_sql;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod new_letter;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod python_json;

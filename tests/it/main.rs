@@ -19,6 +19,7 @@ mod operating;
 mod postgres_store;
 mod prefect_environment;
 mod readable;
+mod reader;
 #[cfg(feature = "service-tests")]
 mod redis_source;
 #[cfg(feature = "service-tests")]

@@ -74,14 +74,16 @@ pub(super) fn uuid(reader: &mut Reader<'_>, path: &'static str) -> JiterResult<F
     if peek != Peek::String {
         return wrong(reader, peek, path, "a UUID");
     }
-    let text = reader.string()?;
+    let uuid = uuid_from_text(reader.string()?);
+    // The parser's own message quotes the value.
+    Ok(uuid.ok_or_else(|| Problems::one(path, "not a UUID")))
+}
+
+/// A UUID in any of these forms.
+pub(crate) fn uuid_from_text(text: &str) -> Option<Uuid> {
     // The `uuid` crate takes the prefix in any case; the version beneath Prefect does not.
     let is_other_urn = text.len() > MAX_UUID_LENGTH && !text.starts_with(URN_PREFIX);
-    Ok(match Uuid::try_parse(text) {
-        Ok(uuid) if !is_other_urn => Ok(uuid),
-        // The parser's own message quotes the value.
-        _ => Err(Problems::one(path, "not a UUID")),
-    })
+    Uuid::try_parse(text).ok().filter(|_| !is_other_urn)
 }
 
 pub(super) fn optional_uuid(

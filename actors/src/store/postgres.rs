@@ -31,6 +31,7 @@ use futures_util::future::LocalBoxFuture;
 
 use self::connection::Connection;
 use self::failure::Failure;
+pub use self::reader::PostgresReader;
 pub use self::settings::{PostgresSettings, TlsMode};
 use self::trim::Resume;
 pub use self::url::PostgresUrl;
@@ -54,6 +55,7 @@ mod letters;
 mod lock_holder;
 mod operator;
 mod passes;
+mod reader;
 mod rows;
 mod schema;
 mod settings;

@@ -29,6 +29,7 @@ use tokio::sync::Semaphore;
 use self::connection::{Connection, Failure, Missing};
 use self::in_place::{OpenFile, Token, moved, moved_meanwhile};
 use self::log_size::LogWatch;
+pub use self::reader::SqliteReader;
 use self::rows::RowTexts;
 use self::trim::Progress;
 use self::write::End;
@@ -48,6 +49,7 @@ mod lock_holder;
 mod log_size;
 mod operator;
 mod passes;
+mod reader;
 mod result_code;
 mod rows;
 mod schema;
@@ -109,7 +111,7 @@ struct Shared {
     writer: Arc<tokio::sync::Mutex<Option<OpenConnection>>>,
     /// Bounds how many have made their rows' texts and wait for their turn: memory, and threads.
     ready: Arc<Semaphore>,
-    file: OpenFile,
+    file: Arc<OpenFile>,
     log: LogWatch,
 }
 
@@ -120,7 +122,7 @@ impl Shared {
             clock,
             writer: Arc::default(),
             ready: Arc::new(Semaphore::new(MAX_READY)),
-            file: OpenFile::default(),
+            file: Arc::default(),
             log: LogWatch::default(),
         })
     }
@@ -183,6 +185,17 @@ impl SqliteStore {
     pub fn open_store(settings: SqliteSettings, clock: Arc<dyn Clock>) -> OpenStore {
         let shared = Shared::new(settings, clock);
         Arc::new(move || Arc::new(Self::sharing(Arc::clone(&shared))))
+    }
+
+    /// Another store of the same file, which takes turns with this one.
+    pub fn beside(&self) -> Self {
+        Self::sharing(Arc::clone(&self.shared))
+    }
+
+    /// What reads the same file: one process must know all connections that it has to a file.
+    pub fn reader(&self) -> SqliteReader {
+        let Shared { settings, file, .. } = self.shared.as_ref();
+        SqliteReader::of_file(settings.clone(), Arc::clone(file))
     }
 
     fn sharing(shared: Arc<Shared>) -> Self {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection as _;
 use diesel::{QueryResult, RunQueryDsl as _, SqliteConnection};
 use libsqlite3_sys as ffi;
+use tokio::time::Instant;
 
 use super::result_code::{Class, CodedConnection, Failed, ResultCode};
 use super::{SqliteSettings, lock_holder, log_size};
@@ -25,6 +26,13 @@ pub(super) enum Failure {
     Commit(Failed),
     /// The database is not what it should be; says what and what to do.
     Unfit(String),
+}
+
+impl Failure {
+    /// Whether it was given up because it took too long.
+    pub(super) fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Database(failed) if failed.code.primary() == ffi::SQLITE_INTERRUPT)
+    }
 }
 
 impl From<Failed> for Failure {
@@ -203,6 +211,11 @@ impl Connection {
             log::debug!("the write-ahead log stays code={}", failed.code.name());
         }
         Ok(self.wait_for_locks(self.settings.busy_timeout)?)
+    }
+
+    /// Gives up whatever is at work at this moment; `None` gives nothing up.
+    pub(super) fn interrupt_at(&mut self, moment: Option<Instant>) {
+        self.coded.interrupt_at(moment);
     }
 
     pub(super) fn roll_back(&mut self) -> Result<(), Failure> {

@@ -10,7 +10,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use diesel::connection::{Connection as _, Instrumentation, InstrumentationEvent};
 use diesel::{ConnectionError, QueryResult, SqliteConnection};
 use libsqlite3_sys as ffi;
+use tokio::time::Instant;
 
 use crate::store::{Fault, FaultKind, RefusalReason};
 
@@ -151,8 +152,14 @@ pub(super) struct Failed {
 pub(super) struct CodedConnection {
     connection: SqliteConnection,
     noted: Arc<Noted>,
+    handle: Handle,
     max_length: usize,
+    /// Behind the connection, which looks at it until it is closed.
+    deadline: Option<Box<Instant>>,
 }
+
+/// How many steps of its machine SQLite makes between two looks at the clock: a fraction of a millisecond.
+const STEPS_BETWEEN_LOOKS: c_int = 10_000;
 
 impl CodedConnection {
     pub(super) fn establish(url: &str) -> Result<Self, ConnectionError> {
@@ -168,6 +175,8 @@ impl CodedConnection {
         Ok(Self {
             connection,
             noted,
+            handle: Handle(opened.handle),
+            deadline: None,
             max_length: usize::try_from(opened.max_length).unwrap_or(usize::MAX),
         })
     }
@@ -185,12 +194,35 @@ impl CodedConnection {
         })
     }
 
+    /// Makes calls fail with `SQLITE_INTERRUPT` from this moment on, the one at work included.
+    pub(super) fn interrupt_at(&mut self, moment: Option<Instant>) {
+        let deadline = moment.map(Box::new);
+        let (steps, at) = match &deadline {
+            Some(deadline) => (STEPS_BETWEEN_LOOKS, std::ptr::from_ref::<Instant>(deadline)),
+            None => (0, std::ptr::null()),
+        };
+        let handle = self.handle.0.as_ptr();
+        // SAFETY: the connection is open and not in use, since it is borrowed mutably; the moment stays where it
+        // is until another takes its place here, or the connection is closed, whose field comes first.
+        unsafe {
+            ffi::sqlite3_progress_handler(handle, steps, Some(is_over), at.cast_mut().cast());
+        }
+        self.deadline = deadline;
+    }
+
     /// The longest text or blob that SQLite takes on this connection.
     ///
     /// A longer one fails while it is bound, where diesel reports nothing to its instrumentation.
     pub(super) fn max_length(&self) -> usize {
         self.max_length
     }
+}
+
+/// SQLite asks this while it works, and gives up where the answer is not 0.
+unsafe extern "C" fn is_over(deadline: *mut c_void) -> c_int {
+    // SAFETY: it is given with the moment that its connection keeps.
+    let deadline = unsafe { *deadline.cast::<Instant>() };
+    c_int::from(Instant::now() >= deadline)
 }
 
 /// Asks for the code whenever a statement of its connection fails.
@@ -341,6 +373,17 @@ mod tests {
         // A failure of diesel's own has no code, and one of before does not count.
         let none = connection.run(|_| QueryResult::<()>::Err(diesel::result::Error::NotFound));
         assert_eq!(none.unwrap_err().code, ResultCode::NONE);
+    }
+
+    #[test]
+    fn a_call_is_given_up_at_its_moment_and_the_connection_goes_on() {
+        let mut connection = connection();
+        let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+        connection.interrupt_at(Some(Instant::now() + std::time::Duration::from_millis(20)));
+        let failed = connection.run(|connection| sql_query(endless).execute(connection));
+        assert_eq!(failed.unwrap_err().code.name(), "SQLITE_INTERRUPT");
+        connection.interrupt_at(None);
+        insert(&mut connection, "a", Some("b")).unwrap();
     }
 
     #[test]

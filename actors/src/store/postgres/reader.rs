@@ -1,0 +1,345 @@
+//! What is stored, read through connections of its own in transactions that can change nothing.
+//!
+//! Every statement is planned for the values that it is asked with: a plan for any values would serve a rare
+//! name as badly as a common one.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use chrono::{DateTime, Utc};
+use diesel::pg::Pg;
+use diesel::prelude::QueryableByName;
+use diesel::query_builder::{BoxedSqlQuery, SqlQuery};
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Double, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::GRACE;
+use super::connection::Connection;
+use super::failure::Failure;
+use super::settings::PostgresSettings;
+use crate::reader::{
+    Answer, COUNTED, Countable, EventCount, EventFilter, EventPage, EventReader, MAX_READ_TIME,
+    MAX_READERS, Overview, Part, StoredEvent,
+};
+use crate::store::filter_sql::{Dialect, Statement, Value};
+use crate::store::{StoreError, as_count};
+
+/// The connections that read; they are made when they are first needed.
+pub struct PostgresReader {
+    settings: Arc<PostgresSettings>,
+    idle: Mutex<Vec<Connection>>,
+    /// How many may read at a time.
+    turns: Semaphore,
+}
+
+impl PostgresReader {
+    /// Reads the database of these settings. Makes nothing.
+    pub fn new(settings: PostgresSettings) -> Self {
+        Self {
+            settings: Arc::new(settings),
+            idle: Mutex::default(),
+            turns: Semaphore::new(MAX_READERS),
+        }
+    }
+
+    async fn read<T>(
+        &self,
+        work: impl AsyncFn(&mut Connection) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
+        let Ok(Ok(_turn)) = tokio::time::timeout(MAX_READ_TIME, self.turns.acquire()).await else {
+            return Err(StoreError::unavailable(
+                "others are reading the database; ask again in a moment",
+            ));
+        };
+        let kept = self.lock_idle().pop();
+        let mut was_kept = kept.is_some();
+        let mut connection = match kept {
+            Some(connection) => connection,
+            None => Connection::open(&self.settings).await?,
+        };
+        loop {
+            let begun = Instant::now();
+            let limit = MAX_READ_TIME + GRACE;
+            let read = tokio::time::timeout(limit, in_transaction(&mut connection, &work)).await;
+            match read.unwrap_or(Err(Failure::Late(limit))) {
+                Ok(read) => {
+                    self.lock_idle().push(connection);
+                    return Ok(read);
+                }
+                Err(failure)
+                    if was_kept && failure.is_before_commit() && connection.is_lost().await =>
+                {
+                    was_kept = false;
+                    connection = Connection::open(&self.settings).await?;
+                }
+                // diesel does not show the code of a statement that was cancelled.
+                Err(_) if begun.elapsed() >= MAX_READ_TIME => return Err(too_slow()),
+                Err(failure) => {
+                    let failure = connection.explain(failure);
+                    return Err(failure.into_store_error("read", &self.settings.place(), None));
+                }
+            }
+        }
+    }
+
+    fn lock_idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One moment for all that is read.
+async fn in_transaction<T>(
+    connection: &mut Connection,
+    work: impl AsyncFnOnce(&mut Connection) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    connection.begin_snapshot().await?;
+    let limits = format!(
+        "SET LOCAL statement_timeout = {}; SET LOCAL jit = off; \
+         SET LOCAL plan_cache_mode = force_custom_plan",
+        MAX_READ_TIME.as_millis()
+    );
+    connection.pg.batch_execute(&limits).await?;
+    let read = work(connection).await?;
+    connection.roll_back().await?;
+    Ok(read)
+}
+
+fn too_slow() -> StoreError {
+    StoreError::TooSlow {
+        what: format!(
+            "the database took longer than {} s to find that; ask for a shorter time or for less",
+            MAX_READ_TIME.as_secs()
+        ),
+        code: None,
+        source: None,
+    }
+}
+
+impl EventReader for PostgresReader {
+    fn page<'a>(&'a self, filter: &'a EventFilter, part: Part) -> Answer<'a, EventPage> {
+        Box::pin(self.read(async move |connection: &mut Connection| {
+            let total = match part.after {
+                Some(_) => None,
+                None => {
+                    let total = Statement::total(Dialect::Postgres, filter);
+                    let total: Total = bound(total).get_result(&mut connection.pg).await?;
+                    Some(as_count(total.total))
+                }
+            };
+            let page = Statement::page(Dialect::Postgres, filter, part);
+            let rows: Vec<FoundRow> = bound(page).load(&mut connection.pg).await?;
+            let num_found = rows.as_slice().first().map_or(0, |row| as_count(row.found));
+            let is_cut = num_found > rows.len() as u64;
+            let events = rows.into_iter().map(|row| row.event.into()).collect();
+            Ok(EventPage {
+                events,
+                total,
+                is_cut,
+            })
+        }))
+    }
+
+    fn count<'a>(
+        &'a self,
+        filter: &'a EventFilter,
+        countable: &'a Countable,
+    ) -> Answer<'a, Vec<EventCount>> {
+        Box::pin(self.read(async move |connection: &mut Connection| {
+            let counts = bound(Statement::counts(Dialect::Postgres, filter, countable));
+            Ok(match countable {
+                Countable::Time(buckets) => {
+                    let rows: Vec<BucketRow> = counts.load(&mut connection.pg).await?;
+                    buckets.fill(rows.into_iter().map(|row| (row.bucket, as_count(row.num))))
+                }
+                Countable::Event | Countable::Resource => {
+                    let rows: Vec<GroupRow> = counts.load(&mut connection.pg).await?;
+                    rows.into_iter().map(EventCount::from).collect()
+                }
+            })
+        }))
+    }
+
+    fn event(&self, id: Uuid) -> Answer<'_, Option<StoredEvent>> {
+        Box::pin(self.read(async move |connection: &mut Connection| {
+            let event = Statement::event(Dialect::Postgres, id);
+            let rows: Vec<EventRow> = bound(event).load(&mut connection.pg).await?;
+            Ok(rows.into_iter().next().map(StoredEvent::from))
+        }))
+    }
+
+    fn written_since(&self, moment: DateTime<Utc>, limit: usize) -> Answer<'_, Vec<Uuid>> {
+        Box::pin(self.read(async move |connection: &mut Connection| {
+            let ids = Statement::written_since(Dialect::Postgres, moment, limit);
+            let rows: Vec<IdRow> = bound(ids).load(&mut connection.pg).await?;
+            Ok(rows.into_iter().map(|row| row.id).collect())
+        }))
+    }
+
+    fn overview(&self) -> Answer<'_, Overview> {
+        Box::pin(self.read(async |connection: &mut Connection| {
+            let row: OverviewRow = sql_query(OVERVIEW).get_result(&mut connection.pg).await?;
+            let (few, estimate) = (as_count(row.few), as_count(row.estimate));
+            Ok(Overview {
+                kind: "PostgreSQL",
+                version: row.version,
+                name: row.name,
+                num_events: if few <= COUNTED {
+                    few
+                } else {
+                    estimate.max(few)
+                },
+                is_estimate: few > COUNTED,
+                num_bytes: as_count(row.num_bytes),
+                oldest: row.oldest,
+                newest: row.newest,
+            })
+        }))
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        drop(std::mem::take(&mut *self.lock_idle()));
+        Box::pin(async { Ok(()) })
+    }
+}
+
+fn bound(statement: Statement) -> BoxedSqlQuery<'static, Pg, SqlQuery> {
+    let query = sql_query(statement.text).into_boxed();
+    let bind = |query: BoxedSqlQuery<'static, Pg, SqlQuery>, value| match value {
+        Value::Text(text) => query.bind::<Text, _>(text),
+        Value::Moment(moment) => query.bind::<Timestamptz, _>(within_its_time(moment)),
+        Value::Id(id) => query.bind::<SqlUuid, _>(id),
+        Value::Number(number) => query.bind::<BigInt, _>(number),
+        Value::Float(number) => query.bind::<Double, _>(number),
+    };
+    statement.values.into_iter().fold(query, bind)
+}
+
+/// Asks for nothing that takes longer the more there is.
+const OVERVIEW: &str = "SELECT current_setting('server_version') AS version, \
+    current_database()::text AS name, \
+    (SELECT count(*) FROM (SELECT 1 FROM events LIMIT 10001) AS first_ones) AS few, \
+    (SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint FROM pg_catalog.pg_class \
+    WHERE oid IN (SELECT relid FROM pg_partition_tree('events'::regclass) UNION SELECT 'events'::regclass) AND relkind <> 'p') AS estimate, \
+    (SELECT coalesce(sum(pg_total_relation_size(relid)), 0)::bigint FROM ( \
+    SELECT relid FROM pg_partition_tree('events'::regclass) \
+    UNION SELECT relid FROM pg_partition_tree('event_resources'::regclass) \
+    UNION SELECT unnest(ARRAY['events'::regclass, 'event_resources'::regclass])) AS parts) AS num_bytes, \
+    (SELECT min(occurred) FROM events) AS oldest, (SELECT max(occurred) FROM events) AS newest";
+
+#[derive(QueryableByName)]
+struct OverviewRow {
+    #[diesel(sql_type = Text)]
+    version: String,
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = BigInt)]
+    few: i64,
+    #[diesel(sql_type = BigInt)]
+    estimate: i64,
+    #[diesel(sql_type = BigInt)]
+    num_bytes: i64,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    oldest: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    newest: Option<DateTime<Utc>>,
+}
+
+/// The nearest moment that PostgreSQL knows, which begins with 4713 BC.
+fn within_its_time(moment: DateTime<Utc>) -> DateTime<Utc> {
+    const YEARS: [i64; 2] = [-6_000, 200_000];
+    const SECONDS: i64 = 365 * 86_400;
+    let [first, last] = YEARS.map(|years| DateTime::from_timestamp(years * SECONDS, 0));
+    moment.clamp(first.unwrap_or(moment), last.unwrap_or(moment))
+}
+
+#[derive(QueryableByName)]
+struct Total {
+    #[diesel(sql_type = BigInt)]
+    total: i64,
+}
+
+#[derive(QueryableByName)]
+struct BucketRow {
+    #[diesel(sql_type = BigInt)]
+    bucket: i64,
+    #[diesel(sql_type = BigInt)]
+    num: i64,
+}
+
+#[derive(QueryableByName)]
+struct IdRow {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+}
+
+#[derive(QueryableByName)]
+struct GroupRow {
+    #[diesel(sql_type = Text)]
+    value: String,
+    #[diesel(sql_type = Text)]
+    label: String,
+    #[diesel(sql_type = BigInt)]
+    num: i64,
+    #[diesel(sql_type = Timestamptz)]
+    oldest: DateTime<Utc>,
+    #[diesel(sql_type = Timestamptz)]
+    latest: DateTime<Utc>,
+}
+
+impl From<GroupRow> for EventCount {
+    fn from(row: GroupRow) -> Self {
+        Self {
+            value: row.value,
+            label: row.label,
+            count: as_count(row.num),
+            start_time: row.oldest,
+            end_time: row.latest,
+        }
+    }
+}
+
+#[derive(QueryableByName)]
+struct FoundRow {
+    #[diesel(embed)]
+    event: EventRow,
+    #[diesel(sql_type = BigInt)]
+    found: i64,
+}
+
+#[derive(QueryableByName)]
+struct EventRow {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = Timestamptz)]
+    occurred: DateTime<Utc>,
+    #[diesel(sql_type = Timestamptz)]
+    received: DateTime<Utc>,
+    #[diesel(sql_type = Text)]
+    event: String,
+    #[diesel(sql_type = Text)]
+    resource: String,
+    #[diesel(sql_type = Text)]
+    related: String,
+    #[diesel(sql_type = Text)]
+    payload: String,
+    #[diesel(sql_type = Nullable<SqlUuid>)]
+    follows: Option<Uuid>,
+}
+
+impl From<EventRow> for StoredEvent {
+    fn from(row: EventRow) -> Self {
+        Self {
+            id: row.id,
+            occurred: row.occurred,
+            received: row.received,
+            event: row.event,
+            resource: row.resource,
+            related: row.related,
+            payload: row.payload,
+            follows: row.follows,
+        }
+    }
+}
