@@ -36,6 +36,8 @@ pub mod trim;
 
 pub mod pipeline;
 
+#[cfg(feature = "http")]
+pub mod access;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 pub mod address;
 pub mod backoff;
@@ -45,8 +47,11 @@ pub mod finding;
 #[cfg(feature = "http")]
 pub mod health;
 mod lifeline;
+pub mod live;
 pub mod metrics;
 mod rate_limited_log;
+#[cfg(feature = "http")]
+pub mod read_routes;
 pub mod settings;
 pub mod status;
 #[cfg(any(feature = "postgres", feature = "redis"))]

@@ -50,6 +50,7 @@ mod auth;
 mod buffers;
 mod frames;
 mod list;
+mod out;
 mod pongs;
 mod post;
 mod rate_limited;
@@ -63,6 +64,7 @@ pub use auth::AuthString;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use frames::{CutMessages, cut_messages};
+pub use out::OutRoutes;
 
 /// How often it is logged that a WebSocket was not let in: often enough to be seen while it goes on,
 /// too seldom to fill a disk.

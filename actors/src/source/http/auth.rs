@@ -6,8 +6,10 @@ use actix_web::HttpResponse;
 use actix_web::http::header::{AUTHORIZATION, HeaderMap};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use hmac::{Hmac, KeyInit as _};
 use schemars::{Schema, json_schema};
 use serde_json::Value as Json;
+use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::settings::Spelling;
@@ -35,8 +37,16 @@ impl AuthString {
     }
 
     /// Whether `token` is it; takes the same time wherever they differ.
-    pub(super) fn is(&self, token: &[u8]) -> bool {
+    pub(crate) fn is(&self, token: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(token).into()
+    }
+
+    /// Begins a code that only who knows it can make.
+    pub(crate) fn mac(&self) -> Hmac<Sha256> {
+        // Its hash is shorter than the longest key, of which the rest is zeros.
+        let mut key = [0; 64];
+        key[..32].copy_from_slice(&Sha256::digest(self.0.as_bytes()));
+        Hmac::new(&key.into())
     }
 
     /// The answer to a request that does not carry it.

@@ -33,10 +33,10 @@ use super::frames::{FrameError, Gone, Incoming, Reader, Writer};
 use super::pongs::PongQueue;
 use super::{MAX_INLINE_BYTES, RouteState};
 
-const SUBPROTOCOL: &str = "prefect";
+pub(super) const SUBPROTOCOL: &str = "prefect";
 
 /// The first message holds a token; nobody who is not yet known may fill more memory.
-const MAX_AUTH_BYTES: usize = 16 * 1024;
+pub(super) const MAX_AUTH_BYTES: usize = 16 * 1024;
 
 /// Events and pings of one connection that wait; see [`PongQueue::is_full`]. Prefect's client
 /// pings after 700 events.
@@ -52,7 +52,7 @@ pub(super) async fn connect(
 ) -> actix_web::Result<HttpResponse> {
     let mut response = match actix_http::ws::handshake(request.head()) {
         Ok(response) => response,
-        Err(error) => return Ok(no_websocket(error)),
+        Err(error) => return Ok(no_websocket(error, request.path())),
     };
     let with_handshake = offers_subprotocol(&request);
     if with_handshake {
@@ -89,9 +89,9 @@ pub(super) async fn wrong_method(request: HttpRequest) -> HttpResponse {
 }
 
 /// A request that opens no WebSocket, or not as it should.
-fn no_websocket(error: HandshakeError) -> HttpResponse {
+pub(super) fn no_websocket(error: HandshakeError, path: &str) -> HttpResponse {
     let reason = format!(
-        "this is no request for a WebSocket ({error}): open one at /api/events/in, version 13, with the \
+        "this is no request for a WebSocket ({error}): open one at {path}, version 13, with the \
          subprotocol 'prefect'; or send a JSON list of events with POST to /api/events"
     );
     // Status and headers are those that the protocol wants.
@@ -103,7 +103,7 @@ fn no_websocket(error: HandshakeError) -> HttpResponse {
     refused
 }
 
-fn offers_subprotocol(request: &HttpRequest) -> bool {
+pub(super) fn offers_subprotocol(request: &HttpRequest) -> bool {
     request
         .headers()
         .get_all(SEC_WEBSOCKET_PROTOCOL)
@@ -398,7 +398,7 @@ impl RouteState {
 }
 
 #[derive(Deserialize)]
-struct Auth {
+pub(super) struct Auth {
     r#type: String,
     #[serde(default)]
     token: serde_json::Value,
@@ -406,7 +406,7 @@ struct Auth {
 
 impl Auth {
     /// `None` if the message is another one.
-    fn read(message: &[u8]) -> Option<Self> {
+    pub(super) fn read(message: &[u8]) -> Option<Self> {
         if message.len() > MAX_AUTH_BYTES {
             return None;
         }
@@ -414,12 +414,17 @@ impl Auth {
         (auth.r#type == "auth").then_some(auth)
     }
 
+    /// The token, where there is one.
+    pub(super) fn token(&self) -> Option<&str> {
+        self.token.as_str().filter(|token| !token.is_empty())
+    }
+
     fn check(&self, shared: &RouteState) -> Result<(), End> {
         let Some(secret) = &shared.settings.auth else {
             return Ok(());
         };
-        match self.token.as_str() {
-            None | Some("") => Err(refused("a token is required")),
+        match self.token() {
+            None => Err(refused("a token is required")),
             Some(token) if secret.is(token.as_bytes()) => Ok(()),
             Some(_) => Err(refused("the token is wrong")),
         }
