@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::signals::{Signals, Stop};
-use crate::wiring;
+use crate::wiring::{self, Missing};
 
 /// How often progress is looked at; faster is more than an eye sees.
 const TICK: Duration = Duration::from_millis(100);
@@ -55,7 +55,9 @@ impl FiniteRun {
         patience: Option<Duration>,
     ) -> anyhow::Result<Self> {
         let metrics = Metrics::new().context("cannot set the metrics up")?;
-        let parts = wiring::pipeline_parts(config, vec![source], metrics.clone());
+        let open_store = wiring::open_store(config, Missing::Create);
+        let sources = vec![source];
+        let parts = wiring::pipeline_parts(config, sources, open_store, metrics.clone());
         Ok(Self {
             pipeline: PipelineActor::new(wiring::finite_settings(config), parts).start(),
             drain: Drain {

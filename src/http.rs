@@ -21,6 +21,7 @@ pub(crate) mod client;
 mod connection;
 mod framing;
 mod listener;
+mod page;
 mod server;
 mod settings;
 mod tls;
@@ -38,6 +39,11 @@ pub(crate) trait Served: Send + Sync {
 
     /// Mounts the routes for events.
     fn mount(&self, config: &mut web::ServiceConfig);
+
+    /// Whether there is something to look at on the page.
+    fn has_page(&self) -> bool {
+        false
+    }
 }
 
 /// The parts that the listener is made of.
@@ -88,6 +94,9 @@ fn configure(config: &mut web::ServiceConfig, listener: &ListenerParts, is_open:
     if is_open {
         config.service(read_only("/metrics", web::to(metrics)));
         listener.served.mount(config);
+        if listener.served.has_page() {
+            page::configure(config);
+        }
         config.default_service(web::to(not_found));
     } else {
         config.default_service(web::to(closed));

@@ -7,6 +7,7 @@ use indicatif::MultiProgress;
 use crate::cli::{Command, ConfigCommand};
 use crate::config::Config;
 
+mod api;
 mod check;
 mod cli;
 mod config;

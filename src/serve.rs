@@ -6,12 +6,18 @@ use std::time::Duration;
 use actix::{Addr, AsyncContext as _, Context};
 use actix_web::web;
 use anyhow::{Context as _, bail};
+use event_persister_actors::access::Access;
 use event_persister_actors::health::HealthRoutes;
+use event_persister_actors::live::LiveEvents;
 use event_persister_actors::messages::{Drain, Status};
 use event_persister_actors::metrics::Metrics;
 use event_persister_actors::pipeline::PipelineActor;
+use event_persister_actors::read_routes::ReadRoutes;
+use event_persister_actors::settings::Spelling as _;
 use event_persister_actors::source::EventSource;
+use prometheus::Registry;
 
+use crate::api::{Api, Replays, StateParts, StateSource};
 use crate::cli::Command;
 use crate::config::{Config, Supervisor};
 use crate::http::{Listen, ListenerParts, ListenerSetup, RunningListener, Served};
@@ -19,7 +25,7 @@ use crate::memory;
 use crate::metrics::{self, Refusals};
 use crate::signals::Signals;
 use crate::systemd::Notifier;
-use crate::wiring::{self, Bus, EventRoutes, Intake};
+use crate::wiring::{self, Bus, EventRoutes, Intake, OutRoutes, Stores};
 
 /// How often it is asked whether it is ready for the first time.
 const READY_EVERY: Duration = Duration::from_millis(100);
@@ -39,17 +45,23 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
         .iter()
         .map(|source| source.name().to_owned())
         .collect();
-    let parts = wiring::pipeline_parts(config, sources, metrics.clone());
+    let stores = Stores::new(config);
+    let live = LiveEvents::default();
+    let open_store = live.told_by(Arc::clone(&stores.open_store));
+    let parts = wiring::pipeline_parts(config, sources, open_store, metrics.clone());
     let refusals = Refusals::new().context("cannot set the metrics up")?;
     let registry = metrics::registry(config, &metrics, &refusals, &intake, bus.as_ref())?;
     // It runs once the listener is bound: a second process on the same address ends before that, and
     // has not touched the database.
     let context = Context::new();
     let pipeline = context.address();
+    let api = config.http.listener.read_api;
     let listener = ListenerParts {
         served: Arc::new(Service {
             pipeline: pipeline.clone(),
             events: intake.routes.clone(),
+            api: api.then(|| make_api(config, &stores, &live, pipeline.clone(), &registry)),
+            has_page: api && config.http.listener.page,
         }),
         auth: config.http.routes.auth.clone(),
         registry,
@@ -77,6 +89,9 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
     signals.next_is_final();
     notifier.stopping();
     shut_down(config, &intake, &pipeline, listening, &metrics).await;
+    if let Err(error) = stores.reader.close().await {
+        log::debug!("cannot close what reads error={error}");
+    }
     if let Err(what) = ended {
         bail!("{what}; what was not acknowledged stays with its source. Start the service again");
     }
@@ -94,6 +109,9 @@ fn sources(intake: &Intake, bus: Option<&Bus>, listens: bool) -> Vec<Arc<dyn Eve
 struct Service {
     pipeline: Addr<PipelineActor>,
     events: EventRoutes,
+    /// What is stored, to be read.
+    api: Option<Api>,
+    has_page: bool,
 }
 
 impl Served for Service {
@@ -103,7 +121,52 @@ impl Served for Service {
 
     fn mount(&self, config: &mut web::ServiceConfig) {
         self.events.configure(config);
+        if let Some(api) = &self.api {
+            api.configure(config);
+        }
     }
+
+    fn has_page(&self) -> bool {
+        self.has_page
+    }
+}
+
+/// The paths by which what is stored is read.
+fn make_api(
+    config: &Config,
+    stores: &Stores,
+    live: &LiveEvents,
+    pipeline: Addr<PipelineActor>,
+    registry: &Registry,
+) -> Api {
+    let clock = wiring::clock();
+    let access = Access::new(config.http.routes.auth.clone(), Arc::clone(&clock));
+    let (reader, letters) = (Arc::clone(&stores.reader), Arc::clone(&stores.operator));
+    let open_store = live.told_by(Arc::clone(&stores.open_store));
+    let replays = Replays::start(config, Arc::clone(&letters), open_store);
+    let state = StateParts {
+        pipeline,
+        registry: registry.clone(),
+        reader: Arc::clone(&reader),
+        letters: Arc::clone(&letters),
+        clock: Arc::clone(&clock),
+        address: Listen::write(&config.http.listener.listen)
+            .as_str()
+            .unwrap_or_default()
+            .to_owned(),
+    };
+    let state = StateSource::new(config, state);
+    let looking = live.clone();
+    let (of_others, at) = (Arc::clone(&reader), Arc::clone(&clock));
+    actix_rt::spawn(async move { looking.look(of_others, at).await });
+    let out = OutRoutes::new(
+        live.clone(),
+        Arc::clone(&reader),
+        access.clone(),
+        Arc::clone(&clock),
+    );
+    let events = ReadRoutes::new(reader, access.clone(), clock);
+    Api::new(access, events, out, letters, replays, state)
 }
 
 /// The remedy where nothing could ever come in; `None` where something can.

@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use event_persister_actors::clock::{Clock, SystemClock};
+use event_persister_actors::event::EventLimits;
 use event_persister_actors::metrics::Metrics;
 use event_persister_actors::pipeline::{PipelineParts, PipelineSettings};
 use event_persister_actors::source::EventSource;
 pub(crate) use event_persister_actors::source::file::FileProgress;
 use event_persister_actors::source::file::{DEFAULT_MAX_LINE_BYTES, FileSource};
-pub(crate) use event_persister_actors::source::http::{AuthString, EventRoutes};
+pub(crate) use event_persister_actors::source::http::{AuthString, EventRoutes, OutRoutes};
 use event_persister_actors::source::letters::LetterSource;
+use event_persister_actors::store::OpenStore;
 use event_persister_actors::store::operator::{LetterFilter, StoreOperator};
 use event_persister_actors::trim::Caution;
 
@@ -31,10 +33,10 @@ pub(crate) use redis::{
     position_before,
 };
 pub(crate) use stores::{
-    Missing, close, look_at_retention, migrate, not_there_yet, open_store, operator,
+    Missing, Stores, close, look_at_retention, migrate, not_there_yet, open_store, operator,
 };
 
-fn clock() -> Arc<dyn Clock> {
+pub(crate) fn clock() -> Arc<dyn Clock> {
     Arc::new(SystemClock)
 }
 
@@ -62,15 +64,33 @@ pub(crate) fn caution(config: &Config) -> Caution {
 pub(crate) fn pipeline_parts(
     config: &Config,
     sources: Vec<Arc<dyn EventSource>>,
+    open_store: OpenStore,
     metrics: Metrics,
 ) -> PipelineParts {
     PipelineParts {
         sources,
-        open_store: open_store(config, Missing::Create),
+        open_store,
         event_limits: config.events.clone(),
         clock: clock(),
         metrics,
     }
+}
+
+/// What a pipeline is made of whose store is there already, and its numbers.
+pub(crate) fn parts_of(
+    event_limits: &EventLimits,
+    source: Arc<dyn EventSource>,
+    open_store: OpenStore,
+) -> anyhow::Result<(PipelineParts, Metrics)> {
+    let metrics = Metrics::new().context("cannot set the metrics up")?;
+    let parts = PipelineParts {
+        sources: vec![source],
+        open_store,
+        event_limits: event_limits.clone(),
+        clock: clock(),
+        metrics: metrics.clone(),
+    };
+    Ok((parts, metrics))
 }
 
 /// Whether the sources and the store can be made as configured. Connects to nothing.
@@ -94,12 +114,12 @@ pub(crate) fn file_source(
 
 /// Dead letters, to be tried again.
 pub(crate) fn letter_source(
-    config: &Config,
+    event_limits: &EventLimits,
     letters: Arc<dyn StoreOperator>,
     filter: LetterFilter,
     before: Option<i64>,
 ) -> Arc<LetterSource> {
-    let limits = config.events.clone();
+    let limits = event_limits.clone();
     Arc::new(LetterSource::new(letters, filter, before, limits))
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use event_persister_actors::read_routes::MAX_READING_BYTES;
 use event_persister_actors::settings::{Period, text};
 
 use crate::config::{Config, Effective, Misfit, Origin};
@@ -119,6 +120,11 @@ fn memory_bound(config: &Config) -> u64 {
                 .saturating_mul(connections)
                 .saturating_add(buffered.saturating_mul(2))
                 .saturating_add(http.intake.max_bytes.get())
+                .saturating_add(if http.listener.read_api {
+                    MAX_READING_BYTES
+                } else {
+                    0
+                })
         }
     };
     let in_flight = config.pipeline.max_bytes_in_flight.get();
@@ -223,7 +229,8 @@ mod tests {
     #[test]
     fn the_sum_of_the_defaults_is_the_one_that_is_stated() {
         let bound = |variables: &[_]| memory_bound(&Config::of_variables(variables).unwrap()) >> 20;
-        assert_eq!(bound(&[]), 976);
+        assert_eq!(bound(&[]), 1_016);
+        assert_eq!(bound(&[("EVENT_PERSISTER_HTTP_READ_API", "off")]), 976);
         assert_eq!(bound(&[("EVENT_PERSISTER_LISTEN", "off")]), 320);
     }
 

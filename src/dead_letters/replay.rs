@@ -46,7 +46,7 @@ async fn replay(
 ) -> anyhow::Result<(End, Summary)> {
     let mut signals = Signals::listen()?;
     let bar = screen.add(ProgressBar::new(num_letters));
-    let source = wiring::letter_source(config, letters, meant.filter, meant.before);
+    let source = wiring::letter_source(&config.events, letters, meant.filter, meant.before);
     let run = FiniteRun::start(config, source, AGAIN, None)?;
     let show = |ledger: &LedgerCounts| {
         bar.set_position(ledger.stored + ledger.duplicates + ledger.dead_lettered);

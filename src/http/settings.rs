@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use event_persister_actors::settings::{As, Count, File, LongerThanZero, Spelling};
+use event_persister_actors::settings::{As, Count, File, LongerThanZero, Spelling, Toggle};
 use schemars::{JsonSchema, Schema, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -35,6 +35,13 @@ pub(crate) struct ListenerSettings {
     /// closed; Prefect's client gives an idle one up after 5s. WebSockets may idle.
     #[serde(with = "As::<LongerThanZero>")]
     pub(crate) idle_timeout: Duration,
+    /// Whether what is stored can be read here, and dead letters be replayed and purged: the paths under
+    /// `/api/events`, `/api/dead-letters`, `/api/status` and `/api/session`.
+    #[serde(with = "As::<Toggle>")]
+    pub(crate) read_api: bool,
+    /// Whether `/` is a page to look at it all; needs `read_api`.
+    #[serde(with = "As::<Toggle>")]
+    pub(crate) page: bool,
 }
 
 impl Default for ListenerSettings {
@@ -45,6 +52,8 @@ impl Default for ListenerSettings {
             tls_key_file: None,
             max_connections: NonZeroUsize::MIN.saturating_add(1_023),
             idle_timeout: Duration::from_secs(10),
+            read_api: true,
+            page: true,
         }
     }
 }

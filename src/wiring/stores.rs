@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use event_persister_actors::reader::EventReader;
 use event_persister_actors::retention::HeldBack;
 use event_persister_actors::store::operator::StoreOperator;
-use event_persister_actors::store::postgres::{PostgresSettings, PostgresStore};
+use event_persister_actors::store::postgres::{PostgresReader, PostgresSettings, PostgresStore};
 use event_persister_actors::store::sqlite::{CreateSchema, SqliteSettings, SqliteStore};
 use event_persister_actors::store::{EventStore, OpenStore};
 use event_persister_actors::trim::cutoffs;
@@ -64,6 +65,33 @@ pub(crate) fn open_store(config: &Config, missing: Missing) -> OpenStore {
     match Settings::new(config, missing) {
         Settings::Sqlite(settings) => SqliteStore::open_store(settings, clock()),
         Settings::Postgres(settings) => PostgresStore::open_store(*settings, clock()),
+    }
+}
+
+/// The configured database, from each of its sides, for one process that stays.
+pub(crate) struct Stores {
+    pub(crate) open_store: OpenStore,
+    pub(crate) operator: Arc<dyn StoreOperator>,
+    pub(crate) reader: Arc<dyn EventReader>,
+}
+
+impl Stores {
+    pub(crate) fn new(config: &Config) -> Self {
+        match Settings::new(config, Missing::Create) {
+            Settings::Sqlite(settings) => {
+                let store = SqliteStore::new(settings, clock());
+                Self {
+                    operator: Arc::new(store.beside()),
+                    reader: Arc::new(store.reader()),
+                    open_store: Arc::new(move || Arc::new(store.beside())),
+                }
+            }
+            Settings::Postgres(settings) => Self {
+                operator: Arc::new(PostgresStore::new(*settings.clone(), clock())),
+                reader: Arc::new(PostgresReader::new(*settings.clone())),
+                open_store: PostgresStore::open_store(*settings, clock()),
+            },
+        }
     }
 }
 

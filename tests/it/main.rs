@@ -18,6 +18,7 @@ mod operating;
 #[cfg(feature = "service-tests")]
 mod postgres_store;
 mod prefect_environment;
+mod read_api;
 mod readable;
 mod reader;
 #[cfg(feature = "service-tests")]

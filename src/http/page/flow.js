@@ -100,14 +100,15 @@ export function flow(root) {
       mark(flight.element, "data-state", pipeline.degraded || !pipeline.ready ? "degraded" : taken >= 0.95 ? "full" : "ok");
       say(flight.num, format.number(held.events));
       say(flight.unit, "held");
-      say(flight.line, `${format.bytes(held.bytes)} of ${format.bytes(held.max_bytes)}`);
+      say(flight.line, held.bytes === null ? `of ${format.number(held.max_events)}` : `${format.bytes(held.bytes)} of ${format.bytes(held.max_bytes)}`);
       filled.value = taken;
       say(flight.second, pipeline.oldest_unflushed === null ? "nothing waits" : `oldest ${format.duration(pipeline.oldest_unflushed)}`);
 
       mark(writers.element, "data-state", part("store"));
       mark(writers.second, "title", "From handing a batch to a writer to its commit");
-      say(writers.num, `${flow.writers.busy} of ${flow.writers.num}`);
-      say(writers.unit, "busy");
+      const { busy, num } = flow.writers;
+      say(writers.num, busy === null ? format.number(num) : `${busy} of ${num}`);
+      say(writers.unit, busy === null ? "" : "busy");
       const batches = rate("batches");
       say(writers.line, `${format.rate(batches)} batches/s of ${format.rate(batches ? rate("stored") / batches : 0)}`);
       say(writers.second, `p50 ${format.duration(flow.writers.flush_p50)}, p99 ${format.duration(flow.writers.flush_p99)}`);

@@ -17,7 +17,21 @@ pub(crate) async fn connect(
     address: &str,
     subprotocol: Option<&'static str>,
 ) -> Result<Socket, Error> {
-    let mut request = format!("ws://{address}/api/events/in").into_client_request()?;
+    connect_to(address, "/api/events/in", subprotocol, &[]).await
+}
+
+/// The same at any path, with headers of its own.
+pub(crate) async fn connect_to(
+    address: &str,
+    path: &str,
+    subprotocol: Option<&'static str>,
+    headers: &[(&'static str, &str)],
+) -> Result<Socket, Error> {
+    let mut request = format!("ws://{address}{path}").into_client_request()?;
+    for (name, value) in headers {
+        let value = value.parse().expect("a header");
+        request.headers_mut().insert(*name, value);
+    }
     if let Some(subprotocol) = subprotocol {
         let value = subprotocol.parse().expect("a header");
         request

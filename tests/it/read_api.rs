@@ -1,0 +1,625 @@
+//! What is stored, read by HTTP: the lists, who may ask, the page, dead letters, and what is told live.
+
+use event_persister_actors::clock::{Clock as _, SystemClock};
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde_json::{Value, json};
+
+use super::support::binary::Folder;
+use super::support::server::Server;
+use super::support::socket::{self, Socket};
+
+const AUTH: (&str, &str) = ("EVENT_PERSISTER_HTTP_AUTH_STRING", "ada:hush");
+const FOREIGN: (&str, &str) = ("origin", "http://elsewhere.example");
+
+/// Whoever asks a service.
+struct Client<'a> {
+    server: &'a Server,
+    client: reqwest::Client,
+}
+
+impl<'a> Client<'a> {
+    fn of(server: &'a Server) -> Self {
+        let client = reqwest::Client::new();
+        Self { server, client }
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, self.server.url(path))
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let answer = self.request(Method::GET, path).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK, "{path}");
+        answer.json().await.unwrap()
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Value {
+        let answer = self
+            .request(Method::POST, path)
+            .json(&body)
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), StatusCode::OK, "{path} {body}");
+        answer.json().await.unwrap()
+    }
+
+    async fn status(&self, method: Method, path: &str) -> StatusCode {
+        self.request(method, path).send().await.unwrap().status()
+    }
+
+    async fn send(&self, events: &[Value]) {
+        let sent = self.request(Method::POST, "/api/events").json(&events);
+        let sent = sent.basic_auth("ada", Some("hush")).send().await.unwrap();
+        assert_eq!(sent.status(), StatusCode::NO_CONTENT);
+    }
+}
+
+fn event(number: usize) -> Value {
+    json!({
+        "id": format!("00000000-0000-4000-8000-{number:012}"),
+        "occurred": SystemClock.now() - chrono::TimeDelta::seconds(100 - number as i64),
+        "event": if number.is_multiple_of(2) { "even" } else { "odd" },
+        "resource": { "prefect.resource.id": format!("number.{number}"), "name": "<script>alert(1)</script>" },
+        "related": [], "payload": { "number": number },
+    })
+}
+
+fn events(numbers: std::ops::Range<usize>) -> Vec<Value> {
+    numbers.map(event).collect()
+}
+
+fn ids(page: &Value) -> Vec<String> {
+    let events = page["events"].as_array().unwrap();
+    events
+        .iter()
+        .map(|event| event["id"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn what_was_sent_is_listed_counted_and_shown() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]);
+    let client = Client::of(&server);
+    client.send(&events(0..23)).await;
+    let filter = json!({ "event": { "name": ["even"] } });
+    let mut page = client
+        .post(
+            "/api/events/filter",
+            json!({ "filter": filter, "limit": 5 }),
+        )
+        .await;
+    let (mut all, mut num_pages) = (ids(&page), 1);
+    assert_eq!(page["total"], 12);
+    while let Some(next) = page["next_page"].as_str() {
+        let path = next.strip_prefix(&server.url("")).unwrap().to_owned();
+        page = client.get(&path).await;
+        all.extend(ids(&page));
+        num_pages += 1;
+    }
+    let expected: Vec<_> = (0_usize..23)
+        .rev()
+        .filter(|number| number.is_multiple_of(2))
+        .map(event)
+        .collect();
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|event| event["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!((all, num_pages), (expected, 3));
+
+    let by_name = client
+        .post("/api/events/count-by/event", json!({ "filter": {} }))
+        .await;
+    assert_eq!(
+        (&by_name[0]["label"], &by_name[0]["count"]),
+        (&json!("even"), &json!(12))
+    );
+    let one = client
+        .get("/api/events/00000000-0000-4000-8000-000000000007")
+        .await;
+    assert_eq!(one["payload"], json!({ "number": 7 }));
+    for (method, path, status) in [
+        (
+            Method::GET,
+            "/api/events/00000000-0000-4000-8000-999999999999",
+            StatusCode::NOT_FOUND,
+        ),
+        (
+            Method::GET,
+            "/api/events/filter/next?page-token=x",
+            StatusCode::FORBIDDEN,
+        ),
+        (
+            Method::GET,
+            "/api/events/filter/next",
+            StatusCode::UNPROCESSABLE_ENTITY,
+        ),
+        (
+            Method::GET,
+            "/api/events/filter",
+            StatusCode::METHOD_NOT_ALLOWED,
+        ),
+        (
+            Method::POST,
+            "/api/events/count-by/nothing",
+            StatusCode::UNPROCESSABLE_ENTITY,
+        ),
+    ] {
+        assert_eq!(client.status(method, path).await, status, "{path}");
+    }
+    let refused = client
+        .request(Method::POST, "/api/events/filter")
+        .body("{\"filter\":{\"surplus\":1}}");
+    let refused: Value = refused.send().await.unwrap().json().await.unwrap();
+    let problem = &refused["exception_detail"][0];
+    assert_eq!(problem["loc"], json!(["body", "filter", "surplus"]));
+    assert_eq!(problem["type"], "extra_forbidden");
+    let too_large = client
+        .request(Method::POST, "/api/events/filter")
+        .body(" ".repeat(70_000));
+    assert_eq!(
+        too_large.send().await.unwrap().status(),
+        StatusCode::PAYLOAD_TOO_LARGE
+    );
+
+    let status = client.get("/api/status").await;
+    assert_eq!(status["pipeline"]["ready"], true);
+    let database = &status["flow"]["database"];
+    assert_eq!(
+        (&database["events"], &database["is_estimate"]),
+        (&json!(23), &json!(false))
+    );
+    assert_eq!(status["flow"]["sources"][0]["name"], "http");
+    assert_eq!(status["flow"]["sources"][0]["received"], 23.0);
+    assert_eq!(status["service"]["has_auth"], false);
+}
+
+#[tokio::test]
+async fn the_page_is_served_with_a_policy_and_switched_off_by_a_setting() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]);
+    let client = Client::of(&server);
+    let page = client.request(Method::GET, "/").send().await.unwrap();
+    let policy = page.headers()["content-security-policy"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        policy.contains("default-src 'none'") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+    let tag = page.headers()["etag"].to_str().unwrap().to_owned();
+    assert!(page.text().await.unwrap().contains("page/main.js"));
+    let again = client
+        .request(Method::GET, "/")
+        .header("if-none-match", tag);
+    assert_eq!(
+        again.send().await.unwrap().status(),
+        StatusCode::NOT_MODIFIED
+    );
+    assert_eq!(
+        client.status(Method::GET, "/page/main.js").await,
+        StatusCode::OK
+    );
+    assert_eq!(
+        client.status(Method::GET, "/page/other.js").await,
+        StatusCode::NOT_FOUND
+    );
+    drop(server);
+    for (setting, page, api) in [
+        (
+            "EVENT_PERSISTER_HTTP_PAGE",
+            StatusCode::NOT_FOUND,
+            StatusCode::OK,
+        ),
+        (
+            "EVENT_PERSISTER_HTTP_READ_API",
+            StatusCode::NOT_FOUND,
+            StatusCode::NOT_FOUND,
+        ),
+    ] {
+        let folder = Folder::new();
+        let server = Server::start(&folder, &[(setting, "off")]);
+        let client = Client::of(&server);
+        client.send(&events(0..1)).await;
+        assert_eq!(client.status(Method::GET, "/").await, page, "{setting}");
+        assert_eq!(
+            client.status(Method::GET, "/api/status").await,
+            api,
+            "{setting}"
+        );
+        assert_eq!(
+            client.status(Method::POST, "/api/events/filter").await,
+            api,
+            "{setting}"
+        );
+    }
+}
+
+const READS: [(Method, &str); 7] = [
+    (Method::GET, "/api/status"),
+    (Method::POST, "/api/events/filter"),
+    (Method::GET, "/api/events/filter/next"),
+    (Method::POST, "/api/events/count-by/event"),
+    (
+        Method::GET,
+        "/api/events/00000000-0000-4000-8000-000000000007",
+    ),
+    (Method::GET, "/api/dead-letters"),
+    (Method::GET, "/api/dead-letters/1"),
+];
+const CHANGES: [&str; 2] = ["/api/dead-letters/replay", "/api/dead-letters/purge"];
+
+#[tokio::test]
+async fn only_who_has_the_auth_string_or_a_session_may_ask() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[AUTH]);
+    let client = Client::of(&server);
+    let refuses_all = async |cookie: Option<&str>| {
+        let all = READS
+            .into_iter()
+            .chain(CHANGES.map(|path| (Method::POST, path)));
+        for (method, path) in all {
+            let mut request = client.request(method, path).json(&json!({ "ids": [] }));
+            if let Some(cookie) = cookie {
+                request = request.header("cookie", cookie);
+            }
+            let answer = request.send().await.unwrap();
+            assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{path}");
+            assert!(!answer.headers().contains_key("www-authenticate"), "{path}");
+        }
+    };
+    refuses_all(None).await;
+    let sign_in = |user: &str, password: &str| {
+        let body = json!({ "user": user, "password": password });
+        client.request(Method::POST, "/api/session").json(&body)
+    };
+    for (user, password) in [("ada", "wrong"), ("eve", "hush"), ("", "hush"), ("", "")] {
+        let refused = sign_in(user, password).send().await.unwrap();
+        assert_eq!(
+            refused.status(),
+            StatusCode::UNAUTHORIZED,
+            "{user}:{password}"
+        );
+    }
+    let foreign = sign_in("ada", "hush")
+        .header(FOREIGN.0, FOREIGN.1)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(foreign.status(), StatusCode::FORBIDDEN);
+    let signed_in = sign_in("ada", "hush").send().await.unwrap();
+    assert_eq!(signed_in.status(), StatusCode::NO_CONTENT);
+    let cookie = signed_in.headers()["set-cookie"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    for part in ["HttpOnly", "SameSite=Strict", "Path=/"] {
+        assert!(cookie.contains(part), "{cookie}");
+    }
+    let session = cookie.split(';').next().unwrap().to_owned();
+    let with_session =
+        |method: Method, path: &str| client.request(method, path).header("cookie", &session);
+    let status: Value = with_session(Method::GET, "/api/status")
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    assert_eq!(status["service"]["has_session"], true);
+    let changed = with_session(Method::POST, CHANGES[1])
+        .json(&json!({ "ids": ["1"] }))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(changed.status(), StatusCode::OK);
+    for path in CHANGES {
+        let foreign = with_session(Method::POST, path).header(FOREIGN.0, FOREIGN.1);
+        let foreign = foreign.json(&json!({ "ids": ["1"] })).send().await.unwrap();
+        assert_eq!(foreign.status(), StatusCode::FORBIDDEN, "{path}");
+    }
+    // One that lasts longer than it was given, or is of another string, is none.
+    let (name, value) = session.split_once('=').unwrap();
+    let (until, code) = value.split_once('.').unwrap();
+    let later = until.parse::<i64>().unwrap() + 1;
+    refuses_all(Some(&format!("{name}={later}.{code}"))).await;
+    refuses_all(Some(&format!("{name}={until}.x"))).await;
+    refuses_all(Some(&format!("{name}={until}."))).await;
+    // The page itself is there for everybody, to sign in with.
+    assert_eq!(client.status(Method::GET, "/").await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn nothing_is_read_from_beyond_this_machine_without_an_auth_string() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[("EVENT_PERSISTER_LISTEN", "0.0.0.0:0")]);
+    let client = Client::of(&server);
+    let paths = [
+        (Method::GET, "/"),
+        (Method::GET, "/page/main.js"),
+        (Method::POST, "/api/session"),
+    ];
+    for (method, path) in READS.into_iter().chain(paths) {
+        assert_eq!(
+            client.status(method, path).await,
+            StatusCode::NOT_FOUND,
+            "{path}"
+        );
+    }
+    assert_eq!(
+        client.status(Method::GET, "/api/health").await,
+        StatusCode::OK
+    );
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_shown_replayed_and_purged() {
+    let folder = Folder::new();
+    let long = json!({ "occurred": "2026-11-20T00:00:00Z", "event": "too long a name", "id": uuid::Uuid::new_v4(),
+        "resource": { "prefect.resource.id": "r" } });
+    folder.write("letters.jsonl", format!("{{}}\nno event\n{long}\n"));
+    let short = ("EVENT_PERSISTER_EVENTS_MAX_EVENT_NAME_LENGTH", "5");
+    folder
+        .run_with(&["import", "letters.jsonl"], &[short])
+        .exits(1);
+    let server = Server::start(&folder, &[]);
+    let client = Client::of(&server);
+    let first = client.get("/api/dead-letters?limit=2").await;
+    assert_eq!(
+        (&first["total"], first["letters"].as_array().unwrap().len()),
+        (&json!(3), 2)
+    );
+    let next = first["next"].as_str().unwrap();
+    let second = client
+        .get(&format!("/api/dead-letters?limit=2&before={next}"))
+        .await;
+    assert_eq!(
+        (second["letters"].as_array().unwrap().len(), &second["next"]),
+        (1, &Value::Null)
+    );
+    let letter = &first["letters"][0];
+    assert_eq!(
+        (&letter["stage"], &letter["attempts"]),
+        (&json!("parse"), &json!(1))
+    );
+    let id = letter["id"].as_str().unwrap();
+    let shown = client.get(&format!("/api/dead-letters/{id}")).await;
+    assert_eq!(shown["message"]["text"], long.to_string());
+    let status = client.get("/api/status").await;
+    assert_eq!(status["flow"]["dead_letters"]["parse"], 3);
+
+    let all = json!({ "through": id });
+    let replayed = client.post("/api/dead-letters/replay", all.clone()).await;
+    assert_eq!(
+        replayed,
+        json!({ "replayed": 3, "stored": 1, "duplicates": 0, "still_refused": 2 })
+    );
+    assert_eq!(server.database().num_events(), 1);
+    let left = client.get("/api/dead-letters").await;
+    assert_eq!(left["total"], 2);
+    let one = left["letters"][1]["id"].as_str().unwrap();
+    let purged = client
+        .post("/api/dead-letters/purge", json!({ "ids": [one, "999"] }))
+        .await;
+    assert_eq!(purged, json!({ "purged": 1 }));
+    assert_eq!(
+        client.post("/api/dead-letters/purge", all).await,
+        json!({ "purged": 1 })
+    );
+    for wrong in [
+        json!({}),
+        json!({ "ids": ["x"] }),
+        json!({ "ids": [], "through": "1" }),
+    ] {
+        let refused = client
+            .request(Method::POST, CHANGES[1])
+            .json(&wrong)
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(
+            refused.status(),
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "{wrong}"
+        );
+    }
+    let nothing = client
+        .request(Method::POST, CHANGES[1])
+        .json(&json!([]))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(nothing.status(), StatusCode::BAD_REQUEST);
+}
+
+/// Whether a value is of a schema's kind, and has what it requires; members that it does not name are wrong.
+fn check(schema: &Value, value: &Value, components: &Value, at: &str) {
+    if let Some(name) = schema["$ref"].as_str() {
+        let name = name.rsplit('/').next().unwrap();
+        return check(&components[name], value, components, at);
+    }
+    if let Some(choices) = schema["anyOf"].as_array() {
+        if !value.is_null() {
+            check(&choices[0], value, components, at);
+        }
+        return;
+    }
+    match schema["type"].as_str() {
+        Some("object") => {
+            let object = value.as_object().unwrap_or_else(|| panic!("{at}: {value}"));
+            for key in schema["required"].as_array().into_iter().flatten() {
+                assert!(
+                    object.contains_key(key.as_str().unwrap()),
+                    "{at} lacks {key}"
+                );
+            }
+            let known = schema["properties"].as_object();
+            for (key, value) in object {
+                let schema = known.map_or(Some(&Value::Null), |known| known.get(key));
+                let schema = schema.unwrap_or_else(|| panic!("{at}.{key} is not documented"));
+                check(schema, value, components, &format!("{at}.{key}"));
+            }
+        }
+        Some("array") => {
+            for value in value.as_array().unwrap_or_else(|| panic!("{at}: {value}")) {
+                check(&schema["items"], value, components, at);
+            }
+        }
+        Some("string") => assert!(value.is_string(), "{at}: {value}"),
+        Some("integer") => assert!(value.is_u64(), "{at}: {value}"),
+        Some("boolean") => assert!(value.is_boolean(), "{at}: {value}"),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn the_document_says_what_is_mounted_and_what_it_answers() {
+    let folder = Folder::new();
+    folder.write("letters.jsonl", "no event\n");
+    folder.run(&["import", "letters.jsonl"]).exits(1);
+    let server = Server::start(&folder, &[]);
+    let client = Client::of(&server);
+    client.send(&events(0..60)).await;
+    let document = client.get("/api/openapi.json").await;
+    let components = &document["components"]["schemas"];
+    let next = client.post("/api/events/filter", json!({})).await;
+    let token = next["next_page"]
+        .as_str()
+        .unwrap()
+        .split_once("page-token=")
+        .unwrap()
+        .1
+        .to_owned();
+    let mut num_answers = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in ["get", "post", "delete"] {
+            let documented = &methods[method];
+            let url = path
+                .replace("count-by/{countable}", "count-by/event")
+                .replace("dead-letters/{id}", "dead-letters/1")
+                .replace("{id}", "00000000-0000-4000-8000-000000000007")
+                .replace("filter/next", &format!("filter/next?page-token={token}"));
+            let name = method.to_uppercase().parse::<Method>().unwrap();
+            let mut request = client.request(name, &url);
+            if method == "post" {
+                let body = match path.as_str() {
+                    "/api/session" => json!({ "password": "x" }),
+                    path if path.contains("dead-letters") => json!({ "ids": ["99"] }),
+                    _ => json!({ "filter": {} }),
+                };
+                request = request.json(&body);
+            }
+            let answer = request.send().await.unwrap();
+            let status = answer.status().as_u16().to_string();
+            if documented.is_null() {
+                assert!(
+                    ["404", "405"].contains(&&*status),
+                    "{method} {path} answers {status}"
+                );
+                continue;
+            }
+            let said = &documented["responses"][&status];
+            assert!(!said.is_null(), "{method} {path} answers {status}");
+            let schema = &said["content"]["application/json"]["schema"];
+            if !schema.is_null() {
+                let answer: Value = answer.json().await.unwrap();
+                let all_of = schema["allOf"].as_array();
+                if all_of.is_none() {
+                    check(schema, &answer, components, path);
+                }
+                num_answers += 1;
+            }
+        }
+    }
+    assert_eq!(num_answers, 9);
+}
+
+async fn watch(server: &Server, filter: Value, backfill: bool) -> Socket {
+    let mut socket = connect_out(server, &[]).await;
+    socket::authenticate(&mut socket, Value::Null).await;
+    let filter = json!({ "type": "filter", "filter": filter, "backfill": backfill });
+    socket::send(&mut socket, filter.to_string().into()).await;
+    if !backfill {
+        // Once it is answered, the filter has been read.
+        socket::ping(&mut socket, "now").await;
+    }
+    socket
+}
+
+async fn connect_out(server: &Server, headers: &[(&'static str, &str)]) -> Socket {
+    let connected = socket::connect_to(
+        server.address(),
+        "/api/events/out",
+        Some("prefect"),
+        headers,
+    );
+    connected.await.unwrap()
+}
+
+/// The numbers of the next events that are told.
+async fn told(socket: &mut Socket, num: usize) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    while numbers.len() < num {
+        // Pings of the server come between.
+        if let tokio_tungstenite::tungstenite::Message::Text(text) = socket::next(socket).await {
+            let message: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(message["type"], "event", "{message}");
+            numbers.push(message["event"]["payload"]["number"].as_u64().unwrap());
+        }
+    }
+    numbers
+}
+
+#[tokio::test]
+async fn whoever_watches_is_told_what_is_committed_here_and_by_others() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]);
+    let client = Client::of(&server);
+    client.send(&events(0..4)).await;
+    let mut all = watch(&server, json!({}), true).await;
+    assert_eq!(told(&mut all, 4).await, [0, 1, 2, 3]);
+    let mut odd = watch(&server, json!({ "event": { "name": ["odd"] } }), false).await;
+    client.send(&events(4..8)).await;
+    assert_eq!(told(&mut all, 4).await, [4, 5, 6, 7]);
+    assert_eq!(told(&mut odd, 2).await, [5, 7]);
+    // Whoever has begun to watch a moment ago must be known to the one who looks.
+    tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
+    let other = Server::start(&folder, &[]);
+    Client::of(&other).send(&events(8..12)).await;
+    let mut found = told(&mut all, 4).await;
+    found.sort();
+    assert_eq!(found, [8, 9, 10, 11]);
+    client.send(&events(12..13)).await;
+    assert_eq!(told(&mut all, 1).await, [12], "each of them once");
+}
+
+#[tokio::test]
+async fn what_is_told_is_for_those_who_may_ask() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[AUTH]);
+    let mut socket = connect_out(&server, &[]).await;
+    socket::send_auth(&mut socket, "ada:wrong".into()).await;
+    assert_eq!(u16::from(socket::closed(&mut socket).await.code), 1008);
+    let mut socket = connect_out(&server, &[]).await;
+    socket::authenticate(&mut socket, "ada:hush".into()).await;
+    socket::send(
+        &mut socket,
+        "{\"type\":\"filter\",\"filter\":{\"surplus\":1}}".into(),
+    )
+    .await;
+    let closed = socket::closed(&mut socket).await;
+    assert_eq!(u16::from(closed.code), 1002, "{}", closed.reason);
+    let foreign = [FOREIGN];
+    let refused = socket::connect_to(
+        server.address(),
+        "/api/events/out",
+        Some("prefect"),
+        &foreign,
+    );
+    assert!(refused.await.is_err());
+    let without = socket::connect_to(server.address(), "/api/events/out", None, &[]);
+    assert!(without.await.is_err());
+}
