@@ -13,10 +13,12 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::config::Flags;
 
 mod completions;
+mod events;
 mod letters;
 
 pub(crate) use completions::{CompletedShell, completions};
-pub(crate) use letters::{DeadLettersCommand, LetterFlags, Letters};
+pub(crate) use events::{EventFlags, EventsCommand};
+pub(crate) use letters::{DeadLettersCommand, LetterFlags, Letters, Moment};
 
 /// Moves event messages to a database as fast as the database can take them, and never loses one.
 ///
@@ -256,6 +258,16 @@ pub(crate) enum Command {
         command: DeadLettersCommand,
     },
 
+    /// Look at what is stored: list, show, follow or export events
+    #[command(after_help = "Examples:
+  event-persister events list --event 'order.*' --since 1h
+  event-persister events tail
+  event-persister events export > events.jsonl")]
+    Events {
+        #[command(subcommand)]
+        command: EventsCommand,
+    },
+
     /// Look at the trim guard in Redis, or remove it
     ///
     /// The guard is a consumer group without consumers. It keeps Prefect's consumers from trimming
@@ -406,7 +418,7 @@ pub(crate) struct Output {
 }
 
 /// Which of the settings that have flags each command uses. `serve` and `check` use all of them.
-const OBEYED: [(&str, &[&str]); 9] = [
+const OBEYED: [(&str, &[&str]); 10] = [
     (
         "import",
         &["config", "database_url", "writers", "log_format"],
@@ -415,6 +427,7 @@ const OBEYED: [(&str, &[&str]); 9] = [
     ("migrate", &["config", "database_url", "log_format"]),
     ("trim", &["config", "database_url", "log_format"]),
     ("dead-letters", &["config", "database_url", "log_format"]),
+    ("events", &["config", "database_url", "log_format"]),
     ("guard", &["config", "redis_url", "log_format"]),
     (
         "verify",

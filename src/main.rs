@@ -12,6 +12,7 @@ mod check;
 mod cli;
 mod config;
 mod dead_letters;
+mod events;
 mod finite_run;
 mod guard;
 mod health;
@@ -136,6 +137,7 @@ async fn execute(
         Command::DeadLetters { command } => {
             return dead_letters::run(config, screen, command).await;
         }
+        Command::Events { command } => events::run(config, command).await?,
         Command::Guard { command } => guard::run(config, command).await?,
         // They were done before, since they need no more than the configuration.
         Command::Completions { .. } | Command::Config { .. } => {}

@@ -33,7 +33,7 @@ pub(crate) use redis::{
     position_before,
 };
 pub(crate) use stores::{
-    Missing, Stores, close, look_at_retention, migrate, not_there_yet, open_store, operator,
+    Missing, Stores, close, look_at_retention, migrate, not_there_yet, open_store, operator, reader,
 };
 
 pub(crate) fn clock() -> Arc<dyn Clock> {

@@ -8,7 +8,9 @@ use event_persister_actors::reader::EventReader;
 use event_persister_actors::retention::HeldBack;
 use event_persister_actors::store::operator::StoreOperator;
 use event_persister_actors::store::postgres::{PostgresReader, PostgresSettings, PostgresStore};
-use event_persister_actors::store::sqlite::{CreateSchema, SqliteSettings, SqliteStore};
+use event_persister_actors::store::sqlite::{
+    CreateSchema, SqliteReader, SqliteSettings, SqliteStore,
+};
 use event_persister_actors::store::{EventStore, OpenStore};
 use event_persister_actors::trim::cutoffs;
 
@@ -92,6 +94,14 @@ impl Stores {
                 open_store: PostgresStore::open_store(*settings, clock()),
             },
         }
+    }
+}
+
+/// What reads the configured database, for a command.
+pub(crate) fn reader(config: &Config) -> Arc<dyn EventReader> {
+    match Settings::new(config, Missing::Ignore) {
+        Settings::Sqlite(settings) => Arc::new(SqliteReader::new(settings)),
+        Settings::Postgres(settings) => Arc::new(PostgresReader::new(*settings)),
     }
 }
 

@@ -623,3 +623,68 @@ async fn what_is_told_is_for_those_who_may_ask() {
     let without = socket::connect_to(server.address(), "/api/events/out", None, &[]);
     assert!(without.await.is_err());
 }
+
+/// Lines as they are sent: no server has received them yet.
+fn lines(events: &[Value]) -> String {
+    events.iter().map(|event| format!("{event}\n")).collect()
+}
+
+#[test]
+fn events_are_listed_shown_and_exported_at_a_terminal() {
+    let folder = Folder::new();
+    folder
+        .run(&["events", "list"])
+        .exits(1)
+        .complains(&["there is no SQLite database"]);
+    folder.write("events.jsonl", lines(&events(0..130)));
+    folder.run(&["import", "events.jsonl"]).exits(0);
+    let list = |flags: &[&str]| {
+        let arguments = [&["events", "list", "--json"], flags].concat();
+        let listed = folder.run(&arguments).exits(0).json();
+        let numbers = listed
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|event| event["payload"]["number"].as_u64());
+        numbers.collect::<Option<Vec<u64>>>().unwrap()
+    };
+    assert_eq!(
+        list(&["--limit", "120"]),
+        (10..130).rev().collect::<Vec<_>>()
+    );
+    assert_eq!(
+        list(&["--oldest-first", "--limit", "2", "--event", "odd"]),
+        [1, 3]
+    );
+    assert_eq!(
+        list(&["--resource", "number.12*"]),
+        [129, 128, 127, 126, 125, 124, 123, 122, 121, 120, 12]
+    );
+    assert_eq!(list(&["--resource", "number.12", "--event", "e*"]), [12]);
+    assert_eq!(list(&["--text", "nowhere"]), [0_u64; 0]);
+    assert_eq!(list(&["--since", "1h", "--limit", "999"]).len(), 130);
+    assert_eq!(list(&["--until", "1h"]), [0_u64; 0]);
+    let shown = folder
+        .run(&["events", "show", "00000000-0000-4000-8000-000000000007"])
+        .exits(0)
+        .json();
+    assert_eq!(shown["payload"], json!({ "number": 7 }));
+    folder
+        .run(&["events", "show", "00000000-0000-4000-8000-999999999999"])
+        .exits(1)
+        .complains(&["there is no event"]);
+    folder
+        .run(&["events", "list", "--limit", "1"])
+        .exits(0)
+        .prints(&["OCCURRED", "number.129"]);
+
+    let exported = folder.run(&["events", "export"]).exits(0);
+    let other = Folder::new();
+    other.write("exported.jsonl", &exported.stdout);
+    other
+        .run(&["import", "exported.jsonl"])
+        .exits(0)
+        .prints(&["stored 130"]);
+    let again = other.run(&["events", "export"]).exits(0);
+    assert_eq!(again.stdout, exported.stdout);
+}

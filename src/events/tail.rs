@@ -1,0 +1,40 @@
+//! `events tail`: events as they are stored, found by looking into the database.
+
+use std::sync::Arc;
+
+use event_persister_actors::live::{Live, LiveEvents};
+use event_persister_actors::reader::{EventFilter, StoredEvent};
+
+use super::{Reader, row};
+use crate::signals::Signals;
+use crate::{output, wiring};
+
+pub(super) async fn run(reader: Reader, filter: EventFilter, jsonl: bool) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+    let live = LiveEvents::default();
+    let mut watching = live.watch();
+    let looking = live.clone();
+    let look =
+        actix_rt::spawn(async move { looking.look(Arc::clone(&reader), wiring::clock()).await });
+    loop {
+        let told = tokio::select! {
+            _ = signals.next() => break,
+            told = watching.next() => told,
+        };
+        match told {
+            Live::Event(event) if filter.matches(&event.event) => {
+                let line = match jsonl {
+                    true => output::plain_json(event.json()),
+                    false => row(&StoredEvent::from(&event.event)).join("  "),
+                };
+                output::line(&output::one_line(&line))?;
+            }
+            Live::Event(_) => {}
+            Live::Missed(count) => {
+                log::warn!("events came faster than they were printed missed={count}")
+            }
+        }
+    }
+    look.abort();
+    Ok(())
+}
