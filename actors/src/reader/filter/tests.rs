@@ -88,7 +88,7 @@ fn takes_and_refuses_what_prefect_does_for_the_same_reason_at_the_same_place() {
             None => {}
         }
     }
-    assert_eq!((cases.len(), num_refused), (624, 121));
+    assert_eq!((cases.len(), num_refused), (624, 125));
 }
 
 #[test]
