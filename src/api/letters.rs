@@ -86,29 +86,25 @@ pub(super) struct Meant {
 }
 
 impl Meant {
-    fn find(&self) -> Result<(LetterFilter, Option<i64>), HttpResponse> {
+    /// `None` if it names no letters.
+    fn find(&self) -> Option<(LetterFilter, Option<i64>)> {
         let number = |id: &String| id.parse::<i64>().ok();
-        let found = match (&self.ids, &self.through) {
-            (Some(ids), None) => {
-                let ids: Option<Vec<_>> = ids.iter().map(number).collect();
-                ids.map(|ids| (Some(ids), None))
-            }
-            (None, Some(through)) => {
-                number(through).map(|through| (None, Some(through.saturating_add(1))))
-            }
-            _ => None,
-        };
-        let Some((ids, before)) = found else {
-            let reason =
-                "give `ids`, a list of letters' ids, or `through`, the newest that is meant";
-            return Err(refuse(StatusCode::UNPROCESSABLE_ENTITY, reason));
+        let (ids, before) = match (&self.ids, &self.through) {
+            (Some(ids), None) => (Some(ids.iter().map(number).collect::<Option<_>>()?), None),
+            (None, Some(through)) => (None, Some(number(through)?.saturating_add(1))),
+            _ => return None,
         };
         let filter = LetterFilter {
             ids,
             ..LetterFilter::default()
         };
-        Ok((filter, before))
+        Some((filter, before))
     }
+}
+
+fn names_no_letters() -> HttpResponse {
+    let reason = "give `ids`, a list of letters' ids, or `through`, the newest that is meant";
+    refuse(StatusCode::UNPROCESSABLE_ENTITY, reason)
 }
 
 pub(super) async fn replay(
@@ -119,9 +115,8 @@ pub(super) async fn replay(
     if let Some(refused) = shared.refuse_writer(&request) {
         return refused;
     }
-    let (filter, before) = match meant.find() {
-        Ok(found) => found,
-        Err(refused) => return refused,
+    let Some((filter, before)) = meant.find() else {
+        return names_no_letters();
     };
     match shared.replays.replay(filter, before).await {
         Ok(ledger) => fresh(&json!({
@@ -142,9 +137,8 @@ pub(super) async fn purge(
     if let Some(refused) = shared.refuse_writer(&request) {
         return refused;
     }
-    let (filter, before) = match meant.find() {
-        Ok(found) => found,
-        Err(refused) => return refused,
+    let Some((filter, before)) = meant.find() else {
+        return names_no_letters();
     };
     match remove(&*shared.letters, &filter, before).await {
         Ok(num_removed) => fresh(&json!({ "purged": num_removed })),
