@@ -22,7 +22,7 @@ mod state;
 pub(crate) use replays::Replays;
 pub(crate) use state::{StateParts, StateSource};
 
-/// What all paths take and answer. Written by hand: a test holds it against what is mounted and answered.
+/// The document of all paths. Written by hand: a test holds it against what is mounted and answered.
 const OPENAPI: &str = include_str!("api/openapi.json");
 
 /// Bodies are lists of ids at most.

@@ -109,7 +109,7 @@ fn sources(intake: &Intake, bus: Option<&Bus>, listens: bool) -> Vec<Arc<dyn Eve
 struct Service {
     pipeline: Addr<PipelineActor>,
     events: EventRoutes,
-    /// What is stored, to be read.
+    /// The paths by which stored events are read.
     api: Option<Api>,
     has_page: bool,
 }

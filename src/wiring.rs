@@ -76,7 +76,7 @@ pub(crate) fn pipeline_parts(
     }
 }
 
-/// What a pipeline is made of whose store is there already, and its numbers.
+/// The parts of a pipeline whose store is there already, and its numbers.
 pub(crate) fn parts_of(
     event_limits: &EventLimits,
     source: Arc<dyn EventSource>,

@@ -1,4 +1,5 @@
-//! Who may ask: programs that send the auth string with every request, and people who have signed in with it.
+//! Access to what is stored: for programs that send the auth string with every request, and people who have signed in
+//! with it.
 //!
 //! A session is a cookie that says until when it lasts, with a code that only who knows the auth string can
 //! make. So every replica takes it, nothing is kept, and another auth string ends all sessions.
@@ -25,10 +26,10 @@ const SESSION: &str = "event_persister_session";
 /// worth nothing the day after.
 const LASTS: chrono::TimeDelta = chrono::TimeDelta::hours(16);
 
-/// What the code of a session says besides its end, so that it can never be taken for anything else.
+/// The code of a session says this besides its end, so that it can never be taken for anything else.
 const PURPOSE: &[u8] = b"event-persister session 1 until ";
 
-/// Who may ask.
+/// The rules by which a request is answered or refused.
 #[derive(Clone)]
 pub struct Access {
     auth: Option<AuthString>,

@@ -1,8 +1,8 @@
 //! Events as they are committed, for those who watch.
 //!
 //! Nobody who watches is waited for. The last events that were committed are kept for a while; whoever has not come
-//! to one before it goes is told how many there were. What other processes commit into the same database is found
-//! by looking, twice a second, as long as somebody watches.
+//! to one before it goes is told how many there were. Events that other processes commit into the same database
+//! are found by looking, twice a second, as long as somebody watches.
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
@@ -65,7 +65,7 @@ impl LiveEvent {
     }
 }
 
-/// What somebody who watches is told next.
+/// The next message to somebody who watches.
 #[derive(Debug)]
 pub enum Live {
     /// An event was committed.
@@ -130,7 +130,7 @@ impl LiveEvents {
     pub async fn look(&self, reader: Arc<dyn EventReader>, clock: Arc<dyn Clock>) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // What was written before is seen. A look that took long, or failed, is made up for by the next.
+        // Events of before are seen already. A look that took long, or failed, is made up for by the next.
         let mut looked = None;
         loop {
             ticks.tick().await;
@@ -277,7 +277,7 @@ pub struct Watching {
 }
 
 impl Watching {
-    /// What is told next; waits for it. Nothing is lost if the future is dropped.
+    /// The next message; waits for it. Nothing is lost if the future is dropped.
     pub async fn next(&mut self) -> Live {
         loop {
             self.next.mark_unchanged();
@@ -285,7 +285,7 @@ impl Watching {
                 return live;
             }
             if self.next.changed().await.is_err() {
-                // What tells is held by this one.
+                // It cannot: this one holds the sender.
                 return std::future::pending().await;
             }
         }
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[actix::test]
-    async fn whoever_watches_is_told_each_event_once_and_how_many_were_missed() {
+    async fn watchers_are_told_each_event_once_and_how_many_they_missed() {
         let live = LiveEvents::default();
         let store = live.told_by(MemoryStore::new().open_store())();
         commit(&*store, 0..3).await;

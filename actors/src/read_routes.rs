@@ -1,4 +1,4 @@
-//! What is stored, for an actix-web app of the host: Prefect's routes, and one that Prefect has not.
+//! Stored events, for an actix-web app of the host: Prefect's routes, and one that Prefect has not.
 //!
 //! - `POST /api/events/filter` and `GET /api/events/filter/next` list events page by page.
 //! - `POST /api/events/count-by/{day|time|event|resource}` counts them.
@@ -22,7 +22,7 @@
 //! # Memory
 //!
 //! Two answers are made at a time, each of at most [`MAX_PAGE_BYTES`] twice over; answers that are being sent hold
-//! [`MAX_UNSENT_BYTES`] together. Who reads slowly holds up others who read, and nobody who writes.
+//! [`MAX_UNSENT_BYTES`] together. A client that reads slowly holds up others that read, and none that write.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -91,7 +91,7 @@ struct Shared {
 }
 
 impl ReadRoutes {
-    /// What this reader finds, for those who may ask.
+    /// Serves what this reader finds to those who may ask.
     pub fn new(reader: Arc<dyn EventReader>, access: Access, clock: Arc<dyn Clock>) -> Self {
         let shared = Shared {
             reader,

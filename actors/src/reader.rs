@@ -107,7 +107,7 @@ pub struct Overview {
 /// Up to so many events are counted where only their number is asked for; to count more takes time.
 pub const COUNTED: u64 = 10_000;
 
-/// What is stored, found again by a filter. All that is asked in one call is of one moment.
+/// Finds stored events by a filter. All that is asked in one call is of one moment.
 pub trait EventReader: Send + Sync {
     /// Some of the events, in the filter's order.
     fn page<'a>(&'a self, filter: &'a EventFilter, part: Part) -> Answer<'a, EventPage>;

@@ -192,7 +192,7 @@ fn message(raw: &[u8]) -> Value {
     let mut text = String::new();
     for chunk in raw[..raw.len().min(SHOWN_BYTES)].utf8_chunks() {
         text.push_str(chunk.valid());
-        // What the cut has left of a character says nothing.
+        // The rest of a character that was cut says nothing.
         if !is_text {
             chunk
                 .invalid()

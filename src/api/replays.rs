@@ -19,7 +19,7 @@ use crate::wiring;
 
 /// How long one may take. The letters that it has not come to by then stay, and another one takes them up.
 const LONGEST: Duration = Duration::from_secs(300);
-/// What it holds when it is given up is not waited for.
+/// Messages that it holds when it is given up are not waited for.
 const NOT_WAITED_FOR: Duration = Duration::from_millis(200);
 
 /// Asks for replays from any thread.
@@ -58,7 +58,7 @@ impl Replays {
                     }
                     Err(error) => Err(error),
                 };
-                // Whoever asked may have gone.
+                // The client may have gone.
                 drop(done.send(replayed));
             }
         });

@@ -39,7 +39,7 @@ pub(crate) struct StateParts {
     pub(crate) address: String,
 }
 
-/// What is asked of a service again and again.
+/// The source of the answers, kept between them.
 pub(crate) struct StateSource {
     parts: StateParts,
     started: DateTime<Utc>,
@@ -48,7 +48,7 @@ pub(crate) struct StateSource {
     seen: Mutex<Option<Seen>>,
 }
 
-/// What of the configuration is shown.
+/// The part of the configuration that is shown.
 struct Settings {
     writers: usize,
     max_events: usize,
@@ -58,7 +58,7 @@ struct Settings {
     has_guard: bool,
 }
 
-/// What the database said last.
+/// The last answer of the database.
 struct Seen {
     at: Instant,
     database: Option<Overview>,
@@ -186,7 +186,7 @@ impl StateSource {
         })
     }
 
-    /// What the database holds, as it was asked a moment ago.
+    /// The content of the database, as it was asked a moment ago.
     async fn database(&self) -> (Value, Value) {
         // Those who ask meanwhile wait for the same answer.
         let mut seen = self.seen.lock().await;

@@ -65,7 +65,7 @@ pub(crate) enum EventsCommand {
     },
 }
 
-/// What the events have in common.
+/// Conditions on the events.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Which events")]
 pub(crate) struct EventFlags {

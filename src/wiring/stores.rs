@@ -97,7 +97,7 @@ impl Stores {
     }
 }
 
-/// What reads the configured database, for a command.
+/// A reader of the configured database, for a command.
 pub(crate) fn reader(config: &Config) -> Arc<dyn EventReader> {
     match Settings::new(config, Missing::Ignore) {
         Settings::Sqlite(settings) => Arc::new(SqliteReader::new(settings)),

@@ -1,4 +1,4 @@
-//! What is stored, read by HTTP: the lists, who may ask, the page, dead letters, and what is told live.
+//! Stored events, read by HTTP: the lists, who may ask, the page, dead letters, and what is told live.
 
 use event_persister_actors::clock::{Clock as _, SystemClock};
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -11,7 +11,7 @@ use super::support::socket::{self, Socket};
 const AUTH: (&str, &str) = ("EVENT_PERSISTER_HTTP_AUTH_STRING", "ada:hush");
 const FOREIGN: (&str, &str) = ("origin", "http://elsewhere.example");
 
-/// Whoever asks a service.
+/// A client of a service.
 struct Client<'a> {
     server: &'a Server,
     client: reqwest::Client,
@@ -253,7 +253,7 @@ const READS: [(Method, &str); 7] = [
 const CHANGES: [&str; 2] = ["/api/dead-letters/replay", "/api/dead-letters/purge"];
 
 #[tokio::test]
-async fn only_who_has_the_auth_string_or_a_session_may_ask() {
+async fn the_auth_string_or_a_session_is_needed() {
     let folder = Folder::new();
     let server = Server::start(&folder, &[AUTH]);
     let client = Client::of(&server);
@@ -574,7 +574,7 @@ async fn told(socket: &mut Socket, num: usize) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn whoever_watches_is_told_what_is_committed_here_and_by_others() {
+async fn watchers_are_told_what_is_committed_here_and_by_others() {
     let folder = Folder::new();
     let server = Server::start(&folder, &[]);
     let client = Client::of(&server);
@@ -585,7 +585,7 @@ async fn whoever_watches_is_told_what_is_committed_here_and_by_others() {
     client.send(&events(4..8)).await;
     assert_eq!(told(&mut all, 4).await, [4, 5, 6, 7]);
     assert_eq!(told(&mut odd, 2).await, [5, 7]);
-    // Whoever has begun to watch a moment ago must be known to the one who looks.
+    // The one who looks must know of those who have begun to watch.
     tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
     let other = Server::start(&folder, &[]);
     Client::of(&other).send(&events(8..12)).await;

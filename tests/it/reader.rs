@@ -1,4 +1,4 @@
-//! What is asked of the tables, against what a real Prefect answered: the same events in the same order, page by
+//! Questions to the tables, against what a real Prefect answered: the same events in the same order, page by
 //! page, and the same counts.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -159,7 +159,7 @@ impl Buckets {
         self.micros
     }
 
-    /// A count for every span, also where nothing was counted. What was counted outside of them, by the clock's
+    /// A count for every span, also where nothing was counted. A count outside of them, by the clock's
     /// running on, belongs to the nearest.
     pub fn fill(&self, counts: impl IntoIterator<Item = (i64, u64)>) -> Vec<EventCount> {
         let empty = self
@@ -198,9 +198,9 @@ fn fraction(moment: DateTime<Utc>) -> String {
 /// How many events there are of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EventCount {
-    /// What to filter by: the name, the resource's id, or the place of a bucket.
+    /// The value to filter by: the name, the resource's id, or the place of a bucket.
     pub value: String,
-    /// What to show.
+    /// The name to show.
     pub label: String,
     /// How many events.
     pub count: u64,

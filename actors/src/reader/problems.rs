@@ -1,4 +1,4 @@
-//! What is wrong with a request, in the form in which Prefect says it: where, what kind, and a sentence.
+//! The problems of a request, in the form in which Prefect says it: where, what kind, and a sentence.
 
 use serde::{Serialize, Serializer};
 

@@ -147,7 +147,7 @@ impl CountRequest {
         }))
     }
 
-    /// What is told apart.
+    /// The kinds that are told apart.
     ///
     /// # Errors
     ///

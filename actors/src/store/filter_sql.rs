@@ -15,7 +15,7 @@ use crate::reader::{
     NameFilter, Order, Part, RelatedFilter, ResourceFilter, TextQuery,
 };
 
-/// What the two databases write differently.
+/// The dialects of the two databases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
     #[cfg(feature = "postgres")]
@@ -24,7 +24,7 @@ pub(super) enum Dialect {
     Sqlite,
 }
 
-/// What is bound to a statement.
+/// A value that is bound to a statement.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     Text(String),
@@ -42,7 +42,7 @@ pub(super) struct Statement {
     dialect: Dialect,
 }
 
-/// What is read of an event, under the names of the columns.
+/// The columns that are read of an event.
 const COLUMNS: [&str; 8] = [
     "id", "occurred", "received", "event", "resource", "related", "payload", "follows",
 ];

@@ -192,7 +192,7 @@ impl SqliteStore {
         Self::sharing(Arc::clone(&self.shared))
     }
 
-    /// What reads the same file: one process must know all connections that it has to a file.
+    /// A reader of the same file: one process must know all connections that it has to a file.
     pub fn reader(&self) -> SqliteReader {
         let Shared { settings, file, .. } = self.shared.as_ref();
         SqliteReader::of_file(settings.clone(), Arc::clone(file))

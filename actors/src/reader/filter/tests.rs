@@ -24,7 +24,7 @@ fn utc(text: &str) -> DateTime<Utc> {
     text.parse().unwrap()
 }
 
-/// What is wrong, as it is recorded: each location with the kind behind it.
+/// The problems, as they are recorded: each location with the kind behind it.
 fn wrong(problems: &Problems) -> Vec<Value> {
     let mut all: Vec<_> = problems
         .0

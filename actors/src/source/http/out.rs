@@ -52,7 +52,7 @@ struct OutState {
 }
 
 impl OutRoutes {
-    /// What is told live, and what this reader finds of before, for those who may ask.
+    /// Serves what is told live, and what this reader finds of before, to those who may ask.
     pub fn new(
         live: LiveEvents,
         reader: Arc<dyn EventReader>,
@@ -268,7 +268,7 @@ impl Connection {
                     // Others have their turn where many events come that nobody here asked for.
                     Live::Event(_) => tokio::task::yield_now().await,
                 },
-                // What a client says now means nothing.
+                // A message of the client means nothing now.
                 heard = self.hear() => drop(heard?),
                 _ = pings.tick() => self.writer.ping(),
             }

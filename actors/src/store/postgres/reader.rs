@@ -1,4 +1,4 @@
-//! What is stored, read through connections of its own in transactions that can change nothing.
+//! Stored events, read through connections of its own in transactions that can change nothing.
 //!
 //! Every statement is planned for the values that it is asked with: a plan for any values would serve a rare
 //! name as badly as a common one.

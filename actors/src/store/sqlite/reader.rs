@@ -1,4 +1,4 @@
-//! What is stored, read through connections of its own that can change nothing. In WAL mode neither side waits
+//! Stored events, read through connections of its own that can change nothing. In WAL mode neither side waits
 //! for the other.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
