@@ -42,13 +42,10 @@ use crate::store::{
 };
 
 mod arrays;
-mod columns;
 mod conditions;
 mod connection;
-mod copy_rows;
 mod copying;
 mod driver;
-mod encoded;
 mod failure;
 mod letters;
 mod lock_holder;

@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
 use rustls::Error as TlsError;
@@ -15,21 +14,12 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::copy_rows::CopyRows;
-use super::copying::{Copied, Copier};
+use super::copying::Copying;
 use super::driver::Driver;
 use super::failure::{Failure, connect_error};
 use super::settings::{PostgresSettings, TlsMode};
-use crate::status::error_chain;
 use crate::store::StoreError;
 use crate::tls;
-
-/// Where no connection for COPY can be had, the next attempt is made this much later: longer leaves the
-/// store slow after a moment without connections, shorter says so too often.
-const TRY_COPYING_AGAIN_AFTER: Duration = Duration::from_secs(600);
-
-/// A batch waits for that connection, and must not take it for an outage.
-const COPYING_CONNECTS_WITHIN: Duration = Duration::from_secs(3);
 
 /// A connection with our settings.
 pub(super) struct Connection {
@@ -40,17 +30,6 @@ pub(super) struct Connection {
     pub(super) expects_duplicates: bool,
     /// For batches that hold nothing special.
     pub(super) copying: Copying,
-}
-
-pub(super) enum Copying {
-    /// As soon as one is large enough, but not before this moment.
-    From(Instant),
-    /// Through this connection, unless the batch before it held something special.
-    Possible {
-        copier: Box<Copier>,
-        is_due: bool,
-    },
-    Impossible,
 }
 
 /// Why there is no connection.
@@ -95,37 +74,6 @@ impl ConnectError {
     }
 }
 
-impl Copying {
-    async fn open(settings: &PostgresSettings) -> Self {
-        let limit = settings.connect_timeout.min(COPYING_CONNECTS_WITHIN);
-        let opened = tokio::time::timeout(limit, Copier::open(settings)).await;
-        let (why, otherwise) = match opened.unwrap_or(Err(ConnectError::Late(limit))) {
-            Ok(Some(copier)) => {
-                return Self::Possible {
-                    copier: Box::new(copier),
-                    is_due: true,
-                };
-            }
-            Ok(None) => {
-                let why = "a rule on events or event_resources would not be heeded";
-                (why.to_owned(), Self::Impossible)
-            }
-            Err(error) => {
-                let later = Self::From(Instant::now() + TRY_COPYING_AGAIN_AFTER);
-                (error_chain(&error), later)
-            }
-        };
-        let place = settings.place();
-        log::info!(
-            "large batches are written by the store function, which is slower than COPY \
-             store.host={} store.database={} reason={why}",
-            place.host,
-            place.database,
-        );
-        otherwise
-    }
-}
-
 impl Connection {
     /// Connects; the transaction that it was set up in is over when this returns.
     pub(super) async fn open(settings: &PostgresSettings) -> Result<Self, StoreError> {
@@ -138,38 +86,6 @@ impl Connection {
         established
             .unwrap_or(Err(ConnectError::Late(limit)))
             .map_err(|error| connect_error(&place, error))
-    }
-
-    /// Copies a batch, if that is possible and promises to succeed.
-    pub(super) async fn copy(
-        &mut self,
-        settings: &PostgresSettings,
-        rows: CopyRows,
-        now: DateTime<Utc>,
-    ) -> Result<Copied, Failure> {
-        if matches!(self.copying, Copying::From(moment) if moment <= Instant::now()) {
-            self.copying = Copying::open(settings).await;
-        }
-        let copied = match &self.copying {
-            Copying::Possible {
-                copier,
-                is_due: true,
-            } => copier.copy(rows, now).await?,
-            Copying::Possible { .. } | Copying::From(_) | Copying::Impossible => Copied::Refused,
-        };
-        match copied {
-            Copied::All | Copied::NothingNew | Copied::Refused => {}
-            Copied::Impossible => self.copying = Copying::Impossible,
-            Copied::Lost => self.copying = Copying::From(Instant::now()),
-        }
-        Ok(copied)
-    }
-
-    /// A batch with something special is seldom alone: the store function then finds it sooner.
-    pub(super) fn copies_next(&mut self, was_clean: bool) {
-        if let Copying::Possible { is_due, .. } = &mut self.copying {
-            *is_due = was_clean;
-        }
     }
 
     pub(super) async fn begin(&mut self) -> Result<(), Failure> {

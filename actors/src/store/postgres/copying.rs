@@ -12,20 +12,23 @@
 //! the first large batch. Where it cannot be had, the store function writes everything.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::SinkExt as _;
 use futures_util::future::join;
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, Statement};
 
 use super::connection::{Adopt, ConnectError, begin, configure, establish};
-use super::copy_rows::{CopyRows, INTO_EVENTS, INTO_RESOURCES, Sent};
 use super::driver::Driver;
 use super::failure::Failure;
+use super::rows::{COPY_EVENTS, COPY_RESOURCES, CopyRows, Rows};
 use super::settings::PostgresSettings;
 use crate::failpoint;
+use crate::status::error_chain;
 
 /// As much as is sent at once: the server works on it while the next part is made ready. Larger parts
 /// are held in memory twice for longer; smaller ones cost more of both sides.
@@ -37,6 +40,25 @@ const LOOK: &str = "SELECT \
          AND 'lz4' = ANY (enumvals)), \
      EXISTS (SELECT FROM pg_catalog.pg_class WHERE relhasrules \
          AND oid IN (to_regclass('events'), to_regclass('event_resources')))";
+
+/// Where no connection for COPY can be had, the next attempt is made this much later: longer leaves the
+/// store slow after a moment without connections, shorter says so too often.
+const TRY_COPYING_AGAIN_AFTER: Duration = Duration::from_secs(600);
+
+/// A batch waits for that connection, and must not take it for an outage.
+const COPYING_CONNECTS_WITHIN: Duration = Duration::from_secs(3);
+
+/// Whether batches are copied.
+pub(super) enum Copying {
+    /// As soon as one is large enough, but not before this moment.
+    From(Instant),
+    /// Through this connection, unless the batch before it held something special.
+    Possible {
+        copier: Box<Copier>,
+        is_due: bool,
+    },
+    Impossible,
+}
 
 /// A connection for nothing else.
 pub(super) struct Copier {
@@ -59,6 +81,78 @@ pub(super) enum Copied {
     Impossible,
     /// Nothing is written; the connection is of no more use.
     Lost,
+}
+
+impl Copying {
+    async fn open(settings: &PostgresSettings) -> Self {
+        let limit = settings.connect_timeout.min(COPYING_CONNECTS_WITHIN);
+        let opened = tokio::time::timeout(limit, Copier::open(settings)).await;
+        let (why, otherwise) = match opened.unwrap_or(Err(ConnectError::Late(limit))) {
+            Ok(Some(copier)) => {
+                return Self::Possible {
+                    copier: Box::new(copier),
+                    is_due: true,
+                };
+            }
+            Ok(None) => {
+                let why = "a rule on events or event_resources would not be heeded";
+                (why.to_owned(), Self::Impossible)
+            }
+            Err(error) => {
+                let later = Self::From(Instant::now() + TRY_COPYING_AGAIN_AFTER);
+                (error_chain(&error), later)
+            }
+        };
+        let place = settings.place();
+        log::info!(
+            "large batches are written by the store function, which is slower than COPY \
+             store.host={} store.database={} reason={why}",
+            place.host,
+            place.database,
+        );
+        otherwise
+    }
+
+    /// Copies a batch, if that is possible and promises to succeed.
+    pub(super) async fn copy(
+        &mut self,
+        settings: &PostgresSettings,
+        rows: &Rows<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<Copied, Failure> {
+        if matches!(self, Self::From(moment) if *moment <= Instant::now()) {
+            *self = Self::open(settings).await;
+        }
+        let Self::Possible {
+            copier,
+            is_due: true,
+        } = self
+        else {
+            return Ok(Copied::Refused);
+        };
+        let tables = (
+            CopyRows::of_events(rows, now),
+            CopyRows::of_resources(rows, now),
+        );
+        let (Ok(events), Ok(resources)) = tables else {
+            // What is too long is told by the store function.
+            return Ok(Copied::Refused);
+        };
+        let copied = copier.copy(events, resources).await?;
+        match copied {
+            Copied::All | Copied::NothingNew | Copied::Refused => {}
+            Copied::Impossible => *self = Self::Impossible,
+            Copied::Lost => *self = Self::From(Instant::now()),
+        }
+        Ok(copied)
+    }
+
+    /// A batch with something special is seldom alone: the store function then finds it sooner.
+    pub(super) fn goes_on(&mut self, was_clean: bool) {
+        if let Self::Possible { is_due, .. } = self {
+            *is_due = was_clean;
+        }
+    }
 }
 
 /// How a connection becomes one for COPY.
@@ -85,8 +179,8 @@ impl Adopt for ForCopy<'_> {
             // COPY would pass them by.
             return Ok(None);
         }
-        let into_events = client.prepare(INTO_EVENTS).await?;
-        let into_resources = client.prepare(INTO_RESOURCES).await?;
+        let into_events = client.prepare(COPY_EVENTS).await?;
+        let into_resources = client.prepare(COPY_RESOURCES).await?;
         client.batch_execute("COMMIT").await?;
         let mut configure = configure(self.0);
         if knows_lz4 {
@@ -105,7 +199,7 @@ impl Adopt for ForCopy<'_> {
 
 impl Copier {
     /// A connection for COPY; `None` where COPY would do something else than INSERT.
-    pub(super) async fn open(settings: &PostgresSettings) -> Result<Option<Self>, ConnectError> {
+    async fn open(settings: &PostgresSettings) -> Result<Option<Self>, ConnectError> {
         establish(settings, ForCopy(settings)).await
     }
 
@@ -115,8 +209,8 @@ impl Copier {
     ///
     /// It is not an event's fault, or the commit may have happened all the same. The copier must be
     /// dropped then.
-    pub(super) async fn copy(&self, rows: CopyRows, now: DateTime<Utc>) -> Result<Copied, Failure> {
-        let copied = match self.copy_both(rows.at(now)).await {
+    async fn copy(&self, events: CopyRows, resources: CopyRows) -> Result<Copied, Failure> {
+        let copied = match self.copy_both(events, resources).await {
             Ok(true) => {
                 failpoint::pass("postgres::before-commit");
                 return self.commit().await.map(|()| Copied::All);
@@ -134,7 +228,7 @@ impl Copier {
     ///
     /// Each step is awaited: without its transaction one of them would be durable alone, and an error
     /// before the server expects rows is more than the client's library can take behind others.
-    async fn copy_both(&self, [events, resources]: [Sent; 2]) -> Result<bool, Error> {
+    async fn copy_both(&self, events: CopyRows, resources: CopyRows) -> Result<bool, Error> {
         let expected = (events.num_rows, resources.num_rows);
         self.client.batch_execute(&self.begin).await?;
         let num_events = self.send(&self.into_events, events).await?;
@@ -157,7 +251,7 @@ impl Copier {
     }
 
     /// Returns how many rows the server took.
-    async fn send(&self, into: &Statement, rows: Sent) -> Result<u64, Error> {
+    async fn send(&self, into: &Statement, rows: CopyRows) -> Result<u64, Error> {
         let mut sink = pin!(self.client.copy_in::<_, Bytes>(into).await?);
         let mut rest = rows.bytes;
         while !rest.is_empty() {

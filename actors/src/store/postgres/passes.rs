@@ -11,9 +11,9 @@ use diesel::sql_types::{BigInt, Bool, Nullable, Timestamptz};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 
 use super::PostgresStore;
-use super::columns::Moment;
 use super::connection::Connection;
 use super::failure::Failure;
+use super::rows::Moment;
 use super::schema::events;
 use super::trim::{Bounds, ahead};
 use crate::store::{Cutoffs, EventCounts, LastPass, StoreError, as_count};

@@ -15,9 +15,9 @@ use diesel_async::RunQueryDsl;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::columns::Moment;
 use super::connection::Connection;
 use super::failure::Failure;
+use super::rows::Moment;
 use crate::store::{Cutoffs, Removed, TrimStep, Trimmed};
 
 /// The statements of a step that may take long, where it looks again for what came late.
