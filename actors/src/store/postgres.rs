@@ -198,22 +198,17 @@ impl PostgresStore {
 
 impl EventStore for PostgresStore {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
-        Box::pin(async move {
-            let write = async |connection: &mut Connection| {
-                write::write(connection, &self.settings, &batch, self.clock.now()).await
-            };
-            self.with_connection("write to", self.limit(), write).await
-        })
+        let write = async move |connection: &mut Connection| {
+            write::write(connection, &self.settings, &batch, self.clock.now()).await
+        };
+        Box::pin(self.with_connection("write to", self.limit(), write))
     }
 
     fn rehearse(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
-        Box::pin(async move {
-            let rehearse = async |connection: &mut Connection| {
-                write::rehearse(connection, &batch, self.clock.now()).await
-            };
-            self.with_connection("write to", self.limit(), rehearse)
-                .await
-        })
+        let rehearse = async move |connection: &mut Connection| {
+            write::rehearse(connection, &batch, self.clock.now()).await
+        };
+        Box::pin(self.with_connection("write to", self.limit(), rehearse))
     }
 
     fn trim<'a>(
@@ -254,13 +249,11 @@ impl EventStore for PostgresStore {
     }
 
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async move {
-            let place = self.settings.place();
-            let create = self.settings.create_schema;
-            let check =
-                async |connection: &mut Connection| schema::check(connection, create, &place).await;
-            self.with_connection("read", self.limit(), check).await
-        })
+        let (create, place) = (self.settings.create_schema, self.settings.place());
+        let check = async move |connection: &mut Connection| {
+            schema::check(connection, create, &place).await
+        };
+        Box::pin(self.with_connection("read", self.limit(), check))
     }
 
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {

@@ -106,21 +106,22 @@ impl Failure {
             code => code,
         };
         let code = code.map(str::to_owned);
-        let kind = Kind::of(code.as_deref());
         let undone = |cause: Cause| {
             let what = format!(
                 "cannot {doing} {place}: {advice}{}",
                 holders.unwrap_or_default()
             );
             let source = Some(cause);
-            match kind {
-                Kind::TooSlow => StoreError::TooSlow { what, code, source },
-                Kind::OutcomeUnknown => StoreError::OutcomeUnknown {
+            match code.as_deref() {
+                // query_canceled: by statement_timeout, for the most part.
+                Some("57014") => StoreError::TooSlow { what, code, source },
+                // statement_completion_unknown and transaction_resolution_unknown.
+                Some("40003" | "08007") => StoreError::OutcomeUnknown {
                     what,
                     fault: Some(fault(code)),
                     source,
                 },
-                Kind::Unavailable => StoreError::Unavailable {
+                _ => StoreError::Unavailable {
                     what,
                     fault: Some(fault(code)),
                     source,
@@ -180,28 +181,6 @@ fn fault(sqlstate: Option<String>) -> Fault {
     Fault {
         kind,
         code: sqlstate,
-    }
-}
-
-/// The meaning of a failure of a whole call. The store function has decided before what is the fault of
-/// single events, and told these as refused: that is its business, since only it sees every SQLSTATE.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    TooSlow,
-    OutcomeUnknown,
-    /// Everything else, known or not.
-    Unavailable,
-}
-
-impl Kind {
-    fn of(sqlstate: Option<&str>) -> Self {
-        match sqlstate {
-            // query_canceled: by statement_timeout, for the most part.
-            Some("57014") => Self::TooSlow,
-            // statement_completion_unknown and transaction_resolution_unknown.
-            Some("40003" | "08007") => Self::OutcomeUnknown,
-            _ => Self::Unavailable,
-        }
     }
 }
 

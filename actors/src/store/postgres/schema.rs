@@ -1,7 +1,6 @@
 //! The tables: which there are, which may be made here, and whether they are what is written.
 
 use std::collections::BTreeSet;
-use std::error::Error;
 
 use diesel::Connection as _;
 use diesel::connection::SimpleConnection as _;
@@ -17,8 +16,8 @@ use super::conditions::{self, FIND, Found};
 use super::connection::Connection;
 use super::failure::Failure;
 use super::settings::Place;
-use crate::finding::Finding;
 use crate::store::CreateSchema;
+use crate::store::tables::{query_error, unfit};
 
 /// Prefect's tables, to the letter. Never run on a database that is or may become Prefect's.
 const EVENTS: EmbeddedMigrations = embed_migrations!("../migrations/postgres/events");
@@ -173,13 +172,6 @@ pub(super) fn known_versions() -> QueryResult<BTreeSet<String>> {
     Ok(versions)
 }
 
-fn query_error(error: Box<dyn Error + Send + Sync>) -> diesel::result::Error {
-    match error.downcast::<diesel::result::Error>() {
-        Ok(error) => *error,
-        Err(error) => diesel::result::Error::QueryBuilderError(error),
-    }
-}
-
 /// Whether everything is as it must be to write here.
 pub(super) async fn check(
     connection: &mut Connection,
@@ -188,11 +180,8 @@ pub(super) async fn check(
 ) -> Result<(), Failure> {
     connection.begin().await?;
     let looked = conditions::look(connection, create, place).await?;
-    // A store that only looks needs no more than the columns.
-    let only_looks = create == CreateSchema::Nothing;
-    let matters = |fault: &Finding| !only_looks || fault.id == conditions::SCHEMA;
-    if let Some(fault) = looked.faults.into_iter().find(matters) {
-        return Err(conditions::as_failure(fault));
+    if let Some(what) = unfit(looked.faults, create, conditions::SCHEMA) {
+        return Err(Failure::Unfit(what));
     }
     connection.commit().await
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection as _;
+use diesel::sql_types::Text;
 use diesel::{QueryResult, RunQueryDsl as _, SqliteConnection};
 use libsqlite3_sys as ffi;
 
@@ -120,13 +121,8 @@ impl Connection {
     }
 
     pub(super) fn journal_mode(&mut self, pragma: &str) -> Result<String, Failure> {
-        #[derive(diesel::QueryableByName)]
-        struct Row {
-            #[diesel(sql_type = diesel::sql_types::Text)]
-            journal_mode: String,
-        }
-        let row: Row = self.run(|connection| diesel::sql_query(pragma).get_result(connection))?;
-        Ok(row.journal_mode)
+        let mode = diesel::dsl::sql::<Text>(pragma);
+        Ok(self.run(|connection| mode.get_result(connection))?)
     }
 
     /// Runs one call through diesel, or several of which the first that fails is the last.

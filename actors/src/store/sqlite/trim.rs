@@ -23,7 +23,7 @@ use super::SqliteStore;
 use super::connection::{CACHE_KIB, Connection, Failure};
 use super::schema::{event_resources, events};
 use super::text::timestamp_bound;
-use crate::store::{Cutoffs, Removed, StoreError, TrimStep, Trimmed};
+use crate::store::{Bounds, Cutoffs, Removed, StoreError, TrimStep, Trimmed};
 
 /// How long a step keeps the connection while it waits for another process's lock.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
@@ -57,29 +57,9 @@ struct Candidate {
     id: String,
 }
 
-pub(super) struct Bounds {
-    pub(super) default: String,
-    pub(super) overrides: Vec<(String, String)>,
-}
-
-impl Bounds {
-    pub(super) fn new(cutoffs: &Cutoffs) -> Self {
-        Self {
-            default: timestamp_bound(cutoffs.default),
-            overrides: cutoffs
-                .different_overrides()
-                .map(|(name, cutoff)| (name.to_owned(), timestamp_bound(cutoff)))
-                .collect(),
-        }
-    }
-
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.overrides.iter().map(|(name, _)| name.as_str())
-    }
-
+impl Bounds<String> {
     pub(super) fn earliest(&self) -> &str {
-        let overrides = self.overrides.iter().map(|(_, cutoff)| cutoff);
-        overrides.fold(&self.default, |earliest, cutoff| earliest.min(cutoff))
+        self.all().min().unwrap_or(&self.default)
     }
 }
 
@@ -134,7 +114,7 @@ fn step(
     let others_write = progress.version != version;
     progress.version = version;
     connection.keep_many_pages(!others_write)?;
-    let bounds = Bounds::new(cutoffs);
+    let bounds = cutoffs.bounds(timestamp_bound);
     let resume = &mut progress.resume;
     let mut expired = oldest_expired(connection, &bounds, max_events, resume)?;
     if expired.is_empty() && resume.take().is_some() {
@@ -168,7 +148,7 @@ fn step(
 
 fn oldest_expired(
     connection: &mut Connection,
-    bounds: &Bounds,
+    bounds: &Bounds<String>,
     max_events: NonZeroUsize,
     resume: &mut Resume,
 ) -> Result<Vec<Candidate>, Failure> {
@@ -180,7 +160,7 @@ fn oldest_expired(
         expired.append(&mut of_name);
     }
     let from = resume.clone().unwrap_or_default();
-    let names = bounds.names().collect();
+    let names = bounds.names().map(String::as_str).collect();
     let query = expired_of_others(names, &bounds.default, &from, limit);
     let mut others: Vec<Candidate> = connection.run(|connection| query.load(connection))?;
     expired.extend(others.iter().cloned());
@@ -276,7 +256,7 @@ fn delete_events(connection: &mut Connection, expired: &[Candidate]) -> Result<T
 /// Resources of no event, older than anything that is kept: halves of events that someone else wrote.
 ///
 /// Only asked when no expired event is left, so that rows older than every cutoff are few.
-fn has_orphans(connection: &mut Connection, bounds: &Bounds) -> Result<bool, Failure> {
+fn has_orphans(connection: &mut Connection, bounds: &Bounds<String>) -> Result<bool, Failure> {
     let query = orphan(bounds.earliest());
     let found: Vec<String> = connection.run(|connection| query.load(connection))?;
     Ok(!found.is_empty())
@@ -284,7 +264,7 @@ fn has_orphans(connection: &mut Connection, bounds: &Bounds) -> Result<bool, Fai
 
 fn delete_orphans(
     connection: &mut Connection,
-    bounds: &Bounds,
+    bounds: &Bounds<String>,
     max_rows: NonZeroUsize,
 ) -> Result<Trimmed, Failure> {
     let max_rows = i64::try_from(max_rows.get()).unwrap_or(i64::MAX);
@@ -329,14 +309,8 @@ impl Connection {
 
     /// A number that changes with every commit of another connection.
     fn data_version(&mut self) -> Result<i64, Failure> {
-        #[derive(diesel::QueryableByName)]
-        struct Row {
-            #[diesel(sql_type = diesel::sql_types::BigInt)]
-            data_version: i64,
-        }
-        let query = || diesel::sql_query("PRAGMA data_version");
-        let row: Row = self.run(|connection| query().get_result(connection))?;
-        Ok(row.data_version)
+        let version = diesel::dsl::sql::<BigInt>("PRAGMA data_version");
+        Ok(self.run(|connection| version.get_result(connection))?)
     }
 
     /// Whether to keep more pages in memory than a writer does.

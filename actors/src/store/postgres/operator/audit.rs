@@ -8,6 +8,7 @@
 use std::num::NonZeroUsize;
 
 use chrono::{DateTime, Utc};
+use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
@@ -207,14 +208,13 @@ const ORPHANS: &str = "SELECT event_id::text AS event_id, count(*) OVER () AS to
 const IDS_ARE_UNIQUE: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index \
     JOIN pg_catalog.pg_attribute ON attrelid = indrelid AND attnum = indkey[0] \
     WHERE indrelid = to_regclass('events') AND indisunique AND indisvalid AND indpred IS NULL \
-    AND indnkeyatts = 1 AND attname = 'id') AS is_true";
+    AND indnkeyatts = 1 AND attname = 'id')";
 
 const REPEATED: &str = "SELECT id::text AS event_id, count(*) OVER () AS total \
     FROM events WHERE occurred >= $1::timestamptz \
     GROUP BY events.id HAVING count(*) > 1 ORDER BY events.id LIMIT $2";
 
-const LETTERS_ARE_THERE: &str =
-    "SELECT to_regclass('event_persister_dead_letters') IS NOT NULL AS is_true";
+const LETTERS_ARE_THERE: &str = "SELECT to_regclass('event_persister_dead_letters') IS NOT NULL";
 
 const CURABLE: &str = "SELECT letters.id, letters.event_id::text AS event_id, \
     count(*) OVER () AS total FROM event_persister_dead_letters AS letters \
@@ -232,15 +232,8 @@ fn bound(since: Option<DateTime<Utc>>) -> String {
     since.map_or_else(|| FIRST_MOMENT.to_owned(), |since| since.to_rfc3339())
 }
 
-#[derive(QueryableByName)]
-struct Answer {
-    #[diesel(sql_type = Bool)]
-    is_true: bool,
-}
-
 async fn is_true(connection: &mut Connection, question: &str) -> Result<bool, Failure> {
-    let answer: Answer = sql_query(question).get_result(&mut connection.pg).await?;
-    Ok(answer.is_true)
+    Ok(sql::<Bool>(question).get_result(&mut connection.pg).await?)
 }
 
 /// At which of these positions of a source a message became a dead letter.

@@ -173,11 +173,3 @@ where
         .get_result(&mut connection.pg)
         .await?)
 }
-
-/// All rows of a question.
-async fn rows<T>(connection: &mut Connection, sql: &str) -> Result<Vec<T>, Failure>
-where
-    T: diesel::QueryableByName<diesel::pg::Pg> + Send + 'static,
-{
-    Ok(diesel::sql_query(sql).load(&mut connection.pg).await?)
-}

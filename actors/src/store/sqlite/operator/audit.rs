@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 
 use chrono::{DateTime, Utc};
+use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Text};
@@ -48,7 +49,7 @@ const ORPHANS: &str = "SELECT event_id, count(*) OVER () AS total FROM event_res
 
 const IDS_ARE_UNIQUE: &str = "SELECT EXISTS (SELECT 1 FROM pragma_index_list('events') AS list \
     WHERE list.\"unique\" AND NOT list.partial \
-    AND (SELECT group_concat(name) FROM pragma_index_info(list.name)) = 'id') AS is_true";
+    AND (SELECT group_concat(name) FROM pragma_index_info(list.name)) = 'id')";
 
 const REPEATED: &str = "SELECT id AS event_id, count(*) OVER () AS total FROM events \
     WHERE occurred >= ? GROUP BY id HAVING count(*) > 1 ORDER BY id LIMIT ?";
@@ -110,18 +111,11 @@ pub(super) fn repeated(
     since: Option<DateTime<Utc>>,
     limit: NonZeroUsize,
 ) -> Result<Strays, Failure> {
-    let unique: Unique =
-        connection.run(|connection| sql_query(IDS_ARE_UNIQUE).get_result(connection))?;
-    if unique.is_true {
+    let is_unique = sql::<Bool>(IDS_ARE_UNIQUE);
+    if connection.run(|connection| is_unique.get_result(connection))? {
         return Ok(Strays::default());
     }
     strays(connection, REPEATED, since, limit)
-}
-
-#[derive(QueryableByName)]
-struct Unique {
-    #[diesel(sql_type = Bool)]
-    is_true: bool,
 }
 
 /// When an event occurred, and its id.

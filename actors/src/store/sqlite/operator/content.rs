@@ -31,12 +31,12 @@ struct EventColumns {
 }
 
 /// The columns of a row of `event_resources`.
-#[derive(Debug, Queryable)]
-struct ResourceColumns {
-    occurred: Option<String>,
-    resource_id: Option<String>,
-    resource_role: Option<String>,
-    resource: Option<String>,
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Queryable)]
+pub(super) struct ResourceColumns {
+    pub(super) occurred: Option<String>,
+    pub(super) resource_id: Option<String>,
+    pub(super) resource_role: Option<String>,
+    pub(super) resource: Option<String>,
 }
 
 /// Labels without those that are columns of their own, whatever their order.
@@ -194,7 +194,7 @@ fn read_list<T: serde::de::DeserializeOwned>(json: &str) -> Option<Vec<T>> {
 struct EventOf<'a>(&'a str);
 
 /// The rows of `event_resources` of this event.
-struct ResourcesOf<'a>(&'a str);
+pub(super) struct ResourcesOf<'a>(pub(super) &'a str);
 
 /// Prepared once, not for each event.
 macro_rules! prepared {
