@@ -8,7 +8,6 @@ use super::CreateSchema;
 use crate::finding::Finding;
 
 pub(super) const LETTERS: &str = "event_persister_dead_letters";
-/// The migration that makes it.
 pub(super) const LETTERS_VERSION: &str = "00000000000101";
 
 /// All migrations of ours begin so; others may keep theirs in the same list.
@@ -69,7 +68,6 @@ pub(super) const WRITTEN: [(&str, &[(&str, &str)]); 3] = [
     ),
 ];
 
-/// A column that is there.
 #[derive(diesel::QueryableByName)]
 pub(super) struct Column {
     #[diesel(sql_type = Text)]

@@ -89,7 +89,6 @@ pub(in crate::store) struct PageRow {
     occurred: String,
     #[diesel(sql_type = diesel::sql_types::Bool)]
     suspicious: bool,
-    /// Its place on the page, from 1.
     #[diesel(sql_type = diesel::sql_types::BigInt)]
     number: i64,
 }
@@ -186,7 +185,6 @@ impl LetterCounts {
     }
 }
 
-/// The answer for an event that is there, with the columns that differ.
 pub(in crate::store) fn of_columns(received: DateTime<Utc>, mut columns: Vec<String>) -> Compared {
     if received == UNKNOWN_RECEIVED {
         columns.retain(|column| column != "received");

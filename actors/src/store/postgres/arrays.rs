@@ -16,7 +16,6 @@ use diesel::sql_types::{Array, HasSqlType, Integer, Nullable, Text, Timestamptz,
 use super::rows::{EventRow, ResourceRow, Rows};
 use crate::store::python_json::rewrite;
 
-/// All columns of both tables that come from the events.
 pub(super) struct Arrays {
     ids: Column,
     times: [Column; 2],
@@ -142,7 +141,6 @@ impl Column {
         })
     }
 
-    /// A column of values of one size.
     fn of_fixed<R, const N: usize>(rows: &[R], oid: Oid, value: fn(&R) -> Option<[u8; N]>) -> Self {
         let has_null = rows.iter().any(|row| value(row).is_none());
         Self::new(oid, rows, has_null, |bytes| {

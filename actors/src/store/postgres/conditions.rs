@@ -19,16 +19,13 @@ use crate::store::tables::{
     fault_of_written, unknown_column,
 };
 
-/// The ids of its findings.
 pub(super) const SCHEMA: &str = "postgres.schema";
-/// Of our own table and function.
 pub(super) const OWN_TABLES: &str = "postgres.own_tables";
 pub(super) const PRIVILEGES: &str = "postgres.privileges";
 pub(super) const INDEXES: &str = "postgres.indexes";
 
 /// The function that writes; the two places in SQL that name it have it as a literal.
 const FUNCTION: &str = "event_persister_store_v1";
-/// The migration that makes it.
 const FUNCTION_VERSION: &str = "00000000000102";
 /// The migration that changes a word of the function after that.
 const ASSERTS_VERSION: &str = "00000000000103";
@@ -36,11 +33,9 @@ const TELLS_ERRORS: [&str; 2] = [
     "WHEN OTHERS OR query_canceled THEN",
     "WHEN OTHERS OR query_canceled OR assert_failure THEN",
 ];
-/// The text that makes the function.
 const FUNCTION_SQL: &str =
     include_str!("../../../../migrations/postgres/own/00000000000102_create_store_function/up.sql");
 
-/// The tables and functions that the database has already.
 #[derive(QueryableByName)]
 pub(super) struct Found {
     #[diesel(sql_type = Bool)]
@@ -83,7 +78,6 @@ impl Found {
     }
 }
 
-/// The use of a privilege.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// Nothing can be stored without it.
@@ -107,7 +101,6 @@ const PRIVILEGES_WANTED: [(Purpose, &str, &str); 10] = [
     (Purpose::Letters, "DELETE", LETTERS),
 ];
 
-/// A privilege that the role lacks.
 #[derive(QueryableByName)]
 pub(super) struct Lacking {
     #[diesel(sql_type = Text)]
@@ -145,7 +138,6 @@ const LACKING: &str = "SELECT privilege, object, current_user::text AS role \
     AND attname = 'id' AND attidentity = '') AS sequence \
     WHERE name IS NOT NULL AND NOT has_sequence_privilege(name, 'USAGE')";
 
-/// The privileges that the role lacks for what is there.
 pub(super) async fn lacking(connection: &mut Connection) -> Result<Vec<Lacking>, Failure> {
     let privileges: Vec<&str> = PRIVILEGES_WANTED.iter().map(|wanted| wanted.1).collect();
     let objects: Vec<&str> = PRIVILEGES_WANTED.iter().map(|wanted| wanted.2).collect();
@@ -155,11 +147,8 @@ pub(super) async fn lacking(connection: &mut Connection) -> Result<Vec<Lacking>,
     Ok(lacking.load(&mut connection.pg).await?)
 }
 
-/// The result of a look at all conditions.
 pub(super) struct Looked {
-    /// Everything that keeps us from writing.
     pub(super) faults: Vec<Finding>,
-    /// Whether our own table and function are there.
     pub(super) has_own: bool,
 }
 
@@ -237,7 +226,6 @@ const REMEDIES: Remedies = Remedies {
     generated: "ALTER TABLE … ALTER COLUMN … DROP EXPRESSION, or DROP IDENTITY",
 };
 
-/// The first fault of a table.
 async fn table_fault(
     connection: &mut Connection,
     table: &str,
@@ -368,7 +356,6 @@ async fn index_faults(connection: &mut Connection) -> Result<Vec<Finding>, Failu
     Ok(missing.iter().map(fault).collect())
 }
 
-/// The body, the arguments and the language.
 const FUNCTION_THERE: &str = "SELECT prosrc, pg_get_function_arguments(oid), \
     (SELECT lanname::text FROM pg_catalog.pg_language WHERE pg_language.oid = prolang) \
     FROM pg_catalog.pg_proc WHERE oid = to_regproc('event_persister_store_v1')::oid";
@@ -403,7 +390,6 @@ async fn body_fault(
     }))
 }
 
-/// The function as its migration makes it.
 struct Wanted {
     body: &'static str,
     arguments: String,

@@ -21,18 +21,15 @@ use super::settings::{PostgresSettings, TlsMode};
 use crate::store::StoreError;
 use crate::tls;
 
-/// A connection with our settings.
 pub(super) struct Connection {
     pub(super) pg: AsyncPgConnection,
     pub(super) driver: Driver,
     pub(super) configure: String,
     /// Whether the last batch held events that were there already.
     pub(super) expects_duplicates: bool,
-    /// For batches that hold nothing special.
     pub(super) copying: Copying,
 }
 
-/// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
     #[error(transparent)]
@@ -58,7 +55,6 @@ impl ConnectError {
         self.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) || self.is_tls()
     }
 
-    /// Whether the two could not agree on encryption.
     pub(super) fn is_tls(&self) -> bool {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = cause {
@@ -127,7 +123,6 @@ impl Connection {
         !matches!(answer, Ok(Ok(())))
     }
 
-    /// Ends the transaction and undoes what it did.
     pub(super) async fn roll_back(&mut self) -> Result<(), Failure> {
         Ok(self.pg.batch_execute("ROLLBACK").await?)
     }
@@ -137,19 +132,16 @@ impl Connection {
         self.driver.commit(self.pg.batch_execute("COMMIT")).await
     }
 
-    /// As [`Self::commit`], for a transaction that goes by rows that others have committed: from here on
-    /// these are as durable as its own.
+    /// As [`Self::commit`], and the rows of others that the transaction went by are as durable as its own.
     ///
-    /// A standby may not have them yet, where the wait for it was cancelled, nor the disk, where the session that wrote
-    /// them did not wait for it. A transaction that has written nothing waits for neither, not even with an id
-    /// of its own; one with a record in the log waits for all that was logged before it. That costs what any
-    /// commit costs, so it is done whatever the server's settings are.
+    /// A standby, or the disk, may not have them yet. A transaction that has written nothing waits for neither;
+    /// one with a record in the log waits for all that was logged before it. That costs what any commit costs,
+    /// so it is done whatever the server's settings are.
     pub(super) async fn commit_behind_others(&mut self) -> Result<(), Failure> {
         const COMMIT: &str = "SELECT pg_logical_emit_message(true, 'event_persister', ''); COMMIT";
         self.driver.commit(self.pg.batch_execute(COMMIT)).await
     }
 
-    /// Tells of a connection that was lost what ended it.
     pub(super) fn explain(&self, failure: Failure) -> Failure {
         if !failure.is_loss() {
             return failure;
@@ -201,7 +193,6 @@ fn lock_timeout(settings: &PostgresSettings) -> Duration {
     }
 }
 
-/// Opens a connection with our settings, and makes of it what is wanted.
 pub(super) async fn establish<A: Adopt>(
     settings: &PostgresSettings,
     adopt: A,
@@ -243,7 +234,6 @@ async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectEr
     })
 }
 
-/// Tries the ways that the mode allows, one after another.
 async fn encrypted_or_not<A: Adopt>(
     mut config: Config,
     settings: &PostgresSettings,
@@ -296,7 +286,6 @@ async fn connect<A: Adopt>(
     }
 }
 
-/// The use of a connection that was made.
 pub(super) trait Adopt: Copy {
     type Adopted;
 

@@ -1,15 +1,11 @@
 //! Large batches without anything special about them, by COPY.
 //!
-//! COPY puts many rows into a page at once and keeps the server's buffers for the indexes, so that it costs
-//! the server an eighth less than INSERTs of the same rows, and leaves more of that the larger the tables
-//! are. It isolates no culprit: the first one ends it, with nothing written. So it is only tried where
-//! nothing speaks against it, and whatever PostgreSQL refuses is written by the store function, which finds
-//! out whose fault it is.
+//! COPY puts many rows into a page at once, and costs the server an eighth less than INSERTs of the same
+//! rows. It isolates no culprit: the first one ends it, with nothing written. Whatever PostgreSQL refuses
+//! is then written by the store function, which finds out whose fault it is.
 //!
-//! # Why a connection of its own
-//!
-//! diesel speaks no COPY and hands its connection to nobody. A writer has two, then: this one is made with
-//! the first large batch. Where it cannot be had, the store function writes everything.
+//! diesel speaks no COPY and hands its connection to nobody. So a writer has a second connection, made
+//! with the first large batch. Where it cannot be had, the store function writes everything.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -34,7 +30,6 @@ use crate::status::error_chain;
 /// are held in memory twice for longer; smaller ones cost more of both sides.
 const PART: usize = 64 * 1024;
 
-/// The server, its tables and what it can, all at one moment.
 const LOOK: &str = "SELECT \
      EXISTS (SELECT FROM pg_catalog.pg_settings WHERE name = 'default_toast_compression' \
          AND 'lz4' = ANY (enumvals)), \
@@ -48,7 +43,6 @@ const TRY_COPYING_AGAIN_AFTER: Duration = Duration::from_secs(600);
 /// A batch waits for that connection, and must not take it for an outage.
 const COPYING_CONNECTS_WITHIN: Duration = Duration::from_secs(3);
 
-/// Whether batches are copied.
 pub(super) enum Copying {
     /// As soon as one is large enough, but not before this moment.
     From(Instant),
@@ -60,7 +54,6 @@ pub(super) enum Copying {
     Impossible,
 }
 
-/// A connection for nothing else.
 pub(super) struct Copier {
     client: Client,
     into_events: Statement,
@@ -69,7 +62,6 @@ pub(super) struct Copier {
     driver: Driver,
 }
 
-/// The result of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Copied {
     All,
@@ -155,7 +147,6 @@ impl Copying {
     }
 }
 
-/// How a connection becomes one for COPY.
 #[derive(Clone, Copy)]
 struct ForCopy<'a>(&'a PostgresSettings);
 
@@ -250,7 +241,6 @@ impl Copier {
         self.driver.commit(commit).await
     }
 
-    /// Returns how many rows the server took.
     async fn send(&self, into: &Statement, rows: CopyRows) -> Result<u64, Error> {
         let mut sink = pin!(self.client.copy_in::<_, Bytes>(into).await?);
         let mut rest = rows.bytes;

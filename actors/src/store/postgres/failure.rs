@@ -1,8 +1,6 @@
 //! Failures as the port tells them: what was tried, where, and what to do next.
 //!
-//! Decisions never hang on these texts: whatever the store function did not return as an event's own
-//! fault means "again, later". The SQLSTATE chooses the advice, and how much has to be seen before an event
-//! is held responsible.
+//! The SQLSTATE chooses the advice, and how much has to be seen before an event is held responsible.
 
 use std::time::Duration;
 
@@ -15,7 +13,6 @@ use crate::store::{Fault, FaultKind, StoreError};
 
 pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why something could not be done.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// PostgreSQL or diesel said no, and nothing was written.
@@ -26,7 +23,6 @@ pub(super) enum Failure {
     Copy(tokio_postgres::Error),
     /// COMMIT failed: it may have happened all the same.
     Commit(Cause),
-    /// Nothing was heard for this long.
     Late(Duration),
     /// A call ended without saying what it did.
     Lost(tokio::task::JoinError),
@@ -45,7 +41,6 @@ impl Failure {
         Self::Commit(error.into())
     }
 
-    /// The code of a failure before the commit.
     fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Database(error) => sqlstate(error),
@@ -56,7 +51,6 @@ impl Failure {
         }
     }
 
-    /// Whether the connection ended before an answer came.
     pub(super) fn is_loss(&self) -> bool {
         matches!(
             self,
@@ -79,12 +73,10 @@ impl Failure {
         }
     }
 
-    /// Whether it came before anything could be committed.
     pub(super) fn is_before_commit(&self) -> bool {
         matches!(self, Self::Database(_) | Self::Ended(_) | Self::Copy(_))
     }
 
-    /// Whether a lock was not given in time.
     pub(super) fn is_lock_timeout(&self) -> bool {
         self.sqlstate() == Some("55P03")
     }
@@ -163,7 +155,6 @@ impl Failure {
 /// SQLSTATE of a connection that ended before an answer came, as the server itself would tell it.
 const CONNECTION_FAILURE: &str = "08006";
 
-/// The likely cause of a failure of a whole call.
 fn fault(sqlstate: Option<String>) -> Fault {
     let kind = match sqlstate.as_deref() {
         // lock_not_available, deadlock_detected
@@ -241,7 +232,6 @@ pub(super) fn after_loss(error: StoreError) -> StoreError {
     }
 }
 
-/// Why a connection could not be made.
 pub(super) fn connect_error(place: &Place, error: ConnectError) -> StoreError {
     let advice = match error.code() {
         Some(code) if code.code().starts_with("28") => {

@@ -17,7 +17,6 @@ use crate::store::resource_ids::ResourceIds;
 /// From 1970 to 2000, where PostgreSQL's time begins.
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
 
-/// A moment as PostgreSQL counts it: microseconds since 2000.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Moment(pub(super) i64);
 
@@ -34,13 +33,11 @@ impl Moment {
         DateTime::from_timestamp_micros(self.0.checked_add(EPOCH_MICROS)?)
     }
 
-    /// As Prefect stores it: it counts seconds since 2000 in floating point, which is exact for the
-    /// centuries around and some microseconds off in the year 9999; the first moment that it knows
-    /// becomes `-infinity`. `None` outside the years 0001 to 9999, which it refuses.
+    /// As Prefect stores it: it counts seconds since 2000 in floating point, which is some microseconds off in
+    /// the year 9999; the first moment that it knows becomes `-infinity`. `None` outside the years 0001 to 9999.
     ///
-    /// The last 15 microseconds of the year 9999 alone are stored as they are: in Prefect's hands they become the
-    /// year 10000, which Python's datetimes do not have, and its page fails for every event on it. The last of them
-    /// is Python's `datetime.max`, which some send for "never".
+    /// The last 15 microseconds of the year 9999 are stored as they are: Prefect makes the year 10000 of them,
+    /// which Python does not read. The last is Python's `datetime.max`, which some send for "never".
     pub(super) fn as_prefect_stores(at: DateTime<Utc>) -> Option<Self> {
         const MICROS: i64 = 1_000_000;
         const YEAR_1: i64 = -63_082_281_600 * MICROS;
@@ -61,7 +58,6 @@ impl Moment {
     }
 }
 
-/// Why the database does not take an event.
 #[derive(Debug)]
 pub(super) struct Refusal {
     /// Which entry of the batch.
@@ -95,7 +91,6 @@ pub(super) struct EventRow<'a> {
 }
 
 pub(super) struct ResourceRow<'a> {
-    /// Which event row, from 1.
     pub(super) event_number: i32,
     pub(super) event_id: Uuid,
     pub(super) occurred: Moment,
@@ -107,11 +102,9 @@ pub(super) struct ResourceRow<'a> {
 /// round trips where COPY takes six.
 const MANY: usize = 200;
 
-/// All rows of a batch.
 pub(super) struct Rows<'a> {
     pub(super) events: Vec<EventRow<'a>>,
     pub(super) resources: Vec<ResourceRow<'a>>,
-    /// Whether an id stands in the batch more than once.
     pub(super) repeats_ids: bool,
     /// Events that are refused without being sent.
     pub(super) refused: Vec<Refusal>,
@@ -245,7 +238,6 @@ const NUM_RESOURCE_COLUMNS: i16 = 8;
 
 /// The signature, then neither flags nor an extension of the header.
 const HEADER: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-/// Behind the last row.
 const TRAILER: [u8; 2] = (-1_i16).to_be_bytes();
 /// The first byte of `jsonb`: the version of its format, which is text.
 const JSONB: u8 = 1;
@@ -325,7 +317,6 @@ impl CopyRows {
 
 struct Values {
     bytes: Vec<u8>,
-    /// Where texts are put together.
     text: String,
 }
 
@@ -345,7 +336,6 @@ impl Values {
         self.value(&moment.0.to_be_bytes())
     }
 
-    /// A text, which is either there or put together.
     fn text<'r, R>(
         &mut self,
         row: &'r R,

@@ -21,7 +21,6 @@ use crate::store::tables::{query_error, unfit};
 
 /// Prefect's tables, to the letter. Never run on a database that is or may become Prefect's.
 const EVENTS: EmbeddedMigrations = embed_migrations!("../migrations/postgres/events");
-/// Our own tables and the store function.
 const OWN: EmbeddedMigrations = embed_migrations!("../migrations/postgres/own");
 
 /// Held while the schema is changed, so that replicas may start together. Any number that no one else
@@ -65,7 +64,6 @@ diesel::table! {
 diesel::allow_tables_to_appear_in_same_query!(events, event_resources);
 
 impl Found {
-    /// Whether Prefect's tables are to be made.
     fn wants_events(&self, create: CreateSchema) -> bool {
         create == CreateSchema::Everything && !self.events && !self.alembic
     }
@@ -163,7 +161,6 @@ fn migrations(embedded: &EmbeddedMigrations) -> QueryResult<Vec<Box<dyn Migratio
     Ok(migrations)
 }
 
-/// The versions of all migrations that this program knows.
 pub(super) fn known_versions() -> QueryResult<BTreeSet<String>> {
     let mut versions = BTreeSet::new();
     for migration in migrations(&EVENTS)?.iter().chain(&migrations(&OWN)?) {

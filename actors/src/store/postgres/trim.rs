@@ -198,13 +198,10 @@ struct Expired {
     id: Option<Uuid>,
 }
 
-/// Statements of their own: as parts of one that counts what they return, they take a fifth longer. A
-/// list that the planner cannot see into keeps it from reading whole tables when its statistics are
-/// old.
+/// As parts of one statement they take a fifth longer. A list that the planner cannot see into keeps it from
+/// reading whole tables when its statistics are old.
 ///
-/// Resources go first: nobody adds any to an event that is there. Where somebody who does not take turns
-/// deletes the event in between, and it is delivered once more, its new resources may stay; they go with
-/// those of no event.
+/// Resources go first: nobody adds any to an event that is there.
 const DELETE_RESOURCES: &str =
     "DELETE FROM event_resources WHERE event_id = ANY (ARRAY(SELECT unnest($1)))";
 const DELETE_EVENTS: &str = "DELETE FROM events WHERE id = ANY (ARRAY(SELECT unnest($1)))";

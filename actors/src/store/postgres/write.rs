@@ -1,11 +1,9 @@
 //! One batch in one transaction.
 //!
 //! A large batch without anything special about it is copied. All others, and those of which COPY did not
-//! take everything and so nothing, are written by the store function.
-//!
-//! The store function writes the events and tells which ones the database refuses; only then, and
-//! for what the parser rejected, dead letters are written. The start of the transaction and the call
-//! travel together, so that a batch costs two round trips: one to write, one to commit.
+//! take everything and so nothing, are written by the store function. It tells which events the database
+//! refuses; only then, and for what the parser rejected, dead letters are written. The start of the
+//! transaction and the call travel together, so that a batch costs two round trips.
 
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
@@ -76,7 +74,6 @@ pub(super) async fn write(
     Ok(outcomes)
 }
 
-/// The outcomes that the batch would have; nothing of it stays.
 pub(super) async fn rehearse(
     connection: &mut Connection,
     batch: &Batch,
@@ -88,7 +85,6 @@ pub(super) async fn rehearse(
     Ok(outcomes)
 }
 
-/// Writes all of a batch as dead letters.
 async fn keep_all(
     connection: &mut Connection,
     batch: &Batch,
@@ -194,7 +190,6 @@ async fn call_function(
     Ok(outcomes)
 }
 
-/// Starts the transaction and writes the events.
 async fn begin_and_call(
     connection: &Connection,
     call: StoreEvents,
@@ -214,7 +209,6 @@ async fn begin_and_call(
     Ok(written?)
 }
 
-/// Which entry of the batch it is.
 fn index_of(number: i32, events: &[EventRow<'_>]) -> Result<usize, Failure> {
     let row = usize::try_from(number - 1)
         .ok()

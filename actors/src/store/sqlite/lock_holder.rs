@@ -6,7 +6,6 @@
 use std::fmt;
 use std::path::Path;
 
-/// A process that holds the lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Holder {
     pid: u32,
@@ -40,7 +39,6 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Stands for a process of another namespace.
 const HIDDEN: u32 = 0;
 
 /// The bytes of the `-shm` file of which each reader in WAL mode locks one for its transaction.
@@ -102,13 +100,11 @@ fn numbers(file: &Path) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
-/// Other systems do not show it.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn find(_database: &Path) -> Option<Holder> {
     None
 }
 
-/// Other systems do not show it.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn readers(_database: &Path) -> Vec<Holder> {
     Vec::new()

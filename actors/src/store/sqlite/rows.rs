@@ -20,7 +20,6 @@ use crate::store::RefusalReason;
 use crate::store::python_json::{rewrite, write_array, write_object, write_string};
 use crate::store::resource_ids::ResourceIds;
 
-/// Why the database does not take an event.
 pub(super) struct Refusal {
     pub(super) kind: RefusalReason,
     pub(super) reason: String,
@@ -80,7 +79,6 @@ struct EventRanges {
     other_labels: Vec<Range<usize>>,
 }
 
-/// The texts of one event.
 pub(super) struct EventTexts<'a> {
     texts: &'a RowTexts,
     ranges: &'a EventRanges,
@@ -256,7 +254,6 @@ fn written(
     done.map(|()| start..out.len())
 }
 
-/// The same for what can always be written.
 fn appended(out: &mut String, write: impl FnOnce(&mut String)) -> Range<usize> {
     let start = out.len();
     write(out);
@@ -267,7 +264,6 @@ fn write_uuid(id: Uuid, out: &mut String) {
     out.push_str(id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
 }
 
-/// Inserts one event unless its id is there.
 pub(super) struct InsertEvent<'a> {
     pub(super) event: &'a ReceivedEvent,
     pub(super) texts: &'a EventTexts<'a>,
@@ -322,7 +318,6 @@ pub(super) struct InsertResource<'a> {
     pub(super) resource_id: &'a str,
     pub(super) role: &'a str,
     pub(super) texts: &'a EventTexts<'a>,
-    /// Which of the event's resources it is.
     pub(super) number: usize,
 }
 

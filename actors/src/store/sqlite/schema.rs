@@ -72,7 +72,6 @@ diesel::table! {
 
 diesel::allow_tables_to_appear_in_same_query!(events, event_resources);
 
-/// The tables that a database has already.
 struct Found {
     tables: BTreeSet<String>,
     applied: BTreeSet<String>,
@@ -99,7 +98,6 @@ impl Found {
         self.applied.contains(&version)
     }
 
-    /// The migrations that are still to be run, in order.
     fn pending(&self, create: CreateSchema) -> QueryResult<Vec<Box<dyn Migration<Sqlite>>>> {
         let mut pending = Vec::new();
         if create == CreateSchema::Nothing {
@@ -175,7 +173,6 @@ fn run_pending(
     Ok(run)
 }
 
-/// Migrations of our numbering that this program does not know.
 pub(super) fn newer_migrations(connection: &mut Connection) -> Result<Vec<String>, Failure> {
     let newer = connection.run(|connection| {
         let mut applied = Found::in_database(connection)?.applied;
@@ -232,7 +229,6 @@ pub(super) fn prefect_revision(connection: &mut Connection) -> Result<Option<Str
     Ok(revisions.into_iter().next_back())
 }
 
-/// The ids of the findings below.
 pub(super) const SCHEMA: &str = "sqlite.schema";
 pub(super) const INDEXES: &str = "sqlite.indexes";
 
@@ -246,11 +242,9 @@ pub(super) fn check(connection: &mut Connection, create: CreateSchema) -> Result
     }
 }
 
-/// Everything that keeps us from writing, in one list for all that ask: a store that starts and
-/// the probe behind `/api/ready`, which stop at the first, and `event-persister check`, which tells of
-/// all. A store that only looks does not mind that our own table is not there yet: a writer makes it.
-///
-/// Only where Prefect is, or may come to be, its migrations are waited for.
+/// Everything that keeps us from writing, in one list for all that ask: a store that starts, the probe behind
+/// `/api/ready`, and `event-persister check`. A store that only looks does not mind that our own table is not
+/// there yet: a writer makes it. Only where Prefect is, or may come to be, its migrations are waited for.
 pub(super) fn faults(
     connection: &mut Connection,
     create: CreateSchema,
@@ -302,7 +296,6 @@ pub(super) fn faults(
     Ok(faults)
 }
 
-/// The first fault of the columns of a table.
 fn table_fault(
     connection: &mut Connection,
     table: &str,
@@ -366,13 +359,11 @@ fn key_fault(connection: &mut Connection, table: &str) -> Result<Option<Finding>
     )))
 }
 
-/// Whether there is no table at all.
 pub(super) fn is_empty(connection: &mut Connection) -> Result<bool, Failure> {
     let found = connection.run(Found::in_database)?;
     Ok(found.tables.is_empty())
 }
 
-/// Whether there is a table of dead letters to read.
 pub(super) fn has_letters(connection: &mut Connection) -> Result<bool, Failure> {
     let found = connection.run(Found::in_database)?;
     Ok(found.has(LETTERS))

@@ -1,11 +1,10 @@
 //! Deletes what retention no longer keeps, a bounded number of events at a time.
 //!
-//! Expired events are found without the write lock; only the deletion holds it. Nobody changes when
-//! an event occurred, so what was read stays true. Each step ends with a checkpoint, which does not hold
-//! the lock.
+//! Expired events are found without the write lock; only the deletion holds it, and not the checkpoint after
+//! it. Nobody changes when an event occurred, so what was read stays true.
 //!
-//! While another process holds the lock, the step waits for it in short turns and gives the connection back
-//! between them: a trimmer is in no hurry, and a probe of the store would wait with it.
+//! While another process holds the lock, the step waits in short turns and gives the connection back between
+//! them: a trimmer is in no hurry, and a probe of the store would wait with it.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -36,7 +35,6 @@ const LARGE_CACHE_KIB: u32 = 32_000;
 /// After how many pages a commit writes the log back into the file; as SQLite has it.
 const CHECKPOINT_PAGES: u32 = 1_000;
 
-/// Remembered from one step to the next.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Progress {
     resume: Resume,
@@ -63,7 +61,6 @@ impl Bounds<String> {
     }
 }
 
-/// How long a step may wait for another process.
 #[derive(Debug, Clone, Copy)]
 struct LockWait {
     patience: Duration,
@@ -189,7 +186,6 @@ fn expired_of_name<'a>(
         .select((events::occurred, events::id))
 }
 
-/// The oldest expired events of all other names, after `from`.
 fn expired_of_others<'a>(
     names: Vec<&'a str>,
     cutoff: &'a str,
@@ -227,7 +223,6 @@ fn delete_only_events(ids: &str) -> impl ExecuteDsl<SqliteConnection> + QueryFra
         .bind::<Text, _>(ids)
 }
 
-/// Finds one resource without its event.
 fn orphan<'a>(
     earliest: &'a str,
 ) -> impl LoadQuery<'a, SqliteConnection, String> + QueryFragment<Sqlite> + QueryId {
@@ -239,7 +234,6 @@ fn orphan<'a>(
         .limit(1)
 }
 
-/// Deletes events, after their resources.
 fn delete_events(connection: &mut Connection, expired: &[Candidate]) -> Result<Trimmed, Failure> {
     let ids: serde_json::Value = expired.iter().map(|expired| expired.id.as_str()).collect();
     let ids = ids.to_string();
@@ -307,7 +301,6 @@ impl Connection {
         }
     }
 
-    /// A number that changes with every commit of another connection.
     fn data_version(&mut self) -> Result<i64, Failure> {
         let version = diesel::dsl::sql::<BigInt>("PRAGMA data_version");
         Ok(self.run(|connection| version.get_result(connection))?)

@@ -32,7 +32,6 @@ macro_rules! related {
     };
 }
 
-/// How many resources an event has by its own columns.
 macro_rules! expected {
     () => {
         concat!("(1 + jsonb_array_length(", related!(), "))::bigint")
@@ -142,7 +141,6 @@ const LOOK_UP: &str = concat!(
     " AS unreadable FROM events WHERE events.id = wanted.id::uuid LIMIT 1) AS told ON true"
 );
 
-/// The same of one event whose columns cannot be read.
 const COUNT: &str = "SELECT wanted.id AS event_id, \
     (SELECT count(*) FROM events WHERE events.id = wanted.id::uuid) AS num_events, \
     num_resources, num_resources AS num_expected \
@@ -221,10 +219,8 @@ const CURABLE: &str = "SELECT letters.id, letters.event_id::text AS event_id, \
     WHERE EXISTS (SELECT FROM events WHERE events.id = letters.event_id) \
     ORDER BY letters.id LIMIT $1";
 
-/// Before everything that PostgreSQL can hold.
 const FIRST_MOMENT: &str = "-infinity";
 const FIRST_ID: &str = "00000000-0000-0000-0000-000000000000";
-/// Behind it.
 const LAST_MOMENT: &str = "infinity";
 const LAST_ID: &str = "ffffffff-ffff-ffff-ffff-ffffffffffff";
 
@@ -236,7 +232,6 @@ async fn is_true(connection: &mut Connection, question: &str) -> Result<bool, Fa
     Ok(sql::<Bool>(question).get_result(&mut connection.pg).await?)
 }
 
-/// At which of these positions of a source a message became a dead letter.
 pub(super) async fn letters_at(
     connection: &mut Connection,
     source: &str,
@@ -270,7 +265,6 @@ pub(super) async fn count_curable(
     Ok(counts)
 }
 
-/// Events of which only resources are there.
 pub(super) async fn orphans(
     connection: &mut Connection,
     since: Option<DateTime<Utc>>,
@@ -282,7 +276,6 @@ pub(super) async fn orphans(
     Ok(found)
 }
 
-/// Events that stand in `events` more than once.
 pub(super) async fn repeated(
     connection: &mut Connection,
     since: Option<DateTime<Utc>>,
@@ -297,7 +290,6 @@ pub(super) async fn repeated(
     Ok(found)
 }
 
-/// The rows of an event, and what is wrong with them.
 #[derive(QueryableByName)]
 struct HeldRow {
     #[diesel(embed)]
@@ -325,7 +317,6 @@ impl From<HeldRow> for EventRows {
     }
 }
 
-/// The rows of each of these events.
 pub(super) async fn look_up(
     connection: &mut Connection,
     event_ids: &[String],

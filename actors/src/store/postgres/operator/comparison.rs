@@ -29,7 +29,6 @@ const INDEX_TAKES: usize = 2_600;
 /// An event's number, whether it is there, and the columns that differ.
 type Row = (i64, bool, Vec<String>);
 
-/// How the rows become parameters.
 pub(super) type MakeArrays = for<'r> fn(&Rows<'r>) -> Arrays;
 
 /// One answer for each entry; none where it would be refused.

@@ -17,7 +17,6 @@ diesel::define_sql_function! {
     fn clock_timestamp() -> Timestamptz;
 }
 
-/// Counts what a pass would remove.
 pub(super) async fn count(
     connection: &mut Connection,
     cutoffs: &Cutoffs,

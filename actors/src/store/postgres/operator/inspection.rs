@@ -164,7 +164,6 @@ fn apart(ours: (DateTime<Utc>, DateTime<Utc>), theirs: DateTime<Utc>) -> chrono:
     }
 }
 
-/// One row of a question.
 async fn row<T>(connection: &mut Connection, sql: &str) -> Result<T, Failure>
 where
     T: diesel::QueryableByName<diesel::pg::Pg> + Send + 'static,

@@ -39,7 +39,6 @@ const LOOK_UP: &str = concat!(
 const NEXT: &str = "SELECT id, occurred FROM events WHERE (occurred, id) > (?, ?) \
     ORDER BY occurred, id LIMIT ?";
 
-/// The newest first.
 const NEWEST_FIRST: &str =
     "SELECT id, occurred FROM events ORDER BY occurred DESC, id DESC LIMIT ?";
 
@@ -63,7 +62,6 @@ fn bound(since: Option<DateTime<Utc>>) -> String {
     since.map(timestamp_bound).unwrap_or_default()
 }
 
-/// At which of these positions of a source a message became a dead letter.
 pub(super) fn letters_at(
     connection: &mut Connection,
     source: &str,
@@ -96,7 +94,6 @@ pub(super) fn count_curable(
     Ok(LetterCounts::of(total, rows, limit))
 }
 
-/// Events of which only resources are there.
 pub(super) fn orphans(
     connection: &mut Connection,
     since: Option<DateTime<Utc>>,
@@ -105,7 +102,6 @@ pub(super) fn orphans(
     strays(connection, ORPHANS, since, limit)
 }
 
-/// Events that stand in `events` more than once.
 pub(super) fn repeated(
     connection: &mut Connection,
     since: Option<DateTime<Utc>>,
@@ -118,7 +114,6 @@ pub(super) fn repeated(
     strays(connection, REPEATED, since, limit)
 }
 
-/// When an event occurred, and its id.
 #[derive(QueryableByName)]
 struct Listed {
     #[diesel(sql_type = Text)]
@@ -138,7 +133,6 @@ fn in_snapshot<T>(
     Ok(answer)
 }
 
-/// The rows of each of these events.
 pub(super) fn look_up(
     connection: &mut Connection,
     event_ids: &[String],
@@ -228,7 +222,6 @@ fn read_page(connection: &mut Connection, cursor: &Cursor) -> Result<Page, Failu
     Ok(page)
 }
 
-/// A list of any length as one parameter.
 fn as_json(texts: &[String]) -> String {
     serde_json::Value::from(texts).to_string()
 }

@@ -82,7 +82,6 @@ fn compare_event(
     Ok(of_columns(event.received, columns))
 }
 
-/// The rows of `event_resources` that would be written.
 fn resources(event: &ReceivedEvent, texts: &EventTexts<'_>) -> Vec<ResourceColumns> {
     let related = event.related.iter();
     let related = related.map(|resource| (resource.role().unwrap_or_default(), resource));

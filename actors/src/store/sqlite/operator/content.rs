@@ -16,7 +16,6 @@ use crate::store::sqlite::connection::Connection;
 use crate::store::sqlite::result_code::Failed;
 use crate::store::sqlite::text::read_timestamp;
 
-/// The columns of a row of `events`.
 #[derive(Debug, Default, Queryable)]
 struct EventColumns {
     occurred: Option<String>,
@@ -30,7 +29,6 @@ struct EventColumns {
     payload_is_json: bool,
 }
 
-/// The columns of a row of `event_resources`.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Queryable)]
 pub(super) struct ResourceColumns {
     pub(super) occurred: Option<String>,
@@ -42,7 +40,6 @@ pub(super) struct ResourceColumns {
 /// Labels without those that are columns of their own, whatever their order.
 type Labels = BTreeMap<String, String>;
 
-/// One row of `event_resources`, to be compared with others.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct ComparableRow {
     occurred: Option<String>,
@@ -52,7 +49,6 @@ struct ComparableRow {
     labels: Option<Labels>,
 }
 
-/// The findings about the content of an event's rows.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Content {
     pub(super) received: Option<DateTime<Utc>>,
@@ -75,14 +71,12 @@ impl Content {
         Ok(Some(Self::of(event, resources)))
     }
 
-    /// Whether all rows are there, fit together, and can be read.
     pub(super) fn is_sound(&self) -> bool {
         self.num_expected == self.num_resources
             && self.contradicting.is_empty()
             && self.unreadable.is_none()
     }
 
-    /// Why an event cannot be read, if it cannot.
     pub(super) fn unreadable(
         connection: &mut Connection,
         id: &str,
@@ -149,7 +143,6 @@ impl EventColumns {
 }
 
 impl ComparableRow {
-    /// Of the event's own resource.
     fn own(event: &EventColumns, labels: Option<Labels>) -> Self {
         let told = Self::of(event, labels);
         let role = Some(String::new());
@@ -190,10 +183,8 @@ fn read_list<T: serde::de::DeserializeOwned>(json: &str) -> Option<Vec<T>> {
     serde_json::from_str(json).ok()
 }
 
-/// The row of `events` with this id.
 struct EventOf<'a>(&'a str);
 
-/// The rows of `event_resources` of this event.
 pub(super) struct ResourcesOf<'a>(pub(super) &'a str);
 
 /// Prepared once, not for each event.

@@ -8,7 +8,6 @@ use crate::store::sqlite::schema::{event_resources, events};
 use crate::store::sqlite::text::timestamp_bound;
 use crate::store::{Cutoffs, Trimmed, as_count};
 
-/// Counts what a pass would remove.
 pub(super) fn count(connection: &mut Connection, cutoffs: &Cutoffs) -> Result<Trimmed, Failure> {
     let bounds = cutoffs.bounds(timestamp_bound);
     // One transaction, so that all counts are of the same moment.

@@ -18,7 +18,6 @@ use crate::finding::Finding;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 diesel::define_sql_function! {
-    /// The process behind a connection.
     fn pg_backend_pid() -> Integer;
 }
 
@@ -28,7 +27,6 @@ const FORGET: &str = "DO $$ DECLARE prepared text; BEGIN \
     WHERE statement = 'SELECT pg_backend_pid()' LOOP \
     EXECUTE format('DEALLOCATE %I', prepared); END LOOP; END $$";
 
-/// The pooler between this process and the server, if any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Between {
     /// Every transaction has the same server connection.

@@ -9,7 +9,6 @@ use crate::finding::{Finding, Severity};
 use crate::store::postgres::conditions::{Lacking, Purpose};
 use crate::store::tables::OUR_VERSIONS;
 
-/// Whether the rows of `events` may be looked at.
 pub(super) fn may_read_events(lacking: &[Lacking]) -> bool {
     let is_of_reading = |lacking: &Lacking| lacking.privilege == "SELECT";
     !(lacking.iter()).any(|lacking| is_of_reading(lacking) && lacking.object == "events")
@@ -56,7 +55,6 @@ pub(super) fn of_privileges(lacking: &[Lacking], needs: Needs) -> Finding {
     Finding::bad(worst, ID, what, grants.join("; "))
 }
 
-/// Our own table and function.
 pub(super) fn of_own(there: bool, can_create: bool) -> Finding {
     const ID: &str = "postgres.own_tables";
     if there {
@@ -171,7 +169,6 @@ pub(super) fn of_others(others: &[Other]) -> Vec<Finding> {
     others.iter().map(finding).collect()
 }
 
-/// Migrations of ours that this program does not know.
 pub(super) async fn newer_migrations(connection: &mut Connection) -> Result<Vec<String>, Failure> {
     let Some(versions) = conditions::recorded(connection).await? else {
         return Ok(Vec::new());

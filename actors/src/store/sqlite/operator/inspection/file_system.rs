@@ -73,7 +73,6 @@ fn of_space(free: u64, total: u64) -> Finding {
     Finding::ok(ID, what)
 }
 
-/// Judges the kind of file system.
 pub(super) fn kind(directory: &Path) -> Finding {
     // Other systems than Linux have no such list.
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
