@@ -11,7 +11,7 @@ use rustls::Error as TlsError;
 use tokio::time::Instant;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, NoTls, Socket};
+use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::copying::Copying;
@@ -193,10 +193,10 @@ fn lock_timeout(settings: &PostgresSettings) -> Duration {
     }
 }
 
-pub(super) async fn establish<A: Adopt>(
+/// A connection in an open transaction with our settings.
+pub(super) async fn establish(
     settings: &PostgresSettings,
-    adopt: A,
-) -> Result<A::Adopted, ConnectError> {
+) -> Result<(Client, Driver), ConnectError> {
     let mut config = settings.url.config.clone();
     config
         .application_name(&settings.application_name)
@@ -208,12 +208,15 @@ pub(super) async fn establish<A: Adopt>(
     if config.get_tcp_user_timeout().is_none() {
         config.tcp_user_timeout(Duration::from_secs(60));
     }
-    encrypted_or_not(config, settings, adopt).await
+    encrypted_or_not(config, settings).await
 }
 
 async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectError> {
     let configure = configure(settings);
-    let (mut pg, driver) = establish(settings, ForDiesel).await?;
+    let (client, driver) = establish(settings).await?;
+    // Inside the transaction: diesel prepares statements of its own here, which PgBouncer must not spread
+    // over several servers.
+    let mut pg = AsyncPgConnection::try_from(client).await?;
     if !settings.prepared_statements {
         use diesel_async::AsyncConnection as _;
         pg.set_prepared_statement_cache_size(diesel::connection::CacheSize::Disabled);
@@ -234,11 +237,10 @@ async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectEr
     })
 }
 
-async fn encrypted_or_not<A: Adopt>(
+async fn encrypted_or_not(
     mut config: Config,
     settings: &PostgresSettings,
-    adopt: A,
-) -> Result<A::Adopted, ConnectError> {
+) -> Result<(Client, Driver), ConnectError> {
     let (first, second) = match settings.tls {
         TlsMode::Disable => (SslMode::Disable, None),
         TlsMode::Allow => (SslMode::Disable, Some(SslMode::Require)),
@@ -256,72 +258,34 @@ async fn encrypted_or_not<A: Adopt>(
     };
     let begin = begin(&configure(settings));
     config.ssl_mode(first);
-    match (connect(&config, tls.clone(), adopt, &begin).await, second) {
+    match (connect(&config, tls.clone(), &begin).await, second) {
         (Err(error), Some(second)) if error.may_be_encryption() => {
             config.ssl_mode(second);
             // The first answer tells more than that the other way is barred too.
-            connect(&config, tls, adopt, &begin)
-                .await
-                .map_err(|_| error)
+            connect(&config, tls, &begin).await.map_err(|_| error)
         }
         (connected, _) => connected,
     }
 }
 
-async fn connect<A: Adopt>(
+async fn connect(
     config: &Config,
     tls: Option<MakeRustlsConnect>,
-    adopt: A,
     begin: &str,
-) -> Result<A::Adopted, ConnectError> {
-    match tls {
+) -> Result<(Client, Driver), ConnectError> {
+    let (client, driver) = match tls {
         None => {
             let (client, connection) = config.connect(NoTls).await?;
-            adopt.adopt(client, connection, begin).await
+            (client, Driver::start(connection))
         }
         Some(tls) => {
             let (client, connection) = config.connect(tls).await?;
-            adopt.adopt(client, connection, begin).await
+            (client, Driver::start(connection))
         }
+    };
+    if let Err(error) = client.batch_execute(begin).await {
+        let end = error.is_closed().then(|| driver.take_end());
+        return Err(end.flatten().unwrap_or(error).into());
     }
-}
-
-pub(super) trait Adopt: Copy {
-    type Adopted;
-
-    /// Sets it up in a transaction that begins with `begin`.
-    async fn adopt<S>(
-        self,
-        client: Client,
-        connection: tokio_postgres::Connection<Socket, S>,
-        begin: &str,
-    ) -> Result<Self::Adopted, ConnectError>
-    where
-        S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static;
-}
-
-#[derive(Clone, Copy)]
-struct ForDiesel;
-
-impl Adopt for ForDiesel {
-    type Adopted = (AsyncPgConnection, Driver);
-
-    /// Makes it diesel's, inside a transaction that is left open: diesel prepares statements of its own
-    /// here, which PgBouncer must not spread over several servers.
-    async fn adopt<S>(
-        self,
-        client: Client,
-        connection: tokio_postgres::Connection<Socket, S>,
-        begin: &str,
-    ) -> Result<Self::Adopted, ConnectError>
-    where
-        S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
-    {
-        let driver = Driver::start(connection);
-        if let Err(error) = client.batch_execute(begin).await {
-            let end = error.is_closed().then(|| driver.take_end());
-            return Err(end.flatten().unwrap_or(error).into());
-        }
-        Ok((AsyncPgConnection::try_from(client).await?, driver))
-    }
+    Ok((client, driver))
 }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, Statement};
 
-use super::connection::{Adopt, ConnectError, begin, configure, establish};
+use super::connection::{ConnectError, begin, configure, establish};
 use super::driver::Driver;
 use super::failure::Failure;
 use super::rows::{COPY_EVENTS, COPY_RESOURCES, CopyRows, Rows};
@@ -147,23 +147,10 @@ impl Copying {
     }
 }
 
-#[derive(Clone, Copy)]
-struct ForCopy<'a>(&'a PostgresSettings);
-
-impl Adopt for ForCopy<'_> {
-    type Adopted = Option<Copier>;
-
-    async fn adopt<S>(
-        self,
-        client: Client,
-        connection: tokio_postgres::Connection<tokio_postgres::Socket, S>,
-        begin_of_settings: &str,
-    ) -> Result<Self::Adopted, ConnectError>
-    where
-        S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
-    {
-        let driver = Driver::start(connection);
-        client.batch_execute(begin_of_settings).await?;
+impl Copier {
+    /// A connection for COPY; `None` where COPY would do something else than INSERT.
+    async fn open(settings: &PostgresSettings) -> Result<Option<Self>, ConnectError> {
+        let (client, driver) = establish(settings).await?;
         let look = client.query_one(LOOK, &[]).await?;
         let (knows_lz4, has_rules) = (look.try_get(0)?, look.try_get::<_, bool>(1)?);
         if has_rules {
@@ -173,25 +160,18 @@ impl Adopt for ForCopy<'_> {
         let into_events = client.prepare(COPY_EVENTS).await?;
         let into_resources = client.prepare(COPY_RESOURCES).await?;
         client.batch_execute("COMMIT").await?;
-        let mut configure = configure(self.0);
+        let mut configure = configure(settings);
         if knows_lz4 {
             // As the store function has it.
             configure.push_str(", set_config('default_toast_compression', 'lz4', true)");
         }
-        Ok(Some(Copier {
+        Ok(Some(Self {
             client,
             into_events,
             into_resources,
             begin: begin(&configure),
             driver,
         }))
-    }
-}
-
-impl Copier {
-    /// A connection for COPY; `None` where COPY would do something else than INSERT.
-    async fn open(settings: &PostgresSettings) -> Result<Option<Self>, ConnectError> {
-        establish(settings, ForCopy(settings)).await
     }
 
     /// Writes all rows in one transaction, or none.

@@ -38,15 +38,8 @@ pub(super) struct Driver {
 
 #[derive(Default)]
 struct Heard {
-    warning: Option<Warned>,
+    warning: Option<String>,
     end: Option<Error>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the server committed with a warning, so a standby may not have it ({code}: {message})")]
-struct Warned {
-    code: String,
-    message: String,
 }
 
 impl Driver {
@@ -61,7 +54,7 @@ impl Driver {
             let end = loop {
                 match poll_fn(|context| connection.poll_message(context)).await {
                     Some(Ok(AsyncMessage::Notice(notice))) if is_warning(&notice) => {
-                        lock(&hearing).warning = Some(Warned::new(&notice));
+                        lock(&hearing).warning = Some(warned(&notice));
                     }
                     Some(Ok(_)) => {}
                     Some(Err(error)) => break Some(error),
@@ -87,7 +80,7 @@ impl Driver {
         lock(&self.heard).warning = None;
         let committed = commit.await;
         match (lock(&self.heard).warning.take(), committed) {
-            (Some(warned), _) => Err(Failure::commit(warned)),
+            (Some(warning), _) => Err(Failure::commit(warning)),
             (None, committed) => committed.map_err(Failure::commit),
         }
     }
@@ -104,13 +97,12 @@ impl Drop for Driver {
     }
 }
 
-impl Warned {
-    fn new(notice: &DbError) -> Self {
-        Self {
-            code: notice.code().code().to_owned(),
-            message: notice.message().to_owned(),
-        }
-    }
+fn warned(notice: &DbError) -> String {
+    format!(
+        "the server committed with a warning, so a standby may not have it ({}: {})",
+        notice.code().code(),
+        notice.message()
+    )
 }
 
 /// Whether it is more than a note; one without a known severity counts as more.

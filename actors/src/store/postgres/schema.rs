@@ -98,24 +98,11 @@ async fn run_pending(
     connection: Connection,
     create: CreateSchema,
 ) -> Result<(Connection, Vec<String>), Failure> {
-    let Connection {
-        pg,
-        driver,
-        configure,
-        expects_duplicates,
-        copying,
-    } = connection;
     let migrated = tokio::task::spawn_blocking(move || {
-        let mut wrapper = AsyncConnectionWrapper::<AsyncPgConnection>::from(pg);
-        let run = wrapper.transaction(|wrapper| migrate(wrapper, &configure, create))?;
-        let connection = Connection {
-            pg: wrapper.into_inner(),
-            driver,
-            configure,
-            expects_duplicates,
-            copying,
-        };
-        Ok((connection, run))
+        let mut wrapper = Wrapper::from(connection.pg);
+        let run = wrapper.transaction(|wrapper| migrate(wrapper, &connection.configure, create))?;
+        let pg = wrapper.into_inner();
+        Ok((Connection { pg, ..connection }, run))
     });
     migrated.await.map_err(Failure::Lost)?
 }

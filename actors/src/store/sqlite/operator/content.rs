@@ -88,9 +88,9 @@ impl Content {
     }
 
     fn of(event: EventColumns, resources: Vec<ResourceColumns>) -> Self {
-        let labels = event.resource.as_deref().and_then(read_labels);
-        let related = event.related.as_deref().and_then(read_list::<Labels>);
-        let ids = event.related_resource_ids.as_deref().and_then(read_list);
+        let labels: Option<Labels> = event.resource.as_deref().and_then(read);
+        let related = event.related.as_deref().and_then(read::<Vec<Labels>>);
+        let ids = event.related_resource_ids.as_deref().and_then(read);
         let id_of = |labels: &Labels| labels.get(ID_LABEL).cloned();
         let mut contradicting = Vec::new();
         if labels.as_ref().and_then(id_of) != event.resource_id {
@@ -106,13 +106,15 @@ impl Content {
         }
         let num_expected = 1 + related.len() as u64;
         let num_resources = resources.len() as u64;
-        let mut expected: Vec<ComparableRow> = std::iter::once(ComparableRow::own(&event, labels))
-            .chain(
-                related
-                    .into_iter()
-                    .map(|labels| ComparableRow::related(&event, labels)),
-            )
+        let own = ComparableRow {
+            role: Some(String::new()),
+            ..ComparableRow::told(&event, labels)
+        };
+        let related = related.into_iter();
+        let mut expected: Vec<ComparableRow> = related
+            .map(|labels| ComparableRow::told(&event, Some(labels)))
             .collect();
+        expected.push(own);
         let mut held: Vec<ComparableRow> = resources.into_iter().map(ComparableRow::held).collect();
         expected.sort();
         held.sort();
@@ -143,18 +145,8 @@ impl EventColumns {
 }
 
 impl ComparableRow {
-    fn own(event: &EventColumns, labels: Option<Labels>) -> Self {
-        let told = Self::of(event, labels);
-        let role = Some(String::new());
-        Self { role, ..told }
-    }
-
-    fn related(event: &EventColumns, labels: Labels) -> Self {
-        Self::of(event, Some(labels))
-    }
-
-    fn of(event: &EventColumns, labels: Option<Labels>) -> Self {
-        let mut labels = labels;
+    /// By the event's own columns.
+    fn told(event: &EventColumns, mut labels: Option<Labels>) -> Self {
         let mut take = |key| labels.as_mut().and_then(|labels| labels.remove(key));
         let (resource_id, role) = (take(ID_LABEL), take(ROLE_LABEL));
         Self {
@@ -170,16 +162,12 @@ impl ComparableRow {
             occurred: row.occurred,
             resource_id: row.resource_id,
             role: row.resource_role,
-            labels: row.resource.as_deref().and_then(read_labels),
+            labels: row.resource.as_deref().and_then(read),
         }
     }
 }
 
-fn read_labels(json: &str) -> Option<Labels> {
-    serde_json::from_str(json).ok()
-}
-
-fn read_list<T: serde::de::DeserializeOwned>(json: &str) -> Option<Vec<T>> {
+fn read<T: serde::de::DeserializeOwned>(json: &str) -> Option<T> {
     serde_json::from_str(json).ok()
 }
 
