@@ -1,9 +1,7 @@
 //! Reads the tables for a comparison: each question in a snapshot of its own that only reads.
 //!
-//! Rows are compared on the server, which costs a fraction of sending them. A row that the
-//! server cannot read fails the whole question. So the part that fails is asked again without any
-//! event, which fails too where something else is wrong; only if that succeeds it is made smaller until
-//! the culprit stands alone.
+//! Rows are compared on the server, which costs a fraction of sending them. A row that the server cannot
+//! read fails the whole question, so the culprit is looked for.
 
 use std::num::NonZeroUsize;
 
@@ -321,18 +319,32 @@ pub(super) async fn look_up(
     connection: &mut Connection,
     event_ids: &[String],
 ) -> Result<Vec<EventRows>, Failure> {
-    let mut held = Vec::with_capacity(event_ids.len());
-    let mut parts = vec![event_ids];
+    let count = async |connection: &mut Connection, event_id: &String| {
+        count_damaged(connection, event_id).await
+    };
+    in_parts(connection, event_ids, look_up_part, count).await
+}
+
+/// Asks about all of them, in their order. A part that fails is made smaller until the culprit stands
+/// alone, unless a question about nothing fails too.
+pub(super) async fn in_parts<T, R>(
+    connection: &mut Connection,
+    all: &[T],
+    ask: impl AsyncFn(&mut Connection, &[T]) -> Result<Vec<R>, Failure>,
+    of_culprit: impl AsyncFn(&mut Connection, &T) -> Result<R, Failure>,
+) -> Result<Vec<R>, Failure> {
+    let mut answers = Vec::with_capacity(all.len());
+    let mut parts = vec![all];
     while let Some(part) = parts.pop() {
-        match look_up_part(connection, part).await {
-            Ok(rows) => held.extend(rows.into_iter().map(EventRows::from)),
+        match ask(connection, part).await {
+            Ok(found) => answers.extend(found),
             Err(failure) if is_of_a_row(&failure, connection).await => {
-                if look_up_part(connection, &[]).await.is_err() {
+                if ask(connection, &[]).await.is_err() {
                     return Err(failure);
                 }
                 match part {
                     [] => return Err(failure),
-                    [event_id] => held.push(count_damaged(connection, event_id).await?),
+                    [culprit] => answers.push(of_culprit(connection, culprit).await?),
                     _ => {
                         let (first, second) = part.split_at(part.len() / 2);
                         parts.extend([second, first]);
@@ -342,7 +354,7 @@ pub(super) async fn look_up(
             Err(failure) => return Err(failure),
         }
     }
-    Ok(held)
+    Ok(answers)
 }
 
 /// Whether a row may be the cause; ends the transaction.
@@ -353,12 +365,12 @@ async fn is_of_a_row(failure: &Failure, connection: &mut Connection) -> bool {
 async fn look_up_part(
     connection: &mut Connection,
     event_ids: &[String],
-) -> Result<Vec<HeldRow>, Failure> {
+) -> Result<Vec<EventRows>, Failure> {
     connection.begin_page().await?;
     let query = sql_query(LOOK_UP).bind::<Array<Text>, _>(event_ids);
-    let rows = query.load(&mut connection.pg).await?;
+    let rows: Vec<HeldRow> = query.load(&mut connection.pg).await?;
     connection.commit().await?;
-    Ok(rows)
+    Ok(rows.into_iter().map(EventRows::from).collect())
 }
 
 async fn count_damaged(connection: &mut Connection, event_id: &str) -> Result<EventRows, Failure> {

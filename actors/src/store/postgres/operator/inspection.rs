@@ -74,23 +74,19 @@ impl Inspection<'_> {
             self.connection.begin().await?;
             let answer = question(&mut self.connection).await?;
             self.connection.commit().await?;
-            Ok(answer)
+            Ok::<T, Failure>(answer)
         };
         match asked.await {
             Ok(answer) => Some(answer),
             Err(failure) => {
-                self.report(id, failure);
+                let error = failure.into_store_error("read", &self.settings.place(), None);
+                self.findings.push(Finding::of_error(id, &error));
                 if let Err(failure) = self.connection.roll_back().await {
                     log::debug!("cannot end the transaction of a question error={failure:?}");
                 }
                 None
             }
         }
-    }
-
-    fn report(&mut self, id: &'static str, failure: Failure) {
-        let error = failure.into_store_error("read", &self.settings.place(), None);
-        self.findings.push(Finding::of_error(id, &error));
     }
 
     async fn look_at_tables(&mut self, needs: Needs, facts: Option<&ServerFacts>) {

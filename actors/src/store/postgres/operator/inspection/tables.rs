@@ -115,8 +115,7 @@ pub(super) fn of_indexes(missing: &[MissingIndex], is_keyed: bool) -> Vec<Findin
     findings.collect()
 }
 
-/// Something of somebody else's that has a say in what is written:
-/// A trigger, a rule, or row-level security; its name, and its table.
+/// A trigger, a rule, or row-level security of somebody else's; its name, and its table.
 type Other = (String, String, String);
 
 const OTHERS: &str = "WITH written AS (SELECT name AS table_name, to_regclass(name) AS relation \
