@@ -32,7 +32,6 @@ pub struct Needs {
     pub trims: bool,
 }
 
-/// A database, and Prefect's schema in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DatabaseInfo {
     /// The server and its version, for people; `None` for a file.
@@ -65,7 +64,6 @@ pub trait StoreOperator: Send + Sync {
         not_offered("migrations")
     }
 
-    /// Tells what the database is, whatever tables it has.
     fn describe(&self) -> Answer<'_, DatabaseInfo> {
         not_offered("a description")
     }

@@ -133,7 +133,6 @@ impl Strays {
     }
 }
 
-/// The rows of one event, as both dialects answer.
 #[derive(diesel::QueryableByName)]
 pub(in crate::store) struct CountsRow {
     #[diesel(sql_type = diesel::sql_types::Text)]

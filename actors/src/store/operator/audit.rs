@@ -23,7 +23,6 @@ pub struct EventRows {
     pub unreadable: Option<Unreadable>,
 }
 
-/// Why a row of `events` cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unreadable {
     /// Python reads no integer of more than 4,300 digits, and so Prefect's page that meets the event
@@ -53,7 +52,6 @@ impl Unreadable {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flaw {
-    /// More rows than it should have.
     Doubled,
     /// Less rows than it should have, or resources alone.
     HalfWritten,
@@ -98,12 +96,10 @@ pub struct Cursor {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
     pub num_events: u64,
-    /// The ids of those whose rows do not fit together, or cannot be read.
     pub suspects: Vec<String>,
     pub next: Option<Cursor>,
 }
 
-/// Events that are not as they should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Strays {
     pub total: u64,
@@ -113,7 +109,6 @@ pub struct Strays {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LetterCounts {
     pub total: u64,
-    /// Those whose event is stored meanwhile.
     pub num_curable: u64,
     pub curable: Vec<CurableLetter>,
 }

@@ -14,7 +14,6 @@ pub const NUM_RESOURCES: &str = "event_resources (number of rows)";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compared {
-    /// The rows are those that would be written.
     Identical,
     /// The event is there, and these columns of it hold something else; also [`RESOURCES`] and
     /// [`NUM_RESOURCES`].
@@ -23,7 +22,6 @@ pub enum Compared {
     /// The event is not there, and only an attempt would show whether it would be written: its ids
     /// are longer than an index takes, unless they can be compressed.
     Unclear,
-    /// It would not be written, but become a dead letter.
     Refused {
         is_there: bool,
     },

@@ -10,7 +10,6 @@ use crate::store::Stage;
 pub struct DeadLetter {
     pub id: i64,
     pub source: String,
-    /// Where it stood in that source.
     pub position: String,
     pub stage: Stage,
     pub reason: String,
@@ -31,7 +30,6 @@ pub struct LetterFilter {
     pub ids: Option<Vec<i64>>,
     pub source: Option<String>,
     pub stage: Option<Stage>,
-    /// A part of the reason, as it is written there.
     pub reason: Option<String>,
     pub code: Option<String>,
     /// Last seen at this moment or later.

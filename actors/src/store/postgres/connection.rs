@@ -25,7 +25,6 @@ pub(super) struct Connection {
     pub(super) pg: AsyncPgConnection,
     pub(super) driver: Driver,
     pub(super) configure: String,
-    /// Whether the last batch held events that were there already.
     pub(super) expects_duplicates: bool,
     pub(super) copying: Copying,
 }

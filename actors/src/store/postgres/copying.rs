@@ -105,7 +105,6 @@ impl Copying {
         otherwise
     }
 
-    /// Copies a batch, if that is possible and promises to succeed.
     pub(super) async fn copy(
         &mut self,
         settings: &PostgresSettings,

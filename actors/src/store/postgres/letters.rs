@@ -23,7 +23,6 @@ const MANY_BYTES: usize = 1 << 20;
 const TAKE_YOUR_TIME: &str = "SELECT set_config('statement_timeout', (10 * setting::bigint)::text, true) \
      FROM pg_catalog.pg_settings WHERE name = 'statement_timeout' AND setting::bigint < 100000000";
 
-/// A letter with its texts as the columns hold them.
 struct Row<'a> {
     letter: NewLetter<'a>,
     source: Cow<'a, str>,

@@ -60,7 +60,6 @@ impl Moment {
 
 #[derive(Debug)]
 pub(super) struct Refusal {
-    /// Which entry of the batch.
     pub(super) index: usize,
     pub(super) reason: String,
     pub(super) sqlstate: Option<String>,
@@ -83,7 +82,6 @@ impl Refusal {
 }
 
 pub(super) struct EventRow<'a> {
-    /// Which entry of the batch.
     pub(super) index: usize,
     pub(super) event: &'a ReceivedEvent,
     pub(super) occurred: Moment,

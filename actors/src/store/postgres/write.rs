@@ -123,7 +123,6 @@ async fn keep_all(
     Ok(outcomes)
 }
 
-/// When the start of a transaction is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Begin {
     /// Together with the call, which saves a round trip.

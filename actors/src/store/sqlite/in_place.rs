@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::store::StoreError;
 
-/// The file that the open connections of one process use.
 #[derive(Default)]
 pub(super) struct OpenFile(Mutex<Weak<FileId>>);
 

@@ -13,7 +13,6 @@ pub(super) struct Holder {
 }
 
 impl Holder {
-    /// With its name, where that can be seen.
     pub(super) fn new(pid: u32) -> Self {
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
         Self {
@@ -67,7 +66,6 @@ pub(super) fn find(database: &Path) -> Option<Holder> {
     })
 }
 
-/// Which other processes are in a read transaction at this moment.
 #[cfg(target_os = "linux")]
 pub(super) fn readers(database: &Path) -> Vec<Holder> {
     let find = || {

@@ -26,7 +26,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct LogWatch(Mutex<Option<Large>>);
 
-/// A log that is large, since when, and who has read ever since.
 #[derive(Debug)]
 struct Large {
     since: Instant,

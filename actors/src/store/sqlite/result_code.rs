@@ -135,7 +135,6 @@ struct Noted {
     in_transaction: AtomicBool,
 }
 
-/// A failed call, with what SQLite said about it at that moment.
 #[derive(Debug)]
 pub(super) struct Failed {
     pub(super) code: ResultCode,
@@ -218,7 +217,6 @@ impl Instrumentation for NoteCodes {
     }
 }
 
-/// The handle of an open connection, kept by that connection's own instrumentation.
 struct Handle(NonNull<ffi::sqlite3>);
 
 // SAFETY: the handle moves only together with the connection that it belongs to, which is `Send`,

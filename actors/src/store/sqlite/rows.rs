@@ -35,7 +35,6 @@ impl Refusal {
         }
     }
 
-    /// For an event that was refused while others were stored.
     pub(super) fn condemned(condemned: &Condemned) -> Self {
         Self {
             kind: RefusalReason::Other,
@@ -183,7 +182,6 @@ impl EventRanges {
 }
 
 impl EventTexts<'_> {
-    /// Why a column cannot hold the event, where one is longer than the database takes.
     pub(super) fn too_long(&self, event: &ReceivedEvent, max_length: usize) -> Option<Refusal> {
         let ranges = self.ranges;
         let lengths = [
@@ -311,7 +309,6 @@ impl QueryFragment<Sqlite> for InsertEvent<'_> {
     }
 }
 
-/// Inserts one row for one of an event's resources.
 pub(super) struct InsertResource<'a> {
     /// The row's own. A new one at every attempt: one that is taken, if that can be, is not met again.
     pub(super) row_id: &'a str,

@@ -173,7 +173,6 @@ fn oldest_expired(
     Ok(expired)
 }
 
-/// The oldest expired events of a name that has a cutoff of its own.
 fn expired_of_name<'a>(
     name: &'a str,
     cutoff: &'a str,
@@ -306,7 +305,6 @@ impl Connection {
         Ok(self.run(|connection| version.get_result(connection))?)
     }
 
-    /// Whether to keep more pages in memory than a writer does.
     fn keep_many_pages(&mut self, many: bool) -> Result<(), Failure> {
         let kib = if many { LARGE_CACHE_KIB } else { CACHE_KIB };
         Ok(self.execute_batch(&format!("PRAGMA cache_size = -{kib}"))?)

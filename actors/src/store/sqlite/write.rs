@@ -51,7 +51,6 @@ impl From<Failed> for Stop {
     }
 }
 
-/// How an attempt deals with an event that the database refuses.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Care {
     /// Gives up: most batches hold none.
@@ -62,7 +61,6 @@ enum Care {
 
 /// Why an attempt gave up, with nothing written.
 enum GaveUp {
-    /// An event was refused: isolate.
     NeedsCare,
     /// This entry makes the database undo the whole transaction: leave it out.
     Poison(usize, Refusal),

@@ -59,7 +59,6 @@ pub(super) struct Content {
 }
 
 impl Content {
-    /// Of the event with this id; `None` where there is none.
     pub(super) fn read(connection: &mut Connection, id: &str) -> Result<Option<Self>, Failed> {
         let event = EventOf(id);
         let event: Option<EventColumns> =

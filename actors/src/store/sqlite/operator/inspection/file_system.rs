@@ -14,7 +14,6 @@ const TOO_LITTLE: u64 = 64 * MIB;
 /// With less than this and a tenth of the disk, somebody should look.
 const LITTLE: u64 = 1024 * MIB;
 
-/// Whether this user may write the file and what SQLite puts beside it.
 pub(super) fn writable(path: &Path, directory: &Path) -> Finding {
     const ID: &str = "sqlite.writable";
     let mut refused = Vec::new();
@@ -79,7 +78,6 @@ pub(super) fn kind(directory: &Path) -> Finding {
     of_kind(kind_of(&mounts, directory))
 }
 
-/// The type of the file system that a directory is on, from the text of `mountinfo`.
 fn kind_of<'a>(mounts: &'a str, directory: &Path) -> Option<&'a str> {
     mounts
         .lines()
