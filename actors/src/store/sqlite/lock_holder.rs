@@ -60,7 +60,7 @@ pub(super) fn find(database: &Path) -> Option<Holder> {
     ];
     places.into_iter().find_map(|(file, byte)| {
         let (device, inode) = numbers(file)?;
-        let pids = pids_of_locks(&locks, device, inode, Kind::Write, byte..=byte);
+        let pids = pids_of_locks(&locks, device, inode, "WRITE", byte..=byte);
         let pid = pids.into_iter().find(|pid| *pid != HIDDEN)?;
         Some(Holder::new(pid))
     })
@@ -72,7 +72,7 @@ pub(super) fn readers(database: &Path) -> Vec<Holder> {
         let database = std::fs::canonicalize(database).ok()?;
         let locks = std::fs::read_to_string("/proc/locks").ok()?;
         let (device, inode) = numbers(&shm_of(&database))?;
-        let mut pids = pids_of_locks(&locks, device, inode, Kind::Read, WAL_READ_LOCKS);
+        let mut pids = pids_of_locks(&locks, device, inode, "READ", WAL_READ_LOCKS);
         pids.sort_unstable();
         pids.dedup();
         Some(pids)
@@ -108,14 +108,7 @@ pub(super) fn readers(_database: &Path) -> Vec<Holder> {
     Vec::new()
 }
 
-#[cfg(target_os = "linux")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Read,
-    Write,
-}
-
-/// The processes with a POSIX lock of this kind on any of these bytes of a file, from the text of
+/// The processes with a POSIX lock of this kind on any of these bytes of a file, both as they stand in
 /// `/proc/locks`.
 ///
 /// Some file systems report another device to `stat` than the kernel's list shows; then the only
@@ -125,16 +118,12 @@ fn pids_of_locks(
     locks: &str,
     device: u64,
     inode: u64,
-    kind: Kind,
+    kind: &str,
     bytes: std::ops::RangeInclusive<u64>,
 ) -> Vec<u32> {
     let major = (device >> 8 & 0xfff) | (device >> 32 & !0xfff);
     let minor = (device & 0xff) | (device >> 12 & 0xffff_ff00);
     let device = format!("{major:02x}:{minor:02x}");
-    let kind = match kind {
-        Kind::Read => "READ",
-        Kind::Write => "WRITE",
-    };
     let candidates: Vec<(bool, u32)> = locks
         .lines()
         .filter_map(|line| {
@@ -184,7 +173,7 @@ mod tests {
 ";
 
     fn pid_of_lock(locks: &str, device: u64, inode: u64, byte: u64) -> Option<u32> {
-        let pids = pids_of_locks(locks, device, inode, Kind::Write, byte..=byte);
+        let pids = pids_of_locks(locks, device, inode, "WRITE", byte..=byte);
         pids.into_iter().find(|pid| *pid != HIDDEN)
     }
 
@@ -199,7 +188,7 @@ mod tests {
 6: POSIX  ADVISORY  READ 15 08:02:77 124 124
 7: OFDLCK ADVISORY  READ 16 08:01:77 124 124
 ";
-        let of = |device, inode| pids_of_locks(LOCKS, device, inode, Kind::Read, WAL_READ_LOCKS);
+        let of = |device, inode| pids_of_locks(LOCKS, device, inode, "READ", WAL_READ_LOCKS);
         assert_eq!(of(0x801, 77), [11, 12, HIDDEN]);
         assert_eq!(of(0x802, 77), [15]);
         assert_eq!(of(0x801, 78), [] as [u32; 0]);

@@ -4,6 +4,7 @@
 //! read fails the whole question, so the culprit is looked for.
 
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel::dsl::sql;
@@ -15,8 +16,7 @@ use tokio::time::Instant;
 
 use crate::store::as_count;
 use crate::store::operator::answers::{
-    CountsRow, EVENTS_ON_A_PAGE, LetterRow, NEWEST, NEWEST_TAKE, Newest, PageRow, StrayRow,
-    next_page_size,
+    CountsRow, EVENTS_ON_A_PAGE, LetterRow, NEWEST, NEWEST_TAKE, Newest, PAGE_TAKES, StrayRow,
 };
 use crate::store::operator::{Cursor, EventRows, LetterCounts, Page, Strays, Unreadable};
 use crate::store::postgres::connection::Connection;
@@ -402,7 +402,7 @@ pub(super) async fn walk(
         match read_page(connection, WALK, cursor, is_behind, page_size).await {
             Ok(rows) => {
                 let next = next_page_size(page_size, asked.elapsed());
-                return Ok(Page::of(rows, page_size, next));
+                return Ok(page_of(rows, page_size, next));
             }
             Err(failure) if is_of_a_row(&failure, connection).await => {
                 let empty = read_page(connection, WALK, cursor, is_behind, 0).await;
@@ -411,12 +411,56 @@ pub(super) async fn walk(
                 }
                 if page_size == 1 {
                     let rows = read_page(connection, NAME, cursor, is_behind, 1).await?;
-                    return Ok(Page::of(rows, 1, 2));
+                    return Ok(page_of(rows, 1, 2));
                 }
                 page_size /= 2;
             }
             Err(failure) => return Err(failure),
         }
+    }
+}
+
+/// How many events the next page is to have, after one that was to have so many and took so long.
+fn next_page_size(page_size: i64, took: Duration) -> i64 {
+    let next = if took > PAGE_TAKES {
+        page_size / 2
+    } else if took < PAGE_TAKES / 4 {
+        page_size.saturating_mul(2)
+    } else {
+        page_size
+    };
+    next.clamp(1, EVENTS_ON_A_PAGE)
+}
+
+/// One row of a page's answer: an event that is suspicious, or the last of the page, or both.
+#[derive(QueryableByName)]
+struct PageRow {
+    #[diesel(sql_type = Text)]
+    event_id: String,
+    #[diesel(sql_type = Text)]
+    occurred: String,
+    #[diesel(sql_type = Bool)]
+    suspicious: bool,
+    #[diesel(sql_type = BigInt)]
+    number: i64,
+}
+
+/// Of the rows in the order of their numbers, of a page that was to have so many events.
+fn page_of(rows: Vec<PageRow>, page_size: i64, next_page_size: i64) -> Page {
+    let Some(last) = rows.last() else {
+        return Page::default();
+    };
+    let num_events = last.number;
+    let next = (num_events >= page_size).then(|| Cursor {
+        occurred: last.occurred.clone(),
+        event_id: last.event_id.clone(),
+        page_size: next_page_size,
+    });
+    let suspects = rows.into_iter().filter(|row| row.suspicious);
+    Page {
+        num_events: as_count(num_events),
+        suspects: suspects.map(|row| row.event_id).collect(),
+        next,
     }
 }
 
@@ -513,4 +557,19 @@ async fn letter_counts(connection: &mut Connection, limit: usize) -> Result<Lett
         sql_query(CURABLE).bind::<BigInt, _>(i64::try_from(limit.max(1)).unwrap_or(i64::MAX));
     let rows: Vec<LetterRow> = query.load(&mut connection.pg).await?;
     Ok(LetterCounts::of(total, rows, limit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_shrink_while_they_take_long_and_never_to_nothing() {
+        let (slow, quick) = (PAGE_TAKES * 3, PAGE_TAKES / 10);
+        assert_eq!(next_page_size(EVENTS_ON_A_PAGE, quick), EVENTS_ON_A_PAGE);
+        assert_eq!(next_page_size(EVENTS_ON_A_PAGE, slow), EVENTS_ON_A_PAGE / 2);
+        assert_eq!(next_page_size(100, PAGE_TAKES / 2), 100);
+        assert_eq!(next_page_size(100, quick), 200);
+        assert_eq!(next_page_size(1, slow), 1);
+    }
 }
