@@ -54,6 +54,15 @@ pub struct Chunk {
     pub more: More,
 }
 
+impl Chunk {
+    pub(crate) fn nothing(more: More) -> Self {
+        Self {
+            messages: Vec::new(),
+            more,
+        }
+    }
+}
+
 /// What a source knows about the messages after a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum More {

@@ -24,13 +24,12 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::Notify;
 
 use crate::delivery::{Content, Entry, Position, Receipt, Rejection};
 
-use super::retained::{Retain, Retained};
+use super::retained::Retained;
 use super::{Body, Chunk, EventSource, More, Permit, SourceError};
 
 mod documents;
@@ -87,14 +86,15 @@ impl FileSource {
         name: impl Into<Arc<str>>,
         max_line_bytes: usize,
     ) -> io::Result<Self> {
+        let progress = Arc::new(FileProgress::default());
+        let lines = Lines::new(reader, max_line_bytes, Arc::clone(&progress));
         let shared = Arc::new(FileState {
             name: name.into(),
-            progress: Arc::new(FileProgress::default()),
+            progress,
             changed: Notify::new(),
-            state: Mutex::new(Reading::default()),
+            state: Mutex::default(),
         });
         let (requests, receiver) = mpsc::channel();
-        let lines = Lines::new(reader, max_line_bytes);
         let for_thread = Arc::clone(&shared);
         thread::Builder::new()
             .name("file-source".to_owned())
@@ -121,7 +121,7 @@ impl FileSource {
         if sent {
             state.reading = true;
         } else {
-            let gone = || self.shared.fail("its reader is gone");
+            let gone = || Err(self.shared.fail("its reader is gone"));
             state.end.get_or_insert_with(gone);
             self.shared.changed.notify_one();
         }
@@ -175,7 +175,7 @@ impl EventSource for FileSource {
             lock(&self.requests).take();
             let dropped = {
                 let mut state = self.shared.lock();
-                state.end = Some(FileEnd::Reached);
+                state.end = Some(Ok(()));
                 state.closed = true;
                 state.lines.clear()
             };
@@ -202,35 +202,27 @@ struct FileState {
 
 #[derive(Default)]
 struct Reading {
-    lines: Retained<Line>,
+    lines: Retained<Body>,
     /// The thread was asked for lines and has not answered.
     reading: bool,
-    end: Option<FileEnd>,
+    /// The end of the reader, or why nothing more can be read of it.
+    end: Option<Result<(), String>>,
     closed: bool,
-}
-
-#[derive(Clone)]
-enum FileEnd {
-    Reached,
-    Failed { what: String },
 }
 
 impl Reading {
     /// The answer to a read, if there is one at once; `None` if lines have to be read first.
     fn take(&mut self, permit: Permit) -> Option<Result<Chunk, SourceError>> {
         let when_empty = match self.end {
-            Some(FileEnd::Reached) => More::Ended,
-            Some(FileEnd::Failed { .. }) | None => More::Ready,
+            Some(Ok(())) => More::Ended,
+            Some(Err(_)) | None => More::Ready,
         };
         if let Some(chunk) = self.lines.hand_out(permit, when_empty) {
             return Some(Ok(chunk));
         }
         match self.end.clone()? {
-            FileEnd::Reached => Some(Ok(Chunk {
-                messages: Vec::new(),
-                more: More::Ended,
-            })),
-            FileEnd::Failed { what } => Some(Err(SourceError::Broken { what })),
+            Ok(()) => Some(Ok(Chunk::nothing(More::Ended))),
+            Err(what) => Some(Err(SourceError::Broken { what })),
         }
     }
 }
@@ -247,10 +239,10 @@ impl FileState {
             // Any reader may be given, and one that panics must not leave the pipeline waiting.
             let chunk = AssertUnwindSafe(|| self.read_chunk(&mut lines, permit, &mut read));
             let end = panic::catch_unwind(chunk).unwrap_or_else(|_| {
-                Some(self.fail(&format!(
-                    "its reader panicked after line {}",
-                    lines.line_number
-                )))
+                let line = lines.input.line_number;
+                Some(Err(
+                    self.fail(&format!("its reader panicked after line {line}"))
+                ))
             });
             let mut state = self.lock();
             state.reading = false;
@@ -272,20 +264,21 @@ impl FileState {
         &self,
         lines: &mut Lines,
         permit: Permit,
-        read: &mut Vec<Line>,
-    ) -> Option<FileEnd> {
+        read: &mut Vec<Body>,
+    ) -> Option<Result<(), String>> {
         let mut num_bytes = 0_usize;
         while read.len() < permit.max_messages && num_bytes < permit.max_bytes {
-            match lines.next(&self.progress.num_bytes) {
+            match lines.next() {
                 Ok(Some(item)) => {
                     let line = self.line(item);
                     num_bytes = num_bytes.saturating_add(line.num_bytes());
                     self.progress.num_lines.fetch_add(1, Ordering::Relaxed);
                     read.push(line);
                 }
-                Ok(None) => return Some(FileEnd::Reached),
+                Ok(None) => return Some(Ok(())),
                 Err(unreadable) => {
-                    return Some(self.cannot_read(lines.line_number + 1, &unreadable));
+                    let line = lines.input.line_number + 1;
+                    return Some(Err(self.cannot_read(line, &unreadable)));
                 }
             }
             // A line that has been typed or piped must not wait for the next one.
@@ -296,7 +289,7 @@ impl FileState {
         None
     }
 
-    fn cannot_read(&self, line: u64, unreadable: &Unreadable) -> FileEnd {
+    fn cannot_read(&self, line: u64, unreadable: &Unreadable) -> String {
         match unreadable {
             Unreadable::Failed(error) => self.fail(&format!("line {line}: {error}")),
             Unreadable::Encoded(encoding) => {
@@ -315,21 +308,20 @@ impl FileState {
     }
 
     /// The end by a failure, which the progress shows too.
-    fn fail(&self, why: &str) -> FileEnd {
-        let what = format!(
+    fn fail(&self, why: &str) -> String {
+        self.end_with(format!(
             "cannot read {} any further: {why}; the lines before are taken. Once it can be read, read \
              it again from its beginning: events that are stored count as duplicates",
             self.name
-        );
-        self.end_with(what)
+        ))
     }
 
-    fn end_with(&self, what: String) -> FileEnd {
+    fn end_with(&self, what: String) -> String {
         *lock(&self.progress.failure) = Some(what.clone());
-        FileEnd::Failed { what }
+        what
     }
 
-    fn line(&self, Item { text, line, index }: Item) -> Line {
+    fn line(&self, Item { text, line, index }: Item) -> Body {
         let name = &self.name;
         let position = Position::new(match index {
             None => format!("{name}:{line}"),
@@ -337,12 +329,12 @@ impl FileState {
         });
         let what = index.map_or("line", |_| "event");
         match text {
-            Text::Whole(data) => Line::Raw { position, data },
+            Text::Whole(data) => Body::Raw { position, data },
             Text::TooLong {
                 beginning,
                 num_bytes,
                 limit,
-            } => Line::Rejected(Arc::new(Entry {
+            } => Body::Entry(Arc::new(Entry {
                 source: Arc::from(SOURCE_NAME),
                 position,
                 content: Content::Rejected(Rejection {
@@ -355,31 +347,6 @@ impl FileState {
                     event_id: None,
                 }),
             })),
-        }
-    }
-}
-
-/// A line that is not yet acknowledged.
-enum Line {
-    Raw { position: Position, data: Bytes },
-    Rejected(Arc<Entry>),
-}
-
-impl Retain for Line {
-    fn num_bytes(&self) -> usize {
-        match self {
-            Self::Raw { data, .. } => data.len(),
-            Self::Rejected(entry) => entry.num_bytes(),
-        }
-    }
-
-    fn body(&self) -> Body {
-        match self {
-            Self::Raw { position, data } => Body::Raw {
-                position: position.clone(),
-                data: data.clone(),
-            },
-            Self::Rejected(entry) => Body::Entry(Arc::clone(entry)),
         }
     }
 }

@@ -63,12 +63,7 @@ impl LetterReading {
     fn take(&mut self, permit: Permit) -> Option<Chunk> {
         let when_empty = if self.ended { More::Ended } else { More::Ready };
         let chunk = self.kept.hand_out(permit, when_empty);
-        chunk.or_else(|| {
-            self.ended.then_some(Chunk {
-                messages: Vec::new(),
-                more: More::Ended,
-            })
-        })
+        chunk.or_else(|| self.ended.then(|| Chunk::nothing(More::Ended)))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::Arc;
 
 use crate::delivery::Receipt;
 
@@ -14,6 +15,22 @@ pub(crate) trait Retain {
 
     /// A cheap copy, to be handed out.
     fn body(&self) -> Body;
+}
+
+impl Retain for Body {
+    fn num_bytes(&self) -> usize {
+        Self::num_bytes(self)
+    }
+
+    fn body(&self) -> Body {
+        match self {
+            Self::Raw { position, data } => Self::Raw {
+                position: position.clone(),
+                data: data.clone(),
+            },
+            Self::Entry(entry) => Self::Entry(Arc::clone(entry)),
+        }
+    }
 }
 
 /// Messages in the order of their receipts, each kept until it is acknowledged.
