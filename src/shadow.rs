@@ -3,8 +3,7 @@
 //!
 //! A message is compared once the group at work has acknowledged it and Prefect's flush interval is
 //! over, with five seconds to spare; what is not as expected then is looked at once more, after as
-//! long again. One loop does it all, so that what is read never outruns what is compared: when too
-//! much waits, reading pauses.
+//! long again. One loop does it all, and reading pauses when too much waits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,15 +41,12 @@ mod waiting;
 
 /// How long Prefect's persister holds what it has acknowledged, where its environment does not say.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
-/// From the end of the flush interval to the look at the rows.
 const TO_SPARE: Duration = Duration::from_secs(5);
-/// How often the group at work is asked how far it is.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How long a database that has nothing to answer is left alone, before it is tried.
 const TRY_EVERY: Duration = Duration::from_secs(10);
 /// Questions to the database between two reads of the stream.
 const QUESTIONS_AT_ONCE: usize = 8;
-/// How often the counts are logged.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 /// How long the loop rests when there is nothing to do, and after a failure.
 const REST: Duration = Duration::from_millis(250);
@@ -65,7 +61,6 @@ const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
 const NO_REDIS: &str = "no Redis is configured, so there is no persister to compare with; give \
      --redis-url or EVENT_PERSISTER_REDIS_URL, or run this in the environment of the Prefect server";
 
-/// Without Redis a shadow has no meaning.
 pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()> {
     match command {
         Command::Serve(flags) if flags.shadow && config.redis.is_none() => bail!("{NO_REDIS}"),
@@ -292,7 +287,6 @@ impl<'a> Shadow<'a> {
         Ok(was_any)
     }
 
-    /// The event that would be written, or the dead letter.
     fn parsed(&self, held: &HeldMessage) -> Arc<Entry> {
         match &held.body {
             Body::Entry(entry) => Arc::clone(entry),
@@ -308,7 +302,6 @@ impl<'a> Shadow<'a> {
         }
     }
 
-    /// Before which moment events may be gone, at this moment.
     fn cutoffs(&self) -> Result<Cutoffs, TrimError> {
         let now = SystemClock.now() + CLOCKS_DIFFER_BY;
         cutoffs(&self.config.trim, now)

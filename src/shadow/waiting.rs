@@ -1,8 +1,7 @@
 //! Messages that wait until they can be compared: plain data, bounded in number and bytes.
 //!
-//! First each waits until the group at work has acknowledged it. Prefect acknowledges what it holds in
-//! memory, so it waits for the delay after that too; and once more where the first look saw anything
-//! but what was expected.
+//! Each waits until the group at work has acknowledged it, and then for the delay, since Prefect acknowledges
+//! what it holds in memory; and once more where the first look saw something unexpected.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,16 +11,14 @@ use tokio::time::Instant;
 
 /// Messages that are held at once.
 const MAX_MESSAGES: usize = 50_000;
-/// Bytes that are held at once, but for a single larger message. With what a reply takes while it is
-/// understood, this bounds the memory.
+/// Bytes that are held at once, but for a single larger message.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of one read: what is in memory more than once.
 const READ_BYTES: usize = 4 * 1024 * 1024;
 /// Messages of one read, and of one question to the database.
 const AT_ONCE: usize = 500;
 
-/// How long an entry that a consumer was given may stay without acknowledgement before it is no longer
-/// waited for. Prefect's consumer leaves some of them so for ever.
+/// How long an acknowledgement is waited for: Prefect's consumer never acknowledges some entries.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(600);
 
 /// How often a message has been looked at before.
@@ -31,7 +28,6 @@ pub(crate) enum Look {
     Second,
 }
 
-/// A message that is held.
 #[derive(Debug)]
 pub(crate) struct HeldMessage {
     pub(crate) body: Body,
@@ -40,7 +36,6 @@ pub(crate) struct HeldMessage {
 }
 
 impl HeldMessage {
-    /// Where it stands in the stream.
     pub(crate) fn position(&self) -> &str {
         self.body.position().as_str()
     }
@@ -50,7 +45,6 @@ impl HeldMessage {
     }
 }
 
-/// All messages that are held.
 #[derive(Debug)]
 pub(crate) struct WaitingMessages {
     delay: Duration,
@@ -85,7 +79,6 @@ impl WaitingMessages {
         })
     }
 
-    /// Holds a message that was read.
     pub(crate) fn push(&mut self, body: Body, now: Instant) {
         let held = HeldMessage {
             body,

@@ -1,8 +1,7 @@
 //! The encoding in which a JSON text comes, and the text without its mark.
 //!
-//! Told by the first bytes alone, in the way of Python's `json.loads`, which is how Prefect's server
-//! reads a body: a byte-order mark, or the zeros that the first two characters of any JSON text, being
-//! ASCII, have in an encoding of wider units.
+//! Told by the first bytes alone, as by Python's `json.loads` and so by Prefect's server: a byte-order mark,
+//! or the zeros that the first two characters of JSON, being ASCII, have in wider encodings.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {

@@ -1,9 +1,8 @@
 //! Events out of JSON that is not one event a line: lists of events, and events over several lines each.
 //!
-//! A list is never held as a whole: one element at a time is cut out, by its brackets and strings alone.
-//! Whether that is JSON, and an event, is for the parser to say, and costs only the one element. Where
-//! the brackets themselves or the commas between elements are wrong nobody can tell where the next event
-//! begins, and reading ends there.
+//! One element of a list at a time is cut out, by its brackets and strings alone. Whether that is an event is
+//! for the parser to say. Where brackets or the commas between elements are wrong nobody can tell where the
+//! next event begins, and reading ends.
 
 use std::io::BufRead as _;
 
@@ -11,7 +10,6 @@ use bytes::Bytes;
 
 use super::lines::{Input, Item, Text, Unreadable, num_lines, too_long};
 
-/// A list that has begun.
 struct List {
     /// The line on which it began.
     line: u64,
@@ -21,7 +19,6 @@ struct List {
     has_element: bool,
 }
 
-/// Cuts values out of a text of JSON.
 #[derive(Default)]
 pub(super) struct Documents {
     list: Option<List>,
@@ -128,7 +125,6 @@ fn cut(
     Ok(Item { text, line, index })
 }
 
-/// How far into a value the bytes lead.
 #[derive(Debug, Default)]
 struct Scan {
     depth: usize,
@@ -138,7 +134,6 @@ struct Scan {
 }
 
 enum Step {
-    /// The value goes on behind these bytes.
     Goes,
     Ended,
     /// A line ends within a string.
@@ -184,8 +179,8 @@ impl Scan {
     }
 }
 
-/// Whether a first line leaves an object open where one that is spread over lines does: behind a bracket
-/// or a comma. A line that was cut off most often ends elsewhere.
+/// Whether a first line leaves an object open behind a bracket or a comma, as a line that was cut off rarely
+/// does.
 pub(super) fn breaks_off(line: &[u8]) -> bool {
     let line = line.trim_ascii();
     let mut scan = Scan::default();

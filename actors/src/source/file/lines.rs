@@ -1,7 +1,7 @@
 //! Events out of a reader, in bounded memory.
 //!
-//! Most files have one a line. One that is a JSON list of events, or events that are spread over several
-//! lines each, is told by its beginning, and then read value by value: see [`Documents`].
+//! A JSON list of events, or events that are spread over several lines each, are told by the beginning and
+//! read value by value: see [`Documents`].
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
@@ -13,18 +13,15 @@ use super::FileProgress;
 use super::documents::{self, Documents};
 use crate::source::encoding::{self, Encoding};
 
-/// How much of a line beyond the limit is kept for its dead letter: enough to recognise it, too
-/// little to hurt a table.
+/// How much of a line beyond the limit is kept for its dead letter: enough to recognise it.
 pub(super) const MAX_KEPT_BYTES: usize = 1024 * 1024;
 
 /// One system call reads this much. Smaller costs calls, larger gains nothing.
 pub(super) const READ_BUFFER_BYTES: usize = 256 * 1024;
 
-/// How long the first line of an event that is spread over several may be. Those who write such files
-/// break after the first bracket or the first member.
+/// How long the first line of an event that is spread over several may be: it ends early in such files.
 const MAX_FIRST_LINE_BYTES: u64 = 64 * 1024;
 
-/// The text of what should be one event.
 pub(super) enum Text {
     Whole(Bytes),
     TooLong {
@@ -49,8 +46,7 @@ pub(super) enum Unreadable {
     Failed(io::Error),
     /// It is no text in UTF-8; nothing was taken of it.
     Encoded(Encoding),
-    /// It began as a list, or as an event over several lines, and does not go on as JSON: nobody can tell
-    /// where the next event begins.
+    /// It does not go on as the JSON that it began as: nobody can tell where the next event begins.
     Broken(String),
 }
 
@@ -148,7 +144,6 @@ enum Form {
     Documents(Documents),
 }
 
-/// Splits a reader into events.
 pub(super) struct Lines {
     pub(super) input: Input,
     form: Form,
@@ -175,7 +170,7 @@ impl Lines {
         }
     }
 
-    /// Whether the next event can be read without waiting for the reader, as far as that can be told.
+    /// Whether the next event can probably be read without waiting for the reader.
     pub(super) fn has_more(&self) -> bool {
         let end = match self.form {
             Form::Unknown | Form::Lines => b'\n',
@@ -274,7 +269,6 @@ impl Lines {
         }
     }
 
-    /// Passes over the rest of the line.
     fn too_long(&mut self) -> io::Result<Text> {
         let mut length = self.line.len();
         loop {
@@ -293,7 +287,6 @@ impl Lines {
     }
 }
 
-/// The beginning of a text that has so many bytes.
 pub(super) fn too_long(text: &[u8], num_bytes: usize, limit: usize) -> Text {
     let kept = text.len().min(MAX_KEPT_BYTES);
     Text::TooLong {
