@@ -4,24 +4,20 @@
 //! are recognised by the beginning and read one event at a time. A byte-order mark is skipped; an encoding
 //! other than UTF-8 is refused before anything is taken.
 //!
-//! Lines end at `\n` alone; a last line without it counts; blank lines are skipped. A line longer
-//! than the limit is not an event: it goes on as a rejection that keeps its beginning, and reading
-//! goes on behind it. Memory holds one line at most and what the pipeline has not acknowledged.
+//! Lines end at `\n` alone; blank lines are skipped. A line longer than the limit goes on as a rejection that
+//! keeps its beginning. Memory holds one line at most and what the pipeline has not acknowledged.
 //!
-//! When the reader fails, the lines before the failure are handed out, and from then on every read
-//! reports it. Reading is not tried again: nobody knows what a reader gives after an error,
-//! and a false end of file would lose events without a word.
+//! When the reader fails, the lines before are handed out, and then every read reports it. Reading is not
+//! tried again: a false end of file after an error would lose events without a word.
 //!
-//! # Why a thread of its own
-//!
-//! A read of a terminal or a pipe may never return, and the runtime waits at its shutdown for
-//! every blocking task. A thread of our own is simply left behind.
+//! Reading has a thread of its own, since a read of a terminal or a pipe may never return, and the runtime
+//! waits at its shutdown for every blocking task.
 
 use std::io::{self, Read};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
 use futures_util::future::LocalBoxFuture;
@@ -30,7 +26,7 @@ use tokio::sync::Notify;
 use crate::delivery::{Content, Entry, Position, Receipt, Rejection};
 
 use super::retained::Retained;
-use super::{Body, Chunk, EventSource, More, Permit, SourceError};
+use super::{Body, Chunk, EventSource, More, Permit, SourceError, lock};
 
 mod documents;
 mod lines;
@@ -110,7 +106,6 @@ impl FileSource {
         Arc::clone(&self.shared.progress)
     }
 
-    /// Asks for lines unless that was done already.
     fn request(&self, state: &mut Reading, permit: Permit) {
         if state.reading {
             return;
@@ -137,8 +132,7 @@ impl EventSource for FileSource {
         Box::pin(async move {
             loop {
                 {
-                    // One poll looks and takes, so a dropped read has taken nothing; what the
-                    // thread reads for it waits for the next one.
+                    // One poll looks and takes, so a dropped read has taken nothing.
                     let mut state = self.shared.lock();
                     if let Some(taken) = state.take(permit) {
                         return taken;
@@ -186,16 +180,9 @@ impl EventSource for FileSource {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change is complete before anything that could panic.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Shared by the source and its thread.
 struct FileState {
     name: Arc<str>,
     progress: Arc<FileProgress>,
-    /// Something has changed for the one reader.
     changed: Notify,
     state: Mutex<Reading>,
 }
@@ -232,7 +219,7 @@ impl FileState {
         lock(&self.state)
     }
 
-    /// The thread: reads lines whenever it is asked, until there are none or nobody asks.
+    /// Reads lines whenever it is asked, until there are none or nobody asks.
     fn serve(&self, mut lines: Lines, requests: &mpsc::Receiver<Permit>) {
         while let Ok(permit) = requests.recv() {
             let mut read = Vec::new();
@@ -307,7 +294,6 @@ impl FileState {
         }
     }
 
-    /// The end by a failure, which the progress shows too.
     fn fail(&self, why: &str) -> String {
         self.end_with(format!(
             "cannot read {} any further: {why}; the lines before are taken. Once it can be read, read \

@@ -11,9 +11,7 @@ use bytes::Bytes;
 use super::lines::{Input, Item, Text, Unreadable, num_lines, too_long};
 
 struct List {
-    /// The line on which it began.
     line: u64,
-    /// How many elements have been read.
     num_elements: u64,
     /// Whether an element stands behind the last comma, so that a comma or the end is due.
     has_element: bool,
@@ -136,7 +134,6 @@ struct Scan {
 enum Step {
     Goes,
     Ended,
-    /// A line ends within a string.
     Broken,
 }
 

@@ -31,7 +31,6 @@ pub(super) enum Text {
     },
 }
 
-/// One event, and where it stands.
 pub(super) struct Item {
     pub(super) text: Text,
     /// The line on which it begins, as editors count.
@@ -40,7 +39,6 @@ pub(super) struct Item {
     pub(super) index: Option<u64>,
 }
 
-/// Why nothing more can be read.
 #[derive(Debug)]
 pub(super) enum Unreadable {
     Failed(io::Error),
@@ -98,7 +96,6 @@ impl BufRead for Input {
 }
 
 impl Input {
-    /// The next byte, which stays there.
     pub(super) fn peek(&mut self) -> io::Result<Option<u8>> {
         Ok(self.fill_buf()?.first().copied())
     }
@@ -109,7 +106,6 @@ impl Input {
         self.count(num);
     }
 
-    /// Passes over white space, and counts its lines.
     pub(super) fn skip_space(&mut self) -> io::Result<()> {
         loop {
             let buffer = self.fill_buf()?;
@@ -125,7 +121,6 @@ impl Input {
         }
     }
 
-    /// Has bytes that were looked at come once more.
     fn go_back(&mut self, seen: &[u8]) {
         self.again = [seen, &self.again].concat().into();
     }
@@ -136,9 +131,7 @@ impl Input {
     }
 }
 
-/// How events stand in a reader.
 enum Form {
-    /// Nothing was looked at yet.
     Unknown,
     Lines,
     Documents(Documents),
@@ -179,7 +172,6 @@ impl Lines {
         self.input.again.contains(&end) || self.input.reader.buffer().contains(&end)
     }
 
-    /// The next event; `None` at the end.
     pub(super) fn next(&mut self) -> Result<Option<Item>, Unreadable> {
         if matches!(self.form, Form::Unknown) {
             self.form = self.look()?;
@@ -214,7 +206,6 @@ impl Lines {
         }
     }
 
-    /// Whether an object goes on behind its first line.
     fn look_at_object(&mut self) -> Result<Form, Unreadable> {
         let mut seen = Vec::new();
         let mut input = (&mut self.input).take(MAX_FIRST_LINE_BYTES);

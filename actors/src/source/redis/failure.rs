@@ -44,7 +44,6 @@ pub(super) fn code(error: &RedisError) -> Option<String> {
     errors.first().map(|(_, error)| error.code().to_owned())
 }
 
-/// Whether the server answered, with a refusal.
 pub(super) fn is_answer(error: &RedisError) -> bool {
     code(error).is_some()
 }
@@ -61,8 +60,8 @@ pub(super) fn has_vanished(error: &RedisError) -> bool {
     matches!(code(error).as_deref(), Some("NOGROUP" | "UNBLOCKED"))
 }
 
-/// The remedy for an error, for the operator.
 pub(super) fn remedy(error: &RedisError) -> &'static str {
+    let says = |words| error.detail().is_some_and(|text| text.contains(words));
     match code(error).as_deref() {
         Some("NOAUTH") => "it wants a password: add it to the URL",
         Some("WRONGPASS") => "user or password is wrong: correct the URL",
@@ -81,26 +80,15 @@ pub(super) fn remedy(error: &RedisError) -> &'static str {
             "it is a node of a Redis Cluster, which is not supported yet: use a single server"
         }
         Some("BUSY") => "it is busy with a script of someone else: wait, or SCRIPT KILL",
-        Some("ERR") if is_about_the_database(error) => {
+        Some("ERR") if says("DB index") || says("invalid DB") => {
             "it has no database of that number: correct the URL"
         }
-        Some("ERR")
-            if error
-                .detail()
-                .is_some_and(|text| text.contains("unknown command")) =>
-        {
+        Some("ERR") if says("unknown command") => {
             "it is older than Redis 6.2, or the command is disabled there: use 6.2 or newer"
         }
         Some(_) => "see what it answered",
         None => without_answer(error),
     }
-}
-
-/// These two have no code of their own.
-fn is_about_the_database(error: &RedisError) -> bool {
-    error
-        .detail()
-        .is_some_and(|text| text.contains("DB index") || text.contains("invalid DB"))
 }
 
 fn without_answer(error: &RedisError) -> &'static str {

@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 
 use crate::source::Permit;
 
-/// Entries of one read at most. Should all of them be huge, Redis would have to hold as many once more
-/// until they are sent; with fewer, both sides wait for a processor more often.
+/// Entries of one read at most. More might all be huge, and Redis holds them until they are sent; with
+/// fewer, both sides wait for a processor more often.
 const MAX_COUNT: usize = 256;
 
 /// The size that is assumed before any event was seen.

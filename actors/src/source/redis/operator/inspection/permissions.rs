@@ -1,13 +1,12 @@
 //! Whether the user may send everything that a source sends.
 //!
 //! Redis looks whether a command is allowed before it looks whether it makes sense, so each is sent
-//! in a form that changes nothing: with a group that does not exist, or a number that is none. This
-//! asks for no right that a source would not need itself.
+//! in a form that changes nothing: with a group that does not exist, or a number that is none.
 
 use redis::{Cmd, RedisError, Value};
 
 use crate::finding::Finding;
-use crate::source::redis::commands::Commands;
+use crate::source::redis::connection::Commands;
 use crate::source::redis::failure;
 use crate::source::redis::settings::RedisSettings;
 
@@ -48,7 +47,6 @@ fn command(name: &str, words: &[&str], stream: &str) -> Cmd {
     command
 }
 
-/// Whether it was refused for want of a right.
 fn is_refusal(error: &RedisError) -> bool {
     failure::code(error).is_some_and(|code| code == "NOPERM")
 }
