@@ -45,15 +45,12 @@ const TO_SPARE: Duration = Duration::from_secs(5);
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How long a database that has nothing to answer is left alone, before it is tried.
 const TRY_EVERY: Duration = Duration::from_secs(10);
-/// Questions to the database between two reads of the stream.
 const QUESTIONS_AT_ONCE: usize = 8;
 const TELL_EVERY: Duration = Duration::from_secs(60);
 /// How long the loop rests when there is nothing to do, and after a failure.
 const REST: Duration = Duration::from_millis(250);
 const REST_AFTER_FAILURE: Duration = Duration::from_secs(1);
-/// How long the end waits for Redis to destroy the group.
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Findings of each class that are named, unless wished otherwise.
 const LIMIT: usize = 20;
 /// Clocks differ: what retention is about to remove may be gone already.
 const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
@@ -186,7 +183,6 @@ impl<'a> Shadow<'a> {
         }
     }
 
-    /// Everything once; whether there is more to do at once.
     async fn step(&mut self, reads: bool) -> Result<bool, Failed> {
         let read_more = if reads { self.read().await? } else { false };
         self.ask().await?;
@@ -235,7 +231,6 @@ impl<'a> Shadow<'a> {
         Ok(read.more)
     }
 
-    /// Asks the group at work what it has acknowledged of what is held.
     async fn ask(&mut self) -> Result<(), Failed> {
         if self.asked.is_some_and(|asked| asked.elapsed() < ASK_EVERY) {
             return Ok(());
@@ -257,7 +252,6 @@ impl<'a> Shadow<'a> {
         Ok(())
     }
 
-    /// Compares some of what is due; whether there was any.
     async fn compare(&mut self) -> Result<bool, Failed> {
         let now = Instant::now();
         let cutoffs = self.health.tables_answered(self.cutoffs())?;
@@ -345,7 +339,6 @@ impl<'a> Shadow<'a> {
         }
     }
 
-    /// Counts what is left, and destroys the group.
     async fn leave(&mut self) {
         self.add(Class::Unfinished, self.waiting.len());
         self.tell();

@@ -9,7 +9,6 @@ use event_persister_actors::status::{Component, ComponentState, ComponentStatus,
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failed;
 
-/// What the shadow needs; clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Health {
     bus: Component,

@@ -86,12 +86,10 @@ impl Class {
         )
     }
 
-    /// Whether it speaks against taking Prefect's place.
     fn is_fault(self) -> bool {
         matches!(self, Self::Differing | Self::RefusedOnlyByUs)
     }
 
-    /// Whether it was held against the tables.
     fn is_compared(self) -> bool {
         !matches!(
             self,
@@ -133,10 +131,8 @@ pub(crate) enum Verdict {
 #[derive(Debug)]
 pub(crate) struct Tally {
     counts: BTreeMap<Class, u64>,
-    /// How often each column differed.
     pub(crate) columns: BTreeMap<String, u64>,
     pub(crate) findings: Vec<Finding>,
-    /// Findings of each class that are named.
     limit: usize,
     seen: Seen,
 }
@@ -175,7 +171,6 @@ impl Tally {
         *self.counts.entry(class).or_default() += number;
     }
 
-    /// Judges a look at a message, and counts it if that settles it.
     pub(crate) fn judge(
         &mut self,
         entry: &Entry,

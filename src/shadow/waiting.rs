@@ -9,7 +9,6 @@ use std::time::Duration;
 use event_persister_actors::source::{Body, Permit};
 use tokio::time::Instant;
 
-/// Messages that are held at once.
 const MAX_MESSAGES: usize = 50_000;
 /// Bytes that are held at once, but for a single larger message.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
@@ -21,7 +20,6 @@ const AT_ONCE: usize = 500;
 /// How long an acknowledgement is waited for: Prefect's consumer never acknowledges some entries.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(600);
 
-/// How often a message has been looked at before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Look {
     First,
@@ -69,7 +67,6 @@ impl WaitingMessages {
         self.unacknowledged.len() + self.scheduled.len()
     }
 
-    /// How much may be read; `None` while there is no room.
     pub(crate) fn room(&self) -> Option<Permit> {
         let max_messages = MAX_MESSAGES.saturating_sub(self.len()).min(AT_ONCE);
         let max_bytes = MAX_BYTES.saturating_sub(self.num_bytes).min(READ_BYTES);
@@ -135,7 +132,6 @@ impl WaitingMessages {
         taken
     }
 
-    /// Schedules a message for its second look.
     pub(crate) fn look_again(&mut self, held: HeldMessage, now: Instant) {
         self.num_bytes += held.num_bytes();
         let held = HeldMessage {
@@ -145,7 +141,6 @@ impl WaitingMessages {
         self.scheduled.push_back((now + self.delay, held));
     }
 
-    /// Takes back what could not be compared.
     pub(crate) fn put_back(&mut self, taken: Vec<HeldMessage>, now: Instant) {
         // What could not be taken with it may have been due before.
         let at = self.scheduled.front().map_or(now, |(at, _)| now.min(*at));

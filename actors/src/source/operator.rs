@@ -11,7 +11,6 @@ use crate::finding::Finding;
 
 use super::{Body, Permit, SourceError};
 
-/// A stream of the bus, for its operator.
 pub trait BusOperator: Send + Sync {
     fn stream(&self) -> &str;
 
@@ -52,9 +51,7 @@ pub struct GuardReport {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct GroupProgress {
-    /// The last entry that was given to anyone.
     pub last_delivered: String,
-    /// The first entry that is not acknowledged.
     pub smallest_pending: Option<String>,
     #[serde(rename = "pending")]
     pub num_pending: u64,
@@ -66,7 +63,6 @@ pub struct GroupProgress {
 
 /// A walk through the stream, up to the entry that the group was given last when it began.
 pub trait StreamWalk {
-    /// The next entries; `None` at the end.
     fn next_page(&mut self) -> LocalBoxFuture<'_, Result<Option<StreamPage>, SourceError>>;
 
     /// What was wrong with the group's position when the walk began: then entries pass for acknowledged that
@@ -101,7 +97,6 @@ pub trait StreamShadow {
 
     fn others(&self) -> LocalBoxFuture<'_, Result<Vec<String>, SourceError>>;
 
-    /// Destroys its own group; whether it was there.
     fn destroy(&self) -> LocalBoxFuture<'_, Result<bool, SourceError>>;
 }
 
@@ -114,9 +109,7 @@ pub struct ShadowRead {
 }
 
 pub trait GroupWork {
-    /// Whether the entry at this position was given to a consumer and acknowledged.
     fn has_acknowledged(&self, position: &str) -> bool;
 
-    /// Whether the entry at this position was given to a consumer.
     fn has_delivered(&self, position: &str) -> bool;
 }
