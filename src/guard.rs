@@ -11,7 +11,6 @@ use crate::wiring::{self, GuardReport};
 const NO_REDIS: &str = "no Redis is configured, so there is no guard; give --redis-url or \
      EVENT_PERSISTER_REDIS_URL, or run this in the environment of the Prefect server";
 
-/// Without Redis these commands have no meaning.
 pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()> {
     match command {
         Command::Guard { .. } if config.redis.is_none() => bail!("{NO_REDIS}"),

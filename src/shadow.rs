@@ -195,7 +195,6 @@ impl<'a> Shadow<'a> {
         Ok(read_more || num_compared > 0)
     }
 
-    /// Reads what there is room for; whether there is more.
     async fn read(&mut self) -> Result<bool, Failed> {
         let room = self.waiting.room();
         if room.is_none() != std::mem::replace(&mut self.is_paused, room.is_none()) {

@@ -163,7 +163,6 @@ impl Tally {
         faults.all(|class| self.count(class) == 0)
     }
 
-    /// Counts messages of which there is nothing to say but their number.
     pub(crate) fn add(&mut self, class: Class, number: u64) {
         if number == 0 {
             return;
@@ -254,7 +253,6 @@ impl Tally {
     }
 }
 
-/// The counts that are not zero, for the log.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "compared={}", self.num_compared())?;

@@ -14,7 +14,6 @@ const MAX_MESSAGES: usize = 50_000;
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of one read: what is in memory more than once.
 const READ_BYTES: usize = 4 * 1024 * 1024;
-/// Messages of one read, and of one question to the database.
 const AT_ONCE: usize = 500;
 
 /// How long an acknowledgement is waited for: Prefect's consumer never acknowledges some entries.
@@ -86,7 +85,6 @@ impl WaitingMessages {
         self.unacknowledged.push_back(held);
     }
 
-    /// Where the first stands that is not acknowledged as far as is known.
     pub(crate) fn first_unacknowledged(&self) -> Option<&str> {
         self.unacknowledged.front().map(HeldMessage::position)
     }
@@ -116,7 +114,6 @@ impl WaitingMessages {
         before - self.unacknowledged.len()
     }
 
-    /// Takes some of what is due, to be settled, scheduled again or put back.
     pub(crate) fn take_due(&mut self, now: Instant) -> Vec<HeldMessage> {
         let mut taken: Vec<HeldMessage> = Vec::new();
         let mut num_bytes = 0;

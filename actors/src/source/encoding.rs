@@ -10,14 +10,12 @@ pub(super) enum Encoding {
     Utf32(Endian),
 }
 
-/// Which byte of a unit comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Endian {
     Little,
     Big,
 }
 
-/// So many bytes are enough to tell.
 #[cfg(feature = "file")]
 pub(super) const ENOUGH: usize = 4;
 
@@ -66,7 +64,6 @@ impl Encoding {
         Some(num_bytes)
     }
 
-    /// Goes through the characters; `None` as soon as something is none.
     #[cfg(feature = "http")]
     fn each(self, bytes: &[u8], mut take: impl FnMut(char)) -> Option<()> {
         match self {

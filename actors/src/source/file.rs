@@ -198,7 +198,6 @@ struct Reading {
 }
 
 impl Reading {
-    /// The answer to a read, if there is one at once; `None` if lines have to be read first.
     fn take(&mut self, permit: Permit) -> Option<Result<Chunk, SourceError>> {
         let when_empty = match self.end {
             Some(Ok(())) => More::Ended,

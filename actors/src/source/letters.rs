@@ -34,7 +34,6 @@ pub struct LetterSource {
 #[derive(Default)]
 struct LetterReading {
     kept: Retained<Letter>,
-    /// Letters with this id or a larger one have been read.
     before: Option<i64>,
     ended: bool,
 }
@@ -55,7 +54,6 @@ impl Retain for Letter {
 }
 
 impl LetterReading {
-    /// The answer to a read, if there is one at once; `None` if letters have to be read first.
     fn take(&mut self, permit: Permit) -> Option<Chunk> {
         let when_empty = if self.ended { More::Ended } else { More::Ready };
         let chunk = self.kept.hand_out(permit, when_empty);

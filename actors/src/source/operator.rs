@@ -103,7 +103,6 @@ pub trait StreamShadow {
 #[derive(Debug, Default)]
 pub struct ShadowRead {
     pub bodies: Vec<Body>,
-    /// Entries that were trimmed before they could be read, as far as the server lets them be counted.
     pub num_gone: usize,
     pub more: bool,
 }

@@ -156,7 +156,6 @@ impl RedisSource {
         }
     }
 
-    /// Waits until there may be something to take, or the end.
     async fn changed(&self) {
         let changed = self.member.changed.notified();
         if self.member.reading().is_stopping {

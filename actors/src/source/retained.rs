@@ -8,11 +8,9 @@ use crate::delivery::Receipt;
 
 use super::{Body, Chunk, Message, More, Permit};
 
-/// Something that a source keeps until its receipt comes back.
 pub(crate) trait Retain {
     fn num_bytes(&self) -> usize;
 
-    /// A cheap copy, to be handed out.
     fn body(&self) -> Body;
 }
 
@@ -68,7 +66,6 @@ impl<T: Retain> Retained<T> {
         self.messages.get_mut(&receipt.0)
     }
 
-    /// A message that was handed out and is still here.
     pub(crate) fn handed_out(&self, receipt: Receipt) -> Option<&T> {
         let known = receipt.0 < self.handed_out;
         self.messages.get(&receipt.0).filter(|_| known)
@@ -118,7 +115,6 @@ impl<T: Retain> Retained<T> {
         self.messages.remove(&receipt.0)
     }
 
-    /// Hands out again from the first message that is still here.
     pub(crate) fn rewind(&mut self) {
         let first = self
             .messages

@@ -23,7 +23,6 @@ pub(super) struct Documents {
 }
 
 impl Documents {
-    /// The next event; `None` at the end. `text` is room for it.
     pub(super) fn next(
         &mut self,
         input: &mut Input,

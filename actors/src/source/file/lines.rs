@@ -227,7 +227,6 @@ impl Lines {
         Ok((&mut self.input).take(1).read_to_end(seen)? > 0)
     }
 
-    /// The next line that is not blank; `None` at the end.
     fn next_line(&mut self) -> Result<Option<Item>, Unreadable> {
         loop {
             self.line.clear();

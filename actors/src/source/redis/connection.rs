@@ -376,7 +376,6 @@ impl Commands<'_> {
         Ok(num)
     }
 
-    /// The first entry that no member of a group was given, which was given all up to `last`.
     pub(super) async fn first_behind(&mut self, last: StreamId) -> RedisResult<Option<StreamId>> {
         let mut command = self.script(scripts::FIRST_BEHIND);
         command.arg(last);
@@ -413,7 +412,6 @@ impl Commands<'_> {
         })
     }
 
-    /// How many entries were removed before the group could read them, and not yet counted.
     pub(super) async fn count_losses(&mut self) -> RedisResult<usize> {
         let command = self.script(scripts::COUNT_LOSSES);
         self.query(&command).await

@@ -166,7 +166,6 @@ impl EntryReader {
         Ok(read)
     }
 
-    /// Entries by stream, of which one was asked for.
     async fn streams(
         &mut self,
         num_streams: Option<usize>,
@@ -261,7 +260,6 @@ impl EntryReader {
         Ok(())
     }
 
-    /// The list that a reply is, unless it is an error.
     async fn reply(&mut self) -> RedisResult<Option<usize>> {
         match self.head().await? {
             Head::Whole(Value::ServerError(error)) => Err(error.into()),

@@ -23,7 +23,6 @@ pub(super) fn timed_out(what: &'static str) -> RedisError {
     io::Error::new(io::ErrorKind::TimedOut, what).into()
 }
 
-/// A reply of another form than documented.
 pub(super) fn unexpected(wanted: &'static str) -> RedisError {
     let what = "the answer has another form than Redis documents";
     RedisError::from((
@@ -54,7 +53,6 @@ pub(super) fn leaves_connections_sound(error: &RedisError) -> bool {
     code(error).is_some_and(|code| code != "READONLY" && code != "MASTERDOWN")
 }
 
-/// Whether the stream or our group is gone.
 pub(super) fn has_vanished(error: &RedisError) -> bool {
     // `UNBLOCKED`: the stream was deleted while a read waited for it.
     matches!(code(error).as_deref(), Some("NOGROUP" | "UNBLOCKED"))

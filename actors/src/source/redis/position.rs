@@ -49,14 +49,12 @@ pub(super) fn guard_position(safe: StreamId) -> StreamId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct GroupAhead {
     pub(super) at: StreamId,
-    /// The last id of the stream.
     pub(super) end: StreamId,
     /// Behind this is everything that may be unread.
     pub(super) back_to: StreamId,
 }
 
 impl GroupAhead {
-    /// Of a group that was seen only now, with the stream's end.
     pub(super) fn of(snapshot: &StreamSnapshot, settings: &RedisSettings) -> Option<Self> {
         let at = snapshot.group(&settings.group)?.last_delivered;
         // Where groups are made, also on a stream that nothing was ever published to.
@@ -118,7 +116,6 @@ impl GroupAhead {
 /// The group's position and the stream's end, as far as they are known from one look to the next.
 #[derive(Debug, Default)]
 pub(super) struct Positions {
-    /// How far the stream had come when that was last seen.
     end: Option<StreamId>,
     end_seen_at: Option<Instant>,
     /// Where the group stood when it stood right.
@@ -133,7 +130,6 @@ pub(super) struct PassedOver {
     pub(super) up_to: StreamId,
 }
 
-/// The stream's last id is smaller than it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct WentBack {
     pub(super) from: StreamId,

@@ -8,7 +8,6 @@ use crate::source::Permit;
 /// fewer, both sides wait for a processor more often.
 const MAX_COUNT: usize = 256;
 
-/// The size that is assumed before any event was seen.
 const FIRST_GUESS: usize = 256 * 1024;
 
 /// The average is over about so many events. Fewer, and it follows chance; more, and it is late to see
@@ -49,7 +48,6 @@ impl Sizes {
         }
     }
 
-    /// The same, but at least one.
     pub(super) fn at_least_one(&self, permit: Permit) -> usize {
         self.expected(permit).map_or(1, NonZeroUsize::get)
     }

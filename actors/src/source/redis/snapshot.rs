@@ -17,7 +17,6 @@ pub(super) struct StreamSnapshot {
     pub(super) end: Option<StreamId>,
 }
 
-/// A group as XINFO GROUPS shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Group {
     pub(super) name: String,
@@ -27,7 +26,6 @@ pub(super) struct Group {
     pub(super) lag: Option<u64>,
 }
 
-/// The pending entries of our group, as the short form of XPENDING shows them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct PendingSummary {
     pub(super) num: u64,
@@ -45,7 +43,6 @@ pub(super) fn find<'a>(groups: &'a [Group], name: &str) -> Option<&'a Group> {
     groups.iter().find(|group| group.name == name)
 }
 
-/// The reply of the script [`LOOK`](super::scripts::LOOK).
 impl FromRedisValue for StreamSnapshot {
     fn from_redis_value(reply: Value) -> Result<Self, ParsingError> {
         let (groups, pending, length, end): (Groups, PendingSummary, u64, String) =

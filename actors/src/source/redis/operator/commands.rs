@@ -113,7 +113,6 @@ impl Commands<'_> {
         self.query(&command).await
     }
 
-    /// Removes a group; whether it was there, and its stream.
     pub(super) async fn destroy_group(&mut self, group: &str) -> RedisResult<bool> {
         if !self.stream_exists().await? {
             return Ok(false);

@@ -115,7 +115,6 @@ impl RedisShadow {
         &self.connections.settings
     }
 
-    /// Makes the group; whether there is a stream to make it on.
     async fn join(&self) -> RedisResult<bool> {
         let behind = self.lock().behind;
         let mut commands = self.connections.commands().await?;

@@ -10,7 +10,6 @@ use crate::source::redis::connection::Commands;
 use crate::source::redis::failure;
 use crate::source::redis::settings::RedisSettings;
 
-/// No group of anybody.
 const NO_GROUP: &str = "event-persister-check-no-such-group";
 const NOBODY: &str = "nobody";
 const NO_ID: &str = "no-id";
@@ -36,7 +35,6 @@ const NEEDED: [(&str, &[&str]); 14] = [
     ("TIME", &[]),
 ];
 
-/// Only where we trim the stream ourselves.
 const TRIM: (&str, &[&str]) = ("XTRIM", &["*", "MAXLEN", NO_ID]);
 
 fn command(name: &str, words: &[&str], stream: &str) -> Cmd {
@@ -51,7 +49,6 @@ fn is_refusal(error: &RedisError) -> bool {
     failure::code(error).is_some_and(|code| code == "NOPERM")
 }
 
-/// The commands that are refused, each once.
 pub(super) async fn forbidden(commands: &mut Commands<'_>) -> Vec<&'static str> {
     let settings = commands.settings;
     let trim = settings.trim_stream.then_some(TRIM);

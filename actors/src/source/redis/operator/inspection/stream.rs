@@ -169,7 +169,6 @@ impl StreamFacts {
         Finding::ok("redis.consumers", what)
     }
 
-    /// Prefect's own persister, at work in the same group.
     fn prefects(&self) -> Option<Finding> {
         let of_prefect = (self.active(LIVES_WITHIN)).filter(|consumer| is_prefects(&consumer.name));
         let of_prefect: Vec<&StreamInfoConsumer> = of_prefect.collect();
@@ -221,7 +220,6 @@ impl StreamFacts {
         guards.map(finding).collect()
     }
 
-    /// Events that retention would delete as soon as they are stored.
     fn retention(&self, retention: Duration) -> Option<Finding> {
         let oldest = self.oldest_unread.into_iter().chain(self.pending.smallest);
         let age = self.age(oldest.min()?);
