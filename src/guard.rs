@@ -1,7 +1,7 @@
 //! The trim guard, for an operator who wants to look at it or to go back to Prefect's persister.
 
 use anyhow::{Context as _, bail};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::cli::{Command, GuardCommand};
 use crate::config::Config;
@@ -11,7 +11,6 @@ use crate::wiring::{self, GuardReport};
 const NO_REDIS: &str = "no Redis is configured, so there is no guard; give --redis-url or \
      EVENT_PERSISTER_REDIS_URL, or run this in the environment of the Prefect server";
 
-/// Without Redis these commands have no meaning.
 pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()> {
     match command {
         Command::Guard { .. } if config.redis.is_none() => bail!("{NO_REDIS}"),
@@ -25,7 +24,7 @@ pub(crate) async fn run(config: &Config, command: &GuardCommand) -> anyhow::Resu
         GuardCommand::Show { output } => {
             let report = bus.show_guard().await.context("cannot look at the guard")?;
             if output.json {
-                output::json(&document(&report))
+                output::json(&json!(report))
             } else {
                 output::line(&describe(&report))
             }
@@ -45,26 +44,6 @@ pub(crate) async fn run(config: &Config, command: &GuardCommand) -> anyhow::Resu
             })
         }
     }
-}
-
-/// The guard and the group as a document.
-pub(crate) fn document(report: &GuardReport) -> Value {
-    json!({
-        "stream": report.stream,
-        "stream_length": report.stream_length,
-        "guard_group": report.guard_group,
-        "guard_position": report.guard_position,
-        "last_id": report.last_id,
-        "misplaced": report.misplaced,
-        "group": report.group,
-        "group_state": report.group_progress.as_ref().map(|group| json!({
-            "last_delivered": group.last_delivered,
-            "smallest_pending": group.smallest_pending,
-            "pending": group.num_pending,
-            "consumers": group.num_consumers,
-            "lag": group.lag,
-        })),
-    })
 }
 
 pub(crate) fn describe(report: &GuardReport) -> String {
@@ -106,6 +85,8 @@ pub(crate) fn describe(report: &GuardReport) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn report() -> GuardReport {
@@ -131,7 +112,7 @@ mod tests {
         let text = describe(&report);
         assert!(text.contains("stream events: 3 entries"), "{text}");
         assert!(text.contains("guard guard: not there"), "{text}");
-        assert_eq!(document(&report)["guard_position"], Value::Null);
+        assert_eq!(json!(report)["guard_position"], Value::Null);
     }
 
     #[test]

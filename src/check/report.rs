@@ -122,7 +122,7 @@ pub(super) fn document(config: &Config, looked: &Looked) -> Value {
         "redis": looked.redis.as_ref().map(|redis| json!({
             "ok": redis.is_ok(),
             "version": redis.as_ref().ok().and_then(|stream| stream.version.as_ref()),
-            "found": redis.as_ref().ok().map(|stream| guard::document(&stream.report)),
+            "found": redis.as_ref().ok().map(|stream| &stream.report),
             "error": redis.as_ref().err(),
         })),
     })
