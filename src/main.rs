@@ -118,38 +118,14 @@ async fn execute(
         Command::Check { output } => return check::run(config, output.json).await,
         Command::Health { ready, timeout } => return health::run(config, *ready, *timeout).await,
         Command::Migrate { output } => migrate::run(config, output.json).await?,
-        Command::Trim {
-            dry_run,
-            remove_half_events,
-            yes,
-            output,
-        } => {
-            let wishes = trim::Wishes {
-                dry_run: *dry_run,
-                remove_half_events: *remove_half_events,
-                yes: *yes,
-                json: output.json,
-            };
-            trim::run(config, wishes).await?;
-        }
+        Command::Trim(flags) => trim::run(config, *flags).await?,
         Command::DeadLetters { command } => {
             return dead_letters::run(config, screen, command).await;
         }
         Command::Guard { command } => guard::run(config, command).await?,
         // They were done before, since they need no more than the configuration.
         Command::Completions { .. } | Command::Config { .. } => {}
-        Command::Verify {
-            since,
-            limit,
-            output,
-        } => {
-            let wishes = verify::Wishes {
-                since: *since,
-                limit: *limit,
-                json: output.json,
-            };
-            return verify::run(config, wishes).await;
-        }
+        Command::Verify(flags) => return verify::run(config, *flags).await,
     }
     Ok(true)
 }

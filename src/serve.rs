@@ -158,7 +158,7 @@ fn announce(config: &Config, sources: &str, listen: &str) {
 }
 
 fn warn(config: &Config, listening: Option<&RunningListener>) {
-    for warning in &config.prefect.warnings {
+    for warning in config.prefect.warning_lines() {
         log::warn!("{warning}");
     }
     if let Some(listening) = listening {

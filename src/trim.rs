@@ -9,48 +9,38 @@ use event_persister_actors::store::{Cutoffs, EventStore, Trimmed};
 use event_persister_actors::trim::{TrimSettings, cutoffs, note_pass, run_pass};
 use serde_json::json;
 
+use crate::cli::TrimFlags;
 use crate::config::Config;
 use crate::output;
 use crate::wiring::{self, Missing};
 
-/// The flags of the command.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Wishes {
-    pub(crate) dry_run: bool,
-    /// Delete also events without resources and resources without an event.
-    pub(crate) remove_half_events: bool,
-    /// Whether a person says that the clock is right.
-    pub(crate) yes: bool,
-    pub(crate) json: bool,
-}
-
 /// Deletes what retention no longer keeps, or only counts it.
-pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<()> {
+pub(crate) async fn run(config: &Config, flags: TrimFlags) -> anyhow::Result<()> {
     let settings = &config.trim;
     let cutoffs = cutoffs(settings, SystemClock.now())?;
-    let missing = if wishes.dry_run {
+    let missing = if flags.dry_run {
         Missing::Ignore
     } else {
         Missing::Refuse
     };
     let store = wiring::open_store(config, missing)();
     let operator = wiring::operator(config, Missing::Ignore);
-    let done = if wishes.dry_run {
+    let done = if flags.dry_run {
         count(config, store.as_ref(), operator.as_ref(), &cutoffs).await
     } else {
-        let allowed = wishes.yes;
+        let allowed = flags.yes;
         let done = pass(config, store.as_ref(), settings, &cutoffs, allowed).await;
         done.map(|trimmed| (trimmed, None))
     };
     wiring::close(store.as_ref()).await;
     let (trimmed, held_back) = done?;
-    let halves = if wishes.remove_half_events && !wishes.dry_run {
+    let halves = if flags.remove_half_events && !flags.dry_run {
         let removed = operator.remove_half_events().await;
         removed.context("cannot remove the half events")?
     } else {
         count_half_events(operator.as_ref()).await
     };
-    print(trimmed, halves, held_back, wishes)
+    print(trimmed, halves, held_back, flags)
 }
 
 /// Counts what a pass would remove, and tells whether it would wait for a person.
@@ -99,12 +89,12 @@ fn print(
     trimmed: Trimmed,
     halves: Option<HalfEvents>,
     held_back: Option<HeldBack>,
-    wishes: Wishes,
+    flags: TrimFlags,
 ) -> anyhow::Result<()> {
-    let removed = wishes.remove_half_events && !wishes.dry_run;
-    if wishes.json {
+    let removed = flags.remove_half_events && !flags.dry_run;
+    if flags.output.json {
         return output::json(&json!({
-            "dry_run": wishes.dry_run,
+            "dry_run": flags.dry_run,
             "events": trimmed.events,
             "resources": trimmed.resources,
             "half_events": halves,
@@ -112,7 +102,7 @@ fn print(
             "waits_for_yes": held_back.is_some(),
         }));
     }
-    let what = if wishes.dry_run {
+    let what = if flags.dry_run {
         "would delete"
     } else {
         "deleted"

@@ -23,6 +23,7 @@ use event_persister_actors::trim::cutoffs;
 
 use self::reconciliation::{Copies, FoundRows, Kind, MAX_SUSPECTS, Reconciliation, Wanted};
 use self::report::{Report, Stream};
+use crate::cli::VerifyFlags;
 use crate::config::Config;
 use crate::wiring::{self, BusOperator, Missing};
 
@@ -48,33 +49,21 @@ const NO_STREAM: &str = "cannot read the stream";
 /// Clocks differ: what retention is about to remove may be gone already.
 const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
 
-/// The flags of the command.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Wishes {
-    /// How far back the tables are looked at; all of them if not set.
-    pub(crate) since: Option<Duration>,
-    pub(crate) limit: usize,
-    pub(crate) json: bool,
-}
-
 /// Verifies; whether all is well.
-pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<bool> {
-    let since = wishes.since.map(moment_before_now).transpose()?;
+pub(crate) async fn run(config: &Config, flags: VerifyFlags) -> anyhow::Result<bool> {
+    let since = flags.since.map(moment_before_now).transpose()?;
     let bus = wiring::bus_operator(config)?;
     let mut verification = Verification {
         config,
         limits: config.events.clone(),
         bus: bus.as_deref(),
         tables: wiring::operator(config, Missing::Ignore),
-        state: Reconciliation::new(wishes.limit),
+        state: Reconciliation::new(flags.limit),
     };
     let misplaced = verification.look_at_stream().await?;
     let num_events = verification.look_at_tables(since).await?;
     verification.look_again().await?;
-    let letters = verification
-        .tables
-        .count_curable_letters(wishes.limit)
-        .await;
+    let letters = verification.tables.count_curable_letters(flags.limit).await;
     let report = Report {
         since,
         stream: bus.as_deref().map(|bus| Stream {
@@ -86,7 +75,7 @@ pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<bool>
         letters: letters.context("cannot count the dead letters")?,
         state: &verification.state,
     };
-    report.print(wishes.json)?;
+    report.print(flags.output.json)?;
     Ok(report.all_is_well())
 }
 

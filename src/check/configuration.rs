@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use event_persister_actors::settings::{Period, text};
 
-use crate::config::{Config, Effective, Misfit, Origin};
+use crate::config::{Config, Effective, Origin};
 use crate::http::Listen;
 use crate::wiring::Finding;
 
@@ -27,12 +27,8 @@ pub(super) fn judge(config: &Config, memory_limit: Option<u64>) -> Vec<Finding> 
     findings.extend(request_timeout(config));
     findings.extend(statement_timeout(config));
     findings.extend(config.effective.iter().filter_map(seen_by_everyone));
-    findings.extend(config.prefect.warnings.iter().map(of_prefect));
+    findings.extend(config.prefect.warnings.iter().cloned());
     findings
-}
-
-fn of_prefect(misfit: &Misfit) -> Finding {
-    Finding::warning(misfit.id, misfit.what.clone(), misfit.remedy.clone())
 }
 
 fn drain_timeout(config: &Config) -> Finding {
@@ -198,7 +194,7 @@ fn seen_by_everyone(setting: &Effective) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Flags;
+    use crate::cli::Flags;
     use crate::wiring::Severity;
 
     fn warned(variables: &[(&str, &str)], memory_limit: Option<u64>) -> Vec<&'static str> {

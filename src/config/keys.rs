@@ -20,8 +20,8 @@ use serde::de::DeserializeOwned;
 use serde::ser::Serialize;
 use serde_json::{Map, Value};
 
-use super::Flags;
 use super::sections::{Shutdown, WhichDatabase, WhichRedis};
+use crate::cli::Flags;
 use crate::http::ListenerSettings;
 use crate::logging::Log;
 

@@ -8,10 +8,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt;
 use std::time::Duration;
 
 use event_persister_actors::address::encode;
+use event_persister_actors::finding::Finding;
 use serde_json::Value;
 
 use super::error::ConfigError;
@@ -92,23 +92,17 @@ pub(crate) struct Prefect {
     /// Variables that are set and not in effect, in the order of their names.
     pub(crate) not_taken_over: Vec<Seen>,
     /// What does not fit together, and what to do about it.
-    pub(crate) warnings: Vec<Misfit>,
+    pub(crate) warnings: Vec<Finding>,
     /// How long its persister may hold an event that it has acknowledged; `None` for its default.
     pub(crate) flush_interval: Option<Duration>,
 }
 
-/// Something in the environment that does not fit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Misfit {
-    /// What it is about, for machines.
-    pub(crate) id: &'static str,
-    pub(crate) what: String,
-    pub(crate) remedy: String,
-}
-
-impl fmt::Display for Misfit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.what, self.remedy)
+impl Prefect {
+    /// Each warning on one line, with its remedy.
+    pub(crate) fn warning_lines(&self) -> impl Iterator<Item = String> {
+        self.warnings.iter().map(|Finding { what, remedy, .. }| {
+            format!("{what}: {}", remedy.as_deref().unwrap_or_default())
+        })
     }
 }
 
@@ -299,17 +293,17 @@ impl<'a> Reader<'a> {
             Some((given, true)) => format!("{given} is on"),
             None => format!("{name} is not set, and the default is on"),
         };
-        self.prefect.warnings.push(Misfit {
-            id: "prefect.persister",
-            what: format!(
+        self.prefect.warnings.push(Finding::warning(
+            "prefect.persister",
+            format!(
                 "Prefect's own persister is enabled in this environment ({how}), takes a share of the \
                  events and acknowledges them before they are stored"
             ),
-            remedy: format!(
+            format!(
                 "once event-persister runs, not before, set {name}=false for Prefect's server and \
                  services and restart them"
             ),
-        });
+        ));
     }
 }
 
