@@ -14,12 +14,13 @@ use crate::config::Config;
 use crate::wiring::{Bus, Intake};
 
 mod listener;
+mod looked_up;
 mod redis;
 
 pub(crate) use listener::Refusals;
 
-use listener::IntakeMetrics;
-use redis::RedisMetrics;
+use listener::of_intake;
+use redis::of_redis;
 
 /// A registry with everything in it.
 pub(crate) fn registry(
@@ -49,13 +50,12 @@ fn collectors(
         Box::new(build_info()?),
         Box::new(metrics.clone()),
         Box::new(refusals.collector()),
-        Box::new(IntakeMetrics::new(intake.handle.clone())?),
+        Box::new(of_intake(intake.handle.clone())?),
     ];
     if let (Some(bus), Some(settings)) = (bus, &config.redis) {
         let limit = settings.guard_max_entries.get();
         let clock = Arc::new(SystemClock);
-        let of_redis = RedisMetrics::new(bus.stats.clone(), limit, clock)?;
-        all.push(Box::new(of_redis));
+        all.push(Box::new(of_redis(bus.stats.clone(), limit, clock)?));
     }
     Ok(all)
 }

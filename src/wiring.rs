@@ -17,21 +17,19 @@ use event_persister_actors::trim::Caution;
 
 use crate::config::Config;
 
-mod inspection;
 mod intake;
 mod redis;
 mod stores;
 
 pub(crate) use event_persister_actors::finding::{Finding, Severity};
 pub(crate) use event_persister_actors::source::intake::Intake as IntakeHandle;
-pub(crate) use inspection::{inspect_bus, inspect_store};
 pub(crate) use intake::{Intake, intake};
 pub(crate) use redis::{
-    BUS_NAME, Bus, BusOperator, GuardReport, RedisStats, StreamShadow, bus, bus_operator,
-    position_before,
+    BUS_NAME, Bus, BusOperator, GuardReport, RedisStats, RedisStatus, StreamShadow, bus,
+    bus_operator, inspect_bus, position_before,
 };
 pub(crate) use stores::{
-    Missing, close, look_at_retention, migrate, not_there_yet, open_store, operator,
+    Missing, close, inspect_store, migrate, not_there_yet, open_store, operator,
 };
 
 fn clock() -> Arc<dyn Clock> {
