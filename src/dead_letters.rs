@@ -42,20 +42,11 @@ pub(crate) async fn run(
             filter,
             output,
         } => {
-            let page = list::Page {
-                filter: filter_of(filter),
-                before: *before,
-                limit: *limit,
-            };
-            list::run(&*letters, &page, output.json).await?;
+            let filter = filter_of(filter);
+            list::run(&*letters, &filter, *before, *limit, output.json).await?;
         }
         DeadLettersCommand::Show { id, raw, output } => {
-            let form = match (raw, output.json) {
-                (true, _) => show::Form::Raw,
-                (false, true) => show::Form::Json,
-                (false, false) => show::Form::Text,
-            };
-            show::run(&*letters, *id, form).await?;
+            show::run(&*letters, *id, *raw, output.json).await?;
         }
         DeadLettersCommand::Replay {
             letters: meant,
