@@ -171,8 +171,7 @@ impl Import {
                 self.name,
                 match summary.stored + summary.duplicates {
                     0 => "nothing is".to_owned(),
-                    1 => "1 event is".to_owned(),
-                    num => format!("{num} events are"),
+                    num => are(num, "event"),
                 }
             ),
             End::Interrupted(stop, drained) if drained.released > 0 => bail!(
@@ -194,10 +193,7 @@ impl Import {
                 log::warn!(
                     "{} no event or refused by the database; `event-persister dead-letters list` shows \
                      why",
-                    match summary.dead_letters {
-                        1 => "1 message is".to_owned(),
-                        num => format!("{num} messages are"),
-                    }
+                    are(summary.dead_letters, "message")
                 );
                 Ok(false)
             }
@@ -209,6 +205,12 @@ impl Import {
 fn counted(num: u64, what: &str) -> String {
     let plural = if num == 1 { "" } else { "s" };
     format!("{num} {what}{plural}")
+}
+
+/// The beginning of a sentence about so many of them.
+fn are(num: u64, what: &str) -> String {
+    let verb = if num == 1 { "is" } else { "are" };
+    format!("{} {verb}", counted(num, what))
 }
 
 fn rate(ledger: &LedgerCounts, elapsed: Duration) -> u64 {
@@ -263,10 +265,7 @@ impl Summary {
                 "{} older than retention keeps; a service deletes such events with its next pass. Keep \
                  them longer with trim.retention (EVENT_PERSISTER_TRIM_RETENTION=365d), or for ever with \
                  trim.every = \"off\"",
-                match self.older_than_retention {
-                    1 => "1 event is".to_owned(),
-                    num => format!("{num} events are"),
-                }
+                are(self.older_than_retention, "event")
             )
         })
     }
