@@ -20,7 +20,7 @@ const LONG_RETENTION: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A batch of large events takes as long on a healthy server.
 const SHORT_STATEMENT: Duration = Duration::from_secs(2);
 
-/// `memory_limit` is how many bytes this process may use, if anybody knows.
+/// `memory_limit` is how many bytes this process may use.
 pub(super) fn judge(config: &Config, memory_limit: Option<u64>) -> Vec<Finding> {
     let mut findings = vec![drain_timeout(config), retention(config)];
     findings.push(memory(config, memory_limit));
@@ -90,8 +90,7 @@ fn memory(config: &Config, limit: Option<u64>) -> Finding {
     }
 }
 
-/// How many bytes this process takes at most, beside one event that is larger than a bound: the sum that
-/// deploy/README.md states under "Sizing".
+/// The sum that deploy/README.md states under "Sizing", beside one event that is larger than a bound.
 fn memory_bound(config: &Config) -> u64 {
     /// The program, what databases and Redis keep for their connections, and what is kept for later.
     const ITSELF: usize = 64 << 20;
@@ -132,7 +131,7 @@ fn memory_bound(config: &Config) -> u64 {
     u64::try_from(bound).unwrap_or(u64::MAX)
 }
 
-/// How many bytes this process may use: the machine's memory, or less in a container.
+/// The machine's memory, or less in a container.
 pub(super) fn memory_limit() -> Option<u64> {
     let read = |path| std::fs::read_to_string(path).ok();
     let machine = read("/proc/meminfo").and_then(|text| {

@@ -1,7 +1,6 @@
 //! Whether the next retention pass would wait for a person.
 
 use event_persister_actors::clock::{Clock as _, SystemClock};
-use event_persister_actors::status::error_chain;
 use event_persister_actors::trim::cutoffs;
 
 use super::within;
@@ -17,11 +16,7 @@ pub(super) async fn judge(config: &Config) -> Option<Finding> {
         Ok(cutoffs) if wiring::not_there_yet(config).is_none() => {
             let store = wiring::open_store(config, Missing::Ignore)();
             let caution = wiring::caution(config);
-            let looked = async {
-                let looked = caution.look(store.as_ref(), &cutoffs).await;
-                looked.map_err(|error| error_chain(&error))
-            };
-            let looked = within(looked).await;
+            let looked = within(caution.look(store.as_ref(), &cutoffs)).await;
             wiring::close(store.as_ref()).await;
             match looked {
                 Ok(looked) => looked.err(),
