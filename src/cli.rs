@@ -115,16 +115,7 @@ pub(crate) enum Command {
   event-persister import events.jsonl
   event-persister import events.json.gz --wait 30s
   ssh host cat events.jsonl.zst | event-persister import - --json")]
-    Import {
-        /// The file, or `-` for standard input
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-        /// How long to wait for a database that cannot be written to [default: for ever]
-        #[arg(long, value_name = "SPAN", value_parser = span)]
-        wait: Option<Duration>,
-        #[command(flatten)]
-        output: Output,
-    },
+    Import(ImportFlags),
 
     /// Show the settings in effect and where each came from, then look for everything that would stop
     /// or hurt the service
@@ -137,10 +128,7 @@ pub(crate) enum Command {
   event-persister check
   event-persister check --config /etc/event-persister.toml
   event-persister check --json | jq '.findings[] | select(.severity != \"ok\")'")]
-    Check {
-        #[command(flatten)]
-        output: Output,
-    },
+    Check(Output),
 
     /// Ask the service on this machine whether it is alive: a health check for containers
     ///
@@ -168,10 +156,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   event-persister migrate
   event-persister migrate --database-url postgresql://owner@localhost/events")]
-    Migrate {
-        #[command(flatten)]
-        output: Output,
-    },
+    Migrate(Output),
 
     /// Delete now the events that retention no longer keeps
     #[command(after_help = "Examples:
@@ -187,10 +172,8 @@ pub(crate) enum Command {
   event-persister dead-letters list
   event-persister dead-letters show 17
   event-persister dead-letters replay --all")]
-    DeadLetters {
-        #[command(subcommand)]
-        command: DeadLettersCommand,
-    },
+    #[command(subcommand)]
+    DeadLetters(DeadLettersCommand),
 
     /// Look at the trim guard in Redis, or remove it
     ///
@@ -199,20 +182,16 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   event-persister guard show
   event-persister guard remove")]
-    Guard {
-        #[command(subcommand)]
-        command: GuardCommand,
-    },
+    #[command(subcommand)]
+    Guard(GuardCommand),
 
     /// Print a configuration file to start from, its JSON schema, or what is in effect
     #[command(after_help = "Examples:
   event-persister config example > event-persister.toml
   event-persister config schema > event-persister.schema.json
   event-persister config show --config event-persister.toml")]
-    Config {
-        #[command(subcommand)]
-        command: ConfigCommand,
-    },
+    #[command(subcommand)]
+    Config(ConfigCommand),
 
     /// Print the completion script for a shell
     #[command(after_help = "Examples:
@@ -282,6 +261,18 @@ pub(crate) struct ServeFlags {
     pub(crate) json: bool,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct ImportFlags {
+    /// The file, or `-` for standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// How long to wait for a database that cannot be written to [default: for ever]
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    pub(crate) wait: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
 pub(crate) struct TrimFlags {
     /// Count what would be deleted, and delete nothing
@@ -330,10 +321,7 @@ pub(crate) enum ConfigCommand {
     #[command(after_help = "Examples:
   event-persister config show
   event-persister config show --json | jq '.[] | select(.from != \"default\")'")]
-    Show {
-        #[command(flatten)]
-        output: Output,
-    },
+    Show(Output),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
@@ -342,19 +330,13 @@ pub(crate) enum GuardCommand {
     #[command(after_help = "Examples:
   event-persister guard show
   event-persister guard show --redis-url redis://localhost --json")]
-    Show {
-        #[command(flatten)]
-        output: Output,
-    },
+    Show(Output),
     /// Remove the guard, once event-persister is stopped for good
     ///
     /// A guard that nobody moves keeps every entry, and the stream grows until Redis is full.
     #[command(after_help = "Examples:
   event-persister guard remove")]
-    Remove {
-        #[command(flatten)]
-        output: Output,
-    },
+    Remove(Output),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
@@ -374,7 +356,7 @@ const ALL: &[&str] = &[
 ];
 const WITH_DATABASE: &[&str] = &["config", "database_url", "log_format"];
 
-/// Which settings each command uses; a command of a command uses the same, unless it stands here too.
+/// Which settings a command uses, and its own commands with it; `serve` and `check` use all.
 const OBEYED: [(&str, &[&str]); 12] = [
     (
         "import",
@@ -563,6 +545,6 @@ mod tests {
     #[test]
     fn standard_input_is_a_hyphen() {
         let (_, command) = parse_line("event-persister import -");
-        assert!(matches!(command, Command::Import { file, .. } if file.as_os_str() == "-"));
+        assert!(matches!(command, Command::Import(flags) if flags.file.as_os_str() == "-"));
     }
 }

@@ -1,5 +1,4 @@
-//! The dead letters, for an operator who wants to know what became of a message, and to do something
-//! about it: one file a command.
+//! The command `dead-letters`: one file for each of its commands.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;

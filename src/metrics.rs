@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use event_persister_actors::clock::SystemClock;
 use event_persister_actors::metrics::Metrics;
 use prometheus::core::Collector;
@@ -23,23 +22,15 @@ use listener::of_intake;
 use redis::of_redis;
 
 /// A registry with everything in it.
-pub(crate) fn registry(
-    config: &Config,
-    metrics: &Metrics,
-    refusals: &Refusals,
-    intake: &Intake,
-    bus: Option<&Bus>,
-) -> anyhow::Result<Registry> {
-    const FAILED: &str = "cannot set the metrics up";
+pub(crate) fn registry(all: Vec<Box<dyn Collector>>) -> Result<Registry, prometheus::Error> {
     let registry = Registry::new();
-    let all = collectors(config, metrics, refusals, intake, bus).context(FAILED)?;
     for collector in all {
-        registry.register(collector).context(FAILED)?;
+        registry.register(collector)?;
     }
     Ok(registry)
 }
 
-fn collectors(
+pub(crate) fn collectors(
     config: &Config,
     metrics: &Metrics,
     refusals: &Refusals,

@@ -5,8 +5,8 @@ use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::retention::HeldBack;
 use event_persister_actors::status::error_chain;
 use event_persister_actors::store::operator::{HalfEvents, StoreOperator};
-use event_persister_actors::store::{Cutoffs, EventStore, Trimmed};
-use event_persister_actors::trim::{TrimSettings, cutoffs, note_pass, run_pass};
+use event_persister_actors::store::{EventStore, Trimmed};
+use event_persister_actors::trim::{cutoffs, note_pass, run_pass};
 use serde_json::json;
 
 use crate::cli::TrimFlags;
@@ -16,8 +16,6 @@ use crate::wiring::{self, Missing};
 
 /// Deletes what retention no longer keeps, or only counts it.
 pub(crate) async fn run(config: &Config, flags: TrimFlags) -> anyhow::Result<()> {
-    let settings = &config.trim;
-    let cutoffs = cutoffs(settings, SystemClock.now())?;
     let missing = if flags.dry_run {
         Missing::Ignore
     } else {
@@ -25,13 +23,7 @@ pub(crate) async fn run(config: &Config, flags: TrimFlags) -> anyhow::Result<()>
     };
     let store = wiring::open_store(config, missing)();
     let operator = wiring::operator(config, Missing::Ignore);
-    let done = if flags.dry_run {
-        count(config, store.as_ref(), operator.as_ref(), &cutoffs).await
-    } else {
-        let allowed = flags.yes;
-        let done = pass(config, store.as_ref(), settings, &cutoffs, allowed).await;
-        done.map(|trimmed| (trimmed, None))
-    };
+    let done = pass(config, store.as_ref(), operator.as_ref(), flags).await;
     wiring::close(store.as_ref()).await;
     let (trimmed, held_back) = done?;
     let halves = if flags.remove_half_events && !flags.dry_run {
@@ -43,38 +35,35 @@ pub(crate) async fn run(config: &Config, flags: TrimFlags) -> anyhow::Result<()>
     print(trimmed, halves, held_back, flags)
 }
 
-/// Counts what a pass would remove, and tells whether it would wait for a person.
-async fn count(
-    config: &Config,
-    store: &dyn EventStore,
-    operator: &dyn StoreOperator,
-    cutoffs: &Cutoffs,
-) -> anyhow::Result<(Trimmed, Option<HeldBack>)> {
-    const WHAT: &str = "cannot count what would be deleted";
-    let trimmed = operator.count_expired(cutoffs).await.context(WHAT)?;
-    let looked = wiring::caution(config).look(store, cutoffs).await;
-    Ok((trimmed, looked.context(WHAT)?.err()))
-}
-
-/// One pass, unless it has to be allowed and is not.
+/// One pass, unless a person has to allow it. A dry run returns what it would remove, and what it would wait
+/// for.
 async fn pass(
     config: &Config,
     store: &dyn EventStore,
-    settings: &TrimSettings,
-    cutoffs: &Cutoffs,
-    is_allowed: bool,
-) -> anyhow::Result<Trimmed> {
-    const WHAT: &str = "cannot delete what retention no longer keeps";
-    let looked = wiring::caution(config).look(store, cutoffs).await;
-    let now = match looked.context(WHAT)? {
+    operator: &dyn StoreOperator,
+    flags: TrimFlags,
+) -> anyhow::Result<(Trimmed, Option<HeldBack>)> {
+    let what = if flags.dry_run {
+        "cannot count what would be deleted"
+    } else {
+        "cannot delete what retention no longer keeps"
+    };
+    let cutoffs = cutoffs(&config.trim, SystemClock.now())?;
+    let looked = wiring::caution(config).look(store, &cutoffs).await;
+    let looked = looked.context(what)?;
+    if flags.dry_run {
+        let trimmed = operator.count_expired(&cutoffs).await.context(what)?;
+        return Ok((trimmed, looked.err()));
+    }
+    let now = match looked {
         Ok(last) => last.now,
-        Err(held_back) if is_allowed => held_back.now,
+        Err(held_back) if flags.yes => held_back.now,
         Err(held_back) => bail!("{held_back}"),
     };
-    let trimmed = run_pass(store, cutoffs, settings.batch_size, |_| {}).await;
-    let trimmed = trimmed.context(WHAT)?;
+    let trimmed = run_pass(store, &cutoffs, config.trim.batch_size, |_| {}).await;
+    let trimmed = trimmed.context(what)?;
     note_pass(store, now).await;
-    Ok(trimmed)
+    Ok((trimmed, None))
 }
 
 /// That they cannot be counted is no failure of what was asked for.

@@ -2,7 +2,6 @@
 
 use clap::ValueEnum;
 
-/// A shell that has completions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CompletedShell {
     Bash,
@@ -10,7 +9,6 @@ pub(crate) enum CompletedShell {
     Fish,
 }
 
-/// The completion script of a shell.
 pub(crate) fn completions(shell: CompletedShell) -> Vec<u8> {
     let shell = match shell {
         CompletedShell::Bash => clap_complete::Shell::Bash,

@@ -35,7 +35,6 @@ pub(super) async fn run(
     output::line(&page(&listed, limit))
 }
 
-/// The letters as a table, one line a letter.
 pub(crate) fn page(listed: &[DeadLetter], limit: NonZeroUsize) -> String {
     let Some(last) = listed.last() else {
         return "no dead letters".to_owned();

@@ -9,8 +9,7 @@ use serde_json::json;
 use super::PAGE;
 use crate::output;
 
-/// Removes the letters, but for those that have come again since they were looked at; whether that
-/// was allowed.
+/// Removes the letters that have not come again since they were looked at; whether that was allowed.
 pub(super) async fn run(
     letters: &dyn StoreOperator,
     shown: &[LetterVersion],

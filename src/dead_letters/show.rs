@@ -34,7 +34,6 @@ pub(super) async fn run(
     output::line(&describe(&letter, raw))
 }
 
-/// The message as it came, in the form that can be printed.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Message {
@@ -67,7 +66,6 @@ struct Shown {
     message: Message,
 }
 
-/// The letter, one line a field, and then its message, in as many lines as it has.
 pub(crate) fn describe(letter: &DeadLetter, raw: Vec<u8>) -> String {
     let event_id = letter
         .event_id

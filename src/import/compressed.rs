@@ -1,7 +1,7 @@
-//! Reads through gzip and zstd, which are told by their first bytes.
+//! Decompresses gzip and zstd, which are known by their first bytes.
 //!
-//! Several members or frames behind one another are one text, as for the tools of both formats. What was
-//! cut off is an error that tells how far it went: what comes before is read.
+//! Several members or frames in a row are one text, as for the tools of both formats. Data that breaks off is
+//! an error behind the last bytes that were read.
 
 use std::io::{self, BufReader, Cursor, Read};
 use std::sync::Arc;
@@ -12,9 +12,8 @@ use flate2::bufread::MultiGzDecoder;
 /// As much as one system call should bring.
 const BUFFER_BYTES: usize = 128 * 1024;
 
-/// A reader that may be compressed. Nothing is read before somebody wants to.
+/// Reads nothing before it is read.
 pub(super) struct Unpacked {
-    /// Until its first bytes are looked at.
     raw: Option<Counted>,
     /// `None` before that, and for ever if it failed.
     unpacked: Option<(Format, Box<dyn Read + Send>)>,
@@ -50,7 +49,6 @@ impl Unpacked {
         }
     }
 
-    /// How many bytes were read, as they stand in the file.
     pub(super) fn num_raw(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.num_raw)
     }

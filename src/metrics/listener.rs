@@ -36,7 +36,6 @@ impl Refusals {
         Ok(Self(refused))
     }
 
-    /// Passes a request on and counts what comes of it.
     pub(crate) async fn watch<B: MessageBody>(
         self,
         request: ServiceRequest,
@@ -69,7 +68,6 @@ impl Refusals {
     }
 }
 
-/// What waits in the intake.
 pub(super) fn of_intake(intake: IntakeHandle) -> Result<LookedUp<IntakeUsage>, prometheus::Error> {
     LookedUp::new(move || intake.usage())
         .gauge(

@@ -7,7 +7,6 @@ use event_persister_actors::clock::Clock;
 use super::looked_up::LookedUp;
 use crate::wiring::{RedisStats, RedisStatus};
 
-/// One look at the stream.
 pub(super) struct Seen {
     status: RedisStatus,
     max_entries: u64,
@@ -111,7 +110,6 @@ pub(super) fn of_redis(
         )
 }
 
-/// The time in a stream's id.
 fn millis(id: &str) -> Option<u64> {
     id.split_once('-')?.0.parse().ok()
 }
