@@ -8,7 +8,6 @@ use super::reconciliation::{Finding, Kind, Reconciliation};
 use crate::output;
 use crate::wiring;
 
-/// The stream that was read.
 pub(crate) struct Stream<'a> {
     pub(crate) stream: &'a str,
     pub(crate) group: &'a str,
@@ -137,7 +136,6 @@ impl Report<'_> {
         ))
     }
 
-    /// The first event of a kind, if it is shown.
     fn first(&self, kind: Kind) -> Option<&str> {
         let mut findings = self.state.findings.iter();
         let first = findings.find(|finding| finding.kind == kind)?;
@@ -155,7 +153,6 @@ impl Report<'_> {
         )
     }
 
-    /// More about it, and what can be done.
     fn remarks(&self) -> Vec<String> {
         let faults = self.state.faults;
         let mut remarks = Vec::new();
