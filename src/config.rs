@@ -1,11 +1,8 @@
 //! The configuration, and the only reader of the file and the environment that it comes from.
 //!
-//! Five places say what a setting is, and the first that says anything counts: flags, environment
-//! variables, the TOML file, the environment of Prefect's server, the default.
-//!
-//! A new setting is a documented field of the struct of the part that it steers, with its value in that
-//! struct's `Default`. Keys, variables, help, `deploy/SETTINGS.md` and the command `config` follow; `keys`
-//! lists the structs.
+//! The first layer that names a setting counts: flags, environment variables, the TOML file, the
+//! environment of Prefect's server, the default. A setting itself is a documented field of the struct of the
+//! part that it steers; [`keys`] lists these structs, and all else follows from them.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -46,11 +43,9 @@ use crate::cli::Flags;
 use crate::http::ListenerSettings;
 use crate::logging::Log;
 
-/// Everything that can be set, with right values only.
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) database: Database,
-    /// `None` when events do not come from there.
     pub(crate) redis: Option<RedisSettings>,
     pub(crate) http: Http,
     pub(crate) pipeline: PipelineSettings,
@@ -60,9 +55,7 @@ pub(crate) struct Config {
     pub(crate) trim: TrimSettings,
     pub(crate) events: EventLimits,
     pub(crate) log: Log,
-    /// Each setting as it is in effect, for people.
     pub(crate) effective: Vec<Effective>,
-    /// What else the environment of Prefect's server says.
     pub(crate) prefect: Prefect,
 }
 
@@ -82,7 +75,6 @@ pub(crate) struct Http {
     pub(crate) intake: IntakeSettings,
 }
 
-/// One setting as it is in effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Effective {
     pub(crate) name: &'static str,

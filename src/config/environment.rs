@@ -8,13 +8,11 @@ use super::keys::{self, PREFIX, Setting};
 use super::layer::{Layer, Origin};
 use super::secret_file;
 
-/// Names the configuration file, so it is no setting.
 pub(super) const CONFIG_VARIABLE: &str = "EVENT_PERSISTER_CONFIG";
 
 /// Our variables, the empty ones left out: an empty variable is unset.
 pub(super) type Variables = BTreeMap<String, String>;
 
-/// Picks our variables out of the environment.
 pub(super) fn ours(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Variables, ConfigError> {
@@ -33,7 +31,6 @@ pub(super) fn ours(
     errors.into_result().map(|()| variables)
 }
 
-/// Reads the settings among them.
 pub(super) fn read(variables: &Variables) -> Result<Layer, ConfigError> {
     let mut layer = Layer::default();
     let mut errors = ConfigError::default();
@@ -54,8 +51,7 @@ pub(super) fn read(variables: &Variables) -> Result<Layer, ConfigError> {
     errors.into_result().map(|()| layer)
 }
 
-/// The value of a setting: that of its variable, or the contents of the file that another names. Two
-/// that differ leave open which was meant.
+/// The value of a setting's variable, or what the file holds that another variable names.
 fn value_or_file(
     setting: &Setting,
     variables: &Variables,
@@ -103,9 +99,8 @@ fn unknown(name: &str, known: &BTreeSet<String>) -> String {
     format!("unknown variable {name}; {hint}")
 }
 
-/// Whether Kubernetes or Docker put it there, for a service or container of our name.
-///
-/// Both give ports as URLs, by which `EVENT_PERSISTER_HTTP_PORT=8080`, a mistake, differs.
+/// Whether Kubernetes or Docker put it there, for a service or container of our name. They give ports as
+/// URLs, unlike the mistake `EVENT_PERSISTER_HTTP_PORT=8080`.
 fn is_injected(name: &str, value: &str) -> bool {
     let rest = name.strip_prefix(PREFIX).unwrap_or(name);
     let is_or_ends = |suffix: &str| {

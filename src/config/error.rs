@@ -27,7 +27,6 @@ impl ConfigError {
         })
     }
 
-    /// Fails if anything was noted.
     pub(crate) fn into_result(self) -> Result<(), Self> {
         if self.problems.is_empty() {
             Ok(())
