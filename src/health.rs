@@ -1,4 +1,4 @@
-//! Asks the service on this machine how it is: a health check where there is nothing but this binary.
+//! The command `health`: asks the service on this machine how it is.
 
 use std::time::Duration;
 
@@ -24,7 +24,6 @@ pub(crate) async fn run(config: &Config, ready: bool, timeout: Duration) -> anyh
     Ok(is_well)
 }
 
-/// What is well, or what is not.
 async fn ask(config: &Config, question: Question) -> Result<String, String> {
     let Listen::At(address) = &config.http.listener.listen else {
         return Err("http.listen is off, so there is nobody to ask".to_owned());

@@ -37,9 +37,8 @@ fn clock() -> Arc<dyn Clock> {
 }
 
 /// How a pipeline works whose sources come to an end. It trims nothing: what is imported or replayed stays
-/// until the service looks at it. And it makes no pause where the database refuses nearly everything:
-/// nobody would mend it before the end, which would only take longer to come, and the letters can be no
-/// more than there was to read.
+/// until a service looks at it. It makes no pause where the database refuses nearly everything, since there
+/// can be no more letters than there was to read.
 pub(crate) fn finite_settings(config: &Config) -> PipelineSettings {
     let mut settings = config.pipeline.clone();
     settings.trim = None;
@@ -56,7 +55,6 @@ pub(crate) fn caution(config: &Config) -> Caution {
     }
 }
 
-/// What the pipeline is made of, whatever the sources.
 pub(crate) fn pipeline_parts(
     config: &Config,
     sources: Vec<Arc<dyn EventSource>>,
@@ -80,7 +78,6 @@ pub(crate) fn validate(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The lines of a reader.
 pub(crate) fn file_source(
     reader: Box<dyn Read + Send>,
     name: String,
@@ -90,7 +87,6 @@ pub(crate) fn file_source(
         .context("cannot start reading")
 }
 
-/// Dead letters, to be tried again.
 pub(crate) fn letter_source(
     config: &Config,
     letters: Arc<dyn StoreOperator>,

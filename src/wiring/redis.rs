@@ -15,7 +15,6 @@ pub(crate) use event_persister_actors::source::redis::{
 
 use crate::config::Config;
 
-/// The stream as a source, and what is known about it.
 pub(crate) struct Bus {
     pub(crate) source: Arc<dyn EventSource>,
     pub(crate) stats: RedisStats,
@@ -36,7 +35,6 @@ pub(crate) fn bus_operator(config: &Config) -> anyhow::Result<Option<Box<dyn Bus
     Ok(operator.map(|operator| Box::new(operator) as _))
 }
 
-/// Looks at the configured stream, if any.
 pub(crate) async fn inspect_bus(config: &Config) -> Vec<Finding> {
     match bus_operator(config) {
         Ok(None) => vec![Finding::ok("redis.reachable", "Redis is no source")],

@@ -66,7 +66,6 @@ pub(crate) fn open_store(config: &Config, missing: Missing) -> OpenStore {
     }
 }
 
-/// The configured database, for one of the operator's commands.
 pub(crate) fn operator(config: &Config, missing: Missing) -> Arc<dyn StoreOperator> {
     match Settings::new(config, missing) {
         Settings::Sqlite(settings) => Arc::new(SqliteStore::new(settings, clock())),
