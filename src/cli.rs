@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 mod completions;
 mod letters;
 
-pub(crate) use completions::{CompletedShell, completions};
+pub(crate) use completions::completions;
 pub(crate) use letters::{DeadLettersCommand, LetterFlags, Letters};
 
 /// Moves event messages to a database as fast as the database can take them, and never loses one.
@@ -200,7 +200,8 @@ pub(crate) enum Command {
   event-persister completions fish > ~/.config/fish/completions/event-persister.fish")]
     Completions {
         /// The shell
-        shell: CompletedShell,
+        #[arg(value_parser = completions::shell())]
+        shell: clap_complete::Shell,
     },
 
     /// Compare stream, tables and dead letters, content included

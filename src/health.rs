@@ -16,12 +16,9 @@ pub(crate) async fn run(config: &Config, ready: bool, timeout: Duration) -> anyh
     };
     let asked = actix_rt::time::timeout(timeout, ask(config, question)).await;
     let asked = asked.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")));
-    let (is_well, line) = match asked {
-        Ok(line) => (true, line),
-        Err(line) => (false, line),
-    };
-    output::line(&output::one_line(&line))?;
-    Ok(is_well)
+    let (Ok(line) | Err(line)) = &asked;
+    output::line(&output::one_line(line))?;
+    Ok(asked.is_ok())
 }
 
 async fn ask(config: &Config, question: Question) -> Result<String, String> {

@@ -167,7 +167,7 @@ impl Import {
             ),
             End::Interrupted(stop, drained) if drained.released > 0 => bail!(
                 "stopped by {stop} after {} of {}, of which {} could not be written in time; {AGAIN}",
-                counted(summary.read, "event"),
+                output::counted(summary.read, "event"),
                 self.name,
                 drained.released
             ),
@@ -177,7 +177,7 @@ impl Import {
             ),
             End::Interrupted(stop, _) => bail!(
                 "stopped by {stop} after {} of {}, all of which are written; for the rest, {AGAIN}",
-                counted(summary.read, "event"),
+                output::counted(summary.read, "event"),
                 self.name
             ),
             End::Finished if summary.dead_letters > 0 => {
@@ -193,14 +193,9 @@ impl Import {
     }
 }
 
-fn counted(num: u64, what: &str) -> String {
-    let plural = if num == 1 { "" } else { "s" };
-    format!("{num} {what}{plural}")
-}
-
 fn are(num: u64, what: &str) -> String {
     let verb = if num == 1 { "is" } else { "are" };
-    format!("{} {verb}", counted(num, what))
+    format!("{} {verb}", output::counted(num, what))
 }
 
 fn rate(ledger: &LedgerCounts, elapsed: Duration) -> u64 {

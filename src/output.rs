@@ -43,6 +43,11 @@ pub(crate) fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
+pub(crate) fn counted(num: u64, what: &str) -> String {
+    let plural = if num == 1 { "" } else { "s" };
+    format!("{num} {what}{plural}")
+}
+
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
     line(&format_table(header, rows))
 }

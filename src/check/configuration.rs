@@ -22,8 +22,11 @@ const SHORT_STATEMENT: Duration = Duration::from_secs(2);
 
 /// `memory_limit` is how many bytes this process may use.
 pub(super) fn judge(config: &Config, memory_limit: Option<u64>) -> Vec<Finding> {
-    let mut findings = vec![drain_timeout(config), retention(config)];
-    findings.push(memory(config, memory_limit));
+    let mut findings = vec![
+        drain_timeout(config),
+        retention(config),
+        memory(config, memory_limit),
+    ];
     findings.extend(request_timeout(config));
     findings.extend(statement_timeout(config));
     findings.extend(config.effective.iter().filter_map(seen_by_everyone));

@@ -142,10 +142,6 @@ impl Report<'_> {
         first.event_id.as_deref()
     }
 
-    fn first_of(&self, kind: Kind) -> &str {
-        self.first(kind).unwrap_or("one")
-    }
-
     fn delete_first(&self, kind: Kind) -> String {
         let id = self.first(kind).unwrap_or("ID");
         format!(
@@ -181,7 +177,7 @@ impl Report<'_> {
                 "differing: somebody changed the rows after they were written. To have {} written anew, \
                  delete it: `{}`. Then, while its entry is in the stream, `redis-cli XGROUP SETID` as for \
                  missing entries; else take it from a backup",
-                self.first_of(Kind::Differing),
+                self.first(Kind::Differing).unwrap_or("one"),
                 self.delete_first(Kind::Differing),
             ));
         }
@@ -190,7 +186,7 @@ impl Report<'_> {
                 "unreadable: a page of Prefect's fails as a whole when it meets such an event. Save what \
                  you need of it, then remove it, such as {}: `{}`. Where only the payload is at fault: \
                  `UPDATE events SET payload = '{{}}' WHERE id = …`",
-                self.first_of(Kind::Unreadable),
+                self.first(Kind::Unreadable).unwrap_or("one"),
                 self.delete_first(Kind::Unreadable),
             ));
         }
