@@ -13,7 +13,7 @@ const NO_REDIS: &str = "no Redis is configured, so there is no guard; give --red
 
 pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()> {
     match command {
-        Command::Guard { .. } if config.redis.is_none() => bail!("{NO_REDIS}"),
+        Command::Guard(_) if config.redis.is_none() => bail!("{NO_REDIS}"),
         _ => Ok(()),
     }
 }
@@ -21,7 +21,7 @@ pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()>
 pub(crate) async fn run(config: &Config, command: &GuardCommand) -> anyhow::Result<()> {
     let bus = wiring::bus_operator(config)?.context(NO_REDIS)?;
     match command {
-        GuardCommand::Show { output } => {
+        GuardCommand::Show(output) => {
             let report = bus.show_guard().await.context("cannot look at the guard")?;
             if output.json {
                 output::json(&json!(report))
@@ -29,7 +29,7 @@ pub(crate) async fn run(config: &Config, command: &GuardCommand) -> anyhow::Resu
                 output::line(&describe(&report))
             }
         }
-        GuardCommand::Remove { output } => {
+        GuardCommand::Remove(output) => {
             let was_there = bus
                 .remove_guard()
                 .await
@@ -118,11 +118,7 @@ mod tests {
     #[test]
     fn commands_about_the_guard_need_a_redis() {
         let config = Config::of_defaults().unwrap();
-        let show = Command::Guard {
-            command: GuardCommand::Show {
-                output: crate::cli::Output { json: false },
-            },
-        };
+        let show = Command::Guard(GuardCommand::Show(crate::cli::Output { json: false }));
         let error = validate(&show, &config).unwrap_err().to_string();
         assert!(error.contains("--redis-url"), "{error}");
         assert!(validate(&Command::default(), &config).is_ok());
