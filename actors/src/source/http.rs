@@ -28,7 +28,7 @@
 //! would leave another letter.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
@@ -41,6 +41,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Clock;
 use crate::delivery::{Content, Entry, Position};
 use crate::event::{EventLimits, ParseError, Received, ReceivedEvent};
+use crate::rate_limited_log::RateLimitedLog;
 use crate::retention::Retention;
 use crate::settings::{As, LongerThanZero, Size};
 
@@ -52,12 +53,10 @@ mod frames;
 mod list;
 mod pongs;
 mod post;
-mod rate_limited;
 mod socket;
 
 use buffers::{Buffers, Patience};
 use pongs::TotalWaiting;
-use rate_limited::RateLimitedLog;
 
 pub use auth::AuthString;
 #[cfg(feature = "testing")]
@@ -171,7 +170,7 @@ impl EventRoutes {
             waiting: TotalWaiting::default(),
             post: Position::new("POST /api/events"),
             socket: Position::new("WS /api/events/in"),
-            refused: RateLimitedLog::new(REFUSED_EVERY),
+            refused: Mutex::new(RateLimitedLog::new(REFUSED_EVERY)),
         };
         Self {
             shared: web::Data::new(shared),
@@ -206,7 +205,7 @@ struct RouteState {
     post: Position,
     socket: Position,
     /// WebSockets that were not let in.
-    refused: RateLimitedLog,
+    refused: Mutex<RateLimitedLog>,
 }
 
 impl RouteState {

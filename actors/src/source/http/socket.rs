@@ -9,7 +9,7 @@
 //! connection is closed sends the same message again, for ever.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use actix_http::Response;
@@ -318,9 +318,12 @@ impl Connection {
             log::info!("websocket closed peer={peer} code={code} reason={reason:?}");
             return;
         }
-        match self.shared.refused.happened(Instant::now()) {
-            Some(others) => log::info!(
-                "websocket not let in peer={peer} code={code} reason={reason:?} others={others}"
+        let refused = self.shared.refused.lock();
+        let mut refused = refused.unwrap_or_else(PoisonError::into_inner);
+        match refused.add(1, Instant::now()) {
+            Some(num) => log::info!(
+                "websocket not let in peer={peer} code={code} reason={reason:?} others={}",
+                num - 1
             ),
             None => log::debug!("websocket not let in peer={peer} code={code} reason={reason:?}"),
         }
