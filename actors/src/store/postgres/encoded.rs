@@ -3,7 +3,7 @@
 use super::arrays::Arrays;
 use super::copy_rows::CopyRows;
 use super::rows::{Refusal, Rows};
-use crate::batch::Batch;
+use crate::delivery::Batch;
 
 /// From so many events on, a batch is copied. Fewer are written by the store function, which takes two
 /// round trips where COPY takes six.
@@ -65,7 +65,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::batch::BatchId;
+    use crate::delivery::BatchId;
     use crate::testing::{EventFixture, event, event_entry, rejected_entry};
 
     fn batch(num_events: usize) -> Arc<Batch> {
