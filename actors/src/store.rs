@@ -14,7 +14,7 @@ use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 use serde::Serialize;
 
-use crate::batch::Batch;
+use crate::delivery::Batch;
 
 pub use refusal::{RefusalCounts, RefusalReason};
 

@@ -29,8 +29,8 @@ use self::failure::Failure;
 pub use self::settings::{PostgresSettings, TlsMode};
 use self::trim::Resume;
 pub use self::url::PostgresUrl;
-use crate::batch::Batch;
 use crate::clock::Clock;
+use crate::delivery::Batch;
 pub use crate::store::CreateSchema;
 use crate::store::{
     Cutoffs, EventCounts, EventStore, LastPass, OpenStore, Outcome, StoreError, TrimStep,

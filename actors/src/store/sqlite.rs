@@ -28,8 +28,8 @@ use self::log_size::LogWatch;
 use self::rows::RowTexts;
 use self::trim::Progress;
 use self::write::End;
-use crate::batch::Batch;
 use crate::clock::Clock;
+use crate::delivery::Batch;
 use crate::settings::{As, InvalidUrl, LongerThanZero};
 pub use crate::store::CreateSchema;
 use crate::store::{

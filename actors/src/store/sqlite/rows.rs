@@ -13,8 +13,7 @@ use uuid::Uuid;
 
 use super::result_code::{Failed, ResultCode};
 use super::text::write_timestamp;
-use crate::batch::Condemned;
-use crate::delivery::{Content, Entry};
+use crate::delivery::{Condemned, Content, Entry};
 use crate::event::ReceivedEvent;
 use crate::store::RefusalReason;
 use crate::store::python_json::{rewrite, write_array, write_object, write_string};
