@@ -22,10 +22,7 @@ mod show;
 pub(crate) use {list::page, show::describe};
 
 /// Letters that are read, or removed in one transaction, at a time.
-const PAGE: NonZeroUsize = match NonZeroUsize::new(1_000) {
-    Some(page) => page,
-    None => NonZeroUsize::MIN,
-};
+const PAGE: NonZeroUsize = NonZeroUsize::new(1_000).unwrap();
 
 /// Runs one of the commands; whether it did all that it was asked.
 pub(crate) async fn run(

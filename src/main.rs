@@ -9,6 +9,7 @@ use crate::config::Config;
 
 mod check;
 mod cli;
+mod comparing;
 mod config;
 mod dead_letters;
 mod finite_run;

@@ -9,24 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use chrono::TimeDelta;
-use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::delivery::Entry;
-use event_persister_actors::event::{EventLimits, Received};
-use event_persister_actors::messages::TrimError;
-use event_persister_actors::source::Body;
 use event_persister_actors::status::error_chain;
-use event_persister_actors::store::Cutoffs;
-use event_persister_actors::store::operator::{StoreOperator, UNKNOWN_RECEIVED};
-use event_persister_actors::trim::cutoffs;
+use event_persister_actors::store::operator::StoreOperator;
 use tokio::time::Instant;
 
 use self::health::{Failed, Health};
 use self::metrics::ShadowMetrics;
 use self::report::Report;
-use self::tally::{Class, Tally, Verdict};
-use self::waiting::{HeldMessage, WaitingMessages};
+use self::tally::{Class, Tally};
+use self::waiting::WaitingMessages;
 use crate::cli::{Command, ServeFlags};
+use crate::comparing;
 use crate::config::Config;
 use crate::http::{ListenerSetup, RunningListener};
 use crate::signals::Signals;
@@ -52,8 +46,6 @@ const REST: Duration = Duration::from_millis(250);
 const REST_AFTER_FAILURE: Duration = Duration::from_secs(1);
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(5);
 const LIMIT: usize = 20;
-/// Clocks differ: what retention is about to remove may be gone already.
-const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
 
 const NO_REDIS: &str = "no Redis is configured, so there is no persister to compare with; give \
      --redis-url or EVENT_PERSISTER_REDIS_URL, or run this in the environment of the Prefect server";
@@ -100,7 +92,6 @@ struct Shadow<'a> {
     bus: Box<dyn BusOperator>,
     beside: Box<dyn StreamShadow>,
     tables: Arc<dyn StoreOperator>,
-    limits: EventLimits,
     waiting: WaitingMessages,
     delay: Duration,
     tally: Tally,
@@ -123,7 +114,6 @@ impl<'a> Shadow<'a> {
             beside: bus.shadow(),
             bus,
             tables: wiring::operator(config, Missing::Ignore),
-            limits: config.events.clone(),
             waiting: WaitingMessages::new(delay),
             delay,
             tally: Tally::new(flags.limit.unwrap_or(LIMIT)),
@@ -222,9 +212,10 @@ impl<'a> Shadow<'a> {
         }
         let now = Instant::now();
         for body in read.bodies {
-            match &body {
-                Body::Raw { data, .. } if data.is_empty() => self.add(Class::Ignored, 1),
-                _ => self.waiting.push(body, now),
+            if comparing::is_empty(&body) {
+                self.add(Class::Ignored, 1);
+            } else {
+                self.waiting.push(body, now);
             }
         }
         Ok(read.more)
@@ -253,13 +244,17 @@ impl<'a> Shadow<'a> {
 
     async fn compare(&mut self) -> Result<bool, Failed> {
         let now = Instant::now();
-        let cutoffs = self.health.tables_answered(self.cutoffs())?;
+        let cutoffs = comparing::cutoffs(self.config);
+        let cutoffs = self.health.tables_answered(cutoffs)?;
         let due = self.waiting.take_due(now);
         let was_tried = self.tried.is_some_and(|tried| tried.elapsed() < TRY_EVERY);
         if due.is_empty() && was_tried {
             return Ok(false);
         }
-        let entries: Vec<Arc<Entry>> = due.iter().map(|held| self.parsed(held)).collect();
+        let entries = due.iter();
+        let entries: Vec<Arc<Entry>> = entries
+            .map(|held| comparing::entry(&held.body, &self.config.events))
+            .collect();
         let compared = self.tables.compare(&entries).await;
         let compared = match self.health.tables_answered(compared) {
             Ok(compared) => compared,
@@ -272,32 +267,12 @@ impl<'a> Shadow<'a> {
         let was_any = !due.is_empty();
         for ((held, entry), compared) in due.into_iter().zip(entries).zip(compared) {
             match self.tally.judge(&entry, compared, &cutoffs, held.look) {
-                Verdict::LookAgain => self.waiting.look_again(held, Instant::now()),
-                Verdict::Settled(class) => self.metrics.count(class, 1),
+                None => self.waiting.look_again(held, Instant::now()),
+                Some(class) => self.metrics.count(class, 1),
             }
         }
         self.name_findings();
         Ok(was_any)
-    }
-
-    fn parsed(&self, held: &HeldMessage) -> Arc<Entry> {
-        match &held.body {
-            Body::Entry(entry) => Arc::clone(entry),
-            Body::Raw { position, data } => Arc::new(Entry::parse(
-                Arc::from(wiring::BUS_NAME),
-                position.clone(),
-                data.clone(),
-                &self.limits,
-                Received::FromText {
-                    default: UNKNOWN_RECEIVED,
-                },
-            )),
-        }
-    }
-
-    fn cutoffs(&self) -> Result<Cutoffs, TrimError> {
-        let now = SystemClock.now() + CLOCKS_DIFFER_BY;
-        cutoffs(&self.config.trim, now)
     }
 
     fn add(&mut self, class: Class, number: usize) {
@@ -310,7 +285,7 @@ impl<'a> Shadow<'a> {
         for finding in self.tally.findings.iter().skip(self.num_named) {
             log::warn!(
                 "{} stream.id={} event.id={} {}",
-                finding.class.as_str(),
+                finding.class.as_ref(),
                 finding.stream_id,
                 finding.event_id.as_deref().unwrap_or("-"),
                 finding.detail()

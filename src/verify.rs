@@ -12,15 +12,13 @@ use anyhow::Context as _;
 use chrono::{DateTime, TimeDelta, Utc};
 use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::delivery::Entry;
-use event_persister_actors::event::{EventLimits, Received};
 use event_persister_actors::source::Body;
-use event_persister_actors::store::Cutoffs;
-use event_persister_actors::store::operator::{Compared, StoreOperator, Strays, UNKNOWN_RECEIVED};
-use event_persister_actors::trim::cutoffs;
+use event_persister_actors::store::operator::{Compared, StoreOperator, Strays};
 
 use self::reconciliation::{Copies, FoundRows, Kind, MAX_SUSPECTS, Reconciliation, Wanted};
 use self::report::{Report, Stream};
 use crate::cli::VerifyFlags;
+use crate::comparing;
 use crate::config::Config;
 use crate::wiring::{self, BusOperator, Missing};
 
@@ -41,9 +39,6 @@ fn second_look_after() -> Duration {
 const AT_ONCE: usize = 500;
 
 const NO_STREAM: &str = "cannot read the stream";
-
-/// Clocks differ: what retention is about to remove may be gone already.
-const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
 
 pub(crate) async fn run(config: &Config, flags: VerifyFlags) -> anyhow::Result<bool> {
     let since = flags.since.map(moment_before_now).transpose()?;
@@ -96,12 +91,8 @@ impl Verification<'_> {
         let mut walk = bus.walk().await.context(NO_STREAM)?;
         while let Some(page) = walk.next_page().await.context(NO_STREAM)? {
             self.state.stream.pending += page.pending.len() as u64;
-            let num_acknowledged = page.acknowledged.len();
-            let entries = page.acknowledged.into_iter();
-            let entries: Vec<Arc<Entry>> = entries
-                .filter_map(|body| parsed(body, &self.config.events))
-                .collect();
-            self.state.ignore(num_acknowledged - entries.len());
+            let entries = self.entries(&page.acknowledged);
+            self.state.ignore(page.acknowledged.len() - entries.len());
             for entries in entries.chunks(AT_ONCE) {
                 self.look_at_entries(entries).await?;
             }
@@ -126,7 +117,7 @@ impl Verification<'_> {
             return Ok(());
         }
         let found = self.look_up(&wanted).await?;
-        let cutoffs = self.cutoffs()?;
+        let cutoffs = comparing::cutoffs(self.config)?;
         for wanted in wanted {
             self.state.judge(wanted, &found, &cutoffs);
         }
@@ -156,9 +147,11 @@ impl Verification<'_> {
         Ok(compared)
     }
 
-    fn cutoffs(&self) -> anyhow::Result<Cutoffs> {
-        let now = SystemClock.now() + CLOCKS_DIFFER_BY;
-        Ok(cutoffs(&self.config.trim, now)?)
+    fn entries(&self, messages: &[Body]) -> Vec<Arc<Entry>> {
+        let messages = messages.iter().filter(|body| !comparing::is_empty(body));
+        messages
+            .map(|body| comparing::entry(body, &self.config.events))
+            .collect()
     }
 
     async fn look_up(&self, wanted: &[Wanted]) -> anyhow::Result<FoundRows> {
@@ -218,7 +211,7 @@ impl Verification<'_> {
             tokio::time::sleep(second_look_after()).await;
             for missing in suspects.missing.chunks(AT_ONCE) {
                 let found = self.look_up(missing).await?;
-                let cutoffs = self.cutoffs()?;
+                let cutoffs = comparing::cutoffs(self.config)?;
                 for wanted in missing {
                     self.state.settle_missing(wanted.clone(), &found, &cutoffs);
                 }
@@ -246,11 +239,9 @@ impl Verification<'_> {
         };
         let mut walk = bus.walk().await.context(NO_STREAM)?;
         while let Some(page) = walk.next_page().await.context(NO_STREAM)? {
-            let entries = page.acknowledged.into_iter().chain(page.pending);
-            let entries: Vec<Arc<Entry>> = entries
-                .filter_map(|body| parsed(body, &self.config.events))
-                .filter(|entry| copies.are_about(entry))
-                .collect();
+            let mut entries = self.entries(&page.acknowledged);
+            entries.extend(self.entries(&page.pending));
+            entries.retain(|entry| copies.are_about(entry));
             for entries in entries.chunks(AT_ONCE) {
                 let compared = self.compare(entries).await?;
                 for (entry, compared) in entries.iter().zip(compared) {
@@ -259,22 +250,5 @@ impl Verification<'_> {
             }
         }
         Ok(copies)
-    }
-}
-
-/// The entry that a message must have become; `None` of an empty one.
-fn parsed(body: Body, limits: &EventLimits) -> Option<Arc<Entry>> {
-    match body {
-        Body::Raw { data, .. } if data.is_empty() => None,
-        Body::Raw { position, data } => Some(Arc::new(Entry::parse(
-            Arc::from(wiring::BUS_NAME),
-            position,
-            data,
-            limits,
-            Received::FromText {
-                default: UNKNOWN_RECEIVED,
-            },
-        ))),
-        Body::Entry(entry) => Some(entry),
     }
 }

@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use strum::{AsRefStr, VariantArray};
 use tokio::time::Instant;
 
 use crate::delivery::{Batch, BatchId, Delivery, Receipt, SourceIndex};
@@ -26,7 +27,8 @@ pub struct BatchLimits {
     pub max_age: Duration,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, AsRefStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum FlushReason {
     MaxEvents,
     MaxBytes,
@@ -37,30 +39,6 @@ pub enum FlushReason {
     MaxAge,
     Retry,
     Draining,
-}
-
-impl FlushReason {
-    pub(crate) const ALL: [Self; 7] = [
-        Self::MaxEvents,
-        Self::MaxBytes,
-        Self::SourceIdle,
-        Self::Linger,
-        Self::MaxAge,
-        Self::Retry,
-        Self::Draining,
-    ];
-
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::MaxEvents => "max_events",
-            Self::MaxBytes => "max_bytes",
-            Self::SourceIdle => "source_idle",
-            Self::Linger => "linger",
-            Self::MaxAge => "max_age",
-            Self::Retry => "retry",
-            Self::Draining => "draining",
-        }
-    }
 }
 
 #[derive(Debug, Clone)]
@@ -288,29 +266,19 @@ impl BatchQueue {
         self.open.is_empty() && self.returned.is_empty()
     }
 
-    pub(crate) fn oldest(&self) -> Option<Instant> {
-        let returned = self.returned.values().map(|(held, _)| held.oldest);
-        let open = self.open.front().map(|delivery| delivery.came);
-        returned.chain(open).min()
+    pub(crate) fn returned(&self) -> impl Iterator<Item = &HeldBatch> {
+        self.returned.values().map(|(held, _)| held)
     }
 
-    pub(crate) fn oldest_returned(&self) -> Option<&HeldBatch> {
-        let returned = self.returned.values().map(|(held, _)| held);
-        returned.min_by_key(|held| held.oldest)
+    /// Since when the oldest entry waits that is in no batch yet.
+    pub(crate) fn oldest_open(&self) -> Option<Instant> {
+        self.open.front().map(|delivery| delivery.came)
     }
 
     /// Whether all that waits are suspects, and culprits whose letters could not be written.
     pub(crate) fn has_only_suspects(&self) -> bool {
         let is_one = |held: &HeldBatch| held.suspect.is_some() || held.batch.condemned().is_some();
-        self.open.is_empty() && self.returned.values().all(|(held, _)| is_one(held))
-    }
-
-    pub(crate) fn oldest_but_suspects(&self) -> Option<Instant> {
-        let returned = self.returned.values().map(|(held, _)| held);
-        let returned = returned.filter(|held| held.suspect.is_none());
-        let returned = returned.map(|held| held.oldest);
-        let open = self.open.front().map(|delivery| delivery.came);
-        returned.chain(open).min()
+        self.open.is_empty() && self.returned().all(is_one)
     }
 
     /// The next batch for an idle writer. With [`new_first`](Preference::new_first), batches that

@@ -190,7 +190,7 @@ impl BatcherActor {
             held.batch.id,
             held.batch.len(),
             held.batch.num_bytes(),
-            reason.as_str(),
+            reason.as_ref(),
         );
         self.parts.metrics.batch_handed_out(reason, &held.batch);
         self.outage
@@ -611,18 +611,16 @@ impl BatcherActor {
 
     fn show_oldest(&self) {
         let at_work = || self.writers.iter().filter_map(Writer::held);
-        let oldest = at_work().map(|held| held.oldest);
-        let oldest = oldest.chain(self.queue.oldest()).min();
-        let others = at_work().filter(|held| held.suspect.is_none());
-        let others = others.map(|held| held.oldest);
-        let others = others.chain(self.queue.oldest_but_suspects()).min();
+        let held = || at_work().chain(self.queue.returned());
+        let open = self.queue.oldest_open();
+        let oldest = held().map(|held| held.oldest).chain(open).min();
+        let others = held().filter(|held| held.suspect.is_none());
+        let others = others.map(|held| held.oldest).chain(open).min();
         self.parts.metrics.set_oldest(oldest, others);
-        let failed = at_work().chain(self.queue.oldest_returned());
-        let failed = failed.filter(|held| held.failure.is_some());
-        match failed.min_by_key(|held| held.oldest) {
-            Some(held) if Some(held.oldest) == oldest => self.parts.held_up.set(held.to_string()),
-            _ => self.parts.held_up.clear(),
-        }
+        let failed = held().filter(|held| held.failure.is_some());
+        let held_up = failed.min_by_key(|held| held.oldest);
+        let held_up = held_up.filter(|held| Some(held.oldest) == oldest);
+        self.parts.held_up.set(held_up.map(ToString::to_string));
     }
 
     fn answer_drained(&mut self) {

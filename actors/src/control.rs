@@ -1,14 +1,13 @@
 //! Events of our own that are written and rolled back, to see whether the store takes any.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
-use bytestring::ByteString;
 use chrono::{DateTime, Utc};
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::delivery::{Batch, BatchId, Content, Entry, Position};
-use crate::event::{EventLimits, Received, ReceivedEvent};
+use crate::event::{EventLimits, ReceivedEvent, Resource};
 use crate::messages::Flushed;
 use crate::store::FaultKind;
 
@@ -81,18 +80,17 @@ fn entry(event: ReceivedEvent) -> Arc<Entry> {
 
 /// An event with a payload of this length, of text that does not shrink when it is compressed.
 fn made(num_bytes: usize, now: DateTime<Utc>) -> Option<Arc<Entry>> {
-    let mut text = String::with_capacity(num_bytes + 512);
-    let (id, now_text) = (Uuid::new_v4(), now.to_rfc3339());
-    write!(
-        text,
-        r#"{{"id":"{id}","occurred":"{now_text}","event":"event-persister.control","resource":{{"prefect.resource.id":"event-persister.control.{id}"}},"related":[{{"prefect.resource.id":"event-persister.control.related.{id}","prefect.resource.role":"control"}}],"payload":{{"filler":""#
-    )
-    .ok()?;
-    text.extend((0..num_bytes).map(|_| fastrand::alphanumeric()));
-    text.push_str("\"}}");
-    let received = Received::FromText { default: now };
-    let event = ReceivedEvent::parse(ByteString::from(text), &EventLimits::default(), received);
-    event.ok().map(entry)
+    let id = Uuid::new_v4();
+    let resource = Resource::new(&format!("event-persister.control.{id}"));
+    let related = Resource::new(&format!("event-persister.control.related.{id}"));
+    let filler: String = (0..num_bytes).map(|_| fastrand::alphanumeric()).collect();
+    ReceivedEvent::builder("event-persister.control", resource)
+        .id(id)
+        .related(related.with_role("control"))
+        .payload(json!({ "filler": filler }))
+        .build(&EventLimits::default(), now)
+        .ok()
+        .map(entry)
 }
 
 #[cfg(test)]

@@ -3,26 +3,18 @@
 use std::error::Error;
 
 use serde::Serialize;
+use strum::AsRefStr;
 
 use crate::status::error_chain;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, AsRefStr)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Severity {
     Ok,
     Warning,
     /// It does not work, or what is acknowledged, unread or stored may be lost.
     Error,
-}
-
-impl Severity {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Warning => "warning",
-            Self::Error => "error",
-        }
-    }
 }
 
 /// One thing that was looked at. Holds no secrets and no payloads.

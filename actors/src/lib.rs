@@ -44,6 +44,7 @@ pub mod finding;
 #[cfg(feature = "http")]
 pub mod health;
 mod lifeline;
+mod lock;
 pub mod metrics;
 mod rate_limited_log;
 #[doc(hidden)]

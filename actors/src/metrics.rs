@@ -4,7 +4,7 @@
 //! registry of its own. Nothing is global. Labels have values from lists that are known beforehand:
 //! nothing that comes with an event becomes one.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus::Registry;
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::batch_queue::FlushReason;
 use crate::delivery::Batch;
+use crate::lock::lock;
 use crate::messages::Flushed;
 use crate::store::Trimmed;
 
@@ -107,14 +108,14 @@ impl Metrics {
 
     pub(crate) fn batch_handed_out(&self, reason: FlushReason, batch: &Batch) {
         let numbers = &self.0.numbers;
-        numbers.batches.with_label_values(&[reason.as_str()]).inc();
+        numbers.batches.with_label_values(&[reason.as_ref()]).inc();
         numbers.batch_events.observe(batch.len() as f64);
         numbers.batch_bytes.observe(batch.num_bytes() as f64);
     }
 
     pub(crate) fn retries(&self, kind: RetryKind) {
         let retries = &self.0.numbers.retries;
-        retries.with_label_values(&[kind.as_str()]).inc();
+        retries.with_label_values(&[kind.as_ref()]).inc();
     }
 
     /// A batch is durable: how long its transaction took, and how old its oldest message was then.
@@ -168,7 +169,7 @@ impl Metrics {
 
     pub(crate) fn trim_pass(&self, outcome: PassOutcome, took: Duration) {
         let passes = &self.0.numbers.trim_passes;
-        passes.with_label_values(&[outcome.as_str()]).inc();
+        passes.with_label_values(&[outcome.as_ref()]).inc();
         self.0.numbers.trim_seconds.observe(took.as_secs_f64());
     }
 
@@ -216,10 +217,6 @@ impl Collector for Metrics {
         let all = self.0.numbers.all.iter();
         all.flat_map(|metric| metric.collect()).collect()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

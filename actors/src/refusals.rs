@@ -102,12 +102,8 @@ impl Refusals {
                 self.pause_if_flooded(now, jitter)
             }
             Some(pause) if judged.total > 0 && !judged.is_mostly_refused() => {
-                let change = Change::Resumed {
-                    after: now.duration_since(pause.since),
-                    refused: pause.refused + judged.refused,
-                };
-                *self = Self::new(self.backoff);
-                Some(change)
+                pause.refused += judged.refused;
+                self.resume(now)
             }
             Some(pause) => {
                 pause.refused += judged.refused;
@@ -121,13 +117,16 @@ impl Refusals {
 
     /// Takes into account that a refused event was tried again and rolled back: whether it was taken.
     pub(crate) fn rehearsed(&mut self, was_taken: bool, now: Instant) -> Option<Change> {
-        let pause = self.pause.as_ref().filter(|_| was_taken)?;
-        let change = Change::Resumed {
+        was_taken.then(|| self.resume(now)).flatten()
+    }
+
+    fn resume(&mut self, now: Instant) -> Option<Change> {
+        let pause = self.pause.take()?;
+        *self = Self::new(self.backoff);
+        Some(Change::Resumed {
             after: now.duration_since(pause.since),
             refused: pause.refused,
-        };
-        *self = Self::new(self.backoff);
-        Some(change)
+        })
     }
 
     /// Whether a batch may go out while no other is being written; else the moment from which on

@@ -29,7 +29,10 @@ pub trait Spelling {
     /// The value as a person would have written it; secrets come out masked.
     fn write(value: &Self::Value) -> Json;
 
-    fn schema() -> Schema;
+    /// What may be written; a text, where nothing else is said.
+    fn schema() -> Schema {
+        json_schema!({ "type": "string" })
+    }
 }
 
 pub fn text<S: Spelling>(value: &S::Value) -> String {
@@ -50,15 +53,10 @@ pub fn plain(written: &Json) -> String {
     }
 }
 
-/// Reads and writes a field by a spelling: `#[serde(with = "As::<Period>")]`.
+/// Reads and writes a field by a spelling, for serde's derived code: `#[serde(with = "As::<Period>")]`.
 pub struct As<S>(PhantomData<S>);
 
 impl<S: Spelling> As<S> {
-    /// For serde's derived code.
-    ///
-    /// # Errors
-    ///
-    /// The serializer fails.
     pub fn serialize<Ser: Serializer>(
         value: &S::Value,
         serializer: Ser,
@@ -66,11 +64,6 @@ impl<S: Spelling> As<S> {
         S::write(value).serialize(serializer)
     }
 
-    /// For serde's derived code.
-    ///
-    /// # Errors
-    ///
-    /// The value is not right; the message says what would be.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<S::Value, D::Error> {
         S::read(&Json::deserialize(deserializer)?).map_err(D::Error::custom)
     }
@@ -271,10 +264,6 @@ impl Spelling for Period {
         let (unit, factor) = unit.copied().unwrap_or(("ms", 1));
         format!("{}{unit}", millis / factor).into()
     }
-
-    fn schema() -> Schema {
-        json_schema!({ "type": "string" })
-    }
 }
 
 /// A duration that zero would make senseless or destructive.
@@ -292,10 +281,6 @@ impl Spelling for LongerThanZero {
 
     fn write(value: &Duration) -> Json {
         Period::write(value)
-    }
-
-    fn schema() -> Schema {
-        Period::schema()
     }
 }
 
@@ -316,10 +301,6 @@ impl Spelling for Interval {
 
     fn write(value: &Option<Duration>) -> Json {
         value.as_ref().map_or_else(|| "off".into(), Period::write)
-    }
-
-    fn schema() -> Schema {
-        Period::schema()
     }
 }
 

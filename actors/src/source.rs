@@ -5,10 +5,12 @@
 //! Adapters implement this port; they never send actor messages.
 
 use std::error::Error;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
+
+pub(crate) use crate::lock::lock;
 
 use crate::delivery::{Entry, Position, Receipt};
 
@@ -215,9 +217,4 @@ pub trait EventSource: Send + Sync {
     ///
     /// A sender that still waits for a message is told that it was not acknowledged.
     fn close(&self) -> LocalBoxFuture<'_, Result<(), SourceError>>;
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change is complete before anything that could panic.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

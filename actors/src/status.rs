@@ -2,13 +2,14 @@
 //! it.
 
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::lock::lock;
 use crate::metrics::LedgerCounts;
 
 /// How one part of the pipeline is doing.
@@ -78,17 +79,12 @@ fn as_seconds<S: serde::Serializer>(
 pub(crate) struct HeldUp(Arc<Mutex<Option<String>>>);
 
 impl HeldUp {
-    pub(crate) fn set(&self, what: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
-    }
-
-    pub(crate) fn clear(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    pub(crate) fn set(&self, what: Option<String>) {
+        *lock(&self.0) = what;
     }
 
     pub(crate) fn get(&self) -> Option<String> {
-        let held_up = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held_up.clone()
+        lock(&self.0).clone()
     }
 }
 
@@ -186,7 +182,7 @@ impl Component {
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut Noted) -> T) -> T {
-        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut lock(&self.0))
     }
 }
 

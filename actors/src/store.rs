@@ -13,6 +13,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 use serde::Serialize;
+use strum::{EnumString, IntoStaticStr, VariantNames};
 
 use crate::delivery::Batch;
 
@@ -377,8 +378,9 @@ pub trait EventStore: Send + Sync {
 pub type OpenStore = Arc<dyn Fn() -> Arc<dyn EventStore> + Send + Sync>;
 
 /// Where a message was found wanting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, EnumString, IntoStaticStr, VariantNames)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Stage {
     /// By the parser: it is not an event.
     Parse,
@@ -389,9 +391,6 @@ pub enum Stage {
 impl Stage {
     /// The name in the table.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Parse => "parse",
-            Self::Store => "store",
-        }
+        self.into()
     }
 }

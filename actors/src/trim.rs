@@ -78,11 +78,7 @@ impl From<&TrimSettings> for Retention {
     }
 }
 
-/// From retention to moments.
-///
-/// # Errors
-///
-/// A retention reaches back before the first moment that can be told.
+/// From retention to moments; an error where it reaches back before the first one that can be told.
 pub fn cutoffs(settings: &TrimSettings, now: DateTime<Utc>) -> Result<Cutoffs, TrimError> {
     let cutoff = |name: &str, retention: Duration| {
         TimeDelta::from_std(retention)
@@ -110,10 +106,6 @@ pub fn cutoffs(settings: &TrimSettings, now: DateTime<Utc>) -> Result<Cutoffs, T
 /// One retention pass of a process that writes nothing: bounded steps until nothing is left to remove.
 ///
 /// Each step is told of at once, since what it removed stays removed whatever the next one does.
-///
-/// # Errors
-///
-/// The store fails, or another process is trimming it. What was removed before stays removed.
 pub async fn run_pass(
     store: &dyn EventStore,
     cutoffs: &Cutoffs,

@@ -55,7 +55,7 @@ fn rows(findings: &[Finding]) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     for finding in findings {
         rows.push(vec![
-            finding.severity.as_str().to_owned(),
+            finding.severity.as_ref().to_owned(),
             finding.id.to_owned(),
             output::one_line(&finding.what),
         ]);

@@ -8,6 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser as _};
 use clap::{ArgGroup, Args, Subcommand};
 use event_persister_actors::store::Stage;
+use strum::VariantNames as _;
 
 use super::Output;
 
@@ -109,7 +110,7 @@ pub(crate) struct LetterFlags {
     #[arg(
         long,
         value_name = "STAGE",
-        value_parser = PossibleValuesParser::new(STAGES.map(Stage::as_str)).map(stage)
+        value_parser = PossibleValuesParser::new(Stage::VARIANTS).try_map(|name| name.parse::<Stage>())
     )]
     pub(crate) stage: Option<Stage>,
     /// Only letters with exactly this text in their reason
@@ -124,14 +125,6 @@ pub(crate) struct LetterFlags {
     /// Only letters that came last before this time
     #[arg(long, value_name = "TIME")]
     pub(crate) until: Option<Moment>,
-}
-
-const STAGES: [Stage; 2] = [Stage::Parse, Stage::Store];
-
-fn stage(name: String) -> Stage {
-    let named = STAGES.into_iter().find(|stage| stage.as_str() == name);
-    // There are no other names: the parser before this one has seen to it.
-    named.unwrap_or(Stage::Parse)
 }
 
 /// A time, or a span before now.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use event_persister_actors::settings::{As, Period, Spelling};
 use event_persister_actors::source::redis::RedisUrl;
-use schemars::{JsonSchema, Schema, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -66,10 +66,6 @@ impl Spelling for UrlOrOff {
         value
             .as_ref()
             .map_or_else(|| "off".into(), |url| url.masked().into())
-    }
-
-    fn schema() -> Schema {
-        json_schema!({ "type": "string" })
     }
 }
 

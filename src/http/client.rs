@@ -43,11 +43,6 @@ impl Question {
         }
     }
 
-    /// Asks it, encrypted or not.
-    ///
-    /// # Errors
-    ///
-    /// Nobody can be reached there, or whoever is there speaks something else.
     pub(crate) async fn ask(self, at: SocketAddr, encrypted: bool) -> io::Result<Answer> {
         let stream = TcpStream::connect(at).await?;
         let mut stream: Box<dyn Stream> = if encrypted {

@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Sleep, sleep};
 
-use super::framing::{BodyKind, RequestFraming};
+use super::framing::{Body, RequestFraming};
 
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
 
@@ -225,7 +225,7 @@ impl Requests {
     }
 
     /// From here until the drop, a request is at work.
-    pub(super) fn begin(self: Rc<Self>, body: BodyKind) -> RequestGuard {
+    pub(super) fn begin(self: Rc<Self>, body: Body) -> RequestGuard {
         self.change(|framing| framing.begin(body));
         RequestGuard(self)
     }
@@ -343,7 +343,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn while_a_request_is_at_work_silence_is_no_matter_and_then_counts_anew() {
         let (mut connection, _client, _senders) = connection();
-        let busy = connection.requests().begin(BodyKind::None);
+        let busy = connection.requests().begin(Body::NONE);
         let work = Duration::from_secs(1000);
         let answer = async {
             tokio::time::sleep(work).await;
@@ -369,7 +369,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn closing_ends_the_silent_at_once_and_the_busy_after_their_answer() {
         let (mut connection, _client, senders) = connection();
-        let busy = connection.requests().begin(BodyKind::None);
+        let busy = connection.requests().begin(Body::NONE);
         let answer = async {
             senders.close.send(true).unwrap();
             tokio::time::sleep(Duration::from_secs(3)).await;
@@ -382,7 +382,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_reads_nothing_is_given_up_and_who_reads_slowly_is_not() {
         let (mut connection, mut client, _senders) = connection();
-        let _busy = connection.requests().begin(BodyKind::None);
+        let _busy = connection.requests().begin(Body::NONE);
         let started = Instant::now();
         let slow = async {
             for _ in 0..10 {

@@ -9,15 +9,6 @@
 /// How much of a body is handed on before its handler asks for more.
 const WINDOW: usize = 32 * 1024;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum BodyKind {
-    None,
-    Length(u64),
-    Chunked,
-    /// It goes on until the connection ends, as a WebSocket does.
-    Endless,
-}
-
 #[derive(Debug)]
 pub(super) struct RequestFraming {
     position: Position,
@@ -32,7 +23,7 @@ enum Position {
     Head(HeadState),
     /// Behind a head whose request is about to begin.
     Begins,
-    Body(BodyRest),
+    Body(Body),
     Answered,
 }
 
@@ -44,15 +35,22 @@ enum HeadState {
     LineEnd,
 }
 
+/// What is still to come of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum BodyRest {
+pub(super) enum Body {
     Length(u64),
     Chunked(Chunked),
+    /// It goes on until the connection ends, as a WebSocket does.
     Endless,
 }
 
+impl Body {
+    pub(super) const NONE: Self = Self::Length(0);
+    pub(super) const CHUNKED: Self = Self::Chunked(Chunked::Size(0));
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Chunked {
+pub(super) enum Chunked {
     Size(u64),
     SizeLine(u64),
     Data(u64),
@@ -77,15 +75,13 @@ impl RequestFraming {
         self.num_requests > 0
     }
 
-    pub(super) fn begin(&mut self, body: BodyKind) {
+    pub(super) fn begin(&mut self, body: Body) {
         self.num_requests += 1;
         self.credit = WINDOW;
         self.is_forgotten = false;
         self.position = match body {
-            BodyKind::None | BodyKind::Length(0) => Position::Answered,
-            BodyKind::Length(length) => Position::Body(BodyRest::Length(length)),
-            BodyKind::Chunked => Position::Body(BodyRest::Chunked(Chunked::Size(0))),
-            BodyKind::Endless => Position::Body(BodyRest::Endless),
+            Body::NONE => Position::Answered,
+            body => Position::Body(body),
         };
     }
 
@@ -123,7 +119,7 @@ impl RequestFraming {
         match self.position {
             Position::Head(_) => usize::MAX,
             Position::Begins | Position::Answered => 0,
-            Position::Body(BodyRest::Length(rest)) => {
+            Position::Body(Body::Length(rest)) => {
                 self.credit.min(usize::try_from(rest).unwrap_or(usize::MAX))
             }
             Position::Body(_) => self.credit,
@@ -142,7 +138,7 @@ impl RequestFraming {
                 None => return bytes.len(),
             },
             Position::Begins | Position::Answered => return 0,
-            Position::Body(BodyRest::Length(rest)) => {
+            Position::Body(Body::Length(rest)) => {
                 let num = bytes
                     .len()
                     .min(usize::try_from(*rest).unwrap_or(usize::MAX));
@@ -152,14 +148,14 @@ impl RequestFraming {
                 }
                 num
             }
-            Position::Body(BodyRest::Chunked(chunked)) => match chunked.end(bytes) {
+            Position::Body(Body::Chunked(chunked)) => match chunked.end(bytes) {
                 Some(end) => {
                     self.position = Position::Answered;
                     end
                 }
                 None => bytes.len(),
             },
-            Position::Body(BodyRest::Endless) => bytes.len(),
+            Position::Body(Body::Endless) => bytes.len(),
         };
         self.credit = self.credit.saturating_sub(num);
         num
@@ -255,7 +251,7 @@ mod tests {
                 let bytes = [head, HEAD, HEAD].concat();
                 assert_eq!(hand_on(&mut framing, &bytes, step), head.len());
                 assert_eq!(framing.allowance(), 0, "before it has begun");
-                framing.begin(BodyKind::None);
+                framing.begin(Body::NONE);
                 assert_eq!(framing.allowance(), 0, "before it has ended");
                 framing.end();
                 let num = hand_on(&mut framing, &bytes[head.len()..], step);
@@ -266,8 +262,8 @@ mod tests {
 
     #[test]
     fn a_body_is_handed_on_to_its_end() {
-        let chunks = [b"0000\r\n\r\n", CHUNKS].map(|chunks| (BodyKind::Chunked, chunks.to_vec()));
-        let length = (BodyKind::Length(10), b"0123456789".to_vec());
+        let chunks = [b"0000\r\n\r\n", CHUNKS].map(|chunks| (Body::CHUNKED, chunks.to_vec()));
+        let length = (Body::Length(10), b"0123456789".to_vec());
         for (kind, body) in chunks.into_iter().chain([length]) {
             for step in [1, 2, 7, 1000] {
                 let mut framing = RequestFraming::new();
@@ -283,7 +279,7 @@ mod tests {
 
     #[test]
     fn no_more_of_a_body_is_handed_on_than_is_asked_for() {
-        for kind in [BodyKind::Length(10 * WINDOW as u64), BodyKind::Endless] {
+        for kind in [Body::Length(10 * WINDOW as u64), Body::Endless] {
             let mut framing = RequestFraming::new();
             framing.begin(kind);
             let bytes = vec![0; 10 * WINDOW];
@@ -302,7 +298,7 @@ mod tests {
     #[test]
     fn an_answer_before_the_end_of_the_body_lets_the_rest_be_forgotten() {
         let mut framing = RequestFraming::new();
-        framing.begin(BodyKind::Length(100));
+        framing.begin(Body::Length(100));
         framing.forget();
         framing.end();
         let bytes = [&[0; 100], HEAD, HEAD].concat();

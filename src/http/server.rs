@@ -26,7 +26,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::binding::bind;
 use super::connection::{Connection, RequestGuard, Requests, Signals, Stream, Timeouts, silent};
-use super::framing::BodyKind;
+use super::framing::Body;
 use super::tls::Certificate;
 use super::{HEALTH_PATHS, ListenAddress, ListenerParts, RunningListener, configure, refuse};
 use crate::config::Http;
@@ -201,21 +201,21 @@ where
 }
 
 /// How the body ends, as the head says and actix-http takes it.
-fn body_kind(request: &ServiceRequest, payload: &Payload) -> BodyKind {
+fn body_kind(request: &ServiceRequest, payload: &Payload) -> Body {
     if matches!(payload, Payload::None) {
-        return BodyKind::None;
+        return Body::NONE;
     }
     let headers = request.headers();
     let of_header = |name| headers.get(name).and_then(|value| value.to_str().ok());
     // In this order, for a body in chunks may also be that of an upgrade, and that have a length.
     if headers.contains_key(TRANSFER_ENCODING) {
-        return BodyKind::Chunked;
+        return Body::CHUNKED;
     }
     if of_header(UPGRADE).is_some_and(|to| to.trim().eq_ignore_ascii_case("websocket")) {
-        return BodyKind::Endless;
+        return Body::Endless;
     }
     let length = of_header(CONTENT_LENGTH).and_then(|length| length.trim().parse().ok());
-    length.map_or(BodyKind::Endless, BodyKind::Length)
+    length.map_or(Body::Endless, Body::Length)
 }
 
 fn too_many() -> HttpResponse {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use event_persister_actors::settings::{As, Count, File, LongerThanZero, Spelling};
-use schemars::{JsonSchema, Schema, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -100,10 +100,6 @@ impl Spelling for Listen {
             Self::Off => "off".into(),
             Self::At(address) => address.clone().into(),
         }
-    }
-
-    fn schema() -> Schema {
-        json_schema!({ "type": "string" })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{Counter, Gauge};
+use prometheus::{Counter, Error, Gauge};
 
 /// Metrics that are all read from one look at a `T`.
 pub(super) struct LookedUp<T> {
@@ -26,26 +26,17 @@ impl<T> LookedUp<T> {
         }
     }
 
-    pub(super) fn counter(
-        mut self,
-        name: &str,
-        help: &str,
-        read: Read<T>,
-    ) -> Result<Self, prometheus::Error> {
-        let counter = Counter::new(name, help)?;
-        self.numbers.push((Metric::Counter(counter), read));
-        Ok(self)
+    pub(super) fn counter(self, name: &str, help: &str, read: Read<T>) -> Result<Self, Error> {
+        Ok(self.with(Metric::Counter(Counter::new(name, help)?), read))
     }
 
-    pub(super) fn gauge(
-        mut self,
-        name: &str,
-        help: &str,
-        read: Read<T>,
-    ) -> Result<Self, prometheus::Error> {
-        let gauge = Gauge::new(name, help)?;
-        self.numbers.push((Metric::Gauge(gauge), read));
-        Ok(self)
+    pub(super) fn gauge(self, name: &str, help: &str, read: Read<T>) -> Result<Self, Error> {
+        Ok(self.with(Metric::Gauge(Gauge::new(name, help)?), read))
+    }
+
+    fn with(mut self, metric: Metric, read: Read<T>) -> Self {
+        self.numbers.push((metric, read));
+        self
     }
 }
 

@@ -7,6 +7,7 @@ use event_persister_actors::delivery::{Content, Entry};
 use event_persister_actors::store::Cutoffs;
 use event_persister_actors::store::operator::{Compared, RESOURCES};
 use serde::Serialize;
+use strum::{AsRefStr, VariantArray};
 use uuid::Uuid;
 
 use super::waiting::Look;
@@ -14,8 +15,9 @@ use super::waiting::Look;
 /// Ids of the events seen last that are remembered, to know a copy when it comes; some megabytes.
 const MAX_SEEN: usize = 100_000;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, AsRefStr, VariantArray)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub(crate) enum Class {
     /// Its rows are those that would be written.
     Identical,
@@ -43,38 +45,6 @@ pub(crate) enum Class {
 }
 
 impl Class {
-    pub(crate) const ALL: [Self; 12] = [
-        Self::Identical,
-        Self::Differing,
-        Self::LostByPrefect,
-        Self::RefusedByBoth,
-        Self::RefusedOnlyByUs,
-        Self::Duplicate,
-        Self::Expired,
-        Self::Unclear,
-        Self::Ignored,
-        Self::Trimmed,
-        Self::Unacknowledged,
-        Self::Unfinished,
-    ];
-
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Identical => "identical",
-            Self::Differing => "differing",
-            Self::LostByPrefect => "lost_by_prefect",
-            Self::RefusedByBoth => "refused_by_both",
-            Self::RefusedOnlyByUs => "refused_only_by_us",
-            Self::Duplicate => "duplicate",
-            Self::Expired => "expired",
-            Self::Unclear => "unclear",
-            Self::Ignored => "ignored",
-            Self::Trimmed => "trimmed",
-            Self::Unacknowledged => "unacknowledged",
-            Self::Unfinished => "unfinished",
-        }
-    }
-
     fn is_named(self) -> bool {
         matches!(
             self,
@@ -120,14 +90,6 @@ impl Finding {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// It is as expected, or it was the second look.
-    Settled(Class),
-    /// Somebody may still be at work on it.
-    LookAgain,
-}
-
 #[derive(Debug)]
 pub(crate) struct Tally {
     counts: BTreeMap<Class, u64>,
@@ -153,14 +115,14 @@ impl Tally {
     }
 
     pub(crate) fn num_compared(&self) -> u64 {
-        let compared = Class::ALL.into_iter().filter(|class| class.is_compared());
-        compared.map(|class| self.count(class)).sum()
+        let compared = Class::VARIANTS.iter().filter(|class| class.is_compared());
+        compared.map(|class| self.count(*class)).sum()
     }
 
     /// Whether nothing speaks against taking Prefect's place.
     pub(crate) fn is_well(&self) -> bool {
-        let mut faults = Class::ALL.into_iter().filter(|class| class.is_fault());
-        faults.all(|class| self.count(class) == 0)
+        let mut faults = Class::VARIANTS.iter().filter(|class| class.is_fault());
+        faults.all(|class| self.count(*class) == 0)
     }
 
     pub(crate) fn add(&mut self, class: Class, number: u64) {
@@ -170,16 +132,18 @@ impl Tally {
         *self.counts.entry(class).or_default() += number;
     }
 
+    /// Counts the message, and says as what; `None` if it is to be looked at once more, since somebody may still
+    /// be at work on it.
     pub(crate) fn judge(
         &mut self,
         entry: &Entry,
         compared: Compared,
         cutoffs: &Cutoffs,
         look: Look,
-    ) -> Verdict {
+    ) -> Option<Class> {
         let class = self.class(entry, &compared, cutoffs, look);
         if look == Look::First && !matches!(class, Class::Identical | Class::Duplicate) {
-            return Verdict::LookAgain;
+            return None;
         }
         self.add(class, 1);
         let columns = match compared {
@@ -190,7 +154,7 @@ impl Tally {
             *self.columns.entry(column.clone()).or_default() += 1;
         }
         self.name(class, entry, columns);
-        Verdict::Settled(class)
+        Some(class)
     }
 
     fn class(
@@ -257,7 +221,7 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "compared={}", self.num_compared())?;
         for (class, count) in &self.counts {
-            write!(f, " {}={count}", class.as_str())?;
+            write!(f, " {}={count}", class.as_ref())?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use event_persister_actors::store::operator::{
     Compared, EventRows, Flaw, NUM_RESOURCES, RESOURCES, UNKNOWN_RECEIVED,
 };
 use serde::Serialize;
+use strum::{AsRefStr, VariantArray};
 
 /// Suspects that are kept at once; some megabytes.
 pub(crate) const MAX_SUSPECTS: usize = 50_000;
@@ -131,8 +132,9 @@ pub(crate) struct StreamCounts {
     pub(crate) unread: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, AsRefStr, VariantArray)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "kebab-case")]
 pub(crate) enum Kind {
     /// Acknowledged, and neither stored nor a dead letter.
     Missing,
@@ -140,18 +142,6 @@ pub(crate) enum Kind {
     HalfWritten,
     Differing,
     Unreadable,
-}
-
-impl Kind {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Doubled => "doubled",
-            Self::HalfWritten => "half-written",
-            Self::Differing => "differing",
-            Self::Unreadable => "unreadable",
-        }
-    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -162,32 +152,10 @@ pub(crate) struct Finding {
     pub(crate) detail: String,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Faults {
-    pub(crate) missing: u64,
-    pub(crate) doubled: u64,
-    pub(crate) half_written: u64,
-    pub(crate) differing: u64,
-    pub(crate) unreadable: u64,
-}
-
-impl Faults {
-    pub(crate) fn total(self) -> u64 {
-        let Self {
-            missing,
-            doubled,
-            half_written,
-            differing,
-            unreadable,
-        } = self;
-        missing + doubled + half_written + differing + unreadable
-    }
-}
-
 #[derive(Debug, Default)]
 pub(crate) struct Reconciliation {
     pub(crate) stream: StreamCounts,
-    pub(crate) faults: Faults,
+    faults: BTreeMap<Kind, u64>,
     pub(crate) findings: Vec<Finding>,
     /// The stream's id of the first missing entry.
     pub(crate) first_missing: Option<String>,
@@ -281,10 +249,17 @@ impl Reconciliation {
     }
 
     pub(crate) fn all_is_well(&self) -> bool {
-        self.faults == Faults::default()
+        self.num_faults() == 0
     }
 
-    /// Empty entries.
+    pub(crate) fn num_faults(&self) -> u64 {
+        self.faults.values().sum()
+    }
+
+    pub(crate) fn num(&self, kind: Kind) -> u64 {
+        self.faults.get(&kind).copied().unwrap_or_default()
+    }
+
     pub(crate) fn ignore(&mut self, num: usize) {
         self.stream.checked += num as u64;
         self.stream.ignored += num as u64;
@@ -337,13 +312,7 @@ impl Reconciliation {
     }
 
     pub(crate) fn count(&mut self, kind: Kind, num: u64) {
-        *match kind {
-            Kind::Missing => &mut self.faults.missing,
-            Kind::Doubled => &mut self.faults.doubled,
-            Kind::HalfWritten => &mut self.faults.half_written,
-            Kind::Differing => &mut self.faults.differing,
-            Kind::Unreadable => &mut self.faults.unreadable,
-        } += num;
+        *self.faults.entry(kind).or_default() += num;
     }
 
     pub(crate) fn is_full(&self) -> bool {

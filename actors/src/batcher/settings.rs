@@ -42,15 +42,11 @@ pub struct BatcherSettings {
 
 impl Default for BatcherSettings {
     fn default() -> Self {
-        const fn at_least_one(count: usize) -> NonZeroUsize {
-            match NonZeroUsize::new(count) {
-                Some(count) => count,
-                None => NonZeroUsize::MIN,
-            }
-        }
+        const MAX_EVENTS: NonZeroUsize = NonZeroUsize::new(1_000).unwrap();
+        const MAX_BYTES: NonZeroUsize = NonZeroUsize::new(8 << 20).unwrap();
         Self {
-            max_events: at_least_one(1_000),
-            max_bytes: at_least_one(8 << 20),
+            max_events: MAX_EVENTS,
+            max_bytes: MAX_BYTES,
             linger: Duration::from_millis(5),
             max_age: Duration::from_secs(1),
             backoff: Backoff::default(),

@@ -11,6 +11,7 @@ use chrono::{DateTime, SubsecRound, Utc};
 use jiter::JiterResult;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use strum::EnumString;
 use uuid::Uuid;
 
 use super::fields::{self, Field};
@@ -121,6 +122,8 @@ struct Fields {
     received: Option<Field<DateTime<Utc>>>,
 }
 
+#[derive(EnumString)]
+#[strum(serialize_all = "lowercase")]
 enum Key {
     Occurred,
     Event,
@@ -135,17 +138,7 @@ enum Key {
 
 impl Key {
     fn named(key: &str) -> Self {
-        match key {
-            "occurred" => Self::Occurred,
-            "event" => Self::Event,
-            "resource" => Self::Resource,
-            "related" => Self::Related,
-            "payload" => Self::Payload,
-            "id" => Self::Id,
-            "follows" => Self::Follows,
-            "received" => Self::Received,
-            _ => Self::Other,
-        }
+        key.parse().unwrap_or(Self::Other)
     }
 }
 
@@ -211,34 +204,22 @@ impl Fields {
         let follows = or_default(self.follows, || None, &mut wrong);
         let received = or_default(self.received, || moment.trunc_subsecs(6), &mut wrong);
 
-        let (
-            Some(occurred),
-            Some(event),
-            Some(resource),
-            Some(related),
-            Some(payload),
-            Some(id),
-            Some(follows),
-            Some(received),
-        ) = (
-            occurred, event, resource, related, payload, id, follows, received,
-        )
-        else {
-            return Err(ParseError {
-                reason: wrong.join("; "),
-                event_id,
-            });
+        let event = || {
+            Some(ReceivedEvent {
+                id: id?,
+                occurred: occurred?,
+                received: received?,
+                event: event?,
+                resource: resource?,
+                related: related?,
+                follows: follows?,
+                payload: payload?,
+                text,
+            })
         };
-        Ok(ReceivedEvent {
-            id,
-            occurred,
-            received,
-            event,
-            resource,
-            related,
-            follows,
-            payload,
-            text,
+        event().ok_or_else(|| ParseError {
+            reason: wrong.join("; "),
+            event_id,
         })
     }
 }

@@ -7,12 +7,14 @@ use prometheus::{
     Error, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     exponential_buckets,
 };
+use strum::{AsRefStr, VariantArray};
 
 use super::LedgerCounts;
 use crate::batch_queue::FlushReason;
 use crate::store::{RefusalReason, StoreError};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, AsRefStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub(crate) enum RetryKind {
     /// Nothing of a batch was written.
     Unavailable,
@@ -26,30 +28,6 @@ pub(crate) enum RetryKind {
     Acknowledge,
 }
 
-impl RetryKind {
-    const ALL: [Self; 7] = [
-        Self::Unavailable,
-        Self::TooSlow,
-        Self::OutcomeUnknown,
-        Self::WriterDied,
-        Self::Rewind,
-        Self::Read,
-        Self::Acknowledge,
-    ];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Unavailable => "unavailable",
-            Self::TooSlow => "too_slow",
-            Self::OutcomeUnknown => "outcome_unknown",
-            Self::WriterDied => "writer_died",
-            Self::Rewind => "rewind",
-            Self::Read => "read",
-            Self::Acknowledge => "acknowledge",
-        }
-    }
-}
-
 impl From<&StoreError> for RetryKind {
     fn from(error: &StoreError) -> Self {
         match error {
@@ -60,23 +38,12 @@ impl From<&StoreError> for RetryKind {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, AsRefStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub(crate) enum PassOutcome {
     Done,
     LeftToAnother,
     Failed,
-}
-
-impl PassOutcome {
-    const ALL: [Self; 3] = [Self::Done, Self::LeftToAnother, Self::Failed];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::LeftToAnother => "left_to_another",
-            Self::Failed => "failed",
-        }
-    }
 }
 
 pub(super) struct Numbers {
@@ -133,7 +100,7 @@ impl Numbers {
                 "event_persister_dead_lettered_total",
                 "Messages that became dead letters, by who refused them.",
                 "stage",
-                ["parse", "store"],
+                &["parse", "store"],
             )?,
             ignored: all.counter(
                 "event_persister_ignored_total",
@@ -175,7 +142,7 @@ impl Numbers {
                 "event_persister_batches_total",
                 "Batches handed to a writer, by what made them leave.",
                 "reason",
-                FlushReason::ALL.map(FlushReason::as_str),
+                FlushReason::VARIANTS,
             )?,
             batch_events: all.histogram(
                 "event_persister_batch_events",
@@ -201,13 +168,13 @@ impl Numbers {
                 "event_persister_retries_total",
                 "What failed and is tried again, by what failed.",
                 "kind",
-                RetryKind::ALL.map(RetryKind::as_str),
+                RetryKind::VARIANTS,
             )?,
             refused: all.counters(
                 "event_persister_refused_by_store_total",
                 "Dead letters of events that the database refused, by why.",
                 "reason",
-                RefusalReason::ALL.map(RefusalReason::as_str),
+                &RefusalReason::ALL.map(RefusalReason::as_str),
             )?,
             older_than_retention: all.counter(
                 "event_persister_older_than_retention_total",
@@ -225,7 +192,7 @@ impl Numbers {
                 "event_persister_trim_passes_total",
                 "Retention passes, by how they ended.",
                 "outcome",
-                PassOutcome::ALL.map(PassOutcome::as_str),
+                PassOutcome::VARIANTS,
             )?,
             trim_seconds: all.histogram(
                 "event_persister_trim_seconds",
@@ -283,16 +250,16 @@ impl All {
 
     /// Counters of one label. All are there from the start, at zero: a rate over a counter that
     /// appears with its first event misses that event.
-    fn counters<const N: usize>(
+    fn counters(
         &mut self,
         name: &str,
         help: &str,
         label: &str,
-        values: [&str; N],
+        values: &[impl AsRef<str>],
     ) -> Result<IntCounterVec, Error> {
         let counters = self.keep(IntCounterVec::new(Opts::new(name, help), &[label]))?;
         for value in values {
-            counters.get_metric_with_label_values(&[value])?;
+            counters.get_metric_with_label_values(&[value.as_ref()])?;
         }
         Ok(counters)
     }

@@ -206,10 +206,8 @@ impl Reading {
         if let Some(chunk) = self.lines.hand_out(permit, when_empty) {
             return Some(Ok(chunk));
         }
-        match self.end.clone()? {
-            Ok(()) => Some(Ok(Chunk::nothing(More::Ended))),
-            Err(what) => Some(Err(SourceError::Broken { what })),
-        }
+        let what = self.end.clone()?.err()?;
+        Some(Err(SourceError::Broken { what }))
     }
 }
 

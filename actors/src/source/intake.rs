@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::future::LocalBoxFuture;
 use schemars::JsonSchema;
@@ -26,7 +26,7 @@ use crate::delivery::{Content, Entry, Receipt};
 use crate::settings::{As, Count, Size};
 
 use super::retained::{Retain, Retained};
-use super::{Body, Chunk, EventSource, More, Permit, SourceError};
+use super::{Body, Chunk, EventSource, More, Permit, SourceError, lock};
 
 mod commit;
 mod room;
@@ -311,8 +311,7 @@ struct IntakeState {
 
 impl IntakeState {
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        // Every change is complete before anything that could panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn lock_open(&self) -> Result<MutexGuard<'_, Entries>, SubmitError> {
@@ -349,19 +348,11 @@ impl IntakeState {
 
     fn hand_out(&self, permit: Permit) -> Option<Chunk> {
         let mut state = self.lock();
-        let phase = *self.phase.borrow();
-        let when_empty = match phase {
+        let when_empty = match *self.phase.borrow() {
             Phase::Open => More::Later,
             Phase::Draining | Phase::Closed => More::Ended,
         };
-        let chunk = state.messages.hand_out(permit, when_empty);
-        if chunk.is_none() && phase != Phase::Open {
-            return Some(Chunk {
-                messages: Vec::new(),
-                more: More::Ended,
-            });
-        }
-        chunk
+        state.messages.hand_out(permit, when_empty)
     }
 }
 

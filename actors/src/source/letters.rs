@@ -56,8 +56,7 @@ impl Retain for Letter {
 impl LetterReading {
     fn take(&mut self, permit: Permit) -> Option<Chunk> {
         let when_empty = if self.ended { More::Ended } else { More::Ready };
-        let chunk = self.kept.hand_out(permit, when_empty);
-        chunk.or_else(|| self.ended.then(|| Chunk::nothing(More::Ended)))
+        self.kept.hand_out(permit, when_empty)
     }
 }
 

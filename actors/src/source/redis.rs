@@ -23,12 +23,7 @@
 //! runs on, and the entries that it brings wait for the next [`EventSource::read`]. At the end of all reads
 //! Redis is told to answer at once, and what the read took until then is handed out before [`More::Ended`].
 //!
-//! # Where to find what
-//!
-//! `fetch` asks for entries, through the connections and commands of `connection`. `entry_reader` takes in
-//! the reply. `pending` hands the messages out and keeps what is not acknowledged. `member` is what these
-//! share. Beside the path, `keeper` keeps entries, groups and the trim guard where they belong. The
-//! operator's tools stand in `operator`, and nothing here uses them.
+//! The path through these files is told in `README.md`, "One event, file by file".
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -84,7 +79,6 @@ pub struct RedisSource {
     tasks: Mutex<Tasks>,
 }
 
-/// Ended with the source.
 #[derive(Default)]
 struct Tasks {
     keeper: Option<AbortHandle>,

@@ -81,7 +81,7 @@ impl<T: Retain> Retained<T> {
         Receipt(self.next_receipt)
     }
 
-    /// Hands out the next messages within the permit; `None` if there are none. One that is larger comes
+    /// Hands out the next messages within the permit; `None` if there are none now. One that is larger comes
     /// alone. `when_empty` is what to expect if nothing is left behind the chunk.
     pub(crate) fn hand_out(&mut self, permit: Permit, when_empty: More) -> Option<Chunk> {
         let mut messages = Vec::new();
@@ -101,8 +101,10 @@ impl<T: Retain> Retained<T> {
                 body: message.body(),
             });
         }
-        let last = messages.last()?.receipt.0;
-        self.cursor = last + 1;
+        let Some(last) = messages.last() else {
+            return (more == More::Ended).then(|| Chunk::nothing(More::Ended));
+        };
+        self.cursor = last.receipt.0 + 1;
         self.handed_out = self.handed_out.max(self.cursor);
         Some(Chunk { messages, more })
     }

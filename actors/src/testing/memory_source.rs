@@ -225,14 +225,7 @@ impl SourceState {
                 .min(permit.max_messages),
             ..permit
         };
-        let Some(mut chunk) = self.messages.hand_out(permit, when_empty) else {
-            return (when_empty == More::Ended).then(|| {
-                Ok(Chunk {
-                    messages: Vec::new(),
-                    more: More::Ended,
-                })
-            });
-        };
+        let mut chunk = self.messages.hand_out(permit, when_empty)?;
         if self.always_short && chunk.more == More::Ready {
             chunk.more = More::Later;
         }

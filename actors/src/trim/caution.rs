@@ -36,10 +36,6 @@ impl Caution {
 
     /// Looks whether a pass with these cutoffs has to wait for a person; returns by which clock it goes
     /// if it need not.
-    ///
-    /// # Errors
-    ///
-    /// The store cannot be asked.
     pub async fn look(
         &self,
         store: &dyn EventStore,

@@ -6,15 +6,13 @@
 //! come; what is sent is framed by `actix-http`.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use actix_codec::Encoder;
 use actix_http::ws::{CloseReason, Codec, Message as Outgoing, OpCode, Parser, ProtocolError};
 use actix_web::web;
 use bytes::{Buf as _, Bytes, BytesMut};
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -466,49 +464,39 @@ pub(super) struct FrameWriter {
 pub(super) struct Gone;
 
 impl FrameWriter {
-    /// A writer, and the body of the response that carries its frames.
-    pub(super) fn new() -> (Self, FrameBody) {
+    /// A writer, and the body of the response that carries its frames and ends with it.
+    pub(super) fn new() -> (Self, impl Stream<Item = Result<Bytes, Infallible>>) {
         // A few: a client that does not read its pongs is read no further.
-        let (frames, receiver) = mpsc::channel(4);
+        let (frames, mut receiver) = mpsc::channel(4);
         let writer = Self {
             frames,
             codec: Codec::new(),
         };
-        (writer, FrameBody(receiver))
+        let body = stream::poll_fn(move |cx| receiver.poll_recv(cx)).map(Ok);
+        (writer, body)
     }
 
     pub(super) async fn send(&mut self, message: Outgoing) -> Result<(), Gone> {
+        let frame = self.encode(message)?;
+        self.frames.send(frame).await.map_err(|_| Gone)
+    }
+
+    fn encode(&mut self, message: Outgoing) -> Result<Bytes, Gone> {
         let mut frame = BytesMut::new();
         self.codec.encode(message, &mut frame).map_err(|_| Gone)?;
-        self.frames.send(frame.freeze()).await.map_err(|_| Gone)
+        Ok(frame.freeze())
     }
 
     /// Sends a ping, unless something else is on its way, which serves as well.
     pub(super) fn ping(&mut self) {
-        let mut frame = BytesMut::new();
-        if self
-            .codec
-            .encode(Outgoing::Ping(Bytes::new()), &mut frame)
-            .is_ok()
-        {
+        if let Ok(frame) = self.encode(Outgoing::Ping(Bytes::new())) {
             // Whether the connection has gone is for `gone` to say.
-            self.frames.try_send(frame.freeze()).ok();
+            self.frames.try_send(frame).ok();
         }
     }
 
     pub(super) async fn gone(&self) {
         self.frames.closed().await;
-    }
-}
-
-/// The body of a WebSocket's response; ends with its [`FrameWriter`].
-pub(super) struct FrameBody(mpsc::Receiver<Bytes>);
-
-impl Stream for FrameBody {
-    type Item = Result<Bytes, Infallible>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(cx).map(|frame| frame.map(Ok))
     }
 }
 

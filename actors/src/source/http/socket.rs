@@ -5,7 +5,7 @@
 //! string is set. A message that is no event becomes a dead letter and the connection stays: a
 //! client whose connection is closed would send it again for ever.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_http::Response;
@@ -22,6 +22,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_unti
 
 use crate::delivery::{Content, Rejection};
 use crate::event::ParseError;
+use crate::lock::lock;
 use crate::source::intake::{Commit, SubmitError};
 
 use super::buffers::Share;
@@ -293,9 +294,7 @@ impl Connection {
             log::info!("websocket closed peer={peer} code={code} reason={reason:?}");
             return;
         }
-        let refused = self.shared.refused.lock();
-        let mut refused = refused.unwrap_or_else(PoisonError::into_inner);
-        match refused.add(1, Instant::now()) {
+        match lock(&self.shared.refused).add(1, Instant::now()) {
             Some(num) => log::info!(
                 "websocket not let in peer={peer} code={code} reason={reason:?} others={}",
                 num - 1

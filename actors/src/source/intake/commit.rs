@@ -3,10 +3,12 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use tokio::sync::oneshot;
+
+use crate::lock::lock;
 
 /// The intake was closed before the entries were durable. They may be all the same: send again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -67,7 +69,7 @@ impl Waiter {
     }
 
     fn tell(&self) {
-        let sender = self.lock().take();
+        let sender = lock(&self.done).take();
         if let Some(sender) = sender {
             // The client may have gone: then nobody needs to know.
             let dead_letters = self.dead_letters.load(Ordering::Acquire);
@@ -76,10 +78,8 @@ impl Waiter {
     }
 
     pub(super) fn is_abandoned(&self) -> bool {
-        self.lock().as_ref().is_none_or(oneshot::Sender::is_closed)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<oneshot::Sender<Committed>>> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.done)
+            .as_ref()
+            .is_none_or(oneshot::Sender::is_closed)
     }
 }

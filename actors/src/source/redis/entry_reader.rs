@@ -128,11 +128,8 @@ impl EntryReader {
     }
 
     /// Sends a command and takes in the entries that it brings. The first piece of the reply may take as
-    /// long as `patience`; each further one as long as any reply.
-    ///
-    /// # Errors
-    ///
-    /// The connection cannot be used any more, unless the error is the server's reply.
+    /// long as `patience`; each further one as long as any reply. After an error that is not the server's
+    /// reply the connection cannot be used any more.
     pub(super) async fn read(
         &mut self,
         command: &Cmd,

@@ -28,11 +28,7 @@ pub struct RedisOperator {
 }
 
 impl RedisOperator {
-    /// For a source with these settings.
-    ///
-    /// # Errors
-    ///
-    /// The settings cannot work.
+    /// For a source with these settings; an error says why they cannot work.
     pub fn new(settings: RedisSettings) -> Result<Self, RedisSettingsError> {
         settings.check()?;
         let connections = Connections::new(settings);

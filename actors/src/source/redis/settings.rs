@@ -143,11 +143,7 @@ impl RedisSettings {
         self.claim_every.min(self.dead_after() / 4)
     }
 
-    /// Whether a source can work with these.
-    ///
-    /// # Errors
-    ///
-    /// Says which settings cannot work, and why.
+    /// Whether a source can work with these; an error says which of them cannot, and why.
     pub fn check(&self) -> Result<(), RedisSettingsError> {
         self.fault()
             .map_or(Ok(()), |fault| Err(RedisSettingsError(fault)))
