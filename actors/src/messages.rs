@@ -194,9 +194,12 @@ pub enum TrimError {
     /// A pass is under way.
     #[error("a retention pass is under way; it will do what this one would")]
     UnderWay,
-    /// Another process is trimming the same database.
-    #[error("another process is trimming this database")]
-    TakenByAnother,
+    /// Another process is trimming the same database. It goes on where this pass stopped.
+    #[error(
+        "another process is trimming this database; it does the rest, and this one deleted {} events before",
+        .0.events
+    )]
+    TakenByAnother(Trimmed),
     /// A cutoff makes no sense: clock or retention are wrong, and nothing was removed.
     #[error("refused to trim: {0}")]
     AbsurdCutoff(String),

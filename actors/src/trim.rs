@@ -146,7 +146,7 @@ async fn run_pass_at(
                 }
             }
             TrimStep::Finished => return Ok(total),
-            TrimStep::TakenByAnother => return Err(TrimError::TakenByAnother),
+            TrimStep::TakenByAnother => return Err(TrimError::TakenByAnother(total)),
         }
     }
 }
@@ -304,7 +304,7 @@ impl TrimActor {
                     trimmed.resources
                 );
             }
-            Err(TrimError::TakenByAnother | TrimError::UnderWay) => {
+            Err(TrimError::TakenByAnother(_) | TrimError::UnderWay) => {
                 metrics.trim_pass(PassOutcome::LeftToAnother, took);
                 self.succeeded();
                 log::debug!("left trimming to another");
