@@ -129,7 +129,9 @@ step "tests of the library without features"
 limited cargo test -p event-persister-actors --no-default-features
 
 step "the example of a host"
-limited cargo run --quiet -p event-persister-actors --features http,sqlite --example embedded
+limited cargo test --quiet -p event-persister-actors --features http,sqlite --example embedded
+limited cargo build --quiet -p event-persister-actors --features http,sqlite --example embedded
+timeout --signal=INT --preserve-status --kill-after=30s 3s "${CARGO_TARGET_DIR:-target}/debug/examples/embedded"
 
 step "all tests"
 limited cargo test --workspace --all-features

@@ -175,9 +175,9 @@ pub trait EventSource: Send + Sync {
 
     /// Waits for messages and takes at most what the permit allows.
     ///
-    /// Returns an empty chunk rather than waiting for ever where waiting has a price. When the
-    /// future is dropped, what it may have taken is handed out again, at the latest after
-    /// [`EventSource::rewind`].
+    /// Returns an empty chunk rather than waiting for ever where waiting has a price. It is called again at
+    /// once after one: the source itself waits between two looks. When the future is dropped, what it may
+    /// have taken is handed out again, at the latest after [`EventSource::rewind`].
     fn read(&self, permit: Permit) -> LocalBoxFuture<'_, Result<Chunk, SourceError>>;
 
     /// What somebody should look at although messages come and go, each in a sentence or two.
@@ -210,7 +210,7 @@ pub trait EventSource: Send + Sync {
     ) -> LocalBoxFuture<'a, Result<(), SourceError>>;
 
     /// Hands out again, marked as redelivered and before anything new, all that was handed out and
-    /// not acknowledged. Receipts from before a rewind may still be acknowledged.
+    /// not acknowledged. A receipt from before a rewind is still good: take it back as any other.
     fn rewind(&self) -> LocalBoxFuture<'_, Result<(), SourceError>>;
 
     /// Takes nothing more in and lets go of what it holds: the pipeline has drained.

@@ -305,6 +305,9 @@ pub enum Contention {
 
 /// Where events go. One value is one connection, made when it is first needed and made again after
 /// an error; a writer owns one, and so does the trimmer.
+///
+/// A store that wraps another forwards every method, those with a default too: the defaults know no
+/// last pass, and so take away what keeps a wrong clock from emptying the tables.
 pub trait EventStore: Send + Sync {
     /// Writes the batch in one transaction; the outcomes are in the order of its entries.
     ///
