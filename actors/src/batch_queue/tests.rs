@@ -92,6 +92,17 @@ fn flushes_by_bytes_and_lets_a_larger_event_go_alone() {
 }
 
 #[test]
+fn entries_that_total_exactly_the_bytes_of_a_batch_leave_as_one() {
+    let now = Instant::now();
+    let mut queue = queue(100, 30);
+    queue.push(deliveries(4, now), true, now);
+    let (held, reason) = write(queue.next(now, ANY));
+    let size = (held.batch.len(), held.batch.num_bytes());
+    assert_eq!((size, reason), ((3, 30), FlushReason::MaxBytes));
+    wait(queue.next(now, ANY));
+}
+
+#[test]
 fn flushes_at_once_when_the_source_has_no_more() {
     let now = Instant::now();
     let mut queue = queue(100, 1_000);
@@ -199,6 +210,43 @@ fn a_stubborn_batch_keeps_its_back_off_whatever_others_do() {
     assert_eq!(write(queue.next(now, ANY)).0.batch.id, BatchId(3));
     assert_eq!(wait(queue.next(now, ANY)), later);
     assert_eq!(write(queue.next(later, ANY)).0.batch.id, BatchId(1));
+}
+
+#[test]
+fn a_stubborn_batch_that_is_due_goes_before_new_ones() {
+    let now = Instant::now();
+    let mut queue = queue(1, 1_000);
+    queue.push(deliveries(4, now), false, now);
+    let (mut first, _) = write(queue.next(now, ANY));
+    first.is_stubborn = true;
+    let later = now + Duration::from_secs(3);
+    queue.put_back(first, later);
+    assert_eq!(write(queue.next(now, ANY)).0.batch.id, BatchId(2));
+    let (again, reason) = write(queue.next(later, ANY));
+    assert_eq!((again.batch.id, reason), (BatchId(1), FlushReason::Retry));
+    assert_eq!(write(queue.next(later, ANY)).0.batch.id, BatchId(3));
+}
+
+#[test]
+fn wakes_for_whatever_is_due_first_the_end_of_a_back_off_or_of_a_linger() {
+    let now = Instant::now();
+    let lingered = now + Duration::from_millis(5);
+    for (not_before, expected) in [
+        (
+            now + Duration::from_millis(2),
+            now + Duration::from_millis(2),
+        ),
+        (now + Duration::from_secs(3), lingered),
+    ] {
+        let mut queue = queue(2, 1_000);
+        queue.push(deliveries(2, now), true, now);
+        let (mut first, _) = write(queue.next(now, ANY));
+        first.is_stubborn = true;
+        queue.put_back(first, not_before);
+        assert_eq!(wait(queue.next(now, ANY)), not_before, "nothing else waits");
+        queue.push(deliveries(1, now), true, now);
+        assert_eq!(wait(queue.next(now, ANY)), expected);
+    }
 }
 
 #[test]

@@ -205,6 +205,42 @@ async fn keeps_reading_after_errors_with_the_same_permit() {
 }
 
 #[actix::test]
+async fn a_read_that_succeeds_does_not_hide_that_acknowledgements_fail() {
+    let mut bench = Bench::start().await;
+    let pushed = bench.source.push(EVENT);
+    bench.chunk().await.answer(Ok(PERMIT));
+    bench.source.fail_acks(usize::MAX);
+    bench.ack(vec![pushed]).await;
+    settle().await;
+    assert_eq!(bench.component.snapshot().state, ComponentState::Failing);
+    bench.source.push(EVENT);
+    bench.chunk().await.answer(Ok(PERMIT));
+    settle().await;
+    assert_eq!(bench.component.snapshot().state, ComponentState::Failing);
+    bench.source.fail_acks(0);
+    bench.source.wait_for_acknowledged(1).await;
+    settle().await;
+    assert_eq!(bench.component.snapshot().state, ComponentState::Ok);
+}
+
+#[actix::test]
+async fn an_acknowledgement_that_succeeds_does_not_hide_that_reads_fail() {
+    let mut bench = Bench::start().await;
+    let pushed = bench.source.push(EVENT);
+    bench.chunk().await.answer(Ok(PERMIT));
+    bench.source.fail_reads(usize::MAX);
+    bench.source.fail_acks(1);
+    bench.ack(vec![pushed]).await;
+    bench.source.wait_for_acknowledged(1).await;
+    settle().await;
+    assert_eq!(bench.component.snapshot().state, ComponentState::Failing);
+    bench.source.fail_reads(0);
+    bench.source.push(EVENT);
+    bench.chunk().await;
+    assert_eq!(bench.component.snapshot().state, ComponentState::Ok);
+}
+
+#[actix::test]
 async fn gives_receipts_back_until_the_source_takes_them() {
     let mut bench = Bench::start().await;
     let pushed = [(); 3].map(|()| bench.source.push(EVENT));
@@ -227,6 +263,34 @@ async fn stops_reading_when_told_and_leaves_the_rest() {
     settle().await;
     assert_eq!(bench.source.num_reads(), 0, "took what it should have left");
     assert!(bench.chunks.try_next().is_none());
+}
+
+#[actix::test]
+async fn one_that_is_told_to_stop_leaves_its_first_permit_unused() {
+    let mut bench = Bench::start_joining();
+    let join = bench.joins.next().await.expect("a consumer that joins");
+    bench.source.push(EVENT);
+    let stopped = actix_rt::spawn(bench.consumer.send(StopReading));
+    settle().await;
+    assert!(!stopped.is_finished(), "it is at the batcher");
+    join.answer(Ok(PERMIT));
+    settle().await;
+    assert_eq!(bench.source.num_reads(), 0, "read although it stops");
+    stopped.await.unwrap().unwrap();
+}
+
+#[actix::test]
+async fn one_that_is_told_to_stop_leaves_a_permit_that_comes_then_unused() {
+    let mut bench = Bench::start().await;
+    bench.source.push(EVENT);
+    let chunk = bench.chunk().await;
+    let stopped = actix_rt::spawn(bench.consumer.send(StopReading));
+    settle().await;
+    bench.source.push(EVENT);
+    chunk.answer(Ok(PERMIT));
+    settle().await;
+    assert_eq!(bench.source.num_reads(), 1, "read although it stops");
+    stopped.await.unwrap().unwrap();
 }
 
 #[actix::test]
@@ -326,6 +390,23 @@ async fn drains_once_every_receipt_is_back() {
     let timeout = Duration::from_secs(1);
     bench.consumer.send(Drain { timeout }).await.unwrap();
     assert_eq!(bench.source.acknowledged(), [pushed]);
+}
+
+#[actix::test]
+async fn drains_once_an_acknowledgement_under_way_and_the_one_behind_it_are_back() {
+    let mut bench = Bench::start().await;
+    let pushed = [(); 2].map(|()| bench.source.push(EVENT));
+    bench.chunk().await.answer(Ok(PERMIT));
+    bench.source.hold_acks();
+    bench.ack(vec![pushed[0]]).await;
+    let timeout = Duration::from_secs(1);
+    let drained = actix_rt::spawn(bench.consumer.send(Drain { timeout }));
+    settle().await;
+    assert!(!drained.is_finished(), "one is under way");
+    bench.ack(vec![pushed[1]]).await;
+    bench.source.release_acks();
+    drained.await.unwrap().unwrap();
+    assert_eq!(bench.source.acknowledged(), pushed);
 }
 
 #[actix::test]

@@ -12,6 +12,8 @@ use crate::status::PipelineStatus;
 use crate::testing::{MemorySource, MemoryStore};
 
 mod degraded;
+mod drain;
+mod generations;
 mod refusals;
 
 fn message(id: u128) -> Bytes {

@@ -4,6 +4,7 @@ use uuid::Uuid;
 use super::*;
 use crate::batch::{Batch, BatchId};
 use crate::lifeline::lifeline;
+use crate::status::ComponentState;
 use crate::testing::{EventFixture, ManualClock, MemoryStore, event_entry};
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -124,6 +125,31 @@ async fn steps_are_small_and_rest_while_the_pipeline_writes() {
         assert_eq!(store.num_trims(), num_trims, "{is_writing}");
         assert!(started.elapsed() >= Duration::from_millis(least));
     }
+}
+
+#[actix::test]
+async fn a_step_that_is_always_too_slow_is_made_smaller_three_times_and_then_told() {
+    tokio::time::pause();
+    let store = store_with("e", 1..=100).await;
+    let parts = parts(Arc::new(ManualClock::at(now())));
+    let component = parts.component.clone();
+    let settings = TrimSettings {
+        batch_size: NonZeroUsize::new(80).unwrap(),
+        ..settings(HOUR / 2)
+    };
+    let trimmer = trimmer_of(parts, &store, settings);
+    store.trim_too_slowly_above(Some(0));
+    let failed = trimmer.send(Trim).await.unwrap().unwrap_err();
+    let is_told = matches!(failed, TrimError::Store(StoreError::TooSlow { .. }));
+    assert!(is_told, "{failed:?}");
+    assert_eq!(store.trim_steps(), [80, 40, 20, 10]);
+    assert_eq!(component.snapshot().state, ComponentState::Failing);
+    assert_eq!(store.num_events(), 100);
+
+    store.trim_too_slowly_above(Some(30));
+    trimmer.send(Trim).await.unwrap().unwrap();
+    assert_eq!(store.trim_steps()[4..], [80, 40, 20, 20, 20, 20, 20, 20]);
+    assert_eq!(store.num_events(), 0);
 }
 
 #[actix::test]
