@@ -9,7 +9,7 @@ use crate::delivery::{Content, Delivery, Entry, Position, Receipt, Rejection};
 use crate::lifeline::lifeline;
 use crate::messages::Retire;
 use crate::store::StoreError;
-use crate::testing::{Asked, Inbox, event, probe};
+use crate::testing::{Asked, Inbox, event, pause_time, probe};
 
 mod isolation;
 mod outage;
@@ -97,7 +97,7 @@ struct Bench {
 
 impl Bench {
     async fn start(num_writers: usize, max_events: usize) -> Self {
-        tokio::time::pause();
+        pause_time();
         let (recipients, writers): (Vec<_>, _) = (0..num_writers).map(|_| probe()).unzip();
         let (ack, acks) = probe();
         let metrics = Metrics::new().unwrap();
@@ -321,7 +321,7 @@ async fn attempts_beside_new_ones(fail: impl Fn(Asked<Flush>)) -> usize {
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(60) {
         let flush = bench.flush(0).await;
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
         drop(bench.enqueue_these(events(number..number + 1), false));
         number += 1;
         if positions(&flush) == ["0"] {
@@ -330,7 +330,6 @@ async fn attempts_beside_new_ones(fail: impl Fn(Asked<Flush>)) -> usize {
         } else {
             commit(flush);
         }
-        settle().await;
     }
     attempts
 }
@@ -341,13 +340,13 @@ async fn a_stubborn_batch_that_is_due_is_tried_again_however_many_new_ones_come(
         flush.answer(Err(StoreError::unavailable("this one never").into()));
     };
     let attempts = attempts_beside_new_ones(fails).await;
-    assert!((15..=60).contains(&attempts), "{attempts} in a minute");
+    assert!((12..=60).contains(&attempts), "{attempts} in a minute");
 }
 
 #[actix::test]
 async fn a_suspect_that_is_due_is_tried_again_however_many_new_ones_come() {
     let attempts = attempts_beside_new_ones(|flush| refuse(flush, waits_for_a_lock())).await;
-    assert!((15..=60).contains(&attempts), "{attempts} in a minute");
+    assert!((12..=60).contains(&attempts), "{attempts} in a minute");
 }
 
 #[actix::test]

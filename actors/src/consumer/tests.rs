@@ -7,7 +7,7 @@ use crate::delivery::Content;
 use crate::lifeline::lifeline;
 use crate::messages::{AwaitEnd, StopReading};
 use crate::status::ComponentState;
-use crate::testing::{Asked, Inbox, MemorySource, probe};
+use crate::testing::{Asked, Inbox, MemorySource, pause_time, probe};
 
 const EVENT: &str = r#"{"occurred":"2026-11-24T03:00:00Z","event":"e","resource":{"prefect.resource.id":"r"},"id":"11111111-1111-4111-8111-111111111111"}"#;
 
@@ -41,7 +41,7 @@ impl Bench {
 
     /// A consumer that is about to rewind its source, which is prepared first.
     fn start_rewinding(prepare: impl FnOnce(&MemorySource)) -> Self {
-        tokio::time::pause();
+        pause_time();
         let source = Arc::new(MemorySource::default());
         prepare(&source);
         let (join, joins) = probe();

@@ -9,7 +9,7 @@ use crate::clock::SystemClock;
 use crate::delivery::Receipt;
 use crate::messages::Retire;
 use crate::status::PipelineStatus;
-use crate::testing::{MemorySource, MemoryStore};
+use crate::testing::{MemorySource, MemoryStore, pause_time};
 
 mod degraded;
 mod drain;
@@ -48,7 +48,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        tokio::time::pause();
+        pause_time();
         let source = Arc::new(MemorySource::default());
         let store = MemoryStore::new();
         let metrics = Metrics::new().unwrap();

@@ -5,7 +5,7 @@ use super::*;
 use crate::batch::{Batch, BatchId};
 use crate::lifeline::lifeline;
 use crate::status::ComponentState;
-use crate::testing::{EventFixture, ManualClock, MemoryStore, event_entry};
+use crate::testing::{EventFixture, ManualClock, MemoryStore, event_entry, pause_time};
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
@@ -87,7 +87,7 @@ fn a_retention_beyond_all_time_is_refused() {
 
 #[actix::test]
 async fn removes_what_is_too_old_in_bounded_steps_and_nothing_else() {
-    tokio::time::pause();
+    pause_time();
     let store = store_with("e", [1, 2, 3, 4, 5, 6, 7]).await;
     let trimmer = trimmer(&store, settings(4 * HOUR));
     let trimmed = trimmer.send(Trim).await.unwrap().unwrap();
@@ -110,7 +110,7 @@ async fn removes_what_is_too_old_in_bounded_steps_and_nothing_else() {
 
 #[actix::test]
 async fn steps_are_small_and_rest_while_the_pipeline_writes() {
-    tokio::time::pause();
+    pause_time();
     for (is_writing, num_trims, least) in [(false, 2, 0), (true, 3, 300)] {
         let store = store_with("e", 1..=1_500).await;
         let parts = parts(Arc::new(ManualClock::at(now())));
@@ -129,7 +129,7 @@ async fn steps_are_small_and_rest_while_the_pipeline_writes() {
 
 #[actix::test]
 async fn a_step_that_is_always_too_slow_is_made_smaller_three_times_and_then_told() {
-    tokio::time::pause();
+    pause_time();
     let store = store_with("e", 1..=100).await;
     let parts = parts(Arc::new(ManualClock::at(now())));
     let component = parts.component.clone();
@@ -154,7 +154,7 @@ async fn a_step_that_is_always_too_slow_is_made_smaller_three_times_and_then_tol
 
 #[actix::test]
 async fn retention_works_again_with_the_first_pass_that_succeeds() {
-    tokio::time::pause();
+    pause_time();
     let store = store_with("e", [100]).await;
     let parts = parts(Arc::new(ManualClock::at(now())));
     let component = parts.component.clone();
@@ -170,7 +170,7 @@ async fn retention_works_again_with_the_first_pass_that_succeeds() {
 
 #[actix::test]
 async fn overrides_shorten_and_lengthen() {
-    tokio::time::pause();
+    pause_time();
     for (retention, expected) in [(2, vec![1, 2]), (6, vec![1, 2, 3, 4, 5, 6])] {
         let store = store_with("heartbeat", 1..=8).await;
         let mut settings = settings(4 * HOUR);
@@ -185,7 +185,7 @@ async fn overrides_shorten_and_lengthen() {
 
 #[actix::test]
 async fn trims_on_its_own_interval() {
-    tokio::time::pause();
+    pause_time();
     let store = store_with("e", [1, 100]).await;
     let _trimmer = trimmer(&store, settings(4 * HOUR));
     tokio::time::sleep(Duration::from_secs(479)).await;
@@ -199,7 +199,7 @@ async fn trims_on_its_own_interval() {
 
 #[actix::test]
 async fn keeps_its_interval_when_a_pass_fails() {
-    tokio::time::pause();
+    pause_time();
     let store = store_with("e", [1, 100]).await;
     store.set_available(false);
     let trimmer = trimmer(&store, settings(4 * HOUR));
@@ -229,7 +229,7 @@ impl Clock for SettableClock {
 
 #[actix::test]
 async fn a_clock_that_is_put_forward_by_an_hour_removes_nothing_before_it_is_believed() {
-    tokio::time::pause();
+    pause_time();
     let clock = Arc::new(SettableClock {
         started: Instant::now(),
         put_by: ManualClock::at(now()),
@@ -315,7 +315,7 @@ async fn store_more(store: &MemoryStore, ids: std::ops::Range<u128>, occurred: D
 
 #[actix::test]
 async fn started_with_an_absurd_clock_it_removes_nothing_however_often_and_whatever_comes() {
-    tokio::time::pause();
+    pause_time();
     let (clock, store) = store_of_today().await;
     let absurd = now() + DAY * 3_650;
     for day in 0..3 {
@@ -337,7 +337,7 @@ async fn started_with_an_absurd_clock_it_removes_nothing_however_often_and_whate
 
 #[actix::test]
 async fn goes_on_once_somebody_has_said_so() {
-    tokio::time::pause();
+    pause_time();
     let (clock, store) = store_of_today().await;
     let later = now() + DAY * 30;
     let trimmer = started_at(&clock, &store, later).await;
@@ -350,7 +350,7 @@ async fn goes_on_once_somebody_has_said_so() {
 
 #[actix::test]
 async fn the_first_pass_over_old_events_that_were_stored_now_waits_for_nobody() {
-    tokio::time::pause();
+    pause_time();
     let clock = Arc::new(ManualClock::at(now()));
     let store = MemoryStore::with_clock(clock.clone());
     store_more(&store, 0..20, now() - DAY * 400).await;
@@ -361,7 +361,7 @@ async fn the_first_pass_over_old_events_that_were_stored_now_waits_for_nobody() 
 
 #[actix::test]
 async fn an_absence_after_which_less_than_half_goes_is_none() {
-    tokio::time::pause();
+    pause_time();
     let (clock, store) = store_of_today().await;
     store_more(&store, 100..111, now() + DAY * 4).await;
     let trimmer = started_at(&clock, &store, now() + DAY * 8).await;
@@ -370,7 +370,7 @@ async fn an_absence_after_which_less_than_half_goes_is_none() {
 
 #[actix::test]
 async fn what_expires_while_it_runs_goes_however_much_it_is() {
-    tokio::time::pause();
+    tokio::time::pause(); // It sleeps for a week.
     let clock = Arc::new(SettableClock {
         started: Instant::now(),
         put_by: ManualClock::at(now()),

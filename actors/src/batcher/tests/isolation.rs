@@ -121,7 +121,7 @@ async fn until(deadline: Instant, kind: FaultKind, what: &str, holds: impl Fn() 
 
 #[actix::test]
 async fn a_culprit_becomes_a_letter_with_its_code_and_its_neighbours_are_stored() {
-    tokio::time::pause();
+    pause_time();
     for kind in KINDS {
         let world = World::new(2).await;
         world.store.fail_with(Uuid::from_u128(11), fault(kind));
@@ -158,7 +158,7 @@ async fn a_culprit_becomes_a_letter_with_its_code_and_its_neighbours_are_stored(
 
 #[actix::test]
 async fn a_culprit_that_is_all_there_is_becomes_a_letter() {
-    tokio::time::pause();
+    pause_time();
     for kind in KINDS {
         let world = World::new(1).await;
         world.store.fail_with(Uuid::from_u128(1), fault(kind));
@@ -170,7 +170,7 @@ async fn a_culprit_that_is_all_there_is_becomes_a_letter() {
 
 #[actix::test]
 async fn what_waits_for_somebody_elses_lock_is_kept_stops_nobody_and_is_named() {
-    tokio::time::pause();
+    pause_time();
     let world = World::new(2).await;
     world
         .store
@@ -195,7 +195,7 @@ async fn what_waits_for_somebody_elses_lock_is_kept_stops_nobody_and_is_named() 
 
 #[actix::test]
 async fn a_store_that_refuses_everything_makes_no_letters_and_is_told_as_failing() {
-    tokio::time::pause();
+    pause_time();
     for kind in KINDS {
         let world = World::new(2).await;
         world.store.fail_all(Some(fault(kind)));
@@ -248,7 +248,7 @@ fn stories() -> impl Strategy<Value = Story> {
 
 /// Plays a story to its end; how long innocents had to wait beside outages is held against the bound.
 async fn plays_well(story: Story) -> Result<(), TestCaseError> {
-    tokio::time::pause();
+    pause_time();
     let world = World::new(story.num_writers).await;
     let started = Instant::now();
     let mut arrivals = story.arrivals;
