@@ -17,12 +17,10 @@ use rustls::{
 #[error("{0}")]
 pub struct TlsFault(String);
 
-/// What is checked of a server's certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Check {
     /// Only that the server has its key: protects from nobody who can redirect traffic.
     Nothing,
-    /// That an authority signed it.
     Authority,
     /// The same, and that it is made out to the host.
     AuthorityAndName,
@@ -119,7 +117,6 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsFault> {
     Ok(roots)
 }
 
-/// Checks certificates as far as is asked.
 #[derive(Debug)]
 struct Verifier {
     check: Check,

@@ -156,7 +156,6 @@ impl fmt::Debug for RedisUrl {
     }
 }
 
-/// Whether the scheme asks for TLS.
 fn check_scheme(scheme: &str) -> Result<bool, InvalidUrl> {
     match scheme {
         "redis" | "valkey" => Ok(false),

@@ -130,7 +130,6 @@ impl FromStr for PostgresUrl {
     }
 }
 
-/// What a URL says, by the part that it is for.
 #[derive(Default)]
 struct Found {
     hosts: Vec<(String, u16)>,

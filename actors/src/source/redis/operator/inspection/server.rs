@@ -15,10 +15,8 @@ const NEARLY_FULL_PERCENT: u64 = 80;
 /// Beyond this it is a matter of minutes.
 const FULL_PERCENT: u64 = 95;
 
-/// The fields of INFO, by name.
 pub(super) struct ServerFacts<'a>(HashMap<&'a str, &'a str>);
 
-/// The finding where INFO is refused.
 pub(super) fn unknown(error: &RedisError) -> Finding {
     Finding::warning(
         "redis.info",
@@ -41,7 +39,6 @@ impl<'a> ServerFacts<'a> {
         self.text(name).parse().unwrap_or_default()
     }
 
-    /// Findings, as they matter for a stream that nobody may lose.
     pub(super) fn judge(&self, server: &str) -> Vec<Finding> {
         vec![
             self.version(server),
