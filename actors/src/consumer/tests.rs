@@ -420,10 +420,16 @@ async fn tells_when_the_source_has_ended() {
         !ended.is_finished(),
         "its last chunk is not with the batcher"
     );
+    let receipts = receipts(&chunk.message);
     chunk.answer(Ok(PERMIT));
     ended.await.unwrap().unwrap();
     assert_eq!(bench.component.snapshot().state, ComponentState::Ended);
     bench.consumer.send(AwaitEnd).await.expect("told again");
+    bench.ack(receipts).await;
+    bench.source.wait_for_acknowledged(1).await;
+    settle().await;
+    let state = bench.component.snapshot().state;
+    assert_eq!(state, ComponentState::Ended, "also once all is back");
 }
 
 #[actix::test]
@@ -521,4 +527,37 @@ fn receipts_that_are_not_taken_back_stop_the_reading() {
         !acks.are_too_many(Permit::UNLIMITED),
         "at the end all is read"
     );
+}
+
+#[actix::test]
+async fn a_source_that_only_ends_its_reading_is_not_said_to_be_back() {
+    let bench = Bench::start().await;
+    bench.source.hands_out_the_rest(true);
+    bench.source.fail_reads(1);
+    settle().await; // Now it waits for the end of a back-off.
+    bench.consumer.send(StopReading).await.unwrap();
+    assert_eq!(
+        bench.source.num_reads(),
+        2,
+        "one failed, one brought nothing"
+    );
+    assert_eq!(bench.component.snapshot().state, ComponentState::Failing);
+}
+
+#[actix::test]
+async fn one_acknowledgement_is_under_way_at_a_time() {
+    let mut bench = Bench::start().await;
+    let pushed = [(); 3].map(|()| bench.source.push(EVENT));
+    bench.chunk().await.answer(Ok(PERMIT));
+    bench.source.hold_acks();
+    for receipt in pushed {
+        bench.ack(vec![receipt]).await;
+        settle().await;
+    }
+    // The first fails; had the others been sent meanwhile, they would be back before it.
+    bench.source.fail_acks(1);
+    bench.source.release_acks();
+    settle().await;
+    assert!(bench.source.acknowledged().is_empty());
+    bench.source.wait_for_acknowledged(3).await;
 }

@@ -382,3 +382,41 @@ async fn what_expires_while_it_runs_goes_however_much_it_is() {
     assert_eq!(store.num_events(), 0);
     drop(trimmer);
 }
+
+#[actix::test]
+async fn a_pass_beside_one_that_is_under_way_is_left_to_that_one() {
+    pause_time();
+    let store = store_with("e", 1..=1_500).await;
+    let parts = parts(Arc::new(ManualClock::at(now())));
+    let component = parts.component.clone();
+    // Somebody writes, so that steps are small and rest.
+    parts.metrics.received(1, 0);
+    let settings = TrimSettings {
+        batch_size: NonZeroUsize::new(1_000).unwrap(),
+        ..settings(HOUR / 2)
+    };
+    let trimmer = trimmer_of(parts, &store, settings);
+    let first = actix_rt::spawn(trimmer.send(Trim));
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(store.num_events(), 500, "it rests");
+    let second = trimmer.send(Trim).await.unwrap();
+    assert!(matches!(second, Err(TrimError::UnderWay)), "{second:?}");
+    assert_eq!(first.await.unwrap().unwrap().unwrap().events, 1_500);
+    assert_eq!(component.snapshot().state, ComponentState::Ok);
+    let third = trimmer.send(Trim).await.unwrap().unwrap();
+    assert_eq!(third, Trimmed::default());
+}
+
+#[actix::test]
+async fn drain_closes_the_store_and_ends_the_trimmer() {
+    pause_time();
+    let store = store_with("e", [1, 100]).await;
+    let trimmer = trimmer(&store, settings(4 * HOUR));
+    let timeout = Duration::from_secs(1);
+    let drained = trimmer.send(Drain { timeout }).await.unwrap();
+    assert_eq!(drained, Drained { released: 0 });
+    assert_eq!(store.num_closed(), 1);
+    tokio::time::sleep(HOUR).await;
+    assert_eq!(ages(&store), [1, 100], "no pass after the end");
+    assert!(!trimmer.connected());
+}

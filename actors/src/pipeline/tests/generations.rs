@@ -54,3 +54,33 @@ async fn a_new_generation_starts_after_the_back_off_that_was_configured() {
     let late = status(&pipeline).await;
     assert_eq!((late.generation, late.ready), (2, true));
 }
+
+#[actix::test]
+async fn restarts_in_a_row_are_ever_further_apart_until_a_generation_has_lived_for_long() {
+    let bench = Bench::new();
+    let mut settings = settings(2, 10);
+    settings.batch.backoff = Backoff {
+        base: Duration::from_secs(1),
+        cap: Duration::from_secs(1_000),
+    };
+    let backoff = settings.batch.backoff;
+    let pipeline = bench.pipeline(settings).start();
+    until(&pipeline, |status| status.ready).await;
+    let mut generation = 1;
+    let mut restart = async || {
+        let died_at = Instant::now();
+        bench.source.panic_next_read();
+        generation += 1;
+        until(&pipeline, |status| status.generation == generation).await;
+        died_at.elapsed()
+    };
+    let slack = Duration::from_millis(100);
+    for in_a_row in 1..6 {
+        let took = restart().await;
+        let expected = backoff.delay(in_a_row, 0.0)..=backoff.delay(in_a_row, 1.0) + slack;
+        assert!(expected.contains(&took), "{in_a_row}: {took:?}");
+    }
+    sleep(HEALTHY_AFTER).await;
+    let took = restart().await;
+    assert!(took <= backoff.base + slack, "{took:?}");
+}
