@@ -9,9 +9,11 @@ use crate::clock::SystemClock;
 use crate::delivery::Receipt;
 use crate::messages::Retire;
 use crate::status::PipelineStatus;
-use crate::testing::{ManualClock, MemorySource, MemoryStore};
+use crate::testing::{ManualClock, MemorySource, MemoryStore, pause_time};
 
 mod degraded;
+mod drain;
+mod generations;
 mod refusals;
 
 fn message(id: u128) -> Bytes {
@@ -46,7 +48,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        tokio::time::pause();
+        pause_time();
         let source = Arc::new(MemorySource::default());
         let store = MemoryStore::new();
         let metrics = Metrics::new().unwrap();

@@ -194,6 +194,7 @@ mod tests {
     use super::*;
     use crate::messages::Flushed;
     use crate::store::Trimmed;
+    use crate::testing::pause_time;
 
     const TOLD: NonZeroUsize = NonZeroUsize::new(5_000).unwrap();
 
@@ -315,7 +316,7 @@ mod tests {
 
     #[actix::test]
     async fn steps_are_small_and_rest_while_this_process_writes() {
-        tokio::time::pause();
+        pause_time();
         let metrics = Metrics::new().unwrap();
         let pace = |contention| Pace::beside_writers(contention, TOLD, metrics.clone());
         let mut log = pace(Contention::Log);
@@ -340,7 +341,7 @@ mod tests {
 
     #[actix::test]
     async fn more_goes_where_more_is_written() {
-        tokio::time::pause();
+        pause_time();
         let metrics = Metrics::new().unwrap();
         let mut pace = Pace::beside_writers(Contention::Log, TOLD, metrics.clone());
         let mut rest = |took| {
@@ -360,7 +361,7 @@ mod tests {
 
     #[actix::test]
     async fn what_is_in_flight_is_about_to_be_written() {
-        tokio::time::pause();
+        pause_time();
         let metrics = Metrics::new().unwrap();
         metrics.received(1, 0);
         let mut pace = Pace::beside_writers(Contention::Log, TOLD, metrics);

@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn drift_is_no_step() {
-        assert_eq!(play(&[(15, 4), (15, 4), (15, 4)]), [true; 3]);
+        assert_eq!(play(&[(15, 4), (15, 5), (15, 5)]), [true; 3]);
+        assert_eq!(play(&[(15, 6)]), [false]);
         let far = DateTime::<Utc>::MAX_UTC;
         let now = Instant::now();
         let mut steadiness = Steadiness::new(DateTime::<Utc>::MIN_UTC, now);
