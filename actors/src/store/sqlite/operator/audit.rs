@@ -10,6 +10,7 @@ use diesel::sql_types::{BigInt, Bool, Text};
 use tokio::time::Instant;
 
 use super::content::Content;
+use crate::store::at_most;
 use crate::store::operator::answers::{
     CountsRow, EVENTS_ON_A_PAGE, LetterRow, NEWEST, NEWEST_TAKE, Newest, PAGE_TAKES, StrayRow,
 };
@@ -88,8 +89,7 @@ pub(super) fn count_curable(
     let total = letters::table.count();
     let total: i64 = connection.run(|connection| total.get_result(connection))?;
     // One at least, which tells the number of all.
-    let at_most = i64::try_from(limit.max(1)).unwrap_or(i64::MAX);
-    let query = sql_query(CURABLE).bind::<BigInt, _>(at_most);
+    let query = sql_query(CURABLE).bind::<BigInt, _>(at_most(limit.max(1)));
     let rows: Vec<LetterRow> = connection.run(|connection| query.load(connection))?;
     Ok(LetterCounts::of(total, rows, limit))
 }
@@ -234,7 +234,7 @@ fn strays(
 ) -> Result<Strays, Failure> {
     let query = sql_query(query)
         .bind::<Text, _>(bound(since))
-        .bind::<BigInt, _>(i64::try_from(limit.get()).unwrap_or(i64::MAX));
+        .bind::<BigInt, _>(at_most(limit.get()));
     let rows: Vec<StrayRow> = connection.run(|connection| query.load(connection))?;
     Ok(Strays::of(rows))
 }
