@@ -8,7 +8,7 @@ use diesel::sql_types::Text;
 use diesel::{QueryResult, RunQueryDsl as _, SqliteConnection};
 use libsqlite3_sys as ffi;
 
-use super::result_code::{Class, CodedConnection, Failed, ResultCode};
+use super::result_code::{CodedConnection, Failed, ResultCode};
 use super::{SqliteSettings, lock_holder, log_size};
 use crate::store::StoreError;
 
@@ -308,7 +308,7 @@ fn uri(path: &Path, missing: Missing) -> String {
 }
 
 fn remedy_for(code: ResultCode, settings: &SqliteSettings) -> String {
-    if code.class() == Class::Rejected {
+    if code.refuses_values() {
         return "a row of ours was refused; compare the schema with `event-persister check`"
             .to_owned();
     }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::connection::{Connection, Failure};
 use super::letters;
-use super::result_code::{Class, Failed};
+use super::result_code::Failed;
 use super::rows::{EventTexts, InsertEvent, InsertResource, Refusal, RowTexts};
 use super::schema::events;
 use crate::delivery::{Batch, Condemned, Content, Entry};
@@ -42,10 +42,10 @@ enum Stop {
 
 impl From<Failed> for Stop {
     fn from(failed: Failed) -> Self {
-        match (failed.code.class(), failed.in_transaction) {
-            (Class::Rejected, true) => Self::Refused(Refusal::by_database(&failed)),
-            (Class::Rejected, false) => Self::Undone(Refusal::by_database(&failed)),
-            (Class::Unavailable, _) => Self::Failed(failed.into()),
+        match (failed.code.refuses_values(), failed.in_transaction) {
+            (true, true) => Self::Refused(Refusal::by_database(&failed)),
+            (true, false) => Self::Undone(Refusal::by_database(&failed)),
+            (false, _) => Self::Failed(failed.into()),
         }
     }
 }
