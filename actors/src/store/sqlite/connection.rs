@@ -265,23 +265,22 @@ fn inspect_path(path: &Path, missing: Missing) -> Result<(), StoreError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let directory = path.parent().unwrap_or(Path::new("/"));
             if !directory.is_dir() {
-                unavailable(format!(
+                return unavailable(format!(
                     "the SQLite database {shown} cannot be opened: there is no directory {}; create \
                      it, or correct the path",
                     directory.display()
-                ))
-            } else {
-                match missing {
-                    Missing::Create => Ok(()),
-                    Missing::Refuse => unavailable(format!(
-                        "there is no SQLite database {shown}: correct the path, or let \
-                         `event-persister migrate` make it"
-                    )),
-                    Missing::Await => unavailable(format!(
-                        "there is no SQLite database {shown}: waiting for Prefect's migrations; for a \
-                         database without Prefect run `event-persister migrate`"
-                    )),
-                }
+                ));
+            }
+            match missing {
+                Missing::Create => Ok(()),
+                Missing::Refuse => unavailable(format!(
+                    "there is no SQLite database {shown}: correct the path, or let \
+                     `event-persister migrate` make it"
+                )),
+                Missing::Await => unavailable(format!(
+                    "there is no SQLite database {shown}: waiting for Prefect's migrations; for a \
+                     database without Prefect run `event-persister migrate`"
+                )),
             }
         }
         // Whatever it is, SQLite will say so too.

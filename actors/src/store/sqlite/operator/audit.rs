@@ -137,25 +137,21 @@ pub(super) fn look_up(
     connection: &mut Connection,
     event_ids: &[String],
 ) -> Result<Vec<EventRows>, Failure> {
-    in_snapshot(connection, |connection| look_up_now(connection, event_ids))
-}
-
-fn look_up_now(
-    connection: &mut Connection,
-    event_ids: &[String],
-) -> Result<Vec<EventRows>, Failure> {
-    let query = sql_query(LOOK_UP).bind::<Text, _>(as_json(event_ids));
-    let rows: Vec<CountsRow> = connection.run(|connection| query.load(connection))?;
-    let mut held: Vec<EventRows> = rows.into_iter().map(EventRows::from).collect();
-    for rows in &mut held {
-        if let Some(content) = Content::read(connection, &rows.event_id)? {
-            rows.received = content.received;
-            let contradicting = content.contradicting.into_iter();
-            rows.contradicting = contradicting.map(str::to_owned).collect();
-            rows.unreadable = content.unreadable;
+    let event_ids = serde_json::Value::from(event_ids).to_string();
+    in_snapshot(connection, |connection| {
+        let query = sql_query(LOOK_UP).bind::<Text, _>(event_ids);
+        let rows: Vec<CountsRow> = connection.run(|connection| query.load(connection))?;
+        let mut held: Vec<EventRows> = rows.into_iter().map(EventRows::from).collect();
+        for rows in &mut held {
+            if let Some(content) = Content::read(connection, &rows.event_id)? {
+                rows.received = content.received;
+                let contradicting = content.contradicting.into_iter();
+                rows.contradicting = contradicting.map(str::to_owned).collect();
+                rows.unreadable = content.unreadable;
+            }
         }
-    }
-    Ok(held)
+        Ok(held)
+    })
 }
 
 /// Counts the newest events that cannot be read, as far back as there is time for.
@@ -220,10 +216,6 @@ fn read_page(connection: &mut Connection, cursor: &Cursor) -> Result<Page, Failu
         page_size: cursor.page_size,
     });
     Ok(page)
-}
-
-fn as_json(texts: &[String]) -> String {
-    serde_json::Value::from(texts).to_string()
 }
 
 fn strays(

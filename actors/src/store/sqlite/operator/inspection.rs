@@ -61,10 +61,7 @@ fn look_inside(connection: &mut Connection, create: CreateSchema, findings: &mut
     let mut is_readable = false;
     let is_prefects = create == CreateSchema::OwnOnly;
     match schema::faults(connection, CreateSchema::Nothing, is_prefects) {
-        Ok(_)
-            if create == CreateSchema::Everything
-                && schema::is_empty(connection).unwrap_or(false) =>
-        {
+        Ok(_) if create == CreateSchema::Everything && schema::is_empty(connection) => {
             let what = "there are no tables yet; `serve` makes them";
             findings.push(Finding::ok(schema::SCHEMA, what));
         }
