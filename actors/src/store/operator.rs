@@ -47,9 +47,7 @@ pub struct DatabaseInfo {
 /// not write both in one transaction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct HalfEvents {
-    /// Rows of `events` of which there is no row in `event_resources`.
     pub events: u64,
-    /// Rows of `event_resources` whose event is not in `events`.
     pub resources: u64,
 }
 

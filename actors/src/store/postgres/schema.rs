@@ -142,7 +142,6 @@ fn migrate(
     Ok(run)
 }
 
-/// Whether everything is as it must be to write here.
 pub(super) async fn check(
     connection: &mut Connection,
     create: CreateSchema,

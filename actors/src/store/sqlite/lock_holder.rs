@@ -1,7 +1,8 @@
 //! Which processes hold locks of a database, where the system shows it.
 //!
-//! Only `stat` and `/proc` are used; systems without the latter name nobody. The database's own files must never be opened here: closing any
-//! descriptor of a file gives up all POSIX locks that the process has on it, SQLite's included.
+//! Only `stat` and `/proc` are used; a system without the latter names nobody. The database's own files must
+//! never be opened here: closing any descriptor of a file gives up all POSIX locks that the process has on it,
+//! SQLite's included.
 
 use std::fmt;
 use std::path::Path;

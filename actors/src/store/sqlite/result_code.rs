@@ -156,7 +156,6 @@ impl CodedConnection {
         })
     }
 
-    /// Runs one call, or several of which the first that fails is the last.
     pub(super) fn run<T>(
         &mut self,
         call: impl FnOnce(&mut SqliteConnection) -> QueryResult<T>,

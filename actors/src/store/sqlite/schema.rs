@@ -220,7 +220,6 @@ pub(super) fn prefect_revision(connection: &mut Connection) -> Result<Option<Str
 pub(super) const SCHEMA: &str = "sqlite.schema";
 pub(super) const INDEXES: &str = "sqlite.indexes";
 
-/// Whether everything is as it must be to write here.
 pub(super) fn check(connection: &mut Connection, create: CreateSchema) -> Result<(), Failure> {
     let is_prefects = create == CreateSchema::OwnOnly;
     let faults = faults(connection, create, is_prefects)?;

@@ -216,7 +216,6 @@ fn delete_resources(event_ids: &str) -> impl ExecuteDsl<SqliteConnection> + Quer
     .bind::<Text, _>(event_ids)
 }
 
-/// Deletes events, whose ids are a JSON array of texts.
 fn delete_only_events(ids: &str) -> impl ExecuteDsl<SqliteConnection> + QueryFragment<Sqlite> {
     diesel::sql_query("DELETE FROM events WHERE id IN (SELECT value FROM json_each(?))")
         .bind::<Text, _>(ids)
