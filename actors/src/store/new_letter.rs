@@ -17,7 +17,6 @@ pub(super) struct NewLetter<'a> {
 }
 
 impl<'a> NewLetter<'a> {
-    /// Of an event that the database refused.
     pub(super) fn refused(entry: &'a Entry, reason: &'a str, code: Option<&'a str>) -> Self {
         Self {
             entry,

@@ -47,9 +47,7 @@ pub struct DatabaseInfo {
 /// not write both in one transaction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct HalfEvents {
-    /// Rows of `events` of which there is no row in `event_resources`.
     pub events: u64,
-    /// Rows of `event_resources` whose event is not in `events`.
     pub resources: u64,
 }
 
@@ -57,6 +55,7 @@ pub struct HalfEvents {
 ///
 /// A dead letter that is new has a larger id than all that were there. `before` stands for letters with
 /// smaller ids only, and so for none that come meanwhile.
+#[expect(unused_variables, reason = "a method that is not offered needs none")]
 pub trait StoreOperator: Send + Sync {
     /// Makes or upgrades the tables, Prefect's two included unless Prefect has been here; returns the names
     /// of the migrations that were run. Changes the schema.
@@ -71,7 +70,6 @@ pub trait StoreOperator: Send + Sync {
     /// Looks for what would stop or hurt a service with these needs. That the database cannot be reached is
     /// a finding too.
     fn inspect(&self, needs: Needs) -> LocalBoxFuture<'_, Vec<Finding>> {
-        let _ = needs;
         Box::pin(std::future::ready(Vec::new()))
     }
 
@@ -99,7 +97,6 @@ pub trait StoreOperator: Send + Sync {
     /// Counts all dead letters, and those whose event is stored meanwhile, of which it names at most
     /// `limit`.
     fn count_curable_letters(&self, limit: usize) -> Answer<'_, LetterCounts> {
-        let _ = limit;
         not_offered("an audit")
     }
 
@@ -108,13 +105,11 @@ pub trait StoreOperator: Send + Sync {
         source: &'a str,
         positions: Vec<String>,
     ) -> Answer<'a, Vec<String>> {
-        let _ = (source, positions);
         not_offered("an audit")
     }
 
     /// The rows of each of these events; that an event has none is an answer too.
     fn look_up(&self, event_ids: Vec<String>) -> Answer<'_, Vec<EventRows>> {
-        let _ = event_ids;
         not_offered("an audit")
     }
 
@@ -125,13 +120,11 @@ pub trait StoreOperator: Send + Sync {
         since: Option<DateTime<Utc>>,
         from: Option<&'a Cursor>,
     ) -> Answer<'a, Page> {
-        let _ = (since, from);
         not_offered("an audit")
     }
 
     /// Events that occurred since then and of which only resources are there, `limit` ids at most.
     fn orphans(&self, since: Option<DateTime<Utc>>, limit: NonZeroUsize) -> Answer<'_, Strays> {
-        let _ = (since, limit);
         not_offered("an audit")
     }
 
@@ -139,7 +132,6 @@ pub trait StoreOperator: Send + Sync {
     ///
     /// A unique index over the id makes that impossible; only where it is gone they are looked for.
     fn repeated(&self, since: Option<DateTime<Utc>>, limit: NonZeroUsize) -> Answer<'_, Strays> {
-        let _ = (since, limit);
         not_offered("an audit")
     }
 
@@ -148,7 +140,6 @@ pub trait StoreOperator: Send + Sync {
     /// An entry whose event has [`UNKNOWN_RECEIVED`] is not compared in that column. A rejection is
     /// looked for by its event's id, if it has one.
     fn compare<'a>(&'a self, entries: &'a [Arc<Entry>]) -> Answer<'a, Vec<Compared>> {
-        let _ = entries;
         not_offered("a comparison")
     }
 
@@ -161,7 +152,6 @@ pub trait StoreOperator: Send + Sync {
 
     /// Counts what trims with these cutoffs would remove.
     fn count_expired<'a>(&'a self, cutoffs: &'a Cutoffs) -> Answer<'a, Trimmed> {
-        let _ = cutoffs;
         not_offered("a count of what has expired")
     }
 

@@ -166,6 +166,37 @@ impl PostgresStore {
         }
     }
 
+    /// The same in a transaction.
+    async fn in_transaction<T>(
+        &self,
+        doing: &'static str,
+        work: impl AsyncFn(&mut Connection) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
+        let work = async |connection: &mut Connection| {
+            connection.begin().await?;
+            let done = work(connection).await?;
+            connection.commit().await?;
+            Ok(done)
+        };
+        self.with_connection(doing, self.limit(), work).await
+    }
+
+    /// Reads in a transaction that sees one moment, and may take its time.
+    async fn in_snapshot<T>(
+        &self,
+        doing: &'static str,
+        limit: Option<Duration>,
+        read: impl AsyncFn(&mut Connection) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
+        let read = async |connection: &mut Connection| {
+            connection.begin_snapshot().await?;
+            let answer = read(connection).await?;
+            connection.commit().await?;
+            Ok(answer)
+        };
+        self.with_connection(doing, limit, read).await
+    }
+
     fn store_error(&self, doing: &str, failure: Failure, holders: Option<&str>) -> StoreError {
         failure.into_store_error(doing, &self.settings.place(), holders)
     }

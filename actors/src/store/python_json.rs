@@ -11,7 +11,6 @@ use crate::event::write_float;
 /// Up to this many keys are compared one with another; more are hashed.
 const FEW_KEYS: usize = 8;
 
-/// Appends the JSON value `json` to `out` in Python's form.
 pub(super) fn rewrite(json: &str, out: &mut String) {
     let mut rewriter = Rewriter {
         json,
@@ -59,7 +58,6 @@ pub(super) fn write_object<'a>(
     out.push('}');
 }
 
-/// Appends an array; `write` appends each of its values.
 pub(super) fn write_array<T>(
     values: impl Iterator<Item = T>,
     out: &mut String,

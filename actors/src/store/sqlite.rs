@@ -37,6 +37,18 @@ use crate::store::{
     StoreError, TrimStep,
 };
 
+/// For a statement whose text is always the same: it is prepared once.
+macro_rules! prepared_once {
+    ($statement:ident) => {
+        impl diesel::query_builder::QueryId for $statement<'_> {
+            type QueryId = $statement<'static>;
+            const HAS_STATIC_QUERY_ID: bool = true;
+        }
+
+        impl diesel::RunQueryDsl<diesel::SqliteConnection> for $statement<'_> {}
+    };
+}
+
 mod connection;
 mod in_place;
 mod letters;

@@ -1,8 +1,13 @@
 //! The tables that are written, in either database, and what is said where they do not fit.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 
+use diesel::backend::Backend;
+use diesel::migration::{Migration, MigrationSource as _};
+use diesel::prelude::QueryResult;
 use diesel::sql_types::{Bool, Nullable, Text};
+use diesel_migrations::EmbeddedMigrations;
 
 use super::CreateSchema;
 use crate::finding::Finding;
@@ -11,7 +16,7 @@ pub(super) const LETTERS: &str = "event_persister_dead_letters";
 pub(super) const LETTERS_VERSION: &str = "00000000000101";
 
 /// All migrations of ours begin so; others may keep theirs in the same list.
-pub(super) const OUR_VERSIONS: &str = "0000000000";
+const OUR_VERSIONS: &str = "0000000000";
 
 pub(super) const TIMESTAMP: &str = "timestamp with time zone";
 /// A shorter type refuses what is too long for it, one event at a time.
@@ -151,6 +156,28 @@ pub(super) fn unfit(
         Some(remedy) => format!("{}: {remedy}", fault.what),
         None => fault.what,
     })
+}
+
+pub(super) fn migrations<DB: Backend>(
+    embedded: &EmbeddedMigrations,
+) -> QueryResult<Vec<Box<dyn Migration<DB>>>> {
+    let mut migrations = embedded.migrations().map_err(query_error)?;
+    migrations.sort_by_key(|migration| migration.name().version().as_owned());
+    Ok(migrations)
+}
+
+/// The migrations of ours that were run and are not among those of this version.
+pub(super) fn newer_migrations<DB: Backend>(
+    run: impl IntoIterator<Item = String>,
+    ours: [&EmbeddedMigrations; 2],
+) -> QueryResult<Vec<String>> {
+    let mut known = BTreeSet::new();
+    for embedded in ours {
+        let migrations = migrations::<DB>(embedded)?.into_iter();
+        known.extend(migrations.map(|migration| migration.name().version().to_string()));
+    }
+    let is_newer = |version: &String| version.starts_with(OUR_VERSIONS) && !known.contains(version);
+    Ok(run.into_iter().filter(is_newer).collect())
 }
 
 /// The error of a migration, as diesel's own where it is one.

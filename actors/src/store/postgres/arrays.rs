@@ -171,7 +171,6 @@ impl Column {
     }
 }
 
-/// The bytes before the elements of an array of one dimension.
 fn header(
     bytes: &mut Vec<u8>,
     oid: Oid,

@@ -217,19 +217,15 @@ fn advice(sqlstate: Option<&str>, is_loss: bool, place: &Place) -> String {
 }
 
 /// A connection was lost at work, and no other could be made: the work may be the reason for both.
-pub(super) fn after_loss(error: StoreError) -> StoreError {
-    match error {
-        StoreError::Unavailable {
-            what,
-            fault: None,
-            source,
-        } => StoreError::Unavailable {
-            what,
-            fault: Some(fault(Some(CONNECTION_FAILURE.to_owned()))),
-            source,
-        },
-        error => error,
+pub(super) fn after_loss(mut error: StoreError) -> StoreError {
+    if let StoreError::Unavailable {
+        fault: unknown @ None,
+        ..
+    } = &mut error
+    {
+        *unknown = Some(fault(Some(CONNECTION_FAILURE.to_owned())));
     }
+    error
 }
 
 pub(super) fn connect_error(place: &Place, error: ConnectError) -> StoreError {

@@ -74,7 +74,7 @@ impl StoreOperator for PostgresStore {
         let list = async move |connection: &mut Connection| {
             dead_letters::list(connection, filter, before, limit).await
         };
-        Box::pin(self.with_connection(READ_LETTERS, self.limit(), list))
+        Box::pin(self.in_transaction(READ_LETTERS, list))
     }
 
     fn count_letters<'a>(
@@ -85,26 +85,26 @@ impl StoreOperator for PostgresStore {
         let count = async move |connection: &mut Connection| {
             dead_letters::count(connection, filter, before).await
         };
-        Box::pin(self.with_connection(READ_LETTERS, self.limit(), count))
+        Box::pin(self.in_transaction(READ_LETTERS, count))
     }
 
     fn open_letters<'a>(&'a self, ids: &'a [i64]) -> Answer<'a, Vec<OpenLetter>> {
         let open =
             async move |connection: &mut Connection| dead_letters::open(connection, ids).await;
-        Box::pin(self.with_connection(READ_LETTERS, self.limit(), open))
+        Box::pin(self.in_transaction(READ_LETTERS, open))
     }
 
     fn remove_letters<'a>(&'a self, letters: &'a [LetterVersion]) -> Answer<'a, u64> {
         let remove = async move |connection: &mut Connection| {
             dead_letters::remove(connection, letters).await
         };
-        Box::pin(self.with_connection("remove dead letters from", self.limit(), remove))
+        Box::pin(self.in_transaction("remove dead letters from", remove))
     }
 
     fn count_curable_letters(&self, limit: usize) -> Answer<'_, LetterCounts> {
         let count =
             async move |connection: &mut Connection| audit::count_curable(connection, limit).await;
-        Box::pin(self.with_connection(READ_LETTERS, None, count))
+        Box::pin(self.in_snapshot(READ_LETTERS, None, count))
     }
 
     fn letters_at<'a>(
@@ -115,7 +115,7 @@ impl StoreOperator for PostgresStore {
         let find = async move |connection: &mut Connection| {
             audit::letters_at(connection, source, &positions).await
         };
-        Box::pin(self.with_connection(READ_LETTERS, self.limit(), find))
+        Box::pin(self.in_snapshot(READ_LETTERS, self.limit(), find))
     }
 
     fn look_up(&self, event_ids: Vec<String>) -> Answer<'_, Vec<EventRows>> {
@@ -137,14 +137,14 @@ impl StoreOperator for PostgresStore {
     fn orphans(&self, since: Option<DateTime<Utc>>, limit: NonZeroUsize) -> Answer<'_, Strays> {
         let find =
             async move |connection: &mut Connection| audit::orphans(connection, since, limit).await;
-        Box::pin(self.with_connection("read", None, find))
+        Box::pin(self.in_snapshot("read", None, find))
     }
 
     fn repeated(&self, since: Option<DateTime<Utc>>, limit: NonZeroUsize) -> Answer<'_, Strays> {
         let find = async move |connection: &mut Connection| {
             audit::repeated(connection, since, limit).await
         };
-        Box::pin(self.with_connection("read", None, find))
+        Box::pin(self.in_snapshot("read", None, find))
     }
 
     fn compare<'a>(&'a self, entries: &'a [Arc<Entry>]) -> Answer<'a, Vec<Compared>> {
@@ -161,13 +161,13 @@ impl StoreOperator for PostgresStore {
             let count = async |connection: &mut Connection| {
                 expired::count(connection, cutoffs, self.clock.now()).await
             };
-            self.with_connection("read", None, count).await
+            self.in_snapshot("read", None, count).await
         })
     }
 
     fn half_events(&self) -> Answer<'_, Option<HalfEvents>> {
         Box::pin(async move {
-            let counted = self.with_connection("read", None, half_events::count);
+            let counted = self.in_snapshot("read", None, half_events::count);
             counted.await.map(Some)
         })
     }

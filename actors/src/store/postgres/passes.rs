@@ -53,7 +53,6 @@ impl PostgresStore {
         before: DateTime<Utc>,
     ) -> Result<LastPass, StoreError> {
         let read = async |connection: &mut Connection| {
-            connection.begin().await?;
             let found: Found = sql_query(FIND).get_result(&mut connection.pg).await?;
             let now = PgTimestamp(found.now.0.min(Moment::new(self.clock.now()).0));
             let mut noted: Option<PgTimestamp> = None;
@@ -65,20 +64,18 @@ impl PostgresStore {
                 Some(at) => Some(at),
                 None => newest(connection, before, now).await?,
             };
-            connection.commit().await?;
             Ok(LastPass {
                 now: Moment(now.0).to_utc().unwrap_or_else(|| self.clock.now()),
                 at: at.and_then(|at| Moment(at.0).to_utc()),
                 is_noted: noted.is_some(),
             })
         };
-        self.with_connection("read", self.limit(), read).await
+        self.in_transaction("read", read).await
     }
 
     pub(super) async fn write_last_pass(&self, at: DateTime<Utc>) -> Result<(), StoreError> {
         let at = PgTimestamp(Moment::new(at).0);
         let write = async |connection: &mut Connection| {
-            connection.begin().await?;
             let found: Found = sql_query(FIND).get_result(&mut connection.pg).await?;
             if found.may_make {
                 connection.pg.batch_execute(MAKE).await?;
@@ -87,10 +84,9 @@ impl PostgresStore {
                 let note = sql_query(NOTE).bind::<Timestamptz, _>(at);
                 note.execute(&mut connection.pg).await?;
             }
-            connection.commit().await
+            Ok(())
         };
-        self.with_connection("note a retention pass in", self.limit(), write)
-            .await
+        self.in_transaction("note a retention pass in", write).await
     }
 
     pub(super) async fn count_events_until(
@@ -100,7 +96,6 @@ impl PostgresStore {
     ) -> Result<EventCounts, StoreError> {
         let until = PgTimestamp(Moment::new(until).0);
         let count = async |connection: &mut Connection| {
-            connection.begin_snapshot().await?;
             let found: Found = sql_query(FIND).get_result(&mut connection.pg).await?;
             let bounds = bounds(cutoffs, ahead(self.clock.now(), found.now));
             let earlier = events::table.filter(events::updated.le(until));
@@ -108,13 +103,12 @@ impl PostgresStore {
             // From the indexes: all that has expired, without what was stored later.
             let expired = num_expired(connection, &bounds, None).await?;
             let later = num_expired(connection, &bounds, Some(until)).await?;
-            connection.commit().await?;
             Ok(EventCounts {
                 num_events: as_count(num_events),
                 num_expired: as_count(expired - later),
             })
         };
-        self.with_connection("read", None, count).await
+        self.in_snapshot("read", None, count).await
     }
 }
 
@@ -141,30 +135,22 @@ async fn num_expired(
     bounds: &Bounds<PgTimestamp>,
     after: Option<PgTimestamp>,
 ) -> Result<i64, Failure> {
-    let default = bounds.default;
-    let mut expired = count(connection, None, default, after).await?;
+    let mut count = async |name: Option<&str>, cutoff: PgTimestamp| {
+        let mut query = events::table
+            .filter(events::occurred.lt(cutoff))
+            .count()
+            .into_boxed();
+        if let Some(name) = name {
+            query = query.filter(events::event.eq(name));
+        }
+        if let Some(after) = after {
+            query = query.filter(events::updated.gt(after));
+        }
+        query.get_result::<i64>(&mut connection.pg).await
+    };
+    let mut expired = count(None, bounds.default).await?;
     for (name, cutoff) in &bounds.overrides {
-        expired += count(connection, Some(name), *cutoff, after).await?;
-        expired -= count(connection, Some(name), default, after).await?;
+        expired += count(Some(name), *cutoff).await? - count(Some(name), bounds.default).await?;
     }
     Ok(expired)
-}
-
-async fn count(
-    connection: &mut Connection,
-    name: Option<&str>,
-    cutoff: PgTimestamp,
-    after: Option<PgTimestamp>,
-) -> Result<i64, Failure> {
-    let mut query = events::table
-        .filter(events::occurred.lt(cutoff))
-        .count()
-        .into_boxed();
-    if let Some(name) = name {
-        query = query.filter(events::event.eq(name));
-    }
-    if let Some(after) = after {
-        query = query.filter(events::updated.gt(after));
-    }
-    Ok(query.get_result(&mut connection.pg).await?)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use diesel::Connection as _;
 use diesel::connection::SimpleConnection as _;
-use diesel::migration::{Migration, MigrationConnection as _, MigrationSource as _};
+use diesel::migration::{Migration, MigrationConnection as _};
 use diesel::pg::Pg;
 use diesel::prelude::QueryResult;
 use diesel::sql_query;
@@ -17,11 +17,11 @@ use super::connection::Connection;
 use super::failure::Failure;
 use super::settings::Place;
 use crate::store::CreateSchema;
-use crate::store::tables::{query_error, unfit};
+use crate::store::tables::{migrations, query_error, unfit};
 
 /// Prefect's tables, to the letter. Never run on a database that is or may become Prefect's.
-const EVENTS: EmbeddedMigrations = embed_migrations!("../migrations/postgres/events");
-const OWN: EmbeddedMigrations = embed_migrations!("../migrations/postgres/own");
+pub(super) const EVENTS: EmbeddedMigrations = embed_migrations!("../migrations/postgres/events");
+pub(super) const OWN: EmbeddedMigrations = embed_migrations!("../migrations/postgres/own");
 
 /// Held while the schema is changed, so that replicas may start together. Any number that no one else
 /// uses in the same database.
@@ -118,7 +118,7 @@ fn migrate(
     wrapper.batch_execute(&format!("SELECT pg_advisory_xact_lock({SCHEMA_LOCK})"))?;
     // Another replica may have made everything while this one waited.
     let found: Found = diesel::RunQueryDsl::get_result(sql_query(FIND), wrapper)?;
-    let mut wanted = Vec::new();
+    let mut wanted = Vec::<Box<dyn Migration<Pg>>>::new();
     if found.wants_events(create) {
         wanted.extend(migrations(&EVENTS)?);
     }
@@ -142,21 +142,6 @@ fn migrate(
     Ok(run)
 }
 
-fn migrations(embedded: &EmbeddedMigrations) -> QueryResult<Vec<Box<dyn Migration<Pg>>>> {
-    let mut migrations = embedded.migrations().map_err(query_error)?;
-    migrations.sort_by_key(|migration| migration.name().version().as_owned());
-    Ok(migrations)
-}
-
-pub(super) fn known_versions() -> QueryResult<BTreeSet<String>> {
-    let mut versions = BTreeSet::new();
-    for migration in migrations(&EVENTS)?.iter().chain(&migrations(&OWN)?) {
-        versions.insert(migration.name().version().to_string());
-    }
-    Ok(versions)
-}
-
-/// Whether everything is as it must be to write here.
 pub(super) async fn check(
     connection: &mut Connection,
     create: CreateSchema,

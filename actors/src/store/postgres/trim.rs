@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::connection::Connection;
 use super::failure::Failure;
 use super::rows::Moment;
-use crate::store::{Bounds, Cutoffs, Removed, TrimStep, Trimmed, as_count};
+use crate::store::{Bounds, Cutoffs, Removed, TrimStep, Trimmed, as_count, at_most};
 
 /// The statements of a step that may take long, where it looks again for what came late.
 pub(super) const NUM_STATEMENTS: u32 = 5;
@@ -219,7 +219,7 @@ async fn delete_expired(
     let expired: Expired = sql_query(FIND_EXPIRED)
         .bind::<Array<Text>, _>(names)
         .bind::<Array<Timestamptz>, _>(cutoffs)
-        .bind::<BigInt, _>(i64::try_from(max_events.get()).unwrap_or(i64::MAX))
+        .bind::<BigInt, _>(at_most(max_events.get()))
         .bind::<Timestamptz, _>(bounds.default)
         .bind::<Timestamptz, _>(from.occurred)
         .bind::<SqlUuid, _>(from.id)
@@ -297,7 +297,7 @@ async fn delete_orphans(
 ) -> Result<Option<Trimmed>, Failure> {
     let deleted = sql_query(DELETE_ORPHANS)
         .bind::<Timestamptz, _>(bounds.earliest())
-        .bind::<BigInt, _>(i64::try_from(max_rows.get()).unwrap_or(i64::MAX))
+        .bind::<BigInt, _>(at_most(max_rows.get()))
         .execute(&mut connection.pg)
         .await?;
     Ok((deleted > 0).then_some(Trimmed {

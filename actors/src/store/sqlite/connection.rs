@@ -8,7 +8,7 @@ use diesel::sql_types::Text;
 use diesel::{QueryResult, RunQueryDsl as _, SqliteConnection};
 use libsqlite3_sys as ffi;
 
-use super::result_code::{Class, CodedConnection, Failed, ResultCode};
+use super::result_code::{CodedConnection, Failed, ResultCode};
 use super::{SqliteSettings, lock_holder, log_size};
 use crate::store::StoreError;
 
@@ -265,23 +265,22 @@ fn inspect_path(path: &Path, missing: Missing) -> Result<(), StoreError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let directory = path.parent().unwrap_or(Path::new("/"));
             if !directory.is_dir() {
-                unavailable(format!(
+                return unavailable(format!(
                     "the SQLite database {shown} cannot be opened: there is no directory {}; create \
                      it, or correct the path",
                     directory.display()
-                ))
-            } else {
-                match missing {
-                    Missing::Create => Ok(()),
-                    Missing::Refuse => unavailable(format!(
-                        "there is no SQLite database {shown}: correct the path, or let \
-                         `event-persister migrate` make it"
-                    )),
-                    Missing::Await => unavailable(format!(
-                        "there is no SQLite database {shown}: waiting for Prefect's migrations; for a \
-                         database without Prefect run `event-persister migrate`"
-                    )),
-                }
+                ));
+            }
+            match missing {
+                Missing::Create => Ok(()),
+                Missing::Refuse => unavailable(format!(
+                    "there is no SQLite database {shown}: correct the path, or let \
+                     `event-persister migrate` make it"
+                )),
+                Missing::Await => unavailable(format!(
+                    "there is no SQLite database {shown}: waiting for Prefect's migrations; for a \
+                     database without Prefect run `event-persister migrate`"
+                )),
             }
         }
         // Whatever it is, SQLite will say so too.
@@ -308,7 +307,7 @@ fn uri(path: &Path, missing: Missing) -> String {
 }
 
 fn remedy_for(code: ResultCode, settings: &SqliteSettings) -> String {
-    if code.class() == Class::Rejected {
+    if code.refuses_values() {
         return "a row of ours was refused; compare the schema with `event-persister check`"
             .to_owned();
     }

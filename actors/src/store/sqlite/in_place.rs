@@ -19,18 +19,23 @@ pub(super) type Token = Arc<FileId>;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct FileId(Option<(u64, u64)>);
 
+/// The device and the inode of a file.
+#[cfg(unix)]
+pub(super) fn numbers(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(not(unix))]
+pub(super) fn numbers(_path: &Path) -> Option<(u64, u64)> {
+    None
+}
+
 impl FileId {
-    #[cfg(unix)]
     fn at(path: &Path) -> Self {
-        use std::os::unix::fs::MetadataExt;
-
-        let metadata = std::fs::metadata(path).ok();
-        Self(metadata.map(|metadata| (metadata.dev(), metadata.ino())))
-    }
-
-    #[cfg(not(unix))]
-    fn at(_path: &Path) -> Self {
-        Self(None)
+        Self(numbers(path))
     }
 
     pub(super) fn is_at(&self, path: &Path) -> bool {

@@ -1,10 +1,13 @@
 //! Which processes hold locks of a database, where the system shows it.
 //!
-//! Only `stat` and `/proc` are used. The database's own files must never be opened here: closing any
-//! descriptor of a file gives up all POSIX locks that the process has on it, SQLite's included.
+//! Only `stat` and `/proc` are used; a system without the latter names nobody. The database's own files must
+//! never be opened here: closing any descriptor of a file gives up all POSIX locks that the process has on it,
+//! SQLite's included.
 
 use std::fmt;
 use std::path::Path;
+
+use super::in_place::numbers;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Holder {
@@ -48,7 +51,6 @@ const WAL_WRITE_LOCK: u64 = 120;
 const RESERVED_LOCK: u64 = 0x4000_0001;
 
 /// The process that holds the write lock at this moment; `None` where nobody does or the system does not tell.
-#[cfg(target_os = "linux")]
 pub(super) fn find(database: &Path) -> Option<Holder> {
     // SQLite puts its files beside what a symbolic link points to.
     let database = std::fs::canonicalize(database).ok()?;
@@ -66,7 +68,6 @@ pub(super) fn find(database: &Path) -> Option<Holder> {
     })
 }
 
-#[cfg(target_os = "linux")]
 pub(super) fn readers(database: &Path) -> Vec<Holder> {
     let find = || {
         let database = std::fs::canonicalize(database).ok()?;
@@ -82,30 +83,10 @@ pub(super) fn readers(database: &Path) -> Vec<Holder> {
     others.map(Holder::new).collect()
 }
 
-#[cfg(target_os = "linux")]
 fn shm_of(database: &Path) -> std::path::PathBuf {
     let mut shm = database.to_owned().into_os_string();
     shm.push("-shm");
     shm.into()
-}
-
-/// By which a file is known in the list of locks: its device and inode.
-#[cfg(target_os = "linux")]
-fn numbers(file: &Path) -> Option<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt;
-
-    let metadata = std::fs::metadata(file).ok()?;
-    Some((metadata.dev(), metadata.ino()))
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(super) fn find(_database: &Path) -> Option<Holder> {
-    None
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(super) fn readers(_database: &Path) -> Vec<Holder> {
-    Vec::new()
 }
 
 /// The processes with a POSIX lock of this kind on any of these bytes of a file, both as they stand in
@@ -113,7 +94,6 @@ pub(super) fn readers(_database: &Path) -> Vec<Holder> {
 ///
 /// Some file systems report another device to `stat` than the kernel's list shows; then the only
 /// process with a lock on those bytes of a file with that inode is taken for it.
-#[cfg(target_os = "linux")]
 fn pids_of_locks(
     locks: &str,
     device: u64,
@@ -158,7 +138,7 @@ fn pids_of_locks(
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

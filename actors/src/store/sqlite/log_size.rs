@@ -42,7 +42,10 @@ impl Large {
         if lasted < NAMED_AFTER || self.readers.is_empty() {
             return None;
         }
-        Some(pinned(self.num_bytes, &self.readers))
+        let pinned = pinned(self.num_bytes, &self.readers);
+        Some(format!(
+            "{pinned}; end that transaction, and the next events give the log back"
+        ))
     }
 }
 
@@ -50,7 +53,7 @@ pub(super) fn pinned(num_bytes: u64, readers: &[Holder]) -> String {
     let readers: Vec<String> = readers.iter().map(ToString::to_string).collect();
     format!(
         "the write-ahead log has {} MiB and grows with all that is written, since an open read \
-         transaction keeps it: {}; end that transaction, and the next events give the log back",
+         transaction keeps it: {}",
         num_bytes / MIB,
         readers.join(", ")
     )

@@ -23,15 +23,6 @@ use crate::store::{Fault, FaultKind, RefusalReason};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ResultCode(c_int);
 
-/// The meaning of a failed statement for the event that it carried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Class {
-    /// These values can never be stored: the event becomes a dead letter.
-    Rejected,
-    /// Anything else, known or not: the same values may be stored later.
-    Unavailable,
-}
-
 impl ResultCode {
     /// No code is known: the failure was diesel's, or its code was gone before it could be asked.
     pub(super) const NONE: Self = Self(ffi::SQLITE_OK);
@@ -43,23 +34,21 @@ impl ResultCode {
         self.0 & 0xff
     }
 
-    /// The meaning of a failure with this code.
+    /// Whether the values of the failed statement can never be stored: the event becomes a dead letter.
     ///
     /// A primary key that is taken is not the event's fault: events are inserted with a conflict
     /// clause for it, and the keys of resources are made anew at every attempt. Neither is a column
     /// that must not be null: we fill every column that we know, so the schema has grown.
-    pub(super) fn class(self) -> Class {
-        match self.0 {
+    pub(super) fn refuses_values(self) -> bool {
+        !matches!(
+            self.0,
             ffi::SQLITE_CONSTRAINT_NOTNULL
-            | ffi::SQLITE_CONSTRAINT_PRIMARYKEY
-            | ffi::SQLITE_CONSTRAINT_ROWID => Class::Unavailable,
-            _ => match self.primary() {
-                ffi::SQLITE_CONSTRAINT | ffi::SQLITE_TOOBIG | ffi::SQLITE_MISMATCH => {
-                    Class::Rejected
-                }
-                _ => Class::Unavailable,
-            },
-        }
+                | ffi::SQLITE_CONSTRAINT_PRIMARYKEY
+                | ffi::SQLITE_CONSTRAINT_ROWID
+        ) && matches!(
+            self.primary(),
+            ffi::SQLITE_CONSTRAINT | ffi::SQLITE_TOOBIG | ffi::SQLITE_MISMATCH
+        )
     }
 
     /// The likely cause of a failure that is not for sure an event's fault.
@@ -167,7 +156,6 @@ impl CodedConnection {
         })
     }
 
-    /// Runs one call, or several of which the first that fails is the last.
     pub(super) fn run<T>(
         &mut self,
         call: impl FnOnce(&mut SqliteConnection) -> QueryResult<T>,
@@ -303,20 +291,15 @@ mod tests {
     fn knows_the_extended_code_of_each_failure() {
         let mut connection = connection();
         insert(&mut connection, "a", Some("b")).unwrap();
-        for (a, b, name, class) in [
-            ("c", Some("no"), "SQLITE_CONSTRAINT_CHECK", Class::Rejected),
-            ("c", Some("b"), "SQLITE_CONSTRAINT_UNIQUE", Class::Rejected),
-            ("c", None, "SQLITE_CONSTRAINT_NOTNULL", Class::Unavailable),
-            (
-                "a",
-                Some("c"),
-                "SQLITE_CONSTRAINT_PRIMARYKEY",
-                Class::Unavailable,
-            ),
+        for (a, b, name, refuses_values) in [
+            ("c", Some("no"), "SQLITE_CONSTRAINT_CHECK", true),
+            ("c", Some("b"), "SQLITE_CONSTRAINT_UNIQUE", true),
+            ("c", None, "SQLITE_CONSTRAINT_NOTNULL", false),
+            ("a", Some("c"), "SQLITE_CONSTRAINT_PRIMARYKEY", false),
         ] {
             let failed = insert(&mut connection, a, b).unwrap_err();
             assert_eq!(failed.code.name(), name);
-            assert_eq!(failed.code.class(), class, "{name}");
+            assert_eq!(failed.code.refuses_values(), refuses_values, "{name}");
             assert!(!failed.in_transaction, "{name}");
         }
         insert(&mut connection, "d", Some("d")).unwrap();
@@ -378,7 +361,7 @@ mod tests {
             ffi::SQLITE_CONSTRAINT_UNIQUE,
             ffi::SQLITE_CONSTRAINT_VTAB,
         ] {
-            assert_eq!(ResultCode(code).class(), Class::Rejected, "{code}");
+            assert!(ResultCode(code).refuses_values(), "{code}");
         }
         for code in [
             ffi::SQLITE_OK,
@@ -417,7 +400,7 @@ mod tests {
             ffi::SQLITE_CONSTRAINT_ROWID,
             12_345,
         ] {
-            assert_eq!(ResultCode(code).class(), Class::Unavailable, "{code}");
+            assert!(!ResultCode(code).refuses_values(), "{code}");
         }
     }
 

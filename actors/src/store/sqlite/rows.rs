@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, QueryFragment, QueryId};
+use diesel::query_builder::{AstPass, QueryFragment};
 use diesel::sql_types::{Nullable, Text};
 use diesel::sqlite::Sqlite;
 use uuid::Uuid;
@@ -266,12 +266,7 @@ pub(super) struct InsertEvent<'a> {
     pub(super) texts: &'a EventTexts<'a>,
 }
 
-impl QueryId for InsertEvent<'_> {
-    type QueryId = InsertEvent<'static>;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
-
-impl RunQueryDsl<SqliteConnection> for InsertEvent<'_> {}
+prepared_once!(InsertEvent);
 
 impl QueryFragment<Sqlite> for InsertEvent<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
@@ -317,12 +312,7 @@ pub(super) struct InsertResource<'a> {
     pub(super) number: usize,
 }
 
-impl QueryId for InsertResource<'_> {
-    type QueryId = InsertResource<'static>;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
-
-impl RunQueryDsl<SqliteConnection> for InsertResource<'_> {}
+prepared_once!(InsertResource);
 
 impl QueryFragment<Sqlite> for InsertResource<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use diesel::dsl::sql;
-use diesel::migration::{Migration, MigrationConnection as _, MigrationSource as _};
+use diesel::migration::{Migration, MigrationConnection as _};
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::Text;
@@ -14,8 +14,8 @@ use super::connection::{Connection, Failure};
 use crate::finding::Finding;
 use crate::store::CreateSchema;
 use crate::store::tables::{
-    Column, LETTERS, LETTERS_VERSION, OUR_VERSIONS, Remedies, WRITTEN, fault_of_unknown,
-    fault_of_written, query_error, unfit, unknown_column,
+    self, Column, LETTERS, LETTERS_VERSION, Remedies, WRITTEN, fault_of_unknown, fault_of_written,
+    migrations, query_error, unfit, unknown_column,
 };
 
 /// Prefect's tables, to the letter. Never run on a database that is or may become Prefect's.
@@ -104,7 +104,7 @@ impl Found {
             return Ok(pending);
         }
         if create == CreateSchema::Everything {
-            let events = migrations(EVENTS)?;
+            let events = migrations(&EVENTS)?;
             // Tables that Prefect made are not in our list of migrations; and where it has begun to
             // make some, it will make these too.
             let is_ours = events
@@ -117,7 +117,7 @@ impl Found {
                 pending.extend(events);
             }
         }
-        pending.extend(migrations(OWN)?);
+        pending.extend(migrations(&OWN)?);
         pending.retain(|migration| !self.has_run(migration.as_ref()));
         Ok(pending)
     }
@@ -128,12 +128,6 @@ fn names(connection: &mut SqliteConnection, text: &str) -> QueryResult<BTreeSet<
         .load::<String>(connection)?
         .into_iter()
         .collect())
-}
-
-fn migrations(set: EmbeddedMigrations) -> QueryResult<Vec<Box<dyn Migration<Sqlite>>>> {
-    let mut migrations = set.migrations().map_err(query_error)?;
-    migrations.sort_unstable_by(|a, b| a.name().version().cmp(&b.name().version()));
-    Ok(migrations)
 }
 
 /// Makes what is missing and may be made, and checks all that is written; returns the names of the
@@ -175,16 +169,10 @@ fn run_pending(
 
 pub(super) fn newer_migrations(connection: &mut Connection) -> Result<Vec<String>, Failure> {
     let newer = connection.run(|connection| {
-        let mut applied = Found::in_database(connection)?.applied;
-        for migration in migrations(EVENTS)?.iter().chain(&migrations(OWN)?) {
-            applied.remove(&migration.name().version().to_string());
-        }
-        Ok(applied)
-    })?;
-    let ours = newer
-        .into_iter()
-        .filter(|version| version.starts_with(OUR_VERSIONS));
-    Ok(ours.collect())
+        let applied = Found::in_database(connection)?.applied;
+        tables::newer_migrations::<Sqlite>(applied, [&EVENTS, &OWN])
+    });
+    Ok(newer?)
 }
 
 /// Triggers that have a say in what is inserted, as `name on table`.
@@ -232,7 +220,6 @@ pub(super) fn prefect_revision(connection: &mut Connection) -> Result<Option<Str
 pub(super) const SCHEMA: &str = "sqlite.schema";
 pub(super) const INDEXES: &str = "sqlite.indexes";
 
-/// Whether everything is as it must be to write here.
 pub(super) fn check(connection: &mut Connection, create: CreateSchema) -> Result<(), Failure> {
     let is_prefects = create == CreateSchema::OwnOnly;
     let faults = faults(connection, create, is_prefects)?;
@@ -260,37 +247,27 @@ pub(super) fn faults(
             faults.extend(key_fault(connection, table)?);
             continue;
         }
-        let is_recorded = found.applied.contains(LETTERS_VERSION);
+        let what = format!("the SQLite database {path} has no table {table}");
         if table != LETTERS {
-            faults.push(Finding::error(
-                SCHEMA,
-                format!("the SQLite database {path} has no table {table}"),
-                if is_prefects {
-                    "waiting for Prefect's migrations; for a database without Prefect run \
-                     `event-persister migrate`"
-                } else {
-                    "`event-persister migrate` makes those that are missing"
-                },
-            ));
+            let remedy = if is_prefects {
+                "waiting for Prefect's migrations; for a database without Prefect run \
+                 `event-persister migrate`"
+            } else {
+                "`event-persister migrate` makes those that are missing"
+            };
+            faults.push(Finding::error(SCHEMA, what, remedy));
             // Where Prefect has been, both of its tables are there or neither.
             break;
-        } else if is_recorded {
-            faults.push(Finding::error(
-                SCHEMA,
-                format!(
-                    "the SQLite database {path} has no table {table}, though its migration is recorded"
-                ),
-                format!(
-                    "DELETE FROM __diesel_schema_migrations WHERE version = '{LETTERS_VERSION}', and start \
-                     `event-persister`, which makes it"
-                ),
-            ));
+        } else if found.applied.contains(LETTERS_VERSION) {
+            let what = format!("{what}, though its migration is recorded");
+            let remedy = format!(
+                "DELETE FROM __diesel_schema_migrations WHERE version = '{LETTERS_VERSION}', and start \
+                 `event-persister`, which makes it"
+            );
+            faults.push(Finding::error(SCHEMA, what, remedy));
         } else if create != CreateSchema::Nothing {
-            faults.push(Finding::error(
-                SCHEMA,
-                format!("the SQLite database {path} has no table {table}"),
-                "start `event-persister`, which makes it",
-            ));
+            let remedy = "start `event-persister`, which makes it";
+            faults.push(Finding::error(SCHEMA, what, remedy));
         }
     }
     Ok(faults)
@@ -359,9 +336,9 @@ fn key_fault(connection: &mut Connection, table: &str) -> Result<Option<Finding>
     )))
 }
 
-pub(super) fn is_empty(connection: &mut Connection) -> Result<bool, Failure> {
-    let found = connection.run(Found::in_database)?;
-    Ok(found.tables.is_empty())
+pub(super) fn is_empty(connection: &mut Connection) -> bool {
+    let found = connection.run(Found::in_database);
+    found.is_ok_and(|found| found.tables.is_empty())
 }
 
 pub(super) fn has_letters(connection: &mut Connection) -> Result<bool, Failure> {

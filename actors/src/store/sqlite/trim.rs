@@ -22,7 +22,7 @@ use super::SqliteStore;
 use super::connection::{CACHE_KIB, Connection, Failure};
 use super::schema::{event_resources, events};
 use super::text::timestamp_bound;
-use crate::store::{Bounds, Cutoffs, Removed, StoreError, TrimStep, Trimmed};
+use crate::store::{Bounds, Cutoffs, Removed, StoreError, TrimStep, Trimmed, at_most};
 
 /// How long a step keeps the connection while it waits for another process's lock.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
@@ -149,7 +149,7 @@ fn oldest_expired(
     max_events: NonZeroUsize,
     resume: &mut Resume,
 ) -> Result<Vec<Candidate>, Failure> {
-    let limit = i64::try_from(max_events.get()).unwrap_or(i64::MAX);
+    let limit = at_most(max_events.get());
     let mut expired = Vec::new();
     for (name, cutoff) in &bounds.overrides {
         let query = expired_of_name(name, cutoff, limit);
@@ -216,7 +216,6 @@ fn delete_resources(event_ids: &str) -> impl ExecuteDsl<SqliteConnection> + Quer
     .bind::<Text, _>(event_ids)
 }
 
-/// Deletes events, whose ids are a JSON array of texts.
 fn delete_only_events(ids: &str) -> impl ExecuteDsl<SqliteConnection> + QueryFragment<Sqlite> {
     diesel::sql_query("DELETE FROM events WHERE id IN (SELECT value FROM json_each(?))")
         .bind::<Text, _>(ids)
@@ -260,7 +259,6 @@ fn delete_orphans(
     bounds: &Bounds<String>,
     max_rows: NonZeroUsize,
 ) -> Result<Trimmed, Failure> {
-    let max_rows = i64::try_from(max_rows.get()).unwrap_or(i64::MAX);
     let deleted = connection.run(|connection| {
         diesel::sql_query(
             "DELETE FROM event_resources WHERE id IN (\
@@ -269,7 +267,7 @@ fn delete_orphans(
              ORDER BY orphan.occurred LIMIT ?)",
         )
         .bind::<Text, _>(bounds.earliest())
-        .bind::<BigInt, _>(max_rows)
+        .bind::<BigInt, _>(at_most(max_rows.get()))
         .execute(connection)
     })?;
     Ok(Trimmed {

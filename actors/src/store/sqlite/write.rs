@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::connection::{Connection, Failure};
 use super::letters;
-use super::result_code::{Class, Failed};
+use super::result_code::Failed;
 use super::rows::{EventTexts, InsertEvent, InsertResource, Refusal, RowTexts};
 use super::schema::events;
 use crate::delivery::{Batch, Condemned, Content, Entry};
@@ -42,10 +42,10 @@ enum Stop {
 
 impl From<Failed> for Stop {
     fn from(failed: Failed) -> Self {
-        match (failed.code.class(), failed.in_transaction) {
-            (Class::Rejected, true) => Self::Refused(Refusal::by_database(&failed)),
-            (Class::Rejected, false) => Self::Undone(Refusal::by_database(&failed)),
-            (Class::Unavailable, _) => Self::Failed(failed.into()),
+        match (failed.code.refuses_values(), failed.in_transaction) {
+            (true, true) => Self::Refused(Refusal::by_database(&failed)),
+            (true, false) => Self::Undone(Refusal::by_database(&failed)),
+            (false, _) => Self::Failed(failed.into()),
         }
     }
 }
@@ -129,15 +129,9 @@ fn keep_all(
     let mut letters = Vec::new();
     for entry in batch.entries() {
         // An attempt that nobody heard of again may have stored it.
-        let id = entry.event().map(|event| event.id.to_string());
-        let stored = match &id {
-            Some(id) => connection.run(|connection| {
-                let found = events::table.find(id).select(events::id);
-                found.first::<String>(connection).optional()
-            })?,
-            None => None,
-        };
-        if stored.is_some() {
+        if let Some(event) = entry.event()
+            && is_stored(connection, &event.id.to_string())?
+        {
             outcomes.push(Outcome::Duplicate);
             continue;
         }
@@ -240,16 +234,10 @@ fn insert(
     let insert = InsertEvent { event, texts };
     if connection.run(|connection| insert.execute(connection))? == 0 {
         // A trigger can make an insert do nothing; that must not pass for a duplicate.
-        let there = connection.run(|connection| {
-            events::table
-                .find(texts.id())
-                .select(events::id)
-                .first::<String>(connection)
-                .optional()
-        })?;
-        return match there {
-            Some(_) => Ok(Written::Duplicate),
-            None => Err(Stop::Refused(ignored("events"))),
+        return if is_stored(connection, texts.id())? {
+            Ok(Written::Duplicate)
+        } else {
+            Err(Stop::Refused(ignored("events")))
         };
     }
     failpoint::pass("sqlite::between-inserts");
@@ -272,6 +260,12 @@ fn insert(
         }
     }
     Ok(Written::Stored)
+}
+
+fn is_stored(connection: &mut Connection, id: &str) -> Result<bool, Failed> {
+    let found = events::table.find(id).select(events::id);
+    let found = connection.run(|connection| found.first::<String>(connection).optional())?;
+    Ok(found.is_some())
 }
 
 fn ignored(table: &str) -> Refusal {

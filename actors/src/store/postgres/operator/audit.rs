@@ -14,7 +14,6 @@ use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 use tokio::time::Instant;
 
-use crate::store::as_count;
 use crate::store::operator::answers::{
     CountsRow, EVENTS_ON_A_PAGE, LetterRow, NEWEST, NEWEST_TAKE, Newest, PAGE_TAKES, StrayRow,
 };
@@ -22,6 +21,7 @@ use crate::store::operator::{Cursor, EventRows, LetterCounts, Page, Strays, Unre
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::failure::Failure;
 use crate::store::postgres::schema::event_persister_dead_letters as letters;
+use crate::store::{as_count, at_most};
 
 /// The related resources of `events`; none where the column holds something else.
 macro_rules! related {
@@ -235,32 +235,30 @@ pub(super) async fn letters_at(
     source: &str,
     positions: &[String],
 ) -> Result<Vec<String>, Failure> {
-    connection.begin_snapshot().await?;
-    let mut found = Vec::new();
-    if is_true(connection, LETTERS_ARE_THERE).await? {
-        found = letters::table
-            .filter(letters::source.eq(source))
-            .filter(letters::position.eq_any(positions))
-            .select(letters::position)
-            .distinct()
-            .load(&mut connection.pg)
-            .await?;
+    if !is_true(connection, LETTERS_ARE_THERE).await? {
+        return Ok(Vec::new());
     }
-    connection.commit().await?;
-    Ok(found)
+    let at_positions = letters::table
+        .filter(letters::source.eq(source))
+        .filter(letters::position.eq_any(positions))
+        .select(letters::position)
+        .distinct();
+    Ok(at_positions.load(&mut connection.pg).await?)
 }
 
 pub(super) async fn count_curable(
     connection: &mut Connection,
     limit: usize,
 ) -> Result<LetterCounts, Failure> {
-    connection.begin_snapshot().await?;
-    let mut counts = LetterCounts::default();
-    if is_true(connection, LETTERS_ARE_THERE).await? {
-        counts = letter_counts(connection, limit).await?;
+    if !is_true(connection, LETTERS_ARE_THERE).await? {
+        return Ok(LetterCounts::default());
     }
-    connection.commit().await?;
-    Ok(counts)
+    let total = letters::table.count().get_result(&mut connection.pg);
+    let total: i64 = total.await?;
+    // One at least, which tells the number of all.
+    let query = sql_query(CURABLE).bind::<BigInt, _>(at_most(limit.max(1)));
+    let rows: Vec<LetterRow> = query.load(&mut connection.pg).await?;
+    Ok(LetterCounts::of(total, rows, limit))
 }
 
 pub(super) async fn orphans(
@@ -268,10 +266,7 @@ pub(super) async fn orphans(
     since: Option<DateTime<Utc>>,
     limit: NonZeroUsize,
 ) -> Result<Strays, Failure> {
-    connection.begin_snapshot().await?;
-    let found = strays(connection, ORPHANS, since, limit).await?;
-    connection.commit().await?;
-    Ok(found)
+    strays(connection, ORPHANS, since, limit).await
 }
 
 pub(super) async fn repeated(
@@ -279,13 +274,10 @@ pub(super) async fn repeated(
     since: Option<DateTime<Utc>>,
     limit: NonZeroUsize,
 ) -> Result<Strays, Failure> {
-    connection.begin_snapshot().await?;
-    let mut found = Strays::default();
-    if !is_true(connection, IDS_ARE_UNIQUE).await? {
-        found = strays(connection, REPEATED, since, limit).await?;
+    if is_true(connection, IDS_ARE_UNIQUE).await? {
+        return Ok(Strays::default());
     }
-    connection.commit().await?;
-    Ok(found)
+    strays(connection, REPEATED, since, limit).await
 }
 
 #[derive(QueryableByName)]
@@ -542,21 +534,9 @@ async fn strays(
 ) -> Result<Strays, Failure> {
     let query = sql_query(query)
         .bind::<Text, _>(bound(since))
-        .bind::<BigInt, _>(i64::try_from(limit.get()).unwrap_or(i64::MAX));
+        .bind::<BigInt, _>(at_most(limit.get()));
     let rows: Vec<StrayRow> = query.load(&mut connection.pg).await?;
     Ok(Strays::of(rows))
-}
-
-async fn letter_counts(connection: &mut Connection, limit: usize) -> Result<LetterCounts, Failure> {
-    let total: i64 = letters::table
-        .count()
-        .get_result(&mut connection.pg)
-        .await?;
-    // One at least, which tells the number of all.
-    let query =
-        sql_query(CURABLE).bind::<BigInt, _>(i64::try_from(limit.max(1)).unwrap_or(i64::MAX));
-    let rows: Vec<LetterRow> = query.load(&mut connection.pg).await?;
-    Ok(LetterCounts::of(total, rows, limit))
 }
 
 #[cfg(test)]

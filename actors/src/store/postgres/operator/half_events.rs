@@ -24,10 +24,8 @@ const REMOVE_RESOURCES: &str = "DELETE FROM event_resources WHERE NOT EXISTS \
 
 /// Counts the halves, all of the same moment. Reads both tables as a whole.
 pub(super) async fn count(connection: &mut Connection) -> Result<HalfEvents, Failure> {
-    connection.begin_snapshot().await?;
     let counts = sql::<(BigInt, BigInt)>(COUNT);
     let (events, resources) = counts.get_result(&mut connection.pg).await?;
-    connection.commit().await?;
     Ok(HalfEvents {
         events: as_count(events),
         resources: as_count(resources),

@@ -94,48 +94,43 @@ impl Inspection<'_> {
         let look = async |connection: &mut Connection| {
             conditions::look(connection, CreateSchema::Nothing, &place).await
         };
-        let looked = self.ask(conditions::SCHEMA, look);
         let mut is_keyed = true;
         let mut is_readable = false;
-        if let Some(Looked { faults, has_own }) = looked.await {
+        if let Some(Looked { faults, has_own }) = self.ask(conditions::SCHEMA, look).await {
             let is_faulty = |id| faults.iter().any(|fault| fault.id == id);
             is_keyed = !is_faulty(conditions::INDEXES);
-            let (is_formed, is_ours) = (
-                !is_faulty(conditions::SCHEMA),
-                !is_faulty(conditions::OWN_TABLES),
-            );
+            is_readable = !is_faulty(conditions::SCHEMA);
+            let is_ours = !is_faulty(conditions::OWN_TABLES);
             self.findings.extend(faults);
-            is_readable = is_formed;
-            if is_formed {
+            if is_readable {
                 let what =
                     "all columns are there that are written, in their types, and no other must be";
                 self.findings.push(Finding::ok(conditions::SCHEMA, what));
             }
-            if is_formed && is_ours {
+            if is_readable && is_ours {
                 let can_create = facts.is_none_or(|facts| facts.can_create);
                 self.findings.push(tables::of_own(has_own, can_create));
             }
         }
-        let lacking = self.ask(conditions::PRIVILEGES, conditions::lacking);
-        if let Some(lacking) = lacking.await {
+        if let Some(lacking) = self.ask(conditions::PRIVILEGES, conditions::lacking).await {
             self.findings.push(tables::of_privileges(&lacking, needs));
-            if is_readable && tables::may_read_events(&lacking) {
-                let newest = self.ask("postgres.unreadable", audit::newest);
-                if let Some(newest) = newest.await {
-                    self.findings.push(newest.judge("postgres.unreadable"));
-                }
+            if is_readable
+                && tables::may_read_events(&lacking)
+                && let Some(newest) = self.ask("postgres.unreadable", audit::newest).await
+            {
+                self.findings.push(newest.judge("postgres.unreadable"));
             }
         }
-        let missing = self.ask(conditions::INDEXES, tables::missing_indexes);
-        if let Some(missing) = missing.await {
+        if let Some(missing) = self.ask(conditions::INDEXES, tables::missing_indexes).await {
             self.findings.extend(tables::of_indexes(&missing, is_keyed));
         }
-        let others = self.ask("postgres.triggers", tables::others);
-        if let Some(others) = others.await {
+        if let Some(others) = self.ask("postgres.triggers", tables::others).await {
             self.findings.extend(tables::of_others(&others));
         }
-        let unknown = self.ask("postgres.migrations", tables::newer_migrations);
-        if let Some(newer) = unknown.await {
+        if let Some(newer) = self
+            .ask("postgres.migrations", tables::newer_migrations)
+            .await
+        {
             self.findings
                 .push(Finding::of_newer_migrations("postgres.migrations", &newer));
         }

@@ -10,6 +10,7 @@ use diesel::sql_types::{BigInt, Bool, Text};
 use tokio::time::Instant;
 
 use super::content::Content;
+use crate::store::at_most;
 use crate::store::operator::answers::{
     CountsRow, EVENTS_ON_A_PAGE, LetterRow, NEWEST, NEWEST_TAKE, Newest, PAGE_TAKES, StrayRow,
 };
@@ -88,8 +89,7 @@ pub(super) fn count_curable(
     let total = letters::table.count();
     let total: i64 = connection.run(|connection| total.get_result(connection))?;
     // One at least, which tells the number of all.
-    let at_most = i64::try_from(limit.max(1)).unwrap_or(i64::MAX);
-    let query = sql_query(CURABLE).bind::<BigInt, _>(at_most);
+    let query = sql_query(CURABLE).bind::<BigInt, _>(at_most(limit.max(1)));
     let rows: Vec<LetterRow> = connection.run(|connection| query.load(connection))?;
     Ok(LetterCounts::of(total, rows, limit))
 }
@@ -137,25 +137,21 @@ pub(super) fn look_up(
     connection: &mut Connection,
     event_ids: &[String],
 ) -> Result<Vec<EventRows>, Failure> {
-    in_snapshot(connection, |connection| look_up_now(connection, event_ids))
-}
-
-fn look_up_now(
-    connection: &mut Connection,
-    event_ids: &[String],
-) -> Result<Vec<EventRows>, Failure> {
-    let query = sql_query(LOOK_UP).bind::<Text, _>(as_json(event_ids));
-    let rows: Vec<CountsRow> = connection.run(|connection| query.load(connection))?;
-    let mut held: Vec<EventRows> = rows.into_iter().map(EventRows::from).collect();
-    for rows in &mut held {
-        if let Some(content) = Content::read(connection, &rows.event_id)? {
-            rows.received = content.received;
-            let contradicting = content.contradicting.into_iter();
-            rows.contradicting = contradicting.map(str::to_owned).collect();
-            rows.unreadable = content.unreadable;
+    let event_ids = serde_json::Value::from(event_ids).to_string();
+    in_snapshot(connection, |connection| {
+        let query = sql_query(LOOK_UP).bind::<Text, _>(event_ids);
+        let rows: Vec<CountsRow> = connection.run(|connection| query.load(connection))?;
+        let mut held: Vec<EventRows> = rows.into_iter().map(EventRows::from).collect();
+        for rows in &mut held {
+            if let Some(content) = Content::read(connection, &rows.event_id)? {
+                rows.received = content.received;
+                let contradicting = content.contradicting.into_iter();
+                rows.contradicting = contradicting.map(str::to_owned).collect();
+                rows.unreadable = content.unreadable;
+            }
         }
-    }
-    Ok(held)
+        Ok(held)
+    })
 }
 
 /// Counts the newest events that cannot be read, as far back as there is time for.
@@ -222,10 +218,6 @@ fn read_page(connection: &mut Connection, cursor: &Cursor) -> Result<Page, Failu
     Ok(page)
 }
 
-fn as_json(texts: &[String]) -> String {
-    serde_json::Value::from(texts).to_string()
-}
-
 fn strays(
     connection: &mut Connection,
     query: &str,
@@ -234,7 +226,7 @@ fn strays(
 ) -> Result<Strays, Failure> {
     let query = sql_query(query)
         .bind::<Text, _>(bound(since))
-        .bind::<BigInt, _>(i64::try_from(limit.get()).unwrap_or(i64::MAX));
+        .bind::<BigInt, _>(at_most(limit.get()));
     let rows: Vec<StrayRow> = connection.run(|connection| query.load(connection))?;
     Ok(Strays::of(rows))
 }

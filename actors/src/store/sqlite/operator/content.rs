@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::query_builder::{AstPass, Query, QueryFragment};
 use diesel::sql_types::{Bool, Nullable, Text};
 use diesel::sqlite::Sqlite;
 
@@ -174,19 +174,13 @@ struct EventOf<'a>(&'a str);
 
 pub(super) struct ResourcesOf<'a>(pub(super) &'a str);
 
-/// Prepared once, not for each event.
-macro_rules! prepared {
+macro_rules! question {
     ($question:ident, $row:ty, $sql:expr) => {
-        impl QueryId for $question<'_> {
-            type QueryId = $question<'static>;
-            const HAS_STATIC_QUERY_ID: bool = true;
-        }
+        prepared_once!($question);
 
         impl Query for $question<'_> {
             type SqlType = $row;
         }
-
-        impl RunQueryDsl<SqliteConnection> for $question<'_> {}
 
         impl QueryFragment<Sqlite> for $question<'_> {
             fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
@@ -204,7 +198,7 @@ type Texts4 = (
     Nullable<Text>,
 );
 
-prepared!(
+question!(
     EventOf,
     (
         Nullable<Text>,
@@ -222,7 +216,7 @@ prepared!(
      json_valid(CAST(payload AS TEXT)) FROM events WHERE id = "
 );
 
-prepared!(
+question!(
     ResourcesOf,
     Texts4,
     "SELECT CAST(occurred AS TEXT), CAST(resource_id AS TEXT), CAST(resource_role AS TEXT), \

@@ -61,7 +61,7 @@ fn look_inside(connection: &mut Connection, create: CreateSchema, findings: &mut
     let mut is_readable = false;
     let is_prefects = create == CreateSchema::OwnOnly;
     match schema::faults(connection, CreateSchema::Nothing, is_prefects) {
-        Ok(_) if create == CreateSchema::Everything && is_empty(connection) => {
+        Ok(_) if create == CreateSchema::Everything && schema::is_empty(connection) => {
             let what = "there are no tables yet; `serve` makes them";
             findings.push(Finding::ok(schema::SCHEMA, what));
         }
@@ -152,10 +152,6 @@ fn integrity(settings: &SqliteSettings) -> Finding {
     )
 }
 
-fn is_empty(connection: &mut Connection) -> bool {
-    schema::is_empty(connection).unwrap_or(false)
-}
-
 fn lock(connection: &mut Connection) -> Finding {
     const ID: &str = "sqlite.lock";
     match connection.begin().and_then(|()| connection.roll_back()) {
@@ -182,13 +178,9 @@ fn log(path: &Path) -> Finding {
     if readers.is_empty() {
         return Finding::ok(ID, format!("{what}; the next events give it back"));
     }
-    let readers: Vec<String> = readers.iter().map(ToString::to_string).collect();
     Finding::warning(
         ID,
-        format!(
-            "{what} and grows with all that is written, since an open read transaction keeps it: {}",
-            readers.join(", ")
-        ),
+        log_size::pinned(num_bytes, &readers),
         "end that transaction; the next events then give the log back",
     )
 }

@@ -1,13 +1,14 @@
 //! The tables: what may be done with them, what finds rows in them, and which program made them.
 
 use diesel::dsl::sql;
+use diesel::pg::Pg;
 use diesel::sql_types::Text;
 use diesel_async::RunQueryDsl as _;
 
 use super::{Connection, Failure, Needs, conditions, schema};
 use crate::finding::{Finding, Severity};
 use crate::store::postgres::conditions::{Lacking, Purpose};
-use crate::store::tables::OUR_VERSIONS;
+use crate::store::tables;
 
 pub(super) fn may_read_events(lacking: &[Lacking]) -> bool {
     let is_of_reading = |lacking: &Lacking| lacking.privilege == "SELECT";
@@ -169,12 +170,7 @@ pub(super) fn of_others(others: &[Other]) -> Vec<Finding> {
 }
 
 pub(super) async fn newer_migrations(connection: &mut Connection) -> Result<Vec<String>, Failure> {
-    let Some(versions) = conditions::recorded(connection).await? else {
-        return Ok(Vec::new());
-    };
-    let known = schema::known_versions()?;
-    let newer = versions.into_iter();
-    Ok(newer
-        .filter(|version| version.starts_with(OUR_VERSIONS) && !known.contains(version))
-        .collect())
+    let run = conditions::recorded(connection).await?.unwrap_or_default();
+    let ours = [&schema::EVENTS, &schema::OWN];
+    Ok(tables::newer_migrations::<Pg>(run, ours)?)
 }

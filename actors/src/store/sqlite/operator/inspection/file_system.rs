@@ -102,23 +102,12 @@ fn unescaped(path: &str) -> String {
 
 fn of_kind(kind: Option<&str>) -> Finding {
     const ID: &str = "sqlite.file_system";
-    const REMOTE: [&str; 12] = [
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "fuse.glusterfs",
-        "fuse.sshfs",
-        "lustre",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "smb3",
-    ];
     match kind {
         None => Finding::ok(ID, "unknown"),
-        Some(kind) if REMOTE.contains(&kind) => Finding::error(
+        Some(
+            kind @ ("9p" | "afs" | "beegfs" | "ceph" | "cifs" | "fuse.glusterfs" | "fuse.sshfs"
+            | "lustre" | "ncpfs" | "nfs" | "nfs4" | "smb3"),
+        ) => Finding::error(
             ID,
             format!(
                 "the file is on {kind}, whose locks SQLite cannot rely on: two writers may destroy it"
