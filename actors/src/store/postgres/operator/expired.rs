@@ -22,7 +22,6 @@ pub(super) async fn count(
     cutoffs: &Cutoffs,
     now: DateTime<Utc>,
 ) -> Result<Trimmed, Failure> {
-    connection.begin_snapshot().await?;
     let server_now: PgTimestamp = diesel::select(clock_timestamp())
         .get_result(&mut connection.pg)
         .await?;
@@ -55,7 +54,6 @@ pub(super) async fn count(
         .filter(not(exists(of_event)))
         .count();
     num_resources += orphans.get_result::<i64>(&mut connection.pg).await?;
-    connection.commit().await?;
     Ok(Trimmed {
         events: as_count(num_events),
         resources: as_count(num_resources),
