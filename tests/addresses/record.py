@@ -922,7 +922,7 @@ def sort_of(line):
     url, result = line["url"], line["result"]
     scheme, _, rest = (url or "").partition("://")
     places = [
-        r"postgresql\+asyncpg://app:secret@/prefect\?host=[^&]*(&port=[^&]*)?",
+        r"postgresql\+asyncpg://app:secret@/prefect\?((host|port)=[^&]*&?)+",
         r"redis\+sentinel://[^@?]*",
         r"unix:[^?]*",
     ]
