@@ -764,13 +764,11 @@ def given(context, name):
 
 
 def postgres_result(addresses, parameters, configuration, options):
-    from asyncpg.connect_utils import SSLMode
-
     context, mode = parameters.ssl, parameters.sslmode
     tls = {"mode": mode.name.replace("_", "-")}
     if isinstance(options.get("ssl"), ssl.SSLContext):
         tls["mode"] = "context"
-    if mode is not SSLMode.disable:
+    if isinstance(context, ssl.SSLContext):
         # `cafile` is how asyncpg names authorities and revocations alike, in this order.
         files = [options["cafile"] for _, options in given(context, "load_verify_locations") if options.get("cafile")]
         revoked = context.verify_flags & ssl.VERIFY_CRL_CHECK_CHAIN
