@@ -32,8 +32,10 @@ mod support {
     pub(crate) mod binary;
     pub(crate) mod database;
     pub(crate) mod events;
+    pub(crate) mod metrics;
     pub(crate) mod server;
     pub(crate) mod socket;
+    pub(crate) mod wait;
 }
 
 use kit::load::{Load, Message};

@@ -36,6 +36,9 @@ mod light_client;
 #[path = "support/load.rs"]
 mod load;
 #[allow(dead_code, reason = "tests need more of it")]
+#[path = "../tests/it/support/metrics.rs"]
+mod metrics;
+#[allow(dead_code, reason = "tests need more of it")]
 #[path = "../tests/it/support/server.rs"]
 mod server;
 #[allow(dead_code, reason = "other benchmarks need more of it")]
@@ -50,6 +53,9 @@ mod stats;
 #[allow(dead_code, reason = "other benchmarks need more of it")]
 #[path = "support/usage.rs"]
 mod usage;
+#[allow(dead_code, reason = "tests need more of it")]
+#[path = "../tests/it/support/wait.rs"]
+mod wait;
 
 const PORTIONS_A_CLIENT: usize = 200;
 const CLIENTS: [usize; 3] = [1, 16, 128];

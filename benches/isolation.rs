@@ -11,12 +11,15 @@ use event_persister_actors::batch::{Batch, BatchId};
 use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::delivery::{Entry, Position};
 use event_persister_actors::event::{EventLimits, Received};
+use event_persister_actors::store::operator::StoreOperator as _;
 use event_persister_actors::store::sqlite::{SqliteSettings, SqliteStore};
 use event_persister_actors::store::{EventStore, Outcome, postgres::PostgresStore};
 use serde_json::json;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+#[path = "../tests/it/support/ports.rs"]
+mod ports;
 #[allow(dead_code, reason = "tests need more of it")]
 #[path = "../tests/it/support/postgres.rs"]
 mod postgres;

@@ -13,14 +13,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use event_persister_actors::batch::{Batch, BatchId, BatchLimits, BatchQueue, Next, Preference};
+use event_persister_actors::batch::{Batch, BatchId};
+use event_persister_actors::batch_queue::{BatchLimits, BatchQueue, Next, Preference};
 use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::credit::Credit;
-use event_persister_actors::delivery::{Delivery, Entry, Position, Receipt};
+use event_persister_actors::delivery::{Delivery, Entry, Position, Receipt, SourceIndex};
 use event_persister_actors::event::{EventLimits, Received};
-use event_persister_actors::messages::SourceIndex;
 use event_persister_actors::source::file::{DEFAULT_MAX_LINE_BYTES, FileSource};
 use event_persister_actors::source::{EventSource, More, Permit};
+use event_persister_actors::store::operator::StoreOperator as _;
 use event_persister_actors::store::sqlite::{SqliteSettings, SqliteStore};
 use event_persister_actors::store::{EventStore, Outcome};
 use tokio::runtime::Runtime;
@@ -135,10 +136,13 @@ async fn read_all(reader: Box<Cursor<Vec<u8>>>) {
 /// The batcher's state, without its actor: chunks in, batches out, and the credit for them.
 fn queue(criterion: &mut Criterion) {
     let batch = batch();
+    let (source, now) = (SourceIndex(0), Instant::now());
     let deliveries: Vec<Delivery> = (0..)
         .zip(batch.entries())
         .map(|(number, entry)| Delivery {
+            source,
             receipt: Receipt(number),
+            came: now,
             entry: Arc::clone(entry),
         })
         .collect();
@@ -152,7 +156,6 @@ fn queue(criterion: &mut Criterion) {
         max_messages: CHUNK,
         max_bytes: 8 << 20,
     };
-    let (source, now) = (SourceIndex(0), Instant::now());
     let chunks = || deliveries.chunks(CHUNK).map(<[_]>::to_vec).collect();
     let mut group = criterion.benchmark_group("batch");
     group.throughput(Throughput::Elements(BATCH as u64));
@@ -166,7 +169,7 @@ fn queue(criterion: &mut Criterion) {
                     let num_bytes = chunk.iter().map(|delivery| delivery.entry.num_bytes());
                     credit.grant(source).unwrap();
                     credit.spend(source, chunk.len(), num_bytes.sum());
-                    queue.push(source, chunk, true, now);
+                    queue.push(chunk, true, now);
                 }
                 let Next::Write(held, _) = queue.next(now, Preference::default()) else {
                     unreachable!("a full batch is handed out");

@@ -43,9 +43,15 @@ mod generated;
 #[allow(dead_code, reason = "other benchmarks need more of it")]
 #[path = "support/load.rs"]
 mod load;
+#[allow(dead_code, reason = "tests need more of it")]
+#[path = "../tests/it/support/metrics.rs"]
+mod metrics;
 #[allow(dead_code, reason = "other benchmarks need more of it")]
 #[path = "support/plain_sqlite.rs"]
 mod plain_sqlite;
+#[allow(dead_code, reason = "tests need more of it")]
+#[path = "../tests/it/support/ports.rs"]
+mod ports;
 #[allow(dead_code, reason = "tests need more of it")]
 #[path = "../tests/it/support/postgres.rs"]
 mod postgres;
@@ -64,6 +70,9 @@ mod socket;
 #[allow(dead_code, reason = "other benchmarks need more of it")]
 #[path = "support/stats.rs"]
 mod stats;
+#[allow(dead_code, reason = "tests need more of it")]
+#[path = "../tests/it/support/wait.rs"]
+mod wait;
 
 /// How soon it is looked again whether the backlog is written.
 const LOOK: Duration = Duration::from_millis(20);

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use event_persister_actors::source::SourceError;
 use event_persister_actors::status::error_chain;
+use event_persister_actors::store::operator::DatabaseInfo;
 
 use crate::config::Config;
 use crate::output;
-use crate::wiring::{self, Finding, GuardReport, Missing, Prefects, Severity};
+use crate::wiring::{self, Finding, GuardReport, Missing, Severity};
 
 mod configuration;
 mod listener;
@@ -20,14 +21,13 @@ mod retention;
 /// Nobody waits longer than this for an answer to whether something answers.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What was seen.
 struct Looked {
     /// What was looked at, in the order in which people read it.
     findings: Vec<Finding>,
     /// What the store is, or what is wrong with it.
     store: Result<String, String>,
     /// `None` where it could not be asked for.
-    prefects: Option<Prefects>,
+    database: Option<DatabaseInfo>,
     /// `None` where Redis is no source.
     redis: Option<Result<Stream, String>>,
 }
@@ -66,15 +66,15 @@ async fn look(config: &Config) -> Looked {
     };
     let of_store = async {
         let store = check_store(config).await;
-        let prefects = look_for_prefect(config).await;
+        let database = describe_database(config).await;
         let mut findings = inspect("store.reachable", wiring::inspect_store(config)).await;
         note_unexplained(&mut findings, "store.reachable", store.as_ref().err());
         if store.is_ok() {
             findings.extend(retention::judge(config).await);
         }
-        (store, prefects, findings)
+        (store, database, findings)
     };
-    let (of_listener, (redis, of_redis), (store, prefects, of_store)) =
+    let (of_listener, (redis, of_redis), (store, database, of_store)) =
         tokio::join!(listener::judge(config), of_redis, of_store);
     let mut findings = configuration::judge(config, configuration::memory_limit());
     findings.extend(of_listener);
@@ -83,7 +83,7 @@ async fn look(config: &Config) -> Looked {
     Looked {
         findings,
         store,
-        prefects,
+        database,
         redis,
     }
 }
@@ -111,23 +111,22 @@ async fn check_store(config: &Config) -> Result<String, String> {
     if let Some(not_yet) = wiring::not_there_yet(config) {
         return Ok(not_yet);
     }
-    let open = wiring::open_store(config, Missing::Ignore).map_err(|error| format!("{error:#}"))?;
-    let store = open();
+    let store = wiring::open_store(config, Missing::Ignore)();
     let checked = within(async { store.check().await.map_err(|error| error_chain(&error)) }).await;
     wiring::close(store.as_ref()).await;
     checked.map(|()| "reachable, and its tables are right".to_owned())
 }
 
-async fn look_for_prefect(config: &Config) -> Option<Prefects> {
+async fn describe_database(config: &Config) -> Option<DatabaseInfo> {
     if wiring::not_there_yet(config).is_some() {
         return None;
     }
-    let found = within(async {
-        wiring::prefects_schema(config)
-            .await
-            .map_err(|error| format!("{error:#}"))
+    let described = within(async {
+        let operator = wiring::operator(config, Missing::Ignore);
+        let described = operator.describe().await;
+        described.map_err(|error| error_chain(&error))
     });
-    match found.await {
+    match described.await {
         Ok(found) => Some(found),
         Err(error) => {
             // What stands in the way of this stands in the way of the check before it.
@@ -138,14 +137,14 @@ async fn look_for_prefect(config: &Config) -> Option<Prefects> {
 }
 
 async fn check_redis(config: &Config) -> Option<Result<Stream, String>> {
-    let guard = match wiring::guard(config) {
-        Ok(guard) => guard?,
+    let bus = match wiring::bus_operator(config) {
+        Ok(bus) => bus?,
         Err(error) => return Some(Err(format!("{error:#}"))),
     };
     let look = async {
         Ok(Stream {
-            version: guard.server_version().await?,
-            report: guard.show().await?,
+            version: bus.server_version().await?,
+            report: bus.show_guard().await?,
         })
     };
     Some(within(async { look.await.map_err(|error: SourceError| error_chain(&error)) }).await)

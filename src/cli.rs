@@ -20,9 +20,9 @@ pub(crate) use letters::{DeadLettersCommand, LetterFlags, Letters};
 
 /// Moves event messages to a database as fast as the database can take them, and never loses one.
 ///
-/// Without a command it serves: events come in by HTTP and WebSocket, and from Redis if there is
-/// one, and go to an SQLite file in the working directory or to the database that is named. In the
-/// environment of a Prefect server it takes the place of Prefect's own persister.
+/// Without a command it serves. It takes events in by HTTP and WebSocket, and from Redis if there is
+/// one. It writes them to an SQLite file in the working directory, or to the database that is named.
+/// In the environment of a Prefect server it takes the place of Prefect's own persister.
 #[derive(Debug, Parser)]
 #[command(
     name = "event-persister",
@@ -49,13 +49,15 @@ Examples:
   event-persister check --config event-persister.toml
   event-persister dead-letters list
 
-Every setting `key` of a `[section]` of the configuration file is also the environment variable
-EVENT_PERSISTER_<SECTION>_<KEY>; flags come before variables, variables before the file, and the
-file before the PREFECT_… variables of a Prefect server.
-A flag can be read by everyone on the machine for as long as the process runs: give what holds a
-password as a variable, or name a file that holds it with EVENT_PERSISTER_DATABASE_URL_FILE,
-EVENT_PERSISTER_REDIS_URL_FILE or EVENT_PERSISTER_HTTP_AUTH_STRING_FILE.
-`event-persister check` lists all settings, their values and where each came from.
+Settings: `key` in a `[section]` of the configuration file is also the environment variable
+EVENT_PERSISTER_<SECTION>_<KEY>. Flags come before variables, variables before the file, and the
+file before the PREFECT_… variables of a Prefect server. `event-persister config show` lists all
+settings, their values and where each came from; `event-persister config example` prints a file with what
+each means.
+
+Secrets: everyone on the machine can read the flags of a running process. Give a URL with a password
+as a variable, or name a file that holds it: EVENT_PERSISTER_DATABASE_URL_FILE,
+EVENT_PERSISTER_REDIS_URL_FILE, EVENT_PERSISTER_HTTP_AUTH_STRING_FILE.
 
 Exit codes: 0 done, 1 the work itself failed, 2 wrong usage or configuration.";
 
@@ -75,10 +77,9 @@ struct SettingFlags {
 
     /// Where events go [default: sqlite://event-persister.db]
     ///
-    /// Everything after `sqlite://` is the path, relative or absolute: sqlite://events.db,
-    /// sqlite:///var/lib/events.db. Or postgresql://user:password@host:5432/database. SQLAlchemy's
-    /// sqlite+aiosqlite:///relative.db, sqlite+aiosqlite:////absolute.db and
-    /// postgresql+asyncpg://… are understood too.
+    /// SQLite: sqlite://events.db or sqlite:///var/lib/events.db; all after `sqlite://` is the path.
+    /// PostgreSQL: postgresql://user:password@host:5432/database. SQLAlchemy's forms work too:
+    /// sqlite+aiosqlite:///relative.db, sqlite+aiosqlite:////absolute.db, postgresql+asyncpg://…
     #[arg(
         long,
         global = true,
@@ -88,9 +89,9 @@ struct SettingFlags {
     )]
     database_url: Option<String>,
 
-    /// The Redis whose stream is read, besides HTTP; `off` for none
+    /// The Redis whose stream is read, beside HTTP; `off` for none
     ///
-    /// redis://user:password@host:6379/0, rediss:// for TLS.
+    /// redis://user:password@host:6379/0, or rediss:// for TLS.
     #[arg(
         long,
         global = true,
@@ -102,8 +103,8 @@ struct SettingFlags {
 
     /// Where to listen, or `off` [default: 127.0.0.1:4280]
     ///
-    /// Beyond loopback without an auth string (http.auth_string) only the two health paths are
-    /// served.
+    /// An address beyond loopback needs an auth string (http.auth_string). Without one it serves
+    /// only the two health paths.
     #[arg(
         long,
         global = true,
@@ -113,7 +114,7 @@ struct SettingFlags {
     )]
     listen: Option<String>,
 
-    /// Connections that write to the database [default: 2]
+    /// How many batches are written at the same time [default: 2]
     #[arg(
         long,
         global = true,
@@ -124,7 +125,7 @@ struct SettingFlags {
     )]
     writers: Option<String>,
 
-    /// How log lines look: text or json [default: text]
+    /// The format of log lines: text or json [default: text]
     #[arg(
         long,
         global = true,
@@ -135,14 +136,14 @@ struct SettingFlags {
     log_format: Option<String>,
 }
 
-/// What to do.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum Command {
     /// Take events in and write them, until SIGTERM or SIGINT (the default)
     ///
-    /// Events come by `POST /api/events` (a JSON list) and the WebSocket `/api/events/in`; a 204
-    /// or a pong means that they are committed. `/api/health`, `/api/ready` and `/metrics` tell
-    /// how it goes. A first signal writes what is held and exits; a second exits at once.
+    /// Events come by `POST /api/events` (a JSON list), by the WebSocket `/api/events/in`, and from
+    /// Redis. A 204 or a pong means that they are committed. `/api/health`, `/api/ready` and
+    /// `/metrics` tell how it is. The first signal writes what is held and exits; a second exits at
+    /// once.
     #[command(after_help = "Examples:
   event-persister serve
   event-persister serve --redis-url redis://localhost --listen off
@@ -152,10 +153,10 @@ pub(crate) enum Command {
 
     /// Write events from a file: one JSON object a line, or a JSON list, also compressed
     ///
-    /// The file's first bytes tell what it is; gzip and zstd are read through. A line or an element that
-    /// is no event becomes a dead letter with its place and does not stop the rest; the exit code is 1
-    /// then. Importing a file again changes nothing: events that are there already are counted as
-    /// duplicates. While the database is away it waits, and says so; SIGINT or SIGTERM ends it.
+    /// The first bytes of the file tell its format; gzip and zstd are decompressed. A line or an element
+    /// that is no event becomes a dead letter with its position. The rest is stored, and the exit code
+    /// is 1. To import a file again changes nothing: known events count as duplicates. While the
+    /// database is away it says so and waits. SIGINT or SIGTERM ends it.
     #[command(after_help = "Examples:
   event-persister import events.jsonl
   event-persister import events.json.gz --wait 30s
@@ -164,20 +165,20 @@ pub(crate) enum Command {
         /// The file, or `-` for standard input
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// For how long to wait for a database that cannot be written to [default: for ever]
+        /// How long to wait for a database that cannot be written to [default: for ever]
         #[arg(long, value_name = "SPAN", value_parser = span)]
         wait: Option<Duration>,
         #[command(flatten)]
         output: Output,
     },
 
-    /// Show the configuration in effect and where each value came from, then look for everything
-    /// that would stop or hurt the service
+    /// Show the settings in effect and where each came from, then look for everything that would stop
+    /// or hurt the service
     ///
     /// Looks at the configuration, the listener's address, Redis and its stream, and the database
-    /// with its tables, privileges, durability and room. Each finding is ok, a warning or an error
-    /// and says what to do. Changes nothing, and runs beside a service too. The exit code is 1 if
-    /// there is any error. Also: which variables of a Prefect server were seen and not taken over.
+    /// with its tables, privileges, durability and room. Each finding is ok, a warning or an error,
+    /// and says what to do. Also lists which variables of a Prefect server were seen and not taken
+    /// over. Changes nothing, and may run beside a service. The exit code is 1 if there is an error.
     #[command(after_help = "Examples:
   event-persister check
   event-persister check --config /etc/event-persister.toml
@@ -187,29 +188,29 @@ pub(crate) enum Command {
         output: Output,
     },
 
-    /// Ask the service on this machine whether it is alive, as health checks of containers do
+    /// Ask the service on this machine whether it is alive: a health check for containers
     ///
-    /// Needs the settings that the service has, flags included: asks `/api/health` at the address where
-    /// it listens, at loopback where that is every address, with TLS where it has a certificate. Needs
-    /// no auth string, and looks at nobody's certificate. Prints one line; the exit code is 0, or 1 if
-    /// there is no such answer in time.
+    /// Give it the settings that the service has, flags included. It asks `/api/health` at the address
+    /// where the service listens (at loopback, if that is every address), with TLS if the service has a
+    /// certificate. It sends no auth string, and does not verify the certificate. It prints one line.
+    /// The exit code is 0, or 1 without the right answer in time.
     #[command(after_help = "Examples:
   event-persister health
   event-persister health --ready --timeout 10s
   event-persister health --listen 127.0.0.1:8080")]
     Health {
-        /// Ask whether it is ready (`/api/ready`), which it is not while the database is away
+        /// Ask whether it is ready (`/api/ready`); it is not while the database is away
         #[arg(long)]
         ready: bool,
-        /// How long the answer may take
+        /// How long to wait for the answer
         #[arg(long, value_name = "SPAN", default_value = "4s", value_parser = span)]
         timeout: Duration,
     },
 
     /// Create or upgrade the database's tables, Prefect's two included
     ///
-    /// Not for a database that Prefect's server uses or will use: its own migrations create the
-    /// two tables.
+    /// Not for a database that a Prefect server uses or will use: Prefect's migrations create the two
+    /// tables, and fail where they exist.
     #[command(after_help = "Examples:
   event-persister migrate
   event-persister migrate --database-url postgresql://owner@localhost/events")]
@@ -218,34 +219,34 @@ pub(crate) enum Command {
         output: Output,
     },
 
-    /// Delete the events that retention no longer keeps, once and now
+    /// Delete now the events that retention no longer keeps
     #[command(after_help = "Examples:
   event-persister trim --dry-run
   event-persister trim --json
   event-persister trim --yes
   EVENT_PERSISTER_TRIM_RETENTION=30d event-persister trim")]
     Trim {
-        /// Count what would be deleted and delete nothing
+        /// Count what would be deleted, and delete nothing
         #[arg(long)]
         dry_run: bool,
         /// Also delete events without resources and resources without an event
         ///
-        /// Prefect's own persister leaves them behind when it crashes. PostgreSQL only; without
-        /// this flag they are only counted.
+        /// Prefect's own persister leaves them behind when it crashes. PostgreSQL only. Without this
+        /// flag they are counted.
         #[arg(long)]
         remove_half_events: bool,
-        /// Delete even if the clock has jumped and most events would go
+        /// Confirm that the clock is right, and delete even if most events would go
         ///
-        /// A pass that comes more than a day after the last one and would delete more than half of the
-        /// events waits for somebody who knows that the clock is right. It is said once.
+        /// Without this flag nothing is deleted if the last pass was more than a day ago and more than
+        /// half of the events would go: the clock may be wrong. Needed once.
         #[arg(long)]
         yes: bool,
         #[command(flatten)]
         output: Output,
     },
 
-    /// Look at the messages that are no events or that the database refused, try them again, or
-    /// throw them away
+    /// Look at messages that were refused, by the parser or by the database; try them again or remove
+    /// them
     #[command(after_help = "Examples:
   event-persister dead-letters list
   event-persister dead-letters show 17
@@ -257,7 +258,7 @@ pub(crate) enum Command {
 
     /// Look at the trim guard in Redis, or remove it
     ///
-    /// The guard is a consumer group without consumers: it keeps Prefect's consumers from trimming
+    /// The guard is a consumer group without consumers. It keeps Prefect's consumers from trimming
     /// entries that are not committed yet.
     #[command(after_help = "Examples:
   event-persister guard show
@@ -267,39 +268,51 @@ pub(crate) enum Command {
         command: GuardCommand,
     },
 
-    /// Print what makes a shell complete our commands and flags
+    /// Print a configuration file to start from, its JSON schema, or what is in effect
+    #[command(after_help = "Examples:
+  event-persister config example > event-persister.toml
+  event-persister config schema > event-persister.schema.json
+  event-persister config show --config event-persister.toml")]
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+
+    /// Print the completion script for a shell
     #[command(after_help = "Examples:
   event-persister completions bash > /etc/bash_completion.d/event-persister
   event-persister completions zsh > \"${fpath[1]}/_event-persister\"
   event-persister completions fish > ~/.config/fish/completions/event-persister.fish")]
     Completions {
-        /// Whose language
+        /// The shell
         shell: CompletedShell,
     },
 
     /// Compare stream, tables and dead letters, content included
     ///
-    /// Every acknowledged entry that is still in the stream must be an event in the database with the
-    /// same content, or a dead letter (missing, differing). Every event there must have all of its
-    /// resources, once, and they must be those that its own columns say (half-written, doubled,
-    /// differing), and Prefect must be able to read it (unreadable). What is pending or unread is only
-    /// counted, so is what retention may have deleted (expired). Runs beside services at work and
-    /// changes nothing; what looks wrong is looked at once more, six seconds later. Without Redis only
-    /// the database is looked at. The exit code is 1 if anything is wrong.
+    /// Every acknowledged entry that is still in the stream must be in the database with the same
+    /// content, or a dead letter (else: missing, differing). Every event in the database must have all
+    /// of its resources, once, as its own columns say (else: half-written, doubled, differing). Prefect
+    /// must be able to read it (else: unreadable). Pending and unread entries are counted, and so are
+    /// events that retention may have deleted (expired).
     ///
-    /// It reads both tables but for short payloads, and sends each entry of the stream to the database
-    /// once more, in short transactions, but for one question about resources without an event, which
-    /// keeps a snapshot open while it reads that table. On millions of rows give --since. Of the
-    /// stream, some megabytes at a time are transferred and held.
+    /// Changes nothing, and runs beside services at work: it looks once more, six seconds later, at
+    /// what looks wrong. Without Redis it looks at the database alone. The exit code is 1 if anything is
+    /// wrong.
+    ///
+    /// It reads both tables, and sends each entry of the stream to the database once more, in short
+    /// transactions. One question, about resources without an event, keeps a snapshot open while it
+    /// reads that table. On millions of rows give --since. Some megabytes of the stream are in memory at
+    /// a time.
     #[command(after_help = "Examples:
   event-persister verify
   event-persister verify --since 1h --json")]
     Verify {
-        /// Look only at events in the tables that occurred within this span, such as 15m or 7d
+        /// Look only at events in the tables that occurred within this time, such as 15m or 7d
         /// [default: all]
         #[arg(long, value_name = "SPAN", value_parser = span)]
         since: Option<Duration>,
-        /// How many findings to show at most; all are counted
+        /// Show at most so many findings; all are counted
         #[arg(long, value_name = "NUMBER", default_value = "20")]
         limit: usize,
         #[command(flatten)]
@@ -319,17 +332,16 @@ impl Default for Command {
     }
 }
 
-/// How to serve.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub(crate) struct ServeFlags {
     /// Write nothing, and compare what would be written with the rows that Prefect's persister writes
     ///
-    /// Reads the stream with a consumer group of its own, which is destroyed at the end, and looks
-    /// at the tables a while after Prefect acknowledged an event. Takes no events by HTTP. The exit
-    /// code is 1 if rows differ, or if Prefect stored what would be refused here.
+    /// Reads the stream with a consumer group of its own, which is removed at the end. Looks at the
+    /// tables some time after Prefect acknowledged an event. Takes no events by HTTP. The exit code is
+    /// 1 if rows differ, or if Prefect stored what would be refused here.
     #[arg(long)]
     pub(crate) shadow: bool,
-    /// With --shadow: read for this long, such as 10m, then compare what is left and end
+    /// With --shadow: read for so long, such as 10m, then compare the rest and exit
     #[arg(
         long = "for",
         value_name = "SPAN",
@@ -337,7 +349,7 @@ pub(crate) struct ServeFlags {
         requires = "shadow"
     )]
     pub(crate) span: Option<Duration>,
-    /// With --shadow: how many findings of each kind to show; all are counted [default: 20]
+    /// With --shadow: show at most so many findings of each kind; all are counted [default: 20]
     #[arg(long, value_name = "NUMBER", requires = "shadow")]
     pub(crate) limit: Option<usize>,
     /// With --shadow: print the summary as one JSON document
@@ -345,10 +357,29 @@ pub(crate) struct ServeFlags {
     pub(crate) json: bool,
 }
 
-/// What to do with the trim guard.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print a configuration file of all settings, commented out, each with its default and its meaning
+    #[command(after_help = "Examples:
+  event-persister config example > event-persister.toml")]
+    Example,
+    /// Print the JSON schema of the configuration file, by which editors check and complete it
+    #[command(after_help = "Examples:
+  event-persister config schema > event-persister.schema.json")]
+    Schema,
+    /// Print every setting, the value in effect and where it came from; secrets are masked
+    #[command(after_help = "Examples:
+  event-persister config show
+  event-persister config show --json | jq '.[] | select(.from != \"default\")'")]
+    Show {
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum GuardCommand {
-    /// Show where it and the consumer group stand, and how long the stream is
+    /// Show the positions of the guard and of the consumer group, and the length of the stream
     #[command(after_help = "Examples:
   event-persister guard show
   event-persister guard show --redis-url redis://localhost --json")]
@@ -356,7 +387,9 @@ pub(crate) enum GuardCommand {
         #[command(flatten)]
         output: Output,
     },
-    /// Remove it, once event-persister is stopped for good: else the stream grows until Redis is full
+    /// Remove the guard, once event-persister is stopped for good
+    ///
+    /// A guard that nobody moves keeps every entry, and the stream grows until Redis is full.
     #[command(after_help = "Examples:
   event-persister guard remove")]
     Remove {
@@ -365,7 +398,6 @@ pub(crate) enum GuardCommand {
     },
 }
 
-/// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
 pub(crate) struct Output {
     /// Print one JSON document
@@ -373,7 +405,7 @@ pub(crate) struct Output {
     pub(crate) json: bool,
 }
 
-/// Which settings a command goes by, of those that have flags; serving goes by all of them.
+/// Which of the settings that have flags each command uses. `serve` and `check` use all of them.
 const OBEYED: [(&str, &[&str]); 9] = [
     (
         "import",
@@ -409,8 +441,16 @@ fn command() -> clap::Command {
         false => flag,
     };
     let writes = |replay: clap::Command| replay.mut_args(show);
-    cli.mut_subcommand("dead-letters", |letters| {
+    let cli = cli.mut_subcommand("dead-letters", |letters| {
         letters.mut_subcommand("replay", writes)
+    });
+    // Two of these need no configuration.
+    cli.mut_subcommand("config", |config| {
+        ["example", "schema"]
+            .into_iter()
+            .fold(config, |config, name| {
+                config.mut_subcommand(name, |general| hide_all_but(general, &[]))
+            })
     })
 }
 
@@ -533,6 +573,8 @@ mod tests {
             assert_eq!(listed(all), SETTINGS, "{all:?}");
         }
         assert_eq!(listed(&["completions"]), [""; 0]);
+        assert_eq!(listed(&["config", "show"]), SETTINGS);
+        assert_eq!(listed(&["config", "example"]), [""; 0]);
         assert_eq!(listed(&["health"]), ["--config", "--listen"]);
         for guard in [&["guard"][..], &["guard", "show"], &["guard", "remove"]] {
             assert_eq!(
@@ -551,7 +593,7 @@ mod tests {
         // Each command is looked at, a new one too.
         for command in command().get_subcommands() {
             let name = command.get_name();
-            let knows_all = ["serve", "check"].contains(&name);
+            let knows_all = ["serve", "check", "config"].contains(&name);
             let is_named = OBEYED.iter().any(|(obeying, _)| *obeying == name);
             assert!(knows_all != is_named, "{name}");
         }

@@ -2,38 +2,48 @@
 //!
 //! Five places say what a setting is, and the first that says anything counts: flags, environment
 //! variables, the TOML file, the environment of Prefect's server, the default.
+//!
+//! A new setting is a documented field of the struct of the part that it steers, with its value in that
+//! struct's `Default`. Keys, variables, help, `deploy/SETTINGS.md` and the command `config` follow; `keys`
+//! lists the structs.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use event_persister_actors::event::EventLimits;
+use event_persister_actors::pipeline::PipelineSettings;
+use event_persister_actors::source::http::HttpSettings;
+use event_persister_actors::source::intake::IntakeSettings;
+use event_persister_actors::source::redis::RedisSettings;
+use event_persister_actors::store::postgres::PostgresSettings;
+use event_persister_actors::store::sqlite::SqliteSettings;
+use event_persister_actors::trim::TrimSettings;
 
 mod compose;
 mod database_url;
 mod environment;
 mod error;
+mod export;
 mod file;
+mod keys;
 mod layer;
 mod prefect;
-mod redis_url;
 mod secret_file;
 mod sections;
-mod settings;
 mod supervisor;
-mod url_parts;
-mod value;
 
-pub(crate) use database_url::{DatabaseUrl, PostgresUrl};
+pub(crate) use database_url::DatabaseUrl;
 pub(crate) use error::ConfigError;
+pub(crate) use export::{example, schema};
 pub(crate) use layer::Origin;
 pub(crate) use prefect::{Misfit, Prefect};
-pub(crate) use sections::{
-    Batch, CertificateFiles, Database, Events, Http, Log, Pipeline, Redis, Tls, Trim,
-};
 pub(crate) use supervisor::Supervisor;
-pub(crate) use value::{Listen, LogFormat, TlsMode};
 
-use compose::Layers;
-use layer::Layer;
-use value::Input;
+use layer::{Layer, Layers};
+
+use crate::http::ListenerSettings;
+use crate::logging::Log;
 
 /// What the command line says; `None` where it says nothing.
 #[derive(Debug, Default, Clone)]
@@ -51,12 +61,14 @@ pub(crate) struct Flags {
 pub(crate) struct Config {
     pub(crate) database: Database,
     /// `None` when events do not come from there.
-    pub(crate) redis: Option<Redis>,
+    pub(crate) redis: Option<RedisSettings>,
     pub(crate) http: Http,
-    pub(crate) pipeline: Pipeline,
-    pub(crate) batch: Batch,
-    pub(crate) trim: Trim,
-    pub(crate) events: Events,
+    pub(crate) pipeline: PipelineSettings,
+    /// How long the pipeline may take to write what it holds.
+    pub(crate) drain_timeout: Duration,
+    /// Retention, also where the service itself does not trim.
+    pub(crate) trim: TrimSettings,
+    pub(crate) events: EventLimits,
     pub(crate) log: Log,
     /// Each setting as it is in effect, for people.
     pub(crate) effective: Vec<Effective>,
@@ -64,18 +76,31 @@ pub(crate) struct Config {
     pub(crate) prefect: Prefect,
 }
 
+#[derive(Debug)]
+pub(crate) struct Database {
+    pub(crate) url: DatabaseUrl,
+    /// Whether Prefect's environment named it: then Prefect's own migrations make its tables.
+    pub(crate) is_prefects: bool,
+    pub(crate) sqlite: SqliteSettings,
+    pub(crate) postgres: PostgresSettings,
+}
+
+#[derive(Debug)]
+pub(crate) struct Http {
+    pub(crate) listener: ListenerSettings,
+    pub(crate) routes: HttpSettings,
+    pub(crate) intake: IntakeSettings,
+}
+
 /// One setting as it is in effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Effective {
-    /// Such as `http.listen`.
-    pub(crate) name: String,
+    pub(crate) name: &'static str,
     /// Masked where it is secret; `None` where it is not set and has no default.
     pub(crate) value: Option<String>,
-    /// Who says so.
     pub(crate) origin: Origin,
     /// The variable that would set it.
     pub(crate) variable: String,
-    /// What it does.
     pub(crate) help: &'static str,
 }
 
@@ -83,22 +108,6 @@ impl Config {
     /// Of this process's environment and the file that flags or environment name.
     pub(crate) fn load(flags: &Flags) -> Result<Self, ConfigError> {
         Self::from_parts(flags, std::env::vars_os())
-    }
-
-    /// Of nothing but the defaults.
-    #[cfg(test)]
-    pub(crate) fn of_defaults() -> Result<Self, ConfigError> {
-        Self::from_parts(&Flags::default(), [])
-    }
-
-    /// Of these variables and the defaults.
-    #[cfg(test)]
-    pub(crate) fn of_variables(variables: &[(&str, &str)]) -> Result<Self, ConfigError> {
-        let variables = variables.iter();
-        Self::from_parts(
-            &Flags::default(),
-            variables.map(|(name, value)| (name.into(), value.into())),
-        )
     }
 
     /// Of this environment and the file that flags or environment name.
@@ -132,31 +141,19 @@ impl Config {
             errors.extend(error);
         }
         let layers = Layers(layers);
-        match layers.effective() {
-            Ok(effective) => {
-                errors.into_result()?;
-                layers.typed(effective, prefect)
-            }
-            Err(wrong_values) => {
-                errors.extend(wrong_values);
-                Err(errors)
-            }
+        if let Err(wrong_values) = compose::check(&layers) {
+            errors.extend(wrong_values);
         }
+        errors.into_result()?;
+        compose::compose(layers, prefect)
     }
 }
 
 fn flags_layer(flags: &Flags) -> Layer {
     let mut layer = Layer::default();
-    let given = [
-        (&settings::DATABASE_URL.setting, &flags.database_url),
-        (&settings::REDIS_URL.setting, &flags.redis_url),
-        (&settings::HTTP_LISTEN.setting, &flags.listen),
-        (&settings::PIPELINE_WRITERS.setting, &flags.writers),
-        (&settings::LOG_FORMAT.setting, &flags.log_format),
-    ];
-    for (setting, value) in given {
-        if let (Some(value), Some(flag)) = (value, setting.flag) {
-            layer.set(setting, Input::Text(value.clone()), Origin::Flag(flag));
+    for (name, flag, value) in keys::FLAGS {
+        if let Some(value) = value(flags) {
+            layer.set(name, value.as_str(), Origin::Flag(flag));
         }
     }
     layer

@@ -6,12 +6,12 @@ use std::num::NonZeroUsize;
 
 use anyhow::{Context as _, bail};
 use event_persister_actors::clock::{Clock as _, SystemClock};
-use event_persister_actors::store::{DeadLetters, LetterFilter, LetterVersion};
+use event_persister_actors::store::operator::{LetterFilter, LetterVersion, StoreOperator};
 use indicatif::MultiProgress;
 
 use crate::cli::{DeadLettersCommand, LetterFlags, Letters};
 use crate::config::Config;
-use crate::wiring;
+use crate::wiring::{self, Missing};
 
 mod list;
 mod purge;
@@ -34,7 +34,7 @@ pub(crate) async fn run(
     screen: &MultiProgress,
     command: &DeadLettersCommand,
 ) -> anyhow::Result<bool> {
-    let letters = wiring::dead_letters(config)?;
+    let letters = wiring::operator(config, Missing::Ignore);
     match command {
         DeadLettersCommand::List {
             limit,
@@ -99,30 +99,29 @@ struct Meant {
 
 impl Meant {
     /// Fails, naming them, if there are ids that no letter has.
-    async fn find(letters: &dyn DeadLetters, meant: &Letters) -> anyhow::Result<Self> {
+    async fn find(letters: &dyn StoreOperator, meant: &Letters) -> anyhow::Result<Self> {
         let mut filter = filter_of(&meant.filter);
         if !meant.ids.is_empty() {
             filter.ids = Some(meant.ids.clone());
             all_are_there(letters, &filter, &meant.ids).await?;
         }
-        let newest = letters.list(&filter, None, NonZeroUsize::MIN).await;
+        let newest = letters.list_letters(&filter, None, NonZeroUsize::MIN).await;
         let newest = newest.context("cannot look for the dead letters")?;
         let before = newest.first().map(|letter| letter.id.saturating_add(1));
         Ok(Self { filter, before })
     }
 
-    /// How many there are.
-    async fn count(&self, letters: &dyn DeadLetters) -> anyhow::Result<u64> {
-        let count = letters.count(&self.filter, self.before).await;
+    async fn count(&self, letters: &dyn StoreOperator) -> anyhow::Result<u64> {
+        let count = letters.count_letters(&self.filter, self.before).await;
         count.context("cannot count the dead letters")
     }
 
     /// Each of them as it is now.
-    async fn versions(&self, letters: &dyn DeadLetters) -> anyhow::Result<Vec<LetterVersion>> {
+    async fn versions(&self, letters: &dyn StoreOperator) -> anyhow::Result<Vec<LetterVersion>> {
         let mut versions: Vec<LetterVersion> = Vec::new();
         loop {
             let before = versions.last().map(|last| last.id).or(self.before);
-            let page = letters.list(&self.filter, before, PAGE).await;
+            let page = letters.list_letters(&self.filter, before, PAGE).await;
             let page = page.context("cannot look for the dead letters")?;
             if page.is_empty() {
                 return Ok(versions);
@@ -136,12 +135,12 @@ impl Meant {
 }
 
 async fn all_are_there(
-    letters: &dyn DeadLetters,
+    letters: &dyn StoreOperator,
     filter: &LetterFilter,
     ids: &[i64],
 ) -> anyhow::Result<()> {
     let limit = NonZeroUsize::new(ids.len()).unwrap_or(NonZeroUsize::MIN);
-    let found = letters.list(filter, None, limit).await;
+    let found = letters.list_letters(filter, None, limit).await;
     let found = found.context("cannot look for the dead letters")?;
     let found: BTreeSet<_> = found.iter().map(|letter| letter.id).collect();
     let missing: BTreeSet<_> = ids.iter().filter(|id| !found.contains(id)).collect();

@@ -11,7 +11,7 @@ use event_persister_actors::messages::{Drain, Drained, Finish, Status};
 use event_persister_actors::metrics::{LedgerCounts, Metrics};
 use event_persister_actors::pipeline::PipelineActor;
 use event_persister_actors::source::EventSource;
-use event_persister_actors::status::State;
+use event_persister_actors::status::ComponentState;
 use tokio::time::Instant;
 
 use crate::config::Config;
@@ -55,11 +55,11 @@ impl FiniteRun {
         patience: Option<Duration>,
     ) -> anyhow::Result<Self> {
         let metrics = Metrics::new().context("cannot set the metrics up")?;
-        let parts = wiring::pipeline_parts(config, vec![source], metrics.clone())?;
+        let parts = wiring::pipeline_parts(config, vec![source], metrics.clone());
         Ok(Self {
             pipeline: PipelineActor::new(wiring::finite_settings(config), parts).start(),
             drain: Drain {
-                timeout: config.pipeline.drain_timeout,
+                timeout: config.drain_timeout,
             },
             metrics,
             started: Instant::now(),
@@ -135,7 +135,8 @@ impl FiniteRun {
     ) -> Result<Option<Absence>, actix::MailboxError> {
         let status = self.pipeline.send(Status).await?;
         let mut parts = status.components.into_iter();
-        let store = parts.find(|part| part.name == "store" && part.state == State::Failing);
+        let store =
+            parts.find(|part| part.name == "store" && part.state == ComponentState::Failing);
         let Some(store) = store else {
             return Ok(None);
         };

@@ -19,12 +19,11 @@ pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()>
     }
 }
 
-/// Shows or removes it.
 pub(crate) async fn run(config: &Config, command: &GuardCommand) -> anyhow::Result<()> {
-    let guard = wiring::guard(config)?.context(NO_REDIS)?;
+    let bus = wiring::bus_operator(config)?.context(NO_REDIS)?;
     match command {
         GuardCommand::Show { output } => {
-            let report = guard.show().await.context("cannot look at the guard")?;
+            let report = bus.show_guard().await.context("cannot look at the guard")?;
             if output.json {
                 output::json(&document(&report))
             } else {
@@ -32,12 +31,15 @@ pub(crate) async fn run(config: &Config, command: &GuardCommand) -> anyhow::Resu
             }
         }
         GuardCommand::Remove { output } => {
-            let was_there = guard.remove().await.context("cannot remove the guard")?;
+            let was_there = bus
+                .remove_guard()
+                .await
+                .context("cannot remove the guard")?;
             if output.json {
                 return output::json(&json!({ "removed": was_there }));
             }
             output::line(if was_there {
-                "removed the guard; whoever still serves with redis.guard on makes it again"
+                "removed the guard; a service that still runs with redis.guard on makes it again"
             } else {
                 "there was no guard"
             })
@@ -55,7 +57,7 @@ pub(crate) fn document(report: &GuardReport) -> Value {
         "last_id": report.last_id,
         "misplaced": report.misplaced,
         "group": report.group,
-        "group_state": report.group_state.as_ref().map(|group| json!({
+        "group_state": report.group_progress.as_ref().map(|group| json!({
             "last_delivered": group.last_delivered,
             "smallest_pending": group.smallest_pending,
             "pending": group.num_pending,
@@ -65,7 +67,6 @@ pub(crate) fn document(report: &GuardReport) -> Value {
     })
 }
 
-/// The same for people.
 pub(crate) fn describe(report: &GuardReport) -> String {
     let unknown = || "unknown".to_owned();
     let Some(length) = report.stream_length else {
@@ -77,7 +78,7 @@ pub(crate) fn describe(report: &GuardReport) -> String {
     let up_to = report.last_id.as_ref();
     let up_to = up_to.map_or_else(String::new, |id| format!(", the last id is {id}"));
     let mut lines = vec![format!("stream {}: {length} entries{up_to}", report.stream)];
-    lines.push(match &report.group_state {
+    lines.push(match &report.group_progress {
         None => format!("group {}: not there yet; `serve` makes it", report.group),
         Some(group) => format!(
             "group {}: delivered up to {}, {} pending{}, not delivered yet: {}, consumers: {}",
@@ -116,7 +117,7 @@ mod tests {
             last_id: None,
             misplaced: None,
             group: "event-persister".to_owned(),
-            group_state: None,
+            group_progress: None,
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::config::{Config, Listen};
-use crate::http::Place;
+use crate::config::Config;
 use crate::http::client::{Answer, Question, reachable};
+use crate::http::{Listen, ListenAddress};
 use crate::output;
 
 /// Asks, and prints one line; whether all is well.
@@ -26,16 +26,16 @@ pub(crate) async fn run(config: &Config, ready: bool, timeout: Duration) -> anyh
 
 /// What is well, or what is not.
 async fn ask(config: &Config, question: Question) -> Result<String, String> {
-    let Listen::At(address) = &config.http.listen else {
+    let Listen::At(address) = &config.http.listener.listen else {
         return Err("http.listen is off, so there is nobody to ask".to_owned());
     };
     let address = address.clone();
     // Looking a name up blocks, and must not outlast the time-out.
-    let place = tokio::task::spawn_blocking(move || Place::resolve(&address)).await;
+    let place = tokio::task::spawn_blocking(move || ListenAddress::resolve(&address)).await;
     let place = place
         .map_err(|error| error.to_string())?
         .map_err(|error| format!("{error:#}"))?;
-    let encrypted = config.http.tls.is_some();
+    let encrypted = config.http.listener.certificate().is_some();
     let scheme = if encrypted { "https" } else { "http" };
     let mut failure = String::new();
     for at in place.addresses.into_iter().flat_map(reachable) {
@@ -55,7 +55,7 @@ fn judge(question: Question, answer: Answer, url: &str) -> Result<String, String
         (_, Answer::No(Some(reason))) => Err(format!("not ready: {reason}")),
         (_, Answer::No(None)) => Err("not ready".to_owned()),
         (_, Answer::Foreign) => Err(format!(
-            "{url} is not answered as an event-persister with these settings would"
+            "{url} was answered by something else than an event-persister with these settings"
         )),
     }
 }

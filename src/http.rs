@@ -1,16 +1,15 @@
 //! The listener: the event routes, health, and metrics.
 //!
 //! An auth string guards all but the two health paths. Beyond loopback without one, only those two
-//! are there: whoever forgets the auth string opens nothing to the network.
+//! are there: an auth string that was forgotten opens nothing to the network.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{ALLOW, HeaderValue};
-use actix_web::{HttpRequest, HttpResponse, guard, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use anyhow::{Context as _, bail};
-use futures_util::future::LocalBoxFuture;
+use event_persister_actors::health::{HEALTH_PATH, HealthRoutes, READY_PATH, read_only};
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use serde_json::json;
 
@@ -20,36 +19,32 @@ use crate::wiring::AuthString;
 mod binding;
 pub(crate) mod client;
 mod connection;
-mod entrance;
+mod framing;
+mod listener;
 mod server;
+mod settings;
 mod tls;
-mod turns;
 
 pub(crate) use binding::Unbindable;
-pub(crate) use entrance::{Entrance, Listening};
+pub(crate) use listener::{ListenerSetup, RunningListener};
+pub(crate) use settings::{CertificateFiles, Listen, ListenerSettings};
 
-/// The process is alive.
-const HEALTH_PATH: &str = "/api/health";
-/// It does what it is there for.
-const READY_PATH: &str = "/api/ready";
-
-/// What is served to anyone, whatever the load.
+/// The paths that are served to anyone, whatever the load.
 const HEALTH_PATHS: [&str; 2] = [HEALTH_PATH, READY_PATH];
 
-/// Who is behind the listener.
+/// The part of the process that the listener serves.
 pub(crate) trait Served: Send + Sync {
-    /// The answer to the question whether it is ready.
-    fn ready(&self) -> LocalBoxFuture<'static, HttpResponse>;
+    fn health(&self) -> HealthRoutes;
 
     /// Mounts the routes for events.
     fn mount(&self, config: &mut web::ServiceConfig);
 }
 
-/// What the listener needs from the rest.
+/// The parts that the listener is made of.
 #[derive(Clone)]
-pub(crate) struct Listener {
+pub(crate) struct ListenerParts {
     pub(crate) served: Arc<dyn Served>,
-    /// What requests have to carry, beside those for the two health paths.
+    /// The auth string of all requests but those for the two health paths.
     pub(crate) auth: Option<AuthString>,
     pub(crate) registry: Registry,
     pub(crate) refusals: Refusals,
@@ -57,12 +52,11 @@ pub(crate) struct Listener {
 
 /// An address that is resolved and to be bound.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct ListenAddress {
     pub(crate) addresses: Vec<SocketAddr>,
 }
 
-impl Place {
-    /// Looks the host up.
+impl ListenAddress {
     pub(crate) fn resolve(address: &str) -> anyhow::Result<Self> {
         let addresses: Vec<SocketAddr> = address
             .to_socket_addrs()
@@ -81,21 +75,18 @@ impl Place {
             .all(|address| address.ip().to_canonical().is_loopback())
     }
 
-    /// Whether more than the two health paths is served: whoever forgets the auth string opens
-    /// nothing to the network.
+    /// Whether more than the two health paths is served.
     fn is_open(&self, auth: Option<&AuthString>) -> bool {
         self.is_loopback() || auth.is_some()
     }
 }
 
 /// Mounts the two health paths, and where it is open the rest.
-fn configure(config: &mut web::ServiceConfig, listener: &Listener, is_open: bool) {
-    config
-        .app_data(web::Data::new(listener.clone()))
-        .service(readable(HEALTH_PATH, web::to(health)))
-        .service(readable(READY_PATH, web::to(ready)));
+fn configure(config: &mut web::ServiceConfig, listener: &ListenerParts, is_open: bool) {
+    config.app_data(web::Data::new(listener.clone()));
+    listener.served.health().configure(config);
     if is_open {
-        config.service(readable("/metrics", web::to(metrics)));
+        config.service(read_only("/metrics", web::to(metrics)));
         listener.served.mount(config);
         config.default_service(web::to(not_found));
     } else {
@@ -103,34 +94,8 @@ fn configure(config: &mut web::ServiceConfig, listener: &Listener, is_open: bool
     }
 }
 
-fn readable(path: &str, route: actix_web::Route) -> actix_web::Resource {
-    let reads = guard::Any(guard::Get()).or(guard::Head());
-    web::resource(path)
-        .route(route.guard(reads))
-        .default_service(web::to(only_read))
-}
-
-async fn only_read(request: HttpRequest) -> HttpResponse {
-    let (method, path) = (request.method(), request.path());
-    let reason = format!("{method} means nothing at {path}: ask with GET or HEAD");
-    let mut refused = refuse(StatusCode::METHOD_NOT_ALLOWED, &reason);
-    let allow = HeaderValue::from_static("GET, HEAD");
-    refused.headers_mut().insert(ALLOW, allow);
-    refused
-}
-
-/// The process is alive; Prefect's own answer, for whatever polls it.
-async fn health() -> HttpResponse {
-    HttpResponse::Ok().json(true)
-}
-
-/// Whether it does what it is there for, and how each part is doing.
-async fn ready(listener: web::Data<Listener>) -> HttpResponse {
-    listener.served.ready().await
-}
-
-/// The metrics as text, for who may read them.
-async fn metrics(request: HttpRequest, listener: web::Data<Listener>) -> HttpResponse {
+/// The metrics as text, for clients that have the auth string.
+async fn metrics(request: HttpRequest, listener: web::Data<ListenerParts>) -> HttpResponse {
     let auth = listener.auth.as_ref();
     if auth.is_some_and(|auth| !auth.allows(request.headers())) {
         return AuthString::unauthorized();
@@ -179,7 +144,7 @@ mod tests {
             ("10.0.0.1:0", false),
         ] {
             assert_eq!(
-                Place::resolve(address).unwrap().is_loopback(),
+                ListenAddress::resolve(address).unwrap().is_loopback(),
                 expected,
                 "{address}"
             );

@@ -24,7 +24,7 @@ mod compressed;
 
 use compressed::Unpacked;
 
-const AGAIN: &str = "import the file again, events that are stored are recognised";
+const AGAIN: &str = "import the file again: events that are stored count as duplicates";
 
 /// How often a log says how far it is, where nobody sees a bar.
 const TELL_EVERY: Duration = Duration::from_secs(30);
@@ -75,7 +75,6 @@ struct Input {
     name: String,
     /// The same for the file by whatever name it is called, since a dead letter is known by where it stood.
     position: String,
-    /// Where that is known.
     num_bytes: Option<u64>,
 }
 
@@ -177,19 +176,17 @@ impl Import {
                 }
             ),
             End::Interrupted(stop, drained) if drained.released > 0 => bail!(
-                "stopped by {stop} after {} of {}, of which {} could not be written in time; import it \
-                 again, events that are stored are recognised",
+                "stopped by {stop} after {} of {}, of which {} could not be written in time; {AGAIN}",
                 counted(summary.read, "event"),
                 self.name,
                 drained.released
             ),
             End::Interrupted(stop, _) if summary.read == 0 => bail!(
-                "stopped by {stop} before anything of {} was read; import it again",
+                "stopped by {stop} before anything of {} was read; import the file again",
                 self.name
             ),
             End::Interrupted(stop, _) => bail!(
-                "stopped by {stop} after {} of {}, all of which are written; import it again for the \
-                 rest, events that are stored are recognised",
+                "stopped by {stop} after {} of {}, all of which are written; for the rest, {AGAIN}",
                 counted(summary.read, "event"),
                 self.name
             ),

@@ -8,7 +8,9 @@ use indicatif::MultiProgress;
 use log::Record;
 use serde::Serialize;
 
-use crate::config::{Log, LogFormat};
+mod settings;
+
+pub(crate) use settings::{Log, LogFormat};
 
 /// Starts logging. What is drawn with the returned value and log lines do not disturb each other.
 pub(crate) fn start(settings: &Log) -> anyhow::Result<MultiProgress> {

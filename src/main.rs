@@ -4,7 +4,7 @@
 
 use indicatif::MultiProgress;
 
-use crate::cli::Command;
+use crate::cli::{Command, ConfigCommand};
 use crate::config::Config;
 
 mod check;
@@ -22,6 +22,7 @@ mod metrics;
 mod migrate;
 mod output;
 mod serve;
+mod settings;
 mod shadow;
 mod signals;
 mod systemd;
@@ -58,6 +59,11 @@ fn run() -> i32 {
     if let Command::Completions { shell } = &command {
         return exit_code(output::bytes(&cli::completions(*shell)).map(|()| true));
     }
+    if let Command::Config { command } = &command
+        && let Some(printed) = settings::print_general(command)
+    {
+        return exit_code(printed.map(|()| true));
+    }
     let config = match Config::load(&flags) {
         Ok(config) => config,
         Err(error) => {
@@ -65,6 +71,12 @@ fn run() -> i32 {
             return WRONG_USAGE;
         }
     };
+    if let Command::Config {
+        command: ConfigCommand::Show { output },
+    } = &command
+    {
+        return exit_code(settings::show(&config, output.json).map(|()| true));
+    }
     let valid = wiring::validate(&config)
         .and_then(|()| guard::validate(&command, &config))
         .and_then(|()| shadow::validate(&command, &config))
@@ -124,8 +136,8 @@ async fn execute(
             return dead_letters::run(config, screen, command).await;
         }
         Command::Guard { command } => guard::run(config, command).await?,
-        // It was done before there was a configuration, which it does not need.
-        Command::Completions { .. } => {}
+        // They were done before, since they need no more than the configuration.
+        Command::Completions { .. } | Command::Config { .. } => {}
         Command::Verify {
             since,
             limit,

@@ -49,7 +49,7 @@ fn collectors(
         Box::new(build_info()?),
         Box::new(metrics.clone()),
         Box::new(refusals.collector()),
-        Box::new(IntakeMetrics::new(intake.handle())?),
+        Box::new(IntakeMetrics::new(intake.handle.clone())?),
     ];
     if let (Some(bus), Some(settings)) = (bus, &config.redis) {
         let limit = settings.guard_max_entries.get();

@@ -28,7 +28,6 @@ pub(crate) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
     finished(stdout.write_all(bytes).and_then(|()| stdout.flush()))
 }
 
-/// Writes one JSON document.
 pub(crate) fn json(document: &impl Serialize) -> anyhow::Result<()> {
     line(&plain_json(&serde_json::to_string_pretty(document)?))
 }
@@ -48,7 +47,6 @@ pub(crate) fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
-/// Writes rows in columns.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
     line(&format_table(header, rows))
 }

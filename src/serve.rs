@@ -4,26 +4,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Addr, AsyncContext as _, Context};
-use actix_web::{HttpResponse, web};
+use actix_web::web;
 use anyhow::{Context as _, bail};
+use event_persister_actors::health::HealthRoutes;
 use event_persister_actors::messages::{Drain, Status};
 use event_persister_actors::metrics::Metrics;
 use event_persister_actors::pipeline::PipelineActor;
 use event_persister_actors::source::EventSource;
-use futures_util::future::LocalBoxFuture;
-use serde_json::json;
 
 use crate::cli::Command;
-use crate::config::{Config, Listen, Supervisor};
-use crate::http::{Entrance, Listener, Listening, Served};
+use crate::config::{Config, Supervisor};
+use crate::http::{Listen, ListenerParts, ListenerSetup, RunningListener, Served};
 use crate::memory;
 use crate::metrics::{self, Refusals};
 use crate::signals::Signals;
 use crate::systemd::Notifier;
 use crate::wiring::{self, Bus, EventRoutes, Intake};
 
-/// How long the pipeline may take to say how it is.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is asked whether it is ready for the first time.
 const READY_EVERY: Duration = Duration::from_millis(100);
 /// How often it is looked at whether the pipeline is still there.
@@ -34,34 +31,37 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     memory::give_back().context("cannot start a thread")?;
     let metrics = Metrics::new().context("cannot set the metrics up")?;
-    let entrance = Entrance::find(&config.http)?;
+    let setup = ListenerSetup::find(&config.http)?;
     let intake = wiring::intake(config);
     let bus = wiring::bus(config)?;
-    let sources = sources(&intake, bus.as_ref(), entrance.is_some());
+    let sources = sources(&intake, bus.as_ref(), setup.is_some());
     let names: Vec<String> = sources
         .iter()
         .map(|source| source.name().to_owned())
         .collect();
-    let parts = wiring::pipeline_parts(config, sources, metrics.clone())?;
+    let parts = wiring::pipeline_parts(config, sources, metrics.clone());
     let refusals = Refusals::new().context("cannot set the metrics up")?;
     let registry = metrics::registry(config, &metrics, &refusals, &intake, bus.as_ref())?;
     // It runs once the listener is bound: a second process on the same address ends before that, and
     // has not touched the database.
     let context = Context::new();
     let pipeline = context.address();
-    let listener = Listener {
+    let listener = ListenerParts {
         served: Arc::new(Service {
             pipeline: pipeline.clone(),
-            events: intake.routes(),
+            events: intake.routes.clone(),
         }),
-        auth: wiring::auth(config),
+        auth: config.http.routes.auth.clone(),
         registry,
         refusals,
     };
-    let opened = entrance.map(|entrance| entrance.open(&listener));
+    let opened = setup.map(|setup| setup.open(&listener));
     let mut listening = opened.transpose()?;
-    let (sources, listen) = (names.join(","), Listening::addresses(listening.as_ref()));
-    context.run(PipelineActor::new(wiring::pipeline_settings(config), parts));
+    let (sources, listen) = (
+        names.join(","),
+        RunningListener::addresses(listening.as_ref()),
+    );
+    context.run(PipelineActor::new(config.pipeline.clone(), parts));
     announce(config, &sources, &listen);
     warn(config, listening.as_ref());
     actix_rt::spawn(tell_when_ready(pipeline.clone(), sources, listen));
@@ -72,7 +72,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
             Ok(())
         }
         () = gone(&pipeline) => Err("the pipeline has stopped by itself"),
-        () = Listening::ended(listening.as_mut()) => Err("the listener has stopped by itself"),
+        () = RunningListener::ended(listening.as_mut()) => Err("the listener has stopped by itself"),
     };
     signals.next_is_final();
     notifier.stopping();
@@ -86,28 +86,19 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
 /// Each has a consumer of its own. Where nobody listens and there is Redis, nothing comes by HTTP.
 fn sources(intake: &Intake, bus: Option<&Bus>, listens: bool) -> Vec<Arc<dyn EventSource>> {
     let redis = bus.map(|bus| Arc::clone(&bus.source));
-    let http = (listens || redis.is_none()).then(|| intake.source());
+    let http = (listens || redis.is_none()).then(|| Arc::clone(&intake.source));
     redis.into_iter().chain(http).collect()
 }
 
-/// What the listener is there for.
+/// The pipeline and its routes, behind the listener.
 struct Service {
     pipeline: Addr<PipelineActor>,
     events: EventRoutes,
 }
 
 impl Served for Service {
-    /// Whether events that are sent now will be stored.
-    fn ready(&self) -> LocalBoxFuture<'static, HttpResponse> {
-        let asked = actix_rt::time::timeout(STATUS_TIMEOUT, self.pipeline.send(Status));
-        Box::pin(async {
-            match asked.await {
-                Ok(Ok(status)) if status.ready => HttpResponse::Ok().json(status),
-                Ok(Ok(status)) => HttpResponse::ServiceUnavailable().json(status),
-                Ok(Err(_)) => not_ready("the pipeline has stopped"),
-                Err(_) => not_ready("the pipeline does not answer"),
-            }
-        })
+    fn health(&self) -> HealthRoutes {
+        HealthRoutes::new(self.pipeline.clone())
     }
 
     fn mount(&self, config: &mut web::ServiceConfig) {
@@ -115,20 +106,16 @@ impl Served for Service {
     }
 }
 
-fn not_ready(reason: &str) -> HttpResponse {
-    HttpResponse::ServiceUnavailable().json(json!({ "ready": false, "reason": reason }))
-}
-
-/// What would be right where nothing could ever come in; `None` where something can.
+/// The remedy where nothing could ever come in; `None` where something can.
 pub(crate) fn no_source(config: &Config) -> Option<&'static str> {
-    let listens = config.http.listen != Listen::Off;
+    let listens = config.http.listener.listen != Listen::Off;
     (!listens && config.redis.is_none()).then_some(
         "give an address with --listen or EVENT_PERSISTER_LISTEN, or a Redis with --redis-url or \
          EVENT_PERSISTER_REDIS_URL",
     )
 }
 
-/// Whoever serves must be able to be sent something.
+/// A service that nothing can be sent to is a mistake.
 pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()> {
     match (command, no_source(config)) {
         (Command::Serve(flags), Some(remedy)) if !flags.shadow => {
@@ -156,7 +143,7 @@ fn announce(config: &Config, sources: &str, listen: &str) {
     let redis = config
         .redis
         .as_ref()
-        .map_or_else(|| "off".to_owned(), |redis| redis.address.to_string());
+        .map_or_else(|| "off".to_owned(), |redis| redis.url.masked());
     let guard = match &config.redis {
         Some(redis) if redis.guard => "on",
         _ => "off",
@@ -170,7 +157,7 @@ fn announce(config: &Config, sources: &str, listen: &str) {
     );
 }
 
-fn warn(config: &Config, listening: Option<&Listening>) {
+fn warn(config: &Config, listening: Option<&RunningListener>) {
     for warning in &config.prefect.warnings {
         log::warn!("{warning}");
     }
@@ -186,22 +173,22 @@ async fn gone(pipeline: &Addr<PipelineActor>) {
     }
 }
 
-/// Takes nothing more in, makes durable what is held, lets whoever waits have the answer, stops.
+/// Takes nothing more in, makes durable what is held, answers the requests that wait, and stops.
 async fn shut_down(
     config: &Config,
     intake: &Intake,
     pipeline: &Addr<PipelineActor>,
-    listening: Option<Listening>,
+    listening: Option<RunningListener>,
     metrics: &Metrics,
 ) {
-    intake.stop_accepting();
+    intake.handle.stop_accepting();
     let drain = Drain {
-        timeout: config.pipeline.drain_timeout,
+        timeout: config.drain_timeout,
     };
     match pipeline.send(drain).await {
         Ok(drained) if drained.released > 0 => log::warn!(
-            "the store did not take everything in time; whoever sent it was told so and sends it \
-             again messages={}",
+            "the store did not take everything in time; the senders were told so, and send it again \
+             messages={}",
             drained.released
         ),
         Ok(_) => {}
@@ -212,7 +199,9 @@ async fn shut_down(
     }
     let ledger = metrics.ledger();
     if !ledger.balances() {
-        log::error!("messages are not all accounted for, which is a fault of event-persister");
+        log::error!(
+            "messages are not all accounted for: this is a fault of event-persister, please report it"
+        );
     }
     log::info!("stopped {ledger}");
 }

@@ -18,7 +18,7 @@ use event_persister_actors::messages::TrimError;
 use event_persister_actors::source::Body;
 use event_persister_actors::status::error_chain;
 use event_persister_actors::store::Cutoffs;
-use event_persister_actors::store::comparison::{Comparison, UNKNOWN_RECEIVED};
+use event_persister_actors::store::operator::{StoreOperator, UNKNOWN_RECEIVED};
 use event_persister_actors::trim::cutoffs;
 use tokio::time::Instant;
 
@@ -26,12 +26,12 @@ use self::health::{Failed, Health};
 use self::metrics::ShadowMetrics;
 use self::report::Report;
 use self::tally::{Class, Tally, Verdict};
-use self::waiting::{Held, Waiting};
+use self::waiting::{HeldMessage, WaitingMessages};
 use crate::cli::{Command, ServeFlags};
 use crate::config::Config;
-use crate::http::{Entrance, Listening};
+use crate::http::{ListenerSetup, RunningListener};
 use crate::signals::Signals;
-use crate::wiring::{self, BusShadow};
+use crate::wiring::{self, BusOperator, Missing, StreamShadow};
 
 mod health;
 mod listener;
@@ -62,7 +62,7 @@ const LIMIT: usize = 20;
 /// Clocks differ: what retention is about to remove may be gone already.
 const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
 
-const NO_REDIS: &str = "no Redis is configured, so there is no persister to be a shadow of; give \
+const NO_REDIS: &str = "no Redis is configured, so there is no persister to compare with; give \
      --redis-url or EVENT_PERSISTER_REDIS_URL, or run this in the environment of the Prefect server";
 
 /// Without Redis a shadow has no meaning.
@@ -77,10 +77,10 @@ pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()>
 /// stored by Prefect.
 pub(crate) async fn run(config: &Config, flags: &ServeFlags) -> anyhow::Result<bool> {
     let mut signals = Signals::listen()?;
-    let entrance = Entrance::find(&config.http)?;
+    let setup = ListenerSetup::find(&config.http)?;
     let mut shadow = Shadow::new(config, flags)?;
     let listener = listener::listener(config, &shadow.health, &shadow.metrics);
-    let opened = entrance.map(|entrance| entrance.open(&listener));
+    let opened = setup.map(|setup| setup.open(&listener));
     let mut listening = opened.transpose()?;
     shadow.announce(listening.as_ref());
     let ended = tokio::select! {
@@ -89,7 +89,7 @@ pub(crate) async fn run(config: &Config, flags: &ServeFlags) -> anyhow::Result<b
             Ok(())
         }
         () = shadow.work(flags.span) => Ok(()),
-        () = Listening::ended(listening.as_mut()) => Err("the listener has stopped by itself"),
+        () = RunningListener::ended(listening.as_mut()) => Err("the listener has stopped by itself"),
     };
     signals.next_is_final();
     shadow.leave().await;
@@ -105,10 +105,11 @@ pub(crate) async fn run(config: &Config, flags: &ServeFlags) -> anyhow::Result<b
 
 struct Shadow<'a> {
     config: &'a Config,
-    bus: BusShadow,
-    tables: Arc<dyn Comparison>,
+    bus: Box<dyn BusOperator>,
+    beside: Box<dyn StreamShadow>,
+    tables: Arc<dyn StoreOperator>,
     limits: EventLimits,
-    waiting: Waiting,
+    waiting: WaitingMessages,
     delay: Duration,
     tally: Tally,
     metrics: ShadowMetrics,
@@ -117,7 +118,6 @@ struct Shadow<'a> {
     asked: Option<Instant>,
     tried: Option<Instant>,
     is_paused: bool,
-    /// Findings that were logged.
     num_named: usize,
 }
 
@@ -125,12 +125,14 @@ impl<'a> Shadow<'a> {
     fn new(config: &'a Config, flags: &ServeFlags) -> anyhow::Result<Self> {
         let flush_interval = config.prefect.flush_interval.unwrap_or(FLUSH_INTERVAL);
         let delay = flush_interval + TO_SPARE;
+        let bus = wiring::bus_operator(config)?.context(NO_REDIS)?;
         Ok(Self {
             config,
-            bus: wiring::bus_shadow(config)?.context(NO_REDIS)?,
-            tables: wiring::comparison(config)?,
-            limits: wiring::event_limits(config),
-            waiting: Waiting::new(delay),
+            beside: bus.shadow(),
+            bus,
+            tables: wiring::operator(config, Missing::Ignore),
+            limits: config.events.clone(),
+            waiting: WaitingMessages::new(delay),
             delay,
             tally: Tally::new(flags.limit.unwrap_or(LIMIT)),
             metrics: ShadowMetrics::new().context("cannot set the metrics up")?,
@@ -143,15 +145,15 @@ impl<'a> Shadow<'a> {
         })
     }
 
-    fn announce(&self, listening: Option<&Listening>) {
-        let listen = Listening::addresses(listening);
+    fn announce(&self, listening: Option<&RunningListener>) {
+        let listen = RunningListener::addresses(listening);
         log::info!(
             "event-persister {} started as a shadow, which writes nothing listen={listen} \
              stream={} beside={} group={} store={} delay={:?}",
             env!("CARGO_PKG_VERSION"),
             self.bus.stream(),
-            self.bus.main_group(),
-            self.bus.own_group(),
+            self.bus.group(),
+            self.beside.own_group(),
             self.config.database.url,
             self.delay,
         );
@@ -208,8 +210,8 @@ impl<'a> Shadow<'a> {
         if room.is_none() != std::mem::replace(&mut self.is_paused, room.is_none()) {
             match room {
                 None => log::warn!(
-                    "too much waits to be compared, since the group at work is behind or the \
-                     database does not answer; reading pauses waiting={}",
+                    "reading pauses: too much waits to be compared, because the group at work is behind or the \
+                     database does not answer waiting={}",
                     self.waiting.len()
                 ),
                 Some(_) => log::info!("reading goes on"),
@@ -218,7 +220,7 @@ impl<'a> Shadow<'a> {
         let Some(permit) = room else {
             return Ok(false);
         };
-        let read = self.bus.read(permit).await;
+        let read = self.beside.read(permit).await;
         let read = self.health.bus_answered(read)?;
         if read.num_gone > 0 {
             log::warn!(
@@ -244,18 +246,17 @@ impl<'a> Shadow<'a> {
             return Ok(());
         }
         let from = self.waiting.first_unacknowledged().unwrap_or("0-1");
-        let progress = self.bus.progress(from).await;
-        let progress = self.health.bus_answered(progress)?;
+        let work = self.beside.work_from(from).await;
+        let work = self.health.bus_answered(work)?;
         let now = Instant::now();
         self.asked = Some(now);
-        self.health
-            .group_is_there(progress.is_some(), self.bus.main_group());
-        let Some(progress) = progress else {
+        self.health.group_is_there(work.is_some(), self.bus.group());
+        let Some(work) = work else {
             return Ok(());
         };
-        let has_acknowledged = |position: &str| progress.has_acknowledged(position);
+        let has_acknowledged = |position: &str| work.has_acknowledged(position);
         self.waiting.acknowledged(has_acknowledged, now);
-        let was_delivered = |position: &str| progress.has_delivered(position);
+        let was_delivered = |position: &str| work.has_delivered(position);
         let num_given_up = self.waiting.give_up(was_delivered, now);
         self.add(Class::Unacknowledged, num_given_up);
         Ok(())
@@ -292,7 +293,7 @@ impl<'a> Shadow<'a> {
     }
 
     /// The event that would be written, or the dead letter.
-    fn parsed(&self, held: &Held) -> Arc<Entry> {
+    fn parsed(&self, held: &HeldMessage) -> Arc<Entry> {
         match &held.body {
             Body::Entry(entry) => Arc::clone(entry),
             Body::Raw { position, data } => Arc::new(Entry::parse(
@@ -310,7 +311,7 @@ impl<'a> Shadow<'a> {
     /// Before which moment events may be gone, at this moment.
     fn cutoffs(&self) -> Result<Cutoffs, TrimError> {
         let now = SystemClock.now() + CLOCKS_DIFFER_BY;
-        cutoffs(&wiring::trim_settings(self.config), now)
+        cutoffs(&self.config.trim, now)
     }
 
     fn add(&mut self, class: Class, number: usize) {
@@ -339,7 +340,7 @@ impl<'a> Shadow<'a> {
 
     /// Says which groups of other shadows there are: one that was killed has left its own.
     async fn tell_of_others(&self) {
-        let Ok(others) = self.bus.others().await else {
+        let Ok(others) = self.beside.others().await else {
             return;
         };
         for other in others {
@@ -355,7 +356,7 @@ impl<'a> Shadow<'a> {
     async fn leave(&mut self) {
         self.add(Class::Unfinished, self.waiting.len());
         self.tell();
-        let destroyed = tokio::time::timeout(DESTROY_TIMEOUT, self.bus.destroy()).await;
+        let destroyed = tokio::time::timeout(DESTROY_TIMEOUT, self.beside.destroy()).await;
         let why = match destroyed {
             Ok(Ok(_)) => return,
             Ok(Err(error)) => error_chain(&error),
@@ -365,14 +366,14 @@ impl<'a> Shadow<'a> {
             "the shadow's group may still be there; remove it with `redis-cli XGROUP DESTROY {} {}` \
              error={why}",
             self.bus.stream(),
-            self.bus.own_group()
+            self.beside.own_group()
         );
     }
 
     fn report(&self, as_json: bool) -> anyhow::Result<()> {
         let report = Report {
             stream: self.bus.stream(),
-            group: self.bus.main_group(),
+            group: self.bus.group(),
             lasted: self.started.elapsed(),
             tally: &self.tally,
         };

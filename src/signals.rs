@@ -10,12 +10,10 @@ use tokio::time::Instant;
 /// Faster than any person, slower than any supervisor's loop.
 const ECHO: Duration = Duration::from_millis(100);
 
-/// A request to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
     /// From a person at a terminal.
     Interrupt,
-    /// From whoever supervises the process.
     Terminate,
 }
 
@@ -53,7 +51,6 @@ impl Signals {
         })
     }
 
-    /// The next signal.
     pub(crate) async fn next(&mut self) -> Stop {
         tokio::select! {
             _ = self.interrupt.recv() => Stop::Interrupt,

@@ -30,7 +30,7 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// a database that is away is no reason to start the service over.
 const EXTEND_START_BY: Duration = Duration::from_secs(30);
 
-/// What systemd is told by; nothing where it does not want to know.
+/// Tells systemd; tells nothing where systemd does not ask for it.
 pub(crate) struct Notifier(Option<Rc<Socket>>);
 
 impl Notifier {
@@ -66,7 +66,7 @@ async fn keep_telling(socket: Rc<Socket>, pipeline: Addr<PipelineActor>, mut rep
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        // Whoever does not answer is not told to be alive, and systemd starts the service over.
+        // A pipeline that does not answer is not called alive, and systemd starts the service over.
         if let Ok(Ok(status)) = timeout(ANSWERS_WITHIN, pipeline.send(Status)).await {
             let lines = report.lines(&status, Instant::now());
             if !lines.is_empty() {
@@ -104,7 +104,7 @@ impl Report {
             .map_or(ASK_EVERY, |every| every.min(ASK_EVERY))
     }
 
-    /// What has changed, and what is due.
+    /// The lines for changes, and those that are due.
     fn lines(&mut self, status: &PipelineStatus, now: Instant) -> Vec<String> {
         let mut lines = Vec::new();
         if !self.was_ready {

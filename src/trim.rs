@@ -3,18 +3,19 @@
 use anyhow::{Context as _, bail};
 use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::retention::HeldBack;
+use event_persister_actors::status::error_chain;
+use event_persister_actors::store::operator::{HalfEvents, StoreOperator};
 use event_persister_actors::store::{Cutoffs, EventStore, Trimmed};
 use event_persister_actors::trim::{TrimSettings, cutoffs, note_pass, run_pass};
 use serde_json::json;
 
 use crate::config::Config;
 use crate::output;
-use crate::wiring::{self, HalfEvents, Missing};
+use crate::wiring::{self, Missing};
 
-/// What to do, beside the configuration.
+/// The flags of the command.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wishes {
-    /// Count, and delete nothing.
     pub(crate) dry_run: bool,
     /// Delete also events without resources and resources without an event.
     pub(crate) remove_half_events: bool,
@@ -25,39 +26,42 @@ pub(crate) struct Wishes {
 
 /// Deletes what retention no longer keeps, or only counts it.
 pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<()> {
-    let settings = wiring::trim_settings(config);
-    let cutoffs = cutoffs(&settings, SystemClock.now())?;
+    let settings = &config.trim;
+    let cutoffs = cutoffs(settings, SystemClock.now())?;
     let missing = if wishes.dry_run {
         Missing::Ignore
     } else {
         Missing::Refuse
     };
-    let store = wiring::open_store(config, missing)?();
+    let store = wiring::open_store(config, missing)();
+    let operator = wiring::operator(config, Missing::Ignore);
     let done = if wishes.dry_run {
-        count(config, store.as_ref(), &cutoffs).await
+        count(config, store.as_ref(), operator.as_ref(), &cutoffs).await
     } else {
         let allowed = wishes.yes;
-        let done = pass(config, store.as_ref(), &settings, &cutoffs, allowed).await;
+        let done = pass(config, store.as_ref(), settings, &cutoffs, allowed).await;
         done.map(|trimmed| (trimmed, None))
     };
     wiring::close(store.as_ref()).await;
     let (trimmed, held_back) = done?;
     let halves = if wishes.remove_half_events && !wishes.dry_run {
-        wiring::remove_half_events(config).await?
+        let removed = operator.remove_half_events().await;
+        removed.context("cannot remove the half events")?
     } else {
-        count_half_events(config).await
+        count_half_events(operator.as_ref()).await
     };
     print(trimmed, halves, held_back, wishes)
 }
 
-/// What a pass would remove, and whether it would wait for a person.
+/// Counts what a pass would remove, and tells whether it would wait for a person.
 async fn count(
     config: &Config,
     store: &dyn EventStore,
+    operator: &dyn StoreOperator,
     cutoffs: &Cutoffs,
 ) -> anyhow::Result<(Trimmed, Option<HeldBack>)> {
     const WHAT: &str = "cannot count what would be deleted";
-    let trimmed = store.count_expired(cutoffs).await.context(WHAT)?;
+    let trimmed = operator.count_expired(cutoffs).await.context(WHAT)?;
     let looked = wiring::caution(config).look(store, cutoffs).await;
     Ok((trimmed, looked.context(WHAT)?.err()))
 }
@@ -84,9 +88,9 @@ async fn pass(
 }
 
 /// That they cannot be counted is no failure of what was asked for.
-async fn count_half_events(config: &Config) -> Option<HalfEvents> {
-    wiring::half_events(config).await.unwrap_or_else(|error| {
-        log::warn!("cannot count half events error={error:#}");
+async fn count_half_events(operator: &dyn StoreOperator) -> Option<HalfEvents> {
+    operator.half_events().await.unwrap_or_else(|error| {
+        log::warn!("cannot count half events error={}", error_chain(&error));
         None
     })
 }

@@ -18,14 +18,13 @@ use event_persister_actors::delivery::Entry;
 use event_persister_actors::event::{EventLimits, Received};
 use event_persister_actors::source::Body;
 use event_persister_actors::store::Cutoffs;
-use event_persister_actors::store::audit::Strays;
-use event_persister_actors::store::comparison::{Compared, UNKNOWN_RECEIVED};
+use event_persister_actors::store::operator::{Compared, StoreOperator, Strays, UNKNOWN_RECEIVED};
 use event_persister_actors::trim::cutoffs;
 
-use self::reconciliation::{Copies, Held, Kind, MAX_SUSPECTS, Reconciliation, Wanted};
+use self::reconciliation::{Copies, FoundRows, Kind, MAX_SUSPECTS, Reconciliation, Wanted};
 use self::report::{Report, Stream};
 use crate::config::Config;
-use crate::wiring::{self, BusAudit, Tables};
+use crate::wiring::{self, BusOperator, Missing};
 
 mod reconciliation;
 mod report;
@@ -33,6 +32,13 @@ mod report;
 /// From the last look to the second one. Prefect's own persister acknowledges what it may write only
 /// 5 s later; our own transactions are over long before.
 const SECOND_LOOK_AFTER: Duration = Duration::from_secs(6);
+
+/// A build for tests can be told that nobody writes, and then need not wait.
+fn second_look_after() -> Duration {
+    #[cfg(feature = "failpoints")]
+    fail::fail_point!("verify::nobody-writes", |_| Duration::ZERO);
+    SECOND_LOOK_AFTER
+}
 
 /// Events or entries in one question to the database.
 const AT_ONCE: usize = 500;
@@ -42,12 +48,11 @@ const NO_STREAM: &str = "cannot read the stream";
 /// Clocks differ: what retention is about to remove may be gone already.
 const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
 
-/// What to look at, beside the configuration, and how much to show.
+/// The flags of the command.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wishes {
     /// How far back the tables are looked at; all of them if not set.
     pub(crate) since: Option<Duration>,
-    /// Findings that are shown.
     pub(crate) limit: usize,
     pub(crate) json: bool,
 }
@@ -55,21 +60,24 @@ pub(crate) struct Wishes {
 /// Verifies; whether all is well.
 pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<bool> {
     let since = wishes.since.map(moment_before_now).transpose()?;
-    let bus = wiring::bus_audit(config)?;
+    let bus = wiring::bus_operator(config)?;
     let mut verification = Verification {
         config,
-        limits: wiring::event_limits(config),
-        bus: bus.as_ref(),
-        tables: wiring::tables(config)?,
+        limits: config.events.clone(),
+        bus: bus.as_deref(),
+        tables: wiring::operator(config, Missing::Ignore),
         state: Reconciliation::new(wishes.limit),
     };
     let misplaced = verification.look_at_stream().await?;
     let num_events = verification.look_at_tables(since).await?;
     verification.look_again().await?;
-    let letters = verification.tables.audit.count_letters(wishes.limit).await;
+    let letters = verification
+        .tables
+        .count_curable_letters(wishes.limit)
+        .await;
     let report = Report {
         since,
-        stream: bus.as_ref().map(|bus| Stream {
+        stream: bus.as_deref().map(|bus| Stream {
             stream: bus.stream(),
             group: bus.group(),
             misplaced: misplaced.as_deref(),
@@ -92,8 +100,8 @@ fn moment_before_now(span: Duration) -> anyhow::Result<DateTime<Utc>> {
 struct Verification<'a> {
     config: &'a Config,
     limits: EventLimits,
-    bus: Option<&'a BusAudit>,
-    tables: Tables,
+    bus: Option<&'a dyn BusOperator>,
+    tables: Arc<dyn StoreOperator>,
     state: Reconciliation,
 }
 
@@ -135,10 +143,10 @@ impl Verification<'_> {
         if wanted.is_empty() {
             return Ok(());
         }
-        let held = self.look_up(&wanted).await?;
+        let found = self.look_up(&wanted).await?;
         let cutoffs = self.cutoffs()?;
         for wanted in wanted {
-            self.state.judge(wanted, &held, &cutoffs);
+            self.state.judge(wanted, &found, &cutoffs);
         }
         Ok(())
     }
@@ -146,8 +154,7 @@ impl Verification<'_> {
     /// Holds entries against the rows; what Prefect itself would have written is as good.
     async fn compare(&self, entries: &[Arc<Entry>]) -> anyhow::Result<Vec<Compared>> {
         const WHAT: &str = "cannot compare entries with the tables";
-        let comparison = &self.tables.comparison;
-        let mut compared = comparison.compare(entries).await.context(WHAT)?;
+        let mut compared = self.tables.compare(entries).await.context(WHAT)?;
         let is_rounded = |compared: &Compared| match compared {
             Compared::Differing(columns) => columns.iter().any(|column| column == "payload"),
             _ => false,
@@ -158,7 +165,7 @@ impl Verification<'_> {
             .map(|(entry, _)| Arc::clone(entry))
             .collect();
         if !rounded.is_empty() {
-            let again = comparison.compare_as_prefect(&rounded).await;
+            let again = self.tables.compare_as_prefect(&rounded).await;
             let differing = compared.iter_mut().filter(|compared| is_rounded(compared));
             for (compared, again) in differing.zip(again.context(WHAT)?) {
                 *compared = again;
@@ -170,24 +177,25 @@ impl Verification<'_> {
     /// Before which moment events may be gone, at this moment.
     fn cutoffs(&self) -> anyhow::Result<Cutoffs> {
         let now = SystemClock.now() + CLOCKS_DIFFER_BY;
-        Ok(cutoffs(&wiring::trim_settings(self.config), now)?)
+        Ok(cutoffs(&self.config.trim, now)?)
     }
 
-    async fn look_up(&self, wanted: &[Wanted]) -> anyhow::Result<Held> {
+    async fn look_up(&self, wanted: &[Wanted]) -> anyhow::Result<FoundRows> {
         let event_ids = wanted.iter().filter_map(|wanted| wanted.event_id.clone());
         let positions = wanted.iter().map(|wanted| wanted.stream_id.clone());
-        let audit = &self.tables.audit;
-        let rows = audit.look_up(event_ids.collect()).await;
+        let rows = self.tables.look_up(event_ids.collect()).await;
         let rows = rows.context("cannot look events up")?;
-        let letters = audit.letters_at(wiring::BUS_NAME, positions.collect());
+        let letters = self
+            .tables
+            .letters_at(wiring::BUS_NAME, positions.collect());
         let letters = letters.await.context("cannot look dead letters up")?;
-        Ok(Held::new(rows, letters))
+        Ok(FoundRows::new(rows, letters))
     }
 
     /// Looks at the tables themselves; how many events were looked at.
     async fn look_at_tables(&mut self, since: Option<DateTime<Utc>>) -> anyhow::Result<u64> {
         const WHAT: &str = "cannot look through the tables";
-        let tables = Arc::clone(&self.tables.audit);
+        let tables = Arc::clone(&self.tables);
         let (mut num_events, mut cursor) = (0, None);
         loop {
             let page = tables.walk(since, cursor.as_ref()).await.context(WHAT)?;
@@ -225,15 +233,15 @@ impl Verification<'_> {
 
     /// The second look at all suspects, if there are any.
     async fn look_again(&mut self) -> anyhow::Result<()> {
-        // What was missing at the first look and is there at the second has not been compared yet.
+        // An event that was missing at the first look and is there at the second has not been compared yet.
         while self.state.has_suspects() {
             let suspects = self.state.take_suspects();
-            tokio::time::sleep(SECOND_LOOK_AFTER).await;
+            tokio::time::sleep(second_look_after()).await;
             for missing in suspects.missing.chunks(AT_ONCE) {
-                let held = self.look_up(missing).await?;
+                let found = self.look_up(missing).await?;
                 let cutoffs = self.cutoffs()?;
                 for wanted in missing {
-                    self.state.settle_missing(wanted.clone(), &held, &cutoffs);
+                    self.state.settle_missing(wanted.clone(), &found, &cutoffs);
                 }
             }
             let mut flawed = suspects.flawed;
@@ -243,10 +251,10 @@ impl Verification<'_> {
             }
             for flawed in flawed.chunks(AT_ONCE) {
                 let event_ids = flawed.iter().map(|flawed| flawed.event_id.clone());
-                let rows = self.tables.audit.look_up(event_ids.collect()).await;
-                let held = Held::new(rows.context("cannot look events up")?, Vec::new());
+                let rows = self.tables.look_up(event_ids.collect()).await;
+                let found = FoundRows::new(rows.context("cannot look events up")?, Vec::new());
                 for flawed in flawed {
-                    self.state.settle_flawed(flawed, &held);
+                    self.state.settle_flawed(flawed, &found);
                 }
             }
         }
@@ -276,7 +284,7 @@ impl Verification<'_> {
     }
 }
 
-/// What an entry must have become, parsed as it was when it was taken; `None` of an empty one.
+/// The entry that a message must have become, parsed as it was when it was taken; `None` of an empty one.
 fn parsed(body: Body, limits: &EventLimits) -> Option<Arc<Entry>> {
     match body {
         Body::Raw { data, .. } if data.is_empty() => None,

@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
 # The test command: checks and tests everything, on any Debian machine with Rust.
 #
-# What is missing (a C compiler for the bundled SQLite; PostgreSQL, PgBouncer, Redis and openssl for
-# the tests, which start servers of their own; cargo-machete) is installed and named.
-# Nothing outside the repository and the system's temporary folder is written to.
+# It installs what is missing, and lists that before it begins:
+#   by apt      gcc and libc6-dev for the bundled SQLite; postgresql, pgbouncer, redis-server, openssl
+#               and sqlite3 for the tests, which start servers of their own
+#   by cargo    cargo-machete, into cargo's folder of programs
+# Besides, cargo keeps the crates that it downloads in its own folder, and the tests use the system's
+# temporary folder. Nothing else outside the repository is written to. cargo-deny and promtool are
+# used if they are there.
 #
 #   tests/run.sh              all checks and tests, faults in their short form
 #   tests/run.sh --faults     every fault at full length; writes tests/FAULTS.md
@@ -16,10 +20,15 @@ rounds=${2:-1000}
 case "$mode" in
 all | --faults | --kills) ;;
 *)
-  sed -n 's/^#   //p' "$0" >&2
+  sed -n 's/^#   \(tests\/run.sh\)/\1/p' "$0" >&2
   exit 2
   ;;
 esac
+
+# Most tests wait for servers: twice as many at a time as there are cores, within what one PostgreSQL
+# has connections for.
+cores=$(nproc)
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((cores < 4 ? 2 * cores : 8))}
 
 # A test that hangs is a test that fails.
 limited() { timeout --kill-after=10s 20m "$@"; }
@@ -28,13 +37,8 @@ step() { printf '\n== %s\n' "$*"; }
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
-if ! command -v cc >/dev/null; then
-  step "installing a C compiler (Debian package gcc)"
-  as_root apt-get update -qq
-  as_root apt-get install -y -qq gcc libc6-dev
-fi
-
 missing=()
+command -v cc >/dev/null || missing+=(gcc libc6-dev)
 if [ -z "${TEST_DATABASE_URL:-}" ] && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
   && ! command -v pg_config >/dev/null; then
   missing+=(postgresql)
@@ -43,10 +47,24 @@ command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbou
 for program in redis-server openssl sqlite3; do
   command -v "$program" >/dev/null || missing+=("$program")
 done
+wants_machete=false
+if [ "$mode" = all ] && ! command -v cargo-machete >/dev/null; then
+  wants_machete=true
+fi
+
+# All of it is said before anything is done.
 if [ "${#missing[@]}" -gt 0 ]; then
-  step "installing servers for the tests (Debian packages ${missing[*]})"
+  step "will be installed on this machine, by apt: ${missing[*]}"
+fi
+if "$wants_machete"; then
+  step "will be installed for this user, by cargo into ${CARGO_HOME:-~/.cargo}/bin: cargo-machete"
+fi
+if [ "${#missing[@]}" -gt 0 ]; then
   as_root apt-get update -qq
   as_root apt-get install -y -qq --no-install-recommends "${missing[@]}"
+fi
+if "$wants_machete"; then
+  cargo install --quiet --locked cargo-machete
 fi
 PATH="$PATH:/usr/sbin"
 
@@ -91,10 +109,6 @@ if grep -E '^(diesel|redis|tokio-postgres|rustls|actix-web|actix-http|libsqlite3
 fi
 
 step "unused dependencies"
-if ! command -v cargo-machete >/dev/null; then
-  echo "installing cargo-machete"
-  cargo install --quiet --locked cargo-machete
-fi
 cargo machete
 
 if command -v cargo-deny >/dev/null; then
@@ -115,7 +129,7 @@ step "tests of the library without features"
 limited cargo test -p event-persister-actors --no-default-features
 
 step "the example of a host"
-limited cargo run --quiet -p event-persister-actors --features sqlite --example embedded
+limited cargo run --quiet -p event-persister-actors --features http,sqlite --example embedded
 
 step "all tests"
 limited cargo test --workspace --all-features

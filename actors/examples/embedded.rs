@@ -1,35 +1,30 @@
 //! A host actix system that has the pipeline for a part.
 //!
-//! The host sends events through the in-process source, reads the pipeline's status, lives through
-//! the death of a writer and of the pipeline itself, and drains it at the end:
+//! The host mounts the event and health routes in its own actix-web app, stores events in an SQLite
+//! file, sends events of its own, and drains the pipeline at the end:
 //!
 //! ```sh
-//! cargo run -p event-persister-actors --features sqlite --example embedded
+//! cargo run -p event-persister-actors --features http,sqlite --example embedded
 //! ```
 
 #![allow(clippy::print_stdout, reason = "an example shows what it does")]
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
-use chrono::{DateTime, Utc};
-use event_persister_actors::batch::Batch;
+use actix_web::{App, HttpServer};
 use event_persister_actors::clock::{Clock, SystemClock};
-use event_persister_actors::delivery::{Entry, Position};
-use event_persister_actors::event::{EventLimits, Received};
-use event_persister_actors::messages::{Drain, Retire, Status};
+use event_persister_actors::delivery::Entry;
+use event_persister_actors::event::{EventLimits, ReceivedEvent, Resource};
+use event_persister_actors::health::HealthRoutes;
+use event_persister_actors::messages::{Drain, Status};
 use event_persister_actors::metrics::Metrics;
 use event_persister_actors::pipeline::{PipelineActor, PipelineParts, PipelineSettings};
+use event_persister_actors::source::http::{EventRoutes, HttpSettings};
 use event_persister_actors::source::intake::{Intake, IntakeSettings, IntakeSource};
 use event_persister_actors::store::sqlite::{SqliteSettings, SqliteStore};
-use event_persister_actors::store::{
-    Cutoffs, EventStore, Held, LastPass, OpenStore, Outcome, StoreError, TrimStep, Trimmed,
-};
-use futures_util::future::LocalBoxFuture;
-use uuid::Uuid;
+use serde_json::json;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -38,170 +33,71 @@ async fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("events.db");
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let open_sqlite = SqliteStore::open_store(SqliteSettings::new(&file), Arc::clone(&clock));
+    let limits = EventLimits::default();
 
-    // The parts: where events come from, where they go, what counts them.
+    // The parts: where events come from, where they go, and the numbers of the pipeline.
     let (source, intake) = IntakeSource::new("host", IntakeSettings::default());
     let metrics = Metrics::new()?;
     let registry = prometheus::Registry::new();
     metrics.register(&registry)?;
-    let actor = PipelineActor::new(
-        PipelineSettings::default(),
-        PipelineParts {
-            sources: vec![source],
-            open_store: whose_first_write_panics(open_sqlite),
-            event_limits: EventLimits::default(),
-            clock,
-            metrics,
-        },
-    );
+    let parts = PipelineParts {
+        sources: vec![source],
+        open_store: SqliteStore::open_store(SqliteSettings::new(&file), Arc::clone(&clock)),
+        event_limits: limits.clone(),
+        clock: Arc::clone(&clock),
+        metrics,
+    };
 
-    // The host's own supervisor keeps the pipeline going; all of it is one address to the host.
+    // The host's supervisor keeps the pipeline going; all of it is one address to the host.
+    let actor = PipelineActor::new(PipelineSettings::default(), parts);
     let pipeline = Supervisor::start(|_| actor);
 
-    // The first write panics: that writer is replaced, and the batch written by another.
-    send(&intake, 100).await?;
-    println!("100 events are durable, though a writer died");
+    // POST /api/events, WS /api/events/in, GET /api/health and GET /api/ready.
+    let events = EventRoutes::new(intake.clone(), HttpSettings::default(), limits, clock);
+    let health = HealthRoutes::new(pipeline.clone());
+    let server = HttpServer::new(move || {
+        App::new()
+            .configure(|app| events.configure(app))
+            .configure(|app| health.configure(app))
+    });
+    let server = server.workers(1).bind(("127.0.0.1", 0))?;
+    println!("listening on {:?}", server.addrs());
+    let server = server.run();
+    let handle = server.handle();
+    actix_rt::spawn(server);
 
-    // The pipeline itself is stopped, and started again by the supervisor.
-    pipeline.send(Retire).await?;
-    send(&intake, 100).await?;
+    // The host's own events take the same way.
+    send_orders(&intake, 100).await?;
     let status = pipeline.send(Status).await?;
-    println!(
-        "100 more in generation {}: ready {}, {:?}",
-        status.generation, status.ready, status.ledger
-    );
-    if !status.ledger.balances() || status.ledger.stored != 200 {
+    println!("100 events are durable: {}", status.ledger);
+    if !status.ledger.balances() || status.ledger.stored != 100 {
         return Err("a message is unaccounted for".into());
     }
 
-    // At the end: nothing more in, what is held becomes durable, and whoever waits is told.
+    // At the end nothing more comes in, and what is held becomes durable.
     intake.stop_accepting();
     let timeout = Duration::from_secs(10);
     let drained = pipeline.send(Drain { timeout }).await?;
+    handle.stop(true).await;
     println!("drained, {} messages left undone", drained.released);
     Ok(())
 }
 
-/// Submits events and waits until they are durable.
-async fn send(intake: &Intake, count: usize) -> Result<()> {
-    let entries = (0..count).map(|number| {
-        let id = Uuid::new_v4();
-        let text = format!(
-            r#"{{
-                "id": "{id}",
-                "occurred": "2026-11-24T03:00:00Z",
-                "event": "order.placed",
-                "resource": {{"prefect.resource.id": "order.{number}"}},
-                "payload": {{"items": {number}}}
-            }}"#
-        );
-        Entry::parse(
-            Arc::clone(intake.name()),
-            Position::new(id.to_string()),
-            text.into(),
-            &EventLimits::default(),
-            Received::Now(SystemClock.now()),
+/// Sends events, and waits until they are durable.
+async fn send_orders(intake: &Intake, num_orders: usize) -> Result<()> {
+    let mut entries = Vec::new();
+    for number in 0..num_orders {
+        let event = ReceivedEvent::builder(
+            "order.paid",
+            Resource::new(&format!("order-{number}")).with_label("shop", "berlin"),
         )
-    });
-    // `Full` would be back-pressure: come again later. The commit is the acknowledgement.
-    intake.submit(entries.collect())?.await?;
+        .related(Resource::new("customer-7").with_role("customer"))
+        .payload(json!({ "items": number }))
+        .build(&EventLimits::default(), SystemClock.now())?;
+        entries.push(Entry::of_event(Arc::clone(intake.name()), event));
+    }
+    // `SubmitError::Full` would be back-pressure: send them again later. The commit is the
+    // acknowledgement.
+    intake.submit(entries)?.await?;
     Ok(())
-}
-
-/// A host's own store around another; this one breaks down once.
-struct Breaking {
-    inner: Arc<dyn EventStore>,
-    broken: Arc<AtomicBool>,
-}
-
-fn whose_first_write_panics(open: OpenStore) -> OpenStore {
-    let broken = Arc::new(AtomicBool::new(false));
-    Arc::new(move || {
-        Arc::new(Breaking {
-            inner: open(),
-            broken: Arc::clone(&broken),
-        })
-    })
-}
-
-impl EventStore for Breaking {
-    fn write(
-        &self,
-        batch: Arc<Batch>,
-    ) -> LocalBoxFuture<'_, std::result::Result<Vec<Outcome>, StoreError>> {
-        #[allow(clippy::panic, reason = "the fault to live through")]
-        if !self.broken.swap(true, Ordering::Relaxed) {
-            panic!("this writer dies with {batch:?} in its hands");
-        }
-        self.inner.write(batch)
-    }
-
-    fn rehearse(
-        &self,
-        batch: Arc<Batch>,
-    ) -> LocalBoxFuture<'_, std::result::Result<Vec<Outcome>, StoreError>> {
-        self.inner.rehearse(batch)
-    }
-
-    fn trim<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-        max_events: NonZeroUsize,
-    ) -> LocalBoxFuture<'a, std::result::Result<TrimStep, StoreError>> {
-        self.inner.trim(cutoffs, max_events)
-    }
-
-    fn prepare(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, ()> {
-        self.inner.prepare(batch)
-    }
-
-    fn trim_at_pace<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-        max_events: NonZeroUsize,
-    ) -> LocalBoxFuture<'a, std::result::Result<TrimStep, StoreError>> {
-        self.inner.trim_at_pace(cutoffs, max_events)
-    }
-
-    fn last_pass(
-        &self,
-        before: DateTime<Utc>,
-    ) -> LocalBoxFuture<'_, std::result::Result<LastPass, StoreError>> {
-        self.inner.last_pass(before)
-    }
-
-    fn note_pass(
-        &self,
-        at: DateTime<Utc>,
-    ) -> LocalBoxFuture<'_, std::result::Result<(), StoreError>> {
-        self.inner.note_pass(at)
-    }
-
-    fn count_held<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-        until: DateTime<Utc>,
-    ) -> LocalBoxFuture<'a, std::result::Result<Held, StoreError>> {
-        self.inner.count_held(cutoffs, until)
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        self.inner.warnings()
-    }
-
-    fn count_expired<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-    ) -> LocalBoxFuture<'a, std::result::Result<Trimmed, StoreError>> {
-        self.inner.count_expired(cutoffs)
-    }
-
-    fn check(&self) -> LocalBoxFuture<'_, std::result::Result<(), StoreError>> {
-        self.inner.check()
-    }
-
-    fn close(&self) -> LocalBoxFuture<'_, std::result::Result<(), StoreError>> {
-        self.inner.close()
-    }
 }

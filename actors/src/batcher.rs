@@ -2,95 +2,98 @@
 //!
 //! Receives [`Join`], [`Enqueue`], [`ReplaceWriter`], [`Drain`]; sends [`Flush`], then [`Ack`].
 //! Guarantee: a receipt is acknowledged only once its batch is durable.
-//! A batch that failed goes back to the front, in order, until it is written, in halves if it took
-//! too long; while its back-off
-//! lasts, nothing newer overtakes it, unless it is the only one that fails. However many fail,
-//! their attempts do not add up (`Outage` spaces them). A batch that fails while the store takes others
-//! is split until what fails stands alone, and that becomes a dead letter once it has failed often enough
-//! ([`isolation`](crate::isolation) decides). A writer that dies
-//! loses nothing: its batch is still here.
-//! While the database refuses nearly everything, reading pauses: no permits are granted, and one
-//! batch a back-off goes out as a probe ([`Refusals`] decides). What is held stays held, bounded by
-//! the credit as ever, and a drain writes all of it.
-//! When this actor dies, what it held is forgotten, and the sources hand it out again.
+//!
+//! - A batch that failed goes out again until it is written. While its back-off lasts nothing newer
+//!   overtakes it, unless it fails alone ([`BatchQueue`]).
+//! - However many batches fail, their attempts do not add up ([`Outage`]).
+//! - A batch that fails while the store takes others is split, until the event that fails stands alone
+//!   ([`routing`]). That event becomes a dead letter once it has failed often enough
+//!   ([`isolation`](crate::isolation)).
+//! - A writer that dies loses nothing: the batcher still has its batch.
+//! - While the database refuses nearly everything, reading pauses: there are no permits, and one batch a
+//!   back-off goes out as a probe ([`Refusals`]). A drain ends the pause and writes all that is held.
+//!
+//! When this actor dies, it forgets what it held, and the sources hand it out again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::batch::{BatchQueue, FlushReason, HeldBatch, Next, Preference};
+use crate::batch::{Batch, BatchId, Condemned};
+use crate::batch_queue::{BatchQueue, FlushReason, HeldBatch, Next, Preference};
 use crate::clock::Clock;
-use crate::credit::Credit;
-use crate::delivery::Entry;
-use crate::isolation::{Allowance, Unrest};
+use crate::control::Samples;
+use crate::delivery::SourceIndex;
+use crate::isolation::{Allowance, Control, Unrest, Verdict};
 use crate::lifeline::Lifeline;
 use crate::messages::{
-    Ack, Drain, Drained, Enqueue, EnqueueRefused, Flush, FlushError, Flushed, Join, ReplaceWriter,
-    SourceIndex, stops_when_retired,
+    Ack, Drain, Drained, Enqueue, EnqueueRefused, Flush, FlushError, Flushed, Join, Purpose,
+    ReplaceWriter, stops_when_retired,
 };
-use crate::metrics::Metrics;
-use crate::refusals::Refusals;
+use crate::metrics::{Metrics, RetryKind};
+use crate::rate_limited_log::{LOG_EVERY, RateLimitedLog};
+use crate::refusals::{Change, Refusals};
 use crate::source::Permit;
-use crate::status::{Component, HeldUp};
-use crate::untold::Untold;
-use crate::waiters::{Owed, Waiters};
+use crate::status::{Component, HeldUp, error_chain};
+use crate::store::{Fault, FaultKind, StoreError};
+use crate::waiters::{LateReply, Waiters};
 
-mod isolating;
-mod letters;
 mod outage;
-mod pausing;
-mod retrying;
+mod permits;
+mod routing;
 mod settings;
 mod writer;
 
-pub(crate) use isolating::HELD_UP_AFTER;
 use outage::Outage;
+use permits::Permits;
+use routing::{FailedBatch, Route};
 pub use settings::BatcherSettings;
-use writer::{HandOut, Writer};
+use writer::{HandOut, Writer, Writing};
 
-/// What a batcher shares with the rest of its pipeline.
+/// How long an event may be held before somebody is told which one it is. Longer hides it, shorter names
+/// what the next attempt may store.
+pub(crate) const HELD_UP_AFTER: Duration = Duration::from_secs(10);
+
+/// Between two attempts at a suspect whose failure may go by itself. Longer keeps a culprit for longer,
+/// shorter has all attempts fall into the same trouble of the store.
+const TRANSIENT_SUSPECT_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// The parts that a batcher shares with the rest of its pipeline.
 #[derive(Clone)]
-pub struct BatcherParts {
-    /// Notes what happens to the store.
-    pub store: Component,
+pub(crate) struct BatcherParts {
+    /// Bytes of messages that may be held, beside the largest one of each source.
+    pub(crate) max_bytes_in_flight: NonZeroUsize,
+    pub(crate) store: Component,
     /// Fails while reading pauses because the store refuses nearly everything.
-    pub refusals: Component,
-    /// What is held for long, and why.
-    pub held_up: HeldUp,
-    /// Accounts for every message.
-    pub metrics: Metrics,
-    /// Dates errors.
-    pub clock: Arc<dyn Clock>,
+    pub(crate) refusals: Component,
+    /// Which event is held for long, and why.
+    pub(crate) held_up: HeldUp,
+    pub(crate) metrics: Metrics,
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
 /// The middle of the pipeline.
-pub struct BatcherActor {
+pub(crate) struct BatcherActor {
     settings: BatcherSettings,
     parts: BatcherParts,
     writers: Vec<Writer>,
     acks: HashMap<SourceIndex, Recipient<Ack>>,
     queue: BatchQueue,
-    credit: Credit,
+    permits: Permits,
     refusals: Refusals,
     outage: Outage,
-    untold: Untold,
+    letters_log: RateLimitedLog,
     suspects: Allowance,
     unrest: Unrest,
-    /// Whether what was handed out last is a suspect: then it is the turn of the others.
-    was_suspect: bool,
-    /// An event that was stored lately.
-    template: Option<Arc<Entry>>,
-    /// The event that the store refused last, for a rehearsal.
-    refused: Option<Arc<Entry>>,
+    samples: Samples,
+    /// Whether the batch that went out last may take long: then it is the turn of the others.
+    last_may_take_long: bool,
     is_rehearsing: bool,
-    /// Who waits for room, in the order in which they asked.
-    asking: VecDeque<(SourceIndex, oneshot::Sender<Result<Permit, EnqueueRefused>>)>,
     is_draining: bool,
-    /// Who waits for everything to be durable.
     draining: Waiters<Drained>,
     timer: Option<(Instant, SpawnHandle)>,
     hand_outs: HandOut,
@@ -104,30 +107,29 @@ type FlushReply = Result<Result<Flushed, FlushError>, MailboxError>;
 
 impl BatcherActor {
     /// A batcher between `num_sources` consumers, which will [`Join`], and these writers.
-    pub fn new(
+    pub(crate) fn new(
         settings: BatcherSettings,
         parts: BatcherParts,
         num_sources: usize,
         writers: Vec<Recipient<Flush>>,
         lifeline: Lifeline,
     ) -> Self {
+        let max_bytes_in_flight = parts.max_bytes_in_flight;
         Self {
             queue: BatchQueue::new(settings.limits()),
-            credit: settings.credit(writers.len(), num_sources),
+            permits: Permits::new(settings.credit(max_bytes_in_flight, writers.len(), num_sources)),
             refusals: Refusals::new(settings.backoff),
             outage: Outage::new(settings.backoff),
-            untold: Untold::default(),
-            suspects: settings.allowance(),
+            letters_log: RateLimitedLog::default(),
+            suspects: settings::allowance(max_bytes_in_flight),
             unrest: Unrest::default(),
-            was_suspect: false,
-            template: None,
-            refused: None,
+            samples: Samples::default(),
+            last_may_take_long: false,
             is_rehearsing: false,
             settings,
             parts,
             writers: writers.into_iter().map(Writer::new).collect(),
             acks: HashMap::new(),
-            asking: VecDeque::new(),
             is_draining: false,
             draining: Waiters::default(),
             timer: None,
@@ -136,6 +138,8 @@ impl BatcherActor {
             _lifeline: lifeline,
         }
     }
+
+    // Handing out.
 
     /// Hands out batches for as long as there is one due and a writer idle.
     fn pump(&mut self, ctx: &mut Context<Self>) {
@@ -149,14 +153,14 @@ impl BatcherActor {
                 break;
             }
             let prefer = Preference {
-                new_first: self.outage.prefers_new() || self.was_suspect,
-                no_suspects: !self.may_examine(),
+                new_first: self.outage.prefers_new() || self.last_may_take_long,
+                quick_only: !self.may_spare_a_writer(),
             };
             match self.queue.next(now, prefer) {
                 Next::Write(held, reason) => self.hand_out(index, held, reason, ctx),
                 Next::WaitUntil(at) => {
                     self.wake_at(at, ctx);
-                    // What only waits for its own sake probes nothing.
+                    // Suspects wait for their own sake, so their attempts are no probes.
                     if self.queue.has_only_suspects() {
                         self.read_a_probe(now, ctx);
                     }
@@ -168,13 +172,16 @@ impl BatcherActor {
                 }
             }
         }
-        self.announce_upcoming();
         self.show_oldest();
         self.answer_drained();
     }
 
-    fn is_writing(&self) -> bool {
-        self.writers.iter().any(Writer::is_writing)
+    /// Whether a batch that may take long may go out: one writer is left to the others, where there is
+    /// more than one.
+    fn may_spare_a_writer(&self) -> bool {
+        let at_work = self.writers.iter().filter_map(Writer::held);
+        let taking_long = at_work.filter(|held| held.may_take_long()).count();
+        taking_long < self.writers.len().saturating_sub(1).max(1)
     }
 
     fn hand_out(
@@ -197,127 +204,15 @@ impl BatcherActor {
         self.parts.metrics.batch_handed_out(reason, &held.batch);
         self.outage
             .tried(Instant::now(), reason == FlushReason::Retry);
-        self.was_suspect = held.suspect.is_some();
+        self.last_may_take_long = held.may_take_long();
         self.hand_outs += 1;
         let hand_out = self.hand_outs;
-        let flush = writer.begin(hand_out, held, self.template.clone());
+        let flush = writer.begin(hand_out, held, self.samples.stored.clone());
         let flush = writer.recipient.send(flush);
         let started = Instant::now();
         ctx.spawn(flush.into_actor(self).map(move |reply, actor, ctx| {
             actor.flushed((index, hand_out), started.elapsed(), reply, ctx);
         }));
-    }
-
-    fn flushed(
-        &mut self,
-        (index, hand_out): (usize, HandOut),
-        took: Duration,
-        reply: FlushReply,
-        ctx: &mut Context<Self>,
-    ) {
-        let writer = self.writers.get_mut(index);
-        let Some(held) = writer.and_then(|writer| writer.end(hand_out)) else {
-            return;
-        };
-        match reply {
-            Ok(Ok(flushed)) => {
-                self.settle(held, &flushed, took);
-                self.note_letters(&flushed, ctx);
-            }
-            Ok(Err(failed)) => self.not_written(held, &failed),
-            Err(error) => {
-                if let Some(writer) = self.writers.get_mut(index) {
-                    writer.gone = true;
-                }
-                self.writer_died(held, &format!("writer {index} died: {error}"));
-            }
-        }
-        self.pump(ctx);
-    }
-
-    /// The batch is durable: account for it, acknowledge it, let the next chunks in.
-    fn settle(&mut self, held: HeldBatch, flushed: &Flushed, took: Duration) {
-        let age = held.oldest.elapsed();
-        self.parts.metrics.batch_flushed(flushed, took, age);
-        self.successes += 1;
-        self.store_takes_events();
-        self.queue.grow();
-        self.remember(&held, flushed);
-        self.judge(flushed);
-        let mut by_source: HashMap<SourceIndex, Ack> = HashMap::new();
-        for (place, (source, receipt)) in held.receipts.into_iter().enumerate() {
-            let ack = by_source.entry(source).or_default();
-            ack.receipts.push(receipt);
-            if flushed.letters.binary_search(&place).is_ok() {
-                ack.dead_letters.push(receipt);
-            }
-        }
-        for (source, ack) in by_source {
-            if let Some(acks) = self.acks.get(&source) {
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "the backward edge must not wait; a lost one heals by redelivery"
-                )]
-                acks.do_send(ack);
-            }
-        }
-        let num_bytes = held.batch.num_bytes();
-        if held.is_aside {
-            self.suspects.give_back(num_bytes);
-        } else {
-            self.credit.give_back(held.batch.len(), num_bytes);
-        }
-        self.grant();
-    }
-
-    /// Gives permits to those who wait, for as long as there is room.
-    fn grant(&mut self) {
-        if !self.is_paused() {
-            self.grant_to(self.asking.len());
-        }
-    }
-
-    /// Gives at most so many permits.
-    fn grant_to(&mut self, mut num_permits: usize) {
-        for _ in 0..self.asking.len() {
-            if num_permits == 0 {
-                break;
-            }
-            let Some((source, asker)) = self.asking.pop_front() else {
-                break;
-            };
-            if asker.is_closed() {
-                continue;
-            }
-            match self.credit.grant(source) {
-                Some(permit) => {
-                    if asker.send(Ok(permit)).is_ok() {
-                        num_permits -= 1;
-                    } else {
-                        self.credit.spend(source, 0, 0);
-                    }
-                }
-                None => self.asking.push_back((source, asker)),
-            }
-        }
-    }
-
-    fn ask(
-        &mut self,
-        source: SourceIndex,
-        ctx: &mut Context<Self>,
-    ) -> ResponseFuture<Result<Permit, EnqueueRefused>> {
-        if self.is_draining {
-            return Box::pin(std::future::ready(Err(EnqueueRefused)));
-        }
-        let (asker, answer) = oneshot::channel();
-        self.asking.push_back((source, asker));
-        if self.is_paused() {
-            self.pump(ctx);
-        } else {
-            self.grant();
-        }
-        Box::pin(async move { answer.await.unwrap_or(Err(EnqueueRefused)) })
     }
 
     fn wake_at(&mut self, at: Instant, ctx: &mut Context<Self>) {
@@ -334,6 +229,419 @@ impl BatcherActor {
             actor.pump(ctx);
         });
         self.timer = Some((at, timer));
+    }
+
+    // A batch is durable, or not.
+
+    fn flushed(
+        &mut self,
+        (index, hand_out): (usize, HandOut),
+        took: Duration,
+        reply: FlushReply,
+        ctx: &mut Context<Self>,
+    ) {
+        let writer = self.writers.get_mut(index);
+        let Some(writing) = writer.and_then(|writer| writer.end(hand_out)) else {
+            return;
+        };
+        match reply {
+            Ok(Ok(flushed)) => {
+                self.settle(writing.held, &flushed, took);
+                self.note_letters(&flushed, ctx);
+            }
+            Ok(Err(failed)) => {
+                let kind = RetryKind::from(&failed.error);
+                self.not_written(writing.held, &failed, kind);
+            }
+            Err(error) => {
+                if let Some(writer) = self.writers.get_mut(index) {
+                    writer.gone = true;
+                }
+                self.writer_died(writing, format!("writer {index} died: {error}"));
+            }
+        }
+        self.pump(ctx);
+    }
+
+    /// The batch is durable: account for it, acknowledge it, let the next chunks in.
+    fn settle(&mut self, held: HeldBatch, flushed: &Flushed, took: Duration) {
+        let age = held.oldest.elapsed();
+        self.parts.metrics.batch_flushed(flushed, took, age);
+        self.successes += 1;
+        self.store_takes_events();
+        self.queue.grow();
+        self.samples.keep(&held.batch, flushed);
+        if held.suspect.is_some() && flushed.inserted > 0 {
+            // It failed for no fault of its own.
+            self.unrest.note(Instant::now());
+        }
+        self.judge(flushed);
+        for (source, ack) in held.acks(flushed) {
+            if let Some(acks) = self.acks.get(&source) {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "the backward edge must not wait; a lost one heals by redelivery"
+                )]
+                acks.do_send(ack);
+            }
+        }
+        let num_bytes = held.batch.num_bytes();
+        if held.is_aside {
+            self.suspects.give_back(num_bytes);
+        } else {
+            self.permits.give_back(held.batch.len(), num_bytes);
+        }
+        self.grant();
+    }
+
+    /// A writer is gone, perhaps because of its batch.
+    ///
+    /// It counts against the batch where the writer died behind a control that passed, or while others
+    /// were written. Otherwise the store may be to blame: the batch is tried again behind a control.
+    fn writer_died(&mut self, writing: Writing, how: String) {
+        let control = writing.control_before_death();
+        let others_were_written = writing.held.others_were_written(self.successes);
+        let is_not_the_store = control == Control::Passed || others_were_written;
+        let failed = FlushError {
+            error: StoreError::Unavailable {
+                what: how,
+                fault: is_not_the_store.then_some(Fault {
+                    kind: FaultKind::Transient,
+                    code: None,
+                }),
+                source: None,
+            },
+            control,
+        };
+        self.not_written(writing.held, &failed, RetryKind::WriterDied);
+    }
+
+    /// The batch is not durable: it takes the route that its failure tells.
+    fn not_written(&mut self, mut held: HeldBatch, failed: &FlushError, kind: RetryKind) {
+        let FlushError { error, control } = failed;
+        if matches!(control, Control::Failed | Control::FailedBefore) {
+            self.unrest.note(Instant::now());
+        }
+        let failed = FailedBatch {
+            error,
+            control: *control,
+            num_entries: held.batch.len(),
+            may_be_a_culprit: held.may_be_a_culprit(),
+            others_were_written: held.others_were_written(self.successes),
+        };
+        match failed.route() {
+            Route::Retry => {
+                if let Some(suspect) = &mut held.suspect {
+                    suspect.failed(error.fault().as_ref(), failed.control(), 0);
+                }
+                let not_before = self.back_off(&mut held, None, kind, error);
+                self.queue.put_back(held, not_before);
+            }
+            Route::RetryInHalves => {
+                let not_before = self.back_off(&mut held, None, kind, error);
+                self.queue.put_back_in_halves(held, not_before);
+            }
+            Route::Narrow(fault) => {
+                self.failed_while_others_are_stored(&mut held, &fault, kind, error);
+                held.is_narrowed = true;
+                self.queue.put_back_in_halves(held, Instant::now());
+            }
+            Route::Split(fault) => {
+                log::debug!(
+                    "a batch was refused while others are stored; it goes out again in halves \
+                     batch.id={} batch.len={} error={}",
+                    held.batch.id,
+                    held.batch.len(),
+                    error_chain(error),
+                );
+                self.failed_while_others_are_stored(&mut held, &fault, kind, error);
+                self.queue.put_back_to_isolate(held, Instant::now());
+            }
+            Route::Suspect(fault) => self.suspect(held, &fault, failed.control(), kind, error),
+        }
+    }
+
+    /// Notes a failure that tells nothing of the batch; returns when it may be tried again.
+    fn back_off(
+        &mut self,
+        held: &mut HeldBatch,
+        fault: Option<FaultKind>,
+        kind: RetryKind,
+        error: &StoreError,
+    ) -> Instant {
+        held.failed(fault, error, self.successes);
+        self.outage.failed();
+        let delay = self.settings.backoff.random_delay(held.failures);
+        self.parts.metrics.retries(kind);
+        let error = error_chain(error);
+        let at = self.parts.clock.now();
+        if self.parts.store.failed(error.clone(), at) {
+            log::warn!(
+                "a batch could not be written and is kept; retrying until it is batch.id={} \
+                 batch.len={} retry_in={delay:?} error={error}",
+                held.batch.id,
+                held.batch.len(),
+            );
+        } else {
+            log::debug!(
+                "a batch could not be written batch.id={} failures={} retry_in={delay:?} \
+                 error={error}",
+                held.batch.id,
+                held.failures,
+            );
+        }
+        Instant::now() + delay
+    }
+
+    /// Notes a failure of the batch alone: the store is there.
+    fn failed_while_others_are_stored(
+        &mut self,
+        held: &mut HeldBatch,
+        fault: &Fault,
+        kind: RetryKind,
+        error: &StoreError,
+    ) {
+        self.store_takes_events();
+        self.parts.metrics.retries(kind);
+        held.failed(Some(fault.kind), error, self.successes);
+    }
+
+    /// An event failed alone: it is kept and tried again, or becomes a dead letter.
+    fn suspect(
+        &mut self,
+        mut held: HeldBatch,
+        fault: &Fault,
+        control: Control,
+        kind: RetryKind,
+        error: &StoreError,
+    ) {
+        let has_passed = control == Control::Passed;
+        // Without a control that passed, nothing tells yet that it is not the store.
+        let not_before = if has_passed {
+            self.failed_while_others_are_stored(&mut held, fault, kind, error);
+            Instant::now() + self.suspect_again_after(fault.kind, held.failures)
+        } else {
+            self.back_off(&mut held, Some(fault.kind), kind, error)
+        };
+        let unrest = self.unrest.recent(Instant::now());
+        let mut suspect = held.suspect.unwrap_or_default();
+        match suspect.failed(Some(fault), control, unrest) {
+            Verdict::Keep => {
+                held.suspect = Some(suspect);
+                self.set_aside(&mut held);
+                self.queue.put_back(held, not_before);
+            }
+            Verdict::Culprit => {
+                self.set_aside(&mut held);
+                let said = std::error::Error::source(error);
+                let said = said.map_or_else(|| error.to_string(), error_chain);
+                let batch = Batch::clone(&held.batch).condemn(Condemned {
+                    reason: format!("refused while others were stored: {said}"),
+                    code: fault.code.clone(),
+                });
+                held.batch = Arc::new(batch);
+                held.suspect = None;
+                self.queue.put_back(held, Instant::now());
+            }
+        }
+    }
+
+    fn suspect_again_after(&self, fault: FaultKind, failures: u32) -> Duration {
+        match fault {
+            FaultKind::Lasting => self.settings.backoff.random_delay(1),
+            FaultKind::Transient | FaultKind::Resources => TRANSIENT_SUSPECT_AGAIN_AFTER,
+            FaultKind::Contention => self.settings.backoff.random_delay(failures),
+        }
+    }
+
+    /// A suspect counts against an allowance of its own, so that it stops no reading.
+    fn set_aside(&mut self, held: &mut HeldBatch) {
+        let num_bytes = held.batch.num_bytes();
+        if !held.is_aside && self.suspects.take(num_bytes) {
+            held.is_aside = true;
+            self.permits.give_back(held.batch.len(), num_bytes);
+            self.grant();
+        }
+    }
+
+    /// The store took a batch, or a control: it is there, whatever else failed.
+    fn store_takes_events(&mut self) {
+        if let Some(failures) = self.parts.store.succeeded() {
+            log::info!("the store is back failures={failures}");
+        }
+        self.outage.ended();
+        self.queue.end_backoff(Instant::now());
+    }
+
+    // Reading, and its pause.
+
+    /// Gives permits to the consumers that wait, for as long as there is room.
+    fn grant(&mut self) {
+        if !self.is_paused() {
+            self.permits.grant(usize::MAX);
+        }
+    }
+
+    fn ask(
+        &mut self,
+        source: SourceIndex,
+        ctx: &mut Context<Self>,
+    ) -> ResponseFuture<Result<Permit, EnqueueRefused>> {
+        if self.is_draining {
+            return Box::pin(std::future::ready(Err(EnqueueRefused)));
+        }
+        let answer = self.permits.ask(source);
+        if self.is_paused() {
+            self.pump(ctx);
+        } else {
+            self.grant();
+        }
+        Box::pin(async move { answer.await.unwrap_or(Err(EnqueueRefused)) })
+    }
+
+    /// Whether only probes go out and nothing is read beyond them. A drain ends that: it writes what is
+    /// held, refused or not.
+    fn is_paused(&self) -> bool {
+        self.refusals.is_paused() && !self.is_draining
+    }
+
+    /// Whether nothing may go out now, because reading pauses and the last probe was just now or is
+    /// still under way.
+    fn waits_for_probe(&mut self, now: Instant, ctx: &mut Context<Self>) -> bool {
+        if !self.is_paused() {
+            return false;
+        }
+        let may_write = self.refusals.may_write(now);
+        if let Err(at) = may_write {
+            self.wake_at(at, ctx);
+        }
+        may_write.is_err() || self.is_writing()
+    }
+
+    fn is_writing(&self) -> bool {
+        self.writers.iter().any(|writer| writer.held().is_some())
+    }
+
+    /// While reading pauses and nothing is held, lets one source read what a probe needs. Where none has
+    /// anything, the event that was refused last is tried, and rolled back.
+    fn read_a_probe(&mut self, now: Instant, ctx: &mut Context<Self>) {
+        if !self.is_paused() {
+            return;
+        }
+        match self.refusals.take_permit(now, fastrand::f64()) {
+            Ok(()) => {
+                self.permits.grant(1);
+                self.rehearse(ctx);
+                if let Err(at) = self.refusals.take_permit(now, fastrand::f64()) {
+                    self.wake_at(at, ctx);
+                }
+            }
+            Err(at) => self.wake_at(at, ctx),
+        }
+    }
+
+    /// Tries the event that was refused last, and leaves nothing behind.
+    fn rehearse(&mut self, ctx: &mut Context<Self>) {
+        let writer = self.writers.iter().find(|writer| writer.is_idle());
+        let (Some(refused), Some(writer), false) =
+            (&self.samples.refused, writer, self.is_rehearsing)
+        else {
+            return;
+        };
+        self.is_rehearsing = true;
+        let batch = Arc::new(Batch::new(BatchId(0), vec![Arc::clone(refused)]));
+        let rehearsal = writer
+            .recipient
+            .send(Flush::alone(batch, Purpose::Rehearse));
+        ctx.spawn(rehearsal.into_actor(self).map(|reply, actor, ctx| {
+            actor.is_rehearsing = false;
+            let was_taken =
+                matches!(&reply, Ok(Ok(taken)) if taken.inserted + taken.duplicates > 0);
+            let change = actor.refusals.rehearsed(was_taken, Instant::now());
+            actor.tell_of_pause(change);
+            actor.grant();
+            actor.pump(ctx);
+        }));
+    }
+
+    /// Notes what the store refused, and says when reading pauses and when it goes on.
+    fn judge(&mut self, flushed: &Flushed) {
+        if !self.settings.pauses_when_refused {
+            return;
+        }
+        let now = Instant::now();
+        let change = self.refusals.committed(flushed, now, fastrand::f64());
+        self.tell_of_pause(change);
+    }
+
+    fn tell_of_pause(&mut self, change: Option<Change>) {
+        match change {
+            None => {}
+            Some(Change::Paused { refused, of }) => {
+                let why = format!(
+                    "reading pauses: the database refused {refused} of the last {of} events, which \
+                     are dead letters now; see why with `event-persister dead-letters list --stage \
+                     store` and mend the database; reading goes on by itself once it accepts events"
+                );
+                log::error!("{why}");
+                self.parts.refusals.failed(why, self.parts.clock.now());
+                self.parts.metrics.set_reading_paused(true);
+            }
+            Some(Change::Resumed { after, refused }) => {
+                log::info!(
+                    "reading goes on: the database accepts events again paused_for={after:?} \
+                     refused={refused}"
+                );
+                self.reads_on();
+            }
+        }
+    }
+
+    fn reads_on(&self) {
+        self.parts.refusals.succeeded();
+        self.parts.metrics.set_reading_paused(false);
+    }
+
+    // What others are told.
+
+    /// Says how many messages became dead letters. A run that comes to an end counts them there instead.
+    fn note_letters(&mut self, flushed: &Flushed, ctx: &mut Context<Self>) {
+        if self.settings.pauses_when_refused {
+            let due = self
+                .letters_log
+                .add(flushed.dead_lettered(), Instant::now());
+            Self::log_letters(due, ctx);
+        }
+    }
+
+    fn log_letters(num_letters: Option<u64>, ctx: &mut Context<Self>) {
+        let Some(num_letters) = num_letters else {
+            return;
+        };
+        log::warn!(
+            "messages were refused and are kept as dead letters; `event-persister dead-letters list` \
+             shows why letters={num_letters}"
+        );
+        ctx.run_later(LOG_EVERY, |actor, ctx| {
+            Self::log_letters(actor.letters_log.due(Instant::now()), ctx);
+        });
+    }
+
+    /// Shows since when the oldest entry is held, and which it is if it has failed.
+    fn show_oldest(&self) {
+        let at_work = || self.writers.iter().filter_map(Writer::held);
+        let oldest = at_work().map(|held| held.oldest);
+        let oldest = oldest.chain(self.queue.oldest()).min();
+        let others = at_work().filter(|held| held.suspect.is_none());
+        let others = others.map(|held| held.oldest);
+        let others = others.chain(self.queue.oldest_but_suspects()).min();
+        self.parts.metrics.set_oldest(oldest, others);
+        let failed = at_work().chain(self.queue.oldest_returned());
+        let failed = failed.filter(|held| held.failure.is_some());
+        match failed.min_by_key(|held| held.oldest) {
+            Some(held) if Some(held.oldest) == oldest => self.parts.held_up.set(held.to_string()),
+            _ => self.parts.held_up.clear(),
+        }
     }
 
     fn answer_drained(&mut self) {
@@ -368,14 +676,10 @@ impl Handler<Enqueue> for BatcherActor {
     fn handle(&mut self, chunk: Enqueue, ctx: &mut Self::Context) -> Self::Result {
         let entries = chunk.deliveries.iter();
         let num_bytes = entries.map(|delivery| delivery.entry.num_bytes()).sum();
-        self.credit
+        self.permits
             .spend(chunk.source, chunk.deliveries.len(), num_bytes);
-        self.queue.push(
-            chunk.source,
-            chunk.deliveries,
-            chunk.more_ready,
-            Instant::now(),
-        );
+        self.queue
+            .push(chunk.deliveries, chunk.more_ready, Instant::now());
         // Timers fire only once the mailbox is empty, so what is due leaves here as well.
         self.pump(ctx);
         self.ask(chunk.source, ctx)
@@ -389,8 +693,8 @@ impl Handler<ReplaceWriter> for BatcherActor {
         if let Some(slot) = self.writers.get_mut(replacement.index) {
             let unanswered = slot.give_up();
             *slot = Writer::new(replacement.writer);
-            if let Some(held) = unanswered {
-                self.writer_died(held, "the writer died before it answered");
+            if let Some(writing) = unanswered {
+                self.writer_died(writing, "the writer died before it answered".to_owned());
             }
         }
         self.pump(ctx);
@@ -398,7 +702,7 @@ impl Handler<ReplaceWriter> for BatcherActor {
 }
 
 impl Handler<Drain> for BatcherActor {
-    type Result = Owed<Drained>;
+    type Result = LateReply<Drained>;
 
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
         let reply = self.draining.wait();
@@ -407,9 +711,7 @@ impl Handler<Drain> for BatcherActor {
             log::info!("the store is back failures={failures}");
         }
         self.queue.start_draining();
-        for (_, asker) in self.asking.drain(..) {
-            asker.send(Err(EnqueueRefused)).ok();
-        }
+        self.permits.refuse_all();
         self.pump(ctx);
         reply
     }

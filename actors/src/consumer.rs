@@ -1,70 +1,63 @@
 //! Rewinds one source, reads it, and forwards what it brings, parsed, in chunks.
 //!
-//! Receives [`Ack`], [`StopReading`](crate::messages::StopReading),
-//! [`AwaitEnd`](crate::messages::AwaitEnd), [`Drain`]; sends [`Join`], then [`Enqueue`].
+//! Receives [`Ack`], [`StopReading`], [`AwaitEnd`], [`Drain`]; sends [`Join`], then [`Enqueue`].
 //! Guarantee: a receipt goes back to the source only after the batcher's `Ack`, or for a message
 //! that is empty. A message that cannot be parsed travels on as a rejection, never vanishes.
 //! When this actor dies, what it had read and not enqueued comes again after a rewind.
 
 use std::mem;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::clock::Clock;
-use crate::delivery::{Delivery, Entry, Position, Receipt};
+use crate::delivery::{Delivery, Entry, Position, Receipt, SourceIndex};
 use crate::event::{EventLimits, Received};
 use crate::failpoint;
 use crate::lifeline::Lifeline;
 use crate::messages::{
-    Ack, Drain, Drained, Enqueue, EnqueueRefused, Join, SourceIndex, stops_when_retired,
+    Ack, AwaitEnd, Drain, Drained, Enqueue, EnqueueRefused, Join, StopReading, stops_when_retired,
 };
 use crate::metrics::{Metrics, RetryKind};
 use crate::retention::Retention;
 use crate::source::{Body, Chunk, EventSource, Message, More, Permit, SourceError};
 use crate::status::{Component, error_chain};
-use crate::waiters::{Owed, Waiters};
+use crate::waiters::{LateReply, Waiters};
 
 mod acks;
-mod ending;
-mod noting;
 
 use acks::Acks;
 
-/// What a consumer shares with the rest of its pipeline.
+/// The parts that a consumer shares with the rest of its pipeline.
 #[derive(Clone)]
-pub struct ConsumerParts {
-    /// Notes what happens to the source.
-    pub component: Component,
-    /// What an event may hold.
-    pub limits: EventLimits,
-    /// Accounts for every message.
-    pub metrics: Metrics,
+pub(crate) struct ConsumerParts {
+    pub(crate) component: Component,
+    pub(crate) limits: EventLimits,
+    pub(crate) metrics: Metrics,
     /// Dates events without a `received`, and errors.
-    pub clock: Arc<dyn Clock>,
-    /// Delays between attempts to read and to acknowledge.
-    pub backoff: Backoff,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Between attempts to read and to acknowledge.
+    pub(crate) backoff: Backoff,
     /// By which events count as old when they come; `None` counts none.
-    pub retention: Option<Retention>,
+    pub(crate) retention: Option<Retention>,
 }
 
-/// Where the chunks go.
+/// The batcher, and which source this is to it.
 #[derive(Clone)]
-pub struct Downstream {
-    /// Which source this is to the batcher.
-    pub index: SourceIndex,
-    /// The batcher, for the first permit.
-    pub join: Recipient<Join>,
-    /// The batcher, for the chunks.
-    pub enqueue: Recipient<Enqueue>,
+pub(crate) struct Downstream {
+    pub(crate) index: SourceIndex,
+    pub(crate) join: Recipient<Join>,
+    pub(crate) enqueue: Recipient<Enqueue>,
 }
 
 /// The reader of one source.
-pub struct ConsumerActor {
+pub(crate) struct ConsumerActor {
     source: Arc<dyn EventSource>,
     source_name: Arc<str>,
     downstream: Downstream,
@@ -80,7 +73,7 @@ pub struct ConsumerActor {
     _lifeline: Lifeline,
 }
 
-/// What the consumer is doing about new messages.
+/// The step that the next new message waits for.
 enum Stage {
     /// Waiting for the batcher: for a permit, after its last chunk or before its first.
     AtBatcher,
@@ -100,7 +93,7 @@ enum Stage {
 
 impl ConsumerActor {
     /// A consumer that starts reading as soon as the batcher gives it a permit.
-    pub fn new(
+    pub(crate) fn new(
         source: Arc<dyn EventSource>,
         downstream: Downstream,
         parts: ConsumerParts,
@@ -214,10 +207,11 @@ impl ConsumerActor {
         let mut empty = Vec::new();
         let mut deliveries = Vec::with_capacity(num_read);
         let now = self.parts.clock.now();
+        let came = Instant::now();
         let mut num_old = 0;
         for message in chunk.messages {
             let is_new = !message.redelivered;
-            match self.deliver(message) {
+            match self.deliver(message, came) {
                 Ok(delivery) => {
                     num_old += u64::from(is_new && self.is_old(&delivery, now));
                     deliveries.push(delivery);
@@ -263,15 +257,17 @@ impl ConsumerActor {
             .is_some_and(|(event, retention)| retention.is_over(event.occurred, &event.event, now))
     }
 
-    /// A message as the batcher gets it, or the receipt of an empty one.
-    fn deliver(&self, message: Message) -> Result<Delivery, Receipt> {
+    /// The delivery of a message, or the receipt of an empty one.
+    fn deliver(&self, message: Message, came: Instant) -> Result<Delivery, Receipt> {
         let entry = match message.body {
             Body::Raw { data, .. } if data.is_empty() => return Err(message.receipt),
             Body::Raw { position, data } => Arc::new(self.parse(position, data)),
             Body::Entry(entry) => entry,
         };
         Ok(Delivery {
+            source: self.downstream.index,
             receipt: message.receipt,
+            came,
             entry,
         })
     }
@@ -361,6 +357,75 @@ impl ConsumerActor {
             }
         }
     }
+
+    /// Reads what the source has taken and not handed out, then stops.
+    ///
+    /// It is in memory already, and stays in flight if it is left: so no permit is needed.
+    fn read_the_rest(&mut self, ctx: &mut Context<Self>) {
+        self.is_stopping = true;
+        if self.source.end_reading() {
+            self.read(Permit::UNLIMITED, ctx);
+        } else {
+            self.stop_reading();
+        }
+    }
+
+    fn source_ended(&mut self) {
+        self.parts.component.ended();
+        self.stage = Stage::Ended;
+        self.ending.answer(&());
+        self.stopping.answer(&());
+    }
+
+    fn stop_reading(&mut self) {
+        self.stage = Stage::Stopped;
+        self.stopping.answer(&());
+    }
+
+    /// A success ends a failure once neither reading nor acknowledging fails any more.
+    fn note_success(&self) {
+        if self.failed_reads > 0 || self.acks.failures > 0 {
+            return;
+        }
+        if let Some(failures) = self.parts.component.succeeded() {
+            self.log_return(failures);
+        }
+    }
+
+    /// Nothing more is read: failures that are over are logged now or never.
+    fn note_end(&self) {
+        if let Some(failures) = self.parts.component.closes() {
+            self.log_return(failures);
+        }
+    }
+
+    fn log_return(&self, failures: NonZeroU64) {
+        log::info!(
+            "the source is back source.name={} failures={failures}",
+            self.source_name
+        );
+    }
+
+    fn note_failure(&self, kind: RetryKind, what: &str, error: &SourceError) {
+        self.parts.metrics.retries(kind);
+        let consequence = match error {
+            SourceError::Unavailable { .. } => "retrying until it works",
+            SourceError::Broken { .. } => "nothing more is read of it",
+        };
+        let error = error_chain(error);
+        let at = self.parts.clock.now();
+        let first = self.parts.component.failed(error.clone(), at);
+        let level = if first {
+            log::Level::Warn
+        } else {
+            log::Level::Debug
+        };
+        log::log!(
+            level,
+            "a source {what}; {consequence} source.name={} error={error}",
+            self.source_name
+        );
+    }
 }
 
 impl Actor for ConsumerActor {
@@ -382,8 +447,52 @@ impl Handler<Ack> for ConsumerActor {
     }
 }
 
+impl Handler<StopReading> for ConsumerActor {
+    type Result = LateReply<()>;
+
+    fn handle(&mut self, _: StopReading, ctx: &mut Self::Context) -> Self::Result {
+        let reply = self.stopping.wait();
+        self.is_stopping = true;
+        self.note_end();
+        match self.stage {
+            Stage::AtSource(_) if self.source.end_reading() => {}
+            // What the read may have taken stays with the source.
+            Stage::AtSource(handle) => {
+                ctx.cancel_future(handle);
+                self.stop_reading();
+            }
+            Stage::BetweenReads(handle) => {
+                ctx.cancel_future(handle);
+                self.read_the_rest(ctx);
+            }
+            // The batcher would not know whom to tell what of the rest is durable.
+            Stage::Rewinding(handle) => {
+                ctx.cancel_future(handle);
+                self.source.end_reading();
+                self.stop_reading();
+            }
+            Stage::AtAcks(_) => self.read_the_rest(ctx),
+            Stage::Ended | Stage::Stopped => self.stopping.answer(&()),
+            Stage::AtBatcher => {}
+        }
+        reply
+    }
+}
+
+impl Handler<AwaitEnd> for ConsumerActor {
+    type Result = LateReply<()>;
+
+    fn handle(&mut self, _: AwaitEnd, _: &mut Self::Context) -> Self::Result {
+        let reply = self.ending.wait();
+        if matches!(self.stage, Stage::Ended) {
+            self.ending.answer(&());
+        }
+        reply
+    }
+}
+
 impl Handler<Drain> for ConsumerActor {
-    type Result = Owed<Drained>;
+    type Result = LateReply<Drained>;
 
     /// Answered once every receipt that the batcher sent is back with the source.
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::batch::{Batch, BatchId};
 use crate::delivery::{Content, Entry, Position};
 use crate::event::{EventLimits, Received, ReceivedEvent};
+use crate::messages::Flushed;
 use crate::store::FaultKind;
 
 /// A control that looks for room in a database that may be full is not one event but as many: each
@@ -17,8 +18,35 @@ use crate::store::FaultKind;
 const NUM_WHERE_ROOM_IS_SHORT: usize = 16;
 /// Bytes of such a control at most, unless a single event is larger.
 const MAX_BYTES: usize = 8 << 20;
-/// A stored event that is larger is no template: controls are to be cheap.
-pub(crate) const MAX_TEMPLATE_BYTES: usize = 64 << 10;
+/// An event that is larger is no sample: controls are to be cheap.
+const MAX_SAMPLE_BYTES: usize = 64 << 10;
+
+/// Events of the sources that are kept for what is tried and rolled back.
+#[derive(Default)]
+pub(crate) struct Samples {
+    /// One that was stored: a pattern for controls.
+    pub(crate) stored: Option<Arc<Entry>>,
+    /// The one that the store refused last, for rehearsals.
+    pub(crate) refused: Option<Arc<Entry>>,
+}
+
+impl Samples {
+    /// Takes samples from a batch that was committed.
+    pub(crate) fn keep(&mut self, batch: &Batch, flushed: &Flushed) {
+        let is_small = |entry: &&Arc<Entry>| entry.num_bytes() <= MAX_SAMPLE_BYTES;
+        let entries = batch.entries();
+        if flushed.inserted == entries.len() as u64
+            && let Some(stored) = entries.first().filter(is_small)
+        {
+            self.stored = Some(Arc::clone(stored));
+        }
+        let letters = flushed.letters.iter().rev();
+        let mut refused = letters.filter_map(|place| entries.get(*place));
+        if let Some(refused) = refused.find(|entry| entry.event().is_some() && is_small(entry)) {
+            self.refused = Some(Arc::clone(refused));
+        }
+    }
+}
 
 /// A batch of controls beside an entry that failed so.
 ///
@@ -31,15 +59,15 @@ pub(crate) fn beside(entry: &Entry, fault: FaultKind, now: DateTime<Utc>) -> Opt
             (that_fit, num_bytes)
         }
         // A network may let small packets through and no large ones.
-        FaultKind::Transient => (1, entry.num_bytes().min(MAX_TEMPLATE_BYTES)),
+        FaultKind::Transient => (1, entry.num_bytes().min(MAX_SAMPLE_BYTES)),
         FaultKind::Contention | FaultKind::Lasting => (1, 0),
     };
     let entries: Option<Vec<_>> = (0..num_events).map(|_| made(num_bytes, now)).collect();
     Some(Arc::new(Batch::new(BatchId(0), entries?)))
 }
 
-/// A control like an event that was stored lately: whatever rules there are for what an event must
-/// be, that one kept them.
+/// A control like an event that was stored: whatever rules there are for what an event must be, that
+/// one kept them.
 pub(crate) fn like(template: &Entry) -> Option<Arc<Batch>> {
     let Content::Event(event) = &template.content else {
         return None;
@@ -97,6 +125,40 @@ mod tests {
             .map(|c| c.event().unwrap().id)
             .collect();
         assert_eq!(ids.len(), many.len());
+    }
+
+    #[test]
+    fn samples_are_small_events_that_were_stored_or_refused() {
+        let entries: Vec<_> = (0..3)
+            .map(|id| event_entry(event(Uuid::from_u128(id))))
+            .collect();
+        let batch = Batch::new(BatchId(1), entries.clone());
+        let mut samples = Samples::default();
+        let in_part = Flushed {
+            inserted: 1,
+            duplicates: 1,
+            letters: vec![1],
+            ..Flushed::default()
+        };
+        samples.keep(&batch, &in_part);
+        assert!(
+            samples.stored.is_none(),
+            "which of them was stored is not known"
+        );
+        assert!(Arc::ptr_eq(samples.refused.as_ref().unwrap(), &entries[1]));
+        let whole = Flushed {
+            inserted: 3,
+            ..Flushed::default()
+        };
+        samples.keep(&batch, &whole);
+        assert!(Arc::ptr_eq(samples.stored.as_ref().unwrap(), &entries[0]));
+        let rejected = crate::testing::rejected_entry("here", b"garbage", "not JSON");
+        let letter = Flushed {
+            letters: vec![0],
+            ..Flushed::default()
+        };
+        samples.keep(&Batch::new(BatchId(9), vec![rejected]), &letter);
+        assert!(Arc::ptr_eq(samples.refused.as_ref().unwrap(), &entries[1]));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! arrives. Used and reserved together never exceed the credit, but for single messages larger than
 //! what a permit allows in bytes: those come alone, so the excess is one such message a source.
 
-use crate::messages::SourceIndex;
+use crate::delivery::SourceIndex;
 use crate::source::Permit;
 
 /// The credit of one pipeline generation.

@@ -7,13 +7,11 @@
 //! *controls*, events of our own that are rolled back; what follows from it the batcher decides.
 //! Knows nothing of sources and receipts. When it panics, the batcher still has the batch.
 
-use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
-use futures_util::future::{Either, select};
-use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use crate::batch::Batch;
@@ -37,7 +35,7 @@ const COMES_BACK_WITHIN: Duration = Duration::from_secs(60);
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// The owner of one connection to the store.
-pub struct DbWriterActor {
+pub(crate) struct DbWriterActor {
     store: Arc<dyn EventStore>,
     clock: Arc<dyn Clock>,
     _lifeline: Lifeline,
@@ -45,7 +43,11 @@ pub struct DbWriterActor {
 
 impl DbWriterActor {
     /// A writer on a store of its own.
-    pub fn new(store: Arc<dyn EventStore>, clock: Arc<dyn Clock>, lifeline: Lifeline) -> Self {
+    pub(crate) fn new(
+        store: Arc<dyn EventStore>,
+        clock: Arc<dyn Clock>,
+        lifeline: Lifeline,
+    ) -> Self {
         Self {
             store,
             clock,
@@ -60,35 +62,40 @@ struct Attempt {
     clock: Arc<dyn Clock>,
     batch: Arc<Batch>,
     template: Option<Arc<Entry>>,
+    controls_passed: Arc<AtomicBool>,
 }
 
 impl Attempt {
-    /// Writes, and makes the next batch ready while the database is at work.
-    async fn write(
-        &self,
-        upcoming: oneshot::Receiver<Arc<Batch>>,
-    ) -> Result<Vec<Outcome>, StoreError> {
-        failpoint::pass("writer::before-write");
-        let prepare = async {
-            if let Ok(upcoming) = upcoming.await {
-                self.store.prepare(upcoming).await;
+    async fn run(&self, purpose: Purpose) -> Result<Flushed, FlushError> {
+        let outcomes = match purpose {
+            Purpose::Write => self.write_or_control().await,
+            Purpose::Retry { fault } => self.retry(fault).await,
+            Purpose::Examine { fault } => self.examine(fault).await,
+            Purpose::Rehearse => {
+                let rehearsal = self.store.rehearse(Arc::clone(&self.batch));
+                rehearsal.await.map_err(FlushError::from)
             }
-        };
-        let write = self.store.write(Arc::clone(&self.batch));
-        let outcomes = match select(write, pin!(prepare)).await {
-            Either::Left((outcomes, _)) => outcomes,
-            Either::Right(((), write)) => write.await,
         }?;
+        let num_entries = self.batch.len();
+        if outcomes.len() != num_entries {
+            return Err(FlushError::from(StoreError::unavailable(format!(
+                "the store told {} outcomes for a batch of {num_entries}",
+                outcomes.len(),
+            ))));
+        }
+        Ok(outcomes.iter().collect())
+    }
+
+    async fn write(&self) -> Result<Vec<Outcome>, StoreError> {
+        failpoint::pass("writer::before-write");
+        let outcomes = self.store.write(Arc::clone(&self.batch)).await?;
         failpoint::pass("writer::after-commit");
         Ok(outcomes)
     }
 
     /// Writes a batch; where the store said no, sees whether it takes anything.
-    async fn write_or_control(
-        &self,
-        upcoming: oneshot::Receiver<Arc<Batch>>,
-    ) -> Result<Vec<Outcome>, FlushError> {
-        let error = match self.write(upcoming).await {
+    async fn write_or_control(&self) -> Result<Vec<Outcome>, FlushError> {
+        let error = match self.write().await {
             Ok(outcomes) => return Ok(outcomes),
             Err(error) => error,
         };
@@ -102,34 +109,18 @@ impl Attempt {
 
     /// Writes what has failed before, if the store takes a control. What fails behind one that passed does
     /// not fail because the store was away.
-    async fn retry(
-        &self,
-        fault: FaultKind,
-        upcoming: oneshot::Receiver<Arc<Batch>>,
-    ) -> Result<Vec<Outcome>, FlushError> {
-        self.control(fault).await.map_err(|error| FlushError {
-            error,
-            control: Control::FailedBefore,
-        })?;
-        self.write(upcoming).await.map_err(|error| FlushError {
+    async fn retry(&self, fault: FaultKind) -> Result<Vec<Outcome>, FlushError> {
+        self.controls_before(1, fault).await?;
+        self.write().await.map_err(|error| FlushError {
             error,
             control: Control::Passed,
         })
     }
 
     /// Writes an event that has failed alone, between controls.
-    async fn examine(
-        &self,
-        fault: FaultKind,
-        upcoming: oneshot::Receiver<Arc<Batch>>,
-    ) -> Result<Vec<Outcome>, FlushError> {
-        for _ in 0..CONTROLS_BEFORE {
-            self.control(fault).await.map_err(|error| FlushError {
-                error,
-                control: Control::FailedBefore,
-            })?;
-        }
-        let error = match self.write(upcoming).await {
+    async fn examine(&self, fault: FaultKind) -> Result<Vec<Outcome>, FlushError> {
+        self.controls_before(CONTROLS_BEFORE, fault).await?;
+        let error = match self.write().await {
             Ok(outcomes) => return Ok(outcomes),
             Err(error) => error,
         };
@@ -139,6 +130,17 @@ impl Attempt {
             Some(fault) => self.tried(fault.kind).await,
         };
         Err(FlushError { error, control })
+    }
+
+    async fn controls_before(&self, num: usize, fault: FaultKind) -> Result<(), FlushError> {
+        for _ in 0..num {
+            self.control(fault).await.map_err(|error| FlushError {
+                error,
+                control: Control::FailedBefore,
+            })?;
+        }
+        self.controls_passed.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Asks for as long as a server may take to start again.
@@ -162,22 +164,32 @@ impl Attempt {
         }
     }
 
-    /// Whether the store takes an event like one that it took lately, or one of ours.
+    /// Whether the store takes an event like one that it took before, or one of ours.
     async fn control(&self, fault: FaultKind) -> Result<(), StoreError> {
+        let first = self.batch.entries().first();
         // Where room is short only one as large tells anything.
         let template = self.template.as_deref();
         let template = template.filter(|_| fault != FaultKind::Resources);
-        if let Some(like) = template.and_then(control::like)
-            && self.takes(like).await?
-        {
+        let is_like_taken = match template.and_then(control::like) {
+            Some(like) => self.takes(like).await?,
+            None => false,
+        };
+        // A path that drops large packets lets a small template through, so that one tells nothing of
+        // a large event whose connection was lost.
+        let is_larger =
+            |template: &Entry| first.is_some_and(|first| first.num_bytes() > template.num_bytes());
+        let size_matters = fault == FaultKind::Transient && template.is_some_and(is_larger);
+        if is_like_taken && !size_matters {
             return Ok(());
         }
-        // A copy may be refused for being one.
-        let entries = self.batch.entries();
+        // The store may refuse a copy for being one, and an event of ours by a rule that it has. One of
+        // the two is enough; an error of either is not.
         let beside = |entry: &Arc<Entry>| control::beside(entry, fault, self.clock.now());
-        if let Some(made) = entries.first().and_then(beside)
-            && self.takes(made).await?
-        {
+        let is_made_taken = match first.and_then(beside) {
+            Some(made) => self.takes(made).await?,
+            None => false,
+        };
+        if is_like_taken || is_made_taken {
             return Ok(());
         }
         Err(StoreError::unavailable(
@@ -206,27 +218,10 @@ impl Handler<Flush> for DbWriterActor {
             clock: Arc::clone(&self.clock),
             batch: flush.batch,
             template: flush.template,
+            controls_passed: flush.controls_passed,
         };
-        let (purpose, upcoming) = (flush.purpose, flush.upcoming);
-        let flush = async move {
-            let outcomes = match purpose {
-                Purpose::Write => attempt.write_or_control(upcoming).await,
-                Purpose::Retry { fault } => attempt.retry(fault, upcoming).await,
-                Purpose::Examine { fault } => attempt.examine(fault, upcoming).await,
-                Purpose::Rehearse => {
-                    let rehearsal = attempt.store.rehearse(Arc::clone(&attempt.batch));
-                    rehearsal.await.map_err(FlushError::from)
-                }
-            }?;
-            let num_entries = attempt.batch.len();
-            if outcomes.len() != num_entries {
-                return Err(FlushError::from(StoreError::unavailable(format!(
-                    "the store told {} outcomes for a batch of {num_entries}",
-                    outcomes.len(),
-                ))));
-            }
-            Ok(outcomes.iter().collect())
-        };
+        let purpose = flush.purpose;
+        let flush = async move { attempt.run(purpose).await };
         AtomicResponse::new(Box::pin(flush.into_actor(self)))
     }
 }

@@ -1,12 +1,18 @@
-//! What travels through the pipeline: one message of a source, parsed or rejected, with its receipt.
+//! One message of a source on its way through the pipeline: parsed or rejected, with its receipt.
 
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::event::{EventLimits, Received, ReceivedEvent};
+
+/// One of the pipeline's sources; an index into the list that it was started with.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SourceIndex(pub usize);
 
 /// A source's own token for one message that it handed out; means nothing to anyone else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,7 +70,7 @@ impl fmt::Debug for Rejection {
     }
 }
 
-/// What a message turned out to be.
+/// A message after it was parsed.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Content {
     /// An event, to be stored.
@@ -108,6 +114,15 @@ impl Entry {
         }
     }
 
+    /// Of an event that this process has made; its id is its position.
+    pub fn of_event(source: Arc<str>, event: ReceivedEvent) -> Self {
+        Self {
+            source,
+            position: Position::new(event.id.to_string()),
+            content: Content::Event(event),
+        }
+    }
+
     /// The message as it came, for a dead letter.
     pub fn raw(&self) -> &[u8] {
         match &self.content {
@@ -124,17 +139,30 @@ impl Entry {
         }
     }
 
-    /// What it counts for in every bound that is given in bytes: the length of the raw message.
+    /// The id of the event, where that could be read.
+    pub fn event_id(&self) -> Option<Uuid> {
+        match &self.content {
+            Content::Event(event) => Some(event.id),
+            Content::Rejected(rejection) => rejection.event_id,
+        }
+    }
+
+    /// The length of the raw message, which counts in every bound that is given in bytes.
     pub fn num_bytes(&self) -> usize {
         self.raw().len()
     }
 }
 
-/// An entry on its way, with the receipt that its source waits for.
+/// An entry on its way to the database, with the receipt that its source waits for.
+#[doc(hidden)]
 #[derive(Debug, Clone)]
 pub struct Delivery {
+    /// The source that gets the receipt back.
+    pub source: SourceIndex,
     /// Given back to the source once the entry is durable.
     pub receipt: Receipt,
+    /// When the consumer forwarded it.
+    pub came: Instant,
     /// Shared, so that a source can keep what it handed out without a copy.
     pub entry: Arc<Entry>,
 }

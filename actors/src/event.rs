@@ -9,6 +9,7 @@ use bytestring::ByteString;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+mod builder;
 mod datetime;
 mod fields;
 mod json;
@@ -18,10 +19,13 @@ mod problems;
 mod resource;
 mod tokens;
 
+pub use builder::EventBuilder;
 pub use numbers::holds_unreadable_number;
 pub use parse::{EventLimits, ParseError, Received};
 pub use resource::Resource;
 
+#[cfg(feature = "sqlite")]
+pub(crate) use numbers::holds_long_integer;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) use numbers::write_float;
 #[cfg(feature = "postgres")]
@@ -57,6 +61,25 @@ pub struct ReceivedEvent {
 }
 
 impl ReceivedEvent {
+    /// Begins an event of this process's own.
+    ///
+    /// ```
+    /// use event_persister_actors::clock::{Clock as _, SystemClock};
+    /// use event_persister_actors::event::{EventLimits, ReceivedEvent, Resource};
+    ///
+    /// # fn main() -> Result<(), event_persister_actors::event::ParseError> {
+    /// let event = ReceivedEvent::builder("order.paid", Resource::new("order-1"))
+    ///     .related(Resource::new("customer-7").with_role("customer"))
+    ///     .payload(serde_json::json!({ "total": 12 }))
+    ///     .build(&EventLimits::default(), SystemClock.now())?;
+    /// assert_eq!(event.resource.id(), "order-1");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder(event: impl Into<String>, resource: Resource) -> EventBuilder {
+        EventBuilder::new(event.into(), resource)
+    }
+
     /// The payload: a JSON object, as it was sent but for numbers that not everybody can read back.
     ///
     /// NaN, infinities and numbers beyond the range of a double are `null`, or 0.0 where they are too small;

@@ -1,4 +1,4 @@
-//! What somebody finds who looks for trouble before it comes.
+//! The findings of a check that looks for trouble before it comes.
 
 use std::error::Error;
 
@@ -32,13 +32,13 @@ impl Severity {
 /// One thing that was looked at. Holds no secrets and no payloads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at, such as `redis.eviction`: for machines, and the same in every version.
+    /// The check, such as `redis.eviction`: for machines, and the same in every version.
     pub id: &'static str,
     /// How much it matters.
     pub severity: Severity,
-    /// What was found.
+    /// In a sentence.
     pub what: String,
-    /// What to do about it; `None` where nothing is to be done.
+    /// The remedy; `None` where nothing is to be done.
     pub remedy: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Whose fault it is that an event cannot be written, as pure bookkeeping.
+//! Finds the event that is at fault when a batch cannot be written, as pure bookkeeping.
 //!
 //! A database can refuse an event for any reason: a trigger, a policy, a limit, a crash. No list of
 //! codes names all of them, so what an event does decides. A batch that fails while the database takes
@@ -22,12 +22,11 @@ use tokio::time::Instant;
 
 use crate::store::{Fault, FaultKind};
 
-/// What the controls of a failed attempt showed.
+/// The result of the controls beside a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Control {
+pub(crate) enum Control {
     /// None was tried: nothing is known of the store beyond the failure itself.
     NotTried,
-    /// The store takes events.
     Passed,
     /// The store takes none: it is an outage.
     Failed,
@@ -35,12 +34,10 @@ pub enum Control {
     FailedBefore,
 }
 
-/// What is to be done with a suspect.
+/// The decision about a suspect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Keep it and try it again.
+pub(crate) enum Verdict {
     Keep,
-    /// It becomes a dead letter.
     Culprit,
 }
 
@@ -54,17 +51,21 @@ const MAX_NEEDED: u32 = 12;
 
 /// An event that failed alone while the store took others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Suspect {
+pub(crate) struct Suspect {
     /// Failures in a row beside controls that passed.
     seen: u32,
-    /// Controls that failed meanwhile.
     disturbances: u32,
 }
 
 impl Suspect {
     /// Takes a failure into account: what the store said, and what the controls showed. `unrest` is how often
-    /// the store has been up and down lately.
-    pub fn failed(&mut self, fault: Option<&Fault>, control: Control, unrest: u32) -> Verdict {
+    /// the store was up and down in the last minute.
+    pub(crate) fn failed(
+        &mut self,
+        fault: Option<&Fault>,
+        control: Control,
+        unrest: u32,
+    ) -> Verdict {
         match control {
             Control::NotTried => return Verdict::Keep,
             Control::Failed | Control::FailedBefore => {
@@ -97,22 +98,21 @@ impl Suspect {
 /// shorter forgets what comes and goes slowly.
 const RESTLESS_FOR: Duration = Duration::from_secs(60);
 
-/// What lately told that the store itself fails now and then: controls that failed, and suspects that were
+/// The recent signs that the store itself fails now and then: controls that failed, and suspects that were
 /// stored after all.
 #[derive(Debug, Default)]
-pub struct Unrest(VecDeque<Instant>);
+pub(crate) struct Unrest(VecDeque<Instant>);
 
 impl Unrest {
-    /// Notes one more.
-    pub fn note(&mut self, now: Instant) {
+    pub(crate) fn note(&mut self, now: Instant) {
         if self.0.len() >= MAX_NEEDED as usize {
             self.0.pop_front();
         }
         self.0.push_back(now);
     }
 
-    /// How many there were lately.
-    pub fn lately(&mut self, now: Instant) -> u32 {
+    /// How many there were in the last minute.
+    pub(crate) fn recent(&mut self, now: Instant) -> u32 {
         self.0.retain(|at| now.duration_since(*at) < RESTLESS_FOR);
         u32::try_from(self.0.len()).unwrap_or(MAX_NEEDED)
     }
@@ -122,7 +122,7 @@ impl Unrest {
 ///
 /// A suspect that finds no room here goes on counting as in flight.
 #[derive(Debug)]
-pub struct Allowance {
+pub(crate) struct Allowance {
     max_events: usize,
     max_bytes: usize,
     num_events: usize,
@@ -131,7 +131,7 @@ pub struct Allowance {
 
 impl Allowance {
     /// Room for so many suspects and bytes; the last one that finds any may be larger than that.
-    pub fn new(max_events: usize, max_bytes: usize) -> Self {
+    pub(crate) fn new(max_events: usize, max_bytes: usize) -> Self {
         Self {
             max_events,
             max_bytes,
@@ -140,8 +140,7 @@ impl Allowance {
         }
     }
 
-    /// Takes room for one, if there is any.
-    pub fn take(&mut self, num_bytes: usize) -> bool {
+    pub(crate) fn take(&mut self, num_bytes: usize) -> bool {
         let has_room = self.num_events < self.max_events && self.num_bytes < self.max_bytes;
         if has_room {
             self.num_events += 1;
@@ -150,8 +149,7 @@ impl Allowance {
         has_room
     }
 
-    /// Gives back the room of one.
-    pub fn give_back(&mut self, num_bytes: usize) {
+    pub(crate) fn give_back(&mut self, num_bytes: usize) {
         self.num_events = self.num_events.saturating_sub(1);
         self.num_bytes = self.num_bytes.saturating_sub(num_bytes);
     }

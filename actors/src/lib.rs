@@ -2,6 +2,9 @@
 #![warn(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+/// The future that the methods of [`source::EventSource`] and [`store::EventStore`] return.
+pub use futures_util::future::LocalBoxFuture;
+
 pub mod event;
 
 pub mod delivery;
@@ -10,16 +13,19 @@ pub mod source;
 
 pub mod messages;
 
-pub mod consumer;
+mod consumer;
 
 pub mod batch;
-pub mod batcher;
+#[doc(hidden)]
+pub mod batch_queue;
+mod batcher;
 mod control;
+#[doc(hidden)]
 pub mod credit;
-pub mod isolation;
-pub mod refusals;
+mod isolation;
+mod refusals;
 
-pub mod db_writer;
+mod db_writer;
 
 pub mod store;
 
@@ -28,14 +34,21 @@ pub mod trim;
 
 pub mod pipeline;
 
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub mod address;
 pub mod backoff;
 pub mod clock;
 mod failpoint;
 pub mod finding;
-pub mod lifeline;
+#[cfg(feature = "http")]
+pub mod health;
+mod lifeline;
 pub mod metrics;
+mod rate_limited_log;
+pub mod settings;
 pub mod status;
-mod untold;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub mod tls;
 mod waiters;
 
 #[cfg(any(test, feature = "testing"))]

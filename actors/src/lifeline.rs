@@ -7,21 +7,22 @@ use tokio::sync::watch;
 
 /// Owned by an actor; when it is dropped, the actor is gone.
 #[derive(Debug)]
-pub struct Lifeline(#[expect(dead_code, reason = "dropping it is its use")] watch::Sender<()>);
+pub(crate) struct Lifeline(
+    #[expect(dead_code, reason = "dropping it is its use")] watch::Sender<()>,
+);
 
 /// The other end; clones watch the same actor.
 #[derive(Debug, Clone)]
-pub struct Watch(watch::Receiver<()>);
+pub(crate) struct Watch(watch::Receiver<()>);
 
-/// Both ends.
-pub fn lifeline() -> (Lifeline, Watch) {
+pub(crate) fn lifeline() -> (Lifeline, Watch) {
     let (alive, gone) = watch::channel(());
     (Lifeline(alive), Watch(gone))
 }
 
 impl Watch {
     /// Returns when the actor is gone.
-    pub async fn gone(mut self) {
+    pub(crate) async fn gone(mut self) {
         // Nothing is ever sent: the only news is that the sender was dropped.
         while self.0.changed().await.is_ok() {}
     }

@@ -1,97 +1,96 @@
-//! The whole protocol on one page.
+//! The whole protocol on one page. A host sends the messages that are public; the others stay between
+//! the actors.
 //!
 //! | Message | Way | Reply |
 //! |---|---|---|
-//! | [`Join`] | consumer → batcher, once | the first [`Permit`] |
-//! | [`Enqueue`] | consumer → batcher | the [`Permit`] for the next read, once there is room |
-//! | [`Flush`] | batcher → writer | [`Flushed`], or why not; the batcher keeps its own until then |
-//! | [`Ack`] | batcher → consumer | none |
-//! | [`StopReading`] | pipeline → consumer | once its last chunk is with the batcher |
-//! | [`AwaitEnd`] | pipeline → consumer | once its source has ended and its last chunk is with the batcher |
+//! | `Join` | consumer → batcher, once | the first [`Permit`] |
+//! | `Enqueue` | consumer → batcher | the [`Permit`] for the next read, once there is room |
+//! | `Flush` | batcher → writer | `Flushed`, or why not; the batcher keeps the batch until then |
+//! | `Ack` | batcher → consumer | none |
+//! | `StopReading` | pipeline → consumer | once its last chunk is with the batcher |
+//! | `AwaitEnd` | pipeline → consumer | once its source has ended and its last chunk is with the batcher |
+//! | `ReplaceWriter` | pipeline → batcher | none; the new writer gets work |
 //! | [`Retire`] | pipeline → each | none; it stops at once |
-//! | [`ReplaceWriter`] | pipeline → batcher | none; the new writer gets work |
 //! | [`Trim`] | schedule or operator → trimmer | [`Trimmed`] |
 //! | [`Drain`] | host → pipeline → each | [`Drained`] |
 //! | [`Finish`] | host → pipeline | [`Drained`], once every source has come to its end |
 //! | [`Status`] | host → pipeline | [`PipelineStatus`] |
 //!
 //! Forward edges are bounded and awaited: a slow store slows the sources. The one backward edge,
-//! [`Ack`], never waits, or the cycle would deadlock; the credit bounds it instead.
+//! `Ack`, never waits, or the cycle would deadlock; the credit bounds it instead.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::oneshot;
 
 use crate::batch::Batch;
-use crate::delivery::{Delivery, Entry, Receipt};
+use crate::delivery::{Delivery, Entry, Receipt, SourceIndex};
 use crate::isolation::Control;
 use crate::retention::HeldBack;
 use crate::source::Permit;
 use crate::status::PipelineStatus;
 use crate::store::{FaultKind, Outcome, RefusalCounts, StoreError, Trimmed};
 
-/// Which of the pipeline's sources; an index into the list that it was started with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SourceIndex(pub usize);
-
 /// Introduces a consumer to the batcher; the reply is its first permit.
 #[derive(Message)]
 #[rtype(result = "Result<Permit, EnqueueRefused>")]
-pub struct Join {
-    /// Which source the consumer reads.
-    pub source: SourceIndex,
-    /// Where its receipts go.
-    pub acks: Recipient<Ack>,
+pub(crate) struct Join {
+    pub(crate) source: SourceIndex,
+    pub(crate) acks: Recipient<Ack>,
 }
 
 /// Hands a chunk to the batcher, which takes it at once; what waits is the reply.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Permit, EnqueueRefused>")]
-pub struct Enqueue {
-    /// Whom to acknowledge to.
-    pub source: SourceIndex,
-    /// In the source's order.
-    pub deliveries: Vec<Delivery>,
+pub(crate) struct Enqueue {
+    pub(crate) source: SourceIndex,
+    pub(crate) deliveries: Vec<Delivery>,
     /// Whether more is to be had at once, so that filling the batch is worth the wait.
-    pub more_ready: bool,
+    pub(crate) more_ready: bool,
 }
 
 /// The batcher has taken what it was given and wants no more: the pipeline is draining.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the pipeline is draining and takes no more events")]
-pub struct EnqueueRefused;
+pub(crate) struct EnqueueRefused;
 
 /// Asks a writer to make a batch durable.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Flushed, FlushError>")]
-pub struct Flush {
+pub(crate) struct Flush {
     /// Shared: the batcher writes it again if this writer fails or dies.
-    pub batch: Arc<Batch>,
-    /// What is wanted of it.
-    pub purpose: Purpose,
-    /// An event that was stored lately, as a pattern for controls.
-    pub template: Option<Arc<Entry>>,
-    /// Tells what some writer will get next, if that becomes certain: it may be made ready meanwhile.
-    pub upcoming: oneshot::Receiver<Arc<Batch>>,
+    pub(crate) batch: Arc<Batch>,
+    pub(crate) purpose: Purpose,
+    /// An event that was stored, as a pattern for controls.
+    pub(crate) template: Option<Arc<Entry>>,
+    /// Set once the controls before the attempt have passed: a writer that dies in the attempt tells no
+    /// more than that.
+    pub(crate) controls_passed: Arc<AtomicBool>,
 }
 
-/// What a writer is to do with a batch.
+impl Flush {
+    /// Of a batch without a template.
+    pub(crate) fn alone(batch: Arc<Batch>, purpose: Purpose) -> Self {
+        Self {
+            batch,
+            purpose,
+            template: None,
+            controls_passed: Arc::default(),
+        }
+    }
+}
+
+/// The writer's task with a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// Write it. Should the store not take it, see by a control whether it takes anything.
     Write,
     /// Write what has failed before, behind a control: in an outage that is all that is tried.
-    Retry {
-        /// What it failed with last.
-        fault: FaultKind,
-    },
+    Retry { fault: FaultKind },
     /// Write an event that has failed alone before, between controls.
-    Examine {
-        /// What it failed with last.
-        fault: FaultKind,
-    },
+    Examine { fault: FaultKind },
     /// See what would become of it, and leave nothing behind.
     Rehearse,
 }
@@ -99,11 +98,11 @@ pub enum Purpose {
 /// A batch is not durable, or perhaps not.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
-pub struct FlushError {
-    /// What failed: the batch, or where the controls before it failed, these.
-    pub error: StoreError,
+pub(crate) struct FlushError {
+    /// The failure of the batch, or of the controls before it.
+    pub(crate) error: StoreError,
     /// Whether the store takes anything at all.
-    pub control: Control,
+    pub(crate) control: Control,
 }
 
 impl From<StoreError> for FlushError {
@@ -116,29 +115,29 @@ impl From<StoreError> for FlushError {
     }
 }
 
-/// A batch is durable; what became of its entries.
+/// A batch is durable; the counts of what became of its entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Flushed {
+pub(crate) struct Flushed {
     /// Events that are new rows.
-    pub inserted: u64,
+    pub(crate) inserted: u64,
     /// Events whose id was there already.
-    pub duplicates: u64,
+    pub(crate) duplicates: u64,
     /// Messages that are no events and became dead letters.
-    pub rejected_at_parse: u64,
+    pub(crate) rejected_at_parse: u64,
     /// Events that the database refused and that became dead letters.
-    pub refused_by_store: RefusalCounts,
+    pub(crate) refused_by_store: RefusalCounts,
     /// Which entries of the batch became dead letters, of either kind: their places in it, in order.
-    pub letters: Vec<usize>,
+    pub(crate) letters: Vec<usize>,
 }
 
 impl Flushed {
     /// Dead letters of both kinds.
-    pub fn dead_lettered(&self) -> u64 {
+    pub(crate) fn dead_lettered(&self) -> u64 {
         self.rejected_at_parse + self.refused_by_store.total()
     }
 
     /// Every entry of the batch.
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.inserted + self.duplicates + self.dead_lettered()
     }
 }
@@ -167,22 +166,22 @@ impl<'a> FromIterator<&'a Outcome> for Flushed {
 /// Gives receipts back to the consumer: their messages are durable.
 #[derive(Debug, Default, Message)]
 #[rtype(result = "()")]
-pub struct Ack {
+pub(crate) struct Ack {
     /// Of one source, in no particular order.
-    pub receipts: Vec<Receipt>,
+    pub(crate) receipts: Vec<Receipt>,
     /// Those of them whose messages became dead letters.
-    pub dead_letters: Vec<Receipt>,
+    pub(crate) dead_letters: Vec<Receipt>,
 }
 
 /// Read nothing more; answered once the last chunk is with the batcher.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "()")]
-pub struct StopReading;
+pub(crate) struct StopReading;
 
 /// Answered once the source has come to its end and its last chunk is with the batcher.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "()")]
-pub struct AwaitEnd;
+pub(crate) struct AwaitEnd;
 
 /// Stop at once; what is held stays with its source or is handed out again.
 #[derive(Debug, Clone, Copy, Message)]
@@ -192,11 +191,9 @@ pub struct Retire;
 /// A writer has died; this one takes its place.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct ReplaceWriter {
-    /// Whose place.
-    pub index: usize,
-    /// The new one.
-    pub writer: Recipient<Flush>,
+pub(crate) struct ReplaceWriter {
+    pub(crate) index: usize,
+    pub(crate) writer: Recipient<Flush>,
 }
 
 /// Asks for one retention pass, now.
@@ -239,7 +236,7 @@ pub struct Drain {
 ///
 /// Waits for as long as the store is away. A source without an end never lets it finish. Where the
 /// store may refuse nearly everything, switch
-/// [`pauses_when_refused`](crate::batcher::BatcherSettings::pauses_when_refused) off: a pause would
+/// [`pauses_when_refused`](crate::pipeline::BatcherSettings::pauses_when_refused) off: a pause would
 /// let one batch through in three seconds and come to the same end, later.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "Drained")]

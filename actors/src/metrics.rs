@@ -12,7 +12,8 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use tokio::time::Instant;
 
-use crate::batch::{Batch, FlushReason};
+use crate::batch::Batch;
+use crate::batch_queue::FlushReason;
 use crate::messages::Flushed;
 use crate::store::Trimmed;
 
@@ -86,6 +87,16 @@ impl Metrics {
         let last_commit = *lock(&self.0.last_commit);
         let since = last_commit.map_or(waiting_since, |commit| commit.max(waiting_since));
         Some(since.elapsed())
+    }
+
+    /// How long ago the last batch was committed; `None` if none was.
+    pub(crate) fn since_last_commit(&self) -> Option<Duration> {
+        lock(&self.0.last_commit).map(|commit| commit.elapsed())
+    }
+
+    /// Whether there is something to write that is no suspect.
+    pub(crate) fn holds_more_than_suspects(&self) -> bool {
+        lock(&self.0.oldest_but_suspects).is_some()
     }
 
     pub(crate) fn received(&self, first_time: usize, again: usize) {

@@ -1,6 +1,7 @@
 //! Starts, watches, drains and restarts the others; the one address that a host sees.
 //!
-//! Receives [`Drain`], [`Finish`], [`Status`], [`Trim`], [`Retire`](crate::messages::Retire); sends what these take to the others.
+//! Receives [`Drain`], [`Finish`], [`Status`], [`Trim`], [`Retire`](crate::messages::Retire); sends the
+//! others what these take.
 //! Guarantee: a part that dies is replaced. A writer or the trimmer alone: the batcher still has
 //! what they were working on. When a consumer or the batcher is gone, everything is retired, the
 //! sources hand out again what was not acknowledged, and a new *generation* starts.
@@ -15,10 +16,12 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use futures_util::future::{join, join_all};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::backoff::Backoff;
-use crate::batcher::BatcherSettings;
+pub use crate::batcher::BatcherSettings;
 use crate::clock::Clock;
 use crate::db_writer::DbWriterActor;
 use crate::event::EventLimits;
@@ -28,10 +31,11 @@ use crate::messages::{
 };
 use crate::metrics::Metrics;
 use crate::retention::Retention;
+use crate::settings::{As, AtMost, Size};
 use crate::source::EventSource;
 use crate::store::{EventStore, OpenStore, Trimmed};
 use crate::trim::{TrimActor, TrimSettings};
-use crate::waiters::{Owed, Waiters};
+use crate::waiters::{LateReply, Waiters};
 
 mod children;
 mod health;
@@ -51,24 +55,40 @@ pub enum Placement {
 }
 
 /// How a pipeline works.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct PipelineSettings {
-    /// Connections that write at the same time (2).
+    /// How many write at the same time, each on a thread of its own, at most 64; on PostgreSQL over two
+    /// connections, one of them to copy large batches. More helps a database with cores to spare; SQLite
+    /// writes one at a time.
+    // Each has a connection and a thread, and a share in the memory. No database is faster with more, and
+    // a slip of the finger must not exhaust it.
+    #[serde(with = "As::<AtMost<64>>")]
     pub writers: NonZeroUsize,
-    /// When batches leave, and how much may be held.
+    /// Bytes of events between source and commit; the bound on memory. One event larger than this still
+    /// passes, alone.
+    #[serde(with = "As::<Size>")]
+    pub max_bytes_in_flight: NonZeroUsize,
+    /// When batches leave.
+    #[serde(skip)]
     pub batch: BatcherSettings,
     /// Retention; `None` never deletes anything.
+    #[serde(skip)]
     pub trim: Option<TrimSettings>,
     /// By which events count as old when they come, which is counted; `None` counts none.
+    #[serde(skip)]
     pub retention: Option<Retention>,
     /// On which threads the parts run.
+    #[serde(skip)]
     pub placement: Placement,
 }
 
 impl Default for PipelineSettings {
     fn default() -> Self {
+        const MAX_BYTES_IN_FLIGHT: NonZeroUsize = NonZeroUsize::new(64 << 20).unwrap();
         Self {
             writers: NonZeroUsize::MIN.saturating_add(1),
+            max_bytes_in_flight: MAX_BYTES_IN_FLIGHT,
             batch: BatcherSettings::default(),
             trim: Some(TrimSettings::default()),
             retention: Some(Retention::from(&TrimSettings::default())),
@@ -77,14 +97,14 @@ impl Default for PipelineSettings {
     }
 }
 
-/// What a pipeline is made of.
+/// The parts that a pipeline is made of.
 #[derive(Clone)]
 pub struct PipelineParts {
     /// Where events come from; each gets a consumer.
     pub sources: Vec<Arc<dyn EventSource>>,
     /// Where events go; called once for each writer, for the trimmer and for probing.
     pub open_store: OpenStore,
-    /// What an event may hold.
+    /// The limits of an event.
     pub event_limits: EventLimits,
     /// Tells the time of day.
     pub clock: Arc<dyn Clock>,
@@ -391,11 +411,11 @@ impl Supervised for PipelineActor {
 }
 
 impl Handler<Drain> for PipelineActor {
-    type Result = Owed<Drained>;
+    type Result = LateReply<Drained>;
 
     fn handle(&mut self, Drain { timeout }: Drain, ctx: &mut Self::Context) -> Self::Result {
         if let Some(drained) = self.drained {
-            return Owed::at_once(drained);
+            return LateReply::at_once(drained);
         }
         if self.phase != Phase::Draining {
             self.drain(timeout, ctx);
@@ -405,11 +425,11 @@ impl Handler<Drain> for PipelineActor {
 }
 
 impl Handler<Finish> for PipelineActor {
-    type Result = Owed<Drained>;
+    type Result = LateReply<Drained>;
 
     fn handle(&mut self, _: Finish, ctx: &mut Self::Context) -> Self::Result {
         if let Some(drained) = self.drained {
-            return Owed::at_once(drained);
+            return LateReply::at_once(drained);
         }
         let first = self.finishing.is_empty();
         let reply = self.finishing.wait();

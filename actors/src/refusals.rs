@@ -7,7 +7,7 @@
 //! then on one batch a back-off goes out as a probe, and the first that is mostly accepted ends the
 //! pause.
 //!
-//! What the parser rejected never reached the database and says nothing about it: it counts
+//! A message that the parser rejected never reached the database and says nothing about it: it counts
 //! neither way.
 //!
 //! *How exact is "the last 1,000"?* Batches are counted whole: the window holds the fewest last
@@ -29,7 +29,7 @@ const WINDOW: u64 = 1_000;
 /// Fewer refusals than this never pause reading, whatever their share.
 const AT_LEAST: u64 = 500;
 
-/// What the database said about messages that reached it.
+/// The counts of messages that reached the database.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Judged {
     total: u64,
@@ -49,7 +49,6 @@ impl Judged {
     }
 }
 
-/// While reading pauses.
 #[derive(Debug)]
 struct Pause {
     since: Instant,
@@ -62,17 +61,15 @@ struct Pause {
     refused: u64,
 }
 
-/// What a batch has changed.
+/// A change that a batch has made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     /// Reading pauses from now on; so many of so many were refused.
     Paused {
-        /// Refused by the database.
         refused: u64,
         /// Of these last messages that reached it.
         of: u64,
     },
-    /// Reading goes on.
     Resumed {
         /// For how long it had paused.
         after: Duration,
@@ -83,7 +80,7 @@ pub enum Change {
 
 /// Decides when reading pauses and what may pass meanwhile.
 #[derive(Debug)]
-pub struct Refusals {
+pub(crate) struct Refusals {
     backoff: Backoff,
     batches: VecDeque<Judged>,
     sum: Judged,
@@ -92,7 +89,7 @@ pub struct Refusals {
 
 impl Refusals {
     /// Nothing refused so far; probes are as far apart as failed attempts would be.
-    pub fn new(backoff: Backoff) -> Self {
+    pub(crate) fn new(backoff: Backoff) -> Self {
         Self {
             backoff,
             batches: VecDeque::new(),
@@ -101,13 +98,17 @@ impl Refusals {
         }
     }
 
-    /// Whether reading pauses.
-    pub fn is_paused(&self) -> bool {
+    pub(crate) fn is_paused(&self) -> bool {
         self.pause.is_some()
     }
 
     /// Takes a batch into account that was committed. `jitter` in `0.0..=1.0` as for [`Backoff`].
-    pub fn committed(&mut self, flushed: &Flushed, now: Instant, jitter: f64) -> Option<Change> {
+    pub(crate) fn committed(
+        &mut self,
+        flushed: &Flushed,
+        now: Instant,
+        jitter: f64,
+    ) -> Option<Change> {
         let judged = Judged::of(flushed);
         match &mut self.pause {
             None => {
@@ -133,7 +134,7 @@ impl Refusals {
     }
 
     /// Takes into account that a refused event was tried again and rolled back: whether it was taken.
-    pub fn rehearsed(&mut self, was_taken: bool, now: Instant) -> Option<Change> {
+    pub(crate) fn rehearsed(&mut self, was_taken: bool, now: Instant) -> Option<Change> {
         let pause = self.pause.as_ref().filter(|_| was_taken)?;
         let change = Change::Resumed {
             after: now.duration_since(pause.since),
@@ -148,7 +149,7 @@ impl Refusals {
     /// # Errors
     ///
     /// The moment from which on one may.
-    pub fn may_write(&self, now: Instant) -> Result<(), Instant> {
+    pub(crate) fn may_write(&self, now: Instant) -> Result<(), Instant> {
         match &self.pause {
             Some(pause) if now < pause.next_probe => Err(pause.next_probe),
             _ => Ok(()),
@@ -162,7 +163,7 @@ impl Refusals {
     /// # Errors
     ///
     /// The moment from which on one may.
-    pub fn take_permit(&mut self, now: Instant, jitter: f64) -> Result<(), Instant> {
+    pub(crate) fn take_permit(&mut self, now: Instant, jitter: f64) -> Result<(), Instant> {
         let Some(pause) = &mut self.pause else {
             return Ok(());
         };

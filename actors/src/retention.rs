@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::store::Held;
+use crate::store::EventCounts;
 
 /// How long events are kept, by the time at which they occurred.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,12 +29,12 @@ impl Retention {
 /// A pass that a person has to allow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldBack {
-    /// What the clock said.
+    /// The time by the clock.
     pub now: DateTime<Utc>,
     /// When the last pass was made or, where none is known, the newest event was stored.
     pub since: DateTime<Utc>,
-    /// What was there then, and how much of it would go.
-    pub held: Held,
+    /// How many events there were then, and how many of them would go.
+    pub counts: EventCounts,
 }
 
 impl fmt::Display for HeldBack {
@@ -49,8 +49,8 @@ impl fmt::Display for HeldBack {
             time(self.now),
             (self.now - self.since).num_days(),
             time(self.since),
-            self.held.num_expired,
-            self.held.num_events
+            self.counts.num_expired,
+            self.counts.num_events
         )
     }
 }

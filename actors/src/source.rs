@@ -16,6 +16,9 @@ use crate::delivery::{Entry, Position, Receipt};
 mod encoding;
 pub mod intake;
 pub mod letters;
+#[cfg(feature = "redis")]
+#[doc(hidden)]
+pub mod operator;
 pub(crate) mod retained;
 
 #[cfg(feature = "file")]
@@ -86,6 +89,24 @@ pub enum Body {
     Entry(Arc<Entry>),
 }
 
+impl Body {
+    /// Where the message stands in its source.
+    pub fn position(&self) -> &Position {
+        match self {
+            Self::Raw { position, .. } => position,
+            Self::Entry(entry) => &entry.position,
+        }
+    }
+
+    /// What it counts for in a [`Permit`].
+    pub fn num_bytes(&self) -> usize {
+        match self {
+            Self::Raw { data, .. } => data.len(),
+            Self::Entry(entry) => entry.num_bytes(),
+        }
+    }
+}
+
 /// Sizes only, never the message.
 impl std::fmt::Debug for Body {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -100,7 +121,7 @@ impl std::fmt::Debug for Body {
     }
 }
 
-/// What can go wrong with a source: it cannot be reached, for now.
+/// A failure of a source.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// To be tried again after a back-off; nothing that was handed out is lost by it.
@@ -111,6 +132,12 @@ pub enum SourceError {
         /// The adapter's own error.
         #[source]
         source: Option<Box<dyn Error + Send + Sync>>,
+    },
+    /// Nothing more can ever be read of it; every read says so.
+    #[error("{what}")]
+    Broken {
+        /// What cannot be read, why, and what to do about it.
+        what: String,
     },
 }
 
@@ -127,7 +154,7 @@ impl SourceError {
     }
 }
 
-/// Where events come from.
+/// A source of events.
 ///
 /// One consumer calls `read` and `acknowledge`, possibly at the same time, but never two reads or
 /// two acknowledgements at once. Every future may be dropped at any point.
@@ -177,6 +204,6 @@ pub trait EventSource: Send + Sync {
 
     /// Takes nothing more in and lets go of what it holds: the pipeline has drained.
     ///
-    /// Whoever waits for a message that was not acknowledged is told that it was not.
+    /// A sender that still waits for a message is told that it was not acknowledged.
     fn close(&self) -> LocalBoxFuture<'_, Result<(), SourceError>>;
 }

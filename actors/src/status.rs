@@ -1,5 +1,5 @@
-//! What the pipeline says about itself: states and last errors of its parts, kept by the parts and
-//! read by whoever wants to know.
+//! The pipeline's status: states and last errors of its parts. The parts write it, and anybody may read
+//! it.
 
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use crate::metrics::LedgerCounts;
 /// How one part of the pipeline is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum ComponentState {
     /// Not heard of yet.
     Starting,
     /// Its last attempt succeeded.
@@ -31,7 +31,7 @@ pub struct ComponentStatus {
     /// Its name, such as `source.http` or `store`.
     pub name: String,
     /// How it is doing.
-    pub state: State,
+    pub state: ComponentState,
     /// The last error, whole chain, even when it is over.
     pub last_error: Option<String>,
     /// When that error happened.
@@ -53,10 +53,10 @@ pub struct PipelineStatus {
     pub draining: bool,
     /// Sources, store, trimmer.
     pub components: Vec<ComponentStatus>,
-    /// What is held up although others are stored, and why; events that are sent now will be stored all
-    /// the same.
+    /// The event that is held up although others are stored, and why. Events that are sent now will be
+    /// stored all the same.
     pub degraded: Option<String>,
-    /// What somebody should look at although events are stored; each begins with the part's name.
+    /// Problems to look at although events are stored; each begins with the part's name.
     pub warnings: Vec<String>,
     /// Every message, accounted for.
     pub ledger: LedgerCounts,
@@ -72,10 +72,10 @@ fn as_seconds<S: serde::Serializer>(
     age.map(|age| age.as_secs_f64()).serialize(serializer)
 }
 
-/// What the oldest event is that is not stored, and why, where it has failed: the batcher writes, whoever
-/// tells how the pipeline is reads.
+/// The oldest event that is not stored, and why, where it has failed. The batcher writes it, and the
+/// pipeline's status reads it.
 #[derive(Debug, Clone, Default)]
-pub struct HeldUp(Arc<Mutex<Option<String>>>);
+pub(crate) struct HeldUp(Arc<Mutex<Option<String>>>);
 
 impl HeldUp {
     pub(crate) fn set(&self, what: String) {
@@ -86,8 +86,7 @@ impl HeldUp {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// As it is now.
-    pub fn get(&self) -> Option<String> {
+    pub(crate) fn get(&self) -> Option<String> {
         let held_up = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         held_up.clone()
     }
@@ -102,7 +101,6 @@ const CALM: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 struct Trouble {
     num_failures: u64,
-    /// Since when everything succeeds.
     calm_since: Option<Instant>,
 }
 
@@ -122,7 +120,7 @@ impl Component {
         Self(Arc::new(Mutex::new(Noted {
             status: ComponentStatus {
                 name: name.into(),
-                state: State::Starting,
+                state: ComponentState::Starting,
                 last_error: None,
                 last_error_at: None,
                 num_failures: 0,
@@ -134,8 +132,8 @@ impl Component {
     /// Notes that it has begun its work; a failure stays noted until something succeeds.
     pub fn started(&self) {
         self.with(|noted| {
-            if noted.status.state == State::Starting {
-                noted.status.state = State::Ok;
+            if noted.status.state == ComponentState::Starting {
+                noted.status.state = ComponentState::Ok;
             }
         });
     }
@@ -143,7 +141,7 @@ impl Component {
     /// Notes a success. Returns how many failures are over, once there was none for a while.
     pub fn succeeded(&self) -> Option<NonZeroU64> {
         self.with(|noted| {
-            noted.status.state = State::Ok;
+            noted.status.state = ComponentState::Ok;
             noted.status.num_failures = 0;
             let trouble = noted.trouble.as_mut()?;
             let calm_since = *trouble.calm_since.get_or_insert_with(Instant::now);
@@ -160,7 +158,7 @@ impl Component {
             noted.status.last_error = Some(error);
             noted.status.last_error_at = Some(at);
             noted.status.num_failures += 1;
-            noted.status.state = State::Failing;
+            noted.status.state = ComponentState::Failing;
             let is_first = noted.trouble.is_none();
             let trouble = noted.trouble.get_or_insert_default();
             trouble.num_failures += 1;
@@ -172,7 +170,7 @@ impl Component {
     /// Nothing more is to come: how many failures are over, if the last attempt succeeded.
     pub fn closes(&self) -> Option<NonZeroU64> {
         self.with(|noted| {
-            let is_over = noted.status.state == State::Ok;
+            let is_over = noted.status.state == ComponentState::Ok;
             let trouble = noted.trouble.take_if(|_| is_over)?;
             NonZeroU64::new(trouble.num_failures)
         })
@@ -180,7 +178,7 @@ impl Component {
 
     /// Notes the end.
     pub fn ended(&self) {
-        self.with(|noted| noted.status.state = State::Ended);
+        self.with(|noted| noted.status.state = ComponentState::Ended);
     }
 
     /// As it is now.
@@ -222,7 +220,11 @@ mod tests {
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         assert_eq!(told, (1, 0));
-        assert_eq!(part.snapshot().state, State::Ok, "it shows at once");
+        assert_eq!(
+            part.snapshot().state,
+            ComponentState::Ok,
+            "it shows at once"
+        );
         assert_eq!(part.succeeded(), None);
         tokio::time::advance(CALM).await;
         assert_eq!(part.succeeded(), NonZeroU64::new(30));

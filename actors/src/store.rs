@@ -8,26 +8,26 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 use serde::Serialize;
-use uuid::Uuid;
 
 use crate::batch::Batch;
 
 pub use refusal::{RefusalCounts, RefusalReason};
 
-pub mod audit;
-pub mod comparison;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-mod lately;
+#[doc(hidden)]
+pub mod operator;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod refusal;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod new_letter;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod python_json;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -42,11 +42,11 @@ pub enum CreateSchema {
     /// Only `event_persister_*`: the database is Prefect's, or may become so. Its migrations fail
     /// for ever on tables that exist already.
     OwnOnly,
-    /// None: somebody only looks. Our own may be missing, since whoever writes makes them.
+    /// None: somebody only looks. Our own may be missing, since a writer makes them.
     Nothing,
 }
 
-/// What became of one entry of a batch that was committed.
+/// The outcome of one entry of a batch that was committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The event and all of its resources are new rows.
@@ -59,24 +59,24 @@ pub enum Outcome {
     RefusedByStore(RefusalReason),
 }
 
-/// What a failure is likely to be about, judged by its code. A hint: whose fault it is, the module
-/// [`isolation`](crate::isolation) finds out from what happens to others.
+/// The likely cause of a failure, judged by its code. A hint: whose fault it is, the module
+/// `isolation` finds out from what happens to others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FaultKind {
     /// Somebody else holds a lock: no fault of any event.
     Contention,
     /// There is no room left: on a disk, in memory.
     Resources,
-    /// What comes and goes by itself: lost connections, conflicts, time-outs, crashes.
+    /// Comes and goes by itself: lost connections, conflicts, time-outs, crashes.
     Transient,
     /// Anything else.
     Lasting,
 }
 
-/// What the store said where it was reached and did not take a batch.
+/// The store's own words where it was reached and did not take a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// What it is likely to be about.
+    /// The likely cause.
     pub kind: FaultKind,
     /// Its own code (SQLSTATE; SQLite: the result code's name), where that is known.
     pub code: Option<String>,
@@ -90,16 +90,16 @@ impl Fault {
     }
 }
 
-/// What can go wrong with a batch as a whole. In no case may anything be acknowledged, and the same
+/// A failure of a batch as a whole. In no case may anything be acknowledged, and the same
 /// entries are written again, for ever: inserts are idempotent.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Nothing was written, and the same batch may succeed later.
     #[error("{what}")]
     Unavailable {
-        /// What failed, to what, and what to do about it.
+        /// The action that failed, its object, and what to do about it.
         what: String,
-        /// What the store said; none where it was not reached, which tells nothing about the batch.
+        /// The store's own words; none where it was not reached, which tells nothing about the batch.
         fault: Option<Fault>,
         /// The adapter's own error.
         #[source]
@@ -109,7 +109,7 @@ pub enum StoreError {
     /// time may be written where all of them never are.
     #[error("{what}")]
     TooSlow {
-        /// What failed, to what, and what to do about it.
+        /// The action that failed, its object, and what to do about it.
         what: String,
         /// The store's own code, where it said that it took too long.
         code: Option<String>,
@@ -120,10 +120,10 @@ pub enum StoreError {
     /// The commit may or may not have happened.
     #[error("{what}")]
     OutcomeUnknown {
-        /// What failed, to what, and what to do about it.
+        /// The action that failed, its object, and what to do about it.
         what: String,
-        /// What the store said, where it was the work that failed. None where the commit did: its failure
-        /// says nothing about what was committed.
+        /// The store's own words, where the work failed. None where the commit failed: that says nothing about
+        /// what was committed.
         fault: Option<Fault>,
         /// The adapter's own error.
         #[source]
@@ -141,7 +141,7 @@ impl StoreError {
         }
     }
 
-    /// What the store said, as far as it says anything about the batch.
+    /// The store's own words, as far as they say anything about the batch.
     pub fn fault(&self) -> Option<Fault> {
         match self {
             Self::Unavailable { fault, .. } | Self::OutcomeUnknown { fault, .. } => fault.clone(),
@@ -194,7 +194,7 @@ impl Cutoffs {
     }
 }
 
-/// What a trim removed, or would remove.
+/// The rows that a trim removed, or would remove.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Trimmed {
     /// Rows of `events`.
@@ -210,10 +210,10 @@ impl std::ops::AddAssign for Trimmed {
     }
 }
 
-/// What a store knows of the last retention pass.
+/// The last retention pass, as far as a store knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LastPass {
-    /// What time it is now: by the slower clock, where the store has one of its own.
+    /// The time now: by the slower clock, where the store has one of its own.
     pub now: DateTime<Utc>,
     /// When the last pass was made or, where none was noted, the newest event was stored; `None` where
     /// there is neither.
@@ -224,37 +224,49 @@ pub struct LastPass {
 
 /// How many events there are, and how many of them are expired.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct EventCounts {
     /// Rows of `events`.
     pub num_events: u64,
     /// Those that a pass would remove.
     pub num_expired: u64,
 }
 
-impl Held {
-    /// Of numbers as databases count.
-    #[cfg(any(feature = "postgres", feature = "sqlite"))]
-    fn of(num_events: i64, num_expired: i64) -> Self {
-        Self {
-            num_events: u64::try_from(num_events).unwrap_or_default(),
-            num_expired: u64::try_from(num_expired).unwrap_or_default(),
-        }
-    }
+/// A count of rows, which is never negative.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+fn as_count(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}
+
+/// The result of one step of a trim, and its cost for others who write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Removed {
+    /// The rows that are gone.
+    pub rows: Trimmed,
+    /// How long the transaction of the removal was open.
+    pub took: Duration,
+    /// Whether another process has written since the step before, where the store sees that.
+    pub others_write: bool,
 }
 
 /// One bounded step of a trim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TrimStep {
     /// A batch was removed; there may be more.
-    Removed(Trimmed),
+    Removed(Removed),
     /// Nothing is left to remove.
     Finished,
     /// Another process is trimming this database: leave it to that one.
     TakenByAnother,
 }
 
-/// How many times as many events a step may remove while nobody else writes.
-pub const MAX_GROWTH: u8 = 4;
+/// The resource that retention and writers contend for; it decides how fast retention may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contention {
+    /// One log: a commit waits until all that was logged before it is on disk.
+    Log,
+    /// One lock, which a step holds for as long as its transaction is open.
+    WriteLock,
+}
 
 /// Where events go. One value is one connection, made when it is first needed and made again after
 /// an error; a writer owns one, and so does the trimmer.
@@ -269,36 +281,20 @@ pub trait EventStore: Send + Sync {
     /// that it would have had. Tells whether the store takes events, and leaves nothing behind.
     fn rehearse(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>>;
 
-    /// Makes ready what can be made of a batch before it is written, here or by another store that was
-    /// opened together with this one. The batch may still be written without, or never.
-    fn prepare(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, ()> {
-        drop(batch);
-        Box::pin(std::future::ready(()))
-    }
-
     /// Removes at most `max_events` events older than their cutoff, oldest first, each together
     /// with its resources. A cutoff in the future, by the store's clock, is refused.
+    ///
+    /// How large steps are and how long to rest between them is the caller's affair.
     fn trim<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,
         max_events: NonZeroUsize,
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>>;
 
-    /// The same for many steps in a row: a store may remove up to [`MAX_GROWTH`] times as many while
-    /// nobody else writes and its transactions stay below a second.
-    fn trim_at_pace<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-        max_events: NonZeroUsize,
-    ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
-        self.trim(cutoffs, max_events)
+    /// The resource that steps of a trim and writers contend for.
+    fn contention(&self) -> Contention {
+        Contention::Log
     }
-
-    /// Counts what trims with these cutoffs would remove, and removes nothing.
-    fn count_expired<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-    ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>>;
 
     /// When the last retention pass was made. Where none was noted, the newest event tells that was
     /// stored before this moment. Makes nothing.
@@ -314,27 +310,27 @@ pub trait EventStore: Send + Sync {
         Box::pin(std::future::ready(Ok(unknown)))
     }
 
-    /// Notes when a retention pass was made, for whoever makes the next one.
+    /// Notes when a retention pass was made, for the process that makes the next one.
     fn note_pass(&self, at: DateTime<Utc>) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         let _ = at;
         Box::pin(std::future::ready(Ok(())))
     }
 
     /// Counts the events that were stored until then, and those of them that are expired.
-    fn count_held<'a>(
+    fn count_events<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,
         until: DateTime<Utc>,
-    ) -> LocalBoxFuture<'a, Result<Held, StoreError>> {
+    ) -> LocalBoxFuture<'a, Result<EventCounts, StoreError>> {
         let _ = (cutoffs, until);
-        Box::pin(std::future::ready(Ok(Held::default())))
+        Box::pin(std::future::ready(Ok(EventCounts::default())))
     }
 
     /// Whether the store can be reached and has the tables and columns that are written.
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>>;
 
-    /// What somebody should look at although events are stored; answers at once, from what was seen
-    /// lately.
+    /// Warnings for a person, although events are stored. Answers at once, from what was seen a short while
+    /// ago.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
     }
@@ -364,112 +360,4 @@ impl Stage {
             Self::Store => "store",
         }
     }
-}
-
-/// A message that was kept instead of stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct DeadLetter {
-    /// The row's own number.
-    pub id: i64,
-    /// The source that it came from.
-    pub source: String,
-    /// Where it stood in that source.
-    pub position: String,
-    /// Who refused it.
-    pub stage: Stage,
-    /// Why.
-    pub reason: String,
-    /// The database's code, where the database refused it.
-    pub sqlstate: Option<String>,
-    /// The event's id, where that could be read.
-    pub event_id: Option<Uuid>,
-    /// How often it came.
-    pub attempts: i64,
-    /// When it first came.
-    pub first_seen: DateTime<Utc>,
-    /// When it last came.
-    pub last_seen: DateTime<Utc>,
-    /// The length of the raw message in bytes.
-    pub num_bytes: u64,
-}
-
-/// A letter together with the raw bytes of its message.
-pub type OpenLetter = (DeadLetter, Vec<u8>);
-
-/// Which letters are meant: those that fit every part that is given.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LetterFilter {
-    /// Only these ids; `None` for any, unlike an empty list.
-    pub ids: Option<Vec<i64>>,
-    /// The name of the source.
-    pub source: Option<String>,
-    /// Who refused it.
-    pub stage: Option<Stage>,
-    /// A part of the reason, as it is written there.
-    pub reason: Option<String>,
-    /// The database's code.
-    pub code: Option<String>,
-    /// Last seen at this moment or later.
-    pub since: Option<DateTime<Utc>>,
-    /// Last seen before this moment.
-    pub until: Option<DateTime<Utc>>,
-}
-
-/// A letter as it was read: its id, and how often it had come by then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LetterVersion {
-    /// The row's own number.
-    pub id: i64,
-    /// How often it had come.
-    pub attempts: i64,
-}
-
-/// The dead letters, for an operator who looks at them, sends them through the pipeline once more, or
-/// throws them away.
-///
-/// Where a call takes `before`, it means letters with smaller ids only. A letter that is new has a
-/// larger id than all that were there, so that `before` also keeps what comes meanwhile out of it.
-pub trait DeadLetters: Send + Sync {
-    /// At most `limit` letters, the newest (largest id) first.
-    fn list<'a>(
-        &'a self,
-        filter: &'a LetterFilter,
-        before: Option<i64>,
-        limit: NonZeroUsize,
-    ) -> LocalBoxFuture<'a, Result<Vec<DeadLetter>, StoreError>>;
-
-    /// How many letters there are.
-    fn count<'a>(
-        &'a self,
-        filter: &'a LetterFilter,
-        before: Option<i64>,
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>>;
-
-    /// These letters with their raw bytes, the largest id first; ids that are not there are left out.
-    fn open<'a>(
-        &'a self,
-        ids: &'a [i64],
-    ) -> LocalBoxFuture<'a, Result<Vec<OpenLetter>, StoreError>>;
-
-    /// Removes those of these letters that have not come again since they were read; returns how many
-    /// these were.
-    fn remove_unchanged<'a>(
-        &'a self,
-        letters: &'a [LetterVersion],
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>>;
-
-    /// One letter with its raw bytes; `None` if there is none with that id.
-    fn show(&self, id: i64) -> LocalBoxFuture<'_, Result<Option<OpenLetter>, StoreError>> {
-        Box::pin(async move { Ok(self.open(&[id]).await?.pop()) })
-    }
-}
-
-/// The ids of letters by how often they had come, so that one statement removes all of a kind.
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-fn ids_by_attempts(letters: &[LetterVersion]) -> BTreeMap<i64, Vec<i64>> {
-    let mut ids = BTreeMap::<i64, Vec<i64>>::new();
-    for letter in letters {
-        ids.entry(letter.attempts).or_default().push(letter.id);
-    }
-    ids
 }

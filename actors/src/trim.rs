@@ -2,8 +2,10 @@
 //!
 //! Receives [`Trim`], from its own timer and from operators; sends nothing.
 //! Guarantee: an event goes together with its resources, and not before its time has come by the
-//! clock; a clock that was put forward meanwhile is not believed at once, and one that is far ahead of
-//! what the database remembers only once a person says so ([`Caution`]). A pass that was cut off is repaired by the next: passes are idempotent.
+//! clock. A clock that was put forward meanwhile is not believed at once (`steadiness`). A clock that is far
+//! ahead of what the database remembers is believed only once a person says so ([`Caution`]).
+//! A pass that was cut off is repaired by the next: passes are idempotent. How fast a pass goes is chosen
+//! here too (`pace`): the stores only make single steps.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -12,6 +14,8 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use chrono::{DateTime, TimeDelta, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
@@ -19,27 +23,36 @@ use crate::lifeline::Lifeline;
 use crate::messages::{Drain, Drained, Trim, TrimError, stops_when_retired};
 use crate::metrics::{Metrics, PassOutcome};
 use crate::retention::Retention;
+use crate::settings::{As, ByEvent, Count, Interval, LongerThanZero};
 use crate::status::{Component, error_chain};
 use crate::store::{Cutoffs, EventStore, StoreError, TrimStep, Trimmed};
 
 mod caution;
+mod pace;
 mod steadiness;
 
 pub use caution::Caution;
+use pace::Pace;
 use steadiness::Steadiness;
 
 /// How long events are kept, and how they are removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct TrimSettings {
-    /// From the end of one pass to the start of the next (15 min).
-    pub every: Duration,
-    /// How long an event is kept after it occurred (7 days).
+    /// How often events beyond their retention are deleted, or `off`. Shorter means smaller passes.
+    #[serde(with = "As::<Interval>")]
+    pub every: Option<Duration>,
+    /// How long events are kept, by the time at which they occurred.
+    #[serde(with = "As::<LongerThanZero>")]
     pub retention: Duration,
-    /// The same for single event names, shorter or longer (heartbeats of flow runs: 7 days).
+    /// Retention of single event names, shorter or longer: a table in the file, `name=30d,other=1h` or JSON
+    /// in a variable. Replaces the default.
+    #[serde(with = "As::<ByEvent>")]
     pub overrides: BTreeMap<String, Duration>,
-    /// Events removed in one transaction (5,000). More are faster and hold up SQLite's writers longer;
-    /// while nobody else writes, SQLite takes up to four times as many. While the same process writes,
-    /// PostgreSQL takes 1,000 at most, and a second four times what is written, or 5,000 if that is more.
+    /// Events deleted in one transaction; fewer let SQLite's writers in sooner, more finish earlier. SQLite
+    /// takes up to four times as many while nobody else writes; while this process writes to PostgreSQL at
+    /// most 1,000, and a second four times what it writes, or 5,000 if that is more.
+    #[serde(with = "As::<Count>")]
     pub batch_size: NonZeroUsize,
 }
 
@@ -47,7 +60,7 @@ impl Default for TrimSettings {
     fn default() -> Self {
         const DAY: u64 = 24 * 60 * 60;
         Self {
-            every: Duration::from_secs(15 * 60),
+            every: Some(Duration::from_secs(15 * 60)),
             retention: Duration::from_secs(7 * DAY),
             overrides: BTreeMap::from([(
                 "prefect.flow-run.heartbeat".to_owned(),
@@ -96,11 +109,9 @@ pub fn cutoffs(settings: &TrimSettings, now: DateTime<Utc>) -> Result<Cutoffs, T
     })
 }
 
-/// One retention pass: bounded steps until nothing is left to remove.
+/// One retention pass of a process that writes nothing: bounded steps until nothing is left to remove.
 ///
-/// That others who need the same locks get their turn between two steps is the store's affair. Each
-/// step is told of at once, since what it removed stays removed whatever the next one does. A step
-/// that takes too long is made again with half as many events, down to an eighth.
+/// Each step is told of at once, since what it removed stays removed whatever the next one does.
 ///
 /// # Errors
 ///
@@ -109,28 +120,40 @@ pub async fn run_pass(
     store: &dyn EventStore,
     cutoffs: &Cutoffs,
     batch_size: NonZeroUsize,
-    mut removed: impl FnMut(&Trimmed),
+    removed: impl FnMut(&Trimmed),
 ) -> Result<Trimmed, TrimError> {
-    const MAX_HALVINGS: u32 = 3;
+    let pace = Pace::alone(store.contention(), batch_size);
+    run_pass_at(pace, store, cutoffs, removed).await
+}
+
+async fn run_pass_at(
+    mut pace: Pace,
+    store: &dyn EventStore,
+    cutoffs: &Cutoffs,
+    mut note: impl FnMut(&Trimmed),
+) -> Result<Trimmed, TrimError> {
     let mut total = Trimmed::default();
-    let mut halvings = 0;
     loop {
-        let max_events =
-            NonZeroUsize::new(batch_size.get() >> halvings).unwrap_or(NonZeroUsize::MIN);
-        let step = match store.trim_at_pace(cutoffs, max_events).await {
-            Err(StoreError::TooSlow { what, .. }) if halvings < MAX_HALVINGS => {
-                halvings += 1;
+        let started = Instant::now();
+        let step = pace.next(started);
+        let max_events = step.max_events;
+        let trimmed = match store.trim(cutoffs, max_events).await {
+            Err(StoreError::TooSlow { what, .. }) if pace.halve() => {
                 log::warn!(
                     "a step of retention took too long and is made with half as many events batch.len={max_events} error={what}"
                 );
                 continue;
             }
-            step => step?,
+            trimmed => trimmed?,
         };
-        match step {
-            TrimStep::Removed(trimmed) => {
-                removed(&trimmed);
-                total += trimmed;
+        match trimmed {
+            TrimStep::Removed(removed) => {
+                note(&removed.rows);
+                total += removed.rows;
+                let rest = pace.rest(step, &removed, started.elapsed());
+                if !rest.is_zero() {
+                    tokio::time::sleep(rest).await;
+                }
             }
             TrimStep::Finished => return Ok(total),
             TrimStep::TakenByAnother => return Err(TrimError::TakenByAnother),
@@ -155,19 +178,17 @@ fn put_forward(by: TimeDelta) -> TrimError {
     ))
 }
 
-/// What a trimmer shares with the rest of its pipeline.
+/// Shared by a trimmer and the rest of its pipeline.
 #[derive(Clone)]
-pub struct TrimParts {
+pub(crate) struct TrimParts {
     /// Notes what happens to the passes.
-    pub component: Component,
-    /// Counts what was removed.
-    pub metrics: Metrics,
-    /// Tells what is old.
-    pub clock: Arc<dyn Clock>,
+    pub(crate) component: Component,
+    pub(crate) metrics: Metrics,
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
 /// The owner of one connection for trimming.
-pub struct TrimActor {
+pub(crate) struct TrimActor {
     store: Arc<dyn EventStore>,
     settings: Arc<TrimSettings>,
     steadiness: Steadiness,
@@ -179,7 +200,7 @@ pub struct TrimActor {
 
 impl TrimActor {
     /// A trimmer that makes its first pass one jittered interval after it starts.
-    pub fn new(
+    pub(crate) fn new(
         store: Arc<dyn EventStore>,
         settings: TrimSettings,
         parts: TrimParts,
@@ -191,7 +212,7 @@ impl TrimActor {
             caution: Caution {
                 began: now,
                 passed: None,
-                every: settings.every,
+                every: settings.every.unwrap_or_default(),
             },
             settings: Arc::new(settings),
             steadiness: Steadiness::new(now, Instant::now()),
@@ -203,7 +224,10 @@ impl TrimActor {
 
     /// Replicas that started together should not trim together: up to a fifth is taken off.
     fn schedule(&self, ctx: &mut Context<Self>) {
-        let delay = self.settings.every.mul_f64(1.0 - 0.2 * fastrand::f64());
+        let Some(every) = self.settings.every else {
+            return;
+        };
+        let delay = every.mul_f64(1.0 - 0.2 * fastrand::f64());
         ctx.run_later(delay, |actor, ctx| {
             let pass = actor.pass();
             ctx.spawn(pass.map(|_, actor, ctx| actor.schedule(ctx)));
@@ -244,14 +268,16 @@ impl TrimActor {
         let started = Instant::now();
         let believed = self.steadiness.look(now, started);
         let metrics = self.parts.metrics.clone();
+        let batch_size = settings.batch_size;
+        let pace = Pace::beside_writers(store.contention(), batch_size, metrics.clone());
         let caution = self.caution;
         let pass = async move {
             believed.map_err(put_forward)?;
             let cutoffs = cutoffs(&settings, now)?;
             let looked = caution.look(store.as_ref(), &cutoffs).await?;
             let last = looked.map_err(TrimError::HeldBack)?;
-            let removed = |trimmed: &Trimmed| metrics.trimmed(trimmed);
-            let trimmed = run_pass(store.as_ref(), &cutoffs, settings.batch_size, removed).await?;
+            let note = |trimmed: &Trimmed| metrics.trimmed(trimmed);
+            let trimmed = run_pass_at(pace, store.as_ref(), &cutoffs, note).await?;
             note_pass(store.as_ref(), last.now).await;
             Ok((trimmed, last.now))
         };
@@ -267,7 +293,9 @@ impl TrimActor {
     }
 
     fn succeeded(&self) {
-        if let Some(failures) = self.parts.component.succeeded() {
+        let component = &self.parts.component;
+        // The next pass is a long time away: one that succeeded is the end of a trouble.
+        if let Some(failures) = component.succeeded().or_else(|| component.closes()) {
             log::info!("retention works again failures={failures}");
         }
     }

@@ -1,11 +1,11 @@
-//! Those who wait for the same news of an actor.
+//! Replies that an actor gives later, to all that wait for the same news.
 
 use actix::dev::{MessageResponse, OneshotSender};
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
-/// Replies that are owed. Where the actor goes before it has given them, whoever waits hears that
-/// it is gone, and never that all is well.
+/// The replies that are still to come. If the actor dies first, all that wait hear that it is gone, and
+/// never that all is well.
 #[derive(Debug)]
 pub(crate) struct Waiters<T>(Vec<oneshot::Sender<T>>);
 
@@ -17,10 +17,10 @@ impl<T> Default for Waiters<T> {
 
 impl<T: Clone> Waiters<T> {
     /// A reply that comes with the next [`Waiters::answer`].
-    pub(crate) fn wait(&mut self) -> Owed<T> {
+    pub(crate) fn wait(&mut self) -> LateReply<T> {
         let (waiting, reply) = oneshot::channel();
         self.0.push(waiting);
-        Owed(reply)
+        LateReply(reply)
     }
 
     /// Answers all; one who has given up does not mind.
@@ -30,7 +30,6 @@ impl<T: Clone> Waiters<T> {
         }
     }
 
-    /// Whether nobody waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -41,9 +40,9 @@ impl<T: Clone> Waiters<T> {
 /// Not a future like actix's own, since a future has to resolve to some answer: here the sender
 /// gets a [`MailboxError`] if there is none.
 #[derive(Debug)]
-pub struct Owed<T>(oneshot::Receiver<T>);
+pub struct LateReply<T>(oneshot::Receiver<T>);
 
-impl<T> Owed<T> {
+impl<T> LateReply<T> {
     /// A reply that is there already.
     pub(crate) fn at_once(reply: T) -> Self {
         let (waiting, owed) = oneshot::channel();
@@ -52,7 +51,7 @@ impl<T> Owed<T> {
     }
 }
 
-impl<A, M> MessageResponse<A, M> for Owed<M::Result>
+impl<A, M> MessageResponse<A, M> for LateReply<M::Result>
 where
     A: Actor,
     M: Message,

@@ -15,6 +15,8 @@ pub(crate) mod generated;
 pub(crate) mod load;
 #[path = "persister.rs"]
 pub(crate) mod persister;
+#[path = "../../tests/it/support/ports.rs"]
+pub(crate) mod ports;
 #[path = "../../tests/it/support/postgres.rs"]
 pub(crate) mod postgres;
 #[path = "prefect.rs"]

@@ -9,8 +9,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+use super::ports::free_port;
 use super::postgres::Database;
-use super::redis::{RedisServer, free_port};
+use super::redis::RedisServer;
 use super::usage;
 use super::watch::Watch;
 

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::config::{Config, Effective, Listen, Misfit, Origin};
+use event_persister_actors::settings::{Period, text};
+
+use crate::config::{Config, Effective, Misfit, Origin};
+use crate::http::Listen;
 use crate::wiring::Finding;
 
 /// Kubernetes kills after so long; Docker after 10 s, systemd after 90.
@@ -34,7 +37,7 @@ fn of_prefect(misfit: &Misfit) -> Finding {
 
 fn drain_timeout(config: &Config) -> Finding {
     const ID: &str = "config.drain_timeout";
-    let timeout = config.pipeline.drain_timeout;
+    let timeout = config.drain_timeout;
     let what = format!("a shutdown takes at most {} s", timeout.as_secs());
     if timeout > KILLED_AFTER {
         return Finding::warning(
@@ -53,12 +56,7 @@ fn retention(config: &Config) -> Finding {
         return Finding::ok(ID, "trim.every is off: events are kept for ever");
     }
     let retention = config.trim.retention;
-    let shown = config
-        .effective
-        .iter()
-        .find(|setting| setting.name == "trim.retention");
-    let shown = shown.and_then(|setting| setting.value.as_deref());
-    let what = format!("events are kept for {}", shown.unwrap_or_default());
+    let what = format!("events are kept for {}", text::<Period>(&retention));
     if retention < SHORT_RETENTION {
         return Finding::warning(
             ID,
@@ -97,7 +95,7 @@ fn memory(config: &Config, limit: Option<u64>) -> Finding {
 }
 
 /// How many bytes this process takes at most, beside one event that is larger than a bound: the sum that
-/// README.md states.
+/// deploy/README.md states under "Sizing".
 fn memory_bound(config: &Config) -> u64 {
     /// The program, what databases and Redis keep for their connections, and what is kept for later.
     const ITSELF: usize = 64 << 20;
@@ -107,24 +105,29 @@ fn memory_bound(config: &Config) -> u64 {
     const BEYOND: usize = 64;
     /// What is in flight, and twice as much under suspicion.
     const IN_FLIGHT_AND_ASIDE: usize = 3;
-    /// How often a writer has a batch: as it came and as it is sent, for the one that it writes and the
-    /// next.
+    /// A batch that is being written, as rows and as it is sent: JSON may grow there.
     const COPIES_OF_BATCH: usize = 4;
 
     let http = &config.http;
-    let of_http = match http.listen {
+    let of_http = match http.listener.listen {
         Listen::Off => 0,
         Listen::At(_) => {
-            let connections = http.max_connections.get().saturating_add(BEYOND);
-            let buffered = http.max_buffered_bytes.max(http.max_body_bytes).get();
+            let connections = http.listener.max_connections.get().saturating_add(BEYOND);
+            let buffered = http.routes.max_buffered_bytes;
+            let buffered = buffered.max(http.routes.max_body_bytes).get();
             CONNECTION
                 .saturating_mul(connections)
                 .saturating_add(buffered.saturating_mul(2))
-                .saturating_add(http.max_waiting_bytes.get())
+                .saturating_add(http.intake.max_bytes.get())
         }
     };
     let in_flight = config.pipeline.max_bytes_in_flight.get();
-    let of_batches = config.batch.max_bytes.get().saturating_mul(COPIES_OF_BATCH);
+    let of_batches = config
+        .pipeline
+        .batch
+        .max_bytes
+        .get()
+        .saturating_mul(COPIES_OF_BATCH);
     let bound = of_batches
         .saturating_mul(config.pipeline.writers.get())
         .saturating_add(in_flight.saturating_mul(IN_FLIGHT_AND_ASIDE))
@@ -148,8 +151,8 @@ pub(super) fn memory_limit() -> Option<u64> {
 }
 
 fn request_timeout(config: &Config) -> Option<Finding> {
-    let timeout = config.http.request_timeout;
-    (config.http.listen != Listen::Off && timeout <= config.batch.max_age).then(|| {
+    let timeout = config.http.routes.request_timeout;
+    (config.http.listener.listen != Listen::Off && timeout <= config.pipeline.batch.max_age).then(|| {
         Finding::warning(
             "config.request_timeout",
             "a request may get 503 before its batch is even written: http.request_timeout is not longer \
@@ -160,7 +163,7 @@ fn request_timeout(config: &Config) -> Option<Finding> {
 }
 
 fn statement_timeout(config: &Config) -> Option<Finding> {
-    (config.database.statement_timeout < SHORT_STATEMENT).then(|| {
+    (config.database.postgres.statement_timeout < SHORT_STATEMENT).then(|| {
         Finding::warning(
             "config.statement_timeout",
             "database.statement_timeout is shorter than a large batch may take on a healthy server: it \
@@ -216,7 +219,7 @@ mod tests {
         assert_eq!(warned(&[], None), [""; 0]);
     }
 
-    /// Stated in README.md, and in deploy/README.md as what the limits there leave room for.
+    /// Stated in deploy/README.md, which also leaves room for it in its limits.
     #[test]
     fn the_sum_of_the_defaults_is_the_one_that_is_stated() {
         let bound = |variables: &[_]| memory_bound(&Config::of_variables(variables).unwrap()) >> 20;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::net::TcpSocket;
 
-use crate::config::{Config, Listen};
+use crate::config::Config;
 use crate::http::client::{Answer, Question, reachable};
-use crate::http::{Place, Unbindable};
+use crate::http::{Listen, ListenAddress, Unbindable};
 use crate::serve::no_source;
 use crate::wiring::Finding;
 
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(6);
 
 pub(super) async fn judge(config: &Config) -> Vec<Finding> {
     const ID: &str = "http.listen";
-    let address = match &config.http.listen {
+    let address = match &config.http.listener.listen {
         Listen::Off => {
             return vec![match no_source(config) {
                 None => Finding::ok(ID, "the listener is off"),
@@ -28,13 +28,13 @@ pub(super) async fn judge(config: &Config) -> Vec<Finding> {
         }
         Listen::At(address) => address,
     };
-    let place = match Place::resolve(address) {
-        Ok(place) => place,
+    let resolved = match ListenAddress::resolve(address) {
+        Ok(resolved) => resolved,
         Err(error) => return vec![no_such_address(address, &format!("{error:#}"))],
     };
     let mut findings = Vec::new();
     let mut not_here = Vec::new();
-    for at in place.addresses.iter().copied() {
+    for at in resolved.addresses.iter().copied() {
         match bind(at) {
             Ok(()) => findings.push(Finding::ok(ID, format!("{at} is free"))),
             Err(error) if error.kind() == ErrorKind::AddrInUse => findings.push(in_use(at).await),
@@ -53,7 +53,7 @@ pub(super) async fn judge(config: &Config) -> Vec<Finding> {
     if findings.is_empty() {
         findings = not_here;
     }
-    findings.push(auth(address, &place, config));
+    findings.push(auth(address, &resolved, config));
     findings
 }
 
@@ -82,7 +82,7 @@ async fn in_use(at: SocketAddr) -> Finding {
     // one may keep silent to the other, so both are tried at the same time.
     let how = match tokio::join!(is_ours(at, false), is_ours(at, true)) {
         (true, _) => "without TLS",
-        (_, true) => "with TLS; whom its certificate convinces was not looked at",
+        (_, true) => "with TLS; its certificate was not verified",
         (false, false) => {
             return Finding::error(
                 ID,
@@ -108,12 +108,12 @@ async fn is_ours(at: SocketAddr, encrypted: bool) -> bool {
     false
 }
 
-fn auth(address: &str, place: &Place, config: &Config) -> Finding {
+fn auth(address: &str, resolved: &ListenAddress, config: &Config) -> Finding {
     const ID: &str = "http.auth";
-    if config.http.auth_string.is_some() {
+    if config.http.routes.auth.is_some() {
         return Finding::ok(ID, "an auth string guards all but the two health paths");
     }
-    if place.is_loopback() {
+    if resolved.is_loopback() {
         return Finding::ok(ID, "only this machine can connect");
     }
     Finding::warning(

@@ -1,14 +1,15 @@
 //! What was found, for people and for machines.
 
+use event_persister_actors::store::operator::DatabaseInfo;
 use serde_json::{Value, json};
 
 use super::{Looked, Stream};
-use crate::config::{Config, Origin};
-use crate::wiring::{Finding, Prefects, Severity};
-use crate::{guard, output};
+use crate::config::Config;
+use crate::wiring::{Finding, Severity};
+use crate::{guard, output, settings};
 
 pub(super) fn print(config: &Config, looked: &Looked) -> anyhow::Result<()> {
-    print_settings(config)?;
+    settings::table(config)?;
     let seen: Vec<Vec<String>> = config
         .prefect
         .not_taken_over
@@ -22,13 +23,15 @@ pub(super) fn print(config: &Config, looked: &Looked) -> anyhow::Result<()> {
     output::line("")?;
     let (Ok(store) | Err(store)) = &looked.store;
     output::line(&format!("store: {}", output::one_line(store)))?;
-    let prefects = looked.prefects.as_ref();
+    let database = looked.database.as_ref();
     // A file of our own has nothing to do with Prefect.
-    let prefects = prefects.filter(|prefects| {
-        prefects.server.is_some() || prefects.revision.is_some() || config.database.is_prefects
+    let database = database.filter(|database| {
+        database.server.is_some()
+            || database.prefect_revision.is_some()
+            || config.database.is_prefects
     });
-    if let Some(prefects) = prefects {
-        output::line(&format!("prefect's schema: {}", describe(prefects)))?;
+    if let Some(database) = database {
+        output::line(&format!("prefect's schema: {}", describe(database)))?;
     }
     match &looked.redis {
         None => output::line("redis: not a source")?,
@@ -45,24 +48,6 @@ pub(super) fn print(config: &Config, looked: &Looked) -> anyhow::Result<()> {
     output::table(&["RESULT", "CHECK", "FOUND"], &rows(&looked.findings))?;
     output::line("")?;
     output::line(&summary(&looked.findings))
-}
-
-fn print_settings(config: &Config) -> anyhow::Result<()> {
-    let rows: Vec<Vec<String>> = config
-        .effective
-        .iter()
-        .map(|setting| {
-            vec![
-                setting.name.clone(),
-                setting
-                    .value
-                    .as_deref()
-                    .map_or_else(|| "(not set)".to_owned(), output::one_line),
-                setting.origin.to_string(),
-            ]
-        })
-        .collect();
-    output::table(&["SETTING", "VALUE", "FROM"], &rows)
 }
 
 /// The remedy stands on a line of its own beneath what it is for.
@@ -95,39 +80,25 @@ fn summary(findings: &[Finding]) -> String {
     }
 }
 
-fn describe(prefects: &Prefects) -> String {
-    let tested_with = prefects.tested_with.join(", ");
-    let found = match prefects.revision.as_deref() {
+fn describe(database: &DatabaseInfo) -> String {
+    let tested_with = database.tested_revisions.join(", ");
+    let found = match database.prefect_revision.as_deref() {
         None => "Prefect has not been in this database".to_owned(),
-        Some(revision) if prefects.tested_with.contains(&revision) => {
+        Some(revision) if database.tested_revisions.contains(&revision) => {
             format!("revision {revision}, which this version was tested with")
         }
         Some(revision) => format!(
-            "revision {revision}; this version was tested with {tested_with}, and what counts are the \
-             columns that it writes, which are looked at above"
+            "revision {revision}; this version was tested with {tested_with}. Only the columns that it \
+             writes count, and they are checked above"
         ),
     };
-    match &prefects.server {
+    match &database.server {
         None => found,
         Some(server) => format!("{found} ({server})"),
     }
 }
 
 pub(super) fn document(config: &Config, looked: &Looked) -> Value {
-    let settings: Vec<Value> = config
-        .effective
-        .iter()
-        .map(|setting| {
-            json!({
-                "name": setting.name,
-                "value": setting.value,
-                "from": setting.origin.to_string(),
-                "from_prefect": matches!(setting.origin, Origin::Prefect(_)),
-                "variable": setting.variable,
-                "help": setting.help,
-            })
-        })
-        .collect();
     let seen: Vec<Value> = config
         .prefect
         .not_taken_over
@@ -139,14 +110,14 @@ pub(super) fn document(config: &Config, looked: &Looked) -> Value {
     json!({
         "ok": looked.all_is_well(),
         "findings": looked.findings,
-        "settings": settings,
+        "settings": settings::documents(config),
         "not_taken_over": seen,
         "warnings": warnings.collect::<Vec<String>>(),
         "store": { "ok": store.is_ok(), "found": store.as_ref().ok(), "error": store.as_ref().err() },
-        "prefect_schema": looked.prefects.as_ref().map(|prefects| json!({
-            "revision": prefects.revision,
-            "tested_with": prefects.tested_with,
-            "server": prefects.server,
+        "prefect_schema": looked.database.as_ref().map(|database| json!({
+            "revision": database.prefect_revision,
+            "tested_with": database.tested_revisions,
+            "server": database.server,
         })),
         "redis": looked.redis.as_ref().map(|redis| json!({
             "ok": redis.is_ok(),
@@ -164,10 +135,10 @@ mod tests {
     #[test]
     fn a_revision_is_compared_with_the_one_of_the_tests() {
         let prefects = |revision: Option<&str>| {
-            describe(&Prefects {
-                server: None,
-                revision: revision.map(str::to_owned),
-                tested_with: &["abc", "xyz"],
+            describe(&DatabaseInfo {
+                prefect_revision: revision.map(str::to_owned),
+                tested_revisions: &["abc", "xyz"],
+                ..DatabaseInfo::default()
             })
         };
         assert!(prefects(None).contains("has not been"));

@@ -18,10 +18,10 @@ pub(super) async fn judge(config: &Config) -> Option<Finding> {
         Ok(Some(held_back)) => Some(Finding::warning(
             ID,
             held_back.to_string(),
-            "set the clock right, or run `event-persister trim --yes` if it is",
+            "if the clock is right, run `event-persister trim --yes` once; if it is not, set it",
         )),
         Err(error) => {
-            // What stands in the way of this stands in the way of the other checks too.
+            // The other checks tell what stands in the way.
             log::debug!("cannot look at retention error={error}");
             None
         }

@@ -1,8 +1,8 @@
-//! What makes shells complete the command line.
+//! Completion scripts for shells.
 
 use clap::ValueEnum;
 
-/// A shell that can complete.
+/// A shell that has completions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CompletedShell {
     Bash,
@@ -10,7 +10,7 @@ pub(crate) enum CompletedShell {
     Fish,
 }
 
-/// What makes a shell complete this command line.
+/// The completion script of a shell.
 pub(crate) fn completions(shell: CompletedShell) -> Vec<u8> {
     let shell = match shell {
         CompletedShell::Bash => clap_complete::Shell::Bash,

@@ -11,19 +11,18 @@ use event_persister_actors::store::Stage;
 
 use super::Output;
 
-/// What to do with dead letters.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum DeadLettersCommand {
-    /// List them, the newest first
+    /// List dead letters, the newest first
     #[command(after_help = "Examples:
   event-persister dead-letters list
   event-persister dead-letters list --stage store --since 2h
   event-persister dead-letters list --before 1200 --limit 20 --json")]
     List {
-        /// How many at most
+        /// List at most so many
         #[arg(long, value_name = "NUMBER", default_value = "100")]
         limit: NonZeroUsize,
-        /// Only those with a smaller id: the last one of the page before
+        /// Only letters with a smaller id: give the last id of the page before
         #[arg(long, value_name = "ID")]
         before: Option<i64>,
         #[command(flatten)]
@@ -31,9 +30,9 @@ pub(crate) enum DeadLettersCommand {
         #[command(flatten)]
         filter: LetterFlags,
     },
-    /// Show one, with its message (in hexadecimal where it is not UTF-8)
+    /// Show one dead letter with its message (in hexadecimal if it is not UTF-8)
     ///
-    /// What a terminal would obey is escaped, wherever it is printed to; --raw and --json have the
+    /// Control characters are escaped, since a terminal would obey them. --raw and --json print the
     /// message as it came.
     #[command(after_help = "Examples:
   event-persister dead-letters show 17
@@ -48,11 +47,11 @@ pub(crate) enum DeadLettersCommand {
         #[command(flatten)]
         output: Output,
     },
-    /// Send them through the pipeline once more, and remove those that are stored then
+    /// Send dead letters through the pipeline again, and remove those that are stored
     ///
-    /// For when the cause is cured: a limit raised, an index dropped, a trigger corrected. What is
-    /// refused again stays as it is, with one attempt more and the newest reason; the exit code is 1
-    /// then. Works beside a service, and needs no Redis.
+    /// Cure the cause first: raise a limit, drop an index, correct a trigger. A letter that is refused
+    /// again stays, with one attempt more and the newest reason; the exit code is 1 then. Works beside a
+    /// service, and needs no Redis.
     #[command(after_help = "Examples:
   event-persister dead-letters replay 17 18
   event-persister dead-letters replay --code 54000 --since 2h
@@ -63,13 +62,13 @@ pub(crate) enum DeadLettersCommand {
         #[command(flatten)]
         letters: Letters,
     },
-    /// Remove them for good, with their messages
+    /// Remove dead letters for good, with their messages
     #[command(after_help = "Examples:
   event-persister dead-letters purge 17 18
   event-persister dead-letters purge --stage parse --until 30d --yes
   event-persister dead-letters purge --all")]
     Purge {
-        /// Do not ask; needed where standard input is no terminal
+        /// Do not ask. Needed if standard input is no terminal
         #[arg(long)]
         yes: bool,
         #[command(flatten)]
@@ -79,50 +78,50 @@ pub(crate) enum DeadLettersCommand {
     },
 }
 
-/// Which letters something is done to: some must be meant.
+/// The letters that a command works on; at least one of the arguments is needed.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 #[command(group = ArgGroup::new("letters").required(true).multiple(true).args([
     "ids", "all", "source", "stage", "reason", "code", "since", "until",
 ]))]
 pub(crate) struct Letters {
-    /// Their ids, as `list` shows them
+    /// Ids of letters, as `list` shows them
     #[arg(
         value_name = "ID",
         conflicts_with_all = ["all", "source", "stage", "reason", "code", "since", "until"]
     )]
     pub(crate) ids: Vec<i64>,
-    /// All that there are, or all that the other flags leave
+    /// All letters, or all that match the other flags
     #[arg(long)]
     pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) filter: LetterFlags,
 }
 
-/// What letters must have in common to be meant.
+/// What the letters have in common.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Which letters")]
 pub(crate) struct LetterFlags {
-    /// Only those that came from this source, such as redis, http or file
-    // What is empty would mean every letter, which nobody says in this way.
+    /// Only letters from this source, such as redis, http or file
+    // An empty name would mean every letter, and nobody asks for them in this way.
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) source: Option<String>,
-    /// Only those that the parser refused, or only those that the database refused
+    /// Only letters that the parser refused (parse) or the database refused (store)
     #[arg(
         long,
         value_name = "STAGE",
         value_parser = PossibleValuesParser::new(STAGES.map(Stage::as_str)).map(stage)
     )]
     pub(crate) stage: Option<Stage>,
-    /// Only those with this in their reason, letter for letter
+    /// Only letters with exactly this text in their reason
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) reason: Option<String>,
-    /// Only those with this code of the database, such as 54000 or SQLITE_CONSTRAINT_CHECK
+    /// Only letters with this code of the database, such as 54000 or SQLITE_CONSTRAINT_CHECK
     #[arg(long, value_name = "SQLSTATE", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) code: Option<String>,
-    /// Only those that came last at this time or later: 2026-01-31T12:00:00Z, or so long ago: 2h
+    /// Only letters that came last at this time or later: 2026-01-31T12:00:00Z, or a span before now: 2h
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Option<Moment>,
-    /// Only those that came last before this time
+    /// Only letters that came last before this time
     #[arg(long, value_name = "TIME")]
     pub(crate) until: Option<Moment>,
 }

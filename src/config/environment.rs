@@ -3,10 +3,9 @@
 use std::ffi::OsString;
 
 use super::error::{ConfigError, nearest};
+use super::keys::{self, PREFIX, Setting};
 use super::layer::{Layer, Origin};
 use super::secret_file;
-use super::settings::{ALL, PREFIX, Setting};
-use super::value::Input;
 
 /// Names the configuration file, so it is no setting.
 pub(super) const CONFIG_VARIABLE: &str = "EVENT_PERSISTER_CONFIG";
@@ -39,10 +38,10 @@ pub(super) fn ours(
 pub(super) fn read(variables: &Variables) -> Result<Layer, ConfigError> {
     let mut layer = Layer::default();
     let mut errors = ConfigError::default();
-    for setting in ALL {
+    for setting in keys::all() {
         let value = given(setting, variables);
         match value.and_then(|value| value_or_file(setting, value, variables)) {
-            Ok(Some((input, origin))) => layer.set(setting, input, origin),
+            Ok(Some((value, origin))) => layer.set(&setting.name, value, origin),
             Ok(None) => {}
             Err(problem) => errors.add(problem),
         }
@@ -61,34 +60,32 @@ fn value_or_file(
     setting: &Setting,
     value: Option<&(String, String)>,
     variables: &Variables,
-) -> Result<Option<(Input, Origin)>, String> {
+) -> Result<Option<(String, Origin)>, String> {
     let file_variable = setting.file_variable();
     let file = variables
         .iter()
         .find(|(name, _)| Some(name) == file_variable.as_ref());
     match (value, file) {
         (None, None) => Ok(None),
-        (Some((name, value)), None) => Ok(Some((
-            Input::Text(value.clone()),
-            Origin::Variable(name.clone()),
-        ))),
+        (Some((name, value)), None) => Ok(Some((value.clone(), Origin::Variable(name.clone())))),
         (None, Some((name, path))) => secret_file::read(name, path.as_ref()).map(|text| {
             let origin = Origin::SecretFile {
                 variable: name.clone(),
                 path: path.into(),
             };
-            Some((Input::Text(text), origin))
+            Some((text, origin))
         }),
         (Some((name, _)), Some((file, _))) => Err(format!(
             "{name} and {file} both set {}; keep one",
-            setting.name()
+            setting.name
         )),
     }
 }
 
 /// The names of all variables that mean something.
 fn known() -> Vec<String> {
-    ALL.iter()
+    keys::all()
+        .iter()
         .flat_map(|setting| setting.variables().chain(setting.file_variable()))
         .chain([CONFIG_VARIABLE.to_owned()])
         .collect()
@@ -108,7 +105,7 @@ fn given<'a>(
             Some((other, value)) if *value != variable.1 => {
                 return Err(format!(
                     "{other} and {name} both set {} and differ; keep one",
-                    setting.name()
+                    setting.name
                 ));
             }
             Some(_) => {}
@@ -175,8 +172,6 @@ fn is_single_port(rest: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::settings;
-
     fn layer(pairs: &[(&str, &str)]) -> Result<Layer, String> {
         ours(
             pairs
@@ -191,8 +186,8 @@ mod tests {
     fn a_short_variable_sets_the_same_as_the_full_one() {
         for name in ["EVENT_PERSISTER_LISTEN", "EVENT_PERSISTER_HTTP_LISTEN"] {
             let layer = layer(&[(name, "off")]).unwrap();
-            let (input, origin) = layer.get(&settings::HTTP_LISTEN.setting).unwrap();
-            assert_eq!(*input, Input::Text("off".to_owned()));
+            let (input, origin) = layer.get("http.listen").unwrap();
+            assert_eq!(*input, "off");
             assert_eq!(origin.to_string(), name);
         }
         let differ = [
@@ -254,8 +249,8 @@ mod tests {
         let path = file.path().to_str().unwrap();
         let name = "EVENT_PERSISTER_REDIS_URL_FILE";
         let layer_of_file = layer(&[(name, path)]).unwrap();
-        let (input, origin) = layer_of_file.get(&settings::REDIS_URL.setting).unwrap();
-        assert_eq!(*input, Input::Text("redis://:hunter2@r".to_owned()));
+        let (input, origin) = layer_of_file.get("redis.url").unwrap();
+        assert_eq!(*input, "redis://:hunter2@r");
         assert_eq!(origin.to_string(), format!("{name} ({path})"));
         let both = [(name, path), ("EVENT_PERSISTER_REDIS_URL", "redis://r")];
         let error = layer(&both).unwrap_err();

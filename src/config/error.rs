@@ -9,14 +9,12 @@ pub(crate) struct ConfigError {
 }
 
 impl ConfigError {
-    /// With one problem.
     pub(crate) fn new(problem: impl Into<String>) -> Self {
         Self {
             problems: vec![problem.into()],
         }
     }
 
-    /// Notes one more problem.
     pub(crate) fn add(&mut self, problem: impl Into<String>) {
         self.problems.push(problem.into());
     }

@@ -3,15 +3,14 @@
 use std::borrow::Cow;
 use std::path::Path;
 
+use serde_json::Value;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, nearest};
+use super::keys;
 use super::layer::{Layer, Origin};
-use super::settings::ALL;
-use super::value::Input;
 
-/// Reads the file.
 pub(super) fn read(path: &Path) -> Result<Layer, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         ConfigError::new(format!(
@@ -61,17 +60,17 @@ impl File<'_> {
             errors.add(format!("{place}: {}", outside_of_sections(name)));
             return;
         };
-        if !ALL.iter().any(|setting| setting.section == name) {
+        if !keys::sections().contains(&name.as_ref()) {
             errors.add(format!("{place}: {}", unknown_section(name)));
             return;
         }
         for (key, value) in keys {
-            let setting = ALL
+            let setting = keys::all()
                 .iter()
-                .find(|setting| setting.section == name && setting.key == key.get_ref());
+                .find(|setting| setting.section == name && setting.key == *key.get_ref());
             match setting {
                 Some(setting) => layer.set(
-                    setting,
+                    &setting.name,
                     convert(value.get_ref()),
                     Origin::File {
                         path: self.path.to_owned(),
@@ -101,75 +100,72 @@ impl File<'_> {
     }
 }
 
-fn convert(value: &DeValue<'_>) -> Input {
+fn convert(value: &DeValue<'_>) -> Value {
     match value {
-        DeValue::String(text) => Input::Text(text.clone().into_owned()),
-        DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
-            .map_or_else(|_| Input::Other(number.to_string()), Input::Integer),
-        DeValue::Float(number) => Input::Other(number.to_string()),
-        DeValue::Boolean(value) => Input::Other(value.to_string()),
-        DeValue::Datetime(value) => Input::Other(value.to_string()),
-        DeValue::Array(_) => Input::Other("a list".to_owned()),
-        DeValue::Table(table) => Input::Table(
-            table
-                .iter()
-                .map(|(key, value)| (key.get_ref().to_string(), convert(value.get_ref())))
-                .collect(),
-        ),
+        DeValue::String(text) => text.as_ref().into(),
+        // What is no number of 64 bits is right nowhere; it is kept to be quoted.
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
+            .map_or_else(|_| number.to_string().into(), Value::from),
+        DeValue::Float(number) => {
+            (number.as_str().parse::<f64>()).map_or_else(|_| number.to_string().into(), Value::from)
+        }
+        DeValue::Boolean(value) => (*value).into(),
+        DeValue::Datetime(value) => value.to_string().into(),
+        DeValue::Array(_) => Value::Array(Vec::new()),
+        DeValue::Table(table) => table
+            .iter()
+            .map(|(key, value)| (key.get_ref().to_string(), convert(value.get_ref())))
+            .collect(),
     }
 }
 
 fn outside_of_sections(key: &str) -> String {
-    let keys: Vec<String> = ALL
-        .iter()
-        .filter(|setting| setting.key == key)
+    let settings = keys::all().iter().filter(|setting| setting.key == key);
+    let sections: Vec<String> = settings
         .map(|setting| format!("[{}]", setting.section))
         .collect();
-    let hint = if keys.is_empty() {
-        format!("the sections are {}", sections().join(", "))
+    let hint = if sections.is_empty() {
+        format!("the sections are {}", all_sections())
     } else {
-        format!("it belongs into {}", keys.join(" or "))
+        format!("it belongs into {}", sections.join(" or "))
     };
     format!("the key {key:?} stands outside of a section; {hint}")
 }
 
 fn unknown_section(name: &str) -> String {
-    let hint = match nearest(name, ALL.iter().map(|setting| setting.section)) {
+    let hint = match nearest(name, keys::sections()) {
         Some(near) => format!("did you mean [{near}]?"),
-        None => format!("the sections are {}", sections().join(", ")),
+        None => format!("the sections are {}", all_sections()),
     };
     format!("unknown section [{name}]; {hint}")
 }
 
 fn unknown_key(section: &str, key: &str) -> String {
-    let of_section = || ALL.iter().filter(|setting| setting.section == section);
-    let hint = match nearest(key, of_section().map(|setting| setting.key)) {
+    let settings = keys::all().iter();
+    let of_section: Vec<&str> = settings
+        .filter(|setting| setting.section == section)
+        .map(|setting| setting.key.as_str())
+        .collect();
+    let hint = match nearest(key, of_section.iter().copied()) {
         Some(near) => format!("did you mean {near:?}?"),
-        None => match ALL.iter().find(|setting| setting.key == key) {
+        None => match keys::all().iter().find(|setting| setting.key == key) {
             Some(elsewhere) => format!("it belongs into [{}]", elsewhere.section),
-            None => {
-                let keys: Vec<&str> = of_section().map(|setting| setting.key).collect();
-                format!("the keys there are {}", keys.join(", "))
-            }
+            None => format!("the keys there are {}", of_section.join(", ")),
         },
     };
     format!("unknown key {key:?} in section [{section}]; {hint}")
 }
 
-fn sections() -> Vec<String> {
-    let mut sections: Vec<String> = ALL
-        .iter()
-        .map(|setting| format!("[{}]", setting.section))
+fn all_sections() -> String {
+    let sections: Vec<String> = (keys::sections().iter())
+        .map(|section| format!("[{section}]"))
         .collect();
-    sections.dedup();
-    sections
+    sections.join(", ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::settings;
-
     fn error(text: &str) -> String {
         parse(text, Path::new("p.toml")).unwrap_err().to_string()
     }
@@ -181,8 +177,8 @@ mod tests {
             Path::new("p.toml"),
         )
         .unwrap();
-        let (input, origin) = layer.get(&settings::BATCH_MAX_EVENTS.setting).unwrap();
-        assert_eq!(*input, Input::Integer(5));
+        let (input, origin) = layer.get("batch.max_events").unwrap();
+        assert_eq!(*input, 5);
         assert_eq!(origin.to_string(), "p.toml:4");
     }
 

@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use super::settings::Setting;
-use super::value::Input;
+use event_persister_actors::address::mask;
+use serde::de::DeserializeOwned;
+use serde::ser::Serialize;
+use serde_json::{Map, Value};
+
+use super::error::ConfigError;
 
 /// Where a value was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,18 +18,13 @@ pub(crate) enum Origin {
     Default,
     /// In the file, at a line that counts from 1.
     File {
-        /// As it was named.
         path: PathBuf,
-        /// Of the value.
         line: usize,
     },
-    /// In this environment variable.
     Variable(String),
     /// In a file for secrets that this environment variable names.
     SecretFile {
-        /// The variable.
         variable: String,
-        /// As it was named.
         path: PathBuf,
     },
     /// In these variables of Prefect's server.
@@ -46,18 +45,58 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What one place says about the settings, by their names.
+/// What one place says about the settings, by their names. Variables and flags are always texts.
 #[derive(Debug, Default, PartialEq)]
-pub(crate) struct Layer(BTreeMap<String, (Input, Origin)>);
+pub(crate) struct Layer(BTreeMap<String, (Value, Origin)>);
 
 impl Layer {
-    /// Notes a value.
-    pub(crate) fn set(&mut self, setting: &Setting, input: Input, origin: Origin) {
-        self.0.insert(setting.name(), (input, origin));
+    pub(crate) fn set(&mut self, name: &str, value: impl Into<Value>, origin: Origin) {
+        self.0.insert(name.to_owned(), (value.into(), origin));
     }
 
-    /// What it says about a setting, if anything.
-    pub(crate) fn get(&self, setting: &Setting) -> Option<&(Input, Origin)> {
-        self.0.get(&setting.name())
+    /// What it says about the setting of this name, if anything.
+    pub(crate) fn get(&self, name: &str) -> Option<&(Value, Origin)> {
+        self.0.get(name)
+    }
+}
+
+/// From the one that counts most to the one that counts least; below them are the defaults.
+#[derive(Debug, Default)]
+pub(crate) struct Layers(pub(crate) Vec<Layer>);
+
+impl Layers {
+    /// The value that counts; `None` for the default.
+    pub(crate) fn find(&self, name: &str) -> Option<&(Value, Origin)> {
+        self.0.iter().find_map(|layer| layer.get(name))
+    }
+
+    pub(crate) fn origin(&self, name: &str) -> Origin {
+        self.find(name)
+            .map_or(Origin::Default, |(_, origin)| origin.clone())
+    }
+
+    /// A struct of settings whose fields are keys of this section.
+    pub(crate) fn read<T: Default + Serialize + DeserializeOwned>(
+        &self,
+        section: &str,
+    ) -> Result<T, ConfigError> {
+        let wrong = |error: serde_json::Error| ConfigError::new(format!("[{section}]: {error}"));
+        let fields = serde_json::to_value(T::default()).map_err(wrong)?;
+        let keys = fields.as_object().into_iter().flat_map(Map::keys);
+        let given = keys.filter_map(|key| {
+            let (value, _) = self.find(&format!("{section}.{key}"))?;
+            Some((key.clone(), value.clone()))
+        });
+        serde_json::from_value(given.collect()).map_err(wrong)
+    }
+}
+
+/// A value as it is quoted to the person who wrote it.
+pub(crate) fn quote(value: &Value) -> String {
+    match value {
+        Value::String(text) => format!("{:?}", mask(text)),
+        Value::Object(_) => "a table".to_owned(),
+        Value::Array(_) => "a list".to_owned(),
+        other => other.to_string(),
     }
 }

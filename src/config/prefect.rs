@@ -11,10 +11,12 @@ use std::ffi::OsString;
 use std::fmt;
 use std::time::Duration;
 
+use event_persister_actors::address::encode;
+use serde_json::Value;
+
 use super::error::ConfigError;
-use super::layer::{Layer, Origin};
-use super::settings::{self, Setting};
-use super::value::Input;
+use super::keys;
+use super::layer::{Layer, Origin, quote};
 
 mod database;
 mod not_taken_over;
@@ -43,6 +45,45 @@ const FLUSH_INTERVAL: [&str; 2] = [
 const PERSISTER_ENABLED: [&str; 2] = [
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED",
     "PREFECT_API_SERVICES_EVENT_PERSISTER_ENABLED",
+];
+
+type Read = fn(&str) -> Result<Reading, String>;
+
+/// What Prefect lets through. It checks an event's size where events come in by HTTP; what is on the bus is
+/// stored.
+const LIMITS: [(&str, &[&str], Read); 4] = [
+    (
+        "events.max_labels_per_resource",
+        &[
+            "PREFECT_SERVER_EVENTS_MAXIMUM_LABELS_PER_RESOURCE",
+            "PREFECT_EVENTS_MAXIMUM_LABELS_PER_RESOURCE",
+        ],
+        limit,
+    ),
+    (
+        "events.max_related_resources",
+        &[
+            "PREFECT_SERVER_EVENTS_MAXIMUM_RELATED_RESOURCES",
+            "PREFECT_EVENTS_MAXIMUM_RELATED_RESOURCES",
+        ],
+        limit,
+    ),
+    (
+        "http.max_event_bytes",
+        &[
+            "PREFECT_SERVER_EVENTS_MAXIMUM_SIZE_BYTES",
+            "PREFECT_EVENTS_MAXIMUM_SIZE_BYTES",
+        ],
+        limit,
+    ),
+    (
+        "events.max_event_name_length",
+        &["PREFECT_SERVER_EVENTS_MAXIMUM_EVENT_NAME_LENGTH"],
+        |value| match pydantic::integer(value) {
+            Some(number) if number < 1 => Err("give a number above 0".to_owned()),
+            _ => limit(value),
+        },
+    ),
 ];
 
 /// What Prefect's environment says beside the values that were taken over.
@@ -75,7 +116,6 @@ impl fmt::Display for Misfit {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Seen {
     pub(crate) variable: String,
-    /// Why.
     pub(crate) reason: String,
 }
 
@@ -128,9 +168,11 @@ pub(super) fn read(
     database::read(&mut reader);
     redis::read(&mut reader);
     retention::read(&mut reader);
-    reader.limits();
+    for (setting, names, read) in LIMITS {
+        reader.take(setting, names, read);
+    }
     reader.take(
-        &settings::HTTP_AUTH_STRING.setting,
+        "http.auth_string",
         &["PREFECT_SERVER_API_AUTH_STRING"],
         text,
     );
@@ -143,7 +185,7 @@ pub(super) fn read(
 
 /// What a text means to us.
 enum Reading {
-    Value(Input),
+    Value(Value),
     /// Prefect takes it and we cannot: why.
     Unusable(String),
 }
@@ -160,7 +202,7 @@ impl<'a> Reader<'a> {
     /// Takes a setting over from the first of these variables that is set.
     fn take(
         &mut self,
-        setting: &Setting,
+        setting: &str,
         names: &[&'static str],
         read: impl FnOnce(&str) -> Result<Reading, String>,
     ) {
@@ -176,23 +218,40 @@ impl<'a> Reader<'a> {
             return;
         }
         match read(value) {
-            Ok(Reading::Value(input)) => self.set(setting, input, name),
+            Ok(Reading::Value(value)) => self.set(setting, value, name),
             Ok(Reading::Unusable(reason)) => self.see(name, reason),
-            Err(expected) => self.refuse(name, (!setting.secret).then_some(value), &expected),
+            Err(expected) => self.refuse(
+                name,
+                (!keys::is_secret(setting)).then_some(value),
+                &expected,
+            ),
         }
     }
 
-    fn set(&mut self, setting: &Setting, input: Input, variables: &str) {
+    fn set(&mut self, setting: &str, value: impl Into<Value>, variables: &str) {
         self.layer
-            .set(setting, input, Origin::Prefect(variables.to_owned()));
+            .set(setting, value, Origin::Prefect(variables.to_owned()));
+    }
+
+    /// Notes a value that those of these variables make up that are set.
+    fn set_from_parts(
+        &mut self,
+        setting: &str,
+        value: String,
+        parts: impl Iterator<Item = &'static str>,
+    ) {
+        let given: Vec<&str> = parts
+            .filter(|part| self.variables.get(part).is_some())
+            .collect();
+        self.set(setting, value, &given.join(", "));
     }
 
     /// Why a setting needs no value from here, if it needs none.
-    fn is_set_elsewhere(&self, setting: &Setting) -> Option<String> {
+    fn is_set_elsewhere(&self, setting: &str) -> Option<String> {
         self.higher
             .iter()
             .find_map(|layer| layer.get(setting))
-            .map(|(_, origin)| format!("{} is set by {origin}", setting.name()))
+            .map(|(_, origin)| format!("{setting} is set by {origin}"))
     }
 
     /// Notes a variable that is set and not taken over.
@@ -213,10 +272,7 @@ impl<'a> Reader<'a> {
 
     /// Notes a value that Prefect refuses too; `None` if it must not be repeated.
     fn refuse(&mut self, name: &str, value: Option<&str>, expected: &str) {
-        let value = value.map_or_else(
-            || "the value".to_owned(),
-            |value| Input::Text(value.to_owned()).quote(),
-        );
+        let value = value.map_or_else(|| "the value".to_owned(), |value| quote(&value.into()));
         self.errors.add(format!(
             "{name}: {value} is nothing that Prefect's server would start with: {expected}"
         ));
@@ -230,43 +286,6 @@ impl<'a> Reader<'a> {
             self.refuse(name, Some(value), "give true or false");
         }
         switch.map(|switch| (name, switch))
-    }
-
-    /// The validation of events.
-    fn limits(&mut self) {
-        self.take(
-            &settings::EVENTS_MAX_LABELS_PER_RESOURCE.setting,
-            &[
-                "PREFECT_SERVER_EVENTS_MAXIMUM_LABELS_PER_RESOURCE",
-                "PREFECT_EVENTS_MAXIMUM_LABELS_PER_RESOURCE",
-            ],
-            limit,
-        );
-        self.take(
-            &settings::EVENTS_MAX_RELATED_RESOURCES.setting,
-            &[
-                "PREFECT_SERVER_EVENTS_MAXIMUM_RELATED_RESOURCES",
-                "PREFECT_EVENTS_MAXIMUM_RELATED_RESOURCES",
-            ],
-            limit,
-        );
-        // Prefect checks the size where events come in by HTTP; what is on the bus is stored.
-        self.take(
-            &settings::HTTP_MAX_EVENT_BYTES.setting,
-            &[
-                "PREFECT_SERVER_EVENTS_MAXIMUM_SIZE_BYTES",
-                "PREFECT_EVENTS_MAXIMUM_SIZE_BYTES",
-            ],
-            limit,
-        );
-        self.take(
-            &settings::EVENTS_MAX_EVENT_NAME_LENGTH.setting,
-            &["PREFECT_SERVER_EVENTS_MAXIMUM_EVENT_NAME_LENGTH"],
-            |value| match pydantic::integer(value) {
-                Some(number) if number < 1 => Err("give a number above 0".to_owned()),
-                _ => limit(value),
-            },
-        );
     }
 
     fn warn_of_prefects_persister(&mut self) {
@@ -301,9 +320,17 @@ fn flush_interval(variables: &Variables) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// As it stands.
+/// A host as a URL has it.
+fn host(text: &str) -> String {
+    if text.contains(':') {
+        format!("[{text}]")
+    } else {
+        encode(text)
+    }
+}
+
 fn text(value: &str) -> Result<Reading, String> {
-    Ok(Reading::Value(Input::Text(value.to_owned())))
+    Ok(Reading::Value(value.into()))
 }
 
 fn limit(value: &str) -> Result<Reading, String> {
@@ -314,7 +341,7 @@ fn limit(value: &str) -> Result<Reading, String> {
         Some(number) if number < 1 => Ok(Reading::Unusable(
             "with less than 1 every event would be refused; the default counts".to_owned(),
         )),
-        Some(number) => Ok(Reading::Value(Input::Integer(number.min(NO_LIMIT)))),
+        Some(number) => Ok(Reading::Value(number.min(NO_LIMIT).to_string().into())),
     }
 }
 

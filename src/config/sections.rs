@@ -1,116 +1,97 @@
-//! What can be set, section by section, with right values only.
+//! The settings of the composition itself: which database, which Redis, and how the process ends.
 
-use std::num::{NonZeroU64, NonZeroUsize};
-use std::path::PathBuf;
 use std::time::Duration;
 
+use event_persister_actors::settings::{As, Period, Spelling};
+use event_persister_actors::source::redis::RedisUrl;
+use schemars::{JsonSchema, Schema, json_schema};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
 use super::database_url::DatabaseUrl;
-use super::redis_url::RedisAddress;
-use super::value::{Listen, LogFormat, Overrides, Secret, TlsMode};
 
-/// `[database]`
-#[derive(Debug)]
-pub(crate) struct Database {
+/// Which database it is; how it is reached is the adapters' affair.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct WhichDatabase {
+    /// Where events go. `sqlite://` and a path, relative or absolute, or
+    /// `postgresql://user:password@host:port/database`; SQLAlchemy's `sqlite+aiosqlite:///` and
+    /// `postgresql+asyncpg://` work too.
+    #[serde(with = "As::<DatabaseUrl>")]
     pub(crate) url: DatabaseUrl,
-    /// Whether Prefect's environment named it: then Prefect's own migrations make its tables.
-    pub(crate) is_prefects: bool,
-    pub(crate) busy_timeout: Duration,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) statement_timeout: Duration,
-    pub(crate) lock_timeout: Duration,
-    pub(crate) search_path: Option<String>,
-    pub(crate) application_name: String,
-    pub(crate) prepared_statements: bool,
-    pub(crate) tls: Tls,
 }
 
-/// `[database] tls…`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tls {
-    pub(crate) mode: TlsMode,
-    pub(crate) check_hostname: bool,
-    pub(crate) ca_file: Option<PathBuf>,
-    pub(crate) cert_file: Option<PathBuf>,
-    pub(crate) key_file: Option<PathBuf>,
+/// Which Redis it is, if any.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct WhichRedis {
+    /// A Redis whose stream is read, `redis://user:password@host:port/database` or `rediss://` for TLS;
+    /// `off` reads none, whatever Prefect's environment says.
+    #[serde(with = "As::<UrlOrOff>")]
+    pub(crate) url: Option<RedisUrl>,
 }
 
-/// `[redis]`
-#[derive(Debug)]
-pub(crate) struct Redis {
-    pub(crate) address: RedisAddress,
-    pub(crate) stream: String,
-    pub(crate) group: String,
-    pub(crate) claim_idle: Duration,
-    pub(crate) guard: bool,
-    pub(crate) guard_group: String,
-    pub(crate) guard_max_entries: NonZeroU64,
-    pub(crate) trim_stream: bool,
-    pub(crate) ca_file: Option<PathBuf>,
-    pub(crate) certificate: Option<CertificateFiles>,
-}
-
-/// `[http]`
-#[derive(Debug)]
-pub(crate) struct Http {
-    pub(crate) listen: Listen,
-    pub(crate) auth_string: Option<Secret>,
-    pub(crate) tls: Option<CertificateFiles>,
-    pub(crate) max_connections: NonZeroUsize,
-    pub(crate) idle_timeout: Duration,
-    pub(crate) body_timeout: Duration,
-    pub(crate) max_body_bytes: NonZeroUsize,
-    pub(crate) max_event_bytes: NonZeroUsize,
-    pub(crate) max_buffered_bytes: NonZeroUsize,
-    pub(crate) request_timeout: Duration,
-    pub(crate) max_waiting_events: NonZeroUsize,
-    pub(crate) max_waiting_bytes: NonZeroUsize,
-}
-
-/// A certificate and its key, both as PEM.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct CertificateFiles {
-    pub(crate) cert: PathBuf,
-    pub(crate) key: PathBuf,
-}
-
-/// `[pipeline]`
-#[derive(Debug)]
-pub(crate) struct Pipeline {
-    pub(crate) writers: NonZeroUsize,
-    pub(crate) max_bytes_in_flight: NonZeroUsize,
+/// How the pipeline ends.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Shutdown {
+    /// How long a shutdown may take to write what is held; what is left then stays with its source. Keep it
+    /// below your supervisor's kill time.
+    #[serde(with = "As::<Period>")]
     pub(crate) drain_timeout: Duration,
 }
 
-/// `[batch]`
-#[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) max_events: NonZeroUsize,
-    pub(crate) max_bytes: NonZeroUsize,
-    pub(crate) linger: Duration,
-    pub(crate) max_age: Duration,
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self {
+            drain_timeout: Duration::from_secs(20),
+        }
+    }
 }
 
-/// `[trim]`
-#[derive(Debug)]
-pub(crate) struct Trim {
-    /// `None` when it is off.
-    pub(crate) every: Option<Duration>,
-    pub(crate) retention: Duration,
-    pub(crate) overrides: Overrides,
-    pub(crate) batch_size: NonZeroUsize,
+/// The URL of a Redis, or `off`.
+struct UrlOrOff;
+
+impl Spelling for UrlOrOff {
+    type Value = Option<RedisUrl>;
+
+    fn read(given: &Value) -> Result<Self::Value, String> {
+        match given.as_str().unwrap_or_default().trim() {
+            "off" => Ok(None),
+            url => url
+                .parse()
+                .map(Some)
+                .map_err(|error| format!("{error}; off reads none")),
+        }
+    }
+
+    fn write(value: &Self::Value) -> Value {
+        value
+            .as_ref()
+            .map_or_else(|| "off".into(), |url| url.masked().into())
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string" })
+    }
 }
 
-/// `[events]`
-#[derive(Debug)]
-pub(crate) struct Events {
-    pub(crate) max_labels_per_resource: NonZeroUsize,
-    pub(crate) max_related_resources: NonZeroUsize,
-    pub(crate) max_event_name_length: NonZeroUsize,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// `[log]`
-#[derive(Debug)]
-pub(crate) struct Log {
-    pub(crate) format: LogFormat,
-    pub(crate) level: String,
+    fn shown<S: Spelling>(text: &str) -> Result<Value, String> {
+        S::read(&text.into()).map(|value| S::write(&value))
+    }
+
+    #[test]
+    fn redis_can_be_off() {
+        assert_eq!(shown::<UrlOrOff>("off"), Ok("off".into()));
+        assert_eq!(
+            shown::<UrlOrOff>("redis://:p@r"),
+            Ok("redis://:***@r:6379/0".into())
+        );
+        let error = shown::<UrlOrOff>("redis+sentinel://a,b/m").unwrap_err();
+        assert!(error.contains("Sentinel"), "{error}");
+    }
 }

@@ -14,7 +14,6 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Of this process's environment.
     pub(crate) fn of_environment() -> Self {
         Self::of(std::env::vars_os(), std::process::id())
     }

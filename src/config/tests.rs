@@ -5,8 +5,30 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
-use super::settings::{ALL, PREFIX};
+use event_persister_actors::settings::plain;
+use event_persister_actors::source::http::AuthString;
+use event_persister_actors::store::postgres::TlsMode;
+
+use super::keys::PREFIX;
 use super::*;
+use crate::http::Listen;
+use crate::logging::LogFormat;
+
+impl Config {
+    /// Of nothing but the defaults.
+    pub(crate) fn of_defaults() -> Result<Self, ConfigError> {
+        Self::from_parts(&Flags::default(), [])
+    }
+
+    /// Of these variables and the defaults.
+    pub(crate) fn of_variables(variables: &[(&str, &str)]) -> Result<Self, ConfigError> {
+        let variables = variables.iter();
+        Self::from_parts(
+            &Flags::default(),
+            variables.map(|(name, value)| (name.into(), value.into())),
+        )
+    }
+}
 
 fn file(text: &str) -> NamedTempFile {
     let mut file = NamedTempFile::with_suffix(".toml").unwrap();
@@ -35,12 +57,15 @@ pub(super) fn effective<'a>(config: &'a Config, name: &str) -> &'a Effective {
 #[test]
 fn without_any_settings_the_defaults_count() {
     let config = load(&Flags::default(), &[("PATH", "/bin")]).unwrap();
-    assert_eq!(config.http.listen, Listen::At("127.0.0.1:4280".to_owned()));
+    assert_eq!(
+        config.http.listener.listen,
+        Listen::At("127.0.0.1:4280".to_owned())
+    );
     assert_eq!(config.pipeline.writers.get(), 2);
-    assert_eq!(config.batch.linger, Duration::from_millis(5));
+    assert_eq!(config.pipeline.batch.linger, Duration::from_millis(5));
     assert_eq!(config.trim.every, Some(Duration::from_secs(900)));
-    assert_eq!(config.trim.overrides.0.len(), 1);
-    assert_eq!(config.http.auth_string, None);
+    assert_eq!(config.trim.overrides.len(), 1);
+    assert_eq!(config.http.routes.auth, None);
     assert!(config.effective.iter().all(|e| e.origin == Origin::Default));
     assert_eq!(effective(&config, "http.auth_string").value, None);
 }
@@ -55,7 +80,7 @@ fn batches_are_larger_on_sqlite_unless_told() {
         (vec![told], 1_000),
     ] {
         let config = load(&Flags::default(), &environment).unwrap();
-        assert_eq!(config.batch.max_events.get(), expected);
+        assert_eq!(config.pipeline.batch.max_events.get(), expected);
         let shown = effective(&config, "batch.max_events").value.clone();
         assert_eq!(shown, Some(expected.to_string()));
     }
@@ -77,8 +102,8 @@ fn flags_come_before_variables_before_the_file_before_defaults() {
     ];
     let config = load(&flags, &environment).unwrap();
     assert_eq!(config.pipeline.writers.get(), 5);
-    assert_eq!(config.batch.max_events.get(), 40);
-    assert_eq!(config.batch.max_bytes.get(), 300);
+    assert_eq!(config.pipeline.batch.max_events.get(), 40);
+    assert_eq!(config.pipeline.batch.max_bytes.get(), 300);
     let origin = |name| effective(&config, name).origin.clone();
     assert_eq!(origin("pipeline.writers"), Origin::Flag("--writers"));
     assert_eq!(
@@ -109,11 +134,12 @@ fn the_file_can_be_named_by_a_variable() {
 
 #[test]
 fn every_setting_is_a_key_of_the_file_and_a_variable() {
-    for setting in ALL {
-        let value = setting.default.unwrap_or(match setting.name().as_str() {
-            "redis.url" => "redis://r:6379/0",
-            _ => "user:password",
-        });
+    for setting in keys::all() {
+        let value = match &setting.default {
+            serde_json::Value::Null => plain(&setting.schema["examples"][0]),
+            default => plain(default),
+        };
+        let value = value.as_str();
         let file = file(&format!(
             "[{}]\n{} = {value:?}\n",
             setting.section, setting.key
@@ -133,16 +159,16 @@ fn every_setting_is_a_key_of_the_file_and_a_variable() {
         let config = load(&flags, &variables).unwrap();
         assert!(
             matches!(
-                effective(&config, &setting.name()).origin,
+                effective(&config, &setting.name).origin,
                 Origin::File { line: 2, .. }
             ),
             "{}",
-            setting.name()
+            setting.name
         );
         variables.push((&variable, value));
         let config = load(&flags, &variables).unwrap();
         assert_eq!(
-            effective(&config, &setting.name()).origin,
+            effective(&config, &setting.name).origin,
             Origin::Variable(setting.variable())
         );
     }
@@ -217,8 +243,8 @@ fn secrets_stay_secret() {
     )
     .unwrap();
     assert_eq!(
-        config.http.auth_string.as_ref().unwrap().reveal(),
-        "admin:hunter2"
+        config.http.routes.auth,
+        Some(AuthString::new("admin:hunter2"))
     );
     assert_eq!(
         effective(&config, "http.auth_string").value.as_deref(),
@@ -251,9 +277,12 @@ fn what_a_url_says_counts_unless_its_own_setting_says_something() {
         ("EVENT_PERSISTER_DATABASE_CONNECT_TIMEOUT", "9s"),
     ];
     let config = load(&Flags::default(), &pairs).unwrap();
-    assert_eq!(config.database.tls.mode, TlsMode::Require);
-    assert_eq!(config.database.application_name, "mine");
-    assert_eq!(config.database.connect_timeout, Duration::from_secs(9));
+    assert_eq!(config.database.postgres.tls, TlsMode::Require);
+    assert_eq!(config.database.postgres.application_name, "mine");
+    assert_eq!(
+        config.database.postgres.connect_timeout,
+        Duration::from_secs(9)
+    );
     let tls = effective(&config, "database.tls");
     assert_eq!(tls.value.as_deref(), Some("require"));
     assert_eq!(tls.origin.to_string(), "EVENT_PERSISTER_DATABASE_URL");
@@ -306,12 +335,15 @@ fn the_readmes_example_is_right() {
         ..Flags::default()
     };
     let config = load(&flags, &[]).unwrap();
-    assert_eq!(config.http.listen, Listen::At("0.0.0.0:4280".to_owned()));
-    assert!(config.http.auth_string.is_some());
+    assert_eq!(
+        config.http.listener.listen,
+        Listen::At("0.0.0.0:4280".to_owned())
+    );
+    assert!(config.http.routes.auth.is_some());
     let days = |count: u64| Duration::from_secs(count * 24 * 60 * 60);
     assert_eq!(config.trim.retention, days(30));
     assert_eq!(
-        config.trim.overrides.0.get("prefect.flow-run.heartbeat"),
+        config.trim.overrides.get("prefect.flow-run.heartbeat"),
         Some(&days(1))
     );
 }

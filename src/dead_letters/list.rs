@@ -3,11 +3,10 @@
 use std::num::NonZeroUsize;
 
 use anyhow::Context as _;
-use event_persister_actors::store::{DeadLetter, DeadLetters, LetterFilter};
+use event_persister_actors::store::operator::{DeadLetter, LetterFilter, StoreOperator};
 
 use crate::output;
 
-/// Which letters are listed.
 pub(super) struct Page {
     pub(super) filter: LetterFilter,
     pub(super) before: Option<i64>,
@@ -26,12 +25,12 @@ const HEADER: [&str; 8] = [
 ];
 
 pub(super) async fn run(
-    letters: &dyn DeadLetters,
+    letters: &dyn StoreOperator,
     wanted: &Page,
     json: bool,
 ) -> anyhow::Result<()> {
     let listed = letters
-        .list(&wanted.filter, wanted.before, wanted.limit)
+        .list_letters(&wanted.filter, wanted.before, wanted.limit)
         .await
         .context("cannot list the dead letters")?;
     if json {

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, bail};
-use event_persister_actors::store::{DeadLetters, LetterVersion};
+use event_persister_actors::store::operator::{LetterVersion, StoreOperator};
 use serde_json::json;
 
 use super::PAGE;
@@ -12,7 +12,7 @@ use crate::output;
 /// Removes the letters, but for those that have come again since they were looked at; whether that
 /// was allowed.
 pub(super) async fn run(
-    letters: &dyn DeadLetters,
+    letters: &dyn StoreOperator,
     shown: &[LetterVersion],
     yes: bool,
     json: bool,
@@ -22,7 +22,7 @@ pub(super) async fn run(
     let mut num_removed = 0;
     if is_allowed {
         for page in shown.chunks(PAGE.get()) {
-            let removed = letters.remove_unchanged(page).await;
+            let removed = letters.remove_letters(page).await;
             num_removed += removed.context("cannot remove the dead letters")?;
         }
     }
@@ -34,11 +34,11 @@ pub(super) async fn run(
     Ok(is_allowed)
 }
 
-/// Asks whoever sits at the terminal; the question goes where results do not.
+/// Asks the person at the terminal; the question goes where results do not.
 async fn ask(num: u64) -> anyhow::Result<bool> {
     let would = format!("this would remove {} for good", num_letters(num));
     if !io::stdin().is_terminal() {
-        bail!("{would}; nothing was removed: to do so without being asked, give --yes");
+        bail!("{would}; nothing was removed. Give --yes to remove them without a question");
     }
     // A signal must be able to end the process while nobody answers.
     let asked = actix_rt::task::spawn_blocking(move || {

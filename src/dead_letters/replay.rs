@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use event_persister_actors::metrics::LedgerCounts;
-use event_persister_actors::store::DeadLetters;
+use event_persister_actors::store::operator::StoreOperator;
 use indicatif::{MultiProgress, ProgressBar};
 use serde::Serialize;
 
@@ -14,13 +14,13 @@ use crate::finite_run::{End, FiniteRun};
 use crate::signals::Signals;
 use crate::{output, wiring};
 
-const AGAIN: &str = "replay again, letters whose events are stored go then";
+const AGAIN: &str = "run replay again: it removes the letters whose events are stored";
 
 /// Replays the letters; whether all of them are stored now.
 pub(super) async fn run(
     config: &Config,
     screen: &MultiProgress,
-    letters: Arc<dyn DeadLetters>,
+    letters: Arc<dyn StoreOperator>,
     meant: Meant,
     json: bool,
 ) -> anyhow::Result<bool> {
@@ -40,7 +40,7 @@ pub(super) async fn run(
 async fn replay(
     config: &Config,
     screen: &MultiProgress,
-    letters: Arc<dyn DeadLetters>,
+    letters: Arc<dyn StoreOperator>,
     meant: Meant,
     num_letters: u64,
 ) -> anyhow::Result<(End, Summary)> {
@@ -62,9 +62,9 @@ fn judge(end: &End, summary: &Summary) -> anyhow::Result<bool> {
         End::Failed(failure) => bail!("{failure}"),
         // Not with unlimited patience.
         End::GaveUp(_, error) => bail!("{error}; {AGAIN}"),
-        End::Interrupted(stop, _) => bail!(
-            "stopped by {stop}; the letters that were not stored by then are all there; {AGAIN}"
-        ),
+        End::Interrupted(stop, _) => {
+            bail!("stopped by {stop}; the letters that were not stored by then are kept; {AGAIN}")
+        }
         End::Finished if summary.still_refused > 0 => {
             log::warn!(
                 "some letters were refused again; `event-persister dead-letters list` shows why \
@@ -77,7 +77,7 @@ fn judge(end: &End, summary: &Summary) -> anyhow::Result<bool> {
     }
 }
 
-/// What became of the letters.
+/// The outcome of the replay.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 struct Summary {
     replayed: u64,

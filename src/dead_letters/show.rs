@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, bail};
-use event_persister_actors::store::{DeadLetter, DeadLetters};
+use event_persister_actors::store::operator::{DeadLetter, StoreOperator};
 use serde::Serialize;
 
 use crate::output;
@@ -13,18 +13,17 @@ use crate::output;
 pub(super) enum Form {
     /// For people, with what a terminal would obey escaped.
     Text,
-    /// One JSON document.
     Json,
     /// The message alone, byte for byte.
     Raw,
 }
 
-pub(super) async fn run(letters: &dyn DeadLetters, id: i64, form: Form) -> anyhow::Result<()> {
-    let shown = letters
-        .show(id)
+pub(super) async fn run(letters: &dyn StoreOperator, id: i64, form: Form) -> anyhow::Result<()> {
+    let mut shown = letters
+        .open_letters(&[id])
         .await
         .with_context(|| format!("cannot show the dead letter {id}"))?;
-    let Some((letter, raw)) = shown else {
+    let Some((letter, raw)) = shown.pop() else {
         bail!(
             "there is no dead letter {id}; `event-persister dead-letters list` shows which there are"
         );

@@ -34,7 +34,7 @@ impl Unbindable {
         Self { address, error }
     }
 
-    /// What failed, and the reason, for people.
+    /// The failure and its reason, for people.
     pub(crate) fn what(&self) -> String {
         let why = match self.error.kind() {
             ErrorKind::AddrInUse => "another process listens there".to_owned(),
@@ -46,7 +46,6 @@ impl Unbindable {
         format!("cannot listen on {}, since {why}", self.address)
     }
 
-    /// What to do about it.
     pub(crate) fn remedy(&self) -> &'static str {
         match self.error.kind() {
             ErrorKind::AddrInUse => {
@@ -93,7 +92,7 @@ pub(super) fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Unbinda
     match not_here {
         Some(error) if bound.is_empty() => Err(error),
         Some(error) => {
-            log::warn!("{error}; the other addresses of that name are listened at");
+            log::warn!("{error}; it listens at the other addresses of that name");
             Ok(bound)
         }
         None => Ok(bound),

@@ -7,18 +7,12 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use event_persister_actors::tls;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::client::danger::{
-    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
-};
-use tokio_rustls::rustls::crypto::{
-    CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature,
-};
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::connection::Stream;
 use super::{HEALTH_PATH, READY_PATH};
@@ -26,7 +20,6 @@ use super::{HEALTH_PATH, READY_PATH};
 /// More than any answer of ours: whoever else is there may send without end.
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Question {
     /// Whether the process is alive.
@@ -35,10 +28,8 @@ pub(crate) enum Question {
     Ready,
 }
 
-/// What was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// It is so.
     Yes,
     /// It is not, and why, if it says so.
     No(Option<String>),
@@ -63,7 +54,9 @@ impl Question {
         let stream = TcpStream::connect(at).await?;
         let mut stream: Box<dyn Stream> = if encrypted {
             let name = ServerName::IpAddress(at.ip().into());
-            Box::new(connector()?.connect(name, stream).await?)
+            let config = tls::trusting_anyone().map_err(io::Error::other)?;
+            let connector = TlsConnector::from(Arc::new(config));
+            Box::new(connector.connect(name, stream).await?)
         } else {
             Box::new(stream)
         };
@@ -114,66 +107,6 @@ pub(crate) fn reachable(at: SocketAddr) -> Vec<SocketAddr> {
     };
     let ips = ips.into_iter();
     ips.map(|ip| SocketAddr::new(ip, at.port())).collect()
-}
-
-fn connector() -> io::Result<TlsConnector> {
-    let provider = Arc::new(ring::default_provider());
-    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
-/// Accepts any certificate whose key the other side has.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

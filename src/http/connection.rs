@@ -1,11 +1,10 @@
-//! One client's connection: how long it may keep silent, how long it may leave us waiting, and one
-//! request after the other.
+//! One client's connection: its time-outs, and one request after the other.
 //!
 //! # Why not the time-outs of actix-http
 //!
-//! They guard the head of a connection's first request alone: whoever asks once and lets the second
-//! head trickle keeps a connection for ever, and so does who never reads an answer. Here one rule
-//! covers the handshake, every head and the time between requests.
+//! They guard only the head of a connection's first request. A client that lets its second head trickle
+//! keeps the connection for ever, and so does a client that never reads its answer. Here one rule covers
+//! the handshake, every head and the time between requests.
 
 use std::cell::RefCell;
 use std::io;
@@ -21,26 +20,26 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Sleep, sleep};
 
-use super::turns::{BodyKind, Turns};
+use super::framing::{BodyKind, RequestFraming};
 
 /// Bytes in both directions, encrypted or not.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 
-/// When a client is given up.
+/// When a connection is closed because of its client.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
-    /// How long it may take for the head of its first or next request.
+pub(super) struct Timeouts {
+    /// For the head of its first or next request.
     pub(super) idle: Duration,
-    /// How long while all places are taken.
+    /// The same while all places are taken.
     pub(super) crowded: Duration,
-    /// How long it may read nothing of what it was sent. Its share of the buffers is small, but
-    /// its place is one of few.
+    /// While it reads nothing of its answer. Its share of the buffers is small, but its place is one of
+    /// few.
     pub(super) unread: Duration,
 }
 
-/// What concerns all connections.
+/// The signals to all connections.
 #[derive(Clone)]
 pub(super) struct Signals {
     /// Whether all places are taken.
@@ -52,10 +51,10 @@ pub(super) struct Signals {
 /// A connection that ends by itself when its client takes too long.
 pub(super) struct Connection {
     stream: Box<dyn Stream>,
-    patience: Patience,
+    timeouts: Timeouts,
     requests: Rc<Requests>,
-    /// What was read with the request at work, and belongs to what comes behind it.
-    held: Bytes,
+    /// Bytes that were read with the request at work, and belong to the next one.
+    read_ahead: Bytes,
     signals: Signals,
     /// Runs while no request is at work.
     silence: Option<Pin<Box<dyn Future<Output = ()>>>>,
@@ -69,19 +68,19 @@ impl Connection {
     /// A connection with a place of its own, or, without one, for a single answer.
     pub(super) fn new(
         stream: Box<dyn Stream>,
-        patience: Patience,
+        timeouts: Timeouts,
         place: Option<OwnedSemaphorePermit>,
         signals: Signals,
     ) -> Self {
         Self {
             stream,
-            patience,
+            timeouts,
             requests: Rc::new(Requests {
-                turns: RefCell::new(Turns::new()),
+                framing: RefCell::new(RequestFraming::new()),
                 reader: RefCell::new(None),
                 place,
             }),
-            held: Bytes::new(),
+            read_ahead: Bytes::new(),
             signals,
             silence: None,
             silenced: false,
@@ -89,7 +88,6 @@ impl Connection {
         }
     }
 
-    /// What its requests have to know.
     pub(super) fn requests(&self) -> Rc<Requests> {
         Rc::clone(&self.requests)
     }
@@ -100,14 +98,14 @@ impl Connection {
             return Poll::Ready(());
         }
         self.requests.wake_later(cx.waker());
-        if self.requests.turns.borrow().is_busy() {
+        if self.requests.framing.borrow().is_busy() {
             self.silence = None;
             return Poll::Pending;
         }
-        let (patience, signals) = (self.patience, &self.signals);
+        let (timeouts, signals) = (self.timeouts, &self.signals);
         let silence = self
             .silence
-            .get_or_insert_with(|| Box::pin(silent(patience, signals.clone())));
+            .get_or_insert_with(|| Box::pin(silent(timeouts, signals.clone())));
         let silenced = silence.as_mut().poll(cx);
         self.silenced = silenced.is_ready();
         silenced
@@ -123,34 +121,34 @@ impl Connection {
             self.unread = None;
             return written;
         }
-        let patience = self.patience.unread;
-        let unread = self.unread.get_or_insert_with(|| Box::pin(sleep(patience)));
-        let elapsed = unread.as_mut().poll(cx);
+        let unread = self.timeouts.unread;
+        let reads_nothing = self.unread.get_or_insert_with(|| Box::pin(sleep(unread)));
+        let elapsed = reads_nothing.as_mut().poll(cx);
         elapsed.map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
 impl Connection {
-    /// Bytes of the request whose turn it is, from what is held or from the client.
+    /// Bytes of the request whose turn it is, from what is read_ahead or from the client.
     fn poll_bytes(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let mut turns = self.requests.turns.borrow_mut();
-        // Whatever else changes this wakes who reads.
-        let allowance = turns.allowance().min(buffer.remaining());
+        let mut framing = self.requests.framing.borrow_mut();
+        // Everything else that changes this wakes the reader.
+        let allowance = framing.allowance().min(buffer.remaining());
         if allowance == 0 {
-            if turns.forget_more() {
+            if framing.forget_more() {
                 cx.waker().wake_by_ref();
             }
             return Poll::Pending;
         }
-        if !self.held.is_empty() {
-            let num = allowance.min(self.held.len());
-            let num = turns.hand_on(&self.held[..num]);
-            buffer.put_slice(&self.held[..num]);
-            self.held.advance(num);
+        if !self.read_ahead.is_empty() {
+            let num = allowance.min(self.read_ahead.len());
+            let num = framing.hand_on(&self.read_ahead[..num]);
+            buffer.put_slice(&self.read_ahead[..num]);
+            self.read_ahead.advance(num);
             return Poll::Ready(Ok(()));
         }
         let start = buffer.filled().len();
@@ -158,9 +156,9 @@ impl Connection {
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut limited))?;
         let num_read = limited.filled().len();
         buffer.advance(num_read);
-        let num = turns.hand_on(&buffer.filled()[start..]);
+        let num = framing.hand_on(&buffer.filled()[start..]);
         if num < num_read {
-            self.held = Bytes::copy_from_slice(&buffer.filled()[start + num..]);
+            self.read_ahead = Bytes::copy_from_slice(&buffer.filled()[start + num..]);
             buffer.set_filled(start + num);
         }
         Poll::Ready(Ok(()))
@@ -168,14 +166,14 @@ impl Connection {
 }
 
 /// Resolves when a silence that begins now has been too long.
-pub(super) async fn silent(patience: Patience, mut signals: Signals) {
+pub(super) async fn silent(timeouts: Timeouts, mut signals: Signals) {
     let crowded_out = async {
-        sleep(patience.crowded).await;
+        sleep(timeouts.crowded).await;
         signals.crowded.wait_for(|crowded| *crowded).await.is_ok()
     };
     // An error would be that the listener itself has gone.
     tokio::select! {
-        () = sleep(patience.idle) => {}
+        () = sleep(timeouts.idle) => {}
         _ = crowded_out => {}
         _ = signals.closing.wait_for(|closing| *closing) => {}
     }
@@ -222,8 +220,8 @@ impl AsyncWrite for Connection {
 
 /// The requests of a connection, as they and it see them.
 pub(super) struct Requests {
-    turns: RefCell<Turns>,
-    /// Who reads the connection: what a request does is no event of the connection's own.
+    framing: RefCell<RequestFraming>,
+    /// Wakes the reader of the connection: the steps of a request are no events of the connection.
     reader: RefCell<Option<Waker>>,
     place: Option<OwnedSemaphorePermit>,
 }
@@ -235,9 +233,9 @@ impl Requests {
     }
 
     /// From here until the drop, a request is at work.
-    pub(super) fn begin(self: Rc<Self>, body: BodyKind) -> Busy {
-        self.change(|turns| turns.begin(body));
-        Busy(self)
+    pub(super) fn begin(self: Rc<Self>, body: BodyKind) -> RequestGuard {
+        self.change(|framing| framing.begin(body));
+        RequestGuard(self)
     }
 
     /// The body of a request, which tells how much of it was taken in.
@@ -245,7 +243,7 @@ impl Requests {
         match payload {
             Payload::None => Payload::None,
             payload => Payload::Stream {
-                payload: Box::pin(Watched {
+                payload: Box::pin(TrackedBody {
                     payload,
                     requests: self,
                 }),
@@ -253,8 +251,8 @@ impl Requests {
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Turns)) {
-        change(&mut self.turns.borrow_mut());
+    fn change(&self, change: impl FnOnce(&mut RequestFraming)) {
+        change(&mut self.framing.borrow_mut());
         self.wake();
     }
 
@@ -273,35 +271,35 @@ impl Requests {
 }
 
 /// A request at work, from its head to the end of its answer.
-pub(super) struct Busy(Rc<Requests>);
+pub(super) struct RequestGuard(Rc<Requests>);
 
-impl Drop for Busy {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.0.change(Turns::end);
+        self.0.change(RequestFraming::end);
     }
 }
 
-/// A body whose handler is heard of.
-struct Watched {
+/// A body that tells how far its handler has read.
+struct TrackedBody {
     payload: Payload,
     requests: Rc<Requests>,
 }
 
-impl futures_util::Stream for Watched {
+impl futures_util::Stream for TrackedBody {
     type Item = Result<Bytes, PayloadError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let next = Pin::new(&mut self.payload).poll_next(cx);
-        if next.is_pending() && self.requests.turns.borrow_mut().ask() {
+        if next.is_pending() && self.requests.framing.borrow_mut().ask() {
             self.requests.wake();
         }
         next
     }
 }
 
-impl Drop for Watched {
+impl Drop for TrackedBody {
     fn drop(&mut self) {
-        self.requests.change(Turns::forget);
+        self.requests.change(RequestFraming::forget);
     }
 }
 
@@ -312,7 +310,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Patience = Patience {
+    const TIMEOUTS: Timeouts = Timeouts {
         idle: Duration::from_secs(10),
         crowded: Duration::from_secs(2),
         unread: Duration::from_secs(30),
@@ -328,7 +326,7 @@ mod tests {
         let (crowd, crowded) = watch::channel(false);
         let (close, closing) = watch::channel(false);
         let signals = Signals { crowded, closing };
-        let connection = Connection::new(Box::new(ours), PATIENCE, None, signals);
+        let connection = Connection::new(Box::new(ours), TIMEOUTS, None, signals);
         (connection, theirs, Senders { crowd, close })
     }
 
@@ -349,7 +347,7 @@ mod tests {
         };
         tokio::select! {
             () = trickle => panic!("it was let in"),
-            took = reads_to_its_end(&mut connection) => assert_eq!(took, PATIENCE.idle),
+            took = reads_to_its_end(&mut connection) => assert_eq!(took, TIMEOUTS.idle),
         }
     }
 
@@ -363,7 +361,7 @@ mod tests {
             drop(busy);
         };
         let (took, ()) = tokio::join!(reads_to_its_end(&mut connection), answer);
-        assert_eq!(took, work + PATIENCE.idle);
+        assert_eq!(took, work + TIMEOUTS.idle);
     }
 
     #[tokio::test(start_paused = true)]
@@ -375,7 +373,7 @@ mod tests {
                 senders.crowd.send(true).unwrap();
             };
             let (took, ()) = tokio::join!(reads_to_its_end(&mut connection), crowd);
-            assert_eq!(took, PATIENCE.crowded.max(crowded_after));
+            assert_eq!(took, TIMEOUTS.crowded.max(crowded_after));
         }
     }
 
@@ -399,7 +397,7 @@ mod tests {
         let started = Instant::now();
         let slow = async {
             for _ in 0..10 {
-                tokio::time::sleep(PATIENCE.unread - Duration::from_secs(1)).await;
+                tokio::time::sleep(TIMEOUTS.unread - Duration::from_secs(1)).await;
                 client.read_exact(&mut [0; 100]).await.unwrap();
             }
             client
@@ -408,11 +406,11 @@ mod tests {
         written.unwrap();
         assert_eq!(
             started.elapsed(),
-            (PATIENCE.unread - Duration::from_secs(1)) * 10
+            (TIMEOUTS.unread - Duration::from_secs(1)) * 10
         );
         let started = Instant::now();
         let error = connection.write_all(&[0; 1]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert_eq!(started.elapsed(), PATIENCE.unread);
+        assert_eq!(started.elapsed(), TIMEOUTS.unread);
     }
 }

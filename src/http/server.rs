@@ -26,10 +26,10 @@ use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::binding::bind;
-use super::connection::{Busy, Connection, Patience, Requests, Signals, Stream, silent};
+use super::connection::{Connection, RequestGuard, Requests, Signals, Stream, Timeouts, silent};
+use super::framing::BodyKind;
 use super::tls::Certificate;
-use super::turns::BodyKind;
-use super::{HEALTH_PATHS, Listener, Place, configure, refuse};
+use super::{HEALTH_PATHS, ListenAddress, ListenerParts, configure, refuse};
 use crate::config::Http;
 
 /// Requests are small work beside the database's; two threads keep one slow client from holding
@@ -42,7 +42,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// answer.
 const NUM_BEYOND: usize = 64;
 /// How long a connection may be silent while all places are taken: a client that wants something
-/// says so at once. Shorter makes those who fill all places come back more often, longer keeps
+/// says so at once. Shorter makes the clients that fill all places come back more often, longer keeps
 /// others waiting for them.
 const CROWDED_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long what a refused client still sends is read and forgotten. Cut off at once, it would
@@ -51,17 +51,15 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Files that the rest of the process may have open: databases, Redis, the runtime's own.
 const NUM_OTHER_FILES: u64 = 256;
 
-/// A listener at work.
-pub(super) struct Running {
-    /// Where it listens; port 0 takes any that is free.
+pub(super) struct RunningServer {
+    /// Port 0 has become one that was free.
     pub(super) addresses: Vec<SocketAddr>,
-    /// `http` or `https`.
     pub(super) scheme: &'static str,
     handle: ServerHandle,
     closing: watch::Sender<bool>,
 }
 
-impl Running {
+impl RunningServer {
     /// Lets requests that are at work have their answers, and ends.
     pub(super) async fn stop(self) {
         self.closing.send_replace(true);
@@ -71,22 +69,22 @@ impl Running {
 
 /// Binds and starts the listener; it serves once the server is polled.
 pub(super) fn start(
-    place: &Place,
+    address: &ListenAddress,
     http: &Http,
     certificate: Option<&Arc<Certificate>>,
-    listener: &Listener,
-) -> anyhow::Result<(Server, Running)> {
-    let is_open = place.is_open(listener.auth.as_ref());
-    let max_connections = http.max_connections.get();
+    listener: &ListenerParts,
+) -> anyhow::Result<(Server, RunningServer)> {
+    let is_open = address.is_open(listener.auth.as_ref());
+    let max_connections = http.listener.max_connections.get();
     allow_files(max_connections + NUM_BEYOND);
     let (closing, closes) = watch::channel(false);
-    let gate = Gate {
+    let acceptor = Acceptor {
         places: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
         tls: certificate.map(Certificate::acceptor).transpose()?,
-        patience: Patience {
-            idle: http.idle_timeout,
-            crowded: CROWDED_TIMEOUT.min(http.idle_timeout),
-            unread: http.request_timeout,
+        timeouts: Timeouts {
+            idle: http.listener.idle_timeout,
+            crowded: CROWDED_TIMEOUT.min(http.listener.idle_timeout),
+            unread: http.routes.request_timeout,
         },
         crowd: watch::Sender::new(false),
         closing: closes,
@@ -97,12 +95,12 @@ pub(super) fn start(
         .disable_signals()
         .shutdown_timeout(SHUTDOWN_TIMEOUT.as_secs());
     let mut addresses = Vec::new();
-    for bound in bind(&place.addresses)? {
+    for bound in bind(&address.addresses)? {
         addresses.push(bound.local_addr()?);
-        server = listen(server, bound, &gate, listener, is_open)?;
+        server = listen(server, bound, &acceptor, listener, is_open)?;
     }
     let server = server.run();
-    let running = Running {
+    let running = RunningServer {
         addresses,
         scheme: if certificate.is_some() {
             "https"
@@ -118,16 +116,16 @@ pub(super) fn start(
 fn listen(
     server: ServerBuilder,
     bound: TcpListener,
-    gate: &Gate,
-    listener: &Listener,
+    acceptor: &Acceptor,
+    listener: &ListenerParts,
     is_open: bool,
 ) -> std::io::Result<ServerBuilder> {
-    let (gate, listener) = (gate.clone(), listener.clone());
+    let (acceptor, listener) = (acceptor.clone(), listener.clone());
     server.listen("http", bound, move || {
-        let (gate, listener) = (gate.clone(), listener.clone());
+        let (acceptor, listener) = (acceptor.clone(), listener.clone());
         let refusals = listener.refusals.clone();
         let app = App::new()
-            .wrap_fn(attend)
+            .wrap_fn(track_request)
             .wrap(from_fn(move |request, next| {
                 refusals.clone().watch(request, next)
             }))
@@ -142,21 +140,20 @@ fn listen(
                 data.insert(connection.requests());
             })
             .h1(map_config(app, |()| AppConfig::default()));
-        fn_service(move |stream| gate.clone().open(stream)).and_then(http)
+        fn_service(move |stream| acceptor.clone().open(stream)).and_then(http)
     })
 }
 
-/// Lets connections in.
 #[derive(Clone)]
-struct Gate {
+struct Acceptor {
     places: Arc<Semaphore>,
     tls: Option<TlsAcceptor>,
-    patience: Patience,
+    timeouts: Timeouts,
     crowd: watch::Sender<bool>,
     closing: watch::Receiver<bool>,
 }
 
-impl Gate {
+impl Acceptor {
     async fn open(
         self,
         stream: TcpStream,
@@ -178,22 +175,22 @@ impl Gate {
             None => Box::new(stream),
             Some(tls) => tokio::select! {
                 shaken = tls.accept(stream) => Box::new(shaken.map_err(DispatchError::Io)?),
-                () = silent(self.patience, signals.clone()) => {
+                () = silent(self.timeouts, signals.clone()) => {
                     return Err(DispatchError::SlowRequestTimeout);
                 }
             },
         };
-        let connection = Connection::new(stream, self.patience, place, signals);
+        let connection = Connection::new(stream, self.timeouts, place, signals);
         Ok((connection, peer))
     }
 }
 
-/// Goes around every request: tells its connection that it is at work, and refuses it where the
-/// connection has no place.
-fn attend<S, B>(
+/// Wraps every request: its connection hears that it is at work, and it is refused where the connection
+/// has no place.
+fn track_request<S, B>(
     mut request: ServiceRequest,
     service: &S,
-) -> impl Future<Output = Result<ServiceResponse<Held>, actix_web::Error>> + use<S, B>
+) -> impl Future<Output = Result<ServiceResponse<AnswerBody>, actix_web::Error>> + use<S, B>
 where
     S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = actix_web::Error>,
     B: MessageBody + 'static,
@@ -219,7 +216,7 @@ where
             let head = answer.response_mut().head_mut();
             head.set_connection_type(actix_http::ConnectionType::Close);
         }
-        Ok(answer.map_body(|_, body| Held { body, _busy: busy }))
+        Ok(answer.map_body(|_, body| AnswerBody { body, _busy: busy }))
     }
 }
 
@@ -252,12 +249,12 @@ fn too_many() -> HttpResponse {
 }
 
 /// The body of an answer; its request is at work until it is sent.
-struct Held {
+struct AnswerBody {
     body: BoxBody,
-    _busy: Option<Busy>,
+    _busy: Option<RequestGuard>,
 }
 
-impl MessageBody for Held {
+impl MessageBody for AnswerBody {
     type Error = <BoxBody as MessageBody>::Error;
 
     fn size(&self) -> BodySize {

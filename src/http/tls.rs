@@ -13,7 +13,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 
-use crate::config::CertificateFiles;
+use super::CertificateFiles;
 
 /// How often it is looked at whether the files have changed: two questions to the file system.
 const LOOK_EVERY: Duration = Duration::from_secs(5);

@@ -101,7 +101,7 @@ impl Collector for IntakeMetrics {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let held = self.intake.held();
+        let held = self.intake.usage();
         let gauges = [
             (&self.events, held.num_events),
             (&self.bytes, held.num_bytes),

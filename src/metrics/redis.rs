@@ -46,9 +46,9 @@ impl RedisMetrics {
             guard_max_entries,
             lost: IntCounter::new(
                 "event_persister_redis_lost_total",
-                "Entries that were trimmed from the stream before they could be read, or that the \
-                 group was set past, as far as Redis lets them be counted; up to so many, where it \
-                 restarted or failed over just before.",
+                "Entries that nobody read: trimmed from the stream before, or passed over when the \
+                 group was set ahead. The true number may be smaller where Redis restarted or failed \
+                 over just before.",
             )?,
             claimed: IntCounter::new(
                 "event_persister_redis_claimed_total",
@@ -56,7 +56,7 @@ impl RedisMetrics {
             )?,
             rejoined: IntCounter::new(
                 "event_persister_redis_rejoined_total",
-                "Times that the stream or the group had vanished and was made again.",
+                "How often the stream or the group had vanished and was made again.",
             )?,
             own_pending: IntGauge::new(
                 "event_persister_redis_own_pending",

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use event_persister_actors::clock::{Clock as _, SystemClock};
-use event_persister_actors::status::{Component, ComponentStatus, State, error_chain};
+use event_persister_actors::status::{Component, ComponentState, ComponentStatus, error_chain};
 
 /// Something did not answer; it was noted and is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,12 +56,12 @@ impl Health {
     /// All that works is worth nothing without the rest.
     pub(crate) fn is_ready(&self) -> bool {
         let mut components = self.components().into_iter();
-        components.all(|component| component.state == State::Ok)
+        components.all(|component| component.state == ComponentState::Ok)
     }
 
     /// What fails now, if anything does.
     pub(crate) fn failure(&self) -> Option<String> {
-        let failing = |component: &ComponentStatus| component.state == State::Failing;
+        let failing = |component: &ComponentStatus| component.state == ComponentState::Failing;
         let failing = self.components().into_iter().find(failing)?;
         failing.last_error
     }

@@ -3,50 +3,54 @@
 use std::sync::Arc;
 
 use actix_web::{HttpResponse, web};
-use futures_util::future::{LocalBoxFuture, ready};
+use event_persister_actors::health::HealthRoutes;
+use futures_util::future::ready;
 use serde_json::json;
 
 use super::health::Health;
 use super::metrics::ShadowMetrics;
 use crate::config::Config;
-use crate::http::{Listener, Served};
-use crate::wiring;
+use crate::http::{ListenerParts, Served};
 
 /// What the listener needs from a shadow.
-pub(super) fn listener(config: &Config, health: &Health, metrics: &ShadowMetrics) -> Listener {
-    Listener {
+pub(super) fn listener(config: &Config, health: &Health, metrics: &ShadowMetrics) -> ListenerParts {
+    ListenerParts {
         served: Arc::new(Shadowed(health.clone())),
-        auth: wiring::auth(config),
+        auth: config.http.routes.auth.clone(),
         registry: metrics.registry(),
         refusals: metrics.refusals(),
     }
 }
 
+#[derive(Clone)]
 struct Shadowed(Health);
 
 impl Served for Shadowed {
-    /// Whether all that it compares answers.
-    fn ready(&self) -> LocalBoxFuture<'static, HttpResponse> {
-        let Self(health) = self;
-        let is_ready = health.is_ready();
-        let document = json!({
-            "ready": is_ready,
-            "shadow": true,
-            "reason": health.failure(),
-            "components": health.components(),
-        });
-        let answer = if is_ready {
-            HttpResponse::Ok().json(document)
-        } else {
-            HttpResponse::ServiceUnavailable().json(document)
-        };
-        Box::pin(ready(answer))
+    /// It is ready while everything that it compares answers.
+    fn health(&self) -> HealthRoutes {
+        let Self(health) = self.clone();
+        HealthRoutes::with_ready(move || Box::pin(ready(answer(&health))))
     }
 
     fn mount(&self, config: &mut web::ServiceConfig) {
         config
             .route("/api/events", web::to(takes_nothing))
             .route("/api/events/in", web::to(takes_nothing));
+    }
+}
+
+fn answer(health: &Health) -> HttpResponse {
+    let is_ready = health.is_ready();
+    let document = json!({
+        "ready": is_ready,
+        "shadow": true,
+        "reason": health.failure(),
+        "components": health.components(),
+    });
+    if is_ready {
+        HttpResponse::Ok().json(document)
+    } else {
+        HttpResponse::ServiceUnavailable().json(document)
     }
 }
 

@@ -7,7 +7,6 @@ use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 use super::tally::Class;
 use crate::metrics::Refusals;
 
-/// What is counted.
 #[derive(Clone)]
 pub(crate) struct ShadowMetrics {
     registry: Registry,

@@ -7,10 +7,8 @@ use serde_json::{Value, json};
 use super::tally::{Class, Finding, Tally};
 use crate::output;
 
-/// All that was seen.
 pub(crate) struct Report<'a> {
     pub(crate) stream: &'a str,
-    /// The group at work.
     pub(crate) group: &'a str,
     pub(crate) lasted: Duration,
     pub(crate) tally: &'a Tally,

@@ -5,7 +5,7 @@ use std::fmt;
 
 use event_persister_actors::delivery::{Content, Entry};
 use event_persister_actors::store::Cutoffs;
-use event_persister_actors::store::comparison::{Compared, RESOURCES};
+use event_persister_actors::store::operator::{Compared, RESOURCES};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -34,7 +34,6 @@ pub(crate) enum Class {
     Expired,
     /// It is not there, and may be too long for an index.
     Unclear,
-    /// It is empty.
     Ignored,
     /// Not compared: trimmed from the stream before it could be read.
     Trimmed,
@@ -110,7 +109,6 @@ pub(crate) struct Finding {
     pub(crate) class: Class,
     pub(crate) stream_id: String,
     pub(crate) event_id: Option<String>,
-    /// Those that differ.
     pub(crate) columns: Vec<String>,
     /// Why it would be refused by the parser.
     pub(crate) reason: Option<String>,
@@ -138,7 +136,6 @@ pub(crate) enum Verdict {
     LookAgain,
 }
 
-/// All that was seen.
 #[derive(Debug)]
 pub(crate) struct Tally {
     counts: BTreeMap<Class, u64>,
@@ -288,7 +285,6 @@ struct Seen {
 }
 
 impl Seen {
-    /// Whether it is new.
     fn insert(&mut self, id: Uuid) -> bool {
         if !self.ids.insert(id) {
             return false;

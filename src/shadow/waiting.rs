@@ -1,4 +1,4 @@
-//! Messages that wait for their time to be compared: plain data, bounded in number and bytes.
+//! Messages that wait until they can be compared: plain data, bounded in number and bytes.
 //!
 //! First each waits until the group at work has acknowledged it. Prefect acknowledges what it holds in
 //! memory, so it waits for the delay after that too; and once more where the first look saw anything
@@ -33,41 +33,35 @@ pub(crate) enum Look {
 
 /// A message that is held.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct HeldMessage {
     pub(crate) body: Body,
     pub(crate) look: Look,
     read_at: Instant,
 }
 
-impl Held {
+impl HeldMessage {
     /// Where it stands in the stream.
     pub(crate) fn position(&self) -> &str {
-        match &self.body {
-            Body::Raw { position, .. } => position.as_str(),
-            Body::Entry(entry) => entry.position.as_str(),
-        }
+        self.body.position().as_str()
     }
 
     fn num_bytes(&self) -> usize {
-        match &self.body {
-            Body::Raw { data, .. } => data.len(),
-            Body::Entry(entry) => entry.num_bytes(),
-        }
+        self.body.num_bytes()
     }
 }
 
 /// All messages that are held.
 #[derive(Debug)]
-pub(crate) struct Waiting {
+pub(crate) struct WaitingMessages {
     delay: Duration,
     /// Not acknowledged as far as is known, in the stream's order.
-    unacknowledged: VecDeque<Held>,
+    unacknowledged: VecDeque<HeldMessage>,
     /// To be compared from their moments on, which ascend.
-    scheduled: VecDeque<(Instant, Held)>,
+    scheduled: VecDeque<(Instant, HeldMessage)>,
     num_bytes: usize,
 }
 
-impl Waiting {
+impl WaitingMessages {
     pub(crate) fn new(delay: Duration) -> Self {
         Self {
             delay,
@@ -77,7 +71,6 @@ impl Waiting {
         }
     }
 
-    /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.unacknowledged.len() + self.scheduled.len()
     }
@@ -94,7 +87,7 @@ impl Waiting {
 
     /// Holds a message that was read.
     pub(crate) fn push(&mut self, body: Body, now: Instant) {
-        let held = Held {
+        let held = HeldMessage {
             body,
             look: Look::First,
             read_at: now,
@@ -105,16 +98,15 @@ impl Waiting {
 
     /// Where the first stands that is not acknowledged as far as is known.
     pub(crate) fn first_unacknowledged(&self) -> Option<&str> {
-        self.unacknowledged.front().map(Held::position)
+        self.unacknowledged.front().map(HeldMessage::position)
     }
 
-    /// Schedules what was acknowledged.
     pub(crate) fn acknowledged(&mut self, has: impl Fn(&str) -> bool, now: Instant) {
         let (due, rest) = std::mem::take(&mut self.unacknowledged)
             .into_iter()
             .partition(|held| has(held.position()));
         self.unacknowledged = rest;
-        let due: VecDeque<Held> = due;
+        let due: VecDeque<HeldMessage> = due;
         self.scheduled
             .extend(due.into_iter().map(|held| (now + self.delay, held)));
     }
@@ -135,8 +127,8 @@ impl Waiting {
     }
 
     /// Takes some of what is due, to be settled, scheduled again or put back.
-    pub(crate) fn take_due(&mut self, now: Instant) -> Vec<Held> {
-        let mut taken: Vec<Held> = Vec::new();
+    pub(crate) fn take_due(&mut self, now: Instant) -> Vec<HeldMessage> {
+        let mut taken: Vec<HeldMessage> = Vec::new();
         let mut num_bytes = 0;
         while let Some((at, held)) = self.scheduled.front() {
             let fits = taken.is_empty() || num_bytes + held.num_bytes() <= READ_BYTES;
@@ -151,9 +143,9 @@ impl Waiting {
     }
 
     /// Schedules a message for its second look.
-    pub(crate) fn look_again(&mut self, held: Held, now: Instant) {
+    pub(crate) fn look_again(&mut self, held: HeldMessage, now: Instant) {
         self.num_bytes += held.num_bytes();
-        let held = Held {
+        let held = HeldMessage {
             look: Look::Second,
             ..held
         };
@@ -161,7 +153,7 @@ impl Waiting {
     }
 
     /// Takes back what could not be compared.
-    pub(crate) fn put_back(&mut self, taken: Vec<Held>, now: Instant) {
+    pub(crate) fn put_back(&mut self, taken: Vec<HeldMessage>, now: Instant) {
         // What could not be taken with it may have been due before.
         let at = self.scheduled.front().map_or(now, |(at, _)| now.min(*at));
         for held in taken.into_iter().rev() {
@@ -188,13 +180,13 @@ mod tests {
         }
     }
 
-    fn positions(held: &[Held]) -> Vec<&str> {
-        held.iter().map(Held::position).collect()
+    fn positions(held: &[HeldMessage]) -> Vec<&str> {
+        held.iter().map(HeldMessage::position).collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn compares_only_after_the_acknowledgement_and_the_delay() {
-        let (mut waiting, start) = (Waiting::new(DELAY), Instant::now());
+        let (mut waiting, start) = (WaitingMessages::new(DELAY), Instant::now());
         for position in ["1-1", "1-2", "1-3"] {
             waiting.push(body(position, 5), start);
         }
@@ -219,7 +211,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn gives_up_only_what_was_delivered_and_never_acknowledged() {
-        let (mut waiting, start) = (Waiting::new(DELAY), Instant::now());
+        let (mut waiting, start) = (WaitingMessages::new(DELAY), Instant::now());
         waiting.push(body("1-1", 5), start);
         waiting.push(body("1-2", 7), start);
         let delivered = |position: &str| position == "1-1";
@@ -254,7 +246,7 @@ mod tests {
         fn loses_nothing_and_counts_every_byte(steps in prop::collection::vec(step(), 1..200)) {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let _entered = runtime.enter();
-            let (mut waiting, mut now) = (Waiting::new(DELAY), Instant::now());
+            let (mut waiting, mut now) = (WaitingMessages::new(DELAY), Instant::now());
             let (mut num_pushed, mut num_settled) = (0, 0);
             for step in steps {
                 match step {
@@ -284,7 +276,7 @@ mod tests {
                 let scheduled = waiting.scheduled.iter();
                 prop_assert!(scheduled.clone().map(|(at, _)| at).is_sorted());
                 let held = scheduled.map(|(_, held)| held).chain(&waiting.unacknowledged);
-                prop_assert_eq!(waiting.num_bytes, held.map(Held::num_bytes).sum::<usize>());
+                prop_assert_eq!(waiting.num_bytes, held.map(HeldMessage::num_bytes).sum::<usize>());
                 prop_assert_eq!(waiting.len() + num_settled, num_pushed);
             }
         }
@@ -292,7 +284,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn holds_no_more_than_its_bounds() {
-        let (mut waiting, now) = (Waiting::new(DELAY), Instant::now());
+        let (mut waiting, now) = (WaitingMessages::new(DELAY), Instant::now());
         while let Some(permit) = waiting.room() {
             assert!(permit.max_bytes <= READ_BYTES && permit.max_messages <= AT_ONCE);
             waiting.push(body("1-1", permit.max_bytes), now);
@@ -305,7 +297,7 @@ mod tests {
             "bytes bound a question too"
         );
         assert!(waiting.room().is_some());
-        let mut waiting = Waiting::new(DELAY);
+        let mut waiting = WaitingMessages::new(DELAY);
         while let Some(permit) = waiting.room() {
             for _ in 0..permit.max_messages {
                 waiting.push(body("1-1", 0), now);

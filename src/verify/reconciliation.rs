@@ -1,4 +1,4 @@
-//! What the stream was acknowledged for, held against what the database has: plain data, no waiting.
+//! Compares the acknowledged entries of the stream with the database's answers: plain data, no waiting.
 //!
 //! A first look only makes suspects, since the database is at work meanwhile: retention deletes, and
 //! another writer may commit an event's halves apart. What is still wrong at the second look, some
@@ -9,16 +9,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use chrono::{DateTime, Utc};
 use event_persister_actors::delivery::{Content, Entry};
 use event_persister_actors::store::Cutoffs;
-use event_persister_actors::store::audit::{EventRows, Flaw};
-use event_persister_actors::store::comparison::{
-    Compared, NUM_RESOURCES, RESOURCES, UNKNOWN_RECEIVED,
+use event_persister_actors::store::operator::{
+    Compared, EventRows, Flaw, NUM_RESOURCES, RESOURCES, UNKNOWN_RECEIVED,
 };
 use serde::Serialize;
 
-/// Suspects that are held at once; some megabytes.
+/// Suspects that are kept at once; some megabytes.
 pub(crate) const MAX_SUSPECTS: usize = 50_000;
 
-/// What an acknowledged entry of the stream must have become.
+/// The row or letter that an acknowledged entry of the stream must have become.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
     /// Where it stands, and where its dead letter came from.
@@ -51,7 +50,7 @@ impl Likeness {
                     columns.retain(|column| column != RESOURCES && column != NUM_RESOURCES);
                     Some(columns)
                 }
-                // What would be refused has no columns that could differ.
+                // An event that would be refused has no columns that could differ.
                 Compared::Identical | Compared::Refused { .. } => Some(Vec::new()),
                 Compared::Absent | Compared::Unclear => None,
             },
@@ -105,14 +104,14 @@ impl Wanted {
     }
 }
 
-/// What the database answered about some entries or events.
+/// The database's answers about some entries or events.
 #[derive(Debug, Default)]
-pub(crate) struct Held {
+pub(crate) struct FoundRows {
     rows: HashMap<String, EventRows>,
     letters: HashSet<String>,
 }
 
-impl Held {
+impl FoundRows {
     pub(crate) fn new(rows: Vec<EventRows>, letters: Vec<String>) -> Self {
         Self {
             rows: (rows.into_iter())
@@ -128,16 +127,14 @@ impl Held {
     }
 }
 
-/// What became of the acknowledged entries that were looked at, and of the others.
+/// The outcomes of the acknowledged entries that were looked at, and the numbers of the others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct StreamCounts {
     /// Acknowledged entries; the sum of the next four and of those that are missing.
     pub(crate) checked: u64,
     /// Their event is in the table.
     pub(crate) stored: u64,
-    /// They are dead letters.
     pub(crate) dead_letters: u64,
-    /// They are empty.
     pub(crate) ignored: u64,
     /// They are not there, and older than retention keeps.
     pub(crate) expired: u64,
@@ -147,7 +144,6 @@ pub(crate) struct StreamCounts {
     pub(crate) unread: u64,
 }
 
-/// What is wrong, by kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
@@ -184,7 +180,6 @@ pub(crate) struct Finding {
     pub(crate) detail: String,
 }
 
-/// How much is wrong.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Faults {
     pub(crate) missing: u64,
@@ -207,7 +202,7 @@ impl Faults {
     }
 }
 
-/// What is known so far.
+/// The findings so far, and the suspects.
 #[derive(Debug, Default)]
 pub(crate) struct Reconciliation {
     pub(crate) stream: StreamCounts,
@@ -224,7 +219,7 @@ pub(crate) struct Reconciliation {
     judged: HashSet<String>,
 }
 
-/// What has to be looked at once more.
+/// The suspects that have to be looked at once more.
 #[derive(Debug, Default)]
 pub(crate) struct Suspects {
     pub(crate) missing: Vec<Wanted>,
@@ -309,7 +304,6 @@ impl Reconciliation {
         }
     }
 
-    /// Nothing is wrong.
     pub(crate) fn all_is_well(&self) -> bool {
         self.faults == Faults::default()
     }
@@ -328,18 +322,18 @@ impl Reconciliation {
 
     /// The first look at an acknowledged entry. What the database answered must be younger than the
     /// knowledge that the entry is acknowledged.
-    pub(crate) fn judge(&mut self, wanted: Wanted, held: &Held, cutoffs: &Cutoffs) {
+    pub(crate) fn judge(&mut self, wanted: Wanted, found: &FoundRows, cutoffs: &Cutoffs) {
         self.stream.checked += 1;
-        if !self.is_accounted_for(&wanted, held, cutoffs) {
+        if !self.is_accounted_for(&wanted, found, cutoffs) {
             self.missing.push(wanted);
         }
     }
 
     /// Whether the entry is somewhere, or may be gone; counts it then.
-    fn is_accounted_for(&mut self, wanted: &Wanted, held: &Held, cutoffs: &Cutoffs) -> bool {
-        let has_letter = held.letters.contains(&wanted.stream_id);
-        let rows = held.stored(wanted.event_id.as_deref());
-        // What is no event, or was refused, may bear the id of one that is stored.
+    fn is_accounted_for(&mut self, wanted: &Wanted, found: &FoundRows, cutoffs: &Cutoffs) -> bool {
+        let has_letter = found.letters.contains(&wanted.stream_id);
+        let rows = found.stored(wanted.event_id.as_deref());
+        // An entry that is no event, or was refused, may bear the id of one that is stored.
         let is_its_own = wanted.kept_by.is_some() && wanted.likeness.may_be_same();
         let rows = rows.filter(|_| is_its_own || !has_letter);
         if let Some(rows) = rows {
@@ -399,8 +393,8 @@ impl Reconciliation {
     }
 
     /// The second look at an entry that was missing.
-    pub(crate) fn settle_missing(&mut self, wanted: Wanted, held: &Held, cutoffs: &Cutoffs) {
-        if self.is_accounted_for(&wanted, held, cutoffs) {
+    pub(crate) fn settle_missing(&mut self, wanted: Wanted, found: &FoundRows, cutoffs: &Cutoffs) {
+        if self.is_accounted_for(&wanted, found, cutoffs) {
             return;
         }
         let detail = match wanted.kept_by {
@@ -418,12 +412,12 @@ impl Reconciliation {
     }
 
     /// The second look at an event whose rows looked wrong.
-    pub(crate) fn settle_flawed(&mut self, flawed: &Flawed, held: &Held) {
+    pub(crate) fn settle_flawed(&mut self, flawed: &Flawed, found: &FoundRows) {
         let event_id = &flawed.event_id;
         if flawed.stream_id.is_some() {
             self.judged.insert(event_id.clone());
         }
-        let Some(rows) = held.rows.get(event_id) else {
+        let Some(rows) = found.rows.get(event_id) else {
             return;
         };
         let differing = match rows.num_events {
@@ -453,7 +447,7 @@ impl Reconciliation {
     }
 }
 
-/// What is there, and the columns in which it differs from the stream's entry. Names, never values.
+/// The row, and the columns in which it differs from the stream's entry. Names, never values.
 fn describe(rows: &EventRows, differing: &[String]) -> String {
     let mut parts = Vec::new();
     match rows.flaw() {

@@ -1,25 +1,23 @@
-//! What was found, for people and for programs. Ids and counts, never a message.
+//! The report, for people and for programs. Ids and counts, never a message.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use event_persister_actors::store::audit::LetterCounts;
+use event_persister_actors::store::operator::LetterCounts;
 use serde_json::{Value, json};
 
 use super::reconciliation::{Finding, Kind, Reconciliation};
 use crate::output;
-use crate::wiring::BusAudit;
+use crate::wiring;
 
 /// The stream that was read.
 pub(crate) struct Stream<'a> {
     pub(crate) stream: &'a str,
     pub(crate) group: &'a str,
-    /// What is wrong with the group's position, and what to do about it.
+    /// The fault of the group's position, and what to do about it.
     pub(crate) misplaced: Option<&'a str>,
 }
 
-/// All that was found.
 pub(crate) struct Report<'a> {
     pub(crate) since: Option<DateTime<Utc>>,
-    /// `None` without Redis.
     pub(crate) stream: Option<Stream<'a>>,
     /// Events in the table that were looked at.
     pub(crate) num_events: u64,
@@ -53,7 +51,7 @@ impl Report<'_> {
         }
         if let Some(misplaced) = self.misplaced() {
             output::line(&format!(
-                "{misplaced}. What is missing behind that id was never read rather than lost"
+                "{misplaced}. Entries that are missing behind that id are not lost: they were never read"
             ))?;
         }
         output::line(if self.all_is_well() {
@@ -131,7 +129,7 @@ impl Report<'_> {
     /// The command that has everything read again from the first missing entry on.
     fn read_again(&self) -> Option<String> {
         let stream = self.stream.as_ref()?;
-        let before = BusAudit::before(self.state.first_missing.as_deref()?)?;
+        let before = wiring::position_before(self.state.first_missing.as_deref()?)?;
         Some(format!(
             "redis-cli XGROUP SETID {} {} {before}",
             quoted(stream.stream),
@@ -157,7 +155,7 @@ impl Report<'_> {
         )
     }
 
-    /// What more there is, and what can be done.
+    /// More about it, and what can be done.
     fn remarks(&self) -> Vec<String> {
         let faults = self.state.faults;
         let mut remarks = Vec::new();
@@ -167,33 +165,33 @@ impl Report<'_> {
         }
         if faults.half_written > 0 {
             remarks.push(
-                "events without any resource and resources without an event are what a crash of \
-                 Prefect's own persister leaves behind: `event-persister trim --remove-half-events` \
-                 removes them (PostgreSQL)"
+                "half-written: a crash of Prefect's own persister leaves events without any resource, and \
+                 resources without an event. `event-persister trim --remove-half-events` removes them \
+                 (PostgreSQL)"
                     .to_owned(),
             );
         }
         if let Some(command) = self.read_again() {
             remarks.push(format!(
-                "what is missing still stands in the stream, until Prefect trims it, within a minute or \
-                 so; to have it written, run `{command}` (with -h, -p, -n and -a as for your Redis) while \
-                 event-persister serves: everything from the first missing entry on is read once more, \
-                 and what is stored counts as duplicate; a dead letter that was purged is missing too"
+                "missing: the entries are still in the stream, until Prefect trims it, within a minute or \
+                 so. To have them written, run `{command}` (with -h, -p, -n and -a as for your Redis) while \
+                 event-persister serves. It reads everything from the first missing entry on once more, \
+                 and what is stored counts as duplicate. A dead letter that was purged is missing too"
             ));
         }
         if faults.differing > 0 {
             remarks.push(format!(
-                "rows that differ were changed by somebody after they were written; to have {} \
-                 written anew: `{}`, and while the entry is in the stream `redis-cli XGROUP SETID` as for \
-                 what is missing, else from a backup",
+                "differing: somebody changed the rows after they were written. To have {} written anew, \
+                 delete it: `{}`. Then, while its entry is in the stream, `redis-cli XGROUP SETID` as for \
+                 missing entries; else take it from a backup",
                 self.first_of(Kind::Differing),
                 self.delete_first(Kind::Differing),
             ));
         }
         if faults.unreadable > 0 {
             remarks.push(format!(
-                "a page of Prefect's that meets an event that cannot be read fails as a whole; keep what \
-                 you need of it and remove it, such as {}: `{}`, or where only the payload is at fault \
+                "unreadable: a page of Prefect's fails as a whole when it meets such an event. Save what \
+                 you need of it, then remove it, such as {}: `{}`. Where only the payload is at fault: \
                  `UPDATE events SET payload = '{{}}' WHERE id = …`",
                 self.first_of(Kind::Unreadable),
                 self.delete_first(Kind::Unreadable),
@@ -204,7 +202,7 @@ impl Report<'_> {
                 .map(|letter| letter.id.to_string())
                 .collect();
             remarks.push(format!(
-                "the events of these dead letters are stored meanwhile, so that \
+                "curable: the events of these dead letters are stored by now; \
                  `event-persister dead-letters replay` cures them: {}",
                 ids.join(" ")
             ));
@@ -225,7 +223,7 @@ fn quoted(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use event_persister_actors::store::audit::CurableLetter;
+    use event_persister_actors::store::operator::CurableLetter;
 
     use super::*;
 

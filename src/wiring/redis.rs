@@ -4,15 +4,13 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use event_persister_actors::source::EventSource;
-pub(crate) use event_persister_actors::source::redis::{
-    GuardReport, RedisAudit as BusAudit, RedisGuard as Guard, RedisShadow as BusShadow, RedisStats,
-    SOURCE_NAME as BUS_NAME,
-};
+pub(crate) use event_persister_actors::source::operator::{BusOperator, GuardReport, StreamShadow};
 use event_persister_actors::source::redis::{
-    RedisIdentity, RedisSettings, RedisSource, RedisTls, consumer_name,
+    RedisOperator, RedisSettings, RedisSettingsError, RedisSource, consumer_name,
 };
+pub(crate) use event_persister_actors::source::redis::{RedisStats, SOURCE_NAME as BUS_NAME};
 
-use crate::config::{Config, Redis};
+use crate::config::Config;
 
 /// The stream as a source, and what is known about it.
 pub(crate) struct Bus {
@@ -22,64 +20,37 @@ pub(crate) struct Bus {
 
 /// The configured stream, if any. Connects when it is first read.
 pub(crate) fn bus(config: &Config) -> anyhow::Result<Option<Bus>> {
-    let Some(redis) = &config.redis else {
-        return Ok(None);
-    };
-    let source = RedisSource::new(settings(redis)?).context("redis")?;
-    Ok(Some(Bus {
+    let source = with_settings(config, RedisSource::new)?;
+    Ok(source.map(|source| Bus {
         stats: source.stats(),
         source: Arc::new(source),
     }))
 }
 
-/// The trim guard of the configured stream, if any.
-pub(crate) fn guard(config: &Config) -> anyhow::Result<Option<Guard>> {
-    config
-        .redis
-        .as_ref()
-        .map(|redis| Guard::new(settings(redis)?).context("redis"))
-        .transpose()
+/// The configured stream for its operator, if any. Connects when it is first used.
+pub(crate) fn bus_operator(config: &Config) -> anyhow::Result<Option<Box<dyn BusOperator>>> {
+    let operator = with_settings(config, RedisOperator::new)?;
+    Ok(operator.map(|operator| Box::new(operator) as _))
 }
 
-/// The configured stream for somebody who only looks, if any.
-pub(crate) fn bus_audit(config: &Config) -> anyhow::Result<Option<BusAudit>> {
-    config
-        .redis
-        .as_ref()
-        .map(|redis| BusAudit::new(settings(redis)?).context("redis"))
-        .transpose()
+/// The position before an entry's: a group that is set to it is given that entry next.
+pub(crate) fn position_before(position: &str) -> Option<String> {
+    RedisOperator::position_before(position)
 }
 
-/// The configured stream for somebody who compares what others make of it, if any.
-pub(crate) fn bus_shadow(config: &Config) -> anyhow::Result<Option<BusShadow>> {
-    config
-        .redis
-        .as_ref()
-        .map(|redis| BusShadow::new(settings(redis)?).context("redis"))
-        .transpose()
-}
-
-pub(super) fn settings(redis: &Redis) -> anyhow::Result<RedisSettings> {
-    Ok(RedisSettings {
-        url: redis.address.reveal().parse().context("redis.url")?,
-        tls: RedisTls {
-            ca_file: redis.ca_file.clone(),
-            identity: redis.certificate.clone().map(|files| RedisIdentity {
-                cert_file: files.cert,
-                key_file: files.key,
-            }),
-            ..RedisTls::default()
-        },
-        stream: redis.stream.clone(),
-        group: redis.group.clone(),
+/// Of the configured stream, if any, under a name that no other process has.
+fn with_settings<T>(
+    config: &Config,
+    make: impl FnOnce(RedisSettings) -> Result<T, RedisSettingsError>,
+) -> anyhow::Result<Option<T>> {
+    let Some(redis) = &config.redis else {
+        return Ok(None);
+    };
+    let settings = RedisSettings {
         consumer_name: consumer_name(&host_name()),
-        claim_idle: redis.claim_idle,
-        guard: redis.guard,
-        guard_group: redis.guard_group.clone(),
-        guard_max_entries: redis.guard_max_entries,
-        trim_stream: redis.trim_stream,
-        ..RedisSettings::default()
-    })
+        ..redis.clone()
+    };
+    make(settings).map(Some).context("redis")
 }
 
 /// Only for people who look at the consumers of the group: the name is unique without it.
@@ -95,18 +66,6 @@ fn host_name() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_defaults_are_those_of_the_library() {
-        let config =
-            Config::of_variables(&[("EVENT_PERSISTER_REDIS_URL", "redis://localhost")]).unwrap();
-        let settings = settings(config.redis.as_ref().unwrap()).unwrap();
-        let defaults = RedisSettings {
-            consumer_name: settings.consumer_name.clone(),
-            ..RedisSettings::default()
-        };
-        assert_eq!(settings, defaults);
-    }
 
     #[test]
     fn what_would_lose_events_is_refused() {

@@ -1,20 +1,18 @@
 //! Where events go: SQLite or PostgreSQL.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use event_persister_actors::retention::HeldBack;
-use event_persister_actors::store::audit::Audit;
-use event_persister_actors::store::comparison::Comparison;
-pub(crate) use event_persister_actors::store::postgres::HalfEvents;
-use event_persister_actors::store::postgres::{self, PostgresSettings, PostgresStore, TlsSettings};
+use event_persister_actors::store::operator::StoreOperator;
+use event_persister_actors::store::postgres::{PostgresSettings, PostgresStore};
 use event_persister_actors::store::sqlite::{CreateSchema, SqliteSettings, SqliteStore};
-use event_persister_actors::store::{DeadLetters, EventStore, OpenStore};
+use event_persister_actors::store::{EventStore, OpenStore};
 use event_persister_actors::trim::cutoffs;
 
 use super::clock;
-use crate::config::{Config, Database, DatabaseUrl, PostgresUrl, TlsMode};
+use crate::config::{Config, DatabaseUrl};
 
 /// What to do about a database or tables that are not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,87 +31,48 @@ pub(super) enum Settings {
 }
 
 impl Settings {
-    pub(super) fn new(config: &Config, missing: Missing) -> anyhow::Result<Self> {
+    pub(super) fn new(config: &Config, missing: Missing) -> Self {
         let database = &config.database;
-        Ok(match &database.url {
-            DatabaseUrl::Sqlite { path, .. } => {
-                Self::Sqlite(sqlite_settings(database, path, missing))
-            }
-            DatabaseUrl::Postgres { url, .. } => {
-                Self::Postgres(Box::new(postgres_settings(database, url, missing)?))
-            }
-        })
+        match &database.url {
+            DatabaseUrl::Sqlite { path, .. } => Self::Sqlite(SqliteSettings {
+                path: path.clone(),
+                create_schema: match missing {
+                    // Prefect's migrations fail for ever on tables that exist.
+                    Missing::Create if !database.is_prefects => CreateSchema::Everything,
+                    // A command that only deletes makes no tables in a file of our own.
+                    Missing::Refuse if !database.is_prefects => CreateSchema::Nothing,
+                    Missing::Create | Missing::Refuse => CreateSchema::OwnOnly,
+                    Missing::Ignore => CreateSchema::Nothing,
+                },
+                ..database.sqlite.clone()
+            }),
+            DatabaseUrl::Postgres { url, .. } => Self::Postgres(Box::new(PostgresSettings {
+                url: url.as_ref().clone(),
+                // Prefect's two tables are made in PostgreSQL by `migrate` alone: a service cannot know
+                // whether Prefect will come to a database.
+                create_schema: match missing {
+                    Missing::Create | Missing::Refuse => CreateSchema::OwnOnly,
+                    Missing::Ignore => CreateSchema::Nothing,
+                },
+                ..database.postgres.clone()
+            })),
+        }
     }
 }
 
-fn sqlite_settings(database: &Database, path: &Path, missing: Missing) -> SqliteSettings {
-    SqliteSettings {
-        path: path.to_owned(),
-        busy_timeout: database.busy_timeout,
-        create_schema: match missing {
-            // Prefect's migrations fail for ever on tables that exist.
-            Missing::Create if !database.is_prefects => CreateSchema::Everything,
-            // Who only deletes makes no tables in a file of our own.
-            Missing::Refuse if !database.is_prefects => CreateSchema::Nothing,
-            Missing::Create | Missing::Refuse => CreateSchema::OwnOnly,
-            Missing::Ignore => CreateSchema::Nothing,
-        },
-    }
-}
-
-/// Prefect's two tables are made in PostgreSQL by `migrate` alone: who serves cannot know whether
-/// Prefect will come to a database.
-fn postgres_settings(
-    database: &Database,
-    url: &PostgresUrl,
-    missing: Missing,
-) -> anyhow::Result<PostgresSettings> {
-    let mut settings = PostgresSettings::from_url(&url.reveal())
-        .with_context(|| format!("database.url: {}", database.url))?;
-    settings.create_schema = match missing {
-        Missing::Create | Missing::Refuse => CreateSchema::OwnOnly,
-        Missing::Ignore => CreateSchema::Nothing,
-    };
-    settings.search_path.clone_from(&database.search_path);
-    settings
-        .application_name
-        .clone_from(&database.application_name);
-    settings.statement_timeout = database.statement_timeout;
-    settings.lock_timeout = database.lock_timeout;
-    settings.connect_timeout = database.connect_timeout;
-    settings.prepared_statements = database.prepared_statements;
-    settings.tls = TlsSettings {
-        mode: tls_mode(database.tls.mode),
-        // What the system trusts is what counts without a file.
-        ca_file: database
-            .tls
-            .ca_file
-            .clone()
-            .filter(|file| file.as_path() != Path::new("system")),
-        cert_file: database.tls.cert_file.clone(),
-        key_file: database.tls.key_file.clone(),
-        check_hostname: database.tls.check_hostname,
-    };
-    Ok(settings)
-}
-
-fn tls_mode(mode: TlsMode) -> postgres::TlsMode {
-    match mode {
-        TlsMode::Disable => postgres::TlsMode::Disable,
-        TlsMode::Allow => postgres::TlsMode::Allow,
-        TlsMode::Prefer => postgres::TlsMode::Prefer,
-        TlsMode::Require => postgres::TlsMode::Require,
-        TlsMode::VerifyCa => postgres::TlsMode::VerifyCa,
-        TlsMode::VerifyFull => postgres::TlsMode::VerifyFull,
-    }
-}
-
-/// Opens the configured database.
-pub(crate) fn open_store(config: &Config, missing: Missing) -> anyhow::Result<OpenStore> {
-    Ok(match Settings::new(config, missing)? {
+pub(crate) fn open_store(config: &Config, missing: Missing) -> OpenStore {
+    match Settings::new(config, missing) {
         Settings::Sqlite(settings) => SqliteStore::open_store(settings, clock()),
         Settings::Postgres(settings) => PostgresStore::open_store(*settings, clock()),
-    })
+    }
+}
+
+/// The configured database, for one of the operator's commands.
+pub(crate) fn operator(config: &Config, missing: Missing) -> Arc<dyn StoreOperator> {
+    match Settings::new(config, missing) {
+        Settings::Sqlite(settings) => Arc::new(SqliteStore::new(settings, clock())),
+        Settings::Postgres(settings) => Arc::new(PostgresStore::new(*settings, clock())),
+    }
 }
 
 /// Whether the next retention pass would wait for a person, and why. Makes nothing.
@@ -121,9 +80,9 @@ pub(crate) async fn look_at_retention(config: &Config) -> anyhow::Result<Option<
     if not_there_yet(config).is_some() {
         return Ok(None);
     }
-    let store = open_store(config, Missing::Ignore)?();
+    let store = open_store(config, Missing::Ignore)();
     let now = clock().now();
-    let looked = match cutoffs(&super::trim_settings(config), now) {
+    let looked = match cutoffs(&config.trim, now) {
         Ok(cutoffs) => super::caution(config).look(store.as_ref(), &cutoffs).await,
         // The next pass says so.
         Err(_) => return Ok(None),
@@ -146,25 +105,14 @@ pub(super) fn misplaced(config: &Config) -> Option<String> {
     })
 }
 
-/// For looking after what others have left; makes nothing.
-fn postgres_store(config: &Config) -> anyhow::Result<Option<PostgresStore>> {
-    Ok(match Settings::new(config, Missing::Ignore)? {
-        Settings::Sqlite(_) => None,
-        Settings::Postgres(settings) => Some(PostgresStore::new(*settings, clock())),
-    })
-}
-
-/// The configured file, if it is one and not there yet.
-fn missing_file(config: &Config) -> Option<&PathBuf> {
-    match &config.database.url {
-        DatabaseUrl::Sqlite { path, .. } => Some(path).filter(|path| !path.exists()),
-        DatabaseUrl::Postgres { .. } => None,
-    }
-}
-
 /// Why there is no database to look at yet, though one could be made: not a fault.
 pub(crate) fn not_there_yet(config: &Config) -> Option<String> {
-    let path = missing_file(config).filter(|_| !config.database.is_prefects)?;
+    let DatabaseUrl::Sqlite { path, .. } = &config.database.url else {
+        return None;
+    };
+    if path.exists() || config.database.is_prefects {
+        return None;
+    }
     let directory = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
@@ -186,48 +134,8 @@ pub(crate) async fn migrate(config: &Config) -> anyhow::Result<Vec<String>> {
             config.database.url
         );
     }
-    match Settings::new(config, Missing::Create)? {
-        Settings::Sqlite(settings) => SqliteStore::new(settings, clock()).migrate().await,
-        Settings::Postgres(settings) => PostgresStore::new(*settings, clock()).migrate().await,
-    }
-    .context("cannot create or upgrade the tables")
-}
-
-/// The dead letters of the configured database.
-pub(crate) fn dead_letters(config: &Config) -> anyhow::Result<Arc<dyn DeadLetters>> {
-    Ok(match Settings::new(config, Missing::Ignore)? {
-        Settings::Sqlite(settings) => Arc::new(SqliteStore::new(settings, clock())),
-        Settings::Postgres(settings) => Arc::new(PostgresStore::new(*settings, clock())),
-    })
-}
-
-/// The tables of the configured database, for somebody who looks whether they hold what they should.
-pub(crate) struct Tables {
-    pub(crate) audit: Arc<dyn Audit>,
-    pub(crate) comparison: Arc<dyn Comparison>,
-}
-
-pub(crate) fn tables(config: &Config) -> anyhow::Result<Tables> {
-    Ok(match Settings::new(config, Missing::Ignore)? {
-        Settings::Sqlite(settings) => Tables::of(SqliteStore::new(settings, clock())),
-        Settings::Postgres(settings) => Tables::of(PostgresStore::new(*settings, clock())),
-    })
-}
-
-impl Tables {
-    /// Over the connection of one store.
-    fn of<S: Audit + Comparison + 'static>(store: S) -> Self {
-        let store = Arc::new(store);
-        Self {
-            audit: Arc::clone(&store) as _,
-            comparison: store,
-        }
-    }
-}
-
-/// The tables of the configured database, for somebody who compares them with the stream.
-pub(crate) fn comparison(config: &Config) -> anyhow::Result<Arc<dyn Comparison>> {
-    Ok(tables(config)?.comparison)
+    let migrated = operator(config, Missing::Create).migrate().await;
+    migrated.context("cannot create or upgrade the tables")
 }
 
 /// Closes a store that was used for one command. A failure costs nothing: the process ends.
@@ -237,89 +145,17 @@ pub(crate) async fn close(store: &dyn EventStore) {
     }
 }
 
-/// Halves of events that another writer left behind; `None` where nobody looks for them.
-pub(crate) async fn half_events(config: &Config) -> anyhow::Result<Option<HalfEvents>> {
-    match postgres_store(config)? {
-        None => Ok(None),
-        Some(store) => Ok(Some(store.half_events().await?)),
-    }
-}
-
-/// Removes them; returns how many there were.
-pub(crate) async fn remove_half_events(config: &Config) -> anyhow::Result<Option<HalfEvents>> {
-    match postgres_store(config)? {
-        None => Ok(None),
-        Some(store) => store
-            .remove_half_events()
-            .await
-            .map(Some)
-            .context("cannot remove the half events"),
-    }
-}
-
-/// What Prefect has made of the configured database.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Prefects {
-    /// The server, for people; `None` for a file.
-    pub(crate) server: Option<String>,
-    /// The revision of its schema; `None` where Prefect has not been.
-    pub(crate) revision: Option<String>,
-    /// The revisions that this version was tested with.
-    pub(crate) tested_with: &'static [&'static str],
-}
-
-/// The last revisions of Prefect 3.8.0 and 3.8.8.
-const TESTED_WITH_SQLITE: [&str; 2] = ["f416ea180ae1", "a3b9c7d2e5f1"];
-const TESTED_WITH_POSTGRES: [&str; 2] = ["9e9dadc36797", "d4a7e1c93f52"];
-
-/// Looks for Prefect's schema.
-pub(crate) async fn prefects_schema(config: &Config) -> anyhow::Result<Prefects> {
-    match Settings::new(config, Missing::Ignore)? {
-        Settings::Sqlite(settings) => Ok(Prefects {
-            server: None,
-            revision: SqliteStore::new(settings, clock())
-                .prefect_revision()
-                .await?,
-            tested_with: &TESTED_WITH_SQLITE,
-        }),
-        Settings::Postgres(settings) => {
-            let info = PostgresStore::new(*settings, clock()).describe().await?;
-            Ok(Prefects {
-                server: Some(format!("PostgreSQL {}", info.server_version)),
-                revision: info.prefect_revision,
-                tested_with: &TESTED_WITH_POSTGRES,
-            })
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use event_persister_actors::store::postgres::TlsMode;
+
     use super::*;
-
-    fn database_path(config: &Config) -> &Path {
-        match &config.database.url {
-            DatabaseUrl::Sqlite { path, .. } => path,
-            DatabaseUrl::Postgres { .. } => panic!("not a file"),
-        }
-    }
-
-    /// A default that stands in two places must be the same in both.
-    #[test]
-    fn the_defaults_are_those_of_the_library() {
-        let config = Config::of_defaults().unwrap();
-        let path = database_path(&config);
-        assert_eq!(
-            sqlite_settings(&config.database, path, Missing::Create),
-            SqliteSettings::new(path)
-        );
-    }
 
     #[test]
     fn the_tables_of_prefect_are_made_only_in_a_file_of_our_own() {
         let create = |variable, url| {
             let config = Config::of_variables(&[(variable, url)]).unwrap();
-            match Settings::new(&config, Missing::Create).unwrap() {
+            match Settings::new(&config, Missing::Create) {
                 Settings::Sqlite(settings) => settings.create_schema,
                 Settings::Postgres(settings) => settings.create_schema,
             }
@@ -351,15 +187,15 @@ mod tests {
             ("EVENT_PERSISTER_DATABASE_TLS_CA_FILE", "system"),
         ])
         .unwrap();
-        let Settings::Postgres(settings) = Settings::new(&config, Missing::Create).unwrap() else {
+        let Settings::Postgres(settings) = Settings::new(&config, Missing::Create) else {
             panic!("not PostgreSQL");
         };
         assert_eq!(settings.search_path.as_deref(), Some("a, public"));
         assert_eq!(settings.application_name, "event-persister");
         assert!(!settings.prepared_statements);
-        assert_eq!(settings.tls.mode, postgres::TlsMode::Require);
-        assert!(!settings.tls.check_hostname);
-        assert_eq!(settings.tls.ca_file, None);
+        assert_eq!(settings.tls, TlsMode::Require);
+        assert!(!settings.tls_check_hostname);
+        assert_eq!(settings.tls_ca_file, Some("system".into()));
         let shown = format!("{settings:?}");
         assert!(shown.contains("d at h:6432 as user u"), "{shown}");
     }

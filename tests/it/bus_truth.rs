@@ -8,7 +8,6 @@ use crate::postgres_store::truth::{
     ACTUAL, differences, expect_capture, expect_case, expect_what_is_there, lines_of,
 };
 use crate::support::bus::{Bus, attributes};
-use crate::support::database::Database;
 use crate::support::events::{events, ids};
 use crate::support::postgres;
 use crate::truth::{Case, compare_cases};
@@ -72,7 +71,7 @@ async fn every_case_over_the_bus_becomes_in_sqlite_what_prefect_makes_of_it() {
     let (positions, neighbours) = publish(&bus, &cases);
     bus.until_settled(&server).await;
     server.until_ready_is(200).await;
-    let database = Database::new(&bus.folder.path().join("event-persister.db"));
+    let database = bus.folder.database();
     let (num_stored, num_refused) = compare_cases(&cases, &positions, &database);
     assert_eq!(num_stored + num_refused, cases.len());
     database.has_all(&neighbours);

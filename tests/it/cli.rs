@@ -122,6 +122,62 @@ fn settings_that_cannot_work_together_exit_with_2() {
 }
 
 #[test]
+fn the_example_is_a_configuration_that_changes_nothing() {
+    let folder = Folder::new();
+    let example = folder.run(&["config", "example"]).exits(0).stdout;
+    folder.write("p.toml", &example);
+    let of_example = folder.run(&["config", "show", "--json", "--config", "p.toml"]);
+    let of_defaults = folder.run(&["config", "show", "--json"]);
+    assert_eq!(of_example.exits(0).json(), of_defaults.exits(0).json());
+    let wrong = example.replace("#linger = \"5ms\"", "linger = 5");
+    folder.write("p.toml", &wrong);
+    folder
+        .run(&["config", "show", "--config", "p.toml"])
+        .exits(2)
+        .complains(&["p.toml:", "5 is not right for batch.linger", "\"5s\""]);
+    // What needs no configuration is printed whatever that is.
+    folder
+        .run(&["config", "example", "--config", "p.toml"])
+        .exits(0)
+        .prints(&["[trim]", "#retention = \"7d\""]);
+}
+
+#[test]
+fn the_schema_of_the_configuration_knows_every_key() {
+    let folder = Folder::new();
+    let schema = folder.run(&["config", "schema"]).exits(0).json();
+    let settings = folder.run(&["config", "show", "--json"]).exits(0).json();
+    for setting in settings.as_array().unwrap() {
+        let (section, key) = setting["name"].as_str().unwrap().split_once('.').unwrap();
+        let described = &schema["properties"][section]["properties"][key];
+        assert_eq!(described["description"], setting["help"], "{section}.{key}");
+    }
+}
+
+#[test]
+fn what_is_in_effect_is_shown_without_secrets() {
+    let folder = Folder::new();
+    folder.write("secret", "redis://:hunter2@127.0.0.1:1\n");
+    let variables = [
+        ("EVENT_PERSISTER_HTTP_AUTH_STRING", "admin:hunter2"),
+        ("EVENT_PERSISTER_REDIS_URL_FILE", "secret"),
+        (
+            "EVENT_PERSISTER_DATABASE_URL",
+            "postgresql://u:hunter2@db/x?sslmode=require",
+        ),
+    ];
+    for arguments in [&["config", "show"][..], &["config", "show", "--json"]] {
+        let ran = folder.run_with(arguments, &variables).exits(0).prints(&[
+            "postgresql://u:***@db/x",
+            "redis://:***@127.0.0.1:1/0",
+            "EVENT_PERSISTER_REDIS_URL_FILE (secret)",
+            "require",
+        ]);
+        assert!(!ran.stdout.contains("hunter2"), "{ran:?}");
+    }
+}
+
+#[test]
 fn check_shows_values_and_where_they_came_from() {
     let folder = Folder::new();
     folder.write("p.toml", "[batch]\nmax_events = 5\n");
@@ -358,7 +414,8 @@ async fn a_service_without_its_store_is_alive_and_says_why_it_is_not_ready() {
 #[tokio::test]
 async fn beyond_loopback_without_an_auth_string_only_health_is_served() {
     let folder = Folder::new();
-    let server = Server::start(&folder, &[("EVENT_PERSISTER_LISTEN", "0.0.0.0:0")]);
+    let everywhere = ("EVENT_PERSISTER_LISTEN", "0.0.0.0:0");
+    let server = Server::start(&folder, &[everywhere]).ready().await;
     assert_eq!(server.get("/api/health").await.status(), 200);
     assert_eq!(server.get("/metrics").await.status(), 404);
     assert_eq!(server.get("/api/events").await.status(), 404);
@@ -371,7 +428,7 @@ async fn beyond_loopback_without_an_auth_string_only_health_is_served() {
 async fn an_auth_string_guards_all_but_health() {
     let folder = Folder::new();
     let secret = ("EVENT_PERSISTER_HTTP_AUTH_STRING", "admin:hunter2");
-    let server = Server::start(&folder, &[secret]);
+    let server = Server::start(&folder, &[secret]).ready().await;
     assert_eq!(server.get("/api/health").await.status(), 200);
     let refused = server.get("/metrics").await;
     assert_eq!(refused.status(), 401);

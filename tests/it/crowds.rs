@@ -17,7 +17,7 @@ use super::support::server::Server;
 const PATIENCE: Duration = Duration::from_secs(120);
 const NUM_CLIENTS: usize = 1_000;
 
-/// What the README adds up, with the defaults and nothing that waits for the database: the service itself,
+/// The sum of deploy/README.md, "Sizing", with the defaults and nothing that waits for the database: the service itself,
 /// what each connection may have, and all that is on its way in.
 const MAX_MEMORY_MIB: u64 = 64 + (NUM_CLIENTS as u64) / 8 + 128;
 /// What may stay: the service itself, and what is kept for the next time.
@@ -71,26 +71,13 @@ async fn crowd(address: &str, sent: &[u8], is_socket: bool) -> JoinSet<()> {
     clients
 }
 
-/// How much memory it has now, in MiB.
-fn memory(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib: u64 = resident
-        .unwrap()
-        .trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .unwrap();
-    kib / 1024
-}
-
 /// Returns once it takes in nothing more.
 async fn until_it_stops_growing(server: &Server) {
     let (started, mut largest, mut grew) = (Instant::now(), 0, Instant::now());
     while grew.elapsed() < Duration::from_secs(2) {
         assert!(started.elapsed() < PATIENCE, "it grows and grows");
         sleep(Duration::from_millis(100)).await;
-        let now = memory(server);
+        let now = server.memory();
         if now > largest {
             (largest, grew) = (now, Instant::now());
         }
@@ -124,15 +111,15 @@ async fn unfinished_messages_stay_within_the_bound_and_their_memory_comes_back()
         assert!(peak < MAX_MEMORY_MIB, "{peak} MiB in round {round}");
         drop(clients);
         let gone = Instant::now();
-        while memory(&server) > MAX_REST_MIB {
+        while server.memory() > MAX_REST_MIB {
             // Some 6 s on a machine that has nothing else to do.
-            let (memory, since) = (memory(&server), gone.elapsed());
+            let (memory, since) = (server.memory(), gone.elapsed());
             assert!(since < PATIENCE, "{memory} MiB after {since:?}");
             sleep(Duration::from_millis(100)).await;
         }
         println!(
             "round {round}: {peak} MiB, {} after {:?}",
-            memory(&server),
+            server.memory(),
             gone.elapsed()
         );
     }
@@ -151,7 +138,7 @@ async fn what_is_only_announced_takes_not_even_addresses() {
         .arg(plain.get_program())
         .args(plain.get_args())
         .current_dir(folder.path());
-    let server = Server::spawn(limited, &folder.path().join("event-persister.db"));
+    let server = Server::spawn(limited, &folder.database_path());
     let server = server.ready().await;
 
     let sockets = crowd(server.address(), &header(60_000_000), true).await;

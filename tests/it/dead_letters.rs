@@ -5,15 +5,12 @@
     reason = "helpers of tests, which the setting for tests does not reach"
 )]
 
-use diesel::connection::SimpleConnection as _;
-use diesel::{Connection as _, SqliteConnection};
 use serde_json::{Value, json};
-use tokio::time::{Duration, sleep};
 
 use super::support::binary::{Folder, Ran};
-use super::support::database::Database;
 use super::support::events::{events, ids, lines};
 use super::support::server::Server;
+use super::support::wait::until;
 
 #[cfg(feature = "service-tests")]
 mod postgres;
@@ -50,20 +47,6 @@ fn with_letters(num: usize) -> (Folder, Vec<Value>) {
     (folder, events)
 }
 
-fn database(folder: &Folder) -> Database {
-    Database::new(&folder.path().join("event-persister.db"))
-}
-
-/// As somebody else who changes the database.
-fn change(folder: &Folder, sql: &str) {
-    let path = folder.path().join("event-persister.db");
-    let mut connection = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
-    connection
-        .batch_execute("PRAGMA busy_timeout = 20000")
-        .unwrap();
-    connection.batch_execute(sql).unwrap();
-}
-
 fn replay(folder: &Folder, arguments: &[&str]) -> Ran {
     folder.run(&[&["dead-letters", "replay"], arguments].concat())
 }
@@ -84,14 +67,14 @@ fn letters_are_tried_again_until_the_cause_is_cured() {
         assert_eq!(letters.len(), 3_000);
         assert!(letters.iter().all(|(_, times)| *times == attempts));
     }
-    assert_eq!(database(&folder).num_events(), 0);
+    assert_eq!(folder.database().num_events(), 0);
     let ran = replay(&folder, &["--all"]).exits(0);
     assert_eq!(
         ran.stdout,
         "REPLAYED  STORED  DUPLICATES  STILL REFUSED\n3000      3000    0           0\n"
     );
     assert_eq!(letters(&folder), []);
-    let stored = database(&folder).complete_events();
+    let stored = folder.database().complete_events();
     assert_eq!(stored, ids(&events).into_iter().collect());
     let ran = replay(&folder, &["--all", "--json"]).exits(0);
     assert_eq!(ran.json(), summary(0, 0, 0, 0));
@@ -134,7 +117,7 @@ fn ids_that_no_letter_has_are_named_before_anything_is_done() {
             .complains(&["no dead letter 7, 8", "dead-letters list"]);
     }
     assert_eq!(letters(&folder).len(), 2);
-    assert_eq!(database(&folder).num_events(), 0);
+    assert_eq!(folder.database().num_events(), 0);
     for command in ["replay", "purge"] {
         folder.run(&["dead-letters", command]).exits(2);
     }
@@ -155,7 +138,7 @@ fn letters_are_removed_only_by_somebody_who_says_so() {
     let ran = purge(&folder, &["--all", "--yes", "--json"]).exits(0);
     assert_eq!(ran.json(), json!({ "matching": 4, "removed": 4 }));
     assert_eq!(letters(&folder), []);
-    assert_eq!(database(&folder).num_events(), 0);
+    assert_eq!(folder.database().num_events(), 0);
     // Nothing is nothing to ask about.
     purge(&folder, &["--all"]).exits(0);
 }
@@ -163,23 +146,23 @@ fn letters_are_removed_only_by_somebody_who_says_so() {
 #[tokio::test]
 async fn killed_between_commit_and_removal_a_replay_is_finished_by_the_next() {
     let (folder, events) = with_letters(10);
-    change(
-        &folder,
+    folder.database().execute(
         "CREATE TRIGGER keep BEFORE DELETE ON event_persister_dead_letters \
          BEGIN SELECT RAISE(ABORT, 'the test keeps it'); END",
     );
     let mut killed = folder.spawn(&["dead-letters", "replay", "--all"], &[]);
-    while database(&folder).num_events() < events.len() {
-        sleep(Duration::from_millis(5)).await;
-    }
+    until("committed", || {
+        folder.database().num_events() >= events.len()
+    })
+    .await;
     killed.kill().unwrap();
     killed.wait().unwrap();
     assert_eq!(letters(&folder).len(), events.len());
-    change(&folder, "DROP TRIGGER keep");
+    folder.database().execute("DROP TRIGGER keep");
     let ran = replay(&folder, &["--all", "--json"]).exits(0);
     assert_eq!(ran.json(), summary(10, 0, 10, 0));
     assert_eq!(letters(&folder), []);
-    let stored = database(&folder).complete_events();
+    let stored = folder.database().complete_events();
     assert_eq!(stored, ids(&events).into_iter().collect());
 }
 

@@ -19,3 +19,5 @@ mod replication;
 mod sqlite;
 mod table;
 mod trim;
+
+pub(crate) use case::trouble;

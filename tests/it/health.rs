@@ -2,7 +2,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -10,9 +9,7 @@ use super::support::binary::{Folder, Ran};
 use super::support::certificates;
 use super::support::server::Server;
 use super::support::tls::FILES;
-
-/// Far beyond what anything here takes, even on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+use super::support::wait::PATIENCE;
 
 const LISTEN: &str = "EVENT_PERSISTER_HTTP_LISTEN";
 
@@ -31,7 +28,7 @@ fn everywhere(folder: &Folder, variables: &[(&str, &str)]) -> (Server, String) {
     let mut command = folder.command(&[]);
     command.env(LISTEN, "0.0.0.0:0");
     command.envs(variables.iter().copied());
-    let server = Server::spawn(command, &folder.path().join("event-persister.db"));
+    let server = Server::spawn(command, &folder.database_path());
     let listen = server.address().replace("127.0.0.1", "0.0.0.0");
     (server, listen)
 }
@@ -72,7 +69,7 @@ fn with_tls_and_an_auth_string_it_needs_neither_authority_nor_secret() {
     let variables = [listen, FILES[0], FILES[1], secret];
     ask(&folder, &[], &variables, 0, &["alive: https://127.0.0.1:"]);
     // Without the service's settings it cannot be understood.
-    ask(&folder, &[], &[listen], 1, &["not answered as"]);
+    ask(&folder, &[], &[listen], 1, &["answered by something else"]);
     server.terminate().in_good_order();
 }
 
@@ -119,7 +116,7 @@ fn somebody_else_at_that_address_is_no_service_of_ours() {
         let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
         client.write_all(answer).unwrap();
     });
-    ask(&folder, &[], &listen, 1, &["not answered as"]);
+    ask(&folder, &[], &listen, 1, &["answered by something else"]);
     answering.join().unwrap();
 }
 

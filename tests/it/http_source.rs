@@ -20,7 +20,9 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use uuid::Uuid;
 
-use super::support::socket::{self, Socket as Client, auth, closed, next, text};
+use super::support::socket::{
+    self, Socket as Client, auth, closed, next, ping, send, send_events, send_ping, text,
+};
 
 const ALL: Permit = Permit {
     max_messages: 100_000,
@@ -136,11 +138,7 @@ fn list(num: usize) -> String {
 async fn nothing_comes(client: &mut Client, server: &Server) {
     // Another connection is served by the same worker: its pong shows that the first had its turn.
     let mut other = server.authenticated().await;
-    other
-        .send(Message::Ping("other".into()))
-        .await
-        .expect("sent");
-    assert_eq!(next(&mut other).await, Message::Pong("other".into()));
+    ping(&mut other, "other").await;
     tokio::select! {
         biased;
         message = client.next() => panic!("too early: {message:?}"),
@@ -224,7 +222,7 @@ async fn a_list_with_invalid_events_is_refused_whole_and_each_is_named() {
             .iter()
             .all(|detail| !detail["reason"].as_str().unwrap_or("").is_empty())
     );
-    assert_eq!(server.intake.held().num_events, 0);
+    assert_eq!(server.intake.usage().num_events, 0);
     for text in ["{}", "null", "17"] {
         let response = server.post(text).send().await.expect("answered");
         assert_eq!(response.status(), 422, "{text}");
@@ -271,7 +269,7 @@ async fn only_those_who_know_the_auth_string_are_let_in() {
 async fn bodies_and_events_that_are_too_large_are_refused() {
     let settings = HttpSettings {
         max_body_bytes: 3000.try_into().expect("not zero"),
-        max_event_bytes: Some(1000.try_into().expect("not zero")),
+        max_event_bytes: 1000.try_into().expect("not zero"),
         ..HttpSettings::default()
     };
     let intake = IntakeSettings {
@@ -347,7 +345,7 @@ async fn when_the_store_is_away_the_client_is_told_and_its_retry_joins() {
                 .is_some_and(|why| why.contains("taken"))
         );
         assert_eq!(
-            server.intake.held().num_events,
+            server.intake.usage().num_events,
             2,
             "the retry takes no new room"
         );
@@ -383,7 +381,7 @@ async fn a_repetition_joins_what_a_client_left_behind() {
         _ = &mut request => panic!("answered before anything was durable"),
         entries = server.read(1) => entries,
     };
-    assert_eq!(server.intake.held().num_events, 3);
+    assert_eq!(server.intake.usage().num_events, 3);
     server.acknowledge(&new).await;
     tokio::select! {
         biased;
@@ -420,16 +418,9 @@ async fn a_pong_comes_when_everything_before_it_is_durable() {
     const NUM: usize = 5000;
     let server = start(with_auth(), IntakeSettings::default());
     let mut client = server.authenticated().await;
-    for _ in 0..NUM {
-        client
-            .feed(Message::text(event().to_string()))
-            .await
-            .expect("sent");
-    }
-    client
-        .send(Message::Ping("done?".into()))
-        .await
-        .expect("sent");
+    let events: Vec<Value> = (0..NUM).map(|_| event()).collect();
+    send_events(&mut client, &events).await;
+    send_ping(&mut client, "done?").await;
     let mut entries = server.read(NUM).await;
     nothing_comes(&mut client, &server).await;
     let last = entries.split_off(NUM - 1);
@@ -437,28 +428,17 @@ async fn a_pong_comes_when_everything_before_it_is_durable() {
     nothing_comes(&mut client, &server).await;
     server.acknowledge(&last).await;
     assert_eq!(next(&mut client).await, Message::Pong("done?".into()));
-    assert_eq!(server.intake.held().num_events, 0);
+    assert_eq!(server.intake.usage().num_events, 0);
 }
 
 #[actix_web::test]
 async fn a_ping_with_nothing_before_it_is_answered_even_before_authentication() {
     let server = start(with_auth(), IntakeSettings::default());
     let mut client = server.connect(Some("prefect")).await.expect("connected");
-    client
-        .send(Message::Ping("there?".into()))
-        .await
-        .expect("sent");
-    assert_eq!(next(&mut client).await, Message::Pong("there?".into()));
-    client
-        .send(auth(json!("admin:secret")))
-        .await
-        .expect("sent");
+    ping(&mut client, "there?").await;
+    send(&mut client, auth(json!("admin:secret"))).await;
     assert_eq!(text(&mut client).await, r#"{"type":"auth_success"}"#);
-    client
-        .send(Message::Ping("again".into()))
-        .await
-        .expect("sent");
-    assert_eq!(next(&mut client).await, Message::Pong("again".into()));
+    ping(&mut client, "again").await;
 }
 
 #[actix_web::test]
@@ -480,7 +460,7 @@ async fn who_does_not_authenticate_is_closed_with_1008() {
     ] {
         let mut client = server.connect(Some("prefect")).await.expect("connected");
         let is_ping = message.is_ping();
-        client.send(message.clone()).await.expect("sent");
+        send(&mut client, message.clone()).await;
         if is_ping {
             next(&mut client).await;
         }
@@ -494,7 +474,7 @@ async fn who_does_not_authenticate_is_closed_with_1008() {
         panic!("let in without the subprotocol");
     };
     assert_eq!(response.status(), 403);
-    assert_eq!(server.intake.held().num_events, 0);
+    assert_eq!(server.intake.usage().num_events, 0);
 }
 
 #[actix_web::test]
@@ -505,14 +485,11 @@ async fn without_an_auth_string_any_token_will_do_and_old_clients_need_none() {
             .connect(Some("other, prefect"))
             .await
             .expect("connected");
-        client.send(auth(token)).await.expect("sent");
+        send(&mut client, auth(token)).await;
         assert_eq!(text(&mut client).await, r#"{"type":"auth_success"}"#);
     }
     let mut client = server.connect(None).await.expect("connected");
-    client
-        .send(Message::text(event().to_string()))
-        .await
-        .expect("sent");
+    send_events(&mut client, [&event()]).await;
     assert!(server.read(1).await[0].1.event().is_some());
 }
 
@@ -522,17 +499,11 @@ async fn without_an_auth_string_any_token_will_do_and_old_clients_need_none() {
 async fn an_invalid_message_becomes_a_rejection_and_the_connection_stays() {
     let server = start(with_auth(), IntakeSettings::default());
     let mut client = server.authenticated().await;
-    client.send(Message::text("no event")).await.expect("sent");
+    send(&mut client, Message::text("no event")).await;
     let not_utf_8 = Frame::message(&b"\xff\xfe"[..], OpCode::Data(Data::Text), true);
-    client.send(Message::Frame(not_utf_8)).await.expect("sent");
-    client
-        .send(Message::binary(event().to_string()))
-        .await
-        .expect("sent");
-    client
-        .send(Message::Ping("done?".into()))
-        .await
-        .expect("sent");
+    send(&mut client, Message::Frame(not_utf_8)).await;
+    send(&mut client, Message::binary(event().to_string())).await;
+    send_ping(&mut client, "done?").await;
     let entries = server.read(3).await;
     let raws: Vec<&[u8]> = entries[..2].iter().map(|(_, entry)| entry.raw()).collect();
     assert_eq!(raws, [&b"no event"[..], b"\xff\xfe"]);
@@ -545,7 +516,7 @@ async fn an_invalid_message_becomes_a_rejection_and_the_connection_stays() {
 
     // The same message again is the same dead letter.
     let mut client = server.authenticated().await;
-    client.send(Message::text("no event")).await.expect("sent");
+    send(&mut client, Message::text("no event")).await;
     let again = server.read(1).await;
     assert_eq!(again[0].1.position, entries[0].1.position);
     assert_eq!(again[0].1.source, entries[0].1.source);
@@ -555,14 +526,11 @@ async fn an_invalid_message_becomes_a_rejection_and_the_connection_stays() {
 async fn a_token_that_comes_again_is_checked_and_never_becomes_a_dead_letter() {
     let server = start(with_auth(), IntakeSettings::default());
     let mut client = server.authenticated().await;
-    client
-        .send(auth(json!("admin:secret")))
-        .await
-        .expect("sent");
+    send(&mut client, auth(json!("admin:secret"))).await;
     assert_eq!(text(&mut client).await, r#"{"type":"auth_success"}"#);
-    client.send(auth(json!("wrong"))).await.expect("sent");
+    send(&mut client, auth(json!("wrong"))).await;
     assert_eq!(u16::from(closed(&mut client).await.code), 1008);
-    assert_eq!(server.intake.held().num_events, 0);
+    assert_eq!(server.intake.usage().num_events, 0);
 }
 
 #[actix_web::test]
@@ -574,32 +542,20 @@ async fn while_the_intake_is_full_nothing_is_read_and_due_pongs_still_go_out() {
     let server = start(with_auth(), intake);
     let mut client = server.authenticated().await;
     for number in 0..2 {
-        client
-            .send(Message::text(event().to_string()))
-            .await
-            .expect("sent");
-        client
-            .send(Message::Ping(number.to_string().into()))
-            .await
-            .expect("sent");
+        send_events(&mut client, [&event()]).await;
+        send(&mut client, Message::Ping(number.to_string().into())).await;
     }
     for _ in 0..3 {
-        client
-            .send(Message::text(event().to_string()))
-            .await
-            .expect("sent");
+        send_events(&mut client, [&event()]).await;
     }
-    client
-        .send(Message::Ping("last".into()))
-        .await
-        .expect("sent");
+    send_ping(&mut client, "last").await;
     let held = server.read(2).await;
     nothing_comes(&mut client, &server).await;
-    assert_eq!(server.intake.held().num_events, 2);
+    assert_eq!(server.intake.usage().num_events, 2);
     server.acknowledge(&held[..1]).await;
     assert_eq!(next(&mut client).await, Message::Pong("0".into()));
     assert_eq!(
-        server.intake.held().num_events,
+        server.intake.usage().num_events,
         2,
         "the next one has taken its place"
     );
@@ -734,24 +690,18 @@ async fn what_was_read_stays_when_the_connection_ends_and_its_repetition_joins()
     let server = start(with_auth(), IntakeSettings::default());
     let text = event().to_string();
     let mut client = server.authenticated().await;
-    client
-        .send(Message::text(text.clone()))
-        .await
-        .expect("sent");
+    send(&mut client, Message::text(text.clone())).await;
     client.close(None).await.expect("sent");
     let Message::Close(_) = next(&mut client).await else {
         panic!("the close is not answered");
     };
     drop(client);
     let mut client = server.authenticated().await;
-    client.send(Message::text(text)).await.expect("sent");
-    client
-        .send(Message::Ping("done?".into()))
-        .await
-        .expect("sent");
+    send(&mut client, Message::text(text)).await;
+    send_ping(&mut client, "done?").await;
     let entries = server.read(1).await;
     nothing_comes(&mut client, &server).await;
-    assert_eq!(server.intake.held().num_events, 1);
+    assert_eq!(server.intake.usage().num_events, 1);
     server.acknowledge(&entries).await;
     assert_eq!(next(&mut client).await, Message::Pong("done?".into()));
 }
@@ -783,30 +733,21 @@ async fn events_sent_just_before_a_close_are_all_taken() {
 async fn a_message_that_is_too_large_closes_with_1009() {
     let settings = HttpSettings {
         max_frame_bytes: 300_000.try_into().expect("not zero"),
-        max_event_bytes: Some(250_000.try_into().expect("not zero")),
+        max_event_bytes: 250_000.try_into().expect("not zero"),
         ..with_auth()
     };
     let server = start(settings, IntakeSettings::default());
     let mut client = server.authenticated().await;
     let mut event = event();
     event["payload"] = json!({"x": "x".repeat(200_000)});
-    client
-        .send(Message::text(event.to_string()))
-        .await
-        .expect("sent");
+    send(&mut client, Message::text(event.to_string())).await;
     assert!(server.read(1).await[0].1.event().is_some());
     // Beyond the limit of events, within that of messages: kept as a dead letter.
     event["payload"] = json!({"x": "x".repeat(260_000)});
-    client
-        .send(Message::text(event.to_string()))
-        .await
-        .expect("sent");
+    send(&mut client, Message::text(event.to_string())).await;
     assert!(server.read(1).await[0].1.event().is_none());
     event["payload"] = json!({"x": "x".repeat(300_000)});
-    client
-        .send(Message::text(event.to_string()))
-        .await
-        .expect("sent");
+    send(&mut client, Message::text(event.to_string())).await;
     assert_eq!(u16::from(closed(&mut client).await.code), 1009);
 }
 
@@ -815,14 +756,8 @@ async fn draining_confirms_what_becomes_durable_and_closes_with_1001() {
     let server = start(with_auth(), IntakeSettings::default());
     let mut idle = server.authenticated().await;
     let mut client = server.authenticated().await;
-    client
-        .send(Message::text(event().to_string()))
-        .await
-        .expect("sent");
-    client
-        .send(Message::Ping("done?".into()))
-        .await
-        .expect("sent");
+    send_events(&mut client, [&event()]).await;
+    send_ping(&mut client, "done?").await;
     let entries = server.read(1).await;
     // Its ping is read before the drain begins.
     nothing_comes(&mut client, &server).await;
@@ -847,14 +782,8 @@ async fn draining_confirms_what_becomes_durable_and_closes_with_1001() {
 async fn closing_never_confirms_what_is_not_durable() {
     let server = start(with_auth(), IntakeSettings::default());
     let mut client = server.authenticated().await;
-    client
-        .send(Message::text(event().to_string()))
-        .await
-        .expect("sent");
-    client
-        .send(Message::Ping("done?".into()))
-        .await
-        .expect("sent");
+    send_events(&mut client, [&event()]).await;
+    send_ping(&mut client, "done?").await;
     server.read(1).await;
     server.source.close().await.expect("closed");
     assert_eq!(u16::from(closed(&mut client).await.code), 1001);
@@ -913,7 +842,40 @@ async fn a_list_in_any_encoding_of_unicode_is_taken_as_prefect_does() {
         let response = server.post(wrong.clone()).send().await.expect("answered");
         assert_eq!(response.status(), 400, "{wrong:?}");
     }
-    assert_eq!(server.intake.held().num_events, 0);
+    assert_eq!(server.intake.usage().num_events, 0);
+}
+
+/// 503 would have a client send them again and again.
+#[actix_web::test]
+async fn a_large_body_in_utf_16_that_can_never_be_taken_is_refused_for_good() {
+    let limit = std::num::NonZeroUsize::new(100_000).expect("not zero");
+    let settings = HttpSettings {
+        max_body_bytes: limit,
+        max_frame_bytes: limit,
+        max_buffered_bytes: limit,
+        ..HttpSettings::default()
+    };
+    let server = start(settings, IntakeSettings::default());
+    let with_text = |text: &str| {
+        let mut event = event();
+        event["payload"]["text"] = text.into();
+        utf_16(&format!("[{event}]"), u16::to_le_bytes)
+    };
+    let half_a_unit = [with_text(&"x".repeat(45_000)), vec![b' ']].concat();
+    for (body, status, reason) in [
+        (with_text(&"x".repeat(45_000)), 413, "send it in UTF-8"),
+        (
+            with_text(&"\u{4e2d}".repeat(45_000)),
+            413,
+            "more than 100000 bytes",
+        ),
+        (half_a_unit, 400, "UTF-16LE"),
+    ] {
+        let response = server.post(body).send().await.expect("answered");
+        assert_eq!(response.status(), status);
+        let answer = response.text().await.expect("whole");
+        assert!(answer.contains(reason), "{answer}");
+    }
 }
 
 /// Prefect closes the connection on these; here each is one dead letter, as every wrong message is.
@@ -922,12 +884,9 @@ async fn a_message_with_a_mark_or_in_utf_16_is_no_event() {
     let server = start(with_auth(), IntakeSettings::default());
     let mut client = server.authenticated().await;
     let text = event().to_string();
-    client
-        .send(Message::text(format!("\u{feff}{text}")))
-        .await
-        .expect("sent");
+    send(&mut client, Message::text(format!("\u{feff}{text}"))).await;
     for message in [utf_16(&text, u16::to_le_bytes), text.clone().into_bytes()] {
-        client.send(Message::binary(message)).await.expect("sent");
+        send(&mut client, Message::binary(message)).await;
     }
     let entries = server.read(3).await;
     let is_event: Vec<_> = entries

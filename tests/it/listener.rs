@@ -13,12 +13,10 @@ use super::support::binary::Folder;
 use super::support::events::{event, events, list};
 use super::support::server::Server;
 use super::support::socket;
+use super::support::wait::in_time;
 
 mod pipelining;
 mod tls;
-
-/// Far beyond what anything here takes, even on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 const HEALTH: &[u8] = b"GET /api/health HTTP/1.1\r\nhost: x\r\n\r\n";
 
@@ -29,8 +27,8 @@ async fn connect(server: &Server) -> TcpStream {
 /// Reads one answer without a body's length: the head, and as much of the body as came with it.
 async fn answer(stream: &mut TcpStream) -> String {
     let mut read = vec![0; 10_000];
-    let num = tokio::time::timeout(PATIENCE, stream.read(&mut read));
-    let num = num.await.expect("an answer in time").expect("readable");
+    let num = in_time("answered", stream.read(&mut read)).await;
+    let num = num.expect("readable");
     String::from_utf8_lossy(&read[..num]).into_owned()
 }
 
@@ -53,8 +51,7 @@ async fn until_closed(stream: &mut TcpStream, trickle: &[u8]) {
             }
         }
     };
-    let closed = tokio::time::timeout(PATIENCE, closed).await;
-    closed.expect("still open");
+    in_time("closed", closed).await;
 }
 
 #[tokio::test]
@@ -154,8 +151,7 @@ async fn who_reads_no_answers_is_closed() {
 /// Writes, and never reads, until the server has had enough.
 async fn until_unwritable(stream: &mut TcpStream, data: &[u8]) {
     let refused = async { while stream.write_all(data).await.is_ok() {} };
-    let refused = tokio::time::timeout(PATIENCE, refused).await;
-    refused.expect("still open");
+    in_time("closed", refused).await;
 }
 
 #[tokio::test]
@@ -171,8 +167,7 @@ async fn a_head_beyond_128_kib_is_refused() {
     // It may be refused, and the connection reset, before all of it is sent.
     drop(client.write_all(&head).await);
     let mut answer = Vec::new();
-    let read = tokio::time::timeout(PATIENCE, client.read_to_end(&mut answer)).await;
-    let read = read.expect("still open");
+    let read = in_time("closed", client.read_to_end(&mut answer)).await;
     let answer = String::from_utf8_lossy(&answer);
     assert!(
         answer.starts_with("HTTP/1.1 431") || read.is_err(),
@@ -207,8 +202,7 @@ async fn beyond_the_limit_of_connections_only_health_is_answered() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let freed = tokio::time::timeout(PATIENCE, freed).await;
-    freed.expect("the place that was left stays taken");
+    in_time("free: the place that was left", freed).await;
     server.terminate().in_good_order();
 }
 

@@ -7,8 +7,9 @@ use event_persister_actors::batch::{Batch, BatchId};
 use event_persister_actors::clock::SystemClock;
 use event_persister_actors::delivery::Entry;
 use event_persister_actors::event::ReceivedEvent;
+use event_persister_actors::store::StoreError;
+use event_persister_actors::store::operator::{DeadLetter, LetterFilter, StoreOperator as _};
 use event_persister_actors::store::postgres::{PostgresSettings, PostgresStore};
-use event_persister_actors::store::{DeadLetter, DeadLetters as _, LetterFilter, StoreError};
 use event_persister_actors::testing::{EventFixture, event, event_entry};
 use uuid::Uuid;
 
@@ -49,7 +50,10 @@ fn any_event() -> ReceivedEvent {
 /// The newest first.
 async fn all_letters(store: &PostgresStore) -> Vec<DeadLetter> {
     let all = LetterFilter::default();
-    store.list(&all, None, NonZeroUsize::MAX).await.unwrap()
+    store
+        .list_letters(&all, None, NonZeroUsize::MAX)
+        .await
+        .unwrap()
 }
 
 /// An event with this JSON text as its payload.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::support::binary::{Folder, data};
-use super::support::database::{Database, EVENT_COLUMNS, Row};
+use super::support::database::{EVENT_COLUMNS, Row};
 
 /// A message, and what Prefect did with it.
 #[derive(Deserialize)]
@@ -186,7 +186,7 @@ fn every_number_time_and_text_stands_in_sqlite_as_prefect_reads_it() {
     folder.write("cases.jsonl", lines.join("\n"));
     folder.run(&["import", "cases.jsonl"]).exits(1);
 
-    let database = Database::new(&folder.path().join("event-persister.db"));
+    let database = folder.database();
     let text = |row: &Row, column: &str| row[column].1.clone().unwrap();
     let mut found = BTreeMap::new();
     for row in database.rows("events", &EVENT_COLUMNS) {
@@ -222,6 +222,7 @@ mod postgres {
     use event_persister_actors::delivery::{Entry, Position};
     use event_persister_actors::event::{EventLimits, Received, holds_unreadable_number};
     use event_persister_actors::store::EventStore as _;
+    use event_persister_actors::store::operator::StoreOperator as _;
     use event_persister_actors::store::postgres::PostgresStore;
 
     use super::*;

@@ -6,7 +6,10 @@ use std::time::Duration;
 use event_persister_actors::delivery::Receipt;
 use event_persister_actors::source::redis::{RedisSettings, RedisSource};
 use event_persister_actors::source::{Body, EventSource as _, Message, Permit, SourceError};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
+
+use crate::support::redis::TestStream;
+use crate::support::wait::{PATIENCE, in_time, until};
 
 mod entries;
 mod guard;
@@ -22,8 +25,8 @@ const WIDE: Permit = Permit {
     max_bytes: 8 << 20,
 };
 
-/// Nothing here takes longer, on however busy a machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const GROUP: &str = "event-persister";
+const GUARD: &str = "event-persister-guard";
 
 fn source(settings: RedisSettings) -> RedisSource {
     RedisSource::new(settings).expect("settings that work")
@@ -97,9 +100,7 @@ async fn acknowledge(source: &RedisSource, messages: &[Message]) {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, acknowledging)
-        .await
-        .expect("it comes back");
+    in_time("acknowledged", acknowledging).await;
 }
 
 /// Reads once, so that the groups are there; nothing is expected.
@@ -108,12 +109,18 @@ async fn join(source: &RedisSource) {
     assert!(chunk.messages.is_empty());
 }
 
-async fn until(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !so() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        sleep(Duration::from_millis(20)).await;
-    }
+/// The guard stands at the start of a millisecond, since it does not tell apart what is within one.
+fn guard_position(id: &str) -> String {
+    let (millis, _) = id.split_once('-').unwrap();
+    format!("{millis}-0")
+}
+
+async fn until_the_guard_is_at(stream: &TestStream, id: &str) {
+    let position = Some(guard_position(id));
+    until("moved: the guard", || {
+        stream.last_delivered(GUARD) == position
+    })
+    .await;
 }
 
 /// Reads until an error comes.
@@ -125,5 +132,5 @@ async fn next_error(source: &RedisSource) -> SourceError {
             }
         }
     };
-    timeout(PATIENCE, failing).await.expect("an error comes")
+    in_time("an error", failing).await
 }

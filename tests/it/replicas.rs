@@ -9,16 +9,18 @@ use tokio::time::{Instant, sleep};
 use crate::support::bus::{Bus, Publisher, has_exactly};
 use crate::support::postgres;
 use crate::support::server::Server;
+use crate::support::wait::{PATIENCE, until, until_within};
 
 /// How soon it must have noticed that something is away, or is back.
 const SOON: Duration = Duration::from_secs(5);
 
-/// For how long something is broken: `TEST_SECONDS_OF_TROUBLE`, or as long as everybody can wait.
-fn trouble() -> Duration {
-    #[expect(clippy::disallowed_methods, reason = "the tests' own setting")]
-    let given = std::env::var("TEST_SECONDS_OF_TROUBLE");
-    Duration::from_secs(given.map_or(8, |seconds| seconds.parse().unwrap()))
+/// For how long something is broken: as somebody has said, or as long as everybody can wait.
+fn trouble(otherwise: Duration) -> Duration {
+    crate::faults::trouble().unwrap_or(otherwise)
 }
+
+/// Prefect's own persister takes what has been idle for so long.
+const PREFECTS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Waits until the group holds entries that are not acknowledged.
 async fn until_busy(bus: &Bus) {
@@ -46,8 +48,14 @@ async fn replicas_are_killed(num_copies: usize) {
     let publisher = Publisher::start(&bus.stream, num_copies);
     let started = Instant::now();
     let (mut num_killed, mut num_left) = (0, 0);
-    while started.elapsed() < trouble() {
-        sleep(Duration::from_millis(900)).await;
+    let long = trouble(Duration::from_secs(4));
+    // At the least each of them is killed, one of them while it holds something.
+    while started.elapsed() < long || num_killed < replicas.len() || num_left == 0 {
+        assert!(
+            started.elapsed() < long + PATIENCE,
+            "nobody is killed at work"
+        );
+        sleep(Duration::from_millis(500)).await;
         until_busy(&bus).await;
         let killed = num_killed % replicas.len();
         replicas[killed].kill_9();
@@ -63,7 +71,6 @@ async fn replicas_are_killed(num_copies: usize) {
         replica.terminate().in_good_order();
     }
     assert!(ids.len() > 20 * num_killed, "{} events", ids.len());
-    assert!(num_left > 0, "nobody was killed at work");
     let log = postgres.log();
     assert!(!log.contains("deadlock detected"), "{log}");
     // The living took over all that the dead held.
@@ -87,23 +94,18 @@ async fn a_replica_that_is_killed_has_left_its_group_within_a_minute() {
     let killed = bus.start().ready().await;
     let publisher = Publisher::start(&bus.stream, 1);
     let consumers = || bus.stream.consumers("event-persister");
-    while consumers().is_empty() {
-        sleep(Duration::from_millis(10)).await;
-    }
+    until("in the group", || !consumers().is_empty()).await;
     let name = consumers()[0].0.clone();
     until_busy(&bus).await;
     killed.kill_9();
     let killed_at = Instant::now();
     let heir = bus.start().ready().await;
     let ids = publisher.stop();
-    while consumers().iter().any(|(other, _, _)| *other == name) {
-        assert!(
-            killed_at.elapsed() < Duration::from_secs(60),
-            "{:?}",
-            consumers()
-        );
-        sleep(Duration::from_millis(200)).await;
-    }
+    let a_minute = Duration::from_secs(60).saturating_sub(killed_at.elapsed());
+    until_within(a_minute, "gone: the consumer of the dead", || {
+        consumers().iter().all(|(other, _, _)| *other != name)
+    })
+    .await;
     bus.until_settled(&heir).await;
     has_exactly(&database, &ids);
     assert_eq!(consumers().len(), 1, "{:?}", consumers());
@@ -183,11 +185,12 @@ async fn what_waits_for_a_locked_table_is_taken_by_nobody_else() {
     let publisher = Publisher::start(&bus.stream, 1);
     until_busy(&bus).await;
     let started = Instant::now();
-    while started.elapsed() < trouble() {
-        // As Prefect's own persister would.
-        let answer: Vec<Value> = bus
-            .stream
-            .command("XAUTOCLAIM events event-persister peer 5000 0-0 COUNT 1000 JUSTID");
+    let claim = format!(
+        "XAUTOCLAIM events event-persister peer {} 0-0 COUNT 1000 JUSTID",
+        PREFECTS_PATIENCE.as_millis()
+    );
+    while started.elapsed() < trouble(PREFECTS_PATIENCE + Duration::from_secs(2)) {
+        let answer: Vec<Value> = bus.stream.command(&claim);
         let nothing = Value::Array(Vec::new());
         assert_eq!(answer[1], nothing, "after {:?}", started.elapsed());
         sleep(Duration::from_millis(100)).await;

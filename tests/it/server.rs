@@ -5,16 +5,17 @@ use std::slice::from_ref;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
-use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::Value;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::support::binary::Folder;
 use super::support::database::Database;
 use super::support::events::{event, event_with, events, id, ids, lines, list};
+use super::support::metrics::Metrics;
 use super::support::server::Server;
-use super::support::socket;
+use super::support::socket::{self, send, send_events, send_ping};
 
 mod import;
 mod outage;
@@ -123,12 +124,7 @@ async fn a_pong_means_that_all_before_it_is_committed() {
     socket::ping(&mut client, "there?").await;
     socket::authenticate(&mut client, Value::Null).await;
     let events = events(5000);
-    for event in &events {
-        client
-            .feed(Message::text(event.to_string()))
-            .await
-            .expect("sent");
-    }
+    send_events(&mut client, &events).await;
     socket::ping(&mut client, "all there?").await;
     let stored = server.database().complete_events();
     assert_eq!(stored, ids(&events).into_iter().collect());
@@ -142,24 +138,13 @@ async fn what_is_sent_again_after_kill_9_is_there_once() {
     let server = Server::start(&folder, &[]).ready().await;
     let events = events(300);
     let mut client = server.authenticated().await;
-    for event in &events {
-        client
-            .feed(Message::text(event.to_string()))
-            .await
-            .expect("sent");
-    }
-    client.flush().await.expect("sent");
+    send_events(&mut client, &events).await;
     server.kill_9();
     assert!(!matches!(client.next().await, Some(Ok(Message::Pong(_)))));
 
     let server = Server::start(&folder, &[]).ready().await;
     let mut client = server.authenticated().await;
-    for event in &events {
-        client
-            .feed(Message::text(event.to_string()))
-            .await
-            .expect("sent");
-    }
+    send_events(&mut client, &events).await;
     socket::ping(&mut client, "all there?").await;
     let stored = server.database().complete_events();
     assert_eq!(stored, ids(&events).into_iter().collect());
@@ -168,20 +153,8 @@ async fn what_is_sent_again_after_kill_9_is_there_once() {
     assert_eq!(ledger("stored") + ledger("duplicates"), 300);
 }
 
-/// The counts of the ledger as `/metrics` shows them, by name and labels.
-async fn scrape(server: &Server) -> impl Fn(&str) -> u64 + use<> {
-    let text = server.get("/metrics").await.text().await.expect("a text");
-    move |name| {
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(&format!("event_persister_{name} ")));
-        let value = line.unwrap_or_else(|| panic!("no {name} in\n{text}"));
-        value.parse().unwrap()
-    }
-}
-
 /// What came in, and what became of it.
-fn both_sides(counts: &impl Fn(&str) -> u64) -> (u64, u64) {
+fn both_sides(metrics: &Metrics) -> (u64, u64) {
     let parts = [
         "stored_total",
         "duplicates_total",
@@ -192,8 +165,8 @@ fn both_sides(counts: &impl Fn(&str) -> u64) -> (u64, u64) {
         "in_flight",
     ];
     (
-        counts("received_total") + counts("redelivered_total"),
-        parts.iter().map(|part| counts(part)).sum(),
+        metrics.count("received_total") + metrics.count("redelivered_total"),
+        parts.iter().map(|part| metrics.count(part)).sum(),
     )
 }
 
@@ -223,7 +196,7 @@ async fn every_message_is_accounted_for_at_any_moment() {
                 1 => again[0].to_string(),
                 _ => event().to_string(),
             };
-            client.send(Message::text(text)).await.expect("sent");
+            send(&mut client, Message::text(text)).await;
         }
         socket::ping(&mut client, "all there?").await;
     };
@@ -232,22 +205,22 @@ async fn every_message_is_accounted_for_at_any_moment() {
     loop {
         tokio::select! {
             _ = &mut load => break,
-            counts = scrape(&server) => {
-                let (came_in, became) = both_sides(&counts);
+            metrics = server.metrics() => {
+                let (came_in, became) = both_sides(&metrics);
                 assert_eq!(came_in, became);
                 num_scrapes += 1;
             }
         }
     }
     assert!(num_scrapes > 0);
-    let counts = scrape(&server).await;
-    let (came_in, became) = both_sides(&counts);
+    let metrics = server.metrics().await;
+    let (came_in, became) = both_sides(&metrics);
     assert_eq!(came_in, became);
-    assert_eq!(counts("stored_total"), 5 + 200 + 100);
-    assert_eq!(counts("dead_lettered_total{stage=\"parse\"}"), 50);
-    assert_eq!(counts("in_flight"), 0);
+    assert_eq!(metrics.count("stored_total"), 5 + 200 + 100);
+    assert_eq!(metrics.count("dead_lettered_total{stage=\"parse\"}"), 50);
+    assert_eq!(metrics.count("in_flight"), 0);
     // What repeats something that still waits joins it, and is no message of its own.
-    assert!(counts("duplicates_total") >= 5);
+    assert!(metrics.count("duplicates_total") >= 5);
     assert_eq!(folder.dead_letters().len(), 50);
     assert_eq!(server.database().complete_events().len(), 305);
     server.terminate().in_good_order();
@@ -303,14 +276,9 @@ async fn the_service_deletes_what_retention_no_longer_keeps() {
         ("EVENT_PERSISTER_TRIM_BATCH_SIZE", "3"),
     ];
     let server = Server::start(&folder, &trim).ready().await;
-    let deadline = Duration::from_secs(20);
-    tokio::time::timeout(deadline, async {
-        while server.database().num_events() > 20 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await
-    .unwrap_or_else(|_| panic!("not trimmed: {}", server.log()));
+    server
+        .until("trimmed", || server.database().num_events() <= 20)
+        .await;
     let stored = server.database().complete_events();
     assert_eq!(stored, ids(&new).into_iter().collect());
     server.terminate().in_good_order();
@@ -324,7 +292,7 @@ async fn a_clock_that_is_far_ahead_deletes_nothing_until_somebody_says_so() {
     folder
         .run_on(&["import", "-"], lines(&there).as_bytes())
         .exits(0);
-    let database = Database::new(&folder.path().join("event-persister.db"));
+    let database = folder.database();
     database.execute(
         "UPDATE events SET occurred = '2020-01-02 03:04:05.000000', \
          recorded = '2020-01-02 03:04:06.000000', created = '2020-01-02 03:04:06.000000', \
@@ -333,21 +301,15 @@ async fn a_clock_that_is_far_ahead_deletes_nothing_until_somebody_says_so() {
     const SAID: &str = "was stored (2020-01-02 03:04 UTC), and 20 of 20 events would go";
     let trim = [("EVENT_PERSISTER_TRIM_EVERY", "50ms")];
     let server = Server::start(&folder, &trim).ready().await;
-    let deadline = Duration::from_secs(20);
-    tokio::time::timeout(deadline, async {
-        loop {
-            let (status, readiness) = server.readiness().await;
+    let warned = server
+        .until_readiness(|status, readiness| {
             assert_eq!(status, 200, "{readiness}");
-            let warning = readiness["warnings"][0].as_str().unwrap_or_default();
-            if warning.starts_with("trim: ") {
-                assert!(warning.contains(SAID), "{warning}");
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await
-    .unwrap_or_else(|_| panic!("no warning: {}", server.log()));
+            let warning = readiness["warnings"][0].as_str();
+            warning.is_some_and(|warning| warning.starts_with("trim: "))
+        })
+        .await;
+    let warning = warned["warnings"][0].as_str().unwrap();
+    assert!(warning.contains(SAID), "{warning}");
     // Events go on being stored.
     let mut new = events(30);
     for event in &mut new {
@@ -358,16 +320,7 @@ async fn a_clock_that_is_far_ahead_deletes_nothing_until_somebody_says_so() {
     server.terminate().in_good_order();
     // What was stored since does not speak for the clock, also after a restart.
     let server = Server::start(&folder, &trim).ready().await;
-    tokio::time::timeout(deadline, async {
-        while !server
-            .log()
-            .contains("retention waits for a person: by the clock")
-        {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await
-    .unwrap_or_else(|_| panic!("nothing logged: {}", server.log()));
+    server.logged("retention waits for a person: by the clock");
     assert_eq!(server.log().matches("waits for a person").count(), 1);
     let checked = folder.run(&["check"]).exits(0);
     checked.prints(&[
@@ -390,13 +343,7 @@ async fn a_clock_that_is_far_ahead_deletes_nothing_until_somebody_says_so() {
         .run(&["check"])
         .exits(0)
         .prints(&["the next pass waits for nobody"]);
-    tokio::time::timeout(deadline, async {
-        while !server.log().contains("retention works again") {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await
-    .unwrap_or_else(|_| panic!("does not go on: {}", server.log()));
+    server.logged("retention works again");
     server.terminate().in_good_order();
 }
 
@@ -476,7 +423,7 @@ fn a_trim_keeps_what_its_own_retention_keeps() {
     folder
         .run_on(&["import", "-"], lines(&all).as_bytes())
         .exits(0);
-    let database = Database::new(&folder.path().join("event-persister.db"));
+    let database = folder.database();
     let overrides = ("EVENT_PERSISTER_TRIM_OVERRIDES", "short=1h,long=20000d");
     let trim = |arguments: &[&str]| folder.run_with(arguments, &[overrides]).exits(0).json();
 

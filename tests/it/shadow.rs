@@ -57,8 +57,9 @@ async fn shadow_with(bus: &Bus, variables: &[(&str, &str)]) -> Server {
         .envs(variables.iter().copied())
         .env(FLUSH_INTERVAL.0, FLUSH_INTERVAL.1)
         .env("EVENT_PERSISTER_LISTEN", "127.0.0.1:0");
-    let database = bus.folder.path().join("event-persister.db");
-    Server::spawn(command, &database).ready().await
+    Server::spawn(command, &bus.folder.database_path())
+        .ready()
+        .await
 }
 
 const SPOIL_POSTGRES: &str = r#"
@@ -199,7 +200,7 @@ async fn every_class_is_told_apart(case: Case, expectations: &[(&str, u64)]) {
         .iter()
         .chain(&spoiled)
         .chain([&long, &nul, &nul_there, &bad_there, &well[7]]);
-    let mut texts: Vec<String> = all.map(ToString::to_string).collect();
+    let mut texts = events::texts(all);
     texts.extend(["{".to_owned(), String::new()]);
     case.bus.stream.publish(&texts);
     case.bus.until_settled(&persister).await;
@@ -308,8 +309,8 @@ async fn a_shadow_needs_only_to_read_and_leaves_nothing_behind() {
     case.bus.stream.publish(&[events::event().to_string()]);
     // Given to a consumer that is not done with it: nobody may call it lost.
     command("XREADGROUP GROUP event-persister prefect COUNT 1 STREAMS events >");
-    let texts: Vec<_> = events::events(5).iter().map(ToString::to_string).collect();
-    case.bus.stream.publish(&texts);
+    let five = events::texts(&events::events(5));
+    case.bus.stream.publish(&five);
     acknowledge_all(&case.bus);
     assert_eq!(
         until_settled(&shadow, 5).await,
@@ -380,7 +381,7 @@ async fn what_a_killed_shadow_left_is_told_by_the_next_one() {
 fn a_shadow_of_nothing_is_wrong_usage() {
     let folder = crate::support::binary::Folder::new();
     let ran = folder.run(&["serve", "--shadow"]);
-    ran.exits(2).complains(&["no persister to be a shadow of"]);
+    ran.exits(2).complains(&["no persister to compare with"]);
     folder.run(&["serve", "--for", "1s"]).exits(2);
     assert!(folder.is_empty());
 }

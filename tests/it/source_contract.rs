@@ -14,7 +14,8 @@ use event_persister_actors::source::file::FileSource;
 use event_persister_actors::source::intake::{IntakeSettings, IntakeSource};
 use event_persister_actors::source::letters::LetterSource;
 use event_persister_actors::source::{Body, EventSource, Message, More, Permit};
-use event_persister_actors::store::{EventStore as _, LetterFilter};
+use event_persister_actors::store::EventStore as _;
+use event_persister_actors::store::operator::LetterFilter;
 use event_persister_actors::testing::{MemorySource, MemoryStore, rejected_entry};
 use futures_util::FutureExt as _;
 

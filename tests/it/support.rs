@@ -10,6 +10,9 @@ pub(crate) mod database;
 pub(crate) mod events;
 #[cfg(feature = "service-tests")]
 pub(crate) mod logs;
+pub(crate) mod metrics;
+#[cfg(feature = "service-tests")]
+pub(crate) mod ports;
 #[cfg(feature = "service-tests")]
 pub(crate) mod postgres;
 #[cfg(feature = "service-tests")]
@@ -21,3 +24,4 @@ pub(crate) mod socket;
 #[cfg(feature = "service-tests")]
 pub(crate) mod stored;
 pub(crate) mod tls;
+pub(crate) mod wait;

@@ -10,8 +10,6 @@ use super::support::binary::{Folder, data};
 use super::support::database::{Database, EVENT_COLUMNS, RESOURCE_COLUMNS, Row};
 use super::support::server::Server;
 
-const DATABASE: &str = "event-persister.db";
-
 /// Lines end at line feeds alone: one event holds a raw U+2028, which is a line's end to some.
 fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     bytes
@@ -38,7 +36,7 @@ fn compare_table(database: &Database, table: &str, columns: &[&str]) {
 fn a_capture_becomes_the_very_rows_of_prefect_however_often_it_is_imported() {
     let folder = Folder::new();
     folder.write("events.jsonl", data("prefect-events-dev.jsonl.gz"));
-    let database = Database::new(&folder.path().join(DATABASE));
+    let database = folder.database();
     for summary in [
         "read 3126, stored 3126, duplicates 0, dead letters 0,",
         "read 3126, stored 0, duplicates 3126, dead letters 0,",
@@ -285,7 +283,7 @@ fn every_case_is_stored_or_refused_as_prefect_does() {
     folder.write("cases.jsonl", file);
     folder.run(&["import", "cases.jsonl"]).exits(1);
 
-    let database = Database::new(&folder.path().join(DATABASE));
+    let database = folder.database();
     let place = folder.path().canonicalize().unwrap().join("cases.jsonl");
     let positions: Vec<String> = (1..=cases.len())
         .map(|number| format!("{}:{number}", place.display()))

@@ -66,3 +66,29 @@ impl Outage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_are_spaced_once_it_is_the_store_that_fails() {
+        let backoff = Backoff::default();
+        let mut outage = Outage::new(backoff);
+        let now = Instant::now();
+        for _ in 0..PATIENCE {
+            assert_eq!(outage.may_write(now), Ok(()));
+            outage.tried(now, false);
+            outage.failed();
+        }
+        let pace = backoff.cap / ATTEMPTS_IN_A_BACKOFF;
+        assert_eq!(outage.may_write(now), Err(now + pace));
+        assert_eq!(outage.may_write(now + pace), Ok(()));
+        assert!(!outage.prefers_new(), "the last one was new");
+        outage.tried(now, true);
+        assert!(outage.prefers_new());
+        outage.ended();
+        assert_eq!(outage.may_write(now), Ok(()));
+        assert!(!outage.prefers_new());
+    }
+}

@@ -3,29 +3,40 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::backoff::Backoff;
-use crate::batch::BatchLimits;
+use crate::batch_queue::BatchLimits;
 use crate::credit::Credit;
 use crate::isolation::Allowance;
+use crate::settings::{As, Count, LongerThanZero, Period, Size};
 use crate::source::Permit;
 
-/// When batches leave, and how much may be held.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// When batches leave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct BatcherSettings {
-    /// Events in a batch at most (1,000). More make a transaction longer, fewer make more of them.
+    /// Events in one transaction, 1,250 by default on SQLite; more is faster up to a few thousand, takes
+    /// memory for four times as many, and repeats more after a failure.
+    #[serde(with = "As::<Count>")]
     pub max_events: NonZeroUsize,
-    /// Bytes in a batch at most (8 MiB); a larger event makes a batch of its own.
+    /// Bytes in one transaction; a larger event goes alone.
+    #[serde(with = "As::<Size>")]
     pub max_bytes: NonZeroUsize,
-    /// How long to wait for a source that had more (5 ms).
+    /// How long an idle writer waits for company when an event arrives alone; longer means fewer, larger
+    /// transactions and later commits.
+    #[serde(with = "As::<Period>")]
     pub linger: Duration,
-    /// How long an event may wait for its batch to fill (1 s).
+    /// No event waits longer than this for its batch to fill.
+    #[serde(with = "As::<LongerThanZero>")]
     pub max_age: Duration,
-    /// Bytes in flight at most (64 MiB), plus the largest event of each source.
-    pub max_bytes_in_flight: NonZeroUsize,
     /// Delays between attempts to write.
+    #[serde(skip)]
     pub backoff: Backoff,
     /// Whether reading pauses while the database refuses nearly everything (yes). Switch it off for
     /// sources that come to an end: it would only delay that.
+    #[serde(skip)]
     pub pauses_when_refused: bool,
 }
 
@@ -42,7 +53,6 @@ impl Default for BatcherSettings {
             max_bytes: at_least_one(8 << 20),
             linger: Duration::from_millis(5),
             max_age: Duration::from_secs(1),
-            max_bytes_in_flight: at_least_one(64 << 20),
             backoff: Backoff::default(),
             pauses_when_refused: true,
         }
@@ -50,7 +60,12 @@ impl Default for BatcherSettings {
 }
 
 impl BatcherSettings {
-    pub(super) fn credit(&self, num_writers: usize, num_sources: usize) -> Credit {
+    pub(super) fn credit(
+        &self,
+        max_bytes_in_flight: NonZeroUsize,
+        num_writers: usize,
+        num_sources: usize,
+    ) -> Credit {
         let largest = Permit {
             max_messages: self.max_events.get(),
             max_bytes: self.max_bytes.get(),
@@ -58,19 +73,9 @@ impl BatcherSettings {
         let max_messages = (num_writers + 2).saturating_mul(self.max_events.get());
         Credit::new(
             max_messages,
-            self.max_bytes_in_flight.get(),
+            max_bytes_in_flight.get(),
             largest,
             num_sources,
-        )
-    }
-
-    /// Suspects are few, or the guard against refusals pauses reading. Their bytes are twice as many as may be
-    /// in flight: with fewer, two large ones would have a third one stop all reading.
-    pub(super) fn allowance(&self) -> Allowance {
-        const MAX_SUSPECTS: usize = 100;
-        Allowance::new(
-            MAX_SUSPECTS,
-            self.max_bytes_in_flight.get().saturating_mul(2),
         )
     }
 
@@ -82,4 +87,11 @@ impl BatcherSettings {
             max_age: self.max_age,
         }
     }
+}
+
+/// Suspects are few, or the guard against refusals pauses reading. Their bytes are twice as many as may be
+/// in flight: with fewer, two large ones would have a third one stop all reading.
+pub(super) fn allowance(max_bytes_in_flight: NonZeroUsize) -> Allowance {
+    const MAX_SUSPECTS: usize = 100;
+    Allowance::new(MAX_SUSPECTS, max_bytes_in_flight.get().saturating_mul(2))
 }

@@ -1,6 +1,7 @@
 use std::num::NonZeroUsize;
 
 use bytes::Bytes;
+use uuid::Uuid;
 
 use super::*;
 use crate::clock::SystemClock;
@@ -8,7 +9,7 @@ use crate::delivery::{Content, Delivery, Entry, Position, Receipt, Rejection};
 use crate::lifeline::lifeline;
 use crate::messages::Retire;
 use crate::store::StoreError;
-use crate::testing::{Asked, Inbox, probe};
+use crate::testing::{Asked, Inbox, event, probe};
 
 mod isolation;
 mod outage;
@@ -18,6 +19,8 @@ const SOURCE: SourceIndex = SourceIndex(0);
 fn deliveries(numbers: std::ops::Range<u64>) -> Vec<Delivery> {
     numbers
         .map(|number| Delivery {
+            source: SOURCE,
+            came: Instant::now(),
             receipt: Receipt(number),
             entry: Arc::new(Entry {
                 source: Arc::from("test"),
@@ -49,6 +52,27 @@ fn positions(asked: &Asked<Flush>) -> Vec<String> {
     entries.map(|entry| entry.position.to_string()).collect()
 }
 
+fn events(numbers: std::ops::Range<u64>) -> Vec<Delivery> {
+    let mut deliveries = deliveries(numbers);
+    for delivery in &mut deliveries {
+        let id = Uuid::from_u128(delivery.receipt.0.into());
+        let entry = Entry::clone(&delivery.entry);
+        delivery.entry = Arc::new(Entry {
+            content: Content::Event(event(id)),
+            ..entry
+        });
+    }
+    deliveries
+}
+
+/// Fails while a control passes.
+fn refuse(asked: Asked<Flush>, error: StoreError) {
+    asked.answer(Err(FlushError {
+        error,
+        control: Control::Passed,
+    }));
+}
+
 /// A batcher between a consumer and writers that the test plays.
 struct Bench {
     batcher: Addr<BatcherActor>,
@@ -66,6 +90,7 @@ impl Bench {
         let metrics = Metrics::new().unwrap();
         let store = Component::new("store");
         let parts = BatcherParts {
+            max_bytes_in_flight: NonZeroUsize::new(64 << 20).unwrap(),
             store: store.clone(),
             refusals: Component::new("store.refusals"),
             held_up: HeldUp::default(),
@@ -98,7 +123,14 @@ impl Bench {
         numbers: std::ops::Range<u64>,
         more_ready: bool,
     ) -> impl Future<Output = Result<Permit, EnqueueRefused>> + use<> {
-        let deliveries = deliveries(numbers);
+        self.enqueue_these(deliveries(numbers), more_ready)
+    }
+
+    fn enqueue_these(
+        &self,
+        deliveries: Vec<Delivery>,
+        more_ready: bool,
+    ) -> impl Future<Output = Result<Permit, EnqueueRefused>> + use<> {
         self.metrics.received(deliveries.len(), 0);
         let reply = self.batcher.send(Enqueue {
             source: SOURCE,
@@ -125,26 +157,6 @@ async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;
     }
-}
-
-#[actix::test]
-async fn tells_a_busy_writer_what_comes_next() {
-    let mut bench = Bench::start(1, 2).await;
-    drop(bench.enqueue(0..2, true));
-    let mut first = bench.flush(0).await;
-    drop(bench.enqueue(2..3, true));
-    settle().await;
-    assert!(
-        first.message.upcoming.try_recv().is_err(),
-        "not certain yet"
-    );
-    drop(bench.enqueue(3..4, true));
-    settle().await;
-    let upcoming = first.message.upcoming.try_recv().unwrap();
-    commit(first);
-    let second = bench.flush(0).await;
-    assert!(Arc::ptr_eq(&second.message.batch, &upcoming));
-    assert_eq!(positions(&second), ["2", "3"]);
 }
 
 #[actix::test]
@@ -352,11 +364,76 @@ async fn an_outage_is_told_once_and_its_end_too() {
         .answer(Err(StoreError::unavailable("away").into()));
     let flush = bench.flush(0).await;
     let status = bench.store.snapshot();
-    assert_eq!(status.state, crate::status::State::Failing);
+    assert_eq!(status.state, crate::status::ComponentState::Failing);
     assert_eq!(status.last_error.as_deref(), Some("away"));
     commit(flush);
     bench.acknowledged().await;
-    assert_eq!(bench.store.snapshot().state, crate::status::State::Ok);
+    assert_eq!(
+        bench.store.snapshot().state,
+        crate::status::ComponentState::Ok
+    );
+}
+
+#[actix::test]
+async fn after_a_suspect_it_is_the_turn_of_a_new_batch() {
+    let waits_for_a_lock = || StoreError::Unavailable {
+        what: "a lock".to_owned(),
+        fault: Some(Fault {
+            kind: FaultKind::Contention,
+            code: None,
+        }),
+        source: None,
+    };
+    let mut bench = Bench::start(1, 1).await;
+    drop(bench.enqueue_these(events(0..2), false));
+    for expected in ["0", "1"] {
+        let flush = bench.flush(0).await;
+        assert_eq!(positions(&flush), [expected]);
+        refuse(flush, waits_for_a_lock());
+    }
+    let suspect = bench.flush(0).await;
+    assert!(matches!(suspect.message.purpose, Purpose::Examine { .. }));
+    drop(bench.enqueue_these(events(2..4), false));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    refuse(suspect, waits_for_a_lock());
+    let mut order = Vec::new();
+    for _ in 0..3 {
+        let flush = bench.flush(0).await;
+        order.push(positions(&flush).concat());
+        match flush.message.purpose {
+            Purpose::Write => commit(flush),
+            _ => refuse(flush, waits_for_a_lock()),
+        }
+    }
+    assert_eq!(order[0], "2", "{order:?}");
+    assert!(["0", "1"].contains(&&*order[1]), "{order:?}");
+    assert_eq!(order[2], "3", "{order:?}");
+}
+
+#[actix::test]
+async fn the_halves_of_a_batch_that_took_too_long_leave_a_writer_to_the_others() {
+    let mut bench = Bench::start(2, 4).await;
+    drop(bench.enqueue(0..4, false));
+    refuse(
+        bench.flush(0).await,
+        StoreError::TooSlow {
+            what: "cancelled".to_owned(),
+            code: Some("57014".to_owned()),
+            source: None,
+        },
+    );
+    let half = bench.flush(0).await;
+    assert_eq!(positions(&half), ["0", "1"]);
+    settle().await;
+    assert!(bench.writers[1].try_next().is_none(), "both are taken");
+    drop(bench.enqueue(4..6, false));
+    let other = bench.flush(1).await;
+    assert_eq!(positions(&other), ["4", "5"]);
+    commit(other);
+    settle().await;
+    assert!(bench.writers[1].try_next().is_none());
+    commit(half);
+    assert_eq!(positions(&bench.flush(0).await), ["2", "3"]);
 }
 
 #[actix::test]

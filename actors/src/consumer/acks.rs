@@ -1,4 +1,4 @@
-//! What a consumer still owes its source.
+//! The receipts that a consumer has not brought back to its source yet.
 
 use crate::delivery::Receipt;
 use crate::source::Permit;
@@ -26,5 +26,30 @@ impl Acks {
 
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty() && !self.under_way
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn receipts_that_are_not_taken_back_stop_the_reading() {
+        let permit = Permit {
+            max_messages: 2,
+            max_bytes: 100,
+        };
+        let mut acks = Acks {
+            num_sent: 3,
+            ..Acks::default()
+        };
+        acks.waiting.extend((0..4).map(Receipt));
+        assert!(!acks.are_too_many(permit), "one more may come");
+        acks.waiting.push(Receipt(4));
+        assert!(acks.are_too_many(permit));
+        assert!(
+            !acks.are_too_many(Permit::UNLIMITED),
+            "at the end all is read"
+        );
     }
 }

@@ -6,7 +6,7 @@ use crate::clock::SystemClock;
 use crate::delivery::Content;
 use crate::lifeline::lifeline;
 use crate::messages::{AwaitEnd, StopReading};
-use crate::status::State;
+use crate::status::ComponentState;
 use crate::testing::{Asked, Inbox, MemorySource, probe};
 
 const EVENT: &str = r#"{"occurred":"2026-11-24T03:00:00Z","event":"e","resource":{"prefect.resource.id":"r"},"id":"11111111-1111-4111-8111-111111111111"}"#;
@@ -189,12 +189,12 @@ async fn keeps_reading_after_errors_with_the_same_permit() {
     bench.source.fail_reads(20);
     settle().await;
     let status = bench.component.snapshot();
-    assert_eq!(status.state, State::Failing);
+    assert_eq!(status.state, ComponentState::Failing);
     assert!(status.last_error.is_some());
     bench.source.push(EVENT);
     let chunk = bench.chunk().await;
     assert_eq!(chunk.message.deliveries.len(), 1);
-    assert_eq!(bench.component.snapshot().state, State::Ok);
+    assert_eq!(bench.component.snapshot().state, ComponentState::Ok);
     assert!(
         bench
             .source
@@ -291,7 +291,7 @@ async fn hands_on_what_its_source_has_taken_although_it_waits_after_a_failure() 
     bench.source.hands_out_the_rest(true);
     bench.source.fail_reads(1);
     settle().await; // Now it waits for the end of a back-off.
-    assert_eq!(bench.component.snapshot().state, State::Failing);
+    assert_eq!(bench.component.snapshot().state, ComponentState::Failing);
     let pushed = bench.source.push(EVENT);
     let stopped = actix_rt::spawn(bench.consumer.send(StopReading));
     let chunk = bench.chunk().await;
@@ -307,7 +307,7 @@ async fn ends_its_source_although_that_cannot_be_rewound() {
     let mut bench = Bench::start_rewinding(|source| source.fail_rewinds(usize::MAX));
     bench.source.hands_out_the_rest(true);
     settle().await;
-    assert_eq!(bench.component.snapshot().state, State::Failing);
+    assert_eq!(bench.component.snapshot().state, ComponentState::Failing);
     bench.source.push(EVENT);
     bench.consumer.send(StopReading).await.unwrap();
     assert!(bench.source.has_ended(), "the source would go on");
@@ -342,7 +342,7 @@ async fn tells_when_the_source_has_ended() {
     );
     chunk.answer(Ok(PERMIT));
     ended.await.unwrap().unwrap();
-    assert_eq!(bench.component.snapshot().state, State::Ended);
+    assert_eq!(bench.component.snapshot().state, ComponentState::Ended);
     bench.consumer.send(AwaitEnd).await.expect("told again");
 }
 

@@ -4,7 +4,6 @@ use crate::clock::SystemClock;
 use crate::lifeline::lifeline;
 use crate::store::{RefusalCounts, RefusalReason};
 use crate::testing::{MemoryStore, event, event_entry, rejected_entry};
-use tokio::sync::oneshot;
 use uuid::Uuid;
 
 fn batch(ids: std::ops::Range<u128>) -> Arc<Batch> {
@@ -13,14 +12,7 @@ fn batch(ids: std::ops::Range<u128>) -> Arc<Batch> {
 }
 
 fn flush(batch: Arc<Batch>) -> Flush {
-    // Nobody tells what comes next.
-    let (_, upcoming) = oneshot::channel();
-    Flush {
-        batch,
-        purpose: Purpose::Write,
-        template: None,
-        upcoming,
-    }
+    Flush::alone(batch, Purpose::Write)
 }
 
 fn writer(store: &MemoryStore) -> (Addr<DbWriterActor>, crate::lifeline::Watch) {
@@ -82,44 +74,6 @@ async fn writes_one_batch_at_a_time() {
 }
 
 #[actix::test]
-async fn makes_the_next_batch_ready_while_one_is_under_way() {
-    let store = MemoryStore::new();
-    let (writer, _) = writer(&store);
-    store.hold();
-    let upcoming = batch(3..6);
-    let (tell, told) = oneshot::channel();
-    let flush = Flush {
-        upcoming: told,
-        ..flush(batch(0..3))
-    };
-    let reply = actix_rt::spawn(writer.send(flush));
-    store.wait_for_write_started().await;
-    tell.send(Arc::clone(&upcoming)).unwrap();
-    while store.last_prepared().is_none() {
-        tokio::task::yield_now().await;
-    }
-    let prepared = store.last_prepared().unwrap();
-    assert!(Arc::ptr_eq(&prepared, &upcoming));
-    assert_eq!(store.num_events(), 0);
-    store.release();
-    assert_eq!(reply.await.unwrap().unwrap().unwrap().inserted, 3);
-    assert_eq!(store.num_events(), 3, "made ready is not written");
-}
-
-#[actix::test]
-async fn waits_for_no_next_batch() {
-    let store = MemoryStore::new();
-    let (writer, _) = writer(&store);
-    let (_tell, upcoming) = oneshot::channel();
-    let flush = Flush {
-        upcoming,
-        ..flush(batch(0..3))
-    };
-    let flushed = writer.send(flush).await.unwrap();
-    assert_eq!(flushed.unwrap().inserted, 3);
-}
-
-#[actix::test]
 async fn goes_on_after_an_error() {
     let store = MemoryStore::new();
     let (writer, _) = writer(&store);
@@ -130,6 +84,47 @@ async fn goes_on_after_an_error() {
     assert_eq!(failed.control, Control::NotTried, "it was not reached");
     let flushed = writer.send(flush(batch(0..1))).await.unwrap();
     assert_eq!(flushed.unwrap().inserted, 1);
+}
+
+#[actix::test]
+async fn the_control_beside_a_lost_connection_is_as_large_as_the_event() {
+    let store = MemoryStore::new();
+    let (writer, _) = writer(&store);
+    let large = rejected_entry("here", &[b'x'; 4_000], "not JSON");
+    let batch = Arc::new(Batch::new(BatchId(1), vec![large]));
+    let flush = || Flush {
+        template: Some(event_entry(event(Uuid::from_u128(1)))),
+        ..flush(Arc::clone(&batch))
+    };
+    store.lose_connections_above(Some(2_000));
+    let failed = writer.send(flush()).await.unwrap().unwrap_err();
+    assert_eq!(failed.control, Control::Failed, "the path is to blame");
+    store.lose_connections_above(None);
+    assert!(writer.send(flush()).await.unwrap().is_ok());
+}
+
+#[actix::test]
+async fn a_writer_tells_when_the_controls_before_an_attempt_have_passed() {
+    let store = MemoryStore::new();
+    let (writer, _) = writer(&store);
+    store.set_available(false);
+    let examine = || Flush {
+        purpose: Purpose::Examine {
+            fault: FaultKind::Transient,
+        },
+        ..flush(batch(0..1))
+    };
+    let early = examine();
+    let passed = Arc::clone(&early.controls_passed);
+    let failed = writer.send(early).await.unwrap().unwrap_err();
+    assert_eq!(failed.control, Control::FailedBefore);
+    assert!(!passed.load(Ordering::Acquire));
+    store.set_available(true);
+    store.panic_on(Uuid::from_u128(0));
+    let late = examine();
+    let passed = Arc::clone(&late.controls_passed);
+    assert!(writer.send(late).await.is_err(), "it died");
+    assert!(passed.load(Ordering::Acquire));
 }
 
 #[actix::test]

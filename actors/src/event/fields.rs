@@ -45,7 +45,6 @@ pub(super) fn object<'t>(
     })
 }
 
-/// The event's name.
 pub(super) fn name(
     reader: &mut Reader<'_>,
     path: &'static str,
@@ -85,7 +84,6 @@ pub(super) fn uuid(reader: &mut Reader<'_>, path: &'static str) -> JiterResult<F
     })
 }
 
-/// A UUID or null.
 pub(super) fn optional_uuid(
     reader: &mut Reader<'_>,
     path: &'static str,
@@ -121,7 +119,6 @@ pub(super) fn resource(
     resource_at(reader, peek, Place::Primary, limits)
 }
 
-/// The other resources.
 pub(super) fn related(
     reader: &mut Reader<'_>,
     path: &'static str,

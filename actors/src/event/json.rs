@@ -18,7 +18,6 @@ use super::tokens::{Token, Tokens};
 /// Prefect's limit to the letter: an array or object with nothing in it does not count.
 const MAX_NESTING: usize = 200;
 
-/// Reads one text.
 pub(super) struct Reader<'t> {
     text: &'t ByteString,
     jiter: Jiter<'t>,
@@ -69,7 +68,6 @@ impl<'t> Reader<'t> {
         self.jiter.array_step()
     }
 
-    /// The whole text.
     pub(super) fn text(&self) -> &'t ByteString {
         self.text
     }
@@ -114,7 +112,7 @@ impl<'t> Reader<'t> {
         self.jiter.finish()
     }
 
-    /// What is wrong and where, without anything of the text.
+    /// The mistake and its place, without anything of the text.
     pub(super) fn describe(&self, error: &JiterError) -> String {
         let position = error.get_position(&self.jiter);
         match &error.error_type {

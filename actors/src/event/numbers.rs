@@ -1,4 +1,4 @@
-//! What is kept of a number in a payload: its text, as long as whoever reads it can take it.
+//! The form in which a number of a payload is kept: its text, unless some reader could not take that.
 //!
 //! Prefect reads a number with a fraction or an exponent as a double, and an integer as it is, up to 4,300
 //! digits; more are no JSON to its parser, nor to ours, and the event is refused. PostgreSQL's `jsonb`
@@ -20,19 +20,17 @@ const MAX_DECIMALS: i64 = 16_383;
 /// far from the ends of both ranges.
 const FEW_DIGITS: usize = 200;
 
-/// What is kept of a number.
+/// The form in which a number is kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Kept {
-    /// What was sent.
     Text,
     /// A double, in its shortest form.
     Double(f64),
-    /// `null`.
     Nothing,
 }
 
 impl Kept {
-    /// What is kept of a number that the parser has accepted, which may be NaN or infinite.
+    /// The form of a number that the parser has accepted, which may be NaN or infinite.
     pub(super) fn of(number: &str) -> Self {
         if !number.ends_with(|last: char| last.is_ascii_digit()) {
             return Self::Nothing;
@@ -59,13 +57,11 @@ impl Kept {
 /// The parts of a number that is no integer; those that it does not have are empty.
 struct Shape<'t> {
     mantissa: &'t str,
-    /// Only its digits.
     exponent: &'t str,
     has_negative_exponent: bool,
 }
 
 impl<'t> Shape<'t> {
-    /// `None` for an integer.
     fn of(number: &'t str) -> Option<Self> {
         let is_of_integer = |byte: u8| byte.is_ascii_digit() || byte == b'-';
         if number.bytes().all(is_of_integer) {
@@ -129,9 +125,23 @@ pub fn holds_unreadable_number(json: &str) -> bool {
 
 fn is_unreadable(number: &str) -> bool {
     match Shape::of(number) {
-        None => number.len() - usize::from(number.starts_with('-')) > MAX_INTEGER_DIGITS,
+        None => has_many_digits(number),
         Some(_) => !number.parse().is_ok_and(f64::is_finite),
     }
+}
+
+/// Of an integer, whether Python refuses to read it.
+fn has_many_digits(integer: &str) -> bool {
+    integer.len() - usize::from(integer.starts_with('-')) > MAX_INTEGER_DIGITS
+}
+
+/// Whether an integer in this JSON has more digits than Python reads.
+#[cfg(feature = "sqlite")]
+pub(crate) fn holds_long_integer(json: &str) -> bool {
+    Tokens::new(json).any(|(_, token)| match token {
+        Token::Number(number) => Shape::of(number).is_none() && has_many_digits(number),
+        Token::String(_) | Token::Other(_) => false,
+    })
 }
 
 /// Appends a double as Python's `repr` writes it: the shortest digits that give the number back, with an
@@ -274,6 +284,26 @@ mod tests {
         }
         for number in [&long[1..], &format!("-{}", &long[1..]), "1e308", "1e-400"] {
             assert!(!holds_unreadable_number(&format!("[{number}]")), "{number}");
+        }
+    }
+
+    #[cfg(feature = "sqlite")]
+    #[test]
+    fn what_python_does_not_read_is_told_from_what_it_does() {
+        let digits = |num: usize| "9".repeat(num);
+        for (payload, is_long) in [
+            (format!(r#"{{"k": {}}}"#, digits(4_300)), false),
+            (format!(r#"{{"k": {}}}"#, digits(4_301)), true),
+            (format!(r#"{{"k": [-{}, 1]}}"#, digits(4_301)), true),
+            (format!(r#"{{"k": {}.5}}"#, digits(4_301)), false),
+            (format!(r#"{{"k": {}e1}}"#, digits(4_301)), false),
+            (format!(r#"{{"k": 0.{}}}"#, digits(4_301)), false),
+            (format!(r#"{{"k": 1e{}}}"#, digits(4_301)), false),
+            (format!(r#"{{"k": "{}"}}"#, digits(4_301)), false),
+            (format!(r#"{{"\"{}": "\\", "l": 1}}"#, digits(4_301)), false),
+            (format!(r#"{{"k": "\\", "l": {}}}"#, digits(4_301)), true),
+        ] {
+            assert_eq!(holds_long_integer(&payload), is_long, "{payload:.20}");
         }
     }
 }

@@ -9,21 +9,28 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use chrono::{DateTime, SubsecRound, Utc};
 use jiter::JiterResult;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::fields::{self, Field};
 use super::json::Reader;
 use super::problems::Problems;
 use super::{ReceivedEvent, Resource};
+use crate::settings::{As, Count};
 
 /// How much of each thing an event may hold; the defaults are Prefect's.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct EventLimits {
-    /// Labels of one resource, id and role included (500).
+    /// Labels of one resource, id and role included; an event with more is refused. Prefect's own limit.
+    #[serde(with = "As::<Count<usize>>")]
     pub max_labels_per_resource: usize,
-    /// Related resources of one event (100).
+    /// Related resources of one event; an event with more is refused. Prefect's own limit.
+    #[serde(with = "As::<Count<usize>>")]
     pub max_related_resources: usize,
-    /// Code points of an event's name (1024).
+    /// Characters of an event's name; an event with more is refused. Prefect's own limit.
+    #[serde(with = "As::<Count<usize>>")]
     pub max_event_name_length: usize,
 }
 
@@ -53,7 +60,7 @@ pub enum Received {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct ParseError {
-    /// What is wrong and where; names fields, holds no values of the event.
+    /// The mistakes and their places; names fields, holds no values of the event.
     pub reason: String,
     /// The event's id, where that could be read.
     pub event_id: Option<Uuid>,

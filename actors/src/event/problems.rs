@@ -1,10 +1,10 @@
-//! What is wrong with the fields of an event.
+//! The mistakes in the fields of an event.
 
 /// How many problems of one field are written out: enough to see what its sender does wrong, few
 /// enough that a list of a million wrong values does not make a reason of a hundred megabytes.
 const MAX_WRITTEN: usize = 8;
 
-/// What is wrong with one field, in the order in which it was found.
+/// The mistakes in one field, in the order in which they were found.
 ///
 /// Says where and what, never a value: reasons are stored, logged and sent back.
 #[derive(Debug, Default)]

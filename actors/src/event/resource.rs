@@ -33,6 +33,32 @@ impl Resource {
         }
     }
 
+    /// A resource of an event that this process makes; the event's rules are checked when it is built.
+    pub fn new(id: &str) -> Self {
+        Self::of(&ByteString::new()).with_label(ID_LABEL, id)
+    }
+
+    /// The same with a label more, or with another value for one that it has.
+    pub fn with_label(mut self, key: &str, value: &str) -> Self {
+        let place = self.labels().position(|(known, _)| known == key);
+        match place {
+            Some(place) => {
+                let value = self.keep(value);
+                self.set(place, value);
+            }
+            None => {
+                let (key, value) = (self.keep(key), self.keep(value));
+                self.add(key, value);
+            }
+        }
+        self
+    }
+
+    /// The same as a related resource, with what it is to the event.
+    pub fn with_role(self, role: &str) -> Self {
+        self.with_label(ROLE_LABEL, role)
+    }
+
     /// Of labels that were checked: distinct keys, a non-empty id.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn from_checked(labels: &[(impl AsRef<str>, impl AsRef<str>)]) -> Self {
@@ -101,7 +127,7 @@ impl Resource {
         self.get(ID_LABEL).unwrap_or_default()
     }
 
-    /// What a related resource is to the event; `None` where the label is missing.
+    /// The role of a related resource in the event; `None` where the label is missing.
     pub fn role(&self) -> Option<&str> {
         self.get(ROLE_LABEL)
     }

@@ -78,9 +78,9 @@ async fn a_store_that_was_up_and_down_lately_is_trusted_less() {
         (1..100)
             .find(|_| suspect.failed(Some(&lasting), Control::Passed, unrest) == Verdict::Culprit)
     };
-    assert_eq!(needed(unrest.lately(Instant::now())), Some(MAX_NEEDED));
+    assert_eq!(needed(unrest.recent(Instant::now())), Some(MAX_NEEDED));
     tokio::time::advance(RESTLESS_FOR).await;
-    assert_eq!(needed(unrest.lately(Instant::now())), Some(NEEDED));
+    assert_eq!(needed(unrest.recent(Instant::now())), Some(NEEDED));
 }
 
 #[test]

@@ -71,7 +71,7 @@ impl std::fmt::Display for LedgerCounts {
     }
 }
 
-/// What is copied from the ledger, whole, whenever somebody looks.
+/// The copy of the ledger in the registry, made whole at every scrape.
 pub(super) struct Exported {
     received: IntCounter,
     redelivered: IntCounter,

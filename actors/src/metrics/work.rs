@@ -5,10 +5,11 @@ use std::time::Duration;
 use prometheus::core::Collector;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, exponential_buckets};
 
-use crate::batch::{Batch, FlushReason};
+use crate::batch::Batch;
+use crate::batch_queue::FlushReason;
 use crate::store::{RefusalCounts, RefusalReason, StoreError, Trimmed};
 
-/// What failed and is tried again.
+/// A failure after which something is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RetryKind {
     /// Nothing of a batch was written.

@@ -13,14 +13,14 @@ use super::{PipelineParts, PipelineSettings, Placement};
 use crate::batcher::{BatcherActor, BatcherParts};
 use crate::consumer::{ConsumerActor, ConsumerParts, Downstream};
 use crate::db_writer::DbWriterActor;
+use crate::delivery::SourceIndex;
 use crate::lifeline::{Lifeline, Watch, lifeline};
-use crate::messages::{Drain, Retire, SourceIndex, StopReading};
+use crate::messages::{Drain, Retire, StopReading};
 use crate::trim::{TrimActor, TrimParts};
 
 /// How long stores may take to close once everything else is over.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
-/// One generation.
 #[derive(Clone)]
 pub(super) struct Children {
     pub(super) batcher: Addr<BatcherActor>,
@@ -113,6 +113,7 @@ impl Starter {
     pub(super) fn batcher(&self, writers: &[Addr<DbWriterActor>]) -> (Addr<BatcherActor>, Watch) {
         let settings = self.settings.batch.clone();
         let parts = BatcherParts {
+            max_bytes_in_flight: self.settings.max_bytes_in_flight,
             store: self.components.store.clone(),
             refusals: self.components.refusals.clone(),
             held_up: self.components.held_up.clone(),

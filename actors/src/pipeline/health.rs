@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::{Phase, PipelineActor, PipelineParts, PipelineSettings};
 use crate::batcher::HELD_UP_AFTER;
 use crate::source::EventSource;
-use crate::status::{Component, HeldUp, PipelineStatus, State, error_chain};
+use crate::status::{Component, ComponentState, HeldUp, PipelineStatus, error_chain};
 use crate::store::StoreError;
 
 /// How often readiness is looked at, and the store probed while it is away.
@@ -24,7 +24,7 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 /// time-out the store itself has.
 const COMMITS_WITHIN: Duration = Duration::from_secs(4);
 
-/// What is told of each part, over all generations.
+/// The status of each part, over all generations.
 #[derive(Clone)]
 pub(super) struct Components {
     pub(super) store: Component,
@@ -92,12 +92,12 @@ impl PipelineActor {
         needed
             .map(Component::snapshot)
             .find_map(|part| match part.state {
-                State::Starting => Some(format!("{} has not answered yet", part.name)),
-                State::Failing => {
+                ComponentState::Starting => Some(format!("{} has not answered yet", part.name)),
+                ComponentState::Failing => {
                     let error = part.last_error.unwrap_or_default();
                     Some(format!("{}: {error}", part.name))
                 }
-                State::Ok | State::Ended => None,
+                ComponentState::Ok | ComponentState::Ended => None,
             })
             .or_else(|| self.why_stalled())
     }
@@ -112,7 +112,7 @@ impl PipelineActor {
         let of_store = of_store.map(|warning| format!("store: {warning}"));
         let trim = self.components.trim.as_ref().map(Component::snapshot);
         let of_trim = trim
-            .filter(|trim| trim.state == State::Failing)
+            .filter(|trim| trim.state == ComponentState::Failing)
             .map(|trim| format!("trim: {}", trim.last_error.unwrap_or_default()));
         of_each.flatten().chain(of_store).chain(of_trim).collect()
     }
@@ -128,7 +128,7 @@ impl PipelineActor {
         })
     }
 
-    /// What is held for long although others are stored.
+    /// The event that is held for long although others are stored.
     fn why_degraded(&self) -> Option<String> {
         let oldest = self.parts.metrics.oldest_unflushed()?;
         (oldest > HELD_UP_AFTER).then(|| {
@@ -154,7 +154,7 @@ impl PipelineActor {
     pub(super) fn show(&self) {
         let metrics = &self.parts.metrics;
         for part in self.components.all().map(Component::snapshot) {
-            metrics.set_up(&part.name, part.state == State::Ok);
+            metrics.set_up(&part.name, part.state == ComponentState::Ok);
         }
         let is_ready = self.why_not_ready().is_none();
         metrics.set_ready(is_ready);
@@ -175,7 +175,7 @@ impl PipelineActor {
         }
     }
 
-    /// Asks the store how it is while no writer does; with messages in flight their word counts.
+    /// Asks the store how it is while no writer does.
     pub(super) fn watch_store(&mut self, ctx: &mut Context<Self>) {
         if matches!(self.phase, Phase::Draining | Phase::Drained) {
             return;
@@ -201,10 +201,15 @@ impl PipelineActor {
         }));
     }
 
-    /// Whether there is something to write, so that the writers find out how the store is.
+    /// Whether there is something to write, so that the writers find out how the store is. A suspect
+    /// does not count: it may be held for days, and its attempts are far between.
     fn writers_know(&self) -> bool {
-        let unknown = self.components.store.snapshot().state == State::Starting;
-        !unknown && self.parts.metrics.ledger().in_flight > 0
+        let unknown = self.components.store.snapshot().state == ComponentState::Starting;
+        !unknown && self.parts.metrics.holds_more_than_suspects()
+    }
+
+    fn is_failing(&self) -> bool {
+        self.components.store.snapshot().state == ComponentState::Failing
     }
 
     fn note_probe(&self, result: Result<(), StoreError>) {
@@ -212,6 +217,9 @@ impl PipelineActor {
             return;
         }
         match result {
+            // The controls beside a suspect see more than a probe does: if they failed, a control that
+            // passes has to tell that the store is back.
+            Ok(()) if self.is_failing() && self.parts.metrics.ledger().in_flight > 0 => {}
             Ok(()) => {
                 if let Some(failures) = self.components.store.succeeded() {
                     log::info!("the store is back failures={failures}");

@@ -32,6 +32,7 @@ fn settings(writers: usize, max_events: usize) -> PipelineSettings {
         trim: None,
         retention: None,
         placement: Placement::SameArbiter,
+        ..PipelineSettings::default()
     }
 }
 
@@ -124,6 +125,34 @@ async fn a_panicking_writer_is_replaced_and_its_batch_written() {
     assert_eq!(status.ledger.redelivered, 0);
     // Two writers, five replacements, and one to probe with.
     until(&pipeline, |_| bench.store.num_opened() == 8).await;
+}
+
+/// The first of so many events panics every writer that it is given to.
+async fn one_panics_every_writer(num_events: u128) {
+    let bench = Bench::new();
+    bench.store.panic_on(Uuid::from_u128(0));
+    let pipeline = bench.pipeline(settings(2, 10)).start();
+    bench.push(0..num_events);
+    let all = bench.source.wait_for_acknowledged(num_events as usize);
+    timeout(Duration::from_secs(60), all)
+        .await
+        .expect("in time");
+    assert_eq!(bench.store.num_events() as u128, num_events - 1);
+    let letters = bench.store.dead_letters();
+    let ids: Vec<_> = letters.iter().map(|(letter, _)| letter.event_id).collect();
+    assert_eq!(ids, [Some(Uuid::from_u128(0))]);
+    assert_eq!(status(&pipeline).await.generation, 1);
+    assert!(bench.metrics.ledger().balances());
+}
+
+#[actix::test]
+async fn an_event_that_panics_every_writer_becomes_a_letter_where_there_is_no_other() {
+    one_panics_every_writer(1).await;
+}
+
+#[actix::test]
+async fn an_event_that_panics_every_writer_becomes_a_letter_among_others() {
+    one_panics_every_writer(50).await;
 }
 
 #[actix::test]

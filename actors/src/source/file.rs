@@ -1,16 +1,16 @@
 //! Source: events from any reader, such as a file or the standard input.
 //!
 //! Most often they are newline-delimited. A list of events, and events that are spread over several lines,
-//! are told by the beginning and read as what they are, one event at a time. A byte-order mark is passed
-//! over; an encoding other than UTF-8 is refused before anything is taken.
+//! are recognised by the beginning and read one event at a time. A byte-order mark is skipped; an encoding
+//! other than UTF-8 is refused before anything is taken.
 //!
 //! Lines end at `\n` alone; a last line without it counts; blank lines are skipped. A line longer
 //! than the limit is not an event: it goes on as a rejection that keeps its beginning, and reading
 //! goes on behind it. Memory holds one line at most and what the pipeline has not acknowledged.
 //!
 //! When the reader fails, the lines before the failure are handed out, and from then on every read
-//! reports it. Reading is not tried again: what a reader gives after an error is anyone's guess,
-//! and an end of file that is none would lose events without a word.
+//! reports it. Reading is not tried again: nobody knows what a reader gives after an error,
+//! and a false end of file would lose events without a word.
 //!
 //! # Why a thread of its own
 //!
@@ -71,7 +71,7 @@ impl FileProgress {
 
 /// Hands out the lines of one reader.
 pub struct FileSource {
-    shared: Arc<Shared>,
+    shared: Arc<FileState>,
     /// Asks the reading thread for the next lines; the thread ends with this.
     requests: Mutex<Option<mpsc::Sender<Permit>>>,
 }
@@ -87,11 +87,11 @@ impl FileSource {
         name: impl Into<Arc<str>>,
         max_line_bytes: usize,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(FileState {
             name: name.into(),
             progress: Arc::new(FileProgress::default()),
             changed: Notify::new(),
-            state: Mutex::new(State::default()),
+            state: Mutex::new(Reading::default()),
         });
         let (requests, receiver) = mpsc::channel();
         let lines = Lines::new(reader, max_line_bytes);
@@ -111,7 +111,7 @@ impl FileSource {
     }
 
     /// Asks for lines unless that was done already.
-    fn request(&self, state: &mut State, permit: Permit) {
+    fn request(&self, state: &mut Reading, permit: Permit) {
         if state.reading {
             return;
         }
@@ -175,7 +175,7 @@ impl EventSource for FileSource {
             lock(&self.requests).take();
             let dropped = {
                 let mut state = self.shared.lock();
-                state.end = Some(End::Reached);
+                state.end = Some(FileEnd::Reached);
                 state.closed = true;
                 state.lines.clear()
             };
@@ -191,51 +191,52 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-struct Shared {
+/// Shared by the source and its thread.
+struct FileState {
     name: Arc<str>,
     progress: Arc<FileProgress>,
     /// Something has changed for the one reader.
     changed: Notify,
-    state: Mutex<State>,
+    state: Mutex<Reading>,
 }
 
 #[derive(Default)]
-struct State {
+struct Reading {
     lines: Retained<Line>,
     /// The thread was asked for lines and has not answered.
     reading: bool,
-    end: Option<End>,
+    end: Option<FileEnd>,
     closed: bool,
 }
 
 #[derive(Clone)]
-enum End {
+enum FileEnd {
     Reached,
     Failed { what: String },
 }
 
-impl State {
-    /// What a read returns at once; `None` if lines have to be read first.
+impl Reading {
+    /// The answer to a read, if there is one at once; `None` if lines have to be read first.
     fn take(&mut self, permit: Permit) -> Option<Result<Chunk, SourceError>> {
         let when_empty = match self.end {
-            Some(End::Reached) => More::Ended,
-            Some(End::Failed { .. }) | None => More::Ready,
+            Some(FileEnd::Reached) => More::Ended,
+            Some(FileEnd::Failed { .. }) | None => More::Ready,
         };
         if let Some(chunk) = self.lines.hand_out(permit, when_empty) {
             return Some(Ok(chunk));
         }
         match self.end.clone()? {
-            End::Reached => Some(Ok(Chunk {
+            FileEnd::Reached => Some(Ok(Chunk {
                 messages: Vec::new(),
                 more: More::Ended,
             })),
-            End::Failed { what } => Some(Err(SourceError::Unavailable { what, source: None })),
+            FileEnd::Failed { what } => Some(Err(SourceError::Broken { what })),
         }
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl FileState {
+    fn lock(&self) -> MutexGuard<'_, Reading> {
         lock(&self.state)
     }
 
@@ -267,7 +268,12 @@ impl Shared {
         }
     }
 
-    fn read_chunk(&self, lines: &mut Lines, permit: Permit, read: &mut Vec<Line>) -> Option<End> {
+    fn read_chunk(
+        &self,
+        lines: &mut Lines,
+        permit: Permit,
+        read: &mut Vec<Line>,
+    ) -> Option<FileEnd> {
         let mut num_bytes = 0_usize;
         while read.len() < permit.max_messages && num_bytes < permit.max_bytes {
             match lines.next(&self.progress.num_bytes) {
@@ -277,12 +283,12 @@ impl Shared {
                     self.progress.num_lines.fetch_add(1, Ordering::Relaxed);
                     read.push(line);
                 }
-                Ok(None) => return Some(End::Reached),
+                Ok(None) => return Some(FileEnd::Reached),
                 Err(unreadable) => {
                     return Some(self.cannot_read(lines.line_number + 1, &unreadable));
                 }
             }
-            // What has been typed or piped so far must not wait for what comes later.
+            // A line that has been typed or piped must not wait for the next one.
             if !lines.has_more() {
                 break;
             }
@@ -290,7 +296,7 @@ impl Shared {
         None
     }
 
-    fn cannot_read(&self, line: u64, unreadable: &Unreadable) -> End {
+    fn cannot_read(&self, line: u64, unreadable: &Unreadable) -> FileEnd {
         match unreadable {
             Unreadable::Failed(error) => self.fail(&format!("line {line}: {error}")),
             Unreadable::Encoded(encoding) => {
@@ -301,26 +307,26 @@ impl Shared {
                 ))
             }
             Unreadable::Broken(why) => self.end_with(format!(
-                "cannot read {} any further: line {line}: {why}; the events before are taken; correct \
-                 it and read it again from its beginning, events that are stored are recognised",
+                "cannot read {} any further: line {line}: {why}; the events before are taken. Correct it \
+                 and read it again from its beginning: events that are stored count as duplicates",
                 self.name
             )),
         }
     }
 
-    /// The end by a failure, which is also told to whoever looks at the progress.
-    fn fail(&self, why: &str) -> End {
+    /// The end by a failure, which the progress shows too.
+    fn fail(&self, why: &str) -> FileEnd {
         let what = format!(
-            "cannot read {} any further: {why}; the lines before are taken; once it can be read, \
-             read it again from its beginning, events that are stored are recognised",
+            "cannot read {} any further: {why}; the lines before are taken. Once it can be read, read \
+             it again from its beginning: events that are stored count as duplicates",
             self.name
         );
         self.end_with(what)
     }
 
-    fn end_with(&self, what: String) -> End {
+    fn end_with(&self, what: String) -> FileEnd {
         *lock(&self.progress.failure) = Some(what.clone());
-        End::Failed { what }
+        FileEnd::Failed { what }
     }
 
     fn line(&self, Item { text, line, index }: Item) -> Line {

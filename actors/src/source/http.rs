@@ -10,10 +10,10 @@
 //!
 //! # Memory
 //!
-//! At most the intake's bounds for what was admitted, and `max_buffered_bytes` for bodies and large
-//! messages on their way in, the latter twice where texts are copied out of a body, and 16 KiB for the
-//! small message of each connection, beside what actix-http has for it. Buffers grow with what has come:
-//! what is only announced takes nothing.
+//! At most the intake's bounds for admitted entries, and `max_buffered_bytes` for bodies and large messages
+//! on their way in, the latter twice where texts are copied out of a body. Each connection has 16 KiB for its
+//! small message, beside the buffers of actix-http. Buffers grow with the bytes that have come: an announced
+//! length takes nothing.
 //!
 //! # What the host's server has to do
 //!
@@ -35,11 +35,14 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::ALLOW;
 use actix_web::{HttpResponse, web};
 use bytestring::ByteString;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
 use crate::delivery::{Content, Entry, Position};
 use crate::event::{EventLimits, ParseError, Received, ReceivedEvent};
 use crate::retention::Retention;
+use crate::settings::{As, LongerThanZero, Size};
 
 use super::intake::Intake;
 
@@ -49,12 +52,12 @@ mod frames;
 mod list;
 mod pongs;
 mod post;
+mod rate_limited;
 mod socket;
-mod sparing;
 
 use buffers::{Buffers, Patience};
-use pongs::AllWaiting;
-use sparing::Sparing;
+use pongs::TotalWaiting;
+use rate_limited::RateLimitedLog;
 
 pub use auth::AuthString;
 #[cfg(feature = "testing")]
@@ -69,36 +72,51 @@ const REFUSED_EVERY: Duration = Duration::from_secs(10);
 /// they would hold up everybody else on it for milliseconds.
 const MAX_INLINE_BYTES: usize = 256 * 1024;
 
-const DEFAULT_MAX_BYTES: NonZeroUsize = NonZeroUsize::new(64 * 1024 * 1024).unwrap();
-const DEFAULT_MAX_BUFFERED_BYTES: NonZeroUsize = NonZeroUsize::new(128 * 1024 * 1024).unwrap();
+const DEFAULT_MAX_BYTES: NonZeroUsize = NonZeroUsize::new(64 << 20).unwrap();
+const DEFAULT_MAX_BUFFERED_BYTES: NonZeroUsize = NonZeroUsize::new(128 << 20).unwrap();
 
-/// What the routes demand and how much they take.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What the routes demand of clients, and how much they take in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct HttpSettings {
-    /// What clients must know; `None` lets everyone in.
+    /// `user:password` that clients must send (Basic, or in the WebSocket's first message); guards all but
+    /// the two health paths.
+    #[serde(rename = "auth_string", with = "As::<Option<AuthString>>")]
+    #[schemars(example = "user:password")]
     pub auth: Option<AuthString>,
-    /// The largest body of a request (64 MiB).
+    /// How long a body, or a large message on a WebSocket, may take from its first byte to its last; longer
+    /// suits slow links, shorter gives the room for buffers back sooner.
+    #[serde(with = "As::<LongerThanZero>")]
+    pub body_timeout: Duration,
+    /// The largest request body; larger ones are refused with 413. Raise it for larger lists, at that much
+    /// memory a request.
+    #[serde(with = "As::<Size>")]
     pub max_body_bytes: NonZeroUsize,
     /// The largest message on a WebSocket (64 MiB); a larger one closes the connection.
+    #[serde(skip)]
     pub max_frame_bytes: NonZeroUsize,
-    /// All bodies and large messages on their way in, together (128 MiB); never less than the
+    /// The largest single event by HTTP or WebSocket. Lower it to refuse what your database should not
+    /// hold.
+    #[serde(with = "As::<Size>")]
+    pub max_event_bytes: NonZeroUsize,
+    /// Request bodies and WebSocket messages beyond 16 KiB that are being received, all together, by what
+    /// has come of them; beyond it requests get 503 and WebSockets are read no further. At least the
     /// largest single one.
+    #[serde(with = "As::<Size>")]
     pub max_buffered_bytes: NonZeroUsize,
-    /// The largest event; a larger one is invalid. `None`, the default, leaves it at the bounds
-    /// above.
-    pub max_event_bytes: Option<NonZeroUsize>,
     /// What is kept; a request is told of its events that are older than that. `None`, the default,
     /// tells of none.
+    #[serde(skip)]
     pub retention: Option<Retention>,
-    /// How long a request waits until its events are durable, and how long a body or a large
-    /// message may come to rest on its way in (30 s).
+    /// How long a request waits for its commit before it gets 503; longer rides out longer outages, with
+    /// more clients waiting. A body that comes to rest for so long is given up as well.
+    #[serde(with = "As::<LongerThanZero>")]
     pub request_timeout: Duration,
-    /// How long a body or a large message may take to arrive, however steadily it trickles (2 min):
-    /// what has come of it is held until then.
-    pub body_timeout: Duration,
     /// How long a WebSocket may take to authenticate (10 s).
+    #[serde(skip)]
     pub auth_timeout: Duration,
     /// How often a WebSocket is pinged, which finds out who has gone without a word (20 s).
+    #[serde(skip)]
     pub ping_every: Duration,
 }
 
@@ -106,13 +124,13 @@ impl Default for HttpSettings {
     fn default() -> Self {
         Self {
             auth: None,
+            body_timeout: Duration::from_secs(120),
             max_body_bytes: DEFAULT_MAX_BYTES,
             max_frame_bytes: DEFAULT_MAX_BYTES,
+            max_event_bytes: DEFAULT_MAX_BYTES,
             max_buffered_bytes: DEFAULT_MAX_BUFFERED_BYTES,
-            max_event_bytes: None,
             retention: None,
             request_timeout: Duration::from_secs(30),
-            body_timeout: Duration::from_secs(120),
             auth_timeout: Duration::from_secs(10),
             ping_every: Duration::from_secs(20),
         }
@@ -131,7 +149,7 @@ impl HttpSettings {
 /// The routes; cheap to clone, one value for all of a server's workers.
 #[derive(Clone)]
 pub struct EventRoutes {
-    shared: web::Data<Shared>,
+    shared: web::Data<RouteState>,
 }
 
 impl EventRoutes {
@@ -144,16 +162,16 @@ impl EventRoutes {
     ) -> Self {
         let largest = settings.max_body_bytes.max(settings.max_frame_bytes);
         let buffered = settings.max_buffered_bytes.max(largest);
-        let shared = Shared {
+        let shared = RouteState {
             intake,
             settings,
             limits,
             clock,
             buffers: Buffers::new(buffered.get(), largest.get()),
-            waiting: AllWaiting::default(),
+            waiting: TotalWaiting::default(),
             post: Position::new("POST /api/events"),
             socket: Position::new("WS /api/events/in"),
-            refused: Sparing::new(REFUSED_EVERY),
+            refused: RateLimitedLog::new(REFUSED_EVERY),
         };
         Self {
             shared: web::Data::new(shared),
@@ -177,28 +195,25 @@ impl EventRoutes {
     }
 }
 
-/// What all requests share.
-struct Shared {
+struct RouteState {
     intake: Intake,
     settings: HttpSettings,
     limits: EventLimits,
     clock: Arc<dyn Clock>,
-    /// What bodies and large messages may take while they arrive.
+    /// The memory for bodies and large messages while they arrive.
     buffers: Arc<Buffers>,
-    /// What waits for pongs.
-    waiting: AllWaiting,
+    waiting: TotalWaiting,
     post: Position,
     socket: Position,
     /// WebSockets that were not let in.
-    refused: Sparing,
+    refused: RateLimitedLog,
 }
 
-impl Shared {
+impl RouteState {
     /// Whether the text is an event that is taken here.
     fn parse(&self, text: ByteString) -> Result<ReceivedEvent, ParseError> {
-        if let Some(limit) = self.settings.max_event_bytes
-            && text.len() > limit.get()
-        {
+        let limit = self.settings.max_event_bytes;
+        if text.len() > limit.get() {
             return Err(ParseError {
                 reason: format!(
                     "the event has {} bytes, more than the limit of {limit}",
@@ -219,7 +234,7 @@ impl Shared {
     }
 }
 
-/// What a request that is not understood should have been; the status says what is wrong with it.
+/// The answer to a request that is not understood, with how it should have been.
 fn refuse(status: StatusCode, allow: Option<&'static str>, reason: &str) -> HttpResponse {
     let mut response = HttpResponse::build(status);
     if let Some(allow) = allow {

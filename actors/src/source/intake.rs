@@ -4,16 +4,14 @@
 //! they are durable; the pipeline reads them from the [`IntakeSource`]. Submitters and the
 //! consumer may live on different threads.
 //!
-//! Guarantee: an entry that was admitted stays here until it is acknowledged, whoever waits for it
-//! or no longer does, and its [`Commit`] succeeds exactly then. What is here never exceeds the
-//! bounds, in events and in bytes, but for one entry that is larger than all of them and comes
-//! when nothing else is here.
+//! Guarantee: an entry that was admitted stays here until it is acknowledged, whether its client still waits
+//! or not, and its [`Commit`] succeeds exactly then. The entries here never exceed the bounds, in number and
+//! in bytes, but for one that is larger than all of them and comes when nothing else is here.
 //!
 //! # Why an entry can join another
 //!
-//! In a long outage clients give up waiting and send the same messages again. The same text that
-//! already waits takes no second place: whoever sent it waits for the first. Only the same text
-//! will do. An event with the same id and another text is admitted on its own, since if the
+//! In a long outage clients give up waiting and send the same messages again. A text that already waits here
+//! takes no second place: its sender waits for the first. Only the same text will do. An event with the same id and another text is admitted on its own, since if the
 //! database refuses the one, the other must not count as durable.
 
 use std::collections::HashMap;
@@ -23,10 +21,13 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::LocalBoxFuture;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::delivery::{Content, Entry, Receipt};
+use crate::settings::{As, Count, Size};
 
 use super::retained::{Retain, Retained};
 use super::{Body, Chunk, EventSource, More, Permit, SourceError};
@@ -41,18 +42,22 @@ use room::{Bounds, Room};
 /// How much an intake holds: everything submitted and not yet durable.
 ///
 /// Should be no less than what the pipeline has in flight, or the batches cannot fill.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct IntakeSettings {
-    /// Entries at most (10,000).
+    /// Events that were taken in and are not committed yet; beyond it requests get 503 and WebSockets are
+    /// read no further.
+    #[serde(rename = "max_waiting_events", with = "As::<Count>")]
     pub max_events: NonZeroUsize,
-    /// Bytes of raw messages at most (64 MiB); no more than 4 GiB.
+    /// The same bound in bytes: the memory that an outage of the database may take; no more than 4 GiB.
+    #[serde(rename = "max_waiting_bytes", with = "As::<Size>")]
     pub max_bytes: NonZeroUsize,
 }
 
 impl Default for IntakeSettings {
     fn default() -> Self {
         const MAX_EVENTS: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
-        const MAX_BYTES: NonZeroUsize = NonZeroUsize::new(64 * 1024 * 1024).unwrap();
+        const MAX_BYTES: NonZeroUsize = NonZeroUsize::new(128 << 20).unwrap();
         Self {
             max_events: MAX_EVENTS,
             max_bytes: MAX_BYTES,
@@ -74,9 +79,9 @@ pub enum SubmitError {
     Closed,
 }
 
-/// What an intake holds at a moment.
+/// How much an intake holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct IntakeUsage {
     /// Entries that are not yet durable.
     pub num_events: usize,
     /// The bytes of their raw messages.
@@ -86,7 +91,7 @@ pub struct Held {
 /// The side of those who submit; cheap to clone, for any thread.
 #[derive(Clone)]
 pub struct Intake {
-    shared: Arc<Shared>,
+    shared: Arc<IntakeState>,
 }
 
 impl Intake {
@@ -184,37 +189,36 @@ impl Intake {
         drop(phase.wait_for(|phase| *phase != Phase::Open).await);
     }
 
-    /// What is here now.
-    pub fn held(&self) -> Held {
-        self.shared.lock().held
+    /// How much is here now.
+    pub fn usage(&self) -> IntakeUsage {
+        self.shared.lock().usage
     }
 }
 
-/// Counts only.
 impl std::fmt::Debug for Intake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Intake")
             .field("name", &self.shared.name)
-            .field("held", &self.held())
+            .field("usage", &self.usage())
             .finish_non_exhaustive()
     }
 }
 
 /// The pipeline's side of an [`Intake`].
 pub struct IntakeSource {
-    shared: Arc<Shared>,
+    shared: Arc<IntakeState>,
 }
 
 impl IntakeSource {
     /// An empty intake and the handle that fills it.
     pub fn new(name: impl Into<Arc<str>>, settings: IntakeSettings) -> (Arc<Self>, Intake) {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(IntakeState {
             name: name.into(),
             bounds: Bounds::new(settings),
             hasher: RandomState::new(),
             available: Notify::new(),
             phase: watch::Sender::new(Phase::Open),
-            state: Mutex::new(State::default()),
+            state: Mutex::new(Entries::default()),
         });
         let source = Arc::new(Self {
             shared: Arc::clone(&shared),
@@ -300,7 +304,8 @@ enum Phase {
     Closed,
 }
 
-struct Shared {
+/// Shared by the two sides.
+struct IntakeState {
     name: Arc<str>,
     bounds: Bounds,
     hasher: RandomState,
@@ -308,16 +313,16 @@ struct Shared {
     available: Notify,
     phase: watch::Sender<Phase>,
     /// Never locked across an await.
-    state: Mutex<State>,
+    state: Mutex<Entries>,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl IntakeState {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
         // Every change is complete before anything that could panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_open(&self) -> Result<MutexGuard<'_, State>, SubmitError> {
+    fn lock_open(&self) -> Result<MutexGuard<'_, Entries>, SubmitError> {
         let state = self.lock();
         if *self.phase.borrow() == Phase::Open {
             Ok(state)
@@ -367,7 +372,7 @@ impl Shared {
     }
 }
 
-/// What two submissions of the same message have in common; the texts are compared as well.
+/// The same for two submissions of the same message; the texts are compared as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum JoinKey {
     Event(Uuid),
@@ -375,14 +380,14 @@ enum JoinKey {
 }
 
 #[derive(Default)]
-struct State {
-    messages: Retained<Waiting>,
+struct Entries {
+    messages: Retained<AdmittedEntry>,
     /// The last entry that was admitted with each key.
     by_key: HashMap<JoinKey, Receipt>,
-    held: Held,
+    usage: IntakeUsage,
 }
 
-impl State {
+impl Entries {
     /// The entry that an equal one would join.
     fn find(&mut self, key: JoinKey, entry: &Entry) -> Option<Receipt> {
         let receipt = *self.by_key.get(&key)?;
@@ -402,9 +407,9 @@ impl State {
     }
 
     fn admit(&mut self, entry: Entry, key: JoinKey, room: Room, waiter: Arc<Waiter>) {
-        self.held.num_events += 1;
-        self.held.num_bytes += entry.num_bytes();
-        let receipt = self.messages.push(Waiting {
+        self.usage.num_events += 1;
+        self.usage.num_bytes += entry.num_bytes();
+        let receipt = self.messages.push(AdmittedEntry {
             entry: Arc::new(entry),
             key,
             waiters: vec![waiter],
@@ -415,14 +420,14 @@ impl State {
     }
 
     /// Takes out what is durable. To be dropped, and told, without the lock.
-    fn release(&mut self, receipts: &[Receipt]) -> Vec<Waiting> {
+    fn release(&mut self, receipts: &[Receipt]) -> Vec<AdmittedEntry> {
         let mut durable = Vec::with_capacity(receipts.len());
         for &receipt in receipts {
             let Some(waiting) = self.messages.acknowledge(receipt) else {
                 continue;
             };
-            self.held.num_events -= 1;
-            self.held.num_bytes -= waiting.entry.num_bytes();
+            self.usage.num_events -= 1;
+            self.usage.num_bytes -= waiting.entry.num_bytes();
             if self.by_key.get(&waiting.key) == Some(&receipt) {
                 self.by_key.remove(&waiting.key);
             }
@@ -432,14 +437,14 @@ impl State {
     }
 
     fn clear(&mut self) -> impl Sized + use<> {
-        self.held = Held::default();
+        self.usage = IntakeUsage::default();
         self.by_key.clear();
         self.messages.clear()
     }
 }
 
 /// An entry that is not yet durable, with those who wait for it.
-struct Waiting {
+struct AdmittedEntry {
     entry: Arc<Entry>,
     key: JoinKey,
     waiters: Vec<Arc<Waiter>>,
@@ -448,7 +453,7 @@ struct Waiting {
     _room: Room,
 }
 
-impl Retain for Waiting {
+impl Retain for AdmittedEntry {
     fn num_bytes(&self) -> usize {
         self.entry.num_bytes()
     }

@@ -17,7 +17,8 @@ use futures_util::future::LocalBoxFuture;
 
 use crate::delivery::{Entry, Position, Receipt};
 use crate::event::{EventLimits, Received};
-use crate::store::{DeadLetter, DeadLetters, LetterFilter, LetterVersion, OpenLetter, StoreError};
+use crate::store::StoreError;
+use crate::store::operator::{DeadLetter, LetterFilter, LetterVersion, OpenLetter, StoreOperator};
 
 use super::retained::{Retain, Retained};
 use super::{Body, Chunk, EventSource, More, Permit, SourceError};
@@ -27,14 +28,14 @@ pub const SOURCE_NAME: &str = "dead-letters";
 
 /// Hands out dead letters, each of them once.
 pub struct LetterSource {
-    letters: Arc<dyn DeadLetters>,
+    letters: Arc<dyn StoreOperator>,
     filter: LetterFilter,
     limits: EventLimits,
-    state: Mutex<State>,
+    state: Mutex<LetterReading>,
 }
 
 #[derive(Default)]
-struct State {
+struct LetterReading {
     kept: Retained<Letter>,
     /// Letters with this id or a larger one have been read.
     before: Option<i64>,
@@ -57,8 +58,8 @@ impl Retain for Letter {
     }
 }
 
-impl State {
-    /// What a read returns at once; `None` if letters have to be read first.
+impl LetterReading {
+    /// The answer to a read, if there is one at once; `None` if letters have to be read first.
     fn take(&mut self, permit: Permit) -> Option<Chunk> {
         let when_empty = if self.ended { More::Ended } else { More::Ready };
         let chunk = self.kept.hand_out(permit, when_empty);
@@ -74,7 +75,7 @@ impl State {
 impl LetterSource {
     /// Hands out the letters that fit the filter and have ids below `before`, if given.
     pub fn new(
-        letters: Arc<dyn DeadLetters>,
+        letters: Arc<dyn StoreOperator>,
         filter: LetterFilter,
         before: Option<i64>,
         limits: EventLimits,
@@ -83,9 +84,9 @@ impl LetterSource {
             letters,
             filter,
             limits,
-            state: Mutex::new(State {
+            state: Mutex::new(LetterReading {
                 before,
-                ..State::default()
+                ..LetterReading::default()
             }),
         }
     }
@@ -94,12 +95,15 @@ impl LetterSource {
     async fn read_on(&self, permit: Permit) -> Result<(), StoreError> {
         let before = self.lock().before;
         let limit = NonZeroUsize::new(permit.max_messages).unwrap_or(NonZeroUsize::MIN);
-        let listed = self.letters.list(&self.filter, before, limit).await?;
+        let listed = self
+            .letters
+            .list_letters(&self.filter, before, limit)
+            .await?;
         let ids = ids_within(&listed, permit.max_bytes);
         let opened = if ids.is_empty() {
             Vec::new()
         } else {
-            self.letters.open(&ids).await?
+            self.letters.open_letters(&ids).await?
         };
         // Nothing is awaited from here on, so that a read that is dropped has either read or not.
         let letters: Vec<_> = opened.into_iter().map(|open| self.letter(open)).collect();
@@ -136,7 +140,7 @@ impl LetterSource {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LetterReading> {
         // Every change is complete before anything that could panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -186,7 +190,7 @@ impl EventSource for LetterSource {
             if durable.is_empty() {
                 return Ok(());
             }
-            let removed = self.letters.remove_unchanged(&durable).await;
+            let removed = self.letters.remove_letters(&durable).await;
             removed.map_err(|error| {
                 SourceError::unavailable(
                     "dead letters whose events are stored cannot be removed",

@@ -4,21 +4,21 @@
 //! one leaves is claimed by another. An entry is acknowledged (XACK) once it is durable; until then
 //! it is pending in Redis, in the name of this process's consumer.
 //!
-//! Guarantee: everything that was taken from the stream is in flight, or committed while XACK is
-//! not confirmed, or will be read again. After any failure, and once a minute, what Redis has
-//! pending for us is compared with these two sets, and what is in neither is taken again. What is
-//! held for long is marked as ours every two seconds, whether anyone reads or not.
+//! Guarantee: every entry that this consumer was given is in flight, or committed while its XACK is not
+//! confirmed, or will be read again. After any failure, and once a minute, what Redis has pending for us is
+//! compared with these two sets, and what is in neither is read again. Entries that are in flight for long
+//! are marked as ours every two seconds, whether anyone reads or not.
 //!
 //! A stream or a group that vanishes is made again, at `0-1`, and everything that is still in the
 //! stream comes again: the store knows what it has.
 //!
 //! # What can be lost, and is counted
 //!
-//! Others trim the stream, by rules that do not know what is committed; the [trim guard](RedisGuard)
-//! keeps them from it. What was removed nevertheless before it was read is counted as far as Redis
-//! lets it be counted, and logged. How much was read Redis does not write down by itself; the source
-//! has it do so with large reads and every second. So right after a restart or a failover of Redis, what was
-//! read within the last second may be counted too, until all is read again.
+//! Others trim the stream, by rules that do not know what is committed; the trim guard
+//! keeps them from it. Entries that were removed nevertheless before they were read are counted, as far as
+//! Redis lets them be counted, and logged. How much was read Redis does not write down by itself; the source
+//! has it do so with large reads and every second. So right after a restart or a failover of Redis, entries
+//! that were read within the last second may be counted too, until all is read again.
 //!
 //! A group that somebody set ahead of the stream's last id is believed as little as a lost one: reading
 //! ends in an error that says where to set it back, and the guard stays where it is until then.
@@ -27,53 +27,54 @@
 //!
 //! Every future of a source may be dropped, but a command that was sent cannot be taken back: it
 //! would take entries that nobody hears of, and hold up the next one. So the read of the stream
-//! runs on, and what it takes waits for the next [`EventSource::read`]. At the end of all reads it is
-//! told to be quick, and what it took nevertheless is handed out before [`More::Ended`].
+//! runs on, and the entries that it brings wait for the next [`EventSource::read`]. At the end of all reads
+//! Redis is told to answer at once, and what the read took until then is handed out before [`More::Ended`].
+//!
+//! # One event, file by file
+//!
+//! `fetch` asks for entries, by commands of `commands` and through a connection of `connection`.
+//! `entry_reader` takes in the reply. `pending` hands the messages out and keeps what is not acknowledged.
+//! `member` is what all of these share. Beside the path, `keeper` keeps entries, groups and the trim guard
+//! where they belong. The operator's tools stand in `operator`, and nothing here uses them.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{LocalBoxFuture, select};
+use redis::RedisResult;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::delivery::Receipt;
 
 use super::{Chunk, EventSource, More, Permit, SourceError};
 
-mod audit;
 mod commands;
 mod connection;
-mod ending;
-mod entries;
+mod entry_reader;
 mod failure;
 mod fetch;
-mod guard;
-mod inspection;
 mod keeper;
+mod member;
+mod operator;
+mod pending;
 mod position;
-mod reads;
-mod replies;
 mod scripts;
 mod settings;
-mod shadow;
-mod shared;
 mod sizes;
+mod snapshot;
 mod stats;
 mod stream_id;
-mod taken;
-mod tls;
 mod url;
 
-use shared::{Outcome, Shared};
+use member::{Member, Outcome};
+use stream_id::StreamId;
 
-pub use audit::{RedisAudit, StreamPage, StreamWalk};
-pub use guard::{GroupState, GuardReport, RedisGuard};
-pub use inspection::RedisInspection;
-pub use settings::{RedisIdentity, RedisSettings, RedisSettingsError, RedisTls, consumer_name};
-pub use shadow::{GroupProgress, RedisShadow, ShadowRead};
+pub use operator::RedisOperator;
+pub use settings::{RedisSettings, RedisSettingsError, consumer_name};
 pub use stats::{RedisStats, RedisStatus};
-pub use url::{RedisUrl, RedisUrlError};
+pub use url::RedisUrl;
 
 /// The source's name in dead letters, metrics and logs.
 pub const SOURCE_NAME: &str = "redis";
@@ -82,13 +83,17 @@ pub const SOURCE_NAME: &str = "redis";
 /// others to claim.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often Redis is told to end a read that waits, which may still have been on its way there the last
+/// time.
+const UNBLOCK_EVERY: Duration = Duration::from_millis(20);
+
 /// Hands out the entries of one stream, as one consumer of its group.
 pub struct RedisSource {
-    shared: Arc<Shared>,
+    member: Arc<Member>,
     tasks: Mutex<Tasks>,
 }
 
-/// What runs beside the calls; ended with the source.
+/// Tasks that run beside the calls; ended with the source.
 #[derive(Default)]
 struct Tasks {
     keeper: Option<AbortHandle>,
@@ -104,14 +109,14 @@ impl RedisSource {
     pub fn new(settings: RedisSettings) -> Result<Self, RedisSettingsError> {
         settings.check()?;
         Ok(Self {
-            shared: Arc::new(Shared::new(settings)),
+            member: Arc::new(Member::new(settings)),
             tasks: Mutex::default(),
         })
     }
 
-    /// What is known about the stream, for as long as anyone wants to know.
+    /// The state of the stream as the source last saw it; the handle may outlive the source.
     pub fn stats(&self) -> RedisStats {
-        self.shared.stats.clone()
+        self.member.stats.clone()
     }
 
     fn tasks(&self) -> MutexGuard<'_, Tasks> {
@@ -123,36 +128,35 @@ impl RedisSource {
     fn ensure_keeper(&self) {
         let mut tasks = self.tasks();
         if tasks.keeper.as_ref().is_none_or(AbortHandle::is_finished) {
-            tasks.keeper = Some(self.shared.start_keeper());
+            tasks.keeper = Some(self.member.start_keeper());
         }
     }
 
     /// Starts a fetch unless one runs.
     fn ensure_fetch(&self, permit: Permit) {
-        let mut state = self.shared.lock();
-        if state.fetching || state.stopping {
+        let mut reading = self.member.reading();
+        if reading.is_fetching || reading.is_stopping {
             return;
         }
-        state.fetching = true;
-        drop(state);
-        let turn = fetch::Turn::new(Arc::clone(&self.shared));
-        let task = tokio::spawn(fetch::fetch(turn, permit));
+        reading.is_fetching = true;
+        drop(reading);
+        let task = tokio::spawn(fetch::begin(Arc::clone(&self.member), permit));
         self.tasks().fetch = Some(task.abort_handle());
     }
 
-    /// What a read returns at once; `None` if something has to be fetched first.
+    /// The answer to a read, if there is one at once; `None` if something has to be fetched first.
     fn take(&self, permit: Permit) -> Option<Result<Chunk, SourceError>> {
-        let mut state = self.shared.lock();
-        if state.closed {
+        let mut reading = self.member.reading();
+        if reading.is_closed {
             return Some(Ok(nothing(More::Ended)));
         }
-        let more = state.more;
-        if let Some(chunk) = state.taken.hand_out(permit, more) {
+        let more = reading.more;
+        if let Some(chunk) = reading.pending.hand_out(permit, more) {
             return Some(Ok(chunk));
         }
-        match state.outcome.take() {
+        match reading.outcome.take() {
             Some(Err(error)) => Some(Err(error)),
-            _ if state.stopping && !state.fetching => Some(Ok(nothing(More::Ended))),
+            _ if reading.is_stopping && !reading.is_fetching => Some(Ok(nothing(More::Ended))),
             Some(Ok(Outcome::Nothing)) => Some(Ok(nothing(More::Later))),
             Some(Ok(Outcome::Misplaced(what))) => {
                 Some(Err(SourceError::Unavailable { what, source: None }))
@@ -163,64 +167,85 @@ impl RedisSource {
 
     /// Waits until there may be something to take, or the end.
     async fn changed(&self) {
-        if self.shared.lock().stopping {
-            self.shared.hastened_change().await;
+        let changed = self.member.changed.notified();
+        if self.member.reading().is_stopping {
+            // A read that waits in Redis cannot be taken back, so its reply is awaited, and hastened.
+            select(pin!(changed), pin!(self.unblock_reads())).await;
         } else {
-            self.shared.changed.notified().await;
+            changed.await;
         }
+    }
+
+    /// A user may be forbidden to do this, and Redis may be away: then the read takes its time.
+    async fn unblock_reads(&self) {
+        while self.unblock_read().await.is_ok() {
+            sleep(UNBLOCK_EVERY).await;
+        }
+        std::future::pending().await
+    }
+
+    async fn unblock_read(&self) -> RedisResult<()> {
+        let Some(id) = self.member.connections.reader_id() else {
+            return Ok(());
+        };
+        self.member.commands().await?.unblock(id).await
     }
 
     async fn send_receipts(&self, receipts: &[Receipt]) -> Result<(), SourceError> {
         let ids = {
-            let mut state = self.shared.lock();
-            if state.closed {
+            let mut reading = self.member.reading();
+            if reading.is_closed {
                 return Ok(());
             }
-            state.taken.commit(receipts)
+            reading.pending.commit(receipts)
         };
         self.send_committed(&ids).await
     }
 
-    async fn send_committed(&self, ids: &[stream_id::StreamId]) -> Result<(), SourceError> {
+    async fn send_committed(&self, ids: &[StreamId]) -> Result<(), SourceError> {
         if ids.is_empty() {
             return Ok(());
         }
         let sent = async {
-            let mut commands = self.shared.commands().await?;
-            self.shared.acknowledge(&mut commands, ids).await
+            let mut commands = self.member.commands().await?;
+            self.member.acknowledge(&mut commands, ids).await
         };
         sent.await
-            .map_err(|error| self.shared.failed("acknowledging", error))
+            .map_err(|error| self.member.failed("acknowledging", error))
     }
 
     /// Ends what runs, sends what is committed, and takes our name off the group if nothing is
     /// pending in it.
     async fn leave(&self) -> Result<(), SourceError> {
         // A read that waits in Redis would take entries in our name after we have left.
-        while self.shared.lock().fetching {
+        while self.member.reading().is_fetching {
             self.changed().await;
         }
-        let committed = self.shared.lock().taken.committed();
+        let committed = self.member.reading().pending.committed();
         if self.send_committed(&committed).await.is_err() {
             // The connection may have gone with the thread that it was opened on.
             self.send_committed(&committed).await?;
         }
-        if !self.shared.lock().joined_before {
+        if !self.member.reading().had_joined {
             return Ok(());
         }
-        let removed = async {
-            let mut commands = self.shared.commands().await?;
-            commands.remove_own_consumer().await
+        let left_behind = async {
+            let mut commands = self.member.commands().await?;
+            // A name that never read anything may not be in the group either.
+            if commands.remove_own_consumer().await? {
+                return Ok(0);
+            }
+            Ok(commands.own_pending().await?.len())
         };
-        let removed = removed
+        let left_behind = left_behind
             .await
-            .map_err(|error| self.shared.failed("leaving the consumer group", error))?;
-        if !removed {
+            .map_err(|error| self.member.failed("leaving the consumer group", error))?;
+        if left_behind > 0 {
             log::info!(
-                "some entries stay pending for this consumer; another will claim them \
+                "some entries stay pending for this consumer; another will claim them entries={left_behind} \
                  redis.server={} redis.consumer={}",
-                self.shared.server,
-                self.shared.settings.consumer_name
+                self.member.server,
+                self.member.settings.consumer_name
             );
         }
         Ok(())
@@ -247,12 +272,12 @@ impl EventSource for RedisSource {
     }
 
     fn warnings(&self) -> Vec<String> {
-        self.shared.stats.warnings()
+        self.member.stats.warnings()
     }
 
     fn end_reading(&self) -> bool {
-        self.shared.lock().stopping = true;
-        self.shared.changed.notify_one();
+        self.member.reading().is_stopping = true;
+        self.member.changed.notify_one();
         true
     }
 
@@ -265,11 +290,10 @@ impl EventSource for RedisSource {
 
     fn rewind(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
         Box::pin(async move {
-            let mut state = self.shared.lock();
-            if !state.closed {
-                state.taken.rewind();
-                state.recovery.due = true;
-                state.recovery.runs = None;
+            let mut reading = self.member.reading();
+            if !reading.is_closed {
+                reading.pending.rewind();
+                reading.recover();
             }
             Ok(())
         })
@@ -278,9 +302,9 @@ impl EventSource for RedisSource {
     fn close(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
         Box::pin(async move {
             let was_closed = {
-                let mut state = self.shared.lock();
-                state.stopping = true;
-                std::mem::replace(&mut state.closed, true)
+                let mut reading = self.member.reading();
+                reading.is_stopping = true;
+                std::mem::replace(&mut reading.is_closed, true)
             };
             if was_closed {
                 return Ok(());
@@ -288,7 +312,7 @@ impl EventSource for RedisSource {
             if let Some(keeper) = self.tasks().keeper.take() {
                 keeper.abort();
             }
-            let patience = self.shared.settings.block + CLOSE_TIMEOUT;
+            let patience = self.member.settings.block + CLOSE_TIMEOUT;
             let left = timeout(patience, self.leave()).await;
             self.end();
             match left {
@@ -297,7 +321,7 @@ impl EventSource for RedisSource {
                     what: format!(
                         "Redis at {}: leaving the consumer group took too long; what is pending \
                          there will be claimed by another consumer",
-                        self.shared.server
+                        self.member.server
                     ),
                     source: None,
                 }),
@@ -310,18 +334,18 @@ impl RedisSource {
     /// Lets go of everything, at once.
     fn end(&self) {
         {
-            let mut state = self.shared.lock();
-            state.stopping = true;
-            state.closed = true;
+            let mut reading = self.member.reading();
+            reading.is_stopping = true;
+            reading.is_closed = true;
         }
         let tasks = std::mem::take(&mut *self.tasks());
         for task in [tasks.keeper, tasks.fetch].into_iter().flatten() {
             task.abort();
         }
-        self.shared.connections.reset();
-        self.shared.tell_the_rest();
-        self.shared.lock().taken.clear();
-        self.shared.changed.notify_one();
+        self.member.connections.reset();
+        self.member.tell_the_rest();
+        self.member.reading().pending.clear();
+        self.member.changed.notify_one();
     }
 }
 

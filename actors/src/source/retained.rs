@@ -1,5 +1,4 @@
-//! What a source handed out and did not get back: the part that all sources that keep their own
-//! messages have in common. Plain data, no waiting.
+//! The messages of a source that keeps them itself until they are acknowledged. Plain data, no waiting.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -10,10 +9,10 @@ use super::{Body, Chunk, Message, More, Permit};
 
 /// Something that a source keeps until its receipt comes back.
 pub(crate) trait Retain {
-    /// What it counts for in a permit.
+    /// Its size in a permit.
     fn num_bytes(&self) -> usize;
 
-    /// What is handed out: a cheap copy.
+    /// A cheap copy, to be handed out.
     fn body(&self) -> Body;
 }
 
@@ -120,7 +119,6 @@ impl<T: Retain> Retained<T> {
         }
     }
 
-    /// Lets go of everything.
     pub(crate) fn clear(&mut self) -> BTreeMap<u64, T> {
         std::mem::take(&mut self.messages)
     }

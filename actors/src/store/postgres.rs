@@ -2,15 +2,19 @@
 //!
 //! A batch is written by one call of a function that our own migrations install
 //! (`event_persister_store_v1`): it isolates the events that the database refuses inside the
-//! transaction, so that all others and the dead letters commit together. A connection is out of its
-//! place while it is used and is put back only after success: what failed, panicked or was forgotten
-//! ends with its connection, prepared statements included, and the next call opens another.
+//! transaction, so that all others and the dead letters commit together. A call takes the connection
+//! out, and puts it back only if it succeeds. A connection whose call failed, panicked or was dropped
+//! is closed, its prepared statements with it, and the next call opens another.
+//!
+//! The path of an event is in this folder; what only an operator asks for is in `operator/`. The list of
+//! conditions (`conditions`) belongs to the path: a store that starts, and the probe behind `/api/ready`,
+//! walk it as `check` does.
 //!
 //! # Why a function
 //!
-//! Whether an error is an event's own fault or the server's is told by its SQLSTATE alone, which
-//! diesel does not show, and a savepoint for each event would cost a round trip each. Inside the server
-//! the code is there, a culprit is found by splitting, and a batch without one costs nothing more.
+//! Only the SQLSTATE tells whether an error is an event's own fault or the server's. To find the event by
+//! savepoints would cost a round trip for each. Inside the server the code is known, a culprit is found by
+//! splitting the batch, and a batch without a culprit costs nothing more.
 //!
 //! # PgBouncer
 //!
@@ -24,59 +28,47 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
-use tokio::time::Instant;
 
 use self::connection::Connection;
 use self::failure::Failure;
-pub use self::halves::HalfEvents;
-pub use self::inspection::Needs;
-pub use self::schema::ServerInfo;
-pub use self::settings::{InvalidUrl, PostgresSettings, TlsMode, TlsSettings};
-use self::together::Together;
+pub use self::settings::{PostgresSettings, TlsMode};
 use self::trim::Resume;
+pub use self::url::PostgresUrl;
 use crate::batch::Batch;
 use crate::clock::Clock;
-use crate::finding::Finding;
 pub use crate::store::CreateSchema;
 use crate::store::{
-    Cutoffs, EventStore, Held, LastPass, OpenStore, Outcome, StoreError, TrimStep, Trimmed,
+    Cutoffs, EventCounts, EventStore, LastPass, OpenStore, Outcome, StoreError, TrimStep,
 };
 
 mod arrays;
-mod audit;
 mod columns;
-mod comparison;
 mod conditions;
 mod connection;
 mod copy_rows;
 mod copying;
-mod dead_letters;
 mod driver;
 mod encoded;
 mod failure;
-mod halves;
-mod inspection;
 mod letters;
 mod lock_holder;
+mod operator;
 mod passes;
-mod rate;
 mod rows;
 mod schema;
 mod settings;
 mod text_length;
-mod tls;
-mod together;
 mod trim;
+mod url;
 mod write;
 
-/// What a call may take beyond the statement's own limit before the connection counts as dead.
+/// The time that a call may take beyond the statement's own limit before the connection counts as dead.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// One connection to a PostgreSQL database.
 pub struct PostgresStore {
     settings: Arc<PostgresSettings>,
     clock: Arc<dyn Clock>,
-    together: Arc<Together>,
     idle: Mutex<Option<Connection>>,
     resume: Mutex<Resume>,
 }
@@ -84,85 +76,30 @@ pub struct PostgresStore {
 impl PostgresStore {
     /// A store that connects when it is first used.
     pub fn new(settings: PostgresSettings, clock: Arc<dyn Clock>) -> Self {
-        Self::sharing(Arc::new(settings), clock, Arc::default())
+        Self::sharing(Arc::new(settings), clock)
     }
 
-    /// Opens stores with the same settings, which write what one of them has made ready.
+    /// Opens stores with the same settings.
     pub fn open_store(settings: PostgresSettings, clock: Arc<dyn Clock>) -> OpenStore {
         let settings = Arc::new(settings);
-        let together = Arc::<Together>::default();
         Arc::new(move || {
             let (settings, clock) = (Arc::clone(&settings), Arc::clone(&clock));
-            Arc::new(Self::sharing(settings, clock, Arc::clone(&together)))
+            Arc::new(Self::sharing(settings, clock))
         })
     }
 
-    fn sharing(
-        settings: Arc<PostgresSettings>,
-        clock: Arc<dyn Clock>,
-        together: Arc<Together>,
-    ) -> Self {
+    fn sharing(settings: Arc<PostgresSettings>, clock: Arc<dyn Clock>) -> Self {
         Self {
             settings,
             clock,
-            together,
             idle: Mutex::new(None),
             resume: Mutex::new(None),
         }
     }
 
-    /// Makes or upgrades the schema, Prefect's two tables included unless Prefect has been here;
-    /// returns the names of the migrations that were run.
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be reached or changed, or Prefect has yet to make its tables.
-    pub async fn migrate(&self) -> Result<Vec<String>, StoreError> {
-        let connection = Connection::open(&self.settings).await?;
-        let (_, run) = self.prepare(connection, CreateSchema::Everything).await?;
-        Ok(run)
-    }
-
-    /// Counts the halves of events that other writers left behind. Reads both tables as a whole.
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be reached or read.
-    pub async fn half_events(&self) -> Result<HalfEvents, StoreError> {
-        self.with_connection("read", None, halves::count).await
-    }
-
-    /// Removes the halves of events that other writers left behind; returns how many there were.
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be reached or changed.
-    pub async fn remove_half_events(&self) -> Result<HalfEvents, StoreError> {
-        let remove = async |connection: &mut Connection| halves::remove(connection).await;
-        self.with_connection("remove half events from", None, remove)
-            .await
-    }
-
-    /// Tells what the server is, whatever tables it has.
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be reached or read.
-    pub async fn describe(&self) -> Result<ServerInfo, StoreError> {
-        let mut connection = Connection::open(&self.settings).await?;
-        schema::describe(&mut connection)
-            .await
-            .map_err(|failure| self.store_error("read", failure, None))
-    }
-
-    /// Looks for what would stop or hurt a service with these needs. Makes nothing.
-    pub async fn inspect(&self, needs: Needs) -> Vec<Finding> {
-        inspection::inspect(&self.settings, needs, self.clock.as_ref()).await
-    }
-
     async fn connect(&self) -> Result<Connection, StoreError> {
         let connection = Connection::open(&self.settings).await?;
-        let prepare = self.prepare(connection, self.settings.create_schema);
+        let prepare = self.make_tables(connection, self.settings.create_schema);
         let (connection, run) = match self.limit() {
             None => prepare.await?,
             // A server that stalls in the middle of this must not hold us for ever either.
@@ -182,7 +119,8 @@ impl PostgresStore {
         Ok(connection)
     }
 
-    async fn prepare(
+    /// Makes what is missing and may be made, then checks the whole; the migrations that were run.
+    async fn make_tables(
         &self,
         connection: Connection,
         create: CreateSchema,
@@ -265,17 +203,8 @@ impl EventStore for PostgresStore {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move {
             let write = async |connection: &mut Connection| {
-                let encoded = self.together.prepared.take(&batch);
-                let now = self.clock.now();
-                let written = write::write(connection, &self.settings, &batch, encoded, now).await;
-                self.together.writing.note();
-                if let Ok(outcomes) = &written {
-                    let stored = outcomes.iter().filter(|one| **one == Outcome::Stored);
-                    self.together.rate.note(stored.count());
-                }
-                written
+                write::write(connection, &self.settings, &batch, self.clock.now()).await
             };
-            self.together.writing.note();
             self.with_connection("write to", self.limit(), write).await
         })
     }
@@ -290,10 +219,6 @@ impl EventStore for PostgresStore {
         })
     }
 
-    fn prepare(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, ()> {
-        Box::pin(self.together.prepared.prepare(batch))
-    }
-
     fn trim<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,
@@ -301,13 +226,6 @@ impl EventStore for PostgresStore {
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
         Box::pin(async move {
             cutoffs.refuse_future(self.clock.now())?;
-            let is_gentle = self.together.writing.is_going_on();
-            let max_events = if is_gentle {
-                max_events.min(trim::GENTLE)
-            } else {
-                max_events
-            };
-            let started = Instant::now();
             let resume = self.lock_resume().take();
             let trim = async |connection: &mut Connection| {
                 let mut resume = resume;
@@ -318,24 +236,7 @@ impl EventStore for PostgresStore {
             let limit = self.limit_of(trim::NUM_STATEMENTS);
             let (step, resume) = self.with_connection("trim", limit, trim).await?;
             *self.lock_resume() = resume;
-            if let (true, TrimStep::Removed(trimmed)) = (is_gentle, &step) {
-                let added = self.together.rate.per_second();
-                tokio::time::sleep(trim::rest(trimmed, started.elapsed(), added)).await;
-            }
             Ok(step)
-        })
-    }
-
-    fn count_expired<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-    ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>> {
-        Box::pin(async move {
-            cutoffs.refuse_future(self.clock.now())?;
-            let count = async |connection: &mut Connection| {
-                trim::count(connection, cutoffs, self.clock.now()).await
-            };
-            self.with_connection("read", None, count).await
         })
     }
 
@@ -347,12 +248,12 @@ impl EventStore for PostgresStore {
         Box::pin(self.write_last_pass(at))
     }
 
-    fn count_held<'a>(
+    fn count_events<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,
         until: DateTime<Utc>,
-    ) -> LocalBoxFuture<'a, Result<Held, StoreError>> {
-        Box::pin(self.count_held_until(cutoffs, until))
+    ) -> LocalBoxFuture<'a, Result<EventCounts, StoreError>> {
+        Box::pin(self.count_events_until(cutoffs, until))
     }
 
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
@@ -367,7 +268,6 @@ impl EventStore for PostgresStore {
 
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         drop(self.lock_idle().take());
-        self.together.prepared.clear();
         Box::pin(async { Ok(()) })
     }
 }

@@ -226,7 +226,6 @@ impl Rewriter<'_> {
         self.at += len;
     }
 
-    /// `true`, `false` and `null`.
     fn word(&mut self) {
         let rest = &self.json[self.at..];
         let len = rest
@@ -234,7 +233,7 @@ impl Rewriter<'_> {
             .position(|byte| !byte.is_ascii_lowercase())
             .unwrap_or(rest.len());
         self.out.push_str(&rest[..len]);
-        // What is no word is passed over, so that no input can hold the loop up.
+        // Anything but a word is passed over, so that no input can hold the loop up.
         let passed = rest.chars().next().map_or(1, char::len_utf8);
         self.at += if len > 0 { len } else { passed };
     }

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 /// Of the 74 bits of an id behind its time, those below its number within the batch.
 const RANDOM_BITS: u32 = 50;
-/// What may be chosen of a UUID's 128 bits; version and variant are given.
+/// The bits of a UUID's 128 that may be chosen; version and variant are given.
 const BITS_BELOW_VARIANT: u32 = 62;
 const BITS_BELOW_VERSION: u32 = 12;
 

@@ -2,17 +2,18 @@
 //!
 //! Tables, texts and JSON are those that Prefect writes, to the letter, so that its queries read them. A
 //! batch is written in one blocking call, in one transaction that takes the write lock at its
-//! beginning. A connection is out of its place while it is used and is put back only after
-//! success: what failed, panicked or was forgotten ends with its connection, and the next call
-//! opens another.
+//! beginning. A call takes the connection out, and puts it back only if it succeeds. A connection
+//! whose call failed, panicked or was dropped is closed, and the next call opens another.
 //!
-//! # Why a turn
+//! # Why one connection writes
 //!
-//! SQLite lets those who wait for the write lock poll for it, so that of two busy writers one may
-//! wait for seconds. Stores that are opened together take turns instead, in the order in which they
-//! asked, and write through one connection: after somebody else's commit a connection forgets all pages
-//! that it has read, so that two which alternate would read everything again for every batch. Only
-//! against other processes the lock is polled for, up to `busy_timeout`.
+//! SQLite lets writers poll for its lock, so that one of two busy writers may wait for seconds. And after
+//! a commit of another connection, a connection forgets all pages that it has read: two that alternate
+//! would read everything again for every batch. So stores that are opened together write through one
+//! connection, in the order in which they asked for it. The lock is polled for only where another process
+//! holds it, up to `busy_timeout`.
+//!
+//! The path of an event is in this folder; what only an operator asks for is in `operator/`.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -21,56 +22,64 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use self::connection::{Connection, Failure, Missing, Place};
+use self::connection::{Connection, Failure, Missing};
 use self::in_place::{OpenFile, Token, moved, moved_meanwhile};
 use self::log_size::LogWatch;
 use self::rows::RowTexts;
-use self::turns::{Progress, Size};
+use self::trim::Progress;
 use self::write::End;
 use crate::batch::Batch;
 use crate::clock::Clock;
-use crate::finding::Finding;
+use crate::settings::{As, InvalidUrl, LongerThanZero};
 pub use crate::store::CreateSchema;
-use crate::store::lately::Writing;
 use crate::store::{
-    Cutoffs, EventStore, Fault, FaultKind, Held, LastPass, OpenStore, Outcome, StoreError,
-    TrimStep, Trimmed,
+    Contention, Cutoffs, EventCounts, EventStore, Fault, FaultKind, LastPass, OpenStore, Outcome,
+    StoreError, TrimStep,
 };
 
-mod audit;
-mod comparison;
 mod connection;
-mod content;
-mod dead_letters;
 mod in_place;
-mod inspection;
 mod letters;
 mod lock_holder;
 mod log_size;
-mod pace;
+mod operator;
 mod passes;
 mod result_code;
 mod rows;
 mod schema;
 mod text;
 mod trim;
-mod trim_connection;
-mod turns;
+mod url;
 mod write;
 
 /// Where the database is and what may be made in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct SqliteSettings {
     /// The file; relative to the working directory.
+    #[serde(skip)]
     pub path: PathBuf,
-    /// How long to wait for another process's transaction before the write counts as failed. The
-    /// pipeline tries again in any case: longer only delays the message that says who is in the way,
-    /// shorter gives up on a slow neighbour too often.
+    /// How long a write waits for another process that holds the SQLite file before it backs off; longer
+    /// hides contention, shorter reports it sooner.
+    #[serde(with = "As::<LongerThanZero>")]
     pub busy_timeout: Duration,
     /// Which tables may be made.
+    #[serde(skip)]
     pub create_schema: CreateSchema,
+}
+
+impl Default for SqliteSettings {
+    fn default() -> Self {
+        Self {
+            path: "event-persister.db".into(),
+            busy_timeout: Duration::from_secs(4),
+            create_schema: CreateSchema::Everything,
+        }
+    }
 }
 
 impl SqliteSettings {
@@ -78,13 +87,21 @@ impl SqliteSettings {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
-            busy_timeout: Duration::from_secs(4),
-            create_schema: CreateSchema::Everything,
+            ..Self::default()
         }
+    }
+
+    /// The same, of a URL: `sqlite://PATH`, or SQLAlchemy's `sqlite+aiosqlite:///PATH`.
+    ///
+    /// # Errors
+    ///
+    /// It is no such URL, or names no file.
+    pub fn from_url(url: &str) -> Result<Self, InvalidUrl> {
+        url::path(url).map(Self::new)
     }
 }
 
-/// What the stores of one database share.
+/// Shared by the stores of one database.
 struct Shared {
     settings: SqliteSettings,
     clock: Arc<dyn Clock>,
@@ -93,8 +110,6 @@ struct Shared {
     /// Bounds how many have made their rows' texts and wait for their turn: memory, and threads.
     ready: Arc<Semaphore>,
     file: OpenFile,
-    /// What the batches of all of them tell a trimmer.
-    writing: Writing,
     log: LogWatch,
 }
 
@@ -106,16 +121,8 @@ impl Shared {
             writer: Arc::default(),
             ready: Arc::new(Semaphore::new(MAX_READY)),
             file: OpenFile::default(),
-            writing: Writing::default(),
             log: LogWatch::default(),
         })
-    }
-
-    fn place(&self) -> Place {
-        Place {
-            path: self.settings.path.clone(),
-            busy_timeout: self.settings.busy_timeout,
-        }
     }
 
     /// Runs `work` on the connection that is kept, or on a new one, and keeps it if it succeeds.
@@ -131,10 +138,7 @@ impl Shared {
         let path = &self.settings.path;
         let (mut connection, file) = match kept.take() {
             Some(open) => open,
-            None => {
-                let create = self.settings.create_schema;
-                self.file.open(path, || connect(&self.place(), create))?
-            }
+            None => self.file.open(path, || connect(&self.settings))?,
         };
         if !file.is_at(path) {
             connection.write_log_back();
@@ -189,49 +193,6 @@ impl SqliteStore {
         }
     }
 
-    /// Makes or upgrades the schema, Prefect's two tables included unless Prefect has been here;
-    /// returns the names of the migrations that were run.
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be reached or changed, or Prefect has yet to make its tables.
-    pub async fn migrate(&self) -> Result<Vec<String>, StoreError> {
-        let place = self.shared.place();
-        blocking(move || {
-            let mut connection = Connection::open(&place, Missing::Create)?;
-            schema::prepare(&mut connection, CreateSchema::Everything)
-                .map_err(|failure| connection.store_error("migrate", failure))
-        })
-        .await?
-    }
-
-    /// The revision of Prefect's schema; `None` where Prefect has not been. Makes nothing.
-    ///
-    /// # Errors
-    ///
-    /// The file is not there or cannot be read.
-    pub async fn prefect_revision(&self) -> Result<Option<String>, StoreError> {
-        let place = self.shared.place();
-        blocking(move || {
-            let mut connection = Connection::open(&place, Missing::Refuse)?;
-            schema::prefect_revision(&mut connection)
-                .map_err(|failure| connection.store_error("read", failure))
-        })
-        .await?
-    }
-
-    /// Looks for what would stop or hurt a service that writes to this file. Makes no file, and no
-    /// table.
-    ///
-    /// # Errors
-    ///
-    /// The call ended before it could say anything.
-    pub async fn inspect(&self) -> Result<Vec<Finding>, StoreError> {
-        let place = self.shared.place();
-        let create = self.shared.settings.create_schema;
-        blocking(move || inspection::inspect(&place, create)).await
-    }
-
     /// Runs `work` on this store's own connection, which is made if there is none.
     async fn with_connection<T: Send + 'static>(
         &self,
@@ -256,32 +217,9 @@ impl SqliteStore {
         work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
         let shared = Arc::clone(&self.shared);
-        // Waited for here, where whoever no longer wants it leaves the queue.
+        // Waited for here, where a caller that no longer wants it leaves the queue.
         let mut writer = Arc::clone(&shared.writer).lock_owned().await;
         blocking(move || shared.run(doing, &mut writer, work)).await?
-    }
-
-    /// Runs `work` on a connection of its own that makes nothing; `empty` where there is no table of
-    /// dead letters yet.
-    async fn with_letters<T: Send + 'static>(
-        &self,
-        doing: &'static str,
-        empty: T,
-        work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let place = self.shared.place();
-        blocking(move || {
-            let mut connection = Connection::open(&place, Missing::Refuse)?;
-            let read = schema::has_letters(&mut connection).and_then(|has_letters| {
-                if has_letters {
-                    work(&mut connection)
-                } else {
-                    Ok(empty)
-                }
-            });
-            read.map_err(|failure| connection.store_error(doing, failure))
-        })
-        .await?
     }
 
     fn lock_idle(&self) -> std::sync::MutexGuard<'_, Option<OpenConnection>> {
@@ -289,13 +227,14 @@ impl SqliteStore {
     }
 }
 
-fn connect(place: &Place, create: CreateSchema) -> Result<Connection, StoreError> {
+fn connect(settings: &SqliteSettings) -> Result<Connection, StoreError> {
+    let create = settings.create_schema;
     let missing = match create {
         CreateSchema::Everything => Missing::Create,
         CreateSchema::OwnOnly => Missing::Await,
         CreateSchema::Nothing => Missing::Refuse,
     };
-    let mut connection = Connection::open(place, missing)?;
+    let mut connection = Connection::open(settings, missing)?;
     let run = schema::prepare(&mut connection, create)
         .map_err(|failure| connection.store_error("make the tables of", failure))?;
     if !run.is_empty() {
@@ -341,27 +280,11 @@ impl EventStore for SqliteStore {
         cutoffs: &'a Cutoffs,
         max_events: NonZeroUsize,
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
-        Box::pin(self.trim_in_turns(cutoffs, max_events, Size::AsTold))
+        Box::pin(self.trim_step(cutoffs, max_events))
     }
 
-    fn trim_at_pace<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-        max_events: NonZeroUsize,
-    ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
-        Box::pin(self.trim_in_turns(cutoffs, max_events, Size::AtPace))
-    }
-
-    fn count_expired<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-    ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>> {
-        Box::pin(async move {
-            cutoffs.refuse_future(self.shared.clock.now())?;
-            let cutoffs = cutoffs.clone();
-            self.with_connection("read", move |connection| trim::count(connection, &cutoffs))
-                .await
-        })
+    fn contention(&self) -> Contention {
+        Contention::WriteLock
     }
 
     fn last_pass(&self, before: DateTime<Utc>) -> LocalBoxFuture<'_, Result<LastPass, StoreError>> {
@@ -372,12 +295,12 @@ impl EventStore for SqliteStore {
         Box::pin(self.write_last_pass(at))
     }
 
-    fn count_held<'a>(
+    fn count_events<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,
         until: DateTime<Utc>,
-    ) -> LocalBoxFuture<'a, Result<Held, StoreError>> {
-        Box::pin(self.count_held_until(cutoffs, until))
+    ) -> LocalBoxFuture<'a, Result<EventCounts, StoreError>> {
+        Box::pin(self.count_events_until(cutoffs, until))
     }
 
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
@@ -422,11 +345,9 @@ impl SqliteStore {
             let (texts, refused) = RowTexts::new(batch.entries(), shared.clock.now())
                 .map_err(StoreError::unavailable)?;
             let mut writer = shared.writer.blocking_lock();
-            shared.writing.note();
             let written = shared.run("write to", &mut writer, |connection| {
                 write::write(connection, &batch, &texts, refused, end)
             });
-            shared.writing.note();
             drop(writer);
             shared.log.look(&shared.settings.path);
             written

@@ -42,7 +42,7 @@ pub fn rejected_entry(position: &str, raw: &[u8], reason: &str) -> Arc<Entry> {
     })
 }
 
-/// What makes an event: name what matters, and take the rest from the default.
+/// The parts of an event: name those that matter, and take the rest from the default.
 #[derive(Debug, Clone)]
 pub struct EventFixture {
     /// The event's id; a random one by default.

@@ -17,14 +17,14 @@ use crate::source::{Body, Chunk, EventSource, More, Permit, SourceError};
 /// A source that a test fills, watches and breaks; share it with `Arc`.
 pub struct MemorySource {
     name: String,
-    state: Mutex<State>,
+    state: Mutex<SourceState>,
     available: Notify,
     num_acknowledged: watch::Sender<usize>,
     num_rewinds: watch::Sender<usize>,
 }
 
 #[derive(Default)]
-struct State {
+struct SourceState {
     messages: Retained<Stored>,
     acknowledged: Vec<Receipt>,
     dead_letters: Vec<Receipt>,
@@ -53,7 +53,7 @@ impl MemorySource {
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
-            state: Mutex::new(State::default()),
+            state: Mutex::new(SourceState::default()),
             available: Notify::new(),
             num_acknowledged: watch::Sender::new(0),
             num_rewinds: watch::Sender::new(0),
@@ -182,7 +182,7 @@ impl MemorySource {
         reaches(&self.num_rewinds, num)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SourceState> {
         // A read that panics on demand has changed nothing before.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -207,7 +207,7 @@ impl fmt::Debug for MemorySource {
     }
 }
 
-impl State {
+impl SourceState {
     fn take(&mut self, permit: Permit) -> Option<Result<Chunk, SourceError>> {
         if self.failing_reads > 0 {
             self.failing_reads -= 1;

@@ -1,6 +1,6 @@
 //! A store in memory, with faults that can be switched on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,9 +12,12 @@ use uuid::Uuid;
 
 use crate::batch::Batch;
 use crate::clock::{Clock, SystemClock};
+use crate::store::operator::{
+    Answer, DeadLetter, LetterFilter, LetterVersion, OpenLetter, StoreOperator,
+};
 use crate::store::{
-    Cutoffs, DeadLetter, DeadLetters, EventStore, Fault, Held, LastPass, LetterFilter,
-    LetterVersion, OpenLetter, OpenStore, Outcome, RefusalReason, StoreError, TrimStep, Trimmed,
+    Cutoffs, EventCounts, EventStore, Fault, FaultKind, LastPass, OpenStore, Outcome,
+    RefusalReason, Removed, StoreError, TrimStep, Trimmed,
 };
 
 mod rows;
@@ -32,18 +35,22 @@ pub struct MemoryStore {
 }
 
 struct Core {
-    state: Mutex<State>,
+    state: Mutex<StoreState>,
     clock: Arc<dyn Clock>,
     held: watch::Sender<bool>,
     started: Semaphore,
 }
 
-struct State {
+struct StoreState {
     rows: Rows,
     available: bool,
     /// Events that fail every batch that they are part of.
     failing: BTreeMap<Uuid, Fault>,
-    /// What every batch fails with.
+    /// Events with which every write panics.
+    panicking: BTreeSet<Uuid>,
+    /// Larger batches lose their connection.
+    max_bytes: Option<usize>,
+    /// Every batch fails with this.
     outage: Option<Fault>,
     /// How long a write or a rehearsal takes.
     latency: Duration,
@@ -56,7 +63,6 @@ struct State {
     num_commits: usize,
     num_trims: usize,
     last_pass: Option<DateTime<Utc>>,
-    last_prepared: Option<Arc<Batch>>,
 }
 
 impl Default for MemoryStore {
@@ -75,10 +81,12 @@ impl MemoryStore {
     pub fn with_clock(clock: Arc<dyn Clock>) -> Self {
         Self {
             core: Arc::new(Core {
-                state: Mutex::new(State {
+                state: Mutex::new(StoreState {
                     rows: Rows::default(),
                     available: true,
                     failing: BTreeMap::new(),
+                    panicking: BTreeSet::new(),
+                    max_bytes: None,
                     outage: None,
                     latency: Duration::ZERO,
                     fail_next: 0,
@@ -90,7 +98,6 @@ impl MemoryStore {
                     num_commits: 0,
                     num_trims: 0,
                     last_pass: None,
-                    last_prepared: None,
                 }),
                 clock,
                 held: watch::Sender::new(false),
@@ -118,7 +125,7 @@ impl MemoryStore {
         self.state().outcome_unknown_next = n;
     }
 
-    /// The next `n` writes panic, with nothing written.
+    /// The next `n` writes or rehearsals panic, with nothing written.
     pub fn panic_next(&self, n: usize) {
         self.state().panic_next = n;
     }
@@ -131,6 +138,16 @@ impl MemoryStore {
     /// From now on every batch with this event fails as a whole, with this fault.
     pub fn fail_with(&self, event_id: Uuid, fault: Fault) {
         self.state().failing.insert(event_id, fault);
+    }
+
+    /// From now on every write with this event panics.
+    pub fn panic_on(&self, event_id: Uuid) {
+        self.state().panicking.insert(event_id);
+    }
+
+    /// Batches with more bytes lose their connection, as on a path that drops large packets.
+    pub fn lose_connections_above(&self, max_bytes: Option<usize>) {
+        self.state().max_bytes = max_bytes;
     }
 
     /// While there is a fault, every batch fails with it as a whole, as in an outage that the store itself
@@ -231,19 +248,14 @@ impl MemoryStore {
         self.state().num_trims
     }
 
-    /// The batch that it was asked to make ready last.
-    pub fn last_prepared(&self) -> Option<Arc<Batch>> {
-        self.state().last_prepared.clone()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, StoreState> {
         self.core
             .state
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn available(&self) -> Result<MutexGuard<'_, State>, StoreError> {
+    fn available(&self) -> Result<MutexGuard<'_, StoreState>, StoreError> {
         let state = self.state();
         if state.available {
             Ok(state)
@@ -267,12 +279,9 @@ impl MemoryStore {
         if take_one(&mut state.fail_next) {
             return Err(StoreError::unavailable("the test lets this write fail"));
         }
-        if take_one(&mut state.panic_next) {
+        if take_one(&mut state.panic_next) || state.panics_on(batch) {
             drop(state);
-            #[expect(clippy::panic, reason = "the fault that was asked for")]
-            {
-                panic!("the test lets this write panic");
-            }
+            panics();
         }
         if let Some(fault) = state.fault_of(batch) {
             return Err(faulty(fault));
@@ -310,11 +319,22 @@ impl MemoryStore {
     }
 }
 
-impl State {
+impl StoreState {
+    fn panics_on(&self, batch: &Batch) -> bool {
+        let mut events = batch.entries().iter().filter_map(|entry| entry.event());
+        batch.condemned().is_none() && events.any(|event| self.panicking.contains(&event.id))
+    }
+
     /// Why this batch fails as a whole, if it does.
     fn fault_of(&self, batch: &Batch) -> Option<Fault> {
         if self.outage.is_some() {
             return self.outage.clone();
+        }
+        if self.max_bytes.is_some_and(|max| batch.num_bytes() > max) {
+            return Some(Fault {
+                kind: FaultKind::Transient,
+                code: None,
+            });
         }
         if batch.condemned().is_some() {
             return None;
@@ -332,6 +352,11 @@ fn faulty(fault: Fault) -> StoreError {
     }
 }
 
+#[expect(clippy::panic, reason = "the fault that was asked for")]
+fn panics() -> ! {
+    panic!("the test lets this panic")
+}
+
 fn take_one(counter: &mut usize) -> bool {
     let is_left = *counter > 0;
     *counter = counter.saturating_sub(1);
@@ -346,18 +371,17 @@ impl EventStore for MemoryStore {
     fn rehearse(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move {
             self.takes_its_time().await;
-            let state = self.available()?;
+            let mut state = self.available()?;
+            if take_one(&mut state.panic_next) {
+                drop(state);
+                panics();
+            }
             if let Some(fault) = state.fault_of(&batch) {
                 return Err(faulty(fault));
             }
             let entries = batch.entries().iter();
             Ok(entries.map(|entry| state.rows.outcome_of(entry)).collect())
         })
-    }
-
-    fn prepare(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, ()> {
-        self.state().last_prepared = Some(batch);
-        Box::pin(std::future::ready(()))
     }
 
     fn trim<'a>(
@@ -374,27 +398,11 @@ impl EventStore for MemoryStore {
                 return Ok(TrimStep::Finished);
             }
             let oldest = expired.into_iter().take(max_events.get());
-            Ok(TrimStep::Removed(state.rows.remove(oldest)))
-        })
-    }
-
-    fn count_expired<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-    ) -> LocalBoxFuture<'a, Result<Trimmed, StoreError>> {
-        Box::pin(async move {
-            cutoffs.refuse_future(self.core.clock.now())?;
-            let state = self.available()?;
-            let expired = state.rows.expired(cutoffs);
-            let resources = expired
-                .iter()
-                .filter_map(|id| state.rows.events.get(id))
-                .map(|stored| stored.resources.len() as u64)
-                .sum();
-            Ok(Trimmed {
-                events: expired.len() as u64,
-                resources,
-            })
+            Ok(TrimStep::Removed(Removed {
+                rows: state.rows.remove(oldest),
+                took: Duration::ZERO,
+                others_write: false,
+            }))
         })
     }
 
@@ -418,14 +426,14 @@ impl EventStore for MemoryStore {
         })
     }
 
-    fn count_held<'a>(
+    fn count_events<'a>(
         &'a self,
         cutoffs: &'a Cutoffs,
         until: DateTime<Utc>,
-    ) -> LocalBoxFuture<'a, Result<Held, StoreError>> {
+    ) -> LocalBoxFuture<'a, Result<EventCounts, StoreError>> {
         Box::pin(async move {
             let state = self.available()?;
-            let mut held = Held::default();
+            let mut held = EventCounts::default();
             for stored in state.rows.events.values() {
                 if stored.recorded <= until {
                     let event = &stored.event;
@@ -450,13 +458,30 @@ impl EventStore for MemoryStore {
     }
 }
 
-impl DeadLetters for MemoryStore {
-    fn list<'a>(
+impl StoreOperator for MemoryStore {
+    fn count_expired<'a>(&'a self, cutoffs: &'a Cutoffs) -> Answer<'a, Trimmed> {
+        Box::pin(async move {
+            cutoffs.refuse_future(self.core.clock.now())?;
+            let state = self.available()?;
+            let expired = state.rows.expired(cutoffs);
+            let resources = expired
+                .iter()
+                .filter_map(|id| state.rows.events.get(id))
+                .map(|stored| stored.resources.len() as u64)
+                .sum();
+            Ok(Trimmed {
+                events: expired.len() as u64,
+                resources,
+            })
+        })
+    }
+
+    fn list_letters<'a>(
         &'a self,
         filter: &'a LetterFilter,
         before: Option<i64>,
         limit: NonZeroUsize,
-    ) -> LocalBoxFuture<'a, Result<Vec<DeadLetter>, StoreError>> {
+    ) -> Answer<'a, Vec<DeadLetter>> {
         Box::pin(async move {
             let state = self.available()?;
             let newest_first = state.rows.letters.iter().rev().map(|(letter, _)| letter);
@@ -465,11 +490,11 @@ impl DeadLetters for MemoryStore {
         })
     }
 
-    fn count<'a>(
+    fn count_letters<'a>(
         &'a self,
         filter: &'a LetterFilter,
         before: Option<i64>,
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
+    ) -> Answer<'a, u64> {
         Box::pin(async move {
             let state = self.available()?;
             let letters = state.rows.letters.iter().map(|(letter, _)| letter);
@@ -478,10 +503,7 @@ impl DeadLetters for MemoryStore {
         })
     }
 
-    fn open<'a>(
-        &'a self,
-        ids: &'a [i64],
-    ) -> LocalBoxFuture<'a, Result<Vec<OpenLetter>, StoreError>> {
+    fn open_letters<'a>(&'a self, ids: &'a [i64]) -> Answer<'a, Vec<OpenLetter>> {
         Box::pin(async move {
             let state = self.available()?;
             let newest_first = state.rows.letters.iter().rev();
@@ -490,10 +512,7 @@ impl DeadLetters for MemoryStore {
         })
     }
 
-    fn remove_unchanged<'a>(
-        &'a self,
-        letters: &'a [LetterVersion],
-    ) -> LocalBoxFuture<'a, Result<u64, StoreError>> {
+    fn remove_letters<'a>(&'a self, letters: &'a [LetterVersion]) -> Answer<'a, u64> {
         Box::pin(async move {
             let mut state = self.available()?;
             Ok(state.rows.remove_letters(|letter| {

@@ -28,7 +28,7 @@ where
     (addr.recipient(), inbox)
 }
 
-/// What a probe was sent, in order.
+/// The messages that a probe was sent, in order.
 pub struct Inbox<M: Message> {
     messages: mpsc::UnboundedReceiver<Asked<M>>,
     kill: oneshot::Sender<()>,

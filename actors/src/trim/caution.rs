@@ -19,7 +19,7 @@ use crate::store::{Cutoffs, EventStore, LastPass, StoreError};
 /// So long may nobody have trimmed, whatever goes then.
 const ABSENCE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a pass is held against.
+/// The facts that a pass is compared with.
 #[derive(Debug, Clone, Copy)]
 pub struct Caution {
     /// Events that were stored later tell nothing: their times may be of a clock that is wrong.
@@ -56,18 +56,18 @@ impl Caution {
         if !self.is_long(last.now, since) {
             return Ok(Ok(last));
         }
-        let mut held = store.count_held(cutoffs, since).await?;
-        if held.num_events == 0 {
+        let mut counts = store.count_events(cutoffs, since).await?;
+        if counts.num_events == 0 {
             // All that is there came after the last pass: what was there when this process started counts.
-            held = store.count_held(cutoffs, self.began).await?;
+            counts = store.count_events(cutoffs, self.began).await?;
         }
-        if held.num_expired.saturating_mul(2) <= held.num_events {
+        if counts.num_expired.saturating_mul(2) <= counts.num_events {
             return Ok(Ok(last));
         }
         Ok(Err(HeldBack {
             now: last.now,
             since,
-            held,
+            counts,
         }))
     }
 }

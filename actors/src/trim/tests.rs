@@ -14,7 +14,7 @@ fn now() -> DateTime<Utc> {
 
 fn settings(retention: Duration) -> TrimSettings {
     TrimSettings {
-        every: Duration::from_secs(600),
+        every: Some(Duration::from_secs(600)),
         retention,
         overrides: BTreeMap::new(),
         batch_size: NonZeroUsize::new(2).unwrap(),
@@ -49,11 +49,18 @@ fn trimmer_by(
     store: &MemoryStore,
     settings: TrimSettings,
 ) -> Addr<TrimActor> {
-    let parts = TrimParts {
+    trimmer_of(parts(clock), store, settings)
+}
+
+fn parts(clock: Arc<dyn Clock>) -> TrimParts {
+    TrimParts {
         component: Component::new("trim"),
         metrics: Metrics::new().unwrap(),
         clock,
-    };
+    }
+}
+
+fn trimmer_of(parts: TrimParts, store: &MemoryStore, settings: TrimSettings) -> Addr<TrimActor> {
     let (alive, _) = lifeline();
     TrimActor::new((store.open_store())(), settings, parts, alive).start()
 }
@@ -98,6 +105,41 @@ async fn removes_what_is_too_old_in_bounded_steps_and_nothing_else() {
     assert_eq!(store.num_trims(), 3, "two, then one, then nothing");
     let again = trimmer.send(Trim).await.unwrap().unwrap();
     assert_eq!(again, Trimmed::default(), "safe to repeat");
+}
+
+#[actix::test]
+async fn steps_are_small_and_rest_while_the_pipeline_writes() {
+    tokio::time::pause();
+    for (is_writing, num_trims, least) in [(false, 2, 0), (true, 3, 300)] {
+        let store = store_with("e", 1..=1_500).await;
+        let parts = parts(Arc::new(ManualClock::at(now())));
+        parts.metrics.received(usize::from(is_writing), 0);
+        let settings = TrimSettings {
+            batch_size: NonZeroUsize::new(5_000).unwrap(),
+            ..settings(HOUR / 2)
+        };
+        let started = Instant::now();
+        let trimmed = trimmer_of(parts, &store, settings).send(Trim).await;
+        assert_eq!(trimmed.unwrap().unwrap().events, 1_500);
+        assert_eq!(store.num_trims(), num_trims, "{is_writing}");
+        assert!(started.elapsed() >= Duration::from_millis(least));
+    }
+}
+
+#[actix::test]
+async fn retention_works_again_with_the_first_pass_that_succeeds() {
+    tokio::time::pause();
+    let store = store_with("e", [100]).await;
+    let parts = parts(Arc::new(ManualClock::at(now())));
+    let component = parts.component.clone();
+    let trimmer = trimmer_of(parts, &store, settings(HOUR));
+    store.set_available(false);
+    trimmer.send(Trim).await.unwrap().unwrap_err();
+    store.set_available(true);
+    trimmer.send(Trim).await.unwrap().unwrap();
+    assert_eq!(component.closes(), None, "that is told already");
+    let is_first = component.failed("again".to_owned(), now());
+    assert!(is_first, "the next trouble is another one");
 }
 
 #[actix::test]

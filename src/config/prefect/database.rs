@@ -1,10 +1,8 @@
 //! Prefect's database.
 
-use crate::config::settings;
-use crate::config::url_parts::encode;
-use crate::config::value::Input;
+use event_persister_actors::address::encode;
 
-use super::{Reader, Reading, pydantic, text};
+use super::{Reader, Reading, host, pydantic, text};
 
 /// Where Prefect keeps its SQLite file, in a folder of its own, if nothing says otherwise.
 pub(super) const HOME: &str = "HOME";
@@ -41,11 +39,7 @@ const STATEMENT_CACHES: [&str; 2] = [
 pub(super) fn read(reader: &mut Reader<'_>) {
     url(reader);
     tls(reader);
-    reader.take(
-        &settings::DATABASE_SEARCH_PATH.setting,
-        &[SEARCH_PATH],
-        text,
-    );
+    reader.take("database.search_path", &[SEARCH_PATH], text);
     prepared_statements(reader);
 }
 
@@ -57,7 +51,7 @@ fn parts() -> impl Iterator<Item = &'static &'static str> {
 }
 
 fn url(reader: &mut Reader<'_>) {
-    let setting = &settings::DATABASE_URL.setting;
+    let setting = "database.url";
     let variables = reader.variables;
     if let Some((name, value)) = variables.first(&URL) {
         let uses_password = PASSWORD.iter().any(|password| value.contains(password));
@@ -73,13 +67,7 @@ fn url(reader: &mut Reader<'_>) {
             return;
         }
         match from_parts(reader, driver) {
-            Ok(url) => {
-                let origin: Vec<&str> = parts()
-                    .copied()
-                    .filter(|part| variables.get(part).is_some())
-                    .collect();
-                reader.set(setting, Input::Text(url), &origin.join(", "));
-            }
+            Ok(url) => reader.set_from_parts(setting, url, parts().copied()),
             Err(expected) => reader.refuse(name, Some(driver), &expected),
         }
     } else {
@@ -117,12 +105,7 @@ fn from_parts(reader: &Reader<'_>, driver: &str) -> Result<String, String> {
                     .and_then(|port| u16::try_from(port).ok())
                     .ok_or_else(|| format!("{} is not the number of a port", PORT[0]))?,
             };
-            let host = required(&HOST)?;
-            let host = if host.contains(':') {
-                format!("[{host}]")
-            } else {
-                encode(host)
-            };
+            let host = host(required(&HOST)?);
             Ok(format!(
                 "postgresql+asyncpg://{}{}@{host}:{port}/{}",
                 encode(required(&USER)?),
@@ -145,11 +128,7 @@ fn from_parts(reader: &Reader<'_>, driver: &str) -> Result<String, String> {
 }
 
 fn tls(reader: &mut Reader<'_>) {
-    let is_enabled = match reader.switch(&[TLS_ENABLED]) {
-        Some((_, is_enabled)) => is_enabled,
-        None => false,
-    };
-    if !is_enabled {
+    if !matches!(reader.switch(&[TLS_ENABLED]), Some((_, true))) {
         let files = [
             TLS_ENABLED,
             TLS_CA_FILE,
@@ -162,11 +141,9 @@ fn tls(reader: &mut Reader<'_>) {
         return;
     }
     // Prefect then believes no server whose certificate it cannot verify.
-    reader.take(&settings::DATABASE_TLS.setting, &[TLS_ENABLED], |_| {
-        text("verify-full")
-    });
+    reader.take("database.tls", &[TLS_ENABLED], |_| text("verify-full"));
     reader.take(
-        &settings::DATABASE_TLS_CHECK_HOSTNAME.setting,
+        "database.tls_check_hostname",
         &[TLS_CHECK_HOSTNAME],
         |value| {
             pydantic::boolean(value)
@@ -174,27 +151,15 @@ fn tls(reader: &mut Reader<'_>) {
                 .and_then(|checks| text(if checks { "on" } else { "off" }))
         },
     );
-    reader.take(
-        &settings::DATABASE_TLS_CA_FILE.setting,
-        &[TLS_CA_FILE],
-        text,
-    );
+    reader.take("database.tls_ca_file", &[TLS_CA_FILE], text);
     certificate_of_ours(reader);
 }
 
 fn certificate_of_ours(reader: &mut Reader<'_>) {
     let [cert, key] = [TLS_CERT_FILE, TLS_KEY_FILE].map(|name| reader.variables.get(name));
     if cert.is_some() && key.is_some() {
-        reader.take(
-            &settings::DATABASE_TLS_CERT_FILE.setting,
-            &[TLS_CERT_FILE],
-            text,
-        );
-        reader.take(
-            &settings::DATABASE_TLS_KEY_FILE.setting,
-            &[TLS_KEY_FILE],
-            text,
-        );
+        reader.take("database.tls_cert_file", &[TLS_CERT_FILE], text);
+        reader.take("database.tls_key_file", &[TLS_KEY_FILE], text);
     } else {
         reader.see_all(
             &[TLS_CERT_FILE, TLS_KEY_FILE],
@@ -206,7 +171,7 @@ fn certificate_of_ours(reader: &mut Reader<'_>) {
 /// Operators set one of the caches to 0 behind a PgBouncer, where nothing can be prepared.
 fn prepared_statements(reader: &mut Reader<'_>) {
     for name in STATEMENT_CACHES {
-        let setting = &settings::DATABASE_PREPARED_STATEMENTS.setting;
+        let setting = "database.prepared_statements";
         if reader.layer.get(setting).is_some() {
             reader.see_all(&[name], "the other cache of statements is off already");
             continue;
@@ -225,6 +190,5 @@ fn prepared_statements(reader: &mut Reader<'_>) {
 
 /// Whether events go to Prefect's database.
 pub(super) fn is_taken_over(reader: &Reader<'_>) -> bool {
-    let setting = &settings::DATABASE_URL.setting;
-    reader.layer.get(setting).is_some()
+    reader.layer.get("database.url").is_some()
 }

@@ -83,7 +83,6 @@ pub(super) fn time_delta_of_seconds(seconds: f64) -> Option<TimeDelta> {
 /// Python's `timedelta`, which may be negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TimeDelta {
-    /// Neither zero nor negative.
     pub(super) is_positive: bool,
     pub(super) length: Duration,
 }

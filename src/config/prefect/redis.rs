@@ -1,10 +1,8 @@
 //! Prefect's event bus, if it is one that other processes can read.
 
-use crate::config::redis_url::Discrete;
-use crate::config::settings;
-use crate::config::value::Input;
+use event_persister_actors::address::encode;
 
-use super::{Misfit, Reader, database, pydantic};
+use super::{Misfit, Reader, database, host, pydantic};
 
 const BROKER: [&str; 2] = [
     "PREFECT_SERVER_EVENTS_MESSAGING_BROKER",
@@ -23,7 +21,7 @@ const SSL: &str = "PREFECT_REDIS_MESSAGING_SSL";
 const DISCRETE: [&str; 6] = [HOST, PORT, DB, USERNAME, PASSWORD, SSL];
 
 pub(super) fn read(reader: &mut Reader<'_>) {
-    let setting = &settings::REDIS_URL.setting;
+    let setting = "redis.url";
     let variables = reader.variables;
     let broker = variables.first(&BROKER);
     let broker_is_redis = broker.is_some_and(|(_, broker)| broker.contains(OF_REDIS));
@@ -33,22 +31,13 @@ pub(super) fn read(reader: &mut Reader<'_>) {
         return;
     }
     if let Some(url) = variables.get(URL) {
-        reader.set(setting, Input::Text(url.to_owned()), URL);
+        reader.set(setting, url, URL);
         reader.see_all(&DISCRETE, &format!("{URL} comes before it"));
     } else if broker_is_redis || variables.get(HOST).is_some() {
         match from_parts(reader) {
             Ok(url) => {
-                let origin: Vec<&str> = broker
-                    .filter(|_| broker_is_redis)
-                    .map(|(name, _)| name)
-                    .into_iter()
-                    .chain(
-                        DISCRETE
-                            .into_iter()
-                            .filter(|name| variables.get(name).is_some()),
-                    )
-                    .collect();
-                reader.set(setting, Input::Text(url), &origin.join(", "));
+                let broker = broker.filter(|_| broker_is_redis).map(|(name, _)| name);
+                reader.set_from_parts(setting, url, broker.into_iter().chain(DISCRETE));
             }
             Err((name, value, expected)) => {
                 reader.refuse(name, Some(&value), expected);
@@ -84,15 +73,14 @@ fn from_parts(reader: &Reader<'_>) -> Result<String, (&'static str, String, &'st
         }
     };
     let text = |name, default| reader.variables.get(name).unwrap_or(default);
-    let discrete = Discrete {
-        is_tls,
-        host: text(HOST, "localhost"),
-        port: u16::try_from(port).unwrap_or_default(),
-        database,
-        user: text(USERNAME, "default"),
-        password: text(PASSWORD, ""),
+    let login = match (text(USERNAME, "default"), text(PASSWORD, "")) {
+        // Without a password nobody logs in.
+        (_, "") => String::new(),
+        (user, password) => format!("{}:{}@", encode(user), encode(password)),
     };
-    Ok(discrete.url())
+    let scheme = if is_tls { "rediss" } else { "redis" };
+    let host = host(text(HOST, "localhost"));
+    Ok(format!("{scheme}://{login}{host}:{port}/{database}"))
 }
 
 /// A Redis that Prefect publishes nothing to, or events that nobody can read.
@@ -109,7 +97,7 @@ fn warn_of_another_bus(
         || format!("{name} is not set, and the default is memory"),
         |(name, broker)| format!("{name} is {broker:?}"),
     );
-    let reads_redis = reader.layer.get(&settings::REDIS_URL.setting).is_some();
+    let reads_redis = reader.layer.get("redis.url").is_some();
     if reads_redis {
         reader.prefect.warnings.push(Misfit {
             id: "prefect.broker",

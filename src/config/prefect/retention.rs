@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
+use event_persister_actors::settings::{LONGEST, Period, text as spelled};
 use serde_json::Value;
-
-use crate::config::settings;
-use crate::config::value::{Input, LONGEST, SettingValue as _};
 
 use super::pydantic::{self, TimeDelta};
 use super::{Reader, Reading, text};
@@ -20,7 +18,7 @@ const LOOP_SECONDS: &str = "PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS";
 
 pub(super) fn read(reader: &mut Reader<'_>) {
     reader.take(
-        &settings::TRIM_RETENTION.setting,
+        "trim.retention",
         &PERIOD,
         |value| match pydantic::time_delta(value) {
             None => Err("give a duration such as 7d, P7D or 12:00:00".to_owned()),
@@ -30,7 +28,7 @@ pub(super) fn read(reader: &mut Reader<'_>) {
             Some(period) => duration(period.length),
         },
     );
-    reader.take(&settings::TRIM_OVERRIDES.setting, &[OVERRIDES], overrides);
+    reader.take("trim.overrides", &[OVERRIDES], overrides);
     every(reader);
 }
 
@@ -40,11 +38,11 @@ fn duration(length: Duration) -> Result<Reading, String> {
 
 /// As a setting would say it. What is longer than a setting may be means "for ever" as well.
 fn shown(length: Duration) -> String {
-    length.min(LONGEST).show()
+    spelled::<Period>(&length.min(LONGEST))
 }
 
 fn every(reader: &mut Reader<'_>) {
-    let setting = &settings::TRIM_EVERY.setting;
+    let setting = "trim.every";
     // Whoever told Prefect to keep its events for ever must not lose them to us.
     if let Some(value) = reader.variables.get(VACUUM_ENABLED) {
         match vacuums_events(value) {
@@ -112,13 +110,13 @@ fn overrides(value: &str) -> Result<Reading, String> {
     let pairs = object
         .into_iter()
         .map(|(name, value)| match period(&value) {
-            Some(period) if period.is_positive => Ok((name, Input::Text(shown(period.length)))),
+            Some(period) if period.is_positive => Ok((name, shown(period.length).into())),
             _ => Err(format!("for {name:?} give a number of seconds above 0")),
         })
-        .collect::<Result<Vec<_>, String>>()?;
+        .collect::<Result<Vec<(String, Value)>, String>>()?;
     // A name that is empty is no event's.
     let pairs = pairs.into_iter().filter(|(name, _)| !name.is_empty());
-    Ok(Reading::Value(Input::Table(pairs.collect())))
+    Ok(Reading::Value(Value::Object(pairs.collect())))
 }
 
 fn period(value: &Value) -> Option<TimeDelta> {

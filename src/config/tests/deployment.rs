@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::cli::{self, Command};
 use crate::config::Config;
-use crate::config::settings::ALL;
+use crate::config::keys::{self, PREFIX};
 
 const FILES: [(&str, &str); 6] = [
     ("Dockerfile", include_str!("../../../deploy/Dockerfile")),
@@ -44,12 +44,16 @@ fn text(file: &str) -> &'static str {
 fn variables(text: &str) -> impl Iterator<Item = &str> {
     let is_of_name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
     text.split(move |c: char| !is_of_name(c))
-        .filter(|word| word.starts_with("EVENT_PERSISTER_"))
+        // The bare prefix stands in the rule for names.
+        .filter(|word| word.starts_with(PREFIX) && *word != PREFIX)
 }
 
 #[test]
 fn every_variable_sets_something() {
-    let known: BTreeSet<String> = ALL.iter().flat_map(|setting| setting.variables()).collect();
+    let known: BTreeSet<String> = keys::all()
+        .iter()
+        .flat_map(keys::Setting::variables)
+        .collect();
     let mut num_seen = 0;
     for (file, text) in FILES {
         for name in variables(text) {
@@ -86,7 +90,7 @@ fn health_is_asked_by_a_command_that_there_is() {
 
 #[test]
 fn a_shutdown_may_take_as_long_as_it_does() {
-    let needed = Config::of_defaults().unwrap().pipeline.drain_timeout + ANSWERS;
+    let needed = Config::of_defaults().unwrap().drain_timeout + ANSWERS;
     for (file, key) in PATIENCE {
         let (_, rest) = text(file).split_once(key).unwrap();
         let digits = rest.split(|c: char| !c.is_ascii_digit()).next().unwrap();

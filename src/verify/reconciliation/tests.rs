@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chrono::TimeDelta;
 use event_persister_actors::delivery::Position;
 use event_persister_actors::event::{EventLimits, Received};
-use event_persister_actors::store::audit::Unreadable;
+use event_persister_actors::store::operator::Unreadable;
 
 use super::*;
 
@@ -59,35 +59,35 @@ fn rows(num_events: u64, num_expected: u64, num_resources: u64) -> EventRows {
     }
 }
 
-fn stored() -> Held {
-    Held::new(vec![rows(1, 1, 1)], Vec::new())
+fn stored() -> FoundRows {
+    FoundRows::new(vec![rows(1, 1, 1)], Vec::new())
 }
 
-fn a_letter() -> Held {
-    Held::new(Vec::new(), vec!["5-1".to_owned()])
+fn a_letter() -> FoundRows {
+    FoundRows::new(Vec::new(), vec!["5-1".to_owned()])
 }
 
 /// Judged by the first answer, settled by the second.
-fn reconciled(wanted: Wanted, first: &Held, second: &Held) -> Reconciliation {
+fn reconciled(wanted: Wanted, first: &FoundRows, second: &FoundRows) -> Reconciliation {
     let mut state = Reconciliation::new(10);
     state.judge(wanted, first, &cutoffs());
     settle(&mut state, second);
     state
 }
 
-fn settle(state: &mut Reconciliation, held: &Held) {
+fn settle(state: &mut Reconciliation, found: &FoundRows) {
     let suspects = state.take_suspects();
     for wanted in suspects.missing {
-        state.settle_missing(wanted, held, &cutoffs());
+        state.settle_missing(wanted, found, &cutoffs());
     }
     for flawed in &suspects.flawed {
-        state.settle_flawed(flawed, held);
+        state.settle_flawed(flawed, found);
     }
 }
 
 #[test]
 fn every_entry_that_was_checked_is_counted_once() {
-    let nothing = Held::default();
+    let nothing = FoundRows::default();
     for (wanted, first, second, counts) in [
         (wanted(150, "a"), &stored(), &nothing, (1, 0, 0, 0)),
         (wanted(150, "a"), &a_letter(), &nothing, (0, 1, 0, 0)),
@@ -128,7 +128,7 @@ fn every_entry_that_was_checked_is_counted_once() {
 
 #[test]
 fn resources_alone_are_no_event() {
-    let orphan = Held::new(vec![rows(0, 0, 1)], Vec::new());
+    let orphan = FoundRows::new(vec![rows(0, 0, 1)], Vec::new());
     let state = reconciled(wanted(150, "a"), &orphan, &orphan);
     assert_eq!((state.stream.stored, state.faults.missing), (0, 1));
 }
@@ -139,14 +139,14 @@ fn a_letter_that_was_replayed_is_found_by_the_id_of_its_event() {
     let state = reconciled(wanted_of(text.clone()), &stored(), &stored());
     assert_eq!((state.stream.stored, state.faults.missing), (1, 0));
     // Before that it is a letter, though another entry may have brought the event.
-    let both = Held::new(vec![rows(1, 1, 1)], vec!["5-1".to_owned()]);
+    let both = FoundRows::new(vec![rows(1, 1, 1)], vec!["5-1".to_owned()]);
     let state = reconciled(wanted_of(text), &both, &both);
     assert_eq!((state.stream.stored, state.stream.dead_letters), (0, 1));
 }
 
 #[test]
 fn an_event_that_both_sides_meet_is_found_once_with_its_place() {
-    let half = Held::new(vec![rows(1, 4, 3)], Vec::new());
+    let half = FoundRows::new(vec![rows(1, 4, 3)], Vec::new());
     for settles_between in [false, true] {
         let mut state = Reconciliation::new(10);
         state.judge(wanted(150, "a"), &half, &cutoffs());
@@ -168,8 +168,8 @@ fn an_event_that_both_sides_meet_is_found_once_with_its_place() {
 fn what_is_sound_or_gone_at_the_second_look_was_no_fault() {
     for second in [
         stored(),
-        Held::default(),
-        Held::new(vec![rows(0, 0, 0)], Vec::new()),
+        FoundRows::default(),
+        FoundRows::new(vec![rows(0, 0, 0)], Vec::new()),
     ] {
         let mut state = Reconciliation::new(10);
         state.suspect(ID.to_owned());
@@ -204,7 +204,7 @@ fn each_flaw_says_what_is_there() {
     ] {
         let mut state = Reconciliation::new(10);
         state.suspect(ID.to_owned());
-        settle(&mut state, &Held::new(vec![rows], Vec::new()));
+        settle(&mut state, &FoundRows::new(vec![rows], Vec::new()));
         let found = &state.findings[0];
         assert_eq!(found.kind, kind);
         assert!(found.detail.contains(detail), "{found:?}");
@@ -215,9 +215,9 @@ fn each_flaw_says_what_is_there() {
 fn counts_go_on_where_findings_end() {
     let mut state = Reconciliation::new(2);
     for _ in 0..5 {
-        state.judge(wanted(150, "a"), &Held::default(), &cutoffs());
+        state.judge(wanted(150, "a"), &FoundRows::default(), &cutoffs());
     }
-    settle(&mut state, &Held::default());
+    settle(&mut state, &FoundRows::default());
     assert_eq!((state.faults.missing, state.findings.len()), (5, 2));
     assert!(!state.all_is_well());
 }
@@ -248,8 +248,8 @@ fn differing(columns: &[&str]) -> Compared {
 
 /// Judged, and settled without another copy in the stream.
 fn settled(wanted: Wanted, rows: EventRows) -> Reconciliation {
-    let held = Held::new(vec![rows], Vec::new());
-    reconciled(wanted, &held, &held)
+    let found = FoundRows::new(vec![rows], Vec::new());
+    reconciled(wanted, &found, &found)
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn a_row_that_is_not_what_its_entry_says_differs() {
     assert_eq!(state.findings[0].detail, detail);
     // Of the letter of an entry somebody may have made another event.
     let mut state = Reconciliation::new(1);
-    let both = Held::new(vec![rows(1, 1, 1)], vec!["5-1".to_owned()]);
+    let both = FoundRows::new(vec![rows(1, 1, 1)], vec!["5-1".to_owned()]);
     state.judge(compared(150, differing(&["payload"])), &both, &cutoffs());
     settle(&mut state, &both);
     assert_eq!((state.stream.dead_letters, state.all_is_well()), (1, true));
@@ -319,7 +319,7 @@ fn what_came_between_the_looks_is_still_compared() {
     let mut state = Reconciliation::new(1);
     state.judge(
         compared(150, Compared::Absent),
-        &Held::default(),
+        &FoundRows::default(),
         &cutoffs(),
     );
     settle(&mut state, &stored());

@@ -5,13 +5,15 @@ use std::sync::{Arc, OnceLock};
 use chrono::{DateTime, TimeDelta, Utc};
 use event_persister_actors::finding::Severity;
 use event_persister_actors::store::EventStore as _;
-use event_persister_actors::store::postgres::{Needs, PostgresStore};
+use event_persister_actors::store::operator::{Needs, StoreOperator as _};
+use event_persister_actors::store::postgres::PostgresStore;
 use event_persister_actors::testing::ManualClock;
 
 use super::*;
 use crate::postgres_store::connect::Bouncer;
+use crate::support::ports::free_port;
 use crate::support::postgres::{Database, Server};
-use crate::support::redis::free_port;
+use crate::support::wait::until_blocking;
 
 /// Unlike the one of the other tests, this server keeps what it commits.
 fn server() -> &'static Server {
@@ -99,6 +101,23 @@ fn events_that_prefect_cannot_read() {
 }
 
 #[test]
+fn events_of_any_size_are_looked_at_as_far_as_there_is_time() {
+    let postgres = Postgres::new();
+    postgres.database.execute(
+        "INSERT INTO events (occurred, event, resource_id, resource, payload, received, recorded) \
+         SELECT now(), 'e', 'r', '{}', (SELECT jsonb_agg(m) FROM generate_series(1, 200000) AS m), \
+         now(), now() FROM generate_series(1, 60)",
+    );
+    let timeout = ("EVENT_PERSISTER_DATABASE_STATEMENT_TIMEOUT", "2s");
+    let ran = postgres.check_with(&postgres.database.url, &[timeout]);
+    finds_nothing(&ran);
+    let document = ran.json().to_string();
+    assert!(document.contains("events can be read"), "{document}");
+    assert!(!document.contains("newest 60 events"), "all at once");
+    assert!(!document.contains("newest 0 events"), "none");
+}
+
+#[test]
 fn nobody_there() {
     let url = format!("postgresql://postgres@127.0.0.1:{}/d", free_port());
     let ran = check(&Folder::new(), &[("EVENT_PERSISTER_DATABASE_URL", &url)]);
@@ -164,11 +183,10 @@ fn a_standby() {
 /// Waits until the server has this many standbys in this state.
 fn until_there_are(database: &Database, state: &str, num: usize) {
     let count = format!("SELECT count(*) FROM pg_stat_replication WHERE sync_state = '{state}'");
-    let started = tokio::time::Instant::now();
-    while database.value(&count) != num.to_string() {
-        assert!(started.elapsed() < std::time::Duration::from_secs(30));
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    let num = num.to_string();
+    until_blocking(format!("{num} standbys that are {state}"), || {
+        database.value(&count) == num
+    });
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use super::*;
 use crate::cli::event;
 use crate::support::bus;
-use crate::support::redis::{RedisServer, ServerOptions, TestStream, free_port};
+use crate::support::ports::free_port;
+use crate::support::redis::{RedisServer, ServerOptions, TestStream};
 
 /// A durable server with a stream that is read up to its end, and its guard.
 struct Bus {

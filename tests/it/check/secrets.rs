@@ -36,7 +36,7 @@ async fn the_auth_string_of_a_file_counts_without_its_end_of_line() {
     let folder = Folder::new();
     folder.write("auth", "admin:hunter2\n");
     let file = ("EVENT_PERSISTER_HTTP_AUTH_STRING_FILE", "auth");
-    let server = Server::start(&folder, &[file]);
+    let server = Server::start(&folder, &[file]).ready().await;
     assert_eq!(server.get("/metrics").await.status(), 401);
     let authorized = reqwest::Client::new()
         .get(server.url("/metrics"))

@@ -13,7 +13,7 @@ use crate::support::server::Server;
 fn migrated() -> (Folder, Database) {
     let folder = Folder::new();
     folder.run(&["migrate"]).exits(0);
-    let database = Database::new(&folder.path().join("event-persister.db"));
+    let database = folder.database();
     (folder, database)
 }
 
@@ -173,7 +173,7 @@ fn a_page_that_is_not_what_was_written() {
     folder.write("events.jsonl", events.join("\n"));
     folder.run(&["import", "events.jsonl"]).exits(0);
     finds_nothing(&check(&folder, &[]));
-    let path = folder.path().join("event-persister.db");
+    let path = folder.database_path();
     let mut bytes = std::fs::read(&path).unwrap();
     // One that holds rows or keys.
     let page = bytes.len() / 4096 * 3 / 4;
@@ -240,7 +240,7 @@ fn a_file_that_may_not_be_written() {
     let set = |path: &Path, mode| {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     };
-    set(&folder.path().join("event-persister.db"), 0o444);
+    set(&folder.database_path(), 0o444);
     set(folder.path(), 0o555);
     let ran = check_as_nobody(&folder);
     set(folder.path(), 0o755);

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::summary;
 use crate::support::binary::Ran;
 use crate::support::bus::{Bus, attributes, has_exactly};
-use crate::support::events::{events, id, ids};
+use crate::support::events::{events, id, ids, incompressible};
 use crate::support::postgres::{self, Database};
 
 const NUM_EVENTS: usize = 2_000;
@@ -15,7 +15,7 @@ const NUM_POISON: usize = 7;
 
 /// Longer than an index entry may be, and nothing that could be compressed.
 fn too_long_for_an_index() -> String {
-    (0..8_000).map(|_| fastrand::alphanumeric()).collect()
+    incompressible(8_000)
 }
 
 /// Events of which some have a resource that no index can hold, and the ids of those.

@@ -1,7 +1,6 @@
 //! One fault: what it is, what was published meanwhile, and the questions at its end.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,12 +12,10 @@ use crate::support::database::Database as SqliteFile;
 use crate::support::events;
 use crate::support::postgres::Database;
 use crate::support::server::Server;
+use crate::support::wait::{PATIENCE, until};
 
 /// What a replica may have resident, in MiB, whatever happens to events of usual sizes. It is a debug build.
 const MAX_MEMORY: u64 = 256;
-
-/// Nothing here takes longer, on however busy a machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How much of what was published is needed before something is broken, or after.
 const ENOUGH: usize = 200;
@@ -103,13 +100,11 @@ impl<'a> Case<'a> {
     /// Between a Redis of its own and an SQLite file.
     pub(crate) fn sqlite(fault: &'static str) -> Self {
         let bus = Bus::into_sqlite();
-        let file = SqliteFile::new(&bus.folder.path().join("event-persister.db"));
+        let file = bus.folder.database();
         Self::new(fault, bus, Store::Sqlite(file))
     }
 
-    pub(crate) fn new(fault: &'static str, mut bus: Bus, store: Store<'a>) -> Self {
-        // The events' date does not move with the calendar.
-        bus.set("EVENT_PERSISTER_TRIM_RETENTION", "1000d");
+    pub(crate) fn new(fault: &'static str, bus: Bus, store: Store<'a>) -> Self {
         Self {
             bus,
             store,
@@ -166,8 +161,7 @@ impl<'a> Case<'a> {
     /// Publishes this many good events, at once.
     pub(crate) fn publish(&mut self, num: usize) {
         let events = events::events(num);
-        let texts: Vec<_> = events.iter().map(ToString::to_string).collect();
-        self.bus.stream.publish(&texts);
+        self.bus.stream.publish(&events::texts(&events));
         self.ids.extend(events::ids(&events));
     }
 
@@ -253,33 +247,6 @@ impl Drop for Case<'_> {
         if std::thread::panicking() {
             self.row.failed = true;
             table::record(&self.row);
-        }
-    }
-}
-
-/// Waits for what nobody announces.
-#[track_caller]
-pub(crate) fn until(
-    what: impl fmt::Display,
-    holds: impl FnMut() -> bool,
-) -> impl Future<Output = ()> {
-    until_within(PATIENCE, what, holds)
-}
-
-/// The same, with more patience.
-#[track_caller]
-pub(crate) fn until_within(
-    patience: Duration,
-    what: impl fmt::Display,
-    mut holds: impl FnMut() -> bool,
-) -> impl Future<Output = ()> {
-    let caller = std::panic::Location::caller();
-    async move {
-        let started = Instant::now();
-        while !holds() {
-            let waited = started.elapsed();
-            assert!(waited < patience, "{caller}: not yet {what}");
-            sleep(Duration::from_millis(10)).await;
         }
     }
 }

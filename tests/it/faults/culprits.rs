@@ -4,12 +4,13 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
-use super::case::{Case, until, until_within};
+use super::case::Case;
 use crate::support::events;
 use crate::support::postgres::{self, Database};
 use crate::support::server::Server;
+use crate::support::wait::{until, until_within};
 
 /// What a trigger of this test looks for.
 const CULPRIT: &str = "culprit";
@@ -62,7 +63,7 @@ async fn among_good_ones(
     let expected = num_letters() + culprits.len();
     let good = events::events(20);
     let ids = events::ids(&good);
-    let good: Vec<_> = good.iter().map(ToString::to_string).collect();
+    let good = events::texts(&good);
     let all = [&good[..10], culprits, &good[10..]].concat();
     case.bus.stream.publish(&all);
     case.expect(ids.iter().cloned());
@@ -163,22 +164,17 @@ async fn an_event_that_crashes_the_server() {
     on_a_culprit(&database, "COPY (SELECT 1) TO PROGRAM 'kill -9 $PPID'");
     let good = events::events(20);
     let ids = events::ids(&good);
-    let good: Vec<_> = good.iter().map(ToString::to_string).collect();
+    let good = events::texts(&good);
     let culprit = culprit().to_string();
     let all = [&good[..10], &[culprit], &good[10..]].concat();
     case.bus.stream.publish(&all);
     case.expect(ids);
     // Nobody can ask the server meanwhile.
-    let settled = async {
-        while case.bus.stream.num_pending() > 0 || case.bus.stream.len() == 0 {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    assert!(
-        timeout(Duration::from_secs(60), settled).await.is_ok(),
-        "{}",
-        server.log()
-    );
+    server
+        .until("all acknowledged", || {
+            case.bus.stream.num_pending() == 0 && case.bus.stream.len() > 0
+        })
+        .await;
     server.until_ready_is(200).await;
     case.cured();
     case.ends_with_letters(vec![server], 1).await;
@@ -211,6 +207,7 @@ async fn an_event_that_takes_too_long() {
     case.max_memory = 512;
     // A debug build takes its time to read 17 MB.
     case.stored_within = Duration::from_secs(60);
+    case.found_out_within = Duration::from_secs(180);
     case.bus
         .set("EVENT_PERSISTER_DATABASE_STATEMENT_TIMEOUT", "1s");
     let server = case.start().await;

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::case::{Case, for_seconds, until};
+use super::case::{Case, for_seconds};
 use super::postgresql::CUT_OFF;
 use crate::support::postgres;
+use crate::support::wait::until;
 
 /// It dies when it has passed a moment often enough to be at work; another takes over.
 async fn dies_at(mut case: Case<'_>, moment: &str, num_before: usize) {

@@ -89,14 +89,9 @@ async fn bad_attributes() {
     case.ends_well(vec![server]).await;
 }
 
-/// Text that does not shrink when it is compressed, so that no index takes it.
-fn incompressible(length: usize) -> String {
-    (0..length).map(|_| fastrand::alphanumeric()).collect()
-}
-
 fn too_long() -> String {
     let mut event = events::event();
-    event["resource"]["prefect.resource.id"] = incompressible(9_000).into();
+    event["resource"]["prefect.resource.id"] = events::incompressible(9_000).into();
     event.to_string()
 }
 
@@ -126,7 +121,7 @@ async fn the_same_id_twice_in_a_batch() {
     let database = postgres::Server::shared().database();
     let mut case = Case::postgres("twice: the same id in one batch", &database);
     let events = events::events(400);
-    let texts: Vec<_> = events.iter().map(ToString::to_string).collect();
+    let texts = events::texts(&events);
     let twice: Vec<_> = texts.iter().flat_map(|text| [text, text]).collect();
     case.bus.stream.publish(&twice);
     case.expect(events::ids(&events));
@@ -141,7 +136,7 @@ async fn the_same_id_across_batches() {
     let mut case = Case::postgres("twice: the same id across batches", &database);
     let server = case.start().await;
     let events = events::events(2_500);
-    let texts: Vec<_> = events.iter().map(ToString::to_string).collect();
+    let texts = events::texts(&events);
     for _ in 0..3 {
         case.bus.stream.publish(&texts);
     }

@@ -5,12 +5,13 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::NoTls;
 
-use super::case::{Case, SmallDisk, Store, for_seconds, trouble, until};
+use super::case::{Case, SmallDisk, Store, for_seconds, trouble};
 use super::network;
 use crate::support::bus::Bus;
+use crate::support::ports::free_port;
 use crate::support::postgres::{self, Database};
 use crate::support::proxy::Proxy;
-use crate::support::redis::free_port;
+use crate::support::wait::until;
 
 /// Breaks it under load for a while, cures it, and sees that it was noticed in between.
 async fn for_a_while(
@@ -270,13 +271,9 @@ async fn for_a_role(
         }
         server.until_ready_is(503).await;
         // The first error may only be that the connection was cut.
-        let told = async {
-            while !server.readiness().await.1.to_string().contains(why) {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let told = tokio::time::timeout(Duration::from_secs(60), told).await;
-        assert!(told.is_ok(), "{why:?} was not told: {}", server.log());
+        server
+            .until_readiness(|_, body| body.to_string().contains(why))
+            .await;
         for_seconds(5).await;
         database.execute(&cure.replace("{role}", &role));
     })

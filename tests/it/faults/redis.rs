@@ -5,13 +5,13 @@ use std::time::Duration;
 use redis::Value;
 use tokio::time::sleep;
 
-use super::case::{Case, Store, for_seconds, until};
+use super::case::{Case, Store, for_seconds};
 use super::network;
 use crate::support::bus::Bus;
-use crate::support::database::Database as SqliteFile;
 use crate::support::postgres;
 use crate::support::proxy::Proxy;
 use crate::support::redis::ServerOptions;
+use crate::support::wait::until;
 
 #[tokio::test]
 async fn killed_with_its_file() {
@@ -35,7 +35,7 @@ async fn killed_with_its_file() {
 #[tokio::test]
 async fn killed_without_a_file() {
     let bus = Bus::of(ServerOptions::default());
-    let file = SqliteFile::new(&bus.folder.path().join("event-persister.db"));
+    let file = bus.folder.database();
     let mut case = Case::new(
         "Redis: killed, and all that it held is gone",
         bus,

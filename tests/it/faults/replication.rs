@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
-use super::case::{Case, Store, for_seconds, until};
+use super::case::{Case, Store, for_seconds};
 use crate::postgres_store::copying::note_rows;
 use crate::support::events;
 use crate::support::postgres::{Database, Server};
 use crate::support::proxy::Proxy;
 use crate::support::server::Server as Persister;
+use crate::support::wait::until;
 
 /// A primary with a database, and its standby.
 struct Pair<'a> {

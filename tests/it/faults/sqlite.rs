@@ -1,9 +1,10 @@
 //! The SQLite file is kept from us, or has no room.
 
-use super::case::{Case, SmallDisk, Store, for_seconds, until};
+use super::case::{Case, SmallDisk, Store, for_seconds};
 use crate::support::bus::Bus;
 use crate::support::database::Database;
 use crate::support::events;
+use crate::support::wait::until;
 
 #[tokio::test]
 async fn locked() {
@@ -87,8 +88,7 @@ async fn a_trigger_that_fails_for_one_event() {
         let good = list.iter().filter(|event| event["event"] != "culprit");
         case.expect(good.map(events::id));
         let stored_before = file.num_events();
-        let texts: Vec<_> = list.iter().map(ToString::to_string).collect();
-        case.bus.stream.publish(&texts);
+        case.bus.stream.publish(&events::texts(&list));
         until(format!("{harm}: the good ones are stored"), || {
             file.num_events() >= stored_before + 20
         })

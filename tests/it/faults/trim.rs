@@ -2,9 +2,10 @@
 
 use serde_json::Value;
 
-use super::case::{Case, Store, until};
+use super::case::{Case, Store};
 use crate::support::events;
 use crate::support::postgres;
+use crate::support::wait::until;
 
 /// Events that retention no longer keeps.
 fn publish_old_ones(case: &Case<'_>, num: usize) {

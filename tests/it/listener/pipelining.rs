@@ -110,9 +110,9 @@ struct Answers {
 
 impl Answers {
     async fn more(&mut self) -> bool {
-        let read = tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.read));
+        let read = in_time("answered", self.stream.read_buf(&mut self.read)).await;
         // It may be reset once it has ended.
-        let num = read.await.expect("an answer in time").unwrap_or(0);
+        let num = read.unwrap_or(0);
         num > 0
     }
 

@@ -33,8 +33,7 @@ async fn events_come_in_encrypted() {
     let event = Message::text(events[1].to_string());
     socket.send(event).await.unwrap();
     socket.send(Message::Ping("stored?".into())).await.unwrap();
-    let pong = tokio::time::timeout(PATIENCE, futures_util::StreamExt::next(&mut socket));
-    let pong = pong.await.expect("an answer in time");
+    let pong = in_time("stored", futures_util::StreamExt::next(&mut socket)).await;
     assert_eq!(pong.unwrap().unwrap(), Message::Pong("stored?".into()));
     server.database().has_all(&ids(&events));
 
@@ -49,8 +48,7 @@ async fn events_come_in_encrypted() {
 async fn answer_or_end(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     // It may be reset.
-    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
-    drop(read.expect("an end in time"));
+    drop(in_time("at its end", stream.read_to_end(&mut answer)).await);
     String::from_utf8_lossy(&answer).into_owned()
 }
 
@@ -86,8 +84,7 @@ async fn in_a_crowd_who_shakes_no_hands_makes_room() {
             assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         }
     };
-    let answered = tokio::time::timeout(Duration::from_secs(20), answered).await;
-    assert!(answered.is_ok(), "its place is never free");
+    in_time("free: its place", answered).await;
     server.terminate().in_good_order();
 }
 

@@ -149,3 +149,11 @@ async fn an_outage_of_redis_is_two_lines_for_machines_too() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_service_that_read_nothing_speaks_of_no_pending_entries() {
+    let bus = Bus::into_sqlite();
+    let server = bus.start().ready().await;
+    let log = server.terminate().in_good_order().log;
+    assert!(!log.contains("stay pending"), "{log}");
+}

@@ -3,12 +3,12 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_postgres::NoTls;
 
 use super::scrape::Numbers;
 use crate::support::bus::Bus;
-use crate::support::events::{event_with, events, ids, list};
+use crate::support::events::{event_with, events, ids, list, texts};
 use crate::support::postgres;
 use crate::support::server::Server;
 
@@ -20,10 +20,6 @@ fn documented() -> BTreeSet<String> {
         .filter_map(|line| line.strip_prefix("| `event_persister_")?.split('`').next())
         .map(str::to_owned)
         .collect()
-}
-
-fn texts(events: &[Value]) -> Vec<String> {
-    events.iter().map(Value::to_string).collect()
 }
 
 /// The seconds of a stream's id.
@@ -275,13 +271,13 @@ async fn a_consumer_dies(bus: &Bus, numbers: &Numbers<'_>) {
     numbers.are(&[("generation", 2.0)]).await;
     bus.until_settled(numbers.server).await;
     numbers.are(&[("in_flight", 0.0), ("ready", 1.0)]).await;
-    let text = numbers.server.get("/metrics").await.text().await.unwrap();
-    let value = |name| super::scrape::value(&text, name).unwrap();
+    let metrics = numbers.server.metrics().await;
+    let value = |name| metrics.value(name).unwrap();
     // What was released came again, and what was stored and not acknowledged.
     assert!(value("redelivered_total") >= value("released_total"));
-    assert!(value("redelivered_total") > 0.0, "{text}");
+    assert!(value("redelivered_total") > 0.0, "{}", metrics.text());
     // What a writer commits while its generation is retired, the next one finds as duplicates.
-    assert!(value("stored_total") <= 400.0, "{text}");
+    assert!(value("stored_total") <= 400.0, "{}", metrics.text());
     assert!(value("stored_total") + value("duplicates_total") >= 400.0);
 }
 
@@ -301,7 +297,6 @@ async fn every_number_says_what_has_happened() {
     let mut bus = Bus::into_postgres(&database);
     for (name, value) in [
         ("EVENT_PERSISTER_TRIM_EVERY", "200ms"),
-        ("EVENT_PERSISTER_TRIM_RETENTION", "1000d"),
         ("EVENT_PERSISTER_REDIS_GUARD_MAX_ENTRIES", "100"),
         ("EVENT_PERSISTER_HTTP_REQUEST_TIMEOUT", "120s"),
         ("EVENT_PERSISTER_BATCH_MAX_EVENTS", "700"),

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::scrape::Numbers;
 use crate::support::binary::Ran;
 use crate::support::bus::Bus;
-use crate::support::events::{events, ids};
+use crate::support::events::{events, ids, texts};
 use crate::support::server::Server;
 
 const GROUP: &str = "event-persister";
@@ -25,8 +25,7 @@ async fn settled(bus: &Bus) -> (Server, Vec<String>) {
 
 fn publish(bus: &Bus, num: usize) -> Vec<String> {
     let events = events(num);
-    let texts: Vec<_> = events.iter().map(Value::to_string).collect();
-    bus.stream.publish(&texts);
+    bus.stream.publish(&texts(&events));
     ids(&events)
 }
 
@@ -48,15 +47,11 @@ fn command_in(text: &str) -> &str {
 
 /// Why it is not ready, once that is so.
 async fn reason_with(server: &Server, part: &str) -> String {
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
-    loop {
-        let (_, status) = server.readiness().await;
-        let reason = status["reason"].as_str().unwrap_or_default();
-        if reason.contains(part) {
-            return reason.to_owned();
-        }
-        assert!(tokio::time::Instant::now() < deadline, "{status}");
-    }
+    let reason = |body: &Value| body["reason"].as_str().unwrap_or_default().to_owned();
+    let body = server
+        .until_readiness(|_, body| reason(body).contains(part))
+        .await;
+    reason(&body)
 }
 
 fn stored(server: &Server) -> BTreeSet<String> {
@@ -164,15 +159,9 @@ async fn ids_that_reach_the_group_do_not_hide_what_was_passed_over() {
     assert_eq!(stored(&server), published.into_iter().collect());
     // Or thinks better of it.
     let _: redis::Value = bus.stream.command(command_in(&reason));
-    until_stored(&server, 12).await;
-}
-
-async fn until_stored(server: &Server, num: usize) {
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
-    while stored(server).len() < num {
-        assert!(tokio::time::Instant::now() < deadline, "{}", server.log());
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    server
+        .until("all stored", || stored(&server).len() >= 12)
+        .await;
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! `/metrics`, read as Prometheus reads it.
+//! Numbers that must come, and a note of those that were asked for.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -7,9 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::support::server::Server;
-
-/// Nothing here takes longer, on however busy a machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::support::wait::PATIENCE;
 
 /// The numbers of a service, and which of them anybody has asked for.
 pub(super) struct Numbers<'a> {
@@ -29,15 +27,16 @@ impl Numbers<'_> {
         self.asked.borrow_mut().insert(metric);
         let started = Instant::now();
         loop {
-            let text = self.server.get("/metrics").await.text().await.unwrap();
-            let found = value(&text, name);
+            let metrics = self.server.metrics().await;
+            let found = metrics.value(name);
             if found.is_some_and(&is_right) {
                 return;
             }
             let log = self.server.log();
             assert!(
                 started.elapsed() < PATIENCE,
-                "{name} is {found:?}\n{text}\n{log}"
+                "{name} is {found:?}\n{}\n{log}",
+                metrics.text()
             );
             sleep(Duration::from_millis(20)).await;
         }
@@ -54,17 +53,4 @@ impl Numbers<'_> {
             self.until(name, |value| value > 0.0).await;
         }
     }
-}
-
-/// One series, or the sum of all with that name.
-pub(super) fn value(text: &str, name: &str) -> Option<f64> {
-    let name = format!("event_persister_{name}");
-    let values = text.lines().filter_map(|line| {
-        let (series, value) = line.rsplit_once(' ')?;
-        let is_of_it = series
-            .strip_prefix(&name)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('{'));
-        is_of_it.then(|| value.parse::<f64>().unwrap())
-    });
-    values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
 }

@@ -3,17 +3,13 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use serde_json::json;
 
 use crate::support::binary::Folder;
 use crate::support::events::{event, list};
 use crate::support::server::Server;
 
-/// Far beyond what anything here takes, even on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// A log that is larger is worth a warning, and what is more is given back.
 const LIMIT: u64 = 32 << 20;
 
@@ -61,29 +57,26 @@ fn num_bytes(database: &Path) -> u64 {
     std::fs::metadata(log).map_or(0, |log| log.len())
 }
 
-async fn until_warnings(server: &Server, are: impl Fn(&Value) -> bool) -> Value {
-    let started = Instant::now();
-    loop {
-        let (status, readiness) = server.readiness().await;
-        if status == 200 && are(&readiness["warnings"]) {
-            return readiness;
-        }
-        assert!(started.elapsed() < PATIENCE, "{readiness}");
-        sleep(Duration::from_millis(200)).await;
-    }
+/// A service of whose file another program reads while as much was written as the log may keep, and more.
+async fn with_a_long_log(folder: &Folder) -> (Server, Reader) {
+    let server = Server::start(folder, &[]).ready().await;
+    let database = folder.database_path();
+    post(&server, 1).await;
+    let reader = Reader::of(&database);
+    post(&server, 40).await;
+    assert!(num_bytes(&database) > LIMIT, "{}", num_bytes(&database));
+    (server, reader)
 }
 
 #[tokio::test]
 async fn a_log_that_a_reader_keeps_is_told_with_its_process_and_given_back_when_it_has_gone() {
     let folder = Folder::new();
-    let server = Server::start(&folder, &[]).ready().await;
-    let database = folder.path().join("event-persister.db");
-    post(&server, 1).await;
-    let reader = Reader::of(&database);
-    post(&server, 40).await;
-    assert!(num_bytes(&database) > LIMIT, "{}", num_bytes(&database));
+    let (server, reader) = with_a_long_log(&folder).await;
+    let database = folder.database_path();
     let process = format!("process {} (sqlite3)", reader.0.id());
-    let told = until_warnings(&server, |warnings| !warnings[0].is_null()).await;
+    let told = server
+        .until_readiness(|status, told| status == 200 && !told["warnings"][0].is_null())
+        .await;
     let warning = told["warnings"][0].as_str().unwrap();
     assert!(
         warning.starts_with("store: the write-ahead log has "),
@@ -108,12 +101,12 @@ async fn a_log_that_a_reader_keeps_is_told_with_its_process_and_given_back_when_
 
     drop(reader);
     // Nobody has to write for it.
-    until_warnings(&server, |warnings| warnings == &json!([])).await;
-    let gone = Instant::now();
-    while num_bytes(&database) > LIMIT {
-        assert!(gone.elapsed() < PATIENCE, "{}", num_bytes(&database));
-        sleep(Duration::from_millis(100)).await;
-    }
+    server
+        .until_readiness(|status, told| status == 200 && told["warnings"] == json!([]))
+        .await;
+    server
+        .until("given back: the log", || num_bytes(&database) <= LIMIT)
+        .await;
     assert!(server.logged("log is given back").contains(" INFO "));
     server.terminate().in_good_order();
 }
@@ -121,12 +114,8 @@ async fn a_log_that_a_reader_keeps_is_told_with_its_process_and_given_back_when_
 #[tokio::test]
 async fn a_log_is_given_back_by_those_who_write() {
     let folder = Folder::new();
-    let server = Server::start(&folder, &[]).ready().await;
-    let database = folder.path().join("event-persister.db");
-    post(&server, 1).await;
-    let reader = Reader::of(&database);
-    post(&server, 40).await;
-    assert!(num_bytes(&database) > LIMIT, "{}", num_bytes(&database));
+    let (server, reader) = with_a_long_log(&folder).await;
+    let database = folder.database_path();
     drop(reader);
     // One whose checkpoint reaches the end, one that begins the log anew, and what comes in between.
     post(&server, 4).await;

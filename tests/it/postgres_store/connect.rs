@@ -1,6 +1,5 @@
 //! Encryption, passwords, and PgBouncer.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -9,6 +8,7 @@ use event_persister_actors::store::{EventStore as _, Outcome, RefusalReason, Tri
 use futures_util::future::join_all;
 
 use super::*;
+use crate::support::ports::free_port;
 
 /// The server with its certificates; `None` where the server is not ours.
 fn server() -> Option<(&'static Server, &'static Path)> {
@@ -19,8 +19,8 @@ fn server() -> Option<(&'static Server, &'static Path)> {
 /// Whether a connection with this mode works, and is encrypted.
 async fn connects(url: &str, mode: TlsMode, ca_file: Option<&Path>) -> Result<(), StoreError> {
     let mut settings = PostgresSettings::from_url(url).unwrap();
-    settings.tls.mode = mode;
-    settings.tls.ca_file = ca_file.map(Path::to_owned);
+    settings.tls = mode;
+    settings.tls_ca_file = ca_file.map(Path::to_owned);
     store(settings).describe().await.map(|_| ())
 }
 
@@ -64,9 +64,9 @@ async fn encrypts_where_the_mode_and_the_server_want_it() {
         );
     }
     let mut settings = PostgresSettings::from_url(&by_address).unwrap();
-    settings.tls.mode = TlsMode::VerifyFull;
-    settings.tls.ca_file = Some(ca);
-    settings.tls.check_hostname = false;
+    settings.tls = TlsMode::VerifyFull;
+    settings.tls_ca_file = Some(ca);
+    settings.tls_check_hostname = false;
     store(settings).describe().await.unwrap();
 }
 
@@ -89,10 +89,10 @@ async fn shows_its_certificate() {
     );
     let mut settings = PostgresSettings::from_url(&url).unwrap();
     store(settings.clone()).describe().await.unwrap();
-    settings.tls.cert_file = None;
+    settings.tls_cert_file = None;
     let error = store(settings.clone()).describe().await.unwrap_err();
     assert!(chain(&error).contains("both"), "{}", chain(&error));
-    settings.tls.key_file = None;
+    settings.tls_key_file = None;
     let error = store(settings).describe().await.unwrap_err();
     assert!(error.to_string().contains("pg_hba.conf"), "{error}");
 }
@@ -131,11 +131,6 @@ async fn says_why_it_cannot_connect_and_never_the_password() {
     let store = store(admin.settings());
     store.check().await.unwrap();
     assert_ne!(admin.value(named), "0");
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// A PgBouncer in transaction mode before the server, with this many server connections.

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use event_persister_actors::store::{EventStore as _, LetterVersion, Outcome, RefusalReason};
+use event_persister_actors::store::operator::LetterVersion;
+use event_persister_actors::store::{EventStore as _, Outcome, RefusalReason};
 use event_persister_actors::testing::rejected_entry;
 
 use super::connect::Bouncer;
@@ -174,9 +175,9 @@ async fn dead_letters_and_their_removal() {
         })
         .collect();
     assert_eq!(letters.len(), 2);
-    let removed = with_commit_ended(&database, cancel, store.remove_unchanged(&letters)).await;
+    let removed = with_commit_ended(&database, cancel, store.remove_letters(&letters)).await;
     is_unknown(removed);
-    assert_eq!(store.remove_unchanged(&letters).await.unwrap(), 0);
+    assert_eq!(store.remove_letters(&letters).await.unwrap(), 0);
     commits_wait_for(&database, "local");
     store.close().await.unwrap();
     let outcomes = store.write(batch).await.unwrap();

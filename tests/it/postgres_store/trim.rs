@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use event_persister_actors::clock::Clock;
-use event_persister_actors::store::postgres::HalfEvents;
-use event_persister_actors::store::{Cutoffs, EventStore, TrimStep, Trimmed};
-use tokio::time::Instant;
+use event_persister_actors::store::operator::HalfEvents;
+use event_persister_actors::store::{Cutoffs, EventStore as _, TrimStep, Trimmed};
 
 use super::*;
 
@@ -79,7 +77,7 @@ async fn two_trimmers_remove_everything_once() {
                 .await
                 .unwrap()
             {
-                TrimStep::Removed(trimmed) => total += trimmed,
+                TrimStep::Removed(removed) => total += removed.rows,
                 TrimStep::TakenByAnother => {
                     actix::clock::sleep(TimeDelta::milliseconds(1).to_std().unwrap()).await
                 }
@@ -90,37 +88,6 @@ async fn two_trimmers_remove_everything_once() {
     let (mut total, other) = tokio::join!(trim(&one), trim(&two));
     total += other;
     assert_eq!((total.events, total.resources), (300, 600));
-}
-
-#[actix::test]
-async fn steps_are_small_while_batches_are_written() {
-    let (database, _) = migrated().await;
-    let open = PostgresStore::open_store(database.settings(), Arc::new(SystemClock));
-    let (writer, trimmer) = (open(), open());
-    let write = async |num| {
-        let old = of_events((0..num).map(|_| aged(9)));
-        writer.write(old).await.unwrap();
-    };
-    let cutoffs = cutoffs(SystemClock.now() - TimeDelta::days(7));
-    let many = NonZeroUsize::new(5_000).unwrap();
-    let removed = async |store: &dyn EventStore| match store.trim(&cutoffs, many).await.unwrap() {
-        TrimStep::Removed(trimmed) => trimmed.events,
-        other => panic!("{other:?}"),
-    };
-    write(1_500).await;
-    let started = Instant::now();
-    assert_eq!(removed(&*trimmer).await, 1_000);
-    let pace = Duration::from_secs_f64(1_000.0 / (4.0 * 1_500.0));
-    assert!(started.elapsed() >= pace, "did not rest");
-    write(500).await;
-    let knows_of_no_writer = store(database.settings());
-    assert_eq!(
-        removed(&knows_of_no_writer).await,
-        1_000,
-        "all that is left"
-    );
-    write(1_500).await;
-    assert_eq!(removed(&knows_of_no_writer).await, 1_500);
 }
 
 /// A clock that runs ahead of the server's.
@@ -146,7 +113,7 @@ async fn a_clock_that_runs_ahead_removes_nothing_too_early() {
     assert_eq!(counted.events, 1);
     let step = store.trim(&cutoffs_, MAX).await.unwrap();
     assert!(
-        matches!(step, TrimStep::Removed(Trimmed { events: 1, .. })),
+        matches!(step, TrimStep::Removed(removed) if removed.rows.events == 1),
         "{step:?}"
     );
     assert_eq!(
@@ -190,9 +157,12 @@ async fn half_events_are_counted_and_removed_on_request() {
         events: 1,
         resources: 2,
     };
-    assert_eq!(store.half_events().await.unwrap(), halves);
-    assert_eq!(store.remove_half_events().await.unwrap(), halves);
-    assert_eq!(store.half_events().await.unwrap(), HalfEvents::default());
+    assert_eq!(store.half_events().await.unwrap(), Some(halves));
+    assert_eq!(store.remove_half_events().await.unwrap(), Some(halves));
+    assert_eq!(
+        store.half_events().await.unwrap(),
+        Some(HalfEvents::default())
+    );
     let left = "SELECT (SELECT count(*) FROM events) || ' ' || count(*) FROM event_resources";
     assert_eq!(database.value(left), "1 2");
 }
@@ -223,11 +193,14 @@ async fn resources_of_no_event_go_in_the_same_pass() {
         assert_eq!(store.count_expired(&cutoffs_).await.unwrap(), expected);
         let mut total = Trimmed::default();
         let two = NonZeroUsize::new(2).unwrap();
-        while let TrimStep::Removed(trimmed) = store.trim(&cutoffs_, two).await.unwrap() {
-            total += trimmed;
+        while let TrimStep::Removed(removed) = store.trim(&cutoffs_, two).await.unwrap() {
+            total += removed.rows;
         }
         assert_eq!(total, expected, "{overridden:?}");
-        assert_eq!(store.half_events().await.unwrap(), HalfEvents::default());
+        assert_eq!(
+            store.half_events().await.unwrap(),
+            Some(HalfEvents::default())
+        );
     }
 }
 

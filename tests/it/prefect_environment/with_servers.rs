@@ -1,24 +1,12 @@
 //! The same beside servers that are there.
 
-use std::time::Duration;
-
-use tokio::time::Instant;
-
 use super::{BROKER, PERSISTER_OFF};
 use crate::cli::event;
 use crate::support::binary::Folder;
 use crate::support::postgres;
 use crate::support::redis::RedisServer;
 use crate::support::server::Server;
-
-/// Asks again until it is so.
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !is_so() {
-        assert!(started.elapsed() < Duration::from_secs(30), "never {what}");
-        std::thread::yield_now();
-    }
-}
+use crate::support::wait::until_blocking;
 
 #[test]
 fn events_go_from_prefects_redis_to_prefects_database_and_the_guard_can_be_removed() {
@@ -58,7 +46,7 @@ fn events_go_from_prefects_redis_to_prefects_database_and_the_guard_can_be_remov
         })
     };
     stream.publish(&[event("2999-01-01T00:00:00Z"), event("2999-01-01T00:00:00Z")]);
-    wait_until("said why it is not ready", || {
+    until_blocking("said why it is not ready", || {
         let (status, why) = get("/api/ready");
         status == 503 && why.contains("waiting for Prefect's migrations")
     });
@@ -67,7 +55,7 @@ fn events_go_from_prefects_redis_to_prefects_database_and_the_guard_can_be_remov
         .run(&["migrate", "--database-url", &database.url])
         .exits(0)
         .prints(&["ran "]);
-    wait_until("stored", || {
+    until_blocking("stored", || {
         database.execute("SELECT 1 FROM events").len() == 2
     });
     runtime.block_on(server.until_ready_is(200));

@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use event_persister_actors::source::EventSource as _;
-use event_persister_actors::source::redis::{RedisGuard, RedisSettings, RedisSource};
+use event_persister_actors::source::operator::BusOperator as _;
+use event_persister_actors::source::redis::{RedisOperator, RedisSettings, RedisSource};
 use redis::Value;
 use tokio::time::sleep;
 
-use super::{acknowledge, consume_all, join, numbered, raws, read_num, source, until};
+use super::{
+    GROUP, GUARD, acknowledge, consume_all, guard_position, join, numbered, raws, read_num, source,
+    until, until_the_guard_is_at,
+};
 use crate::support::logs;
 use crate::support::redis::{RedisServer, TestStream};
 
@@ -114,12 +118,9 @@ async fn nothing_is_lost_in_a_long_downtime() {
     assert_eq!(consume_all(&second, &events).await, 200);
     assert_eq!(second.stats().status().num_lost, 0);
     // Now that all is committed, the others may trim it.
-    let last = stream.last_delivered("event-persister").unwrap();
-    let position = format!("{}-0", last.split_once('-').unwrap().0);
-    until("the guard stands at the last millisecond", || {
-        stream.last_delivered("event-persister-guard").unwrap() == position
-    })
-    .await;
+    let last = stream.last_delivered(GROUP).unwrap();
+    until_the_guard_is_at(&stream, &last).await;
+    let position = guard_position(&last);
     // Redis knows it first.
     until("its position is told", || {
         second.stats().status().guard_position.as_ref() == Some(&position)
@@ -256,10 +257,10 @@ async fn own_entries_that_were_trimmed_while_held_are_not_lost() {
 async fn is_shown_and_removed_on_request() {
     let server = RedisServer::start();
     let stream = server.stream();
-    let guard = RedisGuard::new(settings(&stream)).unwrap();
-    let report = guard.show().await.unwrap();
+    let bus = RedisOperator::new(settings(&stream)).unwrap();
+    let report = bus.show_guard().await.unwrap();
     assert_eq!((report.stream_length, report.guard_position), (None, None));
-    assert!(!guard.remove().await.unwrap());
+    assert!(!bus.remove_guard().await.unwrap());
     let source = source(settings(&stream));
     let ids = stream.publish(&numbered(0..3));
     let held = read_num(&source, 3).await;
@@ -272,17 +273,17 @@ async fn is_shown_and_removed_on_request() {
             .is_some_and(|at| at != "0-1")
     })
     .await;
-    let report = guard.show().await.unwrap();
+    let report = bus.show_guard().await.unwrap();
     assert_eq!(report.stream_length, Some(3));
     assert!(report.guard_position.unwrap().ends_with("-0"));
-    let group = report.group_state.unwrap();
+    let group = report.group_progress.unwrap();
     assert_eq!(group.last_delivered, ids[2]);
     assert_eq!(group.smallest_pending.as_ref(), Some(&ids[1]));
     assert_eq!((group.num_pending, group.num_consumers), (2, 1));
     drop(source);
-    assert!(guard.remove().await.unwrap());
-    assert!(!guard.remove().await.unwrap());
-    assert_eq!(stream.last_delivered("event-persister-guard"), None);
+    assert!(bus.remove_guard().await.unwrap());
+    assert!(!bus.remove_guard().await.unwrap());
+    assert_eq!(stream.last_delivered(GUARD), None);
 }
 
 #[actix_web::test]
@@ -309,11 +310,8 @@ async fn a_group_that_prefect_made_is_moved_where_trimming_respects_it() {
     stream.command::<()>("XGROUP CREATE events event-persister 0 MKSTREAM");
     let source = source(settings(&stream));
     join(&source).await;
-    assert_eq!(stream.last_delivered("event-persister").unwrap(), "0-1");
-    assert_eq!(
-        stream.last_delivered("event-persister-guard").unwrap(),
-        "0-1"
-    );
+    assert_eq!(stream.last_delivered(GROUP).unwrap(), "0-1");
+    assert_eq!(stream.last_delivered(GUARD).unwrap(), "0-1");
 }
 
 #[actix_web::test]
@@ -344,15 +342,6 @@ fn fill(stream: &TestStream, events: &[String]) -> String {
     last
 }
 
-async fn until_the_guard_has_passed(stream: &TestStream, id: &str) {
-    let (millis, _) = id.split_once('-').unwrap();
-    let position = format!("{millis}-0");
-    until("the guard has moved", || {
-        stream.last_delivered("event-persister-guard").as_deref() == Some(position.as_str())
-    })
-    .await;
-}
-
 #[actix_web::test]
 async fn is_made_and_moved_although_memory_is_full() {
     let server = RedisServer::start();
@@ -360,7 +349,7 @@ async fn is_made_and_moved_although_memory_is_full() {
     let last = fill(&stream, &numbered(0..1000));
     let reader = source(settings(&stream));
     consume_all(&reader, &numbered(0..1000)).await;
-    until_the_guard_has_passed(&stream, &last).await;
+    until_the_guard_is_at(&stream, &last).await;
     assert_eq!(stream.num_pending(), 0);
     assert_eq!(reader.stats().status().num_lost, 0);
     reader.close().await.unwrap();
@@ -378,7 +367,7 @@ async fn moves_on_after_a_failure_although_memory_is_full() {
     // Everything is looked for anew behind a broken connection.
     stream.command::<Value>("CLIENT KILL TYPE normal SKIPME yes");
     consume_all(&reader, &numbered(0..1000)).await;
-    until_the_guard_has_passed(&stream, &last).await;
+    until_the_guard_is_at(&stream, &last).await;
     assert_eq!(stream.num_pending(), 0);
     // What is committed can be trimmed, and memory is free again.
     other.read_and_trim();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use event_persister_actors::source::EventSource as _;
 use event_persister_actors::source::redis::RedisSettings;
 
-use super::{acknowledge, numbered, read_num, source, until};
+use super::{acknowledge, numbered, read_num, source, until, until_the_guard_is_at};
 use crate::support::logs;
 use crate::support::redis::{RedisServer, TestStream};
 
@@ -22,14 +22,6 @@ fn without(stream: &TestStream, forbidden: &str) -> RedisSettings {
         heartbeat_every: Duration::from_millis(100),
         ..settings
     }
-}
-
-async fn until_the_guard_is_at(stream: &TestStream, id: &str) {
-    let position = format!("{}-0", id.split_once('-').unwrap().0);
-    until("the guard has moved", || {
-        stream.last_delivered("event-persister-guard") == Some(position.clone())
-    })
-    .await;
 }
 
 #[actix_web::test]

@@ -3,10 +3,8 @@
 use event_persister_actors::source::redis::{RedisSettings, RedisSource};
 use redis::Value;
 
-use super::{consume_all, join, numbered, source, until};
+use super::{GROUP, consume_all, join, numbered, source, until};
 use crate::support::redis::{RedisServer, ServerOptions, TestStream};
-
-const GROUP: &str = "event-persister";
 
 /// A server that knows after a kill what it knew before, as far as Redis writes it down.
 fn durable() -> RedisServer {

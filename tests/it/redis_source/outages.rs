@@ -1,16 +1,18 @@
 //! What happens to the server and to the line, and that the source goes on by itself.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use event_persister_actors::source::EventSource as _;
-use event_persister_actors::source::redis::{RedisIdentity, RedisSettings, RedisTls};
+use event_persister_actors::source::redis::{RedisSettings, RedisUrl};
 use event_persister_actors::status::error_chain;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
-use super::{WIDE, acknowledge, consume_all, join, next_error, numbered, raws, read_num, source};
+use super::{
+    GUARD, WIDE, acknowledge, consume_all, join, next_error, numbered, raws, read_num, receipts,
+    source, until,
+};
+use crate::support::proxy::Proxy;
 use crate::support::redis::{RedisServer, ServerOptions};
 
 #[actix_web::test]
@@ -32,7 +34,7 @@ async fn goes_on_after_a_restart_of_the_server() {
         "{error}"
     );
     source
-        .acknowledge(&super::receipts(&held[40..70]))
+        .acknowledge(&receipts(&held[40..70]))
         .await
         .expect_err("it is down");
     server.launch();
@@ -66,7 +68,7 @@ async fn goes_on_after_everything_was_deleted() {
     acknowledge(&source, &held).await;
     assert_eq!(source.stats().status().num_rejoined, 1);
     assert_eq!(stream.num_pending(), 0);
-    assert!(stream.last_delivered("event-persister-guard").is_some());
+    assert!(stream.last_delivered(GUARD).is_some());
 }
 
 #[actix_web::test]
@@ -83,7 +85,7 @@ async fn goes_on_after_the_groups_were_destroyed() {
     assert_eq!(consume_all(&source, &events).await, 10);
     acknowledge(&source, &held).await;
     assert_eq!(stream.num_pending(), 0);
-    assert!(stream.last_delivered("event-persister-guard").is_some());
+    assert!(stream.last_delivered(GUARD).is_some());
 }
 
 #[actix_web::test]
@@ -93,8 +95,8 @@ async fn makes_the_guard_again_while_nobody_reads() {
     let source = source(stream.settings());
     join(&source).await;
     stream.command::<()>("XGROUP DESTROY events event-persister-guard");
-    super::until("the guard is back", || {
-        stream.last_delivered("event-persister-guard").is_some()
+    until("the guard is back", || {
+        stream.last_delivered(GUARD).is_some()
     })
     .await;
 }
@@ -120,7 +122,7 @@ async fn goes_on_after_the_server_was_stalled() {
         since.elapsed()
     );
     source
-        .acknowledge(&super::receipts(&held))
+        .acknowledge(&receipts(&held))
         .await
         .expect_err("it is stalled");
     sleep(Duration::from_secs(1)).await;
@@ -140,86 +142,29 @@ async fn goes_on_after_the_server_was_stalled() {
     assert_eq!(stream.num_pending(), 0);
 }
 
-/// Passes bytes on, until it is told to cut or to swallow what the server answers.
-struct Proxy {
-    port: u16,
-    mode: watch::Sender<Mode>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Pass,
-    /// Answers vanish; the connection stays.
-    Swallow,
-    Cut,
-}
-
-impl Proxy {
-    async fn start(server_port: u16) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (mode, watching) = watch::channel(Mode::Pass);
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let server = TcpStream::connect(("127.0.0.1", server_port)).await;
-                if let Ok(server) = server {
-                    tokio::spawn(pass(client, server, watching.clone()));
-                }
-            }
-        });
-        Self { port, mode }
-    }
-}
-
-async fn pass(client: TcpStream, server: TcpStream, mut mode: watch::Receiver<Mode>) {
-    let (mut from_client, mut to_client) = client.into_split();
-    let (mut from_server, mut to_server) = server.into_split();
-    let answers = mode.clone();
-    let requests = async {
-        tokio::io::copy(&mut from_client, &mut to_server)
-            .await
-            .map(drop)
-    };
-    let answering = async {
-        let mut bytes = vec![0; 1 << 16];
-        loop {
-            let num = from_server.read(&mut bytes).await?;
-            if num == 0 {
-                return std::io::Result::Ok(());
-            }
-            let passes = *answers.borrow() == Mode::Pass;
-            if passes {
-                to_client.write_all(&bytes[..num]).await?;
-            }
-        }
-    };
-    tokio::select! {
-        _ = requests => {}
-        _ = answering => {}
-        _ = mode.wait_for(|mode| *mode == Mode::Cut) => {}
-    }
-}
-
 #[actix_web::test]
 async fn what_a_lost_answer_took_comes_again() {
     let server = RedisServer::start();
     let stream = server.stream();
-    let proxy = Proxy::start(server.port()).await;
+    let proxy = Proxy::to(server.port());
     let source = source(RedisSettings {
-        url: format!("redis://127.0.0.1:{}", proxy.port).parse().unwrap(),
+        url: proxy.url(&server.url()).parse().unwrap(),
         ..stream.settings()
     });
     join(&source).await;
     // The next answer never arrives: what it brings is pending for us, and we do not know.
-    proxy.mode.send(Mode::Swallow).unwrap();
+    proxy.lose_answers();
     let events = numbered(0..100);
     stream.publish(&events);
-    let read = timeout(Duration::from_millis(500), source.read(WIDE)).await;
-    assert!(read.is_err() || read.unwrap().is_ok_and(|chunk| chunk.messages.is_empty()));
+    tokio::select! {
+        read = source.read(WIDE) => {
+            assert!(read.is_ok_and(|chunk| chunk.messages.is_empty()));
+        }
+        () = until("answered: the read", || stream.num_pending() > 0) => {}
+    }
     assert!(stream.num_pending() > 0, "the server has answered");
-    proxy.mode.send(Mode::Cut).unwrap();
-    sleep(Duration::from_millis(50)).await;
-    proxy.mode.send(Mode::Pass).unwrap();
+    proxy.refuse();
+    proxy.pass();
     let since = Instant::now();
     assert_eq!(consume_all(&source, &events).await, 100, "each once");
     assert!(since.elapsed() < Duration::from_secs(5));
@@ -230,9 +175,9 @@ async fn what_a_lost_answer_took_comes_again() {
 async fn a_dropped_connection_in_the_middle_of_reads_loses_and_doubles_nothing() {
     let server = RedisServer::start();
     let stream = server.stream();
-    let proxy = Proxy::start(server.port()).await;
+    let proxy = Proxy::to(server.port());
     let source = source(RedisSettings {
-        url: format!("redis://127.0.0.1:{}", proxy.port).parse().unwrap(),
+        url: proxy.url(&server.url()).parse().unwrap(),
         ..stream.settings()
     });
     let events = numbered(0..5000);
@@ -246,15 +191,15 @@ async fn a_dropped_connection_in_the_middle_of_reads_loses_and_doubles_nothing()
     let cutting = async {
         for _ in 0..10 {
             sleep(Duration::from_millis(60)).await;
-            proxy.mode.send(Mode::Cut).unwrap();
+            proxy.refuse();
             sleep(Duration::from_millis(5)).await;
-            proxy.mode.send(Mode::Pass).unwrap();
+            proxy.pass();
         }
     };
     let (num, ()) = tokio::join!(consume_all(&source, &events), cutting);
     publishing.join().unwrap();
     assert_eq!(num, 5000);
-    super::until("all is acknowledged", || stream.num_pending() == 0).await;
+    until("all is acknowledged", || stream.num_pending() == 0).await;
 }
 
 #[actix_web::test]
@@ -286,7 +231,7 @@ async fn errors_name_the_server_and_the_remedy_and_no_secret() {
     assert!(error.contains("no database of that number"), "{error}");
     let error = says(format!("rediss://:secret@{at}/0")).await;
     assert!(error.contains("TLS"), "{error}");
-    let nobody = crate::support::redis::free_port();
+    let nobody = crate::support::ports::free_port();
     let error = says(format!("redis://127.0.0.1:{nobody}/0")).await;
     assert!(error.contains("nothing listens there"), "{error}");
     let source = source(stream.settings());
@@ -307,30 +252,24 @@ async fn speaks_tls_and_checks_the_certificate() {
         ..ServerOptions::default()
     });
     let stream = server.stream();
-    let with = |tls| {
+    let with = |url: RedisUrl, ca_file: Option<PathBuf>| {
         source(RedisSettings {
-            tls,
+            url,
+            ca_file,
             ..stream.settings()
         })
     };
-    let trusting = with(RedisTls {
-        ca_file: Some(server.ca_file()),
-        ..RedisTls::default()
-    });
+    let url = || stream.settings().url;
+    let trusting = with(url(), Some(server.ca_file()));
     join(&trusting).await;
     trusting.close().await.unwrap();
-    let careless = with(RedisTls {
-        insecure: true,
-        ..RedisTls::default()
-    });
+    let careless = format!("{}?ssl_cert_reqs=none", server.url());
+    let careless = with(careless.parse().unwrap(), None);
     join(&careless).await;
-    let distrusting = with(RedisTls::default());
+    let distrusting = with(url(), None);
     let error = error_chain(&next_error(&distrusting).await);
     assert!(error.to_lowercase().contains("certificate"), "{error}");
-    let missing = with(RedisTls {
-        ca_file: Some("/nowhere/ca.pem".into()),
-        ..RedisTls::default()
-    });
+    let missing = with(url(), Some("/nowhere/ca.pem".into()));
     let error = error_chain(&next_error(&missing).await);
     assert!(error.contains("/nowhere/ca.pem cannot be read"), "{error}");
 }
@@ -343,28 +282,24 @@ async fn shows_a_certificate_where_the_server_wants_one() {
         ..ServerOptions::default()
     });
     let stream = server.stream();
-    let with = |identity| {
+    let with = |identity: Option<[PathBuf; 2]>| {
+        let [cert_file, key_file] = match identity {
+            Some(files) => files.map(Some),
+            None => [None, None],
+        };
         source(RedisSettings {
-            tls: RedisTls {
-                ca_file: Some(server.ca_file()),
-                identity,
-                ..RedisTls::default()
-            },
+            ca_file: Some(server.ca_file()),
+            cert_file,
+            key_file,
             ..stream.settings()
         })
     };
     let [cert_file, key_file] = server.certificate();
-    let known = with(Some(RedisIdentity {
-        cert_file: cert_file.clone(),
-        key_file,
-    }));
+    let known = with(Some([cert_file.clone(), key_file]));
     join(&known).await;
     known.close().await.unwrap();
     next_error(&with(None)).await;
-    let without_key = with(Some(RedisIdentity {
-        cert_file,
-        key_file: "/nowhere/key.pem".into(),
-    }));
+    let without_key = with(Some([cert_file, "/nowhere/key.pem".into()]));
     let error = error_chain(&next_error(&without_key).await);
     assert!(error.contains("/nowhere/key.pem cannot be read"), "{error}");
 }

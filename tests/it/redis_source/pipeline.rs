@@ -15,7 +15,7 @@ use event_persister_actors::testing::MemoryStore;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{source, until};
+use super::{PATIENCE, in_time, source, until};
 use crate::support::redis::{RedisServer, TestStream};
 
 fn event(id: Uuid) -> String {
@@ -132,9 +132,7 @@ async fn two_pipelines_and_a_server_that_is_killed_lose_and_double_nothing() {
     until("all is acknowledged", || stream.num_pending() == 0).await;
 }
 
-const DRAIN: Drain = Drain {
-    timeout: super::PATIENCE,
-};
+const DRAIN: Drain = Drain { timeout: PATIENCE };
 
 #[actix_web::test]
 async fn a_shutdown_under_load_leaves_nothing_pending() {
@@ -170,7 +168,7 @@ async fn a_shutdown_does_not_wait_for_a_read_that_waits() {
     let server = RedisServer::start();
     let stream = server.stream();
     let bench = start_with(RedisSettings {
-        block: 10 * super::PATIENCE,
+        block: 10 * PATIENCE,
         ..stream.settings()
     });
     stream.publish(&events(10));
@@ -180,8 +178,8 @@ async fn a_shutdown_does_not_wait_for_a_read_that_waits() {
         clients.contains("cmd=xreadgroup")
     })
     .await;
-    let drained = tokio::time::timeout(super::PATIENCE, bench.pipeline.send(DRAIN)).await;
-    assert_eq!(drained.expect("soon").unwrap().released, 0);
+    let drained = in_time("drained", bench.pipeline.send(DRAIN)).await;
+    assert_eq!(drained.unwrap().released, 0);
     assert_eq!(stream.consumers("event-persister"), [], "it has left");
 }
 

@@ -2,26 +2,16 @@
 
 use event_persister_actors::source::redis::RedisSettings;
 
-use super::{acknowledge, numbered, read_num, source, until};
+use super::{
+    GROUP, GUARD, acknowledge, guard_position, numbered, read_num, source, until,
+    until_the_guard_is_at,
+};
 use crate::support::redis::{RedisServer, TestStream};
 
-const GUARD: &str = "event-persister-guard";
 const FAR: &str = "99999999999999-0";
 
 fn set(stream: &TestStream, group: &str, id: &str) {
     stream.command::<()>(&format!("XGROUP SETID events {group} {id}"));
-}
-
-fn start_of_millisecond(id: &str) -> String {
-    format!("{}-0", id.split_once('-').unwrap().0)
-}
-
-async fn until_the_guard_is_at(stream: &TestStream, id: &str) {
-    let position = start_of_millisecond(id);
-    until("the guard has moved", || {
-        stream.last_delivered(GUARD) == Some(position.clone())
-    })
-    .await;
 }
 
 #[actix_web::test]
@@ -51,7 +41,7 @@ async fn nothing_is_trimmed_behind_a_guard_or_a_group_that_somebody_set_ahead() 
     let ids = stream.publish(&numbered(0..10));
     let held = read_num(&source, 10).await;
     until_the_guard_is_at(&stream, &ids[0]).await;
-    for moved in [GUARD, "event-persister"] {
+    for moved in [GUARD, GROUP] {
         set(&stream, moved, FAR);
         stream.publish(&numbered(10..11));
         until("it is seen", || {
@@ -63,7 +53,7 @@ async fn nothing_is_trimmed_behind_a_guard_or_a_group_that_somebody_set_ahead() 
     set(&stream, GUARD, FAR);
     until_the_guard_is_at(&stream, &ids[0]).await;
     assert_eq!(stream.len(), 12);
-    set(&stream, "event-persister", &start_of_millisecond(&ids[0]));
+    set(&stream, GROUP, &guard_position(&ids[0]));
     let rest = read_num(&source, 2).await;
     acknowledge(&source, &held).await;
     acknowledge(&source, &rest).await;

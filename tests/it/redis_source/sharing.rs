@@ -3,13 +3,28 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use event_persister_actors::source::EventSource as _;
 use event_persister_actors::source::redis::RedisSettings;
+use event_persister_actors::source::{EventSource as _, Permit};
 use redis::Value;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::{WIDE, acknowledge, consume_all, numbered, raw, raws, read_num, source, until};
+use super::{
+    PATIENCE, WIDE, acknowledge, consume_all, join, numbered, raw, raws, read_num, source, until,
+};
 use crate::support::redis::{RedisServer, TestStream};
+
+/// Prefect's consumers take what has been idle for so long.
+const PREFECTS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A source and Prefect's patience, both faster by this much than they are by themselves.
+fn faster(stream: &TestStream, times: u32) -> (RedisSettings, Duration) {
+    let settings = stream.settings();
+    let settings = RedisSettings {
+        heartbeat_every: settings.heartbeat_every / times,
+        ..settings
+    };
+    (settings, PREFECTS_PATIENCE / times)
+}
 
 fn impatient(stream: &TestStream) -> RedisSettings {
     RedisSettings {
@@ -59,16 +74,20 @@ async fn replicas_share_without_doubling() {
 async fn what_is_held_is_not_taken_by_a_peer() {
     let server = RedisServer::start();
     let stream = server.stream();
-    let source = source(stream.settings());
+    let (settings, patience) = faster(&stream, 4);
+    let source = source(settings);
     stream.publish(&numbered(0..2500));
     let held = read_num(&source, 2500).await;
     // Nobody reads: the pipeline is full, and a peer of Prefect looks for idle entries.
-    let end = Instant::now() + Duration::from_secs(12);
+    let claim = format!(
+        "XAUTOCLAIM events event-persister prefect {} 0-0 COUNT 100",
+        patience.as_millis()
+    );
+    let end = Instant::now() + patience * 12 / 5;
     while Instant::now() < end {
-        let reply: Vec<Value> =
-            stream.command("XAUTOCLAIM events event-persister prefect 5000 0-0 COUNT 100");
+        let reply: Vec<Value> = stream.command(&claim);
         assert_eq!(reply[1], Value::Array(Vec::new()), "a peer took some");
-        sleep(Duration::from_millis(250)).await;
+        sleep(patience / 20).await;
     }
     acknowledge(&source, &held).await;
     assert_eq!(stream.num_pending(), 0);
@@ -78,21 +97,25 @@ async fn what_is_held_is_not_taken_by_a_peer() {
 async fn nothing_that_is_held_is_idle_for_nearly_two_beats() {
     let server = RedisServer::start();
     let stream = server.stream();
-    let source = source(stream.settings());
-    // Taken at any time between two beats, of which there is one each 2 s.
-    let end = Instant::now() + Duration::from_secs(8);
+    let (settings, patience) = faster(&stream, 2);
+    let beat = settings.heartbeat_every;
+    let nearly_two_beats = beat * 9 / 5;
+    assert!(nearly_two_beats < patience, "a peer of Prefect takes it");
+    let source = source(settings);
+    let idle = format!(
+        "XPENDING events event-persister IDLE {} - + 10",
+        nearly_two_beats.as_millis()
+    );
+    // Taken at any time between two beats.
+    let end = Instant::now() + 4 * beat;
     let mut num_held = 0;
     while Instant::now() < end {
         stream.publish(&numbered(num_held..num_held + 1));
         read_num(&source, 1).await;
         num_held += 1;
-        let idle: Vec<Value> = stream.command("XPENDING events event-persister IDLE 3600 - + 10");
-        assert_eq!(
-            idle,
-            Vec::new(),
-            "a peer of Prefect takes what is idle for 5 s"
-        );
-        sleep(Duration::from_millis(100)).await;
+        let idle: Vec<Value> = stream.command(&idle);
+        assert_eq!(idle, Vec::new());
+        sleep(beat / 20).await;
     }
 }
 
@@ -118,6 +141,38 @@ async fn takes_over_from_the_dead_and_in_time_removes_them() {
 }
 
 #[actix_web::test]
+async fn what_a_dead_consumer_left_exceeds_no_permit() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    stream.command::<()>("XGROUP CREATE events event-persister 0-1 MKSTREAM");
+    let all: Vec<String> = (0..30)
+        .map(|number| format!("{number:02}").repeat(100_000))
+        .collect();
+    stream.publish(&all);
+    stream.command::<Value>("XREADGROUP GROUP event-persister dead COUNT 30 STREAMS events >");
+    let source = source(impatient(&stream));
+    let permit = Permit {
+        max_messages: 100,
+        max_bytes: 1_000_000,
+    };
+    let mut read = Vec::new();
+    let reading = async {
+        while read.len() < all.len() {
+            let chunk = source.read(permit).await.unwrap();
+            let num_bytes: usize = chunk.messages.iter().map(|one| one.body.num_bytes()).sum();
+            assert!(num_bytes <= permit.max_bytes, "{num_bytes}");
+            assert!(chunk.messages.iter().all(|message| message.redelivered));
+            read.extend(raws(&chunk.messages));
+            acknowledge(&source, &chunk.messages).await;
+        }
+    };
+    timeout(PATIENCE, reading).await.expect("all are claimed");
+    assert!(read == all, "each once, in its order");
+    assert_eq!(source.stats().status().num_claimed, 30);
+    assert_eq!(stream.num_pending(), 0);
+}
+
+#[actix_web::test]
 async fn a_dead_replica_leaves_soon_and_neither_the_living_nor_prefects_consumers_do() {
     const DEAD: &str = "event-persister:host:1:0000dead";
     const PREFECTS: &str = "event-persister-host-1-0000beef";
@@ -138,7 +193,7 @@ async fn a_dead_replica_leaves_soon_and_neither_the_living_nor_prefects_consumer
     let replicas = settings.map(source);
     assert_eq!(consume_all(&replicas[0], &all).await, 1200, "each once");
     // It has nothing to read, and is there from its first read on.
-    super::join(&replicas[1]).await;
+    join(&replicas[1]).await;
     stream.publish(&numbered(1200..1201));
     let last = tokio::select! {
         last = read_num(&replicas[0], 1) => (0, last),
@@ -174,7 +229,7 @@ async fn a_replica_whose_consumer_is_removed_while_it_waits_loses_nothing() {
     let settings = stream.settings();
     let name = settings.consumer_name.clone();
     let source = source(settings);
-    super::join(&source).await;
+    join(&source).await;
     for round in 0..20 {
         stream.command::<Value>(&format!("XGROUP DELCONSUMER events event-persister {name}"));
         let sent = numbered(round..round + 1);
@@ -205,7 +260,7 @@ async fn a_dead_consumer_with_entries_is_not_removed() {
         consumer_idle_removal: Duration::from_millis(100),
         ..stream.settings()
     });
-    super::join(&source).await;
+    join(&source).await;
     until("the empty one is removed", || {
         let consumers = stream.consumers("event-persister");
         consumers.iter().all(|(name, _, _)| name != "empty")
@@ -241,7 +296,7 @@ async fn no_read_takes_entries_after_the_source_has_left() {
     let server = RedisServer::start();
     let stream = server.stream();
     let leaving = source(stream.settings());
-    super::join(&leaving).await;
+    join(&leaving).await;
     // A read is dropped while it waits in Redis, as at a shutdown.
     tokio::time::timeout(Duration::from_millis(20), leaving.read(WIDE))
         .await

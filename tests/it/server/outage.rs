@@ -27,14 +27,8 @@ async fn while_the_store_is_away_nothing_is_confirmed_and_afterwards_all_is_stor
     let posted = event_with(2);
     let mut post = std::pin::pin!(server.post_status(list(from_ref(&posted))));
     let framed = event_with(1);
-    client
-        .send(Message::text(framed.to_string()))
-        .await
-        .expect("sent");
-    client
-        .send(Message::Ping("stored?".into()))
-        .await
-        .expect("sent");
+    send(&mut client, Message::text(framed.to_string())).await;
+    send_ping(&mut client, "stored?").await;
     let not_ready = tokio::select! {
         biased;
         status = &mut post => panic!("{status} although nothing can be committed"),

@@ -2,14 +2,6 @@
 
 use super::*;
 
-/// The value of a metric without labels.
-async fn metric(server: &Server, name: &str) -> String {
-    let text = server.get("/metrics").await.text().await.unwrap();
-    let mut lines = text.lines();
-    let value = lines.find_map(|line| line.strip_prefix(&format!("{name} ")));
-    value.expect("the metric").to_owned()
-}
-
 #[tokio::test]
 async fn reading_pauses_and_goes_on_by_itself_once_the_database_is_mended() {
     let folder = Folder::new();
@@ -29,7 +21,7 @@ async fn reading_pauses_and_goes_on_by_itself_once_the_database_is_mended() {
         reason.contains("dead-letters list --stage store"),
         "{reason}"
     );
-    assert_eq!(metric(&server, "event_persister_reading_paused").await, "1");
+    assert_eq!(server.metrics().await.count("reading_paused"), 1);
     // One that probes: a dead letter too, and the pause lasts.
     assert_eq!(server.post_status(list(&events(1))).await, 204);
     assert_eq!(server.readiness().await.0, 503);
@@ -38,7 +30,7 @@ async fn reading_pauses_and_goes_on_by_itself_once_the_database_is_mended() {
     let good = events(3);
     assert_eq!(server.post_status(list(&good)).await, 204);
     server.until_ready_is(200).await;
-    assert_eq!(metric(&server, "event_persister_reading_paused").await, "0");
+    assert_eq!(server.metrics().await.count("reading_paused"), 0);
     server.database().has_all(&ids(&good));
     let ended = server.terminate().in_good_order();
     assert_eq!(ended.ledger()("refused_by_store"), 601);
@@ -55,7 +47,7 @@ async fn an_import_of_what_is_refused_comes_to_its_end() {
     let file = folder.path().join("events");
     std::fs::write(&file, lines(&events(1))).unwrap();
     assert_eq!(folder.run(&["import", "events"]).code, Some(0));
-    Database::new(&folder.path().join("event-persister.db")).execute(
+    folder.database().execute(
         "CREATE TRIGGER no BEFORE INSERT ON events BEGIN SELECT RAISE(ABORT, 'not today'); END",
     );
     std::fs::write(&file, lines(&events(20_000))).unwrap();

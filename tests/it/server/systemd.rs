@@ -4,9 +4,8 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use super::*;
+use crate::support::wait::PATIENCE;
 
-/// Far longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Told at least every 100 ms.
 const WATCHDOG: (&str, &str) = ("WATCHDOG_USEC", "200000");
 

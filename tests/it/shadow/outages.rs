@@ -1,18 +1,15 @@
 //! A shadow waits for what is away, and says what it missed.
 
 use super::*;
+use crate::support::wait::until;
 
 /// Waits until no client of Redis is in the middle of a read that waits.
 async fn until_nobody_reads(bus: &Bus) {
-    let started = Instant::now();
-    loop {
+    until("without readers: Redis", || {
         let info: String = bus.stream.command("INFO clients");
-        if info.contains("blocked_clients:0") {
-            return;
-        }
-        assert!(started.elapsed() < PATIENCE, "{info}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        info.contains("blocked_clients:0")
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -27,7 +24,7 @@ async fn what_is_trimmed_before_it_is_read_is_told_as_not_compared() {
     let shadow = case.shadow().await;
     shadow.signal("STOP");
     until_nobody_reads(&case.bus).await;
-    let texts: Vec<_> = events::events(30).iter().map(ToString::to_string).collect();
+    let texts = events::texts(&events::events(30));
     case.bus.stream.publish(&texts);
     acknowledge_all(&case.bus);
     let _: u64 = case.bus.stream.command("XTRIM events MAXLEN 0");
@@ -55,11 +52,7 @@ async fn outages_are_waited_for_and_nothing_is_called_lost_meanwhile() {
     let variables = bus.variables();
     let shadow = shadow_with(&bus, &variables).await;
     let publish = |num: usize| {
-        let texts: Vec<_> = events::events(num)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        bus.stream.publish(&texts);
+        bus.stream.publish(&events::texts(&events::events(num)));
     };
     publish(20);
     bus.until_settled(&persister).await;

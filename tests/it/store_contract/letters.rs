@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use chrono::TimeDelta;
 use event_persister_actors::delivery::{Content, Entry, Position};
-use event_persister_actors::store::{DeadLetter, LetterFilter, LetterVersion, Stage};
+use event_persister_actors::store::Stage;
+use event_persister_actors::store::operator::{DeadLetter, LetterFilter, LetterVersion};
 use event_persister_actors::testing::{event_entry, rejected_entry};
 
 use super::{Fixture, any_event, batch, events, letters, limit};
@@ -36,9 +37,9 @@ pub(super) async fn lists_the_newest_letters_first_and_in_pages(fixture: &impl F
         store.write(one).await.unwrap();
     }
     let positions = async |before, limit_| {
-        let letters = fixture.dead_letters();
+        let letters = fixture.operator();
         let page = letters
-            .list(&LetterFilter::default(), before, limit(limit_))
+            .list_letters(&LetterFilter::default(), before, limit(limit_))
             .await;
         let page = page.unwrap();
         let last = page.last().map(|letter| letter.id);
@@ -134,19 +135,22 @@ fn filters([parse, store]: &[DeadLetter; 2]) -> Vec<(LetterFilter, Vec<i64>)> {
 
 pub(super) async fn finds_the_letters_that_fit_every_part_of_a_filter(fixture: &impl Fixture) {
     let both = write_two_letters(fixture).await;
-    let letters = fixture.dead_letters();
+    let letters = fixture.operator();
     let ids = |listed: Vec<DeadLetter>| -> Vec<i64> {
         listed.into_iter().map(|letter| letter.id).collect()
     };
     for (filter, expected) in filters(&both) {
-        let listed = letters.list(&filter, None, limit(10)).await.unwrap();
+        let listed = letters
+            .list_letters(&filter, None, limit(10))
+            .await
+            .unwrap();
         assert_eq!(ids(listed), expected, "{filter:?}");
-        let count = letters.count(&filter, None).await.unwrap();
+        let count = letters.count_letters(&filter, None).await.unwrap();
         assert_eq!(count, expected.len() as u64, "{filter:?}");
         let before = both[1].id;
-        let listed = letters.list(&filter, Some(before), limit(10)).await;
+        let listed = letters.list_letters(&filter, Some(before), limit(10)).await;
         let older: Vec<_> = expected.into_iter().filter(|id| *id < before).collect();
-        let count = letters.count(&filter, Some(before)).await.unwrap();
+        let count = letters.count_letters(&filter, Some(before)).await.unwrap();
         assert_eq!(count, older.len() as u64, "{filter:?}");
         assert_eq!(ids(listed.unwrap()), older, "{filter:?}");
     }
@@ -154,13 +158,13 @@ pub(super) async fn finds_the_letters_that_fit_every_part_of_a_filter(fixture: &
 
 pub(super) async fn removes_the_letters_that_it_is_given_and_no_others(fixture: &impl Fixture) {
     let both = write_two_letters(fixture).await;
-    let dead_letters = fixture.dead_letters();
+    let dead_letters = fixture.operator();
     let remove = async |letter: &DeadLetter| {
         let version = LetterVersion {
             id: letter.id,
             attempts: letter.attempts,
         };
-        let removed = dead_letters.remove_unchanged(&[version]).await.unwrap();
+        let removed = dead_letters.remove_letters(&[version]).await.unwrap();
         (removed, letters(fixture).await.len())
     };
     assert_eq!(remove(&both[1]).await, (1, 1));
@@ -193,10 +197,10 @@ pub(super) async fn a_letter_that_came_again_is_not_removed_as_it_was(fixture: &
         .write(batch(vec![rejected_entry("1", b"{", "again")]))
         .await
         .unwrap();
-    let dead_letters = fixture.dead_letters();
-    assert_eq!(dead_letters.remove_unchanged(&versions).await.unwrap(), 2);
-    assert_eq!(dead_letters.remove_unchanged(&versions).await.unwrap(), 0);
-    assert_eq!(dead_letters.remove_unchanged(&[]).await.unwrap(), 0);
+    let dead_letters = fixture.operator();
+    assert_eq!(dead_letters.remove_letters(&versions).await.unwrap(), 2);
+    assert_eq!(dead_letters.remove_letters(&versions).await.unwrap(), 0);
+    assert_eq!(dead_letters.remove_letters(&[]).await.unwrap(), 0);
     let left = letters(fixture).await;
     assert_eq!(left.len(), 1);
     assert_eq!((left[0].position.as_str(), left[0].attempts), ("1", 2));
@@ -206,9 +210,9 @@ pub(super) async fn opens_many_letters_at_once(fixture: &impl Fixture) {
     // More than SQLite takes parameters.
     const MANY: i64 = 40_000;
     let both = write_two_letters(fixture).await;
-    let letters = fixture.dead_letters();
+    let letters = fixture.operator();
     let ids: Vec<_> = (0..MANY).collect();
-    let opened = letters.open(&ids).await.unwrap();
+    let opened = letters.open_letters(&ids).await.unwrap();
     let [older, newer] = &both;
     assert_eq!(opened.len(), 2);
     assert_eq!(&opened[0].0, newer);
@@ -217,6 +221,6 @@ pub(super) async fn opens_many_letters_at_once(fixture: &impl Fixture) {
         ids: Some(ids),
         ..LetterFilter::default()
     };
-    assert_eq!(letters.count(&filter, None).await.unwrap(), 2);
-    assert_eq!(letters.open(&[]).await.unwrap(), []);
+    assert_eq!(letters.count_letters(&filter, None).await.unwrap(), 2);
+    assert_eq!(letters.open_letters(&[]).await.unwrap(), []);
 }

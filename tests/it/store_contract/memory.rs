@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use event_persister_actors::store::{DeadLetters, OpenStore};
+use event_persister_actors::store::OpenStore;
+use event_persister_actors::store::operator::StoreOperator;
 use event_persister_actors::testing::MemoryStore;
 use uuid::Uuid;
 
@@ -14,7 +15,7 @@ impl Fixture for MemoryStore {
         MemoryStore::open_store(self)
     }
 
-    fn dead_letters(&self) -> Arc<dyn DeadLetters> {
+    fn operator(&self) -> Arc<dyn StoreOperator> {
         Arc::new(self.clone())
     }
 

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use event_persister_actors::clock::SystemClock;
+use event_persister_actors::store::OpenStore;
+use event_persister_actors::store::operator::StoreOperator;
 use event_persister_actors::store::postgres::PostgresStore;
-use event_persister_actors::store::{DeadLetters, OpenStore};
 use uuid::Uuid;
 
 use super::{Fixture, store_contract_tests};
@@ -34,7 +35,7 @@ impl Fixture for PostgresFixture {
         PostgresStore::open_store(self.database.settings(), Arc::new(SystemClock))
     }
 
-    fn dead_letters(&self) -> Arc<dyn DeadLetters> {
+    fn operator(&self) -> Arc<dyn StoreOperator> {
         let settings = self.database.settings();
         Arc::new(PostgresStore::new(settings, Arc::new(SystemClock)))
     }

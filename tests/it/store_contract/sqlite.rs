@@ -9,8 +9,9 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::Text;
 use event_persister_actors::clock::SystemClock;
+use event_persister_actors::store::OpenStore;
+use event_persister_actors::store::operator::StoreOperator;
 use event_persister_actors::store::sqlite::{SqliteSettings, SqliteStore};
-use event_persister_actors::store::{DeadLetters, OpenStore};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -52,7 +53,7 @@ impl Fixture for SqliteFixture {
         SqliteStore::open_store(self.settings(), Arc::new(SystemClock))
     }
 
-    fn dead_letters(&self) -> Arc<dyn DeadLetters> {
+    fn operator(&self) -> Arc<dyn StoreOperator> {
         Arc::new(SqliteStore::new(self.settings(), Arc::new(SystemClock)))
     }
 

@@ -1,7 +1,8 @@
 //! The binary, run to its end.
 
+use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
@@ -25,6 +26,7 @@ impl Folder {
             .args(arguments)
             .current_dir(self.path())
             .env_clear()
+            .envs(clock())
             .stdin(Stdio::null());
         command
     }
@@ -65,6 +67,11 @@ impl Folder {
         std::fs::write(self.path().join(name), contents).unwrap();
     }
 
+    /// Where its database is, unless somebody says otherwise.
+    pub(crate) fn database_path(&self) -> PathBuf {
+        self.path().join("event-persister.db")
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         std::fs::read_dir(self.path()).unwrap().next().is_none()
     }
@@ -75,6 +82,22 @@ impl Folder {
         let listed = self.run(&arguments).exits(0).json();
         listed.as_array().unwrap().clone()
     }
+}
+
+/// What makes another date of today, if the tests run under `faketime`: the binary has the same.
+fn clock() -> Vec<(&'static str, OsString)> {
+    const NAMES: [&str; 4] = [
+        "FAKETIME",
+        "FAKETIME_SHARED",
+        "FAKETIME_DONT_FAKE_MONOTONIC",
+        "LD_PRELOAD",
+    ];
+    #[expect(clippy::disallowed_methods, reason = "the tests' own setting")]
+    let set = NAMES.map(|name| Some((name, std::env::var_os(name)?)));
+    if set[0].is_none() {
+        return Vec::new();
+    }
+    set.into_iter().flatten().collect()
 }
 
 /// What came of a run.

@@ -12,12 +12,10 @@ use super::events;
 use super::postgres::{Database, TextRows};
 use super::redis::{RedisServer, ServerOptions, TestStream};
 use super::server::Server;
+use super::wait::PATIENCE;
 
 /// The tables as Prefect's own migrations leave them.
 const PREFECTS_TABLES: &str = include_str!("../../data/prefect-schema-postgres.sql");
-
-/// Nothing here takes longer, on however busy a machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A Redis, and what the binary needs to know to read it.
 pub(crate) struct Bus {

@@ -7,6 +7,8 @@ use diesel::connection::SimpleConnection as _;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel::{Connection as _, QueryableByName, RunQueryDsl as _, SqliteConnection, sql_query};
 
+use super::binary::Folder;
+
 /// One row: each column's storage class and text.
 pub(crate) type Row = BTreeMap<String, (String, Option<String>)>;
 
@@ -160,6 +162,13 @@ impl Database {
             .batch_execute("PRAGMA busy_timeout = 20000; BEGIN IMMEDIATE")
             .unwrap();
         Lock(connection)
+    }
+}
+
+impl Folder {
+    /// The database that the binary has made here, unless somebody says otherwise.
+    pub(crate) fn database(&self) -> Database {
+        Database::new(&self.database_path())
     }
 }
 

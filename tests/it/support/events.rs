@@ -1,7 +1,16 @@
 //! Events, and lists of them.
 
+use std::sync::OnceLock;
+
+use event_persister_actors::clock::{Clock as _, SystemClock};
 use serde_json::{Value, json};
 use uuid::Uuid;
+
+/// A time that is recent on whatever day the tests run, so that no retention is over.
+fn recently() -> String {
+    let yesterday = SystemClock.now() - chrono::TimeDelta::days(1);
+    yesterday.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+}
 
 /// An event with this many related resources.
 pub(crate) fn event_with(num_related: usize) -> Value {
@@ -16,12 +25,24 @@ pub(crate) fn event_with(num_related: usize) -> Value {
         .collect();
     json!({
         "id": Uuid::new_v4(),
-        "occurred": "2026-11-24T03:04:05.678Z",
+        "occurred": recently(),
         "event": "test.happened",
         "resource": {"prefect.resource.id": "test.1", "name": "a resource"},
         "related": related,
         "payload": {"text": "é", "number": 2.5},
     })
+}
+
+/// Text that does not shrink when it is compressed, another each time.
+pub(crate) fn incompressible(length: usize) -> String {
+    static POOL: OnceLock<String> = OnceLock::new();
+    // Drawn once: letter by letter it takes a debug build long.
+    let pool = POOL.get_or_init(|| {
+        let letters = (0..2_000_000).map(|_| fastrand::alphanumeric());
+        letters.collect()
+    });
+    let start = fastrand::usize(..=pool.len() - length);
+    pool[start..start + length].to_owned()
 }
 
 /// An event without related resources.
@@ -32,6 +53,11 @@ pub(crate) fn event() -> Value {
 pub(crate) fn events(num: usize) -> Vec<Value> {
     // As many related resources as there is variety needed: none, some, others.
     (0..num).map(|number| event_with(number % 4)).collect()
+}
+
+/// Each as it goes over a bus or stands in a file.
+pub(crate) fn texts<'a>(events: impl IntoIterator<Item = &'a Value>) -> Vec<String> {
+    events.into_iter().map(Value::to_string).collect()
 }
 
 /// The body of a request.

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use event_persister_actors::store::postgres::{CreateSchema, PostgresSettings};
 use tokio_postgres::{NoTls, SimpleQueryMessage};
+
+use super::ports::free_port;
 
 /// Rows as texts.
 pub(crate) type TextRows = Vec<Vec<Option<String>>>;
@@ -65,6 +66,48 @@ host all all all trust
 host replication all all trust
 ";
 
+/// What every server begins with, made once for all: certificates and an empty cluster.
+struct Made {
+    directory: PathBuf,
+    /// Holds the pipe at whose end the folder goes.
+    _keeper: Child,
+}
+
+impl Made {
+    fn once() -> &'static Path {
+        static MADE: OnceLock<Made> = OnceLock::new();
+        &MADE.get_or_init(Self::new).directory
+    }
+
+    fn new() -> Self {
+        let directory = empty_directory();
+        let keeper = keeper("cat > /dev/null; rm -rf \"$1\"", &[&directory]);
+        run("sh", &["-c", CERTIFICATES, "sh", text(&directory)]);
+        let initdb = bin_directory().join("initdb");
+        let data = directory.join("data");
+        let options = "-U postgres -A trust -N -E UTF8 --locale=C".split(' ');
+        let arguments: Vec<&str> = ["-D", text(&data)].into_iter().chain(options).collect();
+        run(text(&initdb), &arguments);
+        Self {
+            directory,
+            _keeper: keeper,
+        }
+    }
+}
+
+/// Runs a script that ends when this process does, however it ends.
+fn keeper(script: &str, arguments: &[&Path]) -> Child {
+    let arguments = arguments.iter().copied().map(text);
+    let arguments: Vec<&str> = ["-c", script, "sh"].into_iter().chain(arguments).collect();
+    command("sh", &arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        // An interruption of the tests must not end it before it has cleared up.
+        .process_group(0)
+        .spawn()
+        .unwrap()
+}
+
 impl Server {
     /// The server that all tests of this process share.
     pub(crate) fn shared() -> &'static Self {
@@ -86,25 +129,10 @@ impl Server {
     /// Starts one of its own, with these lines in its configuration.
     pub(crate) fn start(settings: &str) -> Self {
         let directory = empty_directory();
-        let bin = bin_directory();
         let port = free_port();
-        run("sh", &["-c", CERTIFICATES, "sh", text(&directory)]);
+        let made = text(Made::once()).to_owned() + "/.";
+        run("cp", &["-a", &made, text(&directory)]);
         let data = directory.join("data");
-        run(
-            text(&bin.join("initdb")),
-            &[
-                "-D",
-                text(&data),
-                "-U",
-                "postgres",
-                "-A",
-                "trust",
-                "-N",
-                "-E",
-                "UTF8",
-                "--locale=C",
-            ],
-        );
         let configuration = format!(
             "port = {port}\nlisten_addresses = '127.0.0.1'\n\
              unix_socket_directories = '{directory}'\nmax_connections = 200\nssl = on\n\
@@ -143,14 +171,7 @@ impl Server {
 
     /// Starts what is in `data` of this folder.
     fn launch(directory: PathBuf, port: u16) -> Self {
-        let bin = bin_directory();
-        let mut keeper = command("sh", &["-c", KEEPER, "sh", text(&bin), text(&directory)])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // Whoever interrupts the tests must not kill it before it has stopped the server.
-            .process_group(0)
-            .spawn()
-            .unwrap();
+        let mut keeper = keeper(KEEPER, &[&bin_directory(), &directory]);
         let mut line = String::new();
         BufReader::new(keeper.stdout.take().unwrap())
             .read_line(&mut line)
@@ -388,11 +409,6 @@ fn try_execute(url: &str, sql: &str) -> Result<TextRows, tokio_postgres::Error> 
     thread.join().unwrap()
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
-
 /// A folder of the server's own, which its keeper removes.
 fn empty_directory() -> PathBuf {
     let directory = tempfile::Builder::new()
@@ -409,8 +425,11 @@ fn empty_directory() -> PathBuf {
 }
 
 pub(crate) fn is_root() -> bool {
-    let id = Command::new("id").arg("-u").output().unwrap();
-    id.stdout == b"0\n"
+    static IS_ROOT: OnceLock<bool> = OnceLock::new();
+    *IS_ROOT.get_or_init(|| {
+        let id = Command::new("id").arg("-u").output().unwrap();
+        id.stdout == b"0\n"
+    })
 }
 
 /// As the user `postgres` where we are root, since the server refuses to run as root.

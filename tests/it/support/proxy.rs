@@ -13,6 +13,8 @@ enum Mode {
     Refuse,
     /// Keeps what it is given to itself until it passes things on again.
     Stall,
+    /// Throws away what the target says.
+    LoseAnswers,
     /// The proxy has come to its end.
     Closed,
 }
@@ -33,12 +35,11 @@ impl Shared {
         self.state.lock().unwrap()
     }
 
-    /// Waits while it is held back; whether it may pass then.
-    fn may_pass(&self) -> bool {
+    /// Waits while it is held back; how what was held back is treated then.
+    fn next_mode(&self) -> Mode {
         let state = self.state();
         let stalled = |state: &mut State| state.mode == Mode::Stall;
-        let state = self.changed.wait_while(state, stalled).unwrap();
-        state.mode == Mode::Pass
+        self.changed.wait_while(state, stalled).unwrap().mode
     }
 
     fn turn(&self, mode: Mode) {
@@ -107,6 +108,11 @@ impl Proxy {
         self.shared.turn(Mode::Stall);
     }
 
+    /// Connections stay, and what the target answers is lost.
+    pub(crate) fn lose_answers(&self) {
+        self.shared.turn(Mode::LoseAnswers);
+    }
+
     /// Everything comes through again, what was held back included.
     pub(crate) fn pass(&self) {
         self.shared.turn(Mode::Pass);
@@ -131,18 +137,18 @@ fn serve(listener: &TcpListener, shared: &Arc<Shared>) {
         match mode {
             Mode::Closed => return,
             Mode::Refuse => continue,
-            Mode::Pass | Mode::Stall => {}
+            Mode::Pass | Mode::Stall | Mode::LoseAnswers => {}
         }
         let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else {
             continue;
         };
-        for (from, to) in [(&client, &server), (&server, &client)] {
+        for (from, to, is_answer) in [(&client, &server, false), (&server, &client, true)] {
             let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
             let shared = Arc::clone(shared);
-            std::thread::spawn(move || copy(from, to, &shared));
+            std::thread::spawn(move || copy(from, to, is_answer, &shared));
         }
         let mut state = shared.state();
-        if matches!(state.mode, Mode::Pass | Mode::Stall) {
+        if !matches!(state.mode, Mode::Refuse | Mode::Closed) {
             state.connections.extend([client, server]);
         } else {
             client.shutdown(Shutdown::Both).ok();
@@ -150,10 +156,15 @@ fn serve(listener: &TcpListener, shared: &Arc<Shared>) {
     }
 }
 
-fn copy(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
+fn copy(mut from: TcpStream, mut to: TcpStream, is_answer: bool, shared: &Shared) {
     let mut buffer = [0; 64 << 10];
     while let Ok(num @ 1..) = from.read(&mut buffer) {
-        if !shared.may_pass() || to.write_all(&buffer[..num]).is_err() {
+        match shared.next_mode() {
+            Mode::LoseAnswers if is_answer => continue,
+            Mode::Pass | Mode::LoseAnswers => {}
+            Mode::Refuse | Mode::Stall | Mode::Closed => break,
+        }
+        if to.write_all(&buffer[..num]).is_err() {
             break;
         }
     }

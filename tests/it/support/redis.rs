@@ -1,7 +1,7 @@
 //! A Redis server for one test: on a free port, in a folder of its own, gone with the test.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::certificates;
+use super::ports::free_port;
 
 /// What is special about a server.
 #[derive(Debug, Clone, Default)]
@@ -195,12 +196,6 @@ impl Drop for RedisServer {
 fn setting(name: &str, default: &str) -> String {
     #[expect(clippy::disallowed_methods, reason = "the tests' own settings")]
     std::env::var(name).unwrap_or_else(|_| default.to_owned())
-}
-
-/// A port that nobody listens on.
-pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// A stream as its publishers and other consumers see it.

@@ -1,6 +1,7 @@
 //! The service as a process: started, asked, and ended in one way or another.
 
 use std::io::{BufRead, BufReader};
+use std::panic::Location;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -12,10 +13,10 @@ use tokio::time::Instant;
 
 use super::binary::Folder;
 use super::database::Database;
+use super::metrics::Metrics;
 use super::socket::{self, Socket};
+use super::wait::PATIENCE;
 
-/// Far beyond what anything here takes, even on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How soon a condition is looked at again that nobody announces.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -58,7 +59,7 @@ impl Server {
         command
             .env("EVENT_PERSISTER_LISTEN", "127.0.0.1:0")
             .envs(variables.iter().copied());
-        Self::spawn(command, &folder.path().join("event-persister.db"))
+        Self::spawn(command, &folder.database_path())
     }
 
     /// Starts any command line; returns once it listens.
@@ -162,16 +163,47 @@ impl Server {
 
     /// Asks until it says whether it is ready as expected; its answer.
     pub(crate) async fn until_ready_is(&self, expected: u16) -> Value {
+        self.until_readiness(|status, _| status == expected).await
+    }
+
+    /// Asks whether it is ready until status and answer are as expected; that answer.
+    pub(crate) async fn until_readiness(&self, is_expected: impl Fn(u16, &Value) -> bool) -> Value {
         let started = Instant::now();
         loop {
             let (status, body) = self.readiness().await;
-            if status == expected {
+            if is_expected(status, &body) {
                 return body;
             }
             let log = self.log();
             assert!(started.elapsed() < PATIENCE, "still {status} {body}\n{log}");
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Waits until something holds that is its doing; its log tells why it does not.
+    #[track_caller]
+    pub(crate) fn until(
+        &self,
+        what: &str,
+        mut holds: impl FnMut() -> bool,
+    ) -> impl Future<Output = ()> {
+        let caller = Location::caller();
+        async move {
+            let started = Instant::now();
+            while !holds() {
+                let log = self.log();
+                assert!(
+                    started.elapsed() < PATIENCE,
+                    "{caller}: not yet {what}\n{log}"
+                );
+                tokio::time::sleep(POLL).await;
+            }
+        }
+    }
+
+    /// Its numbers, as Prometheus reads them.
+    pub(crate) async fn metrics(&self) -> Metrics {
+        Metrics::new(self.get("/metrics").await.text().await.unwrap())
     }
 
     pub(crate) async fn ready(self) -> Self {
@@ -232,17 +264,26 @@ impl Server {
 
     /// The most memory that it has had resident so far, in MiB.
     pub(crate) fn peak_memory(&self) -> u64 {
-        let status = format!("/proc/{}/status", self.id());
-        let status = std::fs::read_to_string(status).unwrap();
-        let mut lines = status.lines();
-        let peak = lines.find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
-        kib / 1024
+        mebibytes_of(self.id(), "VmHWM")
+    }
+
+    /// The memory that it has resident now, in MiB.
+    pub(crate) fn memory(&self) -> u64 {
+        mebibytes_of(self.id(), "VmRSS")
     }
 
     pub(crate) fn has_ended(&self) -> bool {
         self.child.lock().unwrap().try_wait().unwrap().is_some()
     }
+}
+
+/// What the kernel says about the memory of a process.
+pub(crate) fn mebibytes_of(process: u32, what: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let mut lines = status.lines();
+    let found = lines.find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
+    let kib = found.unwrap().trim().trim_end_matches(" kB");
+    kib.parse::<u64>().unwrap() / 1024
 }
 
 impl Drop for Server {

@@ -39,8 +39,28 @@ pub(crate) fn auth(token: Value) -> Message {
     Message::text(json!({"type": "auth", "token": token}).to_string())
 }
 
+pub(crate) async fn send(socket: &mut Socket, message: Message) {
+    socket.send(message).await.expect("sent");
+}
+
 pub(crate) async fn send_auth(socket: &mut Socket, token: Value) {
-    socket.send(auth(token)).await.expect("sent");
+    send(socket, auth(token)).await;
+}
+
+/// Sends events, each in a message of its own.
+pub(crate) async fn send_events<'a>(
+    socket: &mut Socket,
+    events: impl IntoIterator<Item = &'a Value>,
+) {
+    for event in events {
+        let message = Message::text(event.to_string());
+        socket.feed(message).await.expect("sent");
+    }
+    socket.flush().await.expect("sent");
+}
+
+pub(crate) async fn send_ping(socket: &mut Socket, data: &'static str) {
+    send(socket, Message::Ping(data.into())).await;
 }
 
 /// The handshake, which must succeed.
@@ -70,6 +90,6 @@ pub(crate) async fn closed(socket: &mut Socket) -> CloseFrame {
 
 /// Sends a ping and returns once its pong is there.
 pub(crate) async fn ping(socket: &mut Socket, data: &'static str) {
-    socket.send(Message::Ping(data.into())).await.expect("sent");
+    send_ping(socket, data).await;
     assert_eq!(next(socket).await, Message::Pong(data.into()));
 }

@@ -37,7 +37,7 @@ impl Case {
 
     pub(crate) fn sqlite() -> Self {
         Self::new(Bus::into_sqlite(), |bus| {
-            Store::Sqlite(bus.folder.path().join("event-persister.db"))
+            Store::Sqlite(bus.folder.database_path())
         })
     }
 

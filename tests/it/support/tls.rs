@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -15,9 +14,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::binary::Folder;
 use super::server::Server;
-
-/// Far beyond what anything here takes, even on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+use super::wait::in_time;
 
 /// The certificate in the folder, as settings.
 pub(crate) const FILES: [(&str, &str); 2] = [
@@ -59,8 +56,8 @@ pub(crate) async fn ask(
     );
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    let read = tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await;
-    read.expect("an end in time").unwrap();
+    let read = in_time("at its end", stream.read_to_string(&mut answer)).await;
+    read.unwrap();
     answer
 }
 
@@ -75,5 +72,5 @@ pub(crate) async fn until_ready(folder: &Folder, server: &Server) {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, ready).await.expect("ready");
+    in_time("ready", ready).await;
 }

@@ -11,7 +11,7 @@ impl Case {
         let folder = &self.bus.folder;
         let ran = match &self.store {
             Store::Postgres(database) => without_redis(database, &["verify", "--json"]),
-            Store::Sqlite(_) => folder.run(&["verify", "--json"]),
+            Store::Sqlite(_) => folder.run_with(&["verify", "--json"], &[NOBODY_WRITES]),
         };
         ran.exits(code).json()
     }

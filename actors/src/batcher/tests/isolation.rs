@@ -41,6 +41,7 @@ impl World {
         store.set_latency(Duration::from_millis(10));
         let metrics = Metrics::new().unwrap();
         let parts = BatcherParts {
+            max_bytes_in_flight: NonZeroUsize::new(64 << 20).unwrap(),
             store: Component::new("store"),
             refusals: Component::new("store.refusals"),
             held_up: HeldUp::default(),
@@ -77,6 +78,8 @@ impl World {
         let deliveries: Vec<_> = ids
             .iter()
             .map(|id| Delivery {
+                source: SOURCE,
+                came: Instant::now(),
                 receipt: Receipt(u64::try_from(*id).unwrap()),
                 entry: event_entry(event(Uuid::from_u128(*id))),
             })
@@ -101,33 +104,41 @@ impl World {
     }
 }
 
+/// Of everything that an event or the store may fail with: all but somebody else's lock.
+const KINDS: [FaultKind; 3] = [
+    FaultKind::Lasting,
+    FaultKind::Transient,
+    FaultKind::Resources,
+];
+
+/// Looks every few (paused) milliseconds until it is so.
+async fn until(deadline: Instant, kind: FaultKind, what: &str, holds: impl Fn() -> bool) {
+    while !holds() {
+        assert!(Instant::now() < deadline, "{kind:?}: not yet {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[actix::test]
 async fn a_culprit_becomes_a_letter_with_its_code_and_its_neighbours_are_stored() {
     tokio::time::pause();
-    for kind in [
-        FaultKind::Lasting,
-        FaultKind::Transient,
-        FaultKind::Resources,
-    ] {
+    for kind in KINDS {
         let world = World::new(2).await;
         world.store.fail_with(Uuid::from_u128(11), fault(kind));
         let ids: Vec<_> = (1..=21).collect();
         world.enqueue(&ids);
         let started = Instant::now();
-        while world.store.num_events() < 20 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            assert!(
-                started.elapsed() < Duration::from_secs(2),
-                "{kind:?}: innocents wait"
-            );
-        }
-        while world.letters().is_empty() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            assert!(
-                started.elapsed() < Duration::from_secs(10),
-                "{kind:?}: not found out"
-            );
-        }
+        until(
+            started + Duration::from_secs(2),
+            kind,
+            "stored: the others",
+            || world.store.num_events() >= 20,
+        )
+        .await;
+        until(started + Duration::from_secs(10), kind, "found out", || {
+            !world.letters().is_empty()
+        })
+        .await;
         assert_eq!(world.letters(), [11]);
         let (letter, _) = world.store.dead_letters().remove(0);
         assert_eq!(letter.sqlstate.as_deref(), Some("F0000"));
@@ -138,18 +149,17 @@ async fn a_culprit_becomes_a_letter_with_its_code_and_its_neighbours_are_stored(
             "{letter:?}"
         );
         assert!(world.metrics.ledger().balances());
-        assert_eq!(world.parts.store.snapshot().state, crate::status::State::Ok);
+        assert_eq!(
+            world.parts.store.snapshot().state,
+            crate::status::ComponentState::Ok
+        );
     }
 }
 
 #[actix::test]
 async fn a_culprit_that_is_all_there_is_becomes_a_letter() {
     tokio::time::pause();
-    for kind in [
-        FaultKind::Lasting,
-        FaultKind::Transient,
-        FaultKind::Resources,
-    ] {
+    for kind in KINDS {
         let world = World::new(1).await;
         world.store.fail_with(Uuid::from_u128(1), fault(kind));
         world.enqueue(&[1]);
@@ -174,7 +184,10 @@ async fn what_waits_for_somebody_elses_lock_is_kept_stops_nobody_and_is_named() 
         held_up.contains(&Uuid::from_u128(2).to_string()),
         "{held_up}"
     );
-    assert_eq!(world.parts.store.snapshot().state, crate::status::State::Ok);
+    assert_eq!(
+        world.parts.store.snapshot().state,
+        crate::status::ComponentState::Ok
+    );
     world.enqueue(&[4]);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(world.is_stored(4));
@@ -183,11 +196,7 @@ async fn what_waits_for_somebody_elses_lock_is_kept_stops_nobody_and_is_named() 
 #[actix::test]
 async fn a_store_that_refuses_everything_makes_no_letters_and_is_told_as_failing() {
     tokio::time::pause();
-    for kind in [
-        FaultKind::Lasting,
-        FaultKind::Transient,
-        FaultKind::Resources,
-    ] {
+    for kind in KINDS {
         let world = World::new(2).await;
         world.store.fail_all(Some(fault(kind)));
         for id in 1..=50 {
@@ -196,7 +205,7 @@ async fn a_store_that_refuses_everything_makes_no_letters_and_is_told_as_failing
         }
         assert_eq!(world.letters(), [0; 0], "{kind:?}");
         let state = world.parts.store.snapshot().state;
-        assert_eq!(state, crate::status::State::Failing, "{kind:?}");
+        assert_eq!(state, crate::status::ComponentState::Failing, "{kind:?}");
         world.store.fail_all(None);
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(world.store.num_events(), 50, "{kind:?}");
@@ -205,11 +214,7 @@ async fn a_store_that_refuses_everything_makes_no_letters_and_is_told_as_failing
 
 /// What an event or the store fails with; nothing where the store is not even reached.
 fn kinds() -> impl Strategy<Value = FaultKind> {
-    prop_oneof![
-        Just(FaultKind::Lasting),
-        Just(FaultKind::Transient),
-        Just(FaultKind::Resources),
-    ]
+    proptest::sample::select(KINDS.to_vec())
 }
 
 #[derive(Debug, Clone)]

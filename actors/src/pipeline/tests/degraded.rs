@@ -36,6 +36,31 @@ async fn what_is_held_up_while_others_are_stored_is_named_and_the_rest_is_ready(
 }
 
 #[actix::test]
+async fn a_store_that_goes_away_is_noticed_although_a_suspect_waits_in_a_writer() {
+    let bench = Bench::new();
+    let waiting = Uuid::from_u128(3);
+    let fault = Fault {
+        kind: FaultKind::Contention,
+        code: Some("55P03".to_owned()),
+    };
+    bench.store.fail_with(waiting, fault);
+    let pipeline = bench.pipeline(settings(2, 100)).start();
+    bench.push(0..10);
+    bench.source.wait_for_acknowledged(9).await;
+    bench.store.hold();
+    sleep(Duration::from_secs(10)).await;
+    assert!(status(&pipeline).await.ready, "it waits in a writer");
+    bench.store.set_available(false);
+    sleep(Duration::from_secs(10)).await;
+    assert!(!status(&pipeline).await.ready);
+    bench.store.set_available(true);
+    bench.store.accept(waiting);
+    bench.store.release();
+    bench.source.wait_for_acknowledged(10).await;
+    until(&pipeline, |status| status.ready).await;
+}
+
+#[actix::test]
 async fn where_nothing_is_stored_it_is_not_ready() {
     let bench = Bench::new();
     let fault = Fault {

@@ -1,6 +1,7 @@
 //! A store that refuses nearly everything.
 
 use super::*;
+use crate::store::{Fault, FaultKind};
 
 /// Of a source that always has more, and a store that refuses all of it.
 async fn paused(bench: &Bench, writers: usize) -> Addr<PipelineActor> {
@@ -108,6 +109,32 @@ async fn another_source_still_probes_while_one_has_nothing() {
     bench.store.refuse_all(false);
     until(&pipeline, |status| status.ready).await;
     bench.source.wait_for_acknowledged(8_000).await;
+}
+
+#[actix::test]
+async fn a_suspect_that_is_held_keeps_a_pause_from_nothing() {
+    let bench = Bench::new();
+    let fault = Fault {
+        kind: FaultKind::Contention,
+        code: None,
+    };
+    bench.store.fail_with(Uuid::from_u128(10_000), fault);
+    let pipeline = bench.pipeline(settings(2, 100)).start();
+    bench.push(10_000..10_010);
+    bench.source.wait_for_acknowledged(9).await;
+    bench.store.refuse_all(true);
+    bench.push(0..3_000);
+    until(&pipeline, |status| {
+        let reason = status.reason.as_deref().unwrap_or_default();
+        reason.contains("reading pauses")
+    })
+    .await;
+    sleep(Duration::from_secs(60)).await;
+    bench.store.refuse_all(false);
+    let mended = Instant::now();
+    until(&pipeline, |status| status.ready).await;
+    assert!(mended.elapsed() <= Duration::from_secs(4));
+    bench.source.wait_for_acknowledged(3_009).await;
 }
 
 #[actix::test]

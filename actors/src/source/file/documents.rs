@@ -1,4 +1,4 @@
-//! Events out of JSON that does not go by lines: lists of events, and events over several lines each.
+//! Events out of JSON that is not one event a line: lists of events, and events over several lines each.
 //!
 //! A list is never held as a whole: one element at a time is cut out, by its brackets and strings alone.
 //! Whether that is JSON, and an event, is for the parser to say, and costs only the one element. Where
@@ -14,15 +14,15 @@ use super::lines::{
     Input, Item, Text, Unreadable, count, fill, num_lines, peek, skip_space, too_long,
 };
 
-/// Where the reading stands.
-pub(super) struct Place<'a> {
+/// The input, with counts of what was read of it.
+pub(super) struct InputCursor<'a> {
     pub(super) input: &'a mut Input,
     /// How many lines have ended.
     pub(super) line_number: &'a mut u64,
     pub(super) num_bytes: &'a AtomicU64,
 }
 
-impl Place<'_> {
+impl InputCursor<'_> {
     fn consume(&mut self, num: usize) {
         self.input.consume(num);
         count(self.num_bytes, num);
@@ -49,24 +49,24 @@ impl Documents {
     /// The next event; `None` at the end. `text` is room for it.
     pub(super) fn next(
         &mut self,
-        place: &mut Place<'_>,
+        cursor: &mut InputCursor<'_>,
         text: &mut Vec<u8>,
         limit: usize,
     ) -> Result<Option<Item>, Unreadable> {
         loop {
-            skip_space(place.input, place.line_number, place.num_bytes)?;
-            let next = peek(place.input)?;
+            skip_space(cursor.input, cursor.line_number, cursor.num_bytes)?;
+            let next = peek(cursor.input)?;
             match (&mut self.list, next) {
                 (None, None) => return Ok(None),
                 (None, Some(b'[')) => {
-                    place.consume(1);
+                    cursor.consume(1);
                     self.list = Some(List {
-                        line: *place.line_number + 1,
+                        line: *cursor.line_number + 1,
                         num_elements: 0,
                         has_element: false,
                     });
                 }
-                (None, Some(b'{')) => return cut(place, text, limit, None).map(Some),
+                (None, Some(b'{')) => return cut(cursor, text, limit, None).map(Some),
                 (None, Some(_)) => {
                     return broken("here stands neither an event nor a list of events");
                 }
@@ -77,11 +77,11 @@ impl Documents {
                     ));
                 }
                 (Some(list), Some(b']')) if list.has_element || list.num_elements == 0 => {
-                    place.consume(1);
+                    cursor.consume(1);
                     self.list = None;
                 }
                 (Some(list), Some(b',')) if list.has_element => {
-                    place.consume(1);
+                    cursor.consume(1);
                     list.has_element = false;
                 }
                 (Some(list), Some(_)) if list.has_element => {
@@ -94,7 +94,7 @@ impl Documents {
                     let index = list.num_elements;
                     list.num_elements += 1;
                     list.has_element = true;
-                    return cut(place, text, limit, Some(index)).map(Some);
+                    return cut(cursor, text, limit, Some(index)).map(Some);
                 }
             }
         }
@@ -105,19 +105,18 @@ fn broken<T>(why: &str) -> Result<T, Unreadable> {
     Err(Unreadable::Broken(why.to_owned()))
 }
 
-/// Cuts one value out.
 fn cut(
-    place: &mut Place<'_>,
+    cursor: &mut InputCursor<'_>,
     text: &mut Vec<u8>,
     limit: usize,
     index: Option<u64>,
 ) -> Result<Item, Unreadable> {
-    let line = *place.line_number + 1;
+    let line = *cursor.line_number + 1;
     let mut scan = Scan::default();
     let mut num_bytes = 0_usize;
     text.clear();
     loop {
-        let buffer = fill(place.input)?;
+        let buffer = fill(cursor.input)?;
         if buffer.is_empty() {
             // A number has no end of its own.
             if scan.is_scalar() {
@@ -130,8 +129,8 @@ fn cut(
         let room = limit.saturating_add(1).saturating_sub(text.len());
         text.extend_from_slice(&part[..consumed.min(room)]);
         num_bytes = num_bytes.saturating_add(consumed);
-        *place.line_number += num_lines(part);
-        place.consume(consumed);
+        *cursor.line_number += num_lines(part);
+        cursor.consume(consumed);
         match step {
             Step::Goes => {}
             Step::Ended => break,
@@ -146,7 +145,7 @@ fn cut(
     Ok(Item { text, line, index })
 }
 
-/// How far into a value the reading has come.
+/// How far into a value the bytes lead.
 #[derive(Debug, Default)]
 struct Scan {
     depth: usize,
@@ -159,7 +158,7 @@ enum Step {
     /// The value goes on behind these bytes.
     Goes,
     Ended,
-    /// A string that is none.
+    /// A line ends within a string.
     Broken,
 }
 

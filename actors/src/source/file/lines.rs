@@ -44,7 +44,6 @@ pub(super) struct Item {
 /// Why nothing more can be read.
 #[derive(Debug)]
 pub(super) enum Unreadable {
-    /// The reader failed.
     Failed(io::Error),
     /// It is no text in UTF-8; nothing was taken of it.
     Encoded(Encoding),
@@ -59,14 +58,13 @@ impl From<io::Error> for Unreadable {
     }
 }
 
-/// What was looked at already comes once more.
+/// A reader whose first bytes, which were looked at already, come once more.
 pub(super) type Input = io::Chain<io::Cursor<Vec<u8>>, BufReader<Box<dyn Read + Send>>>;
 
 /// How events stand in a reader.
 enum Form {
     /// Nothing was looked at yet.
     Unknown,
-    /// One a line.
     Lines,
     Documents(Documents),
 }
@@ -114,12 +112,12 @@ impl Lines {
         let item = match &mut self.form {
             Form::Unknown | Form::Lines => self.next_line(num_bytes)?,
             Form::Documents(documents) => {
-                let mut place = documents::Place {
+                let mut cursor = documents::InputCursor {
                     input: &mut self.input,
                     line_number: &mut self.line_number,
                     num_bytes,
                 };
-                documents.next(&mut place, &mut self.line, self.max_line_bytes)?
+                documents.next(&mut cursor, &mut self.line, self.max_line_bytes)?
             }
         };
         // A giant one must not keep its room for the rest of the file.
@@ -154,7 +152,7 @@ impl Lines {
         input.read_until(b'\n', &mut seen)?;
         let mut form = Form::Lines;
         if seen.last() == Some(&b'\n') && documents::breaks_off(&seen) {
-            // What comes next in an object; where lines are events, the next one is an object.
+            // The next byte in an object; where lines are events, the next one is an object.
             let is_space = |byte: &u8| byte.is_ascii_whitespace();
             while self.look_at_one_more(&mut seen)? && seen.last().is_some_and(is_space) {}
             if matches!(seen.last(), Some(b'"' | b'}')) {
@@ -169,7 +167,7 @@ impl Lines {
         Ok((&mut self.input).take(1).read_to_end(seen)? > 0)
     }
 
-    /// What was looked at comes once more.
+    /// Has bytes that were looked at come once more.
     fn go_back(&mut self, seen: Vec<u8>) {
         let nothing: Box<dyn Read + Send> = Box::new(io::empty());
         let nothing = io::Cursor::default().chain(BufReader::with_capacity(0, nothing));
@@ -252,7 +250,7 @@ fn encoding_shows(beginning: &[u8]) -> bool {
     }
 }
 
-/// What is buffered; read if nothing is. Empty only at the end.
+/// The buffered bytes, after a read if there are none. Empty only at the end.
 pub(super) fn fill(input: &mut Input) -> io::Result<&[u8]> {
     loop {
         match input.fill_buf() {

@@ -6,7 +6,11 @@ use actix_web::HttpResponse;
 use actix_web::http::header::{AUTHORIZATION, HeaderMap};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use schemars::{Schema, json_schema};
+use serde_json::Value as Json;
 use subtle::ConstantTimeEq;
+
+use crate::settings::Spelling;
 
 /// The auth string, such as `user:password`: sent as `Authorization: Basic` with every request, or
 /// as the token of a WebSocket's first message.
@@ -39,6 +43,27 @@ impl AuthString {
     pub fn unauthorized() -> HttpResponse {
         HttpResponse::Unauthorized()
             .json(serde_json::json!({ "exception_message": "Unauthorized" }))
+    }
+}
+
+impl Spelling for AuthString {
+    type Value = Self;
+
+    fn read(given: &Json) -> Result<Self, String> {
+        // Secrets come out of files, whose last line end nobody means and nobody sees.
+        let text = given.as_str().unwrap_or_default();
+        match text.trim_end_matches(['\r', '\n']) {
+            "" => Err("give a text that is not empty".to_owned()),
+            secret => Ok(Self::new(secret)),
+        }
+    }
+
+    fn write(_: &Self) -> Json {
+        "***".into()
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "minLength": 1 })
     }
 }
 
@@ -77,6 +102,9 @@ mod tests {
 
     #[test]
     fn is_never_printed() {
+        let read = AuthString::read(&"user:password\n".into()).unwrap();
+        assert_eq!(read, AuthString::new("user:password"));
+        assert_eq!(AuthString::write(&read), "***");
         assert!(!format!("{:?}", AuthString::new("secret")).contains("secret"));
     }
 }

@@ -1,22 +1,22 @@
-//! The bound on what bodies and messages take while they arrive.
+//! The bound on the memory for bodies and messages while they arrive.
 //!
-//! Room is taken for what has come, as the buffer for it grows, and never for what was announced: a
+//! Room is taken as the buffer grows with the bytes that have come, and never for an announced length: a
 //! client that announces much and sends nothing takes nothing from the others.
 //!
 //! # Why nobody waits for ever
 //!
 //! Messages that each hold a part of the room, and each wait for more of it, would wait for each other.
-//! So as much as the largest message takes is kept apart, and lent to one message at a time, as its
-//! *turn*. That one needs nothing more and comes to its end, and then the next has its turn.
+//! So as much as the largest message takes is kept apart as a *reserve*, and lent to one message at a time.
+//! That one needs nothing more and comes to its end, and then the next gets the reserve.
 
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 
-/// What a message may take without asking: so much every connection may hold. Larger saves questions
+/// A message takes so much without asking: every connection may hold it. Larger saves questions
 /// and lets larger messages through while the room is taken; smaller saves memory.
 pub(super) const SMALL_BYTES: usize = 16 * 1024;
 
@@ -27,48 +27,63 @@ const CROWDED_STALL: Duration = Duration::from_secs(5);
 /// The room that all requests share.
 pub(super) struct Buffers {
     common: Arc<Semaphore>,
-    turn: Arc<Semaphore>,
+    common_bytes: usize,
+    reserve: Arc<Semaphore>,
     /// How many wait for room.
     waiting: watch::Sender<usize>,
+    /// Somebody was refused for want of room, who cannot wait but may come again.
+    refused: Notify,
 }
 
 impl Buffers {
     /// Room for this many bytes, of which the largest message may take so many.
     pub(super) fn new(num_bytes: usize, largest: usize) -> Arc<Self> {
-        let common = num_bytes.saturating_sub(largest);
+        let common_bytes = num_bytes
+            .saturating_sub(largest)
+            .min(Semaphore::MAX_PERMITS);
         Arc::new(Self {
-            common: Arc::new(Semaphore::new(common.min(Semaphore::MAX_PERMITS))),
-            turn: Arc::new(Semaphore::new(1)),
+            common: Arc::new(Semaphore::new(common_bytes)),
+            common_bytes,
+            reserve: Arc::new(Semaphore::new(1)),
             waiting: watch::Sender::new(0),
+            refused: Notify::new(),
         })
     }
 
-    /// Resolves when somebody waits for room.
+    /// Resolves when somebody waits for room, or is refused for want of it.
     async fn wanted(&self) {
         let mut waiting = self.waiting.subscribe();
-        // The sender lives as long as `self`.
-        if waiting.wait_for(|num| *num > 0).await.is_err() {
-            pending().await
+        tokio::select! {
+            // The sender lives as long as `self`.
+            Ok(_) = waiting.wait_for(|num| *num > 0) => {}
+            () = self.refused.notified() => {}
         }
     }
 }
 
-/// What one message or body has of the room; given back when dropped.
+/// Why there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoRoom {
+    Now,
+    /// There would be none if nobody else were there.
+    Ever,
+}
+
+/// The part of the room that one message or body has; given back when dropped.
 pub(super) struct Share {
     buffers: Arc<Buffers>,
     num_bytes: usize,
     common: Option<OwnedSemaphorePermit>,
-    turn: Option<OwnedSemaphorePermit>,
+    reserve: Option<OwnedSemaphorePermit>,
 }
 
 impl Share {
-    /// Nothing yet.
     pub(super) fn none(buffers: &Arc<Buffers>) -> Self {
         Self {
             buffers: Arc::clone(buffers),
             num_bytes: 0,
             common: None,
-            turn: None,
+            reserve: None,
         }
     }
 
@@ -81,13 +96,38 @@ impl Share {
             self.take_common(common, num_bytes);
             return true;
         }
-        match Arc::clone(&self.buffers.turn).try_acquire_owned() {
-            Ok(turn) => {
-                self.take_turn(turn, num_bytes);
+        match Arc::clone(&self.buffers.reserve).try_acquire_owned() {
+            Ok(reserve) => {
+                self.take_reserve(reserve, num_bytes);
                 true
             }
             Err(_) => false,
         }
+    }
+
+    /// As [`Share::try_grow`]; where there is no room, a message that keeps still makes way as for one that
+    /// waits.
+    pub(super) fn grow_or_refuse(&mut self, num_bytes: usize) -> Result<(), NoRoom> {
+        if self.try_grow(num_bytes) {
+            return Ok(());
+        }
+        self.buffers.refused.notify_waiters();
+        Err(NoRoom::Now)
+    }
+
+    /// Room for this many bytes more, to be given back on its own.
+    pub(super) fn beside(&self, num_bytes: usize) -> Result<Self, NoRoom> {
+        let mut beside = Self::none(&self.buffers);
+        // With the reserve lent to this share, the other can only have what it left of the common room.
+        let of_common = self
+            .common
+            .as_ref()
+            .map_or(0, OwnedSemaphorePermit::num_permits);
+        if self.reserve.is_some() && num_bytes > self.buffers.common_bytes - of_common {
+            return Err(NoRoom::Ever);
+        }
+        beside.grow_or_refuse(num_bytes)?;
+        Ok(beside)
     }
 
     /// Room for this many bytes in all, once there is. Dropped before, nothing has changed.
@@ -98,13 +138,13 @@ impl Share {
         let Some(more) = self.lacking(num_bytes) else {
             return;
         };
-        let _waits = Waits::among(&self.buffers);
+        let _waiter = Waiter::among(&self.buffers);
         let common = Arc::clone(&self.buffers.common).acquire_many_owned(more);
-        let turn = Arc::clone(&self.buffers.turn).acquire_owned();
+        let reserve = Arc::clone(&self.buffers.reserve).acquire_owned();
         // Neither is ever closed.
         tokio::select! {
             Ok(common) = common => self.take_common(common, num_bytes),
-            Ok(turn) = turn => self.take_turn(turn, num_bytes),
+            Ok(reserve) = reserve => self.take_reserve(reserve, num_bytes),
             else => {}
         }
     }
@@ -114,7 +154,7 @@ impl Share {
         let more = num_bytes
             .checked_sub(self.num_bytes)
             .filter(|more| *more > 0)?;
-        if self.turn.is_some() {
+        if self.reserve.is_some() {
             self.num_bytes = num_bytes;
             return None;
         }
@@ -129,23 +169,23 @@ impl Share {
         self.num_bytes = num_bytes;
     }
 
-    fn take_turn(&mut self, turn: OwnedSemaphorePermit, num_bytes: usize) {
-        self.turn = Some(turn);
+    fn take_reserve(&mut self, reserve: OwnedSemaphorePermit, num_bytes: usize) {
+        self.reserve = Some(reserve);
         self.num_bytes = num_bytes;
     }
 }
 
-/// One that waits, for as long as it lives.
-struct Waits(Arc<Buffers>);
+/// Counts as one that waits for as long as it lives.
+struct Waiter(Arc<Buffers>);
 
-impl Waits {
+impl Waiter {
     fn among(buffers: &Arc<Buffers>) -> Self {
         buffers.waiting.send_modify(|num| *num += 1);
         Self(Arc::clone(buffers))
     }
 }
 
-impl Drop for Waits {
+impl Drop for Waiter {
     fn drop(&mut self) {
         self.0
             .waiting
@@ -160,10 +200,9 @@ pub(super) fn grown(capacity: usize, needed: usize, at_most: usize) -> usize {
     doubled.max(needed)
 }
 
-/// How long what takes room may take to arrive.
+/// How long a message or body may take to arrive.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// Without a byte.
     pub(super) stall: Duration,
     /// In all, however steadily it trickles.
     pub(super) whole: Duration,
@@ -194,7 +233,6 @@ impl Arrival {
         }
     }
 
-    /// Something of it came.
     pub(super) fn came(&mut self) {
         self.last = Instant::now();
     }
@@ -245,7 +283,7 @@ mod tests {
         let mut first = Share::none(&buffers);
         assert!(first.try_grow(150) && first.try_grow(200) && first.try_grow(10));
         let mut second = Share::none(&buffers);
-        assert!(second.try_grow(1), "its turn");
+        assert!(second.try_grow(1), "the reserve");
         assert!(second.try_grow(100), "all that it needs");
         assert!(!Share::none(&buffers).try_grow(1));
         drop(second);
@@ -268,7 +306,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_keeps_still_is_given_up_sooner_while_others_wait() {
+    async fn a_message_that_keeps_still_is_given_up_sooner_while_others_wait() {
         let buffers = Buffers::new(100, 100);
         let mut still = Share::none(&buffers);
         assert!(still.try_grow(10));
@@ -293,6 +331,48 @@ mod tests {
                 assert_eq!(late, Late::Stalled(PATIENCE.stall));
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_request_counts_as_one_that_waits() {
+        let buffers = Buffers::new(100, 100);
+        let mut still = Share::none(&buffers);
+        assert!(still.try_grow(10));
+        let arrival = Arrival::now();
+        let refused = async {
+            // A refusal that comes too early changes nothing; the client comes again.
+            for _ in 0..8 {
+                let mut other = Share::none(&buffers);
+                assert_eq!(other.grow_or_refuse(10), Err(NoRoom::Now));
+                sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let (late, ()) = tokio::join!(
+            async {
+                let late = arrival.late(PATIENCE, &still).await;
+                (late, arrival.began.elapsed())
+            },
+            refused
+        );
+        let (late, after) = late;
+        assert_eq!(late, Late::Stalled(CROWDED_STALL));
+        assert!(after <= CROWDED_STALL + Duration::from_secs(1), "{after:?}");
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_beside_a_body_is_told_from_what_others_have() {
+        let buffers = Buffers::new(150, 100);
+        let mut body = Share::none(&buffers);
+        assert!(body.try_grow(20) && body.try_grow(80), "the reserve");
+        assert!(body.beside(30).is_ok());
+        assert_eq!(body.beside(31).err(), Some(NoRoom::Ever));
+        let other = body.beside(10).unwrap();
+        assert_eq!(body.beside(30).err(), Some(NoRoom::Now));
+        drop(other);
+        drop(body);
+        let mut body = Share::none(&buffers);
+        assert!(body.try_grow(50));
+        assert!(body.beside(100).is_ok(), "the reserve is free");
     }
 
     #[tokio::test(start_paused = true)]
@@ -348,7 +428,7 @@ mod tests {
             while !messages.is_empty() {
                 let first = order.next().map_or(0, |index| index.index(messages.len()));
                 let num = messages.len();
-                // Whoever cannot go on leaves it to the next.
+                // One that cannot go on leaves it to the next.
                 let moved = (0..num).map(|step| (first + step) % num).find(|&index| {
                     let message = &mut messages[index];
                     let capacity = grown(message.capacity, message.capacity + 1, message.length);

@@ -27,7 +27,7 @@ use super::buffers::{Arrival, Buffers, Late, Patience, SMALL_BYTES, Share, grown
 /// A control frame's text has no more.
 const MAX_CONTROL_BYTES: usize = 125;
 
-/// What a client sent.
+/// A message of the client.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Incoming {
     /// A text or binary message, whole.
@@ -37,7 +37,7 @@ pub(super) enum Incoming {
     Close(Option<CloseReason>),
 }
 
-/// What cannot be read; the connection is of no use afterwards.
+/// Why nothing more can be read; the connection is of no use afterwards.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FrameError {
     #[error("a message has more than {limit} bytes")]
@@ -59,12 +59,10 @@ impl From<Late> for FrameError {
     }
 }
 
-/// What to do next.
+/// The next step of the reader.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
-    /// Take this.
     Message(Incoming),
-    /// Bring more bytes.
     Data,
     /// Bring room: the message is to have a buffer of this many bytes.
     Room(usize),
@@ -72,7 +70,7 @@ enum Next {
 
 /// Cuts bytes into messages. Plain data, no waiting.
 struct Frames {
-    /// What came last and is not looked at yet.
+    /// Bytes that came last and are not looked at yet.
     input: Bytes,
     header: Header,
     /// The frame that has begun.
@@ -133,7 +131,7 @@ impl Header {
         Ok(true)
     }
 
-    /// What the first two bytes tell.
+    /// Checks the first two bytes.
     fn check(&self) -> Result<(), ProtocolError> {
         let [first, second, ..] = self.bytes;
         if first & 0x70 != 0 {
@@ -236,7 +234,6 @@ impl Frames {
         self.message.len().saturating_add(announced) > SMALL_BYTES
     }
 
-    /// What there is next.
     fn next(&mut self) -> Result<Next, FrameError> {
         loop {
             let mut frame = match self.frame.take() {
@@ -317,7 +314,7 @@ impl Frames {
         None
     }
 
-    /// What a frame makes whole that is whole itself.
+    /// The message that ends with this frame, if one does.
     fn finish(&mut self, frame: &Frame) -> Result<Option<Incoming>, FrameError> {
         if frame.is_control() {
             let text = std::mem::take(&mut self.control);
@@ -344,7 +341,7 @@ impl Frames {
     }
 }
 
-/// What [`cut_messages`] made of some bytes.
+/// The result of [`cut_messages`].
 #[cfg(feature = "testing")]
 #[derive(Debug)]
 pub struct CutMessages {
@@ -387,11 +384,10 @@ pub fn cut_messages<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limit: usize
 pub(super) struct Reader {
     payload: web::Payload,
     frames: Frames,
-    /// What the message that is on its way, or was read last, has of the room.
+    /// The share of the message that is on its way, or was read last.
     share: Share,
     buffers: Arc<Buffers>,
     patience: Patience,
-    /// Of a large message.
     arrival: Option<Arrival>,
     /// Since when it waits for room.
     waits_since: Option<Instant>,
@@ -471,7 +467,7 @@ impl Reader {
         Ok(())
     }
 
-    /// What the message that was read last has of the room; to be kept as long as it.
+    /// The share of the message that was read last; to be kept as long as it.
     pub(super) fn take_share(&mut self) -> Share {
         std::mem::replace(&mut self.share, Share::none(&self.buffers))
     }
@@ -499,7 +495,6 @@ pub(super) struct Writer {
     codec: Codec,
 }
 
-/// The connection has gone.
 #[derive(Debug)]
 pub(super) struct Gone;
 
@@ -561,7 +556,7 @@ mod tests {
 
     const LIMIT: usize = 200_000;
 
-    /// What a client would send: masked, as they have to.
+    /// Frames of a client, which are masked.
     fn encode(messages: Vec<Outgoing>) -> Vec<u8> {
         let mut codec = Codec::new().client_mode();
         let mut bytes = BytesMut::new();
@@ -707,7 +702,7 @@ mod tests {
         }
     }
 
-    /// What the codec of `actix-http` makes of the same bytes; none if it refuses them.
+    /// The messages that the codec of `actix-http` reads from the same bytes; none if it refuses them.
     fn by_another(bytes: &[u8]) -> (Vec<Incoming>, bool) {
         let mut codec = Codec::new().max_size(LIMIT);
         let mut buffer = BytesMut::from(bytes);

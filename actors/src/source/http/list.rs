@@ -66,7 +66,7 @@ pub(super) fn split(text: &str, limit: usize) -> Result<Vec<&str>, ListError> {
 
 /// Where the text stops being JSON, if it does.
 ///
-/// What is JSON but refused by the parser of events (too deep, half a surrogate pair, a number
+/// JSON that only the parser of events refuses (too deep, half a surrogate pair, a number
 /// beyond all bounds) is not a matter of syntax.
 pub(super) fn syntax_error(text: &str) -> Option<usize> {
     let mut parser = Jiter::new(text.as_bytes()).with_allow_inf_nan();

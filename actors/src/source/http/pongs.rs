@@ -1,4 +1,4 @@
-//! Which pong of a connection is due: the order of its events and pings.
+//! The pongs of a connection, each due once the events that came before its ping are durable.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -19,9 +19,9 @@ const FEW: usize = 64;
 
 /// How many wait on all connections.
 #[derive(Debug, Clone, Default)]
-pub(super) struct AllWaiting(Arc<AtomicUsize>);
+pub(super) struct TotalWaiting(Arc<AtomicUsize>);
 
-impl AllWaiting {
+impl TotalWaiting {
     fn is_full(&self) -> bool {
         self.0.load(Ordering::Relaxed) >= MAX_WAITING
     }
@@ -31,20 +31,20 @@ impl AllWaiting {
 ///
 /// A ping is due when every event before it is durable.
 pub(super) struct PongQueue {
-    queue: VecDeque<Waiting>,
+    queue: VecDeque<Queued>,
     limit: usize,
-    all: AllWaiting,
+    all: TotalWaiting,
     abandoned: bool,
 }
 
-enum Waiting {
+enum Queued {
     Event(Commit),
     Ping(Bytes),
 }
 
 impl PongQueue {
     /// Is full with `limit` events and pings.
-    pub(super) fn new(limit: usize, all: AllWaiting) -> Self {
+    pub(super) fn new(limit: usize, all: TotalWaiting) -> Self {
         Self {
             queue: VecDeque::new(),
             limit,
@@ -53,19 +53,17 @@ impl PongQueue {
         }
     }
 
-    /// An event was admitted.
     pub(super) fn event(&mut self, commit: Commit) {
-        self.push(Waiting::Event(commit));
+        self.push(Queued::Event(commit));
     }
 
-    /// A ping came.
     pub(super) fn ping(&mut self, data: Bytes) {
-        self.push(Waiting::Ping(data));
+        self.push(Queued::Ping(data));
     }
 
-    fn push(&mut self, waiting: Waiting) {
+    fn push(&mut self, queued: Queued) {
         if !self.abandoned {
-            self.queue.push_back(waiting);
+            self.queue.push_back(queued);
             self.all.0.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -83,7 +81,6 @@ impl PongQueue {
         self.all.0.fetch_sub(waiting.len(), Ordering::Relaxed);
     }
 
-    /// Whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
@@ -106,12 +103,12 @@ impl PongQueue {
         let mut changed = false;
         while let Some(first) = self.queue.front_mut() {
             match first {
-                Waiting::Ping(data) => {
+                Queued::Ping(data) => {
                     let data = std::mem::take(data);
                     self.pop();
                     return Poll::Ready(Ok(Some(data)));
                 }
-                Waiting::Event(commit) => match Pin::new(commit).poll(cx) {
+                Queued::Event(commit) => match Pin::new(commit).poll(cx) {
                     Poll::Ready(Ok(_)) => {
                         self.pop();
                         changed = true;
@@ -158,7 +155,7 @@ mod tests {
             Self {
                 source,
                 intake,
-                pongs: PongQueue::new(limit, AllWaiting::default()),
+                pongs: PongQueue::new(limit, TotalWaiting::default()),
                 num_events: 0,
             }
         }
@@ -237,7 +234,7 @@ mod tests {
 
     #[test]
     fn what_waits_on_all_connections_is_bounded_and_each_may_have_a_few() {
-        let all = AllWaiting::default();
+        let all = TotalWaiting::default();
         let mut queues: Vec<PongQueue> = (0..2 * MAX_WAITING / 1_000)
             .map(|_| PongQueue::new(1_000, all.clone()))
             .collect();

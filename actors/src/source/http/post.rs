@@ -15,9 +15,9 @@ use crate::delivery::{Content, Entry};
 use crate::source::encoding::{self, Encoding};
 use crate::source::intake::{NotCommitted, SubmitError};
 
-use super::buffers::{Arrival, Late, SMALL_BYTES, Share, grown};
+use super::buffers::{Arrival, Late, NoRoom, SMALL_BYTES, Share, grown};
 use super::list::{self, ListError};
-use super::{AuthString, MAX_INLINE_BYTES, Shared, cut};
+use super::{AuthString, MAX_INLINE_BYTES, RouteState, cut};
 
 /// Room comes back with the next batch that is written.
 const RETRY_SOON: u64 = 1;
@@ -33,10 +33,10 @@ const OLDER_THAN_RETENTION: HeaderName =
 pub(super) async fn create(
     request: HttpRequest,
     body: web::Payload,
-    shared: web::Data<Shared>,
+    shared: web::Data<RouteState>,
 ) -> HttpResponse {
     match take(&request, body, shared.into_inner()).await {
-        Ok(taken) => taken.respond(),
+        Ok(stored) => stored.respond(),
         Err(refusal) => refusal.respond(),
     }
 }
@@ -44,8 +44,8 @@ pub(super) async fn create(
 async fn take(
     request: &HttpRequest,
     body: web::Payload,
-    shared: Arc<Shared>,
-) -> Result<Taken, Refusal> {
+    shared: Arc<RouteState>,
+) -> Result<Stored, Refusal> {
     admit(request, &shared)?;
     let body = read(request, body, &shared).await?;
     let timeout = shared.settings.request_timeout;
@@ -54,12 +54,12 @@ async fn take(
         // The body goes along, and its share of the room with it.
         web::block(move || {
             let body = body;
-            shared.entries(&body.data)
+            shared.events(&body)
         })
         .await
         .map_err(|_| Refusal::busy(SubmitError::Closed, RETRY_LATER))??
     } else {
-        let list = shared.entries(&body.data)?;
+        let list = shared.events(&body)?;
         // From here on the intake has a bound of its own.
         drop(body);
         list
@@ -70,7 +70,7 @@ async fn take(
         SubmitError::Closed => Refusal::busy(error, RETRY_LATER),
     })?;
     match tokio::time::timeout(timeout, commit).await {
-        Ok(Ok(committed)) => Ok(Taken {
+        Ok(Ok(committed)) => Ok(Stored {
             dead_letters: committed.dead_letters,
             older_than_retention: list.older_than_retention,
         }),
@@ -83,14 +83,14 @@ async fn take(
     }
 }
 
-/// Every event of a list is durable. Prefect's client knows no other answer than 204, so what else there
-/// is to tell is told in headers.
-struct Taken {
+/// Every event of a list is durable. Prefect's client knows no other answer than 204, so everything else is
+/// told in headers.
+struct Stored {
     dead_letters: usize,
     older_than_retention: usize,
 }
 
-impl Taken {
+impl Stored {
     fn respond(&self) -> HttpResponse {
         let mut response = HttpResponse::NoContent();
         for (name, number) in [
@@ -105,18 +105,17 @@ impl Taken {
     }
 }
 
-/// Only POST brings events.
 pub(super) async fn wrong_method(request: HttpRequest) -> HttpResponse {
     let reason = format!(
-        "{} means nothing at /api/events: send a JSON list of events with POST, or events one by one by \
+        "/api/events does not take {}: send a JSON list of events with POST, or events one by one by \
          WebSocket at /api/events/in",
         request.method()
     );
     super::refuse(StatusCode::METHOD_NOT_ALLOWED, Some("POST"), &reason)
 }
 
-/// What can be told from the head of the request alone.
-fn admit(request: &HttpRequest, shared: &Shared) -> Result<(), Refusal> {
+/// Checks what the head of the request shows.
+fn admit(request: &HttpRequest, shared: &RouteState) -> Result<(), Refusal> {
     if let Some(auth) = &shared.settings.auth
         && !auth.allows(request.headers())
     {
@@ -129,23 +128,19 @@ fn admit(request: &HttpRequest, shared: &Shared) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A body, and what it takes of the room for buffers for as long as it lives.
-struct Body {
+/// A body, with its share of the room for buffers.
+struct ReceivedBody {
     data: Bytes,
-    _share: Share,
+    share: Share,
 }
 
 async fn read(
     request: &HttpRequest,
     mut payload: web::Payload,
-    shared: &Shared,
-) -> Result<Body, Refusal> {
+    shared: &RouteState,
+) -> Result<ReceivedBody, Refusal> {
     let limit = shared.settings.max_body_bytes.get();
-    let too_large = || {
-        Refusal::TooLarge(format!(
-            "the body has more than {limit} bytes; send the events in smaller portions"
-        ))
-    };
+    let too_large = || Refusal::large_body(limit);
     let announced = request
         .headers()
         .get(actix_web::http::header::CONTENT_LENGTH)
@@ -171,53 +166,55 @@ async fn read(
             return Err(too_large());
         }
         if needed > data.capacity() {
-            // What was announced counts only where it is little.
+            // An announced length counts only where it is small.
             let capacity = match announced {
                 Some(announced) if announced <= SMALL_BYTES => announced.max(needed),
                 announced => grown(data.capacity(), needed, announced.unwrap_or(limit)),
             };
             // Never waits: a client of HTTP knows how to come again. So much every connection may have.
-            if capacity > SMALL_BYTES && !share.try_grow(capacity) {
-                return Err(Refusal::busy("too many large requests at once", RETRY_SOON));
+            if capacity > SMALL_BYTES {
+                share.grow_or_refuse(capacity)?;
             }
             data.reserve_exact(capacity - data.len());
         }
         data.extend_from_slice(&chunk);
     }
     data.shrink_to_fit();
-    Ok(Body {
+    Ok(ReceivedBody {
         data: data.into(),
-        _share: share,
+        share,
     })
 }
 
-/// The events of a body.
-struct List {
+struct EventList {
     entries: Vec<Entry>,
     older_than_retention: usize,
 }
 
-impl Shared {
+impl RouteState {
     /// The text of a body, which may be in any encoding of Unicode that JSON ever had, as in Prefect's
     /// server.
-    fn text(&self, body: &Bytes) -> Result<(ByteString, Option<Share>), Refusal> {
-        let (encoding, mark) = encoding::detect(body);
+    fn text(&self, body: &ReceivedBody) -> Result<(ByteString, Option<Share>), Refusal> {
+        let (encoding, mark) = encoding::detect(&body.data);
         let wrong = || Refusal::NotJson(format!("the body is not {}", encoding.name()));
-        let body = body.slice(mark..);
+        let bytes = body.data.slice(mark..);
         if encoding == Encoding::Utf8 {
-            let text = ByteString::try_from(body).map_err(|_| wrong())?;
+            let text = ByteString::try_from(bytes).map_err(|_| wrong())?;
             return Ok((text, None));
         }
-        let mut decoded = Share::none(&self.buffers);
-        if !decoded.try_grow(encoding.longest(body.len())) {
-            return Err(Refusal::busy("too many large requests at once", RETRY_SOON));
+        // Known before it takes any room, so that a body which can never be taken is refused for good.
+        let num_bytes = encoding.decoded_len(&bytes).ok_or_else(wrong)?;
+        let limit = self.settings.max_body_bytes.get();
+        if num_bytes > limit {
+            return Err(Refusal::large_body(limit));
         }
-        let text = encoding.decode(&body).ok_or_else(wrong)?;
-        Ok((ByteString::from(text), Some(decoded)))
+        let share = body.share.beside(num_bytes)?;
+        let text = encoding.decode(&bytes).ok_or_else(wrong)?;
+        Ok((ByteString::from(text), Some(share)))
     }
 
     /// Every event of a body, or all that is wrong with it.
-    fn entries(&self, body: &Bytes) -> Result<List, Refusal> {
+    fn events(&self, body: &ReceivedBody) -> Result<EventList, Refusal> {
         let (text, _decoded) = self.text(body)?;
         let now = self.clock.now();
         let mut older_than_retention = 0;
@@ -247,7 +244,7 @@ impl Shared {
             }
         }
         if invalid.is_empty() {
-            Ok(List {
+            Ok(EventList {
                 entries,
                 older_than_retention,
             })
@@ -288,6 +285,19 @@ impl From<Late> for Refusal {
     }
 }
 
+impl From<NoRoom> for Refusal {
+    fn from(no_room: NoRoom) -> Self {
+        match no_room {
+            NoRoom::Now => Self::busy("too many large requests at once", RETRY_SOON),
+            NoRoom::Ever => Self::TooLarge(
+                "there is no room for the body and its text in UTF-8; send it in UTF-8, or in smaller \
+                 portions"
+                    .to_owned(),
+            ),
+        }
+    }
+}
+
 impl From<ListError> for Refusal {
     fn from(error: ListError) -> Self {
         let reason = error.to_string();
@@ -303,6 +313,12 @@ impl From<ListError> for Refusal {
 }
 
 impl Refusal {
+    fn large_body(limit: usize) -> Self {
+        Self::TooLarge(format!(
+            "the body has more than {limit} bytes; send the events in smaller portions"
+        ))
+    }
+
     fn busy(reason: impl ToString, retry_after: u64) -> Self {
         Self::Busy {
             reason: reason.to_string(),

@@ -31,7 +31,7 @@ use crate::source::intake::{Commit, SubmitError};
 use super::buffers::Share;
 use super::frames::{FrameError, Gone, Incoming, Reader, Writer};
 use super::pongs::PongQueue;
-use super::{MAX_INLINE_BYTES, Shared};
+use super::{MAX_INLINE_BYTES, RouteState};
 
 const SUBPROTOCOL: &str = "prefect";
 
@@ -48,7 +48,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) async fn connect(
     request: HttpRequest,
     payload: web::Payload,
-    shared: web::Data<Shared>,
+    shared: web::Data<RouteState>,
 ) -> actix_web::Result<HttpResponse> {
     let mut response = match actix_http::ws::handshake(request.head()) {
         Ok(response) => response,
@@ -81,7 +81,7 @@ pub(super) async fn connect(
 /// Only GET opens a WebSocket.
 pub(super) async fn wrong_method(request: HttpRequest) -> HttpResponse {
     let reason = format!(
-        "{} means nothing at /api/events/in: open a WebSocket there, or send a JSON list of events with \
+        "/api/events/in does not take {}: open a WebSocket there, or send a JSON list of events with \
          POST to /api/events",
         request.method()
     );
@@ -115,13 +115,13 @@ fn offers_subprotocol(request: &HttpRequest) -> bool {
 struct Connection {
     reader: Reader,
     writer: Writer,
-    shared: Arc<Shared>,
+    shared: Arc<RouteState>,
     peer: Peer,
     /// Whether it has shown that it may send events.
     is_admitted: bool,
 }
 
-/// Who is at the other end; not known where the host's listener has no addresses.
+/// The address of the client; not known where the host's listener has none.
 struct Peer(Option<SocketAddr>);
 
 impl std::fmt::Display for Peer {
@@ -138,9 +138,7 @@ impl std::fmt::Display for Peer {
 enum End {
     /// The client is not there any more.
     Gone,
-    /// The client said good-bye.
     ClosedByClient(Option<CloseReason>),
-    /// We have to.
     Close(CloseCode, String),
 }
 
@@ -278,7 +276,7 @@ impl Connection {
         }
     }
 
-    /// Says good-bye. What was read stays in the pipeline, however the connection ends.
+    /// Says good-bye. Messages that were read stay in the pipeline, however the connection ends.
     async fn end(self, end: End) {
         let peer = &self.peer;
         let (reason, wait) = match end {
@@ -312,8 +310,8 @@ impl Connection {
 }
 
 impl Connection {
-    /// Says why we end it. Whoever was not let in can come again as fast as it likes: that is said
-    /// now and then.
+    /// Logs why we end it. A client that was not let in can come again as fast as it likes, so that is
+    /// rate-limited.
     fn say(&self, code: CloseCode, reason: &str) {
         let (peer, code) = (&self.peer, u16::from(code));
         if self.is_admitted {
@@ -343,7 +341,7 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// What became of a message.
+/// The outcome of a submission.
 enum Submitted {
     Event(Commit),
     /// Authentication once more: when Prefect's client loses its connection while it waits for two
@@ -352,11 +350,15 @@ enum Submitted {
     Auth(Auth),
 }
 
-async fn submit(shared: Arc<Shared>, data: Bytes, share: Share) -> Result<Submitted, SubmitError> {
+async fn submit(
+    shared: Arc<RouteState>,
+    data: Bytes,
+    share: Share,
+) -> Result<Submitted, SubmitError> {
     let intake = shared.intake.clone();
     let (content, share) = if data.len() > MAX_INLINE_BYTES {
         let shared = Arc::clone(&shared);
-        // The share goes along: whoever forgets this call leaves the message in memory for a while.
+        // The share goes along: when this future is dropped, the message stays in memory for a while.
         web::block(move || (shared.event_or_rejection(data), share))
             .await
             .map_err(|_| SubmitError::Closed)?
@@ -375,7 +377,7 @@ async fn submit(shared: Arc<Shared>, data: Bytes, share: Share) -> Result<Submit
     Ok(Submitted::Event(commit))
 }
 
-impl Shared {
+impl RouteState {
     fn event_or_rejection(&self, data: Bytes) -> Content {
         let parsed = match ByteString::try_from(data.clone()) {
             Ok(text) => self.parse(text),
@@ -412,7 +414,7 @@ impl Auth {
         (auth.r#type == "auth").then_some(auth)
     }
 
-    fn check(&self, shared: &Shared) -> Result<(), End> {
+    fn check(&self, shared: &RouteState) -> Result<(), End> {
         let Some(secret) = &shared.settings.auth else {
             return Ok(());
         };

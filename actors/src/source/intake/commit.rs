@@ -1,4 +1,4 @@
-//! Who waits for a submission, and how they learn that it is durable.
+//! The client that waits for a submission, and how it learns that the entries are durable.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -71,7 +71,7 @@ impl Waiter {
     fn tell(&self) {
         let sender = self.lock().take();
         if let Some(sender) = sender {
-            // Whoever waited may have gone: then nobody needs to know.
+            // The client may have gone: then nobody needs to know.
             let dead_letters = self.dead_letters.load(Ordering::Acquire);
             sender.send(Committed { dead_letters }).ok();
         }

@@ -89,7 +89,7 @@ fn commits_only_after_every_entry_is_acknowledged() {
     );
     acknowledge(&source, &receipts(&chunk)[1..]);
     assert_eq!((&mut commit).now_or_never(), Some(Ok(Committed::default())));
-    assert_eq!(intake.held(), Held::default());
+    assert_eq!(intake.usage(), IntakeUsage::default());
 }
 
 /// Each one who waits is told of their own, those who joined included.
@@ -120,8 +120,8 @@ fn admits_all_or_none() {
     let refused = intake.submit(vec![event(3, "c"), event(4, "d")]);
     assert_eq!(refused.unwrap_err(), SubmitError::Full);
     assert_eq!(
-        intake.held(),
-        Held {
+        intake.usage(),
+        IntakeUsage {
             num_events: 2,
             num_bytes: 2
         }
@@ -168,8 +168,8 @@ fn the_same_message_joins_the_one_that_waits() {
         .unwrap()
         .unwrap();
     assert_eq!(
-        intake.held(),
-        Held {
+        intake.usage(),
+        IntakeUsage {
             num_events: 2,
             num_bytes: 2
         }
@@ -243,7 +243,7 @@ fn closing_fails_every_commit_that_is_left() {
     let chunk = read(&source, ALL).unwrap();
     assert_eq!((chunk.messages.len(), chunk.more), (0, More::Ended));
     acknowledge(&source, &[Receipt(0), Receipt(1)]);
-    assert_eq!(intake.held(), Held::default());
+    assert_eq!(intake.usage(), IntakeUsage::default());
 }
 
 #[test]
@@ -312,7 +312,7 @@ async fn a_dropped_wait_for_room_leaves_no_trace() {
     assert!((&mut waiting).now_or_never().is_none());
     drop(waiting);
     acknowledge(&source, &receipts(&source.read(ALL).await.unwrap()));
-    assert_eq!(intake.held(), Held::default());
+    assert_eq!(intake.usage(), IntakeUsage::default());
     assert!(intake.submit(vec![event(3, "3")]).is_ok());
 }
 
@@ -432,7 +432,7 @@ impl Model {
             .iter()
             .map(|&(id, variant, len)| (u128::from(id), format!("{variant}").repeat(len)))
             .collect();
-        let before = intake.held();
+        let before = intake.usage();
         let entries = messages.iter().map(|(id, text)| event(*id, text)).collect();
         match intake.submit(entries) {
             Ok(commit) => {
@@ -457,7 +457,7 @@ impl Model {
             }
             Err(error) => {
                 assert_ne!(error, SubmitError::Closed);
-                assert_eq!(intake.held(), before, "all or nothing");
+                assert_eq!(intake.usage(), before, "all or nothing");
                 let bytes: usize = messages.iter().map(|(_, text)| text.len()).sum();
                 assert!(
                     before.num_events + messages.len() > MAX_EVENTS
@@ -533,7 +533,7 @@ impl Model {
     }
 
     fn check(&mut self, intake: &Intake) {
-        let held = intake.held();
+        let held = intake.usage();
         assert_eq!(held.num_events, self.held.len());
         assert_eq!(held.num_bytes, self.num_bytes());
         assert!(

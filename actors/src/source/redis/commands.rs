@@ -1,26 +1,21 @@
-//! The commands that are sent, each with its answer understood.
+//! The commands that are sent, each with its reply parsed.
 
 use std::time::Duration;
 
-use redis::{Cmd, RedisResult, Value};
-
-use crate::source::Permit;
+use redis::streams::{StreamAutoClaimReply, StreamPendingCountReply};
+use redis::{Cmd, FromRedisValue, RedisResult, Value};
 
 use super::connection::Connection;
-use super::replies::{self, Claimed, Group, NewEntries, RawEntry, Sight};
 use super::scripts;
 use super::settings::{OWN_PREFIX, RedisSettings};
+use super::snapshot::{StreamSnapshot, id, ids};
 use super::stream_id::StreamId;
 
 /// Ids in one command at most: a command that names more holds up the server for longer than
 /// others should wait.
-const IDS_AT_ONCE: usize = 1000;
+pub(super) const IDS_AT_ONCE: usize = 1000;
 
-/// Entries of others that may be claimed at once. All of them may be as large as the largest event
-/// there is, and a reply is in memory more than once while it is understood.
-pub(super) const FEW: usize = 16;
-
-/// What making the groups did.
+/// Which groups were made, and whether ours was moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Made {
     pub(super) guard: bool,
@@ -28,13 +23,13 @@ pub(super) struct Made {
     pub(super) moved: bool,
 }
 
-/// What came of making a group beside others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Joined {
-    /// There is no stream.
-    NoStream,
-    /// The group is there, and begins behind this id if it was not there before.
-    At(StreamId),
+/// Entries that were pending for another consumer and are pending for us now.
+pub(super) struct Claimed {
+    /// Where to go on; zero at the end.
+    pub(super) next: StreamId,
+    pub(super) ids: Vec<StreamId>,
+    /// Ids whose text is gone: they are pending for nobody any more (since Redis 7.0).
+    pub(super) deleted: Vec<StreamId>,
 }
 
 /// A connection and the names that its commands are about.
@@ -44,11 +39,8 @@ pub(super) struct Commands<'a> {
 }
 
 impl Commands<'_> {
-    pub(super) async fn send(&mut self, command: &Cmd) -> RedisResult<Value> {
-        match self.connection.redis.send_packed_command(command).await? {
-            Value::ServerError(error) => Err(error.into()),
-            value => Ok(value),
-        }
+    pub(super) async fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
+        command.query_async(&mut self.connection.redis).await
     }
 
     pub(super) fn stream_command(&self, name: &str) -> Cmd {
@@ -63,42 +55,15 @@ impl Commands<'_> {
         command
     }
 
-    fn script(&self, script: &str) -> Cmd {
-        let mut command = redis::cmd("EVAL");
-        command.arg(script).arg(1).arg(&self.settings.stream);
-        command.arg(&self.settings.group);
-        command
+    pub(super) fn script(&self, script: &str) -> Cmd {
+        script_command(self.settings, script)
     }
 
-    /// Counts what was removed before the group could read it, then takes entries that nobody was given
-    /// yet, as many as stay within the permit, but at least one; at one moment: what is removed in
-    /// between would be passed over uncounted.
-    pub(super) async fn read_and_count_losses(
-        &mut self,
-        permit: Permit,
-    ) -> RedisResult<(usize, NewEntries)> {
-        let mut command = self.script(&scripts::count_losses_and_read());
-        command.arg(&self.settings.consumer_name);
-        command.arg(permit.max_messages).arg(permit.max_bytes);
-        let (lost, read) = replies::losses_and_read(self.send(&command).await?)?;
-        Ok((usize::try_from(lost).unwrap_or(usize::MAX), read))
-    }
-
-    /// Ends the wait of another connection, as if its time were over. What it took it still gets.
+    /// Ends the wait of another connection, as if its time were over. It still gets what the read took.
     pub(super) async fn unblock(&mut self, connection_id: i64) -> RedisResult<()> {
         let mut command = redis::cmd("CLIENT");
         command.arg("UNBLOCK").arg(connection_id);
-        self.send(&command).await.map(drop)
-    }
-
-    /// Reads own pending entries again, behind an id.
-    pub(super) async fn read_pending(
-        &mut self,
-        behind: StreamId,
-        count: usize,
-    ) -> RedisResult<Vec<RawEntry>> {
-        let command = read_pending(self.settings, behind, count);
-        replies::entries_read(self.send(&command).await?)
+        self.query(&command).await
     }
 
     /// The ids of all own pending entries, in order.
@@ -112,16 +77,16 @@ impl Commands<'_> {
             let mut command = self.group_command("XPENDING");
             command.arg(start).arg("+").arg(IDS_AT_ONCE);
             command.arg(&self.settings.consumer_name);
-            let page = replies::pending_ids(self.send(&command).await?)?;
-            let is_last = page.len() < IDS_AT_ONCE;
-            all.extend(page);
-            if is_last {
+            let page: StreamPendingCountReply = self.query(&command).await?;
+            all.extend(ids(page.ids.iter().map(|entry| &entry.id))?);
+            if page.ids.len() < IDS_AT_ONCE {
                 return Ok(all);
             }
         }
     }
 
-    /// Takes entries that their consumer has not touched for too long.
+    /// Takes over entries that their consumer has not touched for too long, as so many ids. Their texts
+    /// are read like all that is pending for us.
     pub(super) async fn claim_idle(
         &mut self,
         from: StreamId,
@@ -132,8 +97,13 @@ impl Commands<'_> {
         command
             .arg(millis(self.settings.claim_idle))
             .arg(from.to_string());
-        command.arg("COUNT").arg(count);
-        replies::claimed(self.send(&command).await?)
+        command.arg("COUNT").arg(count).arg("JUSTID");
+        let reply: StreamAutoClaimReply = self.query(&command).await?;
+        Ok(Claimed {
+            next: id(&reply.next_stream_id)?,
+            ids: ids(reply.claimed.iter().map(|entry| &entry.id))?,
+            deleted: ids(&reply.deleted_ids)?,
+        })
     }
 
     /// Marks entries as ours and in work, without transferring them.
@@ -145,7 +115,7 @@ impl Commands<'_> {
                 command.arg(id.to_string());
             }
             command.arg("JUSTID");
-            self.send(&command).await?;
+            self.query::<Value>(&command).await?;
         }
         Ok(())
     }
@@ -158,24 +128,20 @@ impl Commands<'_> {
         for id in portion {
             command.arg(id.to_string());
         }
-        self.send(&command).await?;
+        self.query::<Value>(&command).await?;
         Ok(portion.len())
     }
 
-    /// Groups, what is pending in ours, the length of the stream and where it ends, all at one
-    /// moment. Its end may be left out if it is known to have come at least so far.
-    pub(super) async fn look(&mut self, known_end: Option<StreamId>) -> RedisResult<Sight> {
+    /// The stream and its groups at one moment. The stream's end may be left out if it is known to have
+    /// come at least so far.
+    pub(super) async fn look(
+        &mut self,
+        known_end: Option<StreamId>,
+    ) -> RedisResult<StreamSnapshot> {
         let mut command = self.script(scripts::LOOK);
         command.arg(&self.settings.guard_group);
-        command.arg(known_end.map_or_else(String::new, |end| end.to_string()));
-        replies::sight(self.send(&command).await?)
-    }
-
-    /// The last id of a stream that is there.
-    pub(super) async fn last_id(&mut self) -> RedisResult<Option<StreamId>> {
-        let command = self.script(scripts::LAST_ID);
-        let found = replies::ids_of(self.send(&command).await?)?;
-        Ok(found.first().copied())
+        command.arg(text_or_empty(known_end));
+        self.query(&command).await
     }
 
     /// How many entries there are behind one id and up to another; of very many only some.
@@ -184,22 +150,17 @@ impl Commands<'_> {
         mut behind: StreamId,
         last: StreamId,
     ) -> RedisResult<u64> {
-        const PAGES: usize = 100;
-        const PAGE_BYTES: usize = 4 << 20;
+        const STEPS: usize = 100;
         let mut num = 0;
-        for _ in 0..PAGES {
+        for _ in 0..STEPS {
             let mut command = self.script(scripts::COUNT_ENTRIES);
             command.arg(behind.to_string()).arg(last.to_string());
-            command.arg(IDS_AT_ONCE).arg(PAGE_BYTES);
-            let counted = replies::texts(self.send(&command).await?)?;
-            let [id, counted] = &counted[..] else {
+            let (counted_up_to, counted): (StreamId, u64) = self.query(&command).await?;
+            if counted == 0 {
                 break;
-            };
-            let (Ok(id), Ok(counted)) = (id.parse(), counted.parse::<u64>()) else {
-                return Err(replies::unexpected("an id and a count"));
-            };
+            }
             num += counted;
-            behind = id;
+            behind = counted_up_to;
         }
         Ok(num)
     }
@@ -208,100 +169,20 @@ impl Commands<'_> {
     pub(super) async fn first_behind(&mut self, last: StreamId) -> RedisResult<Option<StreamId>> {
         let mut command = self.script(scripts::FIRST_BEHIND);
         command.arg(last.to_string());
-        let found = replies::texts(self.send(&command).await?)?;
-        Ok(found.first().and_then(|id| id.parse().ok()))
+        self.query(&command).await
     }
 
     /// Sets the guard; answers where it stands then, which is nowhere ahead of the stream.
-    pub(super) async fn set_guard(&mut self, position: StreamId) -> RedisResult<StreamId> {
+    pub(super) async fn set_guard(
+        &mut self,
+        position: StreamId,
+        known_end: Option<StreamId>,
+    ) -> RedisResult<StreamId> {
         let mut command = self.script(scripts::MOVE_GUARD);
         command.arg(&self.settings.guard_group);
         command.arg(position.to_string());
-        let set = replies::ids_of(self.send(&command).await?)?;
-        Ok(set.first().copied().unwrap_or(position))
-    }
-
-    /// Removes a group; whether it was there.
-    pub(super) async fn destroy_group(&mut self, group: &str) -> RedisResult<bool> {
-        let mut command = redis::cmd("XGROUP");
-        command.arg("DESTROY").arg(&self.settings.stream).arg(group);
-        Ok(replies::number(self.send(&command).await?)? > 0)
-    }
-
-    /// Makes the group and our consumer behind an id, or at the end of the stream; never the stream.
-    pub(super) async fn join_beside(&mut self, behind: Option<StreamId>) -> RedisResult<Joined> {
-        let mut command = self.script(scripts::JOIN_BESIDE);
-        command.arg(&self.settings.consumer_name);
-        command.arg(behind.map_or_else(|| "$".to_owned(), |id| id.to_string()));
-        let joined = replies::ids_of(self.send(&command).await?)?;
-        Ok(joined
-            .first()
-            .map_or(Joined::NoStream, |id| Joined::At(*id)))
-    }
-
-    /// The ids of the group's pending entries from an id on, in order, so many at most.
-    pub(super) async fn pending_from(
-        &mut self,
-        from: StreamId,
-        max: usize,
-    ) -> RedisResult<Vec<StreamId>> {
-        let mut all: Vec<StreamId> = Vec::new();
-        let mut start = from.to_string();
-        loop {
-            let count = IDS_AT_ONCE.min(max - all.len());
-            let mut command = self.group_command("XPENDING");
-            command.arg(&start).arg("+").arg(count);
-            let page = replies::pending_ids(self.send(&command).await?)?;
-            let is_last = page.len() < count;
-            all.extend(page);
-            match all.last() {
-                Some(last) if !is_last && all.len() < max => start = format!("({last}"),
-                _ => return Ok(all),
-            }
-        }
-    }
-
-    /// Reads entries behind one id and up to another, as many as stay within so many bytes, but at
-    /// least one, and takes none; with the ids of those that are pending.
-    pub(super) async fn read_page(
-        &mut self,
-        behind: StreamId,
-        last: StreamId,
-        max_bytes: usize,
-    ) -> RedisResult<(Vec<RawEntry>, Vec<StreamId>)> {
-        let mut command = self.script(scripts::READ_PAGE);
-        command.arg(behind.to_string()).arg(last.to_string());
-        command.arg(IDS_AT_ONCE).arg(max_bytes);
-        replies::page(self.send(&command).await?)
-    }
-
-    /// The server's version; `None` if it does not say.
-    pub(super) async fn server_version(&mut self) -> RedisResult<Option<String>> {
-        let mut command = redis::cmd("INFO");
-        command.arg("server");
-        let info: String = redis::from_redis_value(self.send(&command).await?)?;
-        let version = info
-            .lines()
-            .find_map(|line| line.strip_prefix("redis_version:"));
-        Ok(version.map(|version| version.trim().to_owned()))
-    }
-
-    /// Whether the stream is there.
-    pub(super) async fn stream_exists(&mut self) -> RedisResult<bool> {
-        let command = self.stream_command("EXISTS");
-        Ok(replies::number(self.send(&command).await?)? > 0)
-    }
-
-    /// All groups of the stream and its length, whether ours is among them or not.
-    pub(super) async fn all_groups(&mut self) -> RedisResult<Vec<Group>> {
-        let mut command = redis::cmd("XINFO");
-        command.arg("GROUPS").arg(&self.settings.stream);
-        replies::groups(self.send(&command).await?)
-    }
-
-    pub(super) async fn length(&mut self) -> RedisResult<u64> {
-        let command = self.stream_command("XLEN");
-        replies::number(self.send(&command).await?)
+        command.arg(text_or_empty(known_end));
+        self.query(&command).await
     }
 
     /// Removes what is older than a position.
@@ -310,7 +191,7 @@ impl Commands<'_> {
         // In whole nodes, and not too much at once: exact trimming holds up everyone else.
         command.arg("MINID").arg("~").arg(position.to_string());
         command.arg("LIMIT").arg(100_000);
-        replies::number(self.send(&command).await?)
+        self.query(&command).await
     }
 
     pub(super) async fn make_groups(&mut self) -> RedisResult<Made> {
@@ -320,39 +201,37 @@ impl Commands<'_> {
         } else {
             ""
         });
-        let [guard, group, moved] = replies::numbers(self.send(&command).await?)?;
+        let (guard, group, moved) = self.query(&command).await?;
         Ok(Made {
-            guard: guard > 0,
-            group: group > 0,
-            moved: moved > 0,
+            guard,
+            group,
+            moved,
         })
     }
 
     /// How many entries were removed before the group could read them, and not yet counted.
     pub(super) async fn count_losses(&mut self) -> RedisResult<usize> {
         let command = self.script(scripts::COUNT_LOSSES);
-        let [lost] = replies::numbers(self.send(&command).await?)?;
-        Ok(usize::try_from(lost).unwrap_or(usize::MAX))
+        self.query(&command).await
     }
 
     /// Has Redis write down how many entries the group has read. If that is known beyond doubt,
     /// answers how many fewer Redis thought it to be.
     pub(super) async fn record_read(&mut self) -> RedisResult<Option<usize>> {
         let command = self.script(scripts::RECORD_READ);
-        let [known, missing] = replies::numbers(self.send(&command).await?)?;
-        Ok((known > 0).then(|| usize::try_from(missing).unwrap_or(usize::MAX)))
+        let (is_known, missing): (bool, usize) = self.query(&command).await?;
+        Ok(is_known.then_some(missing))
     }
 
-    /// Shows that our consumer lives. To wait for what is new counts for nothing where nothing comes,
-    /// to ask for what is pending does, also behind all that there can be.
+    /// Shows that our consumer lives. A wait for new entries does not count as a sign of life while none
+    /// come; a question for pending ones does, also behind all that there can be.
     pub(super) async fn show_life(&mut self) -> RedisResult<()> {
         let behind_all = StreamId {
             millis: u64::MAX,
             number: 0,
         };
-        self.send(&read_pending(self.settings, behind_all, 1))
+        self.query(&read_pending(self.settings, behind_all, 1))
             .await
-            .map(drop)
     }
 
     /// Removes the consumers of others that are gone; answers their names.
@@ -363,7 +242,7 @@ impl Commands<'_> {
         command
             .arg(millis(self.settings.dead_after()))
             .arg(OWN_PREFIX);
-        replies::texts(self.send(&command).await?)
+        self.query(&command).await
     }
 
     /// Removes our own consumer if nothing of it is pending; whether it did.
@@ -371,7 +250,7 @@ impl Commands<'_> {
         let mut command = self.script(scripts::REMOVE_CONSUMERS);
         command.arg(0).arg("").arg(&self.settings.consumer_name);
         command.arg(0).arg(OWN_PREFIX);
-        let removed = replies::texts(self.send(&command).await?)?;
+        let removed: Vec<String> = self.query(&command).await?;
         Ok(!removed.is_empty())
     }
 }
@@ -400,6 +279,17 @@ fn read_group(settings: &RedisSettings, count: usize) -> Cmd {
     command.arg(&settings.consumer_name);
     command.arg("COUNT").arg(count);
     command
+}
+
+pub(super) fn script_command(settings: &RedisSettings, script: &str) -> Cmd {
+    let mut command = redis::cmd("EVAL");
+    command.arg(script).arg(1).arg(&settings.stream);
+    command.arg(&settings.group);
+    command
+}
+
+fn text_or_empty(id: Option<StreamId>) -> String {
+    id.map_or_else(String::new, |id| id.to_string())
 }
 
 fn millis(time: Duration) -> u64 {

@@ -1,8 +1,8 @@
 //! The two connections: one for reads that wait, one for everything else.
 //!
 //! A read that waits holds up everything behind it on its connection, so acknowledgements and
-//! heartbeats have their own. After any failure both are made anew: what is left of an old one,
-//! such as a read that nobody waits for, must not be mistaken for the answer to something else.
+//! heartbeats have their own. After any failure both are made anew: the reply to a read that nobody waits
+//! for any more must not be mistaken for the reply to something else.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,16 +10,17 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ErrorKind, RedisConnectionInfo, RedisError, RedisResult};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
-use super::failure::timed_out;
-use super::reads::Reads;
-use super::settings::{RedisSettings, RedisTls};
-use super::tls;
-use super::url::RedisUrl;
+use super::entry_reader::EntryReader;
+use super::failure::{self, timed_out};
+use super::settings::RedisSettings;
+use crate::tls;
 
 /// How long reaching the server and greeting it may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -28,30 +29,29 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// a pause of a busy server for an outage; longer notices an outage later.
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What we call ourselves to the server.
+/// The name of this client in the server's list of clients.
 pub(super) const LIBRARY: &str = "event-persister";
 
-/// What both are made of, encrypted or not.
+/// A connection, encrypted or not.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// Makes connections, and makes them anew.
 pub(super) struct Connections {
-    url: RedisUrl,
-    tls: RedisTls,
-    current: Mutex<Current>,
+    settings: RedisSettings,
+    open: Mutex<OpenConnections>,
     /// Held while connecting, so that one connection is made and not several.
     connecting: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
-struct Current {
+struct OpenConnections {
     commands: Option<Connection>,
     /// Unless it is in use.
-    reads: Option<Reads>,
-    /// What the server calls the one for reads.
-    reads_id: Option<i64>,
+    reader: Option<EntryReader>,
+    /// The server's id of the one for reads.
+    reader_id: Option<i64>,
     /// Tells those that were let go of from the present ones.
     generation: u64,
 }
@@ -64,8 +64,8 @@ pub(super) struct Connection {
 }
 
 /// The connection for reads while it is in use; it ends unless it is given back.
-pub(super) struct InUse {
-    pub(super) reads: Reads,
+pub(super) struct ReaderInUse {
+    pub(super) reader: EntryReader,
     generation: u64,
 }
 
@@ -80,13 +80,9 @@ impl Drop for Driver {
 
 impl Connections {
     pub(super) fn new(settings: &RedisSettings) -> Self {
-        let mut tls = settings.tls.clone();
-        tls.ca_file = tls.ca_file.or_else(|| settings.url.ca_file.clone());
-        tls.insecure |= settings.url.insecure;
         Self {
-            url: settings.url.clone(),
-            tls,
-            current: Mutex::default(),
+            settings: settings.clone(),
+            open: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
         }
     }
@@ -105,64 +101,67 @@ impl Connections {
         let connection = Box::pin(within_time(self.connect_for_commands())).await?;
         log::debug!(
             "connected to Redis redis.server={} redis.use=commands",
-            self.url
+            self.settings.url
         );
         self.lock().commands = Some(connection.clone());
         Ok(connection)
     }
 
     /// The connection for reads, or a new one. One caller at a time.
-    pub(super) async fn reads(&self) -> RedisResult<InUse> {
+    pub(super) async fn reader(&self) -> RedisResult<ReaderInUse> {
         let generation = {
-            let mut current = self.lock();
-            let generation = current.generation;
-            if let Some(reads) = current.reads.take() {
-                return Ok(InUse { reads, generation });
+            let mut open = self.lock();
+            let generation = open.generation;
+            if let Some(reader) = open.reader.take() {
+                return Ok(ReaderInUse { reader, generation });
             }
             generation
         };
-        let reads = Box::pin(within_time(self.connect_for_reads())).await?;
+        let reader = Box::pin(within_time(self.connect_for_reads())).await?;
         log::debug!(
             "connected to Redis redis.server={} redis.use=reads",
-            self.url
+            self.settings.url
         );
-        let mut current = self.lock();
-        if current.generation == generation {
-            current.reads_id = reads.id();
+        let mut open = self.lock();
+        if open.generation == generation {
+            open.reader_id = reader.id();
         }
-        Ok(InUse { reads, generation })
+        Ok(ReaderInUse { reader, generation })
     }
 
-    /// Gives the connection for reads back, with nothing under way on it.
-    pub(super) fn give_back(&self, in_use: InUse) {
-        let mut current = self.lock();
-        if current.generation == in_use.generation {
-            current.reads = Some(in_use.reads);
+    /// Gives the connection for reads back after a read, unless nobody can tell what is under way on it.
+    /// A future that is dropped instead ends it.
+    pub(super) fn give_back<T>(&self, in_use: ReaderInUse, read: RedisResult<T>) -> RedisResult<T> {
+        let mut open = self.lock();
+        let is_sound = read.as_ref().err().is_none_or(failure::is_answer);
+        if is_sound && open.generation == in_use.generation {
+            open.reader = Some(in_use.reader);
         }
+        read
     }
 
-    /// What the server calls the open connection for reads.
-    pub(super) fn id_for_reads(&self) -> Option<i64> {
-        self.lock().reads_id
+    /// The server's id of the open connection for reads.
+    pub(super) fn reader_id(&self) -> Option<i64> {
+        self.lock().reader_id
     }
 
-    /// Lets go of both.
     pub(super) fn reset(&self) {
-        let mut current = self.lock();
-        *current = Current {
-            generation: current.generation + 1,
-            ..Current::default()
+        let mut open = self.lock();
+        *open = OpenConnections {
+            generation: open.generation + 1,
+            ..OpenConnections::default()
         };
     }
 
     async fn connect_for_commands(&self) -> RedisResult<Connection> {
+        let url = &self.settings.url;
         let mut info = RedisConnectionInfo::default()
-            .set_db(self.url.database)
+            .set_db(url.database)
             .set_lib_name(LIBRARY, env!("CARGO_PKG_VERSION"));
-        if let Some(username) = &self.url.username {
+        if let Some(username) = &url.username {
             info = info.set_username(username);
         }
-        if let Some(password) = &self.url.password {
+        if let Some(password) = &url.password {
             info = info.set_password(password);
         }
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
@@ -175,25 +174,27 @@ impl Connections {
         })
     }
 
-    async fn connect_for_reads(&self) -> RedisResult<Reads> {
-        Reads::greet(self.connect().await?, &self.url).await
+    async fn connect_for_reads(&self) -> RedisResult<EntryReader> {
+        EntryReader::greet(self.connect().await?, &self.settings.url).await
     }
 
     async fn connect(&self) -> RedisResult<Box<dyn Stream>> {
-        let stream = TcpStream::connect((self.url.host.as_str(), self.url.port)).await?;
+        let url = &self.settings.url;
+        let stream = TcpStream::connect((url.host.as_str(), url.port)).await?;
         stream.set_nodelay(true)?;
-        if !self.url.tls {
+        if !url.tls {
             return Ok(Box::new(stream));
         }
-        let stream = tls::encrypt(stream, &self.url.host, &self.tls)
-            .await
-            .map_err(refused_by_tls)?;
-        Ok(Box::new(stream))
+        let name = ServerName::try_from(url.host.clone()).map_err(refused_by_tls)?;
+        let (check, files) = self.settings.encryption();
+        let config = tls::client(check, files).map_err(refused_by_tls)?;
+        let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
+        Ok(Box::new(connecting.await.map_err(refused_by_tls)?))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Current> {
+    fn lock(&self) -> MutexGuard<'_, OpenConnections> {
         // Every change is complete before anything that could panic.
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -203,7 +204,7 @@ async fn within_time<T>(connecting: impl Future<Output = RedisResult<T>>) -> Red
         .unwrap_or_else(|_| Err(timed_out("no greeting within the connect time-out")))
 }
 
-fn refused_by_tls(error: std::io::Error) -> RedisError {
+fn refused_by_tls(error: impl std::fmt::Display) -> RedisError {
     let what = "no encrypted connection";
     RedisError::from((ErrorKind::InvalidClientConfig, what, error.to_string()))
 }

@@ -1,4 +1,4 @@
-//! What went wrong with Redis, and what to do about it.
+//! Failures of Redis as errors of the port, with what to do about them.
 
 use std::io;
 
@@ -21,6 +21,16 @@ struct Cause(RedisError);
 /// A time-out of ours as the client's error, so that all failures look alike.
 pub(super) fn timed_out(what: &'static str) -> RedisError {
     io::Error::new(io::ErrorKind::TimedOut, what).into()
+}
+
+/// A reply of another form than documented.
+pub(super) fn unexpected(wanted: &'static str) -> RedisError {
+    let what = "the answer has another form than Redis documents";
+    RedisError::from((
+        ErrorKind::UnexpectedReturnType,
+        what,
+        format!("wanted {wanted}"),
+    ))
 }
 
 /// The code of the server's first error, in a transaction too.
@@ -51,7 +61,7 @@ pub(super) fn has_vanished(error: &RedisError) -> bool {
     matches!(code(error).as_deref(), Some("NOGROUP" | "UNBLOCKED"))
 }
 
-/// What an operator can do.
+/// The remedy for an error, for the operator.
 pub(super) fn remedy(error: &RedisError) -> &'static str {
     match code(error).as_deref() {
         Some("NOAUTH") => "it wants a password: add it to the URL",

@@ -1,7 +1,7 @@
-//! The reading side: one fetch at a time, which ends with entries, with nothing, or with an error.
+//! One fetch at a time, which ends with entries, with nothing, or with an error.
 //!
-//! A fetch runs on its own and not within the future of a read. When that is dropped, what the
-//! fetch takes waits for the next read, and no second command is sent that waits in Redis.
+//! A fetch runs on its own and not within the future of a read. When that is dropped, the entries that the
+//! fetch brings wait for the next read, and no second command is sent that waits in Redis.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -12,15 +12,13 @@ use tokio::time::{Instant, sleep};
 
 use crate::source::{More, Permit};
 
-use super::commands::{self, Commands, FEW};
+use super::commands::{self, Commands};
 use super::connection::RESPONSE_TIMEOUT;
-use super::entries::fetched;
+use super::entry_reader::{EntriesRead, Room, StreamEntry};
 use super::failure;
-use super::reads::{EntriesRead, Room};
-use super::replies::RawEntry;
-use super::shared::{Outcome, Shared, State};
+use super::member::{Member, Outcome, Reading};
+use super::pending::PendingRun;
 use super::stream_id::StreamId;
-use super::taken::{Fetched, Run};
 
 /// Own pending entries are looked through this often, even if nothing failed that we know of.
 const RECOVER_EVERY: Duration = Duration::from_secs(60);
@@ -44,64 +42,52 @@ const LONG_PAUSE: Duration = Duration::from_secs(10);
 const TRIMMED_WHILE_PENDING: &str =
     "while they were pending in the group (up to so many, where a replica died just before)";
 
-/// Leaves the state right however the fetch ends, also if it is aborted.
-pub(super) struct Turn(Arc<Shared>);
-
-impl Turn {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        shared.lock().taken.watch();
-        Self(shared)
+/// Begins a fetch for a permit, which leaves its outcome for the next read.
+///
+/// The fetch counts as over also if its task ends before its first poll.
+pub(super) fn begin(member: Arc<Member>, permit: Permit) -> impl Future<Output = ()> + Send {
+    member.reading().pending.begin_replies();
+    let fetching = Fetching(member);
+    async move {
+        let member = &fetching.0;
+        let result = member.fetch_or_rejoin(permit).await;
+        let outcome = result.map_err(|(doing, error)| member.failed(doing, error));
+        let mut reading = member.reading();
+        reading.fetch_failed = outcome.is_err();
+        if outcome.is_ok() {
+            reading.sizes.succeeded();
+        } else {
+            reading.sizes.failed();
+            reading.recovery.due_at = Instant::now() + RECOVER_AFTER_FAILURE;
+        }
+        reading.outcome = Some(outcome);
     }
 }
 
-impl Drop for Turn {
+/// Leaves the state right however the fetch ends, also if it is aborted.
+struct Fetching(Arc<Member>);
+
+impl Drop for Fetching {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.fetching = false;
-        state.taken.end_watch();
-        drop(state);
+        let mut reading = self.0.reading();
+        reading.is_fetching = false;
+        reading.pending.end_replies();
+        drop(reading);
         self.0.changed.notify_one();
     }
 }
 
-/// Fetches entries for a permit, and leaves the outcome for the reader.
-///
-/// The turn is made before the task: it must end also if the task's thread does before its first poll.
-pub(super) async fn fetch(turn: Turn, permit: Permit) {
-    let shared = &turn.0;
-    let result = shared.fetch_or_rejoin(permit).await;
-    let outcome = match result {
-        Ok(outcome) => {
-            let mut state = shared.lock();
-            state.sizes.succeeded();
-            state.fetch_failed = false;
-            drop(state);
-            Ok(outcome)
-        }
-        Err((doing, error)) => {
-            let error = shared.failed(doing, error);
-            let mut state = shared.lock();
-            state.sizes.failed();
-            state.fetch_failed = true;
-            state.recovery.due_at = Instant::now() + RECOVER_AFTER_FAILURE;
-            drop(state);
-            Err(error)
-        }
-    };
-    shared.lock().outcome = Some(outcome);
-}
-
-/// What was being done, for the error.
+/// The step that failed, and why.
 type Failed = (&'static str, redis::RedisError);
 
-impl State {
+impl Reading {
     /// Ends the recovery, unless it was asked for anew meanwhile.
     fn ends_recovery(&mut self) -> bool {
         if self.recovery.runs.is_none() {
             return false;
         }
-        self.taken.recovered();
-        self.recovery.due = false;
+        self.pending.recovered();
+        self.recovery.is_due = false;
         self.recovery.runs = None;
         // An earlier appointment, made by a failure, stands.
         let now = Instant::now();
@@ -112,51 +98,48 @@ impl State {
     }
 }
 
-impl Shared {
+impl Member {
     /// A stream or a group that has vanished is made again at once, within the same fetch.
     async fn fetch_or_rejoin(&self, permit: Permit) -> Result<Outcome, Failed> {
         let connecting = |error| ("connecting", error);
         let mut commands = self.commands().await.map_err(connecting)?;
-        match self.fetch_with(&mut commands, permit).await {
+        match self.fetch(&mut commands, permit).await {
             Err((_, error)) if failure::has_vanished(&error) => {
-                self.lock().joined = false;
-                self.fetch_with(&mut commands, permit).await
+                self.reading().has_joined = false;
+                self.fetch(&mut commands, permit).await
             }
             result => result,
         }
     }
 
-    async fn fetch_with(
-        &self,
-        commands: &mut Commands<'_>,
-        permit: Permit,
-    ) -> Result<Outcome, Failed> {
-        if !self.lock().joined {
+    async fn fetch(&self, commands: &mut Commands<'_>, permit: Permit) -> Result<Outcome, Failed> {
+        let while_doing = |doing| move |error| (doing, error);
+        if !self.reading().has_joined {
             self.join(commands)
                 .await
-                .map_err(|error| ("making the consumer group", error))?;
-            // What is not allowed here the keeper tells.
-            drop(self.sight(commands).await);
+                .map_err(while_doing("making the consumer group"))?;
+            // The keeper tells of what is not allowed here.
+            drop(self.look(commands).await);
         }
-        if self.must_recover() {
-            let found = self
-                .recover(commands, permit)
-                .await
-                .map_err(|error| ("reading what is pending for this consumer", error))?;
-            if found {
+        loop {
+            if self.must_recover()
+                && self
+                    .recover(commands, permit)
+                    .await
+                    .map_err(while_doing("reading what is pending for this consumer"))?
+            {
                 return Ok(Outcome::Some);
             }
-        }
-        self.count_losses(commands)
-            .await
-            .map_err(|error| ("counting what was removed unread", error))?;
-        if self.must_claim() {
-            let found = self
-                .claim(commands, permit)
+            self.count_losses(commands)
                 .await
-                .map_err(|error| ("claiming what others left", error))?;
-            if found {
-                return Ok(Outcome::Some);
+                .map_err(while_doing("counting what was removed unread"))?;
+            let has_claimed = self.must_claim()
+                && self
+                    .claim(commands, permit)
+                    .await
+                    .map_err(while_doing("claiming what others left"))?;
+            if !has_claimed {
+                break;
             }
         }
         if let Some(what) = self.misplaced() {
@@ -164,37 +147,33 @@ impl Shared {
         }
         self.read_new(permit)
             .await
-            .map_err(|error| ("reading the stream", error))
+            .map_err(while_doing("reading the stream"))
     }
 
     fn must_recover(&self) -> bool {
-        let mut state = self.lock();
-        if Instant::now() >= state.recovery.due_at {
-            state.recovery.due = true;
+        let mut reading = self.reading();
+        if Instant::now() >= reading.recovery.due_at {
+            reading.recovery.is_due = true;
         }
-        state.recovery.due
+        reading.recovery.is_due
     }
 
     /// Reads again what is pending for us and nobody has. Returns whether there was any.
     async fn recover(&self, commands: &mut Commands<'_>, permit: Permit) -> RedisResult<bool> {
-        // What is durable comes first, so that it is no longer pending.
-        let committed = self.lock().taken.committed();
+        // Durable entries come first, so that they are no longer pending.
+        let committed = self.reading().pending.committed();
         self.acknowledge(commands, &committed).await?;
         loop {
-            if self.lock().recovery.runs.is_none() {
-                let pending = commands.own_pending().await?;
-                let mut state = self.lock();
-                let runs = state.taken.plan_recovery(&pending);
-                state.recovery.runs = Some(runs);
+            if self.reading().recovery.runs.is_none() {
+                let own_pending = commands.own_pending().await?;
+                let mut reading = self.reading();
+                let runs = reading.pending.plan_recovery(&own_pending);
+                reading.recovery.runs = Some(runs);
             }
             while let Some((run, count)) = self.next_run(permit) {
-                let behind = run.first.previous();
-                let command = commands::read_pending(&self.settings, behind, count);
-                let room = Room {
-                    permit,
-                    must_take_one: true,
-                };
-                let read = self.read(&command, room, RESPONSE_TIMEOUT).await?;
+                let command = commands::read_pending(&self.settings, run.first.previous(), count);
+                let mut room = Room::new(permit);
+                let read = self.read(&command, &mut room, RESPONSE_TIMEOUT).await?;
                 let rest = rest_of(run, count, &read);
                 let num = self.take_pending(commands, read.entries).await?;
                 self.run_is_read(rest);
@@ -202,25 +181,21 @@ impl Shared {
                     return Ok(true);
                 }
             }
-            if self.lock().ends_recovery() {
+            if self.reading().ends_recovery() {
                 return Ok(false);
             }
         }
     }
 
-    fn next_run(&self, permit: Permit) -> Option<(Run, usize)> {
-        let state = self.lock();
-        let run = *state.recovery.runs.as_ref()?.front()?;
-        Some((
-            run,
-            run.num
-                .min(state.sizes.expected(permit).map_or(1, NonZeroUsize::get)),
-        ))
+    fn next_run(&self, permit: Permit) -> Option<(PendingRun, usize)> {
+        let reading = self.reading();
+        let run = *reading.recovery.runs.as_ref()?.front()?;
+        Some((run, run.num.min(reading.sizes.at_least_one(permit))))
     }
 
-    fn run_is_read(&self, rest: Option<Run>) {
-        let mut state = self.lock();
-        if let Some(runs) = state.recovery.runs.as_mut() {
+    fn run_is_read(&self, rest: Option<PendingRun>) {
+        let mut reading = self.reading();
+        if let Some(runs) = reading.recovery.runs.as_mut() {
             runs.pop_front();
             if let Some(rest) = rest {
                 runs.push_front(rest);
@@ -228,65 +203,54 @@ impl Shared {
         }
     }
 
-    /// Takes pending entries, our own or claimed. Those without text are acknowledged and counted.
+    /// Takes in own pending entries. Those without text are acknowledged and counted.
     async fn take_pending(
         &self,
         commands: &mut Commands<'_>,
-        entries: Vec<RawEntry>,
+        entries: Vec<StreamEntry>,
     ) -> RedisResult<usize> {
-        let (entries, mut gone) = self.split(entries);
-        {
-            // What we have needs no text in the stream any more.
-            let state = self.lock();
-            gone.retain(|id| !state.taken.has(*id));
-        }
+        let gone: Vec<StreamId> = {
+            // An entry that we have needs no text in the stream any more.
+            let pending = &self.reading().pending;
+            let gone = entries.iter().filter(|entry| entry.body.is_none());
+            let gone = gone.map(|entry| entry.id);
+            gone.filter(|id| !pending.has(*id)).collect()
+        };
         if !gone.is_empty() {
             commands.acknowledge(&gone).await?;
         }
-        let mut state = self.lock();
+        let now = Instant::now();
+        let mut num = 0;
+        let mut reading = self.reading();
         for &id in &gone {
-            state.taken.lost(id);
+            reading.pending.forget(id);
         }
-        let num = state.taken.take_again(entries, Instant::now());
-        state.more = More::Ready;
-        drop(state);
+        for entry in entries {
+            if let Some(body) = entry.body {
+                reading.sizes.saw(body.num_bytes());
+                num += usize::from(reading.pending.add_again(entry.id, body, now));
+            }
+        }
+        reading.more = More::Ready;
+        drop(reading);
         self.note_lost(gone.len(), TRIMMED_WHILE_PENDING);
         Ok(num)
     }
 
-    /// Entries with text, sized; and the ids of those without.
-    fn split(&self, entries: Vec<RawEntry>) -> (Vec<Fetched>, Vec<StreamId>) {
-        let now = Instant::now();
-        let mut state = self.lock();
-        let mut with_text = Vec::with_capacity(entries.len());
-        let mut gone = Vec::new();
-        for entry in entries {
-            match entry.fields {
-                Some(fields) => {
-                    let entry = fetched(entry.id, fields);
-                    state.sizes.saw(entry.num_bytes, now);
-                    with_text.push(entry);
-                }
-                None => gone.push(entry.id),
-            }
-        }
-        (with_text, gone)
-    }
-
-    /// How many of these we do not have: their events are lost.
-    fn unknown_of(&self, ids: &[StreamId]) -> usize {
-        let state = self.lock();
-        ids.iter().filter(|id| !state.taken.has(**id)).count()
+    /// How many of these we do not have.
+    fn num_unknown(&self, ids: &[StreamId]) -> usize {
+        let reading = self.reading();
+        ids.iter().filter(|id| !reading.pending.has(**id)).count()
     }
 
     async fn count_losses(&self, commands: &mut Commands<'_>) -> RedisResult<()> {
-        let due = {
-            let state = self.lock();
-            state.count_losses || state.last_new_read.elapsed() >= LONG_PAUSE
+        let is_due = {
+            let reading = self.reading();
+            reading.must_count_losses || reading.last_new_read.elapsed() >= LONG_PAUSE
         };
-        if due {
+        if is_due {
             let lost = commands.count_losses().await?;
-            self.lock().count_losses = false;
+            self.reading().must_count_losses = false;
             self.note_lost(
                 lost,
                 "before they were read (up to so many, where Redis restarted just before)",
@@ -296,40 +260,40 @@ impl Shared {
     }
 
     fn must_claim(&self) -> bool {
-        let state = self.lock();
-        if state.stopping {
+        let reading = self.reading();
+        if reading.is_stopping {
             return false;
         }
-        state.claims.cursor.is_some() || Instant::now() >= state.claims.due_at
+        reading.claims.cursor.is_some() || Instant::now() >= reading.claims.due_at
     }
 
-    /// Takes over what others left. Returns whether there was any; the search then goes on with
-    /// the next fetch.
+    /// Takes over what others left. Returns whether there was any: it is pending for us then, and is read
+    /// next. The search goes on after that.
     async fn claim(&self, commands: &mut Commands<'_>, permit: Permit) -> RedisResult<bool> {
         loop {
             let (cursor, count) = {
-                let mut state = self.lock();
-                state.claims.due_at = Instant::now() + self.settings.claim_every;
-                let cursor = state.claims.cursor.take().unwrap_or(StreamId::ZERO);
-                (cursor, state.sizes.certain(permit).min(FEW))
+                let mut reading = self.reading();
+                reading.claims.due_at = Instant::now() + self.settings.claim_every;
+                let cursor = reading.claims.cursor.take().unwrap_or(StreamId::ZERO);
+                // Entries that are not read soon look idle to others.
+                (cursor, reading.sizes.at_least_one(permit))
             };
             let claimed = commands.claim_idle(cursor, count).await?;
-            let lost = self.unknown_of(&claimed.deleted);
-            let num = self.take_pending(commands, claimed.entries).await?;
+            self.note_lost(self.num_unknown(&claimed.deleted), TRIMMED_WHILE_PENDING);
+            let num = self.num_unknown(&claimed.ids);
+            let is_end = claimed.next == StreamId::ZERO;
             {
-                let mut state = self.lock();
-                if claimed.next != StreamId::ZERO {
-                    state.claims.cursor = Some(claimed.next);
+                let mut reading = self.reading();
+                reading.claims.cursor = (!is_end).then_some(claimed.next);
+                if num > 0 {
+                    reading.recover();
                 }
-                // Redis 6.2 does not say which; they are pending for us now.
-                state.recovery.due |= claimed.some_deleted;
             }
-            self.note_lost(lost, TRIMMED_WHILE_PENDING);
             if num > 0 {
                 self.note_takeover(num);
                 return Ok(true);
             }
-            if claimed.next == StreamId::ZERO {
+            if is_end {
                 return Ok(false);
             }
         }
@@ -337,34 +301,31 @@ impl Shared {
 
     /// Waits for new entries, and takes as many as there are and the permit allows for.
     ///
-    /// In several reads, since none asks for very many. What they bring is handed out together: each part
+    /// In several reads, since none asks for very many. Their entries are handed out together: each part
     /// on its own would have to wait for a processor as often.
     async fn read_new(&self, permit: Permit) -> RedisResult<Outcome> {
         self.keep_the_pace().await;
-        let mut room = Room {
-            permit,
-            must_take_one: true,
-        };
+        let mut room = Room::new(permit);
         let mut num_taken = 0;
         loop {
             let expected = {
-                let state = self.lock();
-                if state.stopping {
+                let reading = self.reading();
+                if reading.is_stopping {
                     break;
                 }
-                state.sizes.expected(room.permit)
+                reading.sizes.expected(room.permit)
             };
             // One may come alone, however large.
+            let waits = room.must_take_one;
             let count = match expected {
-                None if !room.must_take_one => break,
+                None if !waits => break,
                 expected => expected.map_or(1, NonZeroUsize::get),
             };
-            let command = commands::read_new(&self.settings, count, room.must_take_one);
+            let command = commands::read_new(&self.settings, count, waits);
             let patience = self.settings.block + RESPONSE_TIMEOUT;
-            let read = self.read(&command, room, patience).await?;
-            let is_full = read.num() == count && read.left.is_empty();
+            let read = self.read(&command, &mut room, patience).await?;
+            let is_full = read.num() == count && read.skipped.is_empty();
             num_taken += read.entries.len();
-            room.use_up(&read);
             self.take_new(read, is_full).await?;
             if !is_full {
                 break;
@@ -380,26 +341,36 @@ impl Shared {
         })
     }
 
-    /// Takes entries that were delivered just now.
+    /// Takes in entries that were delivered just now.
     async fn take_new(&self, read: EntriesRead, has_more: bool) -> RedisResult<()> {
         let num = read.num();
-        let last = read.entries.iter().map(|entry| entry.id);
-        let last = last.chain(read.left.iter().map(|(id, _)| *id)).max();
-        let (entries, gone) = self.split(read.entries);
+        let last = read.entries.last().map(|entry| entry.id);
+        let last = read.skipped.last().map(|(id, _)| *id).or(last);
+        if let Some(last) = last {
+            self.keeping().positions.read_up_to(last);
+        }
         let now = Instant::now();
+        let mut gone = Vec::new();
         {
-            let mut state = self.lock();
-            state.taken.take_new(entries, now);
-            state.taken.leave_new(&read.left);
-            if let Some(last) = last {
-                state.positions.read_up_to(last);
+            let mut reading = self.reading();
+            for StreamEntry { id, body } in read.entries {
+                match body {
+                    Some(body) => {
+                        reading.sizes.saw(body.num_bytes());
+                        reading.pending.add_new(id, body, now);
+                    }
+                    None => gone.push(id),
+                }
+            }
+            let has_skipped = !read.skipped.is_empty();
+            for (id, _) in read.skipped {
+                reading.pending.skip_new(id);
             }
             // Those are pending for us now, and nobody else will read them.
-            let has_left = !read.left.is_empty();
-            state.recovery.due |= has_left;
-            state.last_new_read = now;
-            state.last_was_short = num > 0 && !has_more && !has_left;
-            state.more = if has_more || has_left {
+            reading.recovery.is_due |= has_skipped;
+            reading.last_new_read = now;
+            reading.last_was_short = num > 0 && !has_more && !has_skipped;
+            reading.more = if has_more || has_skipped {
                 More::Ready
             } else {
                 More::Later
@@ -417,29 +388,24 @@ impl Shared {
     async fn read(
         &self,
         command: &Cmd,
-        room: Room,
+        room: &mut Room,
         patience: Duration,
     ) -> RedisResult<EntriesRead> {
-        let mut connection = self.connections.reads().await?;
-        let read = connection.reads.entries(command, room, patience).await;
-        // A future that was dropped, or an answer that was not understood, ends the connection.
-        if read.as_ref().err().is_none_or(failure::is_answer) {
-            self.connections.give_back(connection);
-        }
-        let read = read?;
-        let now = Instant::now();
-        let mut state = self.lock();
-        for &(_, num_bytes) in &read.left {
-            state.sizes.saw(num_bytes, now);
+        let mut in_use = self.connections.reader().await?;
+        let read = in_use.reader.entries(command, room, patience).await;
+        let read = self.connections.give_back(in_use, read)?;
+        let mut reading = self.reading();
+        for &(_, num_bytes) in &read.skipped {
+            reading.sizes.saw(num_bytes);
         }
         Ok(read)
     }
 
     async fn keep_the_pace(&self) {
         let rest = {
-            let state = self.lock();
-            let since = state.last_new_read.elapsed();
-            state
+            let reading = self.reading();
+            let since = reading.last_new_read.elapsed();
+            reading
                 .last_was_short
                 .then(|| PACE.checked_sub(since))
                 .flatten()
@@ -450,13 +416,13 @@ impl Shared {
     }
 }
 
-/// What of a run is still to be read; `None` if Redis has no more of it.
-fn rest_of(run: Run, asked: usize, read: &EntriesRead) -> Option<Run> {
+/// The part of a run that is still to be read; `None` if Redis has no more of it.
+fn rest_of(run: PendingRun, asked: usize, read: &EntriesRead) -> Option<PendingRun> {
     let last = read.entries.last()?.id;
     let num = run.num.saturating_sub(read.entries.len());
     // Where another has taken some of it meanwhile, fewer come than were asked for.
-    let goes_on = read.num() == asked || !read.left.is_empty();
-    (goes_on && num > 0).then_some(Run {
+    let goes_on = read.num() == asked || !read.skipped.is_empty();
+    (goes_on && num > 0).then_some(PendingRun {
         first: StreamId {
             number: last.number.saturating_add(1),
             ..last

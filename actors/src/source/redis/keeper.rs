@@ -1,11 +1,11 @@
 //! The task beside the reads: says that entries are ours, moves the guard, tidies up.
 //!
-//! While the pipeline is full nobody reads, and what is held must still be held. So this runs on
-//! its own, from the first read until the source is closed or dropped; it keeps nothing alive.
+//! While the pipeline is full nobody reads, and the entries in flight must still be marked as ours. So this
+//! runs on its own, from the first read until the source is closed or dropped; it keeps nothing alive.
 //!
 //! Each duty has its own turns, time-out and failures: one that is refused or hangs keeps no other
-//! from its turn. A user who may not claim entries must not fill the server's memory as well, because
-//! the guard stands still.
+//! from its turn. Where the user may not claim entries the guard must move all the same, or the server's
+//! memory would fill up as well.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -19,13 +19,13 @@ use crate::source::SourceError;
 use crate::status::error_chain;
 
 use super::failure;
-use super::shared::Shared;
+use super::member::Member;
 use super::stats::GUARD_ALARM_AFTER;
 
-mod complaints;
 mod duties;
+mod failure_log;
 
-use complaints::Complaints;
+use failure_log::FailureLog;
 
 /// How often the guard is moved at most, and the stream looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a duty may take: longer than any of its commands, of which there may be several.
 const DUTY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is done again and again.
+/// A task that comes again and again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Duty {
     Hold,
@@ -52,7 +52,7 @@ impl Duty {
     /// Those that have turns of their own.
     const ROUNDS: [Self; 4] = [Self::Hold, Self::Confirm, Self::Look, Self::Tidy];
 
-    /// What is being done, for the error.
+    /// For the error: "… failed".
     const fn doing(self) -> &'static str {
         match self {
             Self::Hold => "keeping what is held",
@@ -73,39 +73,39 @@ impl Duty {
 }
 
 /// Runs until the source is closed or gone.
-async fn keep(shared: Weak<Shared>) {
-    let complaints = Mutex::default();
-    let rounds = Duty::ROUNDS.map(|duty| repeat(&shared, duty, &complaints));
+async fn keep(member: Weak<Member>) {
+    let failures = Mutex::default();
+    let rounds = Duty::ROUNDS.map(|duty| repeat(&member, duty, &failures));
     join_all(rounds).await;
 }
 
-async fn repeat(shared: &Weak<Shared>, duty: Duty, complaints: &Mutex<Complaints>) {
+async fn repeat(member: &Weak<Member>, duty: Duty, failures: &Mutex<FailureLog>) {
     let mut due = Instant::now();
     loop {
         sleep_until(due).await;
-        let Some(shared) = shared.upgrade() else {
+        let Some(member) = member.upgrade() else {
             return;
         };
-        let (closed, joined) = {
-            let state = shared.lock();
-            (state.closed, state.joined_before)
+        let (is_closed, has_joined) = {
+            let reading = member.reading();
+            (reading.is_closed, reading.had_joined)
         };
-        if closed {
+        if is_closed {
             return;
         }
         // A duty that fails comes again after its own time, not at once.
-        due = Instant::now() + shared.time_between(duty);
+        due = Instant::now() + member.time_between(duty);
         if duty == Duty::Look {
-            shared.tell_what_is_due();
+            member.tell_what_is_due();
         }
         // Before the first read has found or made the groups there is nothing to keep.
-        if joined {
-            shared.fulfil(duty, complaints).await;
+        if has_joined {
+            member.run(duty, failures).await;
         }
     }
 }
 
-impl Shared {
+impl Member {
     /// Starts the task on the runtime of the caller.
     pub(super) fn start_keeper(self: &Arc<Self>) -> tokio::task::AbortHandle {
         tokio::spawn(keep(Arc::downgrade(self))).abort_handle()
@@ -119,60 +119,63 @@ impl Shared {
         }
     }
 
-    async fn fulfil(&self, duty: Duty, complaints: &Mutex<Complaints>) {
+    async fn run(&self, duty: Duty, failures: &Mutex<FailureLog>) {
         match duty {
-            Duty::Hold => drop(self.attend(duty, self.hold(), complaints).await),
-            Duty::Confirm => drop(self.attend(duty, self.confirm(), complaints).await),
-            Duty::Tidy => drop(self.attend(duty, self.tidy(), complaints).await),
+            Duty::Hold => drop(self.run_duty(duty, self.hold(), failures).await),
+            Duty::Confirm => drop(self.run_duty(duty, self.confirm(), failures).await),
+            Duty::Tidy => drop(self.run_duty(duty, self.tidy(), failures).await),
             Duty::Look | Duty::Guard | Duty::Oldest | Duty::Record | Duty::Trim => {
-                self.look_after_the_stream(complaints).await;
+                self.watch_stream(failures).await;
             }
         }
     }
 
     /// Looks, and does what follows from it.
-    async fn look_after_the_stream(&self, complaints: &Mutex<Complaints>) {
-        let Some(sight) = self.attend(Duty::Look, self.look(), complaints).await else {
+    async fn watch_stream(&self, failures: &Mutex<FailureLog>) {
+        let Some(snapshot) = self
+            .run_duty(Duty::Look, self.look_or_rejoin(), failures)
+            .await
+        else {
             return;
         };
         join4(
-            self.attend(Duty::Guard, self.move_guard(&sight), complaints),
-            self.attend(Duty::Oldest, self.find_oldest(&sight), complaints),
-            self.attend(Duty::Record, self.record_read(&sight), complaints),
-            self.attend(Duty::Trim, self.trim(&sight), complaints),
+            self.run_duty(Duty::Guard, self.move_guard(&snapshot), failures),
+            self.run_duty(Duty::Oldest, self.find_oldest(&snapshot), failures),
+            self.run_duty(Duty::Record, self.record_read(&snapshot), failures),
+            self.run_duty(Duty::Trim, self.trim(&snapshot), failures),
         )
         .await;
     }
 
-    /// Does one duty, for so long at most, and says what is to be said of how it went.
-    async fn attend<T>(
+    /// Runs one duty, for so long at most, and logs how it went where that is news.
+    async fn run_duty<T>(
         &self,
         duty: Duty,
         work: impl Future<Output = RedisResult<T>>,
-        complaints: &Mutex<Complaints>,
+        failures: &Mutex<FailureLog>,
     ) -> Option<T> {
         let result = timeout(DUTY_TIMEOUT, work)
             .await
             .unwrap_or_else(|_| Err(failure::timed_out("not done within its time")));
         // Every change is complete before anything that could panic.
-        let mut complaints = complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok(done) => {
-                self.note_success(duty, &mut complaints);
+                self.note_success(duty, &mut failures);
                 Some(done)
             }
             Err(error) => {
-                self.note_failure(duty, error, &mut complaints);
+                self.note_failure(duty, error, &mut failures);
                 None
             }
         }
     }
 
-    fn note_success(&self, duty: Duty, complaints: &mut Complaints) {
+    fn note_success(&self, duty: Duty, failures: &mut FailureLog) {
         if duty == Duty::Guard {
             self.stats.saw_guard_error(None);
         }
-        if let Some(failures) = complaints.succeeded(duty) {
+        if let Some(failures) = failures.succeeded(duty) {
             log::info!(
                 "{} works again failures={failures} redis.server={}",
                 duty.doing(),
@@ -181,10 +184,10 @@ impl Shared {
         }
     }
 
-    fn note_failure(&self, duty: Duty, error: redis::RedisError, complaints: &mut Complaints) {
-        // A group that has vanished is made again at once, which is told.
+    fn note_failure(&self, duty: Duty, error: redis::RedisError, failures: &mut FailureLog) {
+        // A group that has vanished is made again at once, which is logged.
         let is_refusal = failure::is_answer(&error) && !failure::has_vanished(&error);
-        let aloud = complaints.failed(duty, is_refusal, self.lock().fetch_failed);
+        let aloud = failures.failed(duty, is_refusal, self.reading().fetch_failed);
         // A refusal of something here must not disturb the reads.
         let error = if failure::leaves_connections_sound(&error) {
             failure::unavailable(&self.server, duty.doing(), error)
@@ -198,15 +201,15 @@ impl Shared {
         };
         log::log!(level, "{}", error_chain(&error));
         if duty.moves_guard() {
-            self.note_old_guard(&error, complaints);
+            self.note_old_guard(&error, failures);
         }
     }
 
-    fn note_old_guard(&self, error: &SourceError, complaints: &mut Complaints) {
+    fn note_old_guard(&self, error: &SourceError, failures: &mut FailureLog) {
         let error = error_chain(error);
         self.stats.saw_guard_error(Some(error.clone()));
         let age = self.stats.guard_age().unwrap_or_default();
-        if age < GUARD_ALARM_AFTER || !complaints.guard_is_old() {
+        if age < GUARD_ALARM_AFTER || !failures.guard_is_old() {
             return;
         }
         log::error!(
@@ -231,43 +234,43 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_guard_that_was_not_moved_for_long_is_told_of_until_it_is() {
-        let shared = Shared::new(RedisSettings::default());
-        let complaints = Mutex::default();
+        let member = Member::new(RedisSettings::default());
+        let failures = Mutex::default();
         let warned_after = async |time| {
             advance(time).await;
             let failing = async { RedisResult::<()>::Err(timed_out("no answer")) };
-            shared.attend(Duty::Look, failing, &complaints).await;
-            shared.stats.warnings()
+            member.run_duty(Duty::Look, failing, &failures).await;
+            member.stats.warnings()
         };
         let without_guard = warned_after(2 * GUARD_ALARM_AFTER).await;
         assert!(without_guard.is_empty(), "{without_guard:?}");
-        shared.stats.kept_guard();
+        member.stats.kept_guard();
         let soon = warned_after(GUARD_ALARM_AFTER / 2).await;
         assert!(soon.is_empty(), "{soon:?}");
         let late = warned_after(GUARD_ALARM_AFTER / 2).await;
         assert!(late[0].contains("not been moved for 60 s"), "{late:?}");
         assert!(late[0].contains("no answer"), "{late:?}");
-        assert!(!complaints.lock().unwrap().guard_is_old(), "said already");
+        assert!(!failures.lock().unwrap().guard_is_old(), "said already");
         let moving = async {
-            shared.stats.kept_guard();
+            member.stats.kept_guard();
             RedisResult::Ok(())
         };
-        shared.attend(Duty::Guard, moving, &complaints).await;
-        assert!(shared.stats.warnings().is_empty());
-        assert!(complaints.lock().unwrap().guard_is_old(), "to be said anew");
+        member.run_duty(Duty::Guard, moving, &failures).await;
+        assert!(member.stats.warnings().is_empty());
+        assert!(failures.lock().unwrap().guard_is_old(), "to be said anew");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_duty_that_hangs_ends_in_its_time_and_is_told_of() {
-        let shared = Shared::new(RedisSettings::default());
-        let complaints = Mutex::default();
+        let member = Member::new(RedisSettings::default());
+        let failures = Mutex::default();
         let began = Instant::now();
         for _ in 0..2 {
             let hanging = pending::<RedisResult<()>>();
-            assert_eq!(shared.attend(Duty::Hold, hanging, &complaints).await, None);
+            assert_eq!(member.run_duty(Duty::Hold, hanging, &failures).await, None);
         }
         assert_eq!(began.elapsed(), 2 * DUTY_TIMEOUT);
-        let said_after = complaints.lock().unwrap().succeeded(Duty::Hold);
+        let said_after = failures.lock().unwrap().succeeded(Duty::Hold);
         assert_eq!(said_after, Some(2));
     }
 }

@@ -1,28 +1,56 @@
-//! Whether the consumer group stands where it can stand: nowhere ahead of the stream's last id.
+//! Where the consumer group and the trim guard may stand, and whether they do.
 //!
-//! `XGROUP SETID` takes any id. A group that was set ahead of all that was ever published is given
-//! nothing until the ids have reached it, and what is published until then is never read. Nobody can
-//! want that, and Redis says nothing. So the source stops reading, says so, and leaves the trim guard
-//! where it is: then all of it is still in the stream when somebody sets the group back.
+//! The group stands nowhere ahead of the stream's last id. `XGROUP SETID` takes any id. A group that was
+//! set ahead of all that was ever published is given nothing until the ids have reached it, and what is
+//! published until then is never read. Nobody can want that, and Redis says nothing. So the source stops
+//! reading, says so, and leaves the trim guard where it is: then all of it is still in the stream when
+//! somebody sets the group back. A group that is set anywhere *within* the stream is believed: it is how
+//! somebody has entries read again, or passed over.
 //!
-//! A group that is set anywhere *within* the stream is believed: it is how somebody has entries read
-//! again, or passed over.
+//! The trim guard is a second group that keeps others from trimming what is not committed. Prefect's
+//! consumers trim the stream behind the smallest id that was *delivered* in each group, committed or not,
+//! and pass over groups whose consumers were idle for too long. A group without consumers they never pass
+//! over. The guard stands where nothing uncommitted is behind it, and any replica moves it: what was true
+//! when it looked stays true, so it needs no leader.
 
-use super::guard;
-use super::replies::Sight;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use super::settings::RedisSettings;
+use super::snapshot::StreamSnapshot;
 use super::stream_id::StreamId;
 
 /// The first id that counts for Prefect's trimming, and behind which everything is.
-const BEGINNING: StreamId = StreamId {
+pub(super) const BEGINNING: StreamId = StreamId {
     millis: 0,
     number: 1,
 };
 
+/// The stream's end may go back without any group being set. To ask for it costs Redis as much as the
+/// stream's first and last entries are large.
+const ASK_END_EVERY: Duration = Duration::from_secs(10);
+
+/// Behind this nothing is uncommitted; `None` if the group is not there.
+pub(super) fn safe_id(snapshot: &StreamSnapshot, settings: &RedisSettings) -> Option<StreamId> {
+    let group = snapshot.group(&settings.group)?;
+    Some(snapshot.pending.smallest.unwrap_or(group.last_delivered))
+}
+
+/// Where the guard stands for a safe id: at the start of its millisecond.
+///
+/// Prefect compares ids as texts, where `…-10` is smaller than `…-2`. Only `…-0` is the smallest
+/// of its millisecond there too. A group at `0-0` counts for nothing.
+pub(super) fn guard_position(safe: StreamId) -> StreamId {
+    StreamId {
+        number: u64::from(safe.millis == 0),
+        ..safe
+    }
+}
+
 /// A group that stands ahead of its stream, or did and was left there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ahead {
-    /// Where the group stands.
+pub(super) struct GroupAhead {
     pub(super) at: StreamId,
     /// The last id of the stream.
     pub(super) end: StreamId,
@@ -30,38 +58,38 @@ pub(super) struct Ahead {
     pub(super) back_to: StreamId,
 }
 
-impl Ahead {
-    /// Of a group that was seen only now.
-    pub(super) fn of(sight: &Sight, end: StreamId, settings: &RedisSettings) -> Option<Self> {
-        let at = guard::find(&sight.groups, &settings.group)?.last_delivered;
+impl GroupAhead {
+    /// Of a group that was seen only now, with the stream's end.
+    pub(super) fn of(snapshot: &StreamSnapshot, settings: &RedisSettings) -> Option<Self> {
+        let at = snapshot.group(&settings.group)?.last_delivered;
         // Where groups are made, also on a stream that nothing was ever published to.
-        let end = end.max(BEGINNING);
+        let end = snapshot.end?.max(BEGINNING);
         (at > end).then(|| Self {
             at,
             end,
-            back_to: Self::back_to(sight, end, None, settings),
+            back_to: Self::back_to(snapshot, end, None, settings),
         })
     }
 
     /// Where the group belongs: at the guard, which stayed behind all that was not stored, and no
     /// further than it was seen itself; else at the beginning.
     fn back_to(
-        sight: &Sight,
+        snapshot: &StreamSnapshot,
         end: StreamId,
         last_sound: Option<StreamId>,
         settings: &RedisSettings,
     ) -> StreamId {
-        let guard = guard::find(&sight.groups, &settings.guard_group)
+        let guard = snapshot
+            .group(&settings.guard_group)
             .map(|guard| guard.last_delivered)
             .filter(|at| settings.guard && *at <= end);
-        let last_seen = last_sound.map(guard::position);
-        let pending = sight.pending.smallest.map(guard::position);
+        let last_seen = last_sound.map(guard_position);
+        let pending = snapshot.pending.smallest.map(guard_position);
         let known = guard.into_iter().chain(last_seen).min();
-        let known = known.unwrap_or(BEGINNING).min(guard::position(end));
+        let known = known.unwrap_or(BEGINNING).min(guard_position(end));
         pending.map_or(known, |pending| pending.min(known))
     }
 
-    /// What is wrong.
     pub(super) fn what(&self, settings: &RedisSettings) -> String {
         let Self { at, end, .. } = self;
         let group = &settings.group;
@@ -77,7 +105,6 @@ impl Ahead {
         )
     }
 
-    /// What to do about it.
     pub(super) fn remedy(&self, settings: &RedisSettings) -> String {
         format!(
             "set it back with `redis-cli XGROUP SETID {} {} {}`; what is stored already counts as \
@@ -85,63 +112,84 @@ impl Ahead {
             settings.stream, settings.group, self.back_to
         )
     }
+
+    pub(super) fn what_and_remedy(&self, settings: &RedisSettings) -> String {
+        format!("{}; {}", self.what(settings), self.remedy(settings))
+    }
 }
 
-/// What is known of the ends of a stream, from one look at it to the next.
+/// The group's position and the stream's end, as far as they are known from one look to the next.
 #[derive(Debug, Default)]
 pub(super) struct Positions {
-    /// The last id of the stream, when it was last asked for.
+    /// How far the stream had come when that was last seen.
     end: Option<StreamId>,
+    end_seen_at: Option<Instant>,
     /// Where the group stood when it stood right.
     last_sound: Option<StreamId>,
-    ahead: Option<Ahead>,
+    ahead: Option<GroupAhead>,
+    passed_over: Option<PassedOver>,
 }
 
-/// What a look brought that was not known before.
+/// Entries that nobody was given, since the group was set ahead of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum News {
-    /// The group stands ahead of the stream.
-    Ahead(Ahead),
-    /// It stands within the stream again. What stands behind the first and up to the second id
-    /// was passed over, if anything.
-    Sound {
-        /// Behind this one, up to that one.
-        passed_over: Option<(StreamId, StreamId)>,
-    },
-    /// The stream's last id is smaller than it was: what was published last is gone.
-    WentBack {
-        /// What it was.
-        from: StreamId,
-        /// What it is.
-        to: StreamId,
-    },
+pub(super) struct PassedOver {
+    pub(super) behind: StreamId,
+    pub(super) up_to: StreamId,
+}
+
+/// The stream's last id is smaller than it was: what was published last is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct WentBack {
+    pub(super) from: StreamId,
+    pub(super) to: StreamId,
 }
 
 impl Positions {
     /// The group that stands ahead of its stream, while it does.
-    pub(super) fn ahead(&self) -> Option<Ahead> {
+    pub(super) fn ahead(&self) -> Option<GroupAhead> {
         self.ahead
+    }
+
+    /// How far the stream had come when that was last seen, however long ago.
+    pub(super) fn end(&self) -> Option<StreamId> {
+        self.end
     }
 
     /// The stream is known to have come this far, so that Redis need not be asked for its last id as
     /// long as nothing stands further ahead.
     pub(super) fn known_end(&self) -> Option<StreamId> {
+        let is_fresh = |at: Instant| at.elapsed() < ASK_END_EVERY;
         // While something is wrong, every look is a whole one.
-        self.end.filter(|_| self.ahead.is_none())
+        self.end
+            .filter(|_| self.ahead.is_none() && self.end_seen_at.is_some_and(is_fresh))
     }
 
-    /// Takes in what was seen; says what is new.
-    pub(super) fn see(&mut self, sight: &Sight, settings: &RedisSettings) -> Vec<News> {
-        let mut news = Vec::new();
-        if let Some(end) = sight.end.map(|end| end.max(BEGINNING)) {
-            let before = self.end.replace(end);
-            if let Some(from) = before.filter(|before| *before > end) {
-                news.push(News::WentBack { from, to: end });
-            }
+    /// The stream's end may have gone back: it is asked for with the next look.
+    pub(super) fn doubt_end(&mut self) {
+        self.end_seen_at = None;
+    }
+
+    /// Takes in what was seen by a look; `end_before` is what was known when the look began, since
+    /// reads may have brought later entries meanwhile.
+    pub(super) fn see(
+        &mut self,
+        snapshot: &StreamSnapshot,
+        end_before: Option<StreamId>,
+        settings: &RedisSettings,
+    ) -> Option<WentBack> {
+        let mut went_back = None;
+        if let Some(end) = snapshot.end.map(|end| end.max(BEGINNING)) {
+            let from = end_before.filter(|before| *before > end);
+            went_back = from.map(|from| WentBack { from, to: end });
+            self.end = match went_back {
+                Some(_) => Some(end),
+                None => self.end.max(Some(end)),
+            };
+            self.end_seen_at = Some(Instant::now());
         }
-        let group = guard::find(&sight.groups, &settings.group);
+        let group = snapshot.group(&settings.group);
         let (Some(end), Some(group)) = (self.end, group) else {
-            return news;
+            return went_back;
         };
         let at = group.last_delivered;
         let was = self.ahead;
@@ -149,29 +197,42 @@ impl Positions {
         let is_left = was.is_some_and(|was| was.at == at);
         if at > end || is_left {
             let back_to = was.map_or_else(
-                || Ahead::back_to(sight, end, self.last_sound, settings),
-                |was| was.back_to.min(guard::position(end)),
+                || GroupAhead::back_to(snapshot, end, self.last_sound, settings),
+                |was| was.back_to.min(guard_position(end)),
             );
-            let ahead = Ahead { at, end, back_to };
-            self.ahead = Some(ahead);
-            if was.is_none() {
-                news.push(News::Ahead(ahead));
-            }
-            return news;
+            self.ahead = Some(GroupAhead { at, end, back_to });
+            return went_back;
         }
         self.ahead = None;
         if let Some(was) = was {
             let behind = self.last_sound.unwrap_or(was.back_to);
-            news.push(News::Sound {
-                passed_over: (at > behind).then_some((behind, at)),
-            });
+            if at > behind {
+                let before = self.passed_over;
+                self.passed_over = Some(PassedOver {
+                    behind: before.map_or(behind, |before| before.behind.min(behind)),
+                    up_to: before.map_or(at, |before| before.up_to.max(at)),
+                });
+            }
         }
         self.last_sound = Some(at);
-        news
+        went_back
+    }
+
+    /// Entries that were passed over and are not counted yet.
+    pub(super) fn passed_over(&self) -> Option<PassedOver> {
+        self.passed_over
+    }
+
+    pub(super) fn counted_passed_over(&mut self) {
+        self.passed_over = None;
     }
 
     /// The group was given everything up to here: by a read of our own, between two looks.
     pub(super) fn read_up_to(&mut self, id: StreamId) {
+        if self.end <= Some(id) {
+            self.end = Some(id);
+            self.end_seen_at = Some(Instant::now());
+        }
         if self.ahead.is_none() && self.last_sound.is_some_and(|last| last < id) {
             self.last_sound = Some(id);
         }
@@ -187,78 +248,112 @@ impl Positions {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::replies::{Group, Pending};
+    use super::super::snapshot::{Group, PendingSummary};
     use super::*;
 
     fn id(text: &str) -> StreamId {
         text.parse().unwrap()
     }
 
-    fn sight(group: &str, guard: &str, end: Option<&str>) -> Sight {
+    fn snapshot(group: &str, guard: &str, end: Option<&str>) -> StreamSnapshot {
         let settings = RedisSettings::default();
         let standing = |name: &str, at: &str| Group {
             name: name.to_owned(),
-            consumers: 0,
-            pending: 0,
+            num_consumers: 0,
             last_delivered: id(at),
             lag: None,
         };
-        Sight {
+        StreamSnapshot {
             groups: vec![
                 standing(&settings.guard_group, guard),
                 standing(&settings.group, group),
             ],
-            pending: Pending::default(),
-            length: 0,
             end: end.map(id),
+            ..StreamSnapshot::default()
         }
     }
 
-    fn see(positions: &mut Positions, group: &str, guard: &str, end: Option<&str>) -> Vec<News> {
-        positions.see(&sight(group, guard, end), &RedisSettings::default())
+    fn see(
+        positions: &mut Positions,
+        group: &str,
+        guard: &str,
+        end: Option<&str>,
+    ) -> Option<WentBack> {
+        let snapshot = snapshot(group, guard, end);
+        let before = positions.end();
+        positions.see(&snapshot, before, &RedisSettings::default())
+    }
+
+    #[test]
+    fn the_guard_stays_behind_everything_that_is_not_committed() {
+        let settings = RedisSettings::default();
+        let safe = |smallest: Option<&str>| {
+            let mut snapshot = snapshot("9-3", "0-1", None);
+            snapshot.pending.smallest = smallest.map(id);
+            safe_id(&snapshot, &settings).unwrap()
+        };
+        assert_eq!(safe(None), id("9-3"));
+        assert_eq!(safe(Some("5-1")), id("5-1"));
+        let other = RedisSettings {
+            group: "other".to_owned(),
+            ..RedisSettings::default()
+        };
+        assert_eq!(safe_id(&snapshot("9-3", "0-1", None), &other), None);
+    }
+
+    #[test]
+    fn the_guard_stands_before_its_whole_millisecond_also_as_a_text() {
+        assert_eq!(
+            guard_position(id("1700000000000-12")),
+            id("1700000000000-0")
+        );
+        assert_eq!(guard_position(id("0-7")), id("0-1"), "0-0 would not count");
+        let guard = guard_position(id("1700000000000-2")).to_string();
+        for number in 0..200 {
+            assert!(guard <= format!("1700000000000-{number}"));
+        }
     }
 
     #[test]
     fn a_group_within_its_stream_is_believed_wherever_it_is_set() {
         let mut positions = Positions::default();
-        assert_eq!(see(&mut positions, "5-3", "5-0", Some("9-0")), []);
+        see(&mut positions, "5-3", "5-0", Some("9-0"));
         assert_eq!(positions.known_end(), Some(id("9-0")));
         for at in ["9-0", "0-1", "7-7"] {
-            assert_eq!(see(&mut positions, at, "5-0", None), [], "{at}");
+            assert_eq!(see(&mut positions, at, "5-0", None), None, "{at}");
+            assert_eq!((positions.ahead(), positions.passed_over()), (None, None));
         }
     }
 
     #[test]
-    fn a_group_ahead_is_told_once_and_goes_back_to_the_guard() {
+    fn a_group_ahead_goes_back_to_the_guard() {
         let mut positions = Positions::default();
-        assert_eq!(see(&mut positions, "9-0", "8-0", Some("9-0")), []);
-        let ahead = Ahead {
+        see(&mut positions, "9-0", "8-0", Some("9-0"));
+        let ahead = GroupAhead {
             at: id("50-0"),
             end: id("9-0"),
             back_to: id("8-0"),
         };
-        let news = see(&mut positions, "50-0", "8-0", Some("9-0"));
-        assert_eq!(news, [News::Ahead(ahead)]);
+        see(&mut positions, "50-0", "8-0", Some("9-0"));
+        assert_eq!(positions.ahead(), Some(ahead));
         assert_eq!(positions.known_end(), None, "asked for with every look");
         // The guard, too, may be set by somebody; what was known stays known.
-        assert_eq!(see(&mut positions, "50-0", "60-0", Some("12-0")), []);
-        assert_eq!(positions.ahead().unwrap().back_to, id("8-0"));
+        see(&mut positions, "50-0", "60-0", Some("12-0"));
         assert_eq!(positions.for_lost_guard(), id("8-0"));
         let settings = RedisSettings::default();
         let ahead = positions.ahead().unwrap();
+        let what = ahead.what(&settings);
         assert!(
-            ahead
-                .what(&settings)
-                .contains("at 50-0, ahead of the stream's last id 12-0")
+            what.contains("at 50-0, ahead of the stream's last id 12-0"),
+            "{what}"
         );
         let remedy = ahead.remedy(&settings);
         assert!(
             remedy.contains("XGROUP SETID events event-persister 8-0"),
             "{remedy}"
         );
-        let sound = News::Sound { passed_over: None };
-        assert_eq!(see(&mut positions, "8-0", "8-0", Some("12-0")), [sound]);
-        assert_eq!(positions.ahead(), None);
+        see(&mut positions, "8-0", "8-0", Some("12-0"));
+        assert_eq!((positions.ahead(), positions.passed_over()), (None, None));
     }
 
     #[test]
@@ -266,14 +361,23 @@ mod tests {
         let mut positions = Positions::default();
         see(&mut positions, "9-0", "9-0", Some("9-0"));
         see(&mut positions, "50-0", "9-0", Some("9-0"));
-        assert_eq!(see(&mut positions, "50-0", "9-0", Some("99-0")), []);
+        see(&mut positions, "50-0", "9-0", Some("99-0"));
         let ahead = positions.ahead().unwrap();
         let what = ahead.what(&RedisSettings::default());
         assert!(what.contains("reached it meanwhile"), "{what}");
         // Somebody decides to go on from here, or another replica did.
-        let passed_over = Some((id("9-0"), id("99-0")));
-        let news = see(&mut positions, "99-0", "9-0", Some("99-0"));
-        assert_eq!(news, [News::Sound { passed_over }]);
+        let passed_over = |behind, up_to| {
+            let (behind, up_to) = (id(behind), id(up_to));
+            Some(PassedOver { behind, up_to })
+        };
+        see(&mut positions, "99-0", "9-0", Some("99-0"));
+        assert_eq!(positions.passed_over(), passed_over("9-0", "99-0"));
+        // Until they are counted they stay known, whatever comes next.
+        see(&mut positions, "500-0", "9-0", Some("99-0"));
+        see(&mut positions, "120-0", "9-0", Some("120-0"));
+        assert_eq!(positions.passed_over(), passed_over("9-0", "120-0"));
+        positions.counted_passed_over();
+        assert_eq!(positions.passed_over(), None);
     }
 
     #[test]
@@ -283,50 +387,87 @@ mod tests {
         positions.read_up_to(id("9-0"));
         positions.read_up_to(id("7-0"));
         see(&mut positions, "50-0", "5-0", Some("9-0"));
-        positions.read_up_to(id("60-0"));
-        let passed_over = Some((id("9-0"), id("12-0")));
-        let news = see(&mut positions, "12-0", "5-0", Some("12-0"));
-        assert_eq!(news, [News::Sound { passed_over }]);
+        let passed_over = PassedOver {
+            behind: id("9-0"),
+            up_to: id("12-0"),
+        };
+        see(&mut positions, "12-0", "5-0", Some("12-0"));
+        assert_eq!(positions.passed_over(), Some(passed_over));
     }
 
     #[test]
     fn without_a_guard_to_go_by_it_goes_back_to_where_it_was_seen_or_to_the_beginning() {
         let settings = RedisSettings::default();
-        let both = sight("50-0", "50-0", Some("9-0"));
-        let ahead = Ahead::of(&both, id("9-0"), &settings).unwrap();
+        let both = snapshot("50-0", "50-0", Some("9-0"));
+        let ahead = GroupAhead::of(&both, &settings).unwrap();
         assert_eq!(ahead.back_to, BEGINNING);
         let mut positions = Positions::default();
         see(&mut positions, "7-3", "50-0", Some("9-0"));
         see(&mut positions, "50-0", "50-0", Some("9-0"));
         assert_eq!(positions.ahead().unwrap().back_to, id("7-0"));
-        let mut with_pending = sight("50-0", "8-0", Some("9-0"));
-        with_pending.pending.smallest = Some(id("6-2"));
-        let ahead = Ahead::of(&with_pending, id("9-0"), &settings).unwrap();
+        let mut with_pending = snapshot("50-0", "8-0", Some("9-0"));
+        with_pending.pending = PendingSummary {
+            smallest: Some(id("6-2")),
+            ..PendingSummary::default()
+        };
+        let ahead = GroupAhead::of(&with_pending, &settings).unwrap();
         assert_eq!(ahead.back_to, id("6-0"), "what is pending is not stored");
-        assert_eq!(Ahead::of(&both, id("50-0"), &settings), None);
+        let within = snapshot("50-0", "50-0", Some("50-0"));
+        assert_eq!(GroupAhead::of(&within, &settings), None);
     }
 
     #[test]
     fn a_group_on_a_new_stream_is_not_ahead_of_it() {
         let mut positions = Positions::default();
-        assert_eq!(see(&mut positions, "0-1", "0-1", Some("0-0")), []);
+        see(&mut positions, "0-1", "0-1", Some("0-0"));
         assert_eq!(positions.ahead(), None);
-        let new = sight("0-1", "0-1", Some("0-0"));
-        assert_eq!(Ahead::of(&new, id("0-0"), &RedisSettings::default()), None);
+        let new = snapshot("0-1", "0-1", Some("0-0"));
+        assert_eq!(GroupAhead::of(&new, &RedisSettings::default()), None);
     }
 
     #[test]
     fn a_last_id_that_goes_back_is_told() {
         let mut positions = Positions::default();
         see(&mut positions, "9-0", "9-0", Some("9-0"));
-        let went_back = News::WentBack {
+        let went_back = WentBack {
             from: id("9-0"),
             to: id("7-0"),
         };
         let news = see(&mut positions, "6-0", "6-0", Some("7-0"));
-        assert_eq!(news, [went_back]);
-        let news = see(&mut positions, "9-0", "6-0", Some("5-0"));
-        assert!(matches!(news[..], [News::WentBack { .. }, News::Ahead(_)]));
+        assert_eq!(news, Some(went_back));
+        assert!(see(&mut positions, "9-0", "6-0", Some("5-0")).is_some());
+        assert!(positions.ahead().is_some());
+    }
+
+    #[test]
+    fn a_look_that_was_overtaken_by_a_read_does_not_show_a_stream_that_went_back() {
+        let mut positions = Positions::default();
+        see(&mut positions, "9-0", "9-0", Some("9-0"));
+        let before = positions.end();
+        positions.read_up_to(id("12-0"));
+        let late = snapshot("10-0", "9-0", Some("10-0"));
+        let settings = RedisSettings::default();
+        assert_eq!(positions.see(&late, before, &settings), None);
+        assert_eq!(positions.known_end(), Some(id("12-0")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_is_known_from_what_is_read_and_asked_for_where_nothing_is() {
+        let mut positions = Positions::default();
+        see(&mut positions, "9-0", "9-0", Some("9-0"));
+        for millis in 10..20 {
+            tokio::time::advance(ASK_END_EVERY / 2).await;
+            let id = StreamId { millis, number: 0 };
+            positions.read_up_to(id);
+            assert_eq!(positions.known_end(), Some(id));
+        }
+        // An earlier entry says nothing about the end.
+        tokio::time::advance(ASK_END_EVERY).await;
+        positions.read_up_to(id("15-0"));
+        assert_eq!(positions.known_end(), None);
+        positions.read_up_to(id("20-0"));
+        positions.doubt_end();
+        assert_eq!(positions.known_end(), None);
     }
 
     proptest! {

@@ -1,6 +1,9 @@
-//! What must happen in one step in Redis, as scripts: whatever checks and then changes.
+//! Scripts for what must happen in one step in Redis: to check, and then to change.
 //!
 //! Errors are returned rather than raised, so that their codes are the same in every version.
+//!
+//! They are sent with EVAL. EVALSHA would save a kilobyte a second, and needs two more rights (EVALSHA and
+//! SCRIPT LOAD) that users of our ACL rule were not given.
 
 /// Lets a script do what it has to do for a stream although memory is full.
 ///
@@ -126,67 +129,25 @@ return {groups, pending, redis.call('XLEN', stream), last}
 "#
 );
 
-/// Answers the last id of a stream that is there.
-pub(super) const LAST_ID: &str = concat!(
-    named!(),
-    r#"
-local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
-if info.err then return info end
-return {named(info)['last-generated-id']}
-"#
-);
-
 /// Moves the guard, and never past the end of the stream, wherever it is told to stand. Answers where
-/// it stands then.
+/// it stands then. As in [`LOOK`], the end is asked for only if it is not known to be far enough.
 pub(super) const MOVE_GUARD: &str = though_full!(
     named!(),
     less!(),
     r#"
-local stream, guard, position = KEYS[1], ARGV[2], ARGV[3]
-local info = redis.pcall('XINFO', 'STREAM', stream)
-if info.err then return info end
-local last = named(info)['last-generated-id']
-if less(last, position) then
-  position = string.match(last, '^%d+') .. '-0'
-  if position == '0-0' then position = '0-1' end
+local stream, guard, position, known = KEYS[1], ARGV[2], ARGV[3], ARGV[4]
+if known == '' or less(known, position) then
+  local info = redis.pcall('XINFO', 'STREAM', stream)
+  if info.err then return info end
+  local last = named(info)['last-generated-id']
+  if less(last, position) then
+    position = string.match(last, '^%d+') .. '-0'
+    if position == '0-0' then position = '0-1' end
+  end
 end
 local set = redis.pcall('XGROUP', 'SETID', stream, guard, position)
 if set.err then return set end
-return {position}
-"#
-);
-
-/// Makes a group with its consumer on a stream that is there, behind an id or at the end. Answers the
-/// id that it begins behind, or nothing where there is no stream.
-///
-/// At the end it is told how many entries there were, or it could not tell later what it lost. A
-/// group that is there already, since an answer was lost, begins where it began. The consumer is made
-/// with it: Prefect deletes such groups while they have none.
-pub(super) const JOIN_BESIDE: &str = concat!(
-    named!(),
-    r#"
-local stream, group, consumer, position = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-if redis.call('EXISTS', stream) == 0 then return {} end
-local list = redis.pcall('XINFO', 'STREAM', stream)
-if list.err then return list end
-local info = named(list)
-local creating, if_there = {'XGROUP', 'CREATE', stream, group, position}, position
-if position == '$' then
-  if_there = '0-1'
-  position = info['last-generated-id']
-  creating[5] = position
-  if info['entries-added'] then
-    table.insert(creating, 'ENTRIESREAD')
-    table.insert(creating, string.format('%.0f', info['entries-added']))
-  end
-end
-local made = redis.pcall(unpack(creating))
-if made.err then
-  if not string.find(made.err, 'BUSYGROUP', 1, true) then return made end
-  position = if_there
-end
-redis.pcall('XGROUP', 'CREATECONSUMER', stream, group, consumer)
-return {position}
+return position
 "#
 );
 
@@ -252,30 +213,30 @@ local function previous(id)
 end
 
 -- Of a stream that was deleted nothing is known.
-if redis.call('EXISTS', stream) == 0 then return {0} end
+if redis.call('EXISTS', stream) == 0 then return 0 end
 local info = redis.pcall('XINFO', 'STREAM', stream)
 if info.err then return info end
 info = named(info)
-if not info['entries-added'] then return {0} end
+if not info['entries-added'] then return 0 end
 local ours
 for _, other in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
   other = named(other)
   if other['name'] == group then ours = other end
 end
-if not ours or not ours['entries-read'] then return {0} end
+if not ours or not ours['entries-read'] then return 0 end
 -- At the end there is nothing to lose, and ahead of it nothing to be told.
-if not less(ours['last-delivered-id'], info['last-generated-id']) then return {0} end
+if not less(ours['last-delivered-id'], info['last-generated-id']) then return 0 end
 local first = info['first-entry'] and info['first-entry'][1]
-if first and not less(ours['last-delivered-id'], first) then return {0} end
+if first and not less(ours['last-delivered-id'], first) then return 0 end
 local removed = info['entries-added'] - info['length']
 local lost = removed - ours['entries-read']
-if lost <= 0 then return {0} end
+if lost <= 0 then return 0 end
 local target = info['last-generated-id']
 if first then target = previous(first) end
-if not target then return {0} end
+if not target then return 0 end
 local set = redis.pcall('XGROUP', 'SETID', stream, group, target, 'ENTRIESREAD', string.format('%.0f', removed))
 if set.err then return set end
-return {lost}
+return lost
 "#
 );
 
@@ -283,8 +244,8 @@ return {lost}
 pub(super) const FIRST_BEHIND: &str = r#"
 local entries = redis.pcall('XRANGE', KEYS[1], '(' .. ARGV[2], '+', 'COUNT', 1)
 if entries.err then return entries end
-if #entries == 0 then return {} end
-return {entries[1][1]}
+if #entries == 0 then return false end
+return entries[1][1]
 "#;
 
 /// Removes consumers with nothing pending that were idle for longer than given, those of our replicas
@@ -317,159 +278,22 @@ return removed
 "#
 );
 
-/// A function for scripts: entries behind one id and up to another, as many as stay within a number
-/// of bytes, but at least one; and whether it was the count or the bytes that ended them.
+/// Counts entries behind one id and up to another, as far as some steps lead. Answers the id of the last
+/// that was counted, and how many there are.
 ///
-/// How large entries are shows only when they are read, and behind thousands of small ones there may
-/// stand a backlog of huge ones. So they are looked at in steps, each as large as the largest so far
-/// lets it be.
-macro_rules! with_within {
-    ($($script:tt)+) => {
-        concat!(
-            r#"
-local stream, group = KEYS[1], ARGV[1]
-
-local function within(after, last, count, max_bytes)
-  local page, bytes, largest, step = {}, 0, 1, 4
-  while #page < count do
-    local asked = math.min(step, count - #page)
-    local entries = redis.pcall('XRANGE', stream, '(' .. after, last, 'COUNT', asked)
-    if entries.err then return entries end
-    for _, entry in ipairs(entries) do
-      local size = 0
-      for _, text in ipairs(entry[2]) do size = size + #text end
-      if #page > 0 and bytes + size > max_bytes then return page, true end
-      table.insert(page, entry)
-      bytes, largest, after = bytes + size, math.max(largest, size), entry[1]
-    end
-    if #entries < asked then return page, false end
-    step = math.max(1, math.min(96, math.floor((max_bytes - bytes) / largest)))
+/// In small steps with an end, since their texts are in memory while they are counted.
+pub(super) const COUNT_ENTRIES: &str = r#"
+local after, last, num, bytes = ARGV[2], ARGV[3], 0, 0
+while num < 1000 and bytes < 4194304 do
+  local entries = redis.pcall('XRANGE', KEYS[1], '(' .. after, last, 'COUNT', 16)
+  if entries.err then return entries end
+  if #entries == 0 then break end
+  for _, entry in ipairs(entries) do
+    for _, text in ipairs(entry[2]) do bytes = bytes + #text end
   end
-  return page, true
+  num, after = num + #entries, entries[#entries][1]
 end
-"#,
-            $($script)+
-        )
-    };
-}
+return {after, num}
+"#;
 
-/// Takes new entries for a consumer, as many as stay within a number of bytes, but at least one.
-/// Answers whether there was more, and the entries.
-///
-/// What is handed out cannot be given back, so sizes are looked at first, and the entries taken in the
-/// same step. XREADGROUP would bring their texts a second time; so the group is moved behind the last
-/// instead, with the number that it has read as [`RECORD_READ`] writes it down, and XCLAIM takes them
-/// by their ids, as new ones. Where one of the two is refused, XREADGROUP does it after all.
-///
-/// Redis writes a script down, and hands it on to replicas, as one transaction. Nothing else would do:
-/// between the two steps the entries are behind the group and nobody's.
-pub(super) const READ_WITHIN: &str = with_within!(
-    named!(),
-    r#"
-local consumer, count, max_bytes = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-
-local function ours()
-  local groups = {}
-  if redis.call('EXISTS', stream) == 1 then groups = redis.pcall('XINFO', 'GROUPS', stream) end
-  if groups.err then return groups end
-  for _, list in ipairs(groups) do
-    local info = named(list)
-    if info['name'] == group then return info end
-  end
-  return redis.error_reply('NOGROUP the stream or its group is not there')
-end
-
--- Redis before 7.0 does not count, and names no number.
-local function num_read_with(entries, before)
-  if before then return before + #entries end
-  if before == nil then return nil end
-  local info = redis.pcall('XINFO', 'STREAM', stream)
-  if info.err then return nil end
-  info = named(info)
-  local first = info['first-entry'] and info['first-entry'][1]
-  if first == entries[1][1] then return info['entries-added'] - info['length'] + #entries end
-  if info['last-generated-id'] == entries[#entries][1] then return info['entries-added'] end
-  return nil
-end
-
-local function move(id, num_read)
-  local moving = {'XGROUP', 'SETID', stream, group, id}
-  if num_read then
-    table.insert(moving, 'ENTRIESREAD')
-    table.insert(moving, string.format('%.0f', num_read))
-  end
-  return redis.pcall(unpack(moving))
-end
-
-local function take(entries, before)
-  local num_read = num_read_with(entries, before['entries-read'])
-  if move(entries[#entries][1], num_read).err then return false end
-  local taking = {'XCLAIM', stream, group, consumer, 0}
-  for _, entry in ipairs(entries) do table.insert(taking, entry[1]) end
-  for _, option in ipairs({'FORCE', 'JUSTID', 'RETRYCOUNT', 1}) do table.insert(taking, option) end
-  local taken = redis.pcall(unpack(taking))
-  if not taken.err and #taken == #entries then return true end
-  move(before['last-delivered-id'], before['entries-read'])
-  return false
-end
-
-local before = ours()
-if before.err then return before end
-local entries, more = within(before['last-delivered-id'], '+', count, max_bytes)
-if entries.err then return entries end
-if #entries > 0 and not take(entries, before) then
-  local read = redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', #entries, 'STREAMS', stream, '>')
-  if type(read) ~= 'table' then return {0, {}} end
-  if read.err then return read end
-  entries = read[1][2]
-end
-return {more and 1 or 0, entries}
-"#
-);
-
-/// Reads a page of the stream and takes nothing: as many entries as stay within a number of bytes,
-/// but at least one, and the ids of those on the page that are pending in the group.
-///
-/// Both in one step, so that what is not pending was acknowledged before anyone sees the page.
-pub(super) const READ_PAGE: &str = with_within!(
-    r#"
-local page = within(ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]))
-if page.err then return page end
-if #page == 0 then return {{}, {}} end
-
-local pending, from, to = {}, page[1][1], page[#page][1]
-while true do
-  local some = redis.pcall('XPENDING', stream, group, from, to, 1000)
-  if some.err then return some end
-  for _, entry in ipairs(some) do table.insert(pending, entry[1]) end
-  if #some < 1000 then break end
-  from = '(' .. pending[#pending]
-end
-return {page, pending}
-"#
-);
-
-/// Counts the entries behind one id and up to another, as far as they stay within a number of bytes.
-/// Answers the id of the last that was counted, and how many there are; nothing where there are none.
-pub(super) const COUNT_ENTRIES: &str = with_within!(
-    r#"
-local page = within(ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]))
-if page.err then return page end
-if #page == 0 then return {} end
-return {page[#page][1], tostring(#page)}
-"#
-);
-
-/// [`COUNT_LOSSES`], then [`READ_WITHIN`], at one moment; answers both, and what was lost also where
-/// the second fails, since nobody counts it again. Not as a transaction, as for [`LOOK`].
-pub(super) fn count_losses_and_read() -> String {
-    format!(
-        "local function count() {COUNT_LOSSES} end\n\
-         local function take() {READ_WITHIN} end\n\
-         local lost = count()\n\
-         if lost.err then return lost end\n\
-         local taken = take()\n\
-         if taken.err and lost[1] > 0 then taken = {{0, {{}}}} end\n\
-         return {{lost, taken}}"
-    )
-}
+pub(super) use named;

@@ -1,69 +1,83 @@
-//! What can be set about the Redis source, and what is refused.
+//! How the Redis source works, and which settings it refuses.
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::url::RedisUrl;
+use crate::address::said;
+use crate::settings::{As, Count, File, InvalidUrl, LongerThanZero, Text, Toggle};
+use crate::tls;
 
 /// How a Redis stream is read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct RedisSettings {
-    /// The server (`redis://localhost:6379/0`).
+    /// The server.
+    #[serde(skip)]
     pub url: RedisUrl,
-    /// How its certificate is checked when the URL asks for TLS.
-    pub tls: RedisTls,
-    /// The stream (`events`).
+    /// The stream to read. Prefect's own name.
+    #[serde(with = "As::<Text>")]
     pub stream: String,
-    /// The consumer group (`event-persister`); all replicas share it, and so may Prefect's own.
+    /// The consumer group to read as; all replicas share one. Prefect's own name, so that it goes on where
+    /// Prefect's persister stopped.
+    #[serde(with = "As::<Text>")]
     pub group: String,
     /// Our name within the group; must belong to this process alone. See [`consumer_name`].
+    #[serde(skip)]
     pub consumer_name: String,
     /// How long a read waits for the first event (1 s). Longer saves commands on a quiet stream
     /// and delays the stop of the process by as much.
+    #[serde(skip)]
     pub block: Duration,
-    /// Entries that their consumer has not touched for longer are taken from it (20 s). Shorter
-    /// than a stalled replica's pause doubles work; longer delays the events of a dead one.
+    /// After how long without a sign of life another replica's entries are taken over; shorter takes them
+    /// from one that only stalls, longer delays the events of a dead one.
+    #[serde(with = "As::<LongerThanZero>")]
     pub claim_idle: Duration,
     /// How often such entries are looked for (5 s).
+    #[serde(skip)]
     pub claim_every: Duration,
     /// How often entries that are held are marked as ours (2 s). Must stay well below the idle
     /// time after which others claim them, which is 5 s for Prefect's consumers.
+    #[serde(skip)]
     pub heartbeat_every: Duration,
-    /// Whether a second group keeps others from trimming what is not committed (on).
+    /// Whether a second group keeps Prefect from trimming entries that are not committed; `off` loses
+    /// events in outages. `event-persister guard remove` removes it.
+    #[serde(with = "As::<Toggle>")]
     pub guard: bool,
-    /// The name of that group (`event-persister-guard`). Prefect deletes groups whose names begin
-    /// with `ephemeral`.
+    /// That group's name; by default `redis.group` with `-guard`, since groups that share a stream need
+    /// one each (`guard remove` before you give a group up). Must not begin with `ephemeral`, which
+    /// Prefect deletes.
+    #[serde(with = "As::<Text>")]
     pub guard_group: String,
-    /// A stream longer than this raises an alarm (1,000,000). Only that: to let go of entries
-    /// would be to lose them.
+    /// Entries in the stream above which the log says that it grows; nothing is let go, since that would
+    /// lose events.
+    #[serde(with = "As::<Count<NonZeroU64>>")]
     pub guard_max_entries: NonZeroU64,
-    /// Whether we trim the stream ourselves, behind the guard (off); for use without Prefect,
-    /// whose consumers do it.
+    /// Whether committed entries are removed from the stream. For a stream without Prefect, which trims
+    /// its own.
+    #[serde(with = "As::<Toggle>")]
     pub trim_stream: bool,
     /// Consumers of our group that have nothing pending and were idle for longer are removed (1 h).
     /// Replicas that were killed go sooner: twice `claim_idle` after their last sign of life.
+    #[serde(skip)]
     pub consumer_idle_removal: Duration,
-}
-
-/// How the server's certificate is checked.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RedisTls {
-    /// A PEM file with the authorities to trust instead of the system's.
+    /// With `rediss://`: the authorities that may sign the server's certificate (PEM); the system's if not
+    /// set.
+    #[serde(with = "As::<Option<File>>")]
+    #[schemars(example = "/etc/ssl/redis-ca.pem")]
     pub ca_file: Option<PathBuf>,
-    /// The certificate to show, where the server asks for one, and its key: two PEM files.
-    pub identity: Option<RedisIdentity>,
-    /// Trusts any certificate of anyone (off): protects from nobody who can redirect traffic.
-    pub insecure: bool,
-}
-
-/// What we show to a server that asks who we are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RedisIdentity {
-    /// A PEM file with our certificate, and those that vouch for it.
-    pub cert_file: PathBuf,
-    /// A PEM file with its key.
-    pub key_file: PathBuf,
+    /// With `rediss://`: the certificate to show (PEM), with `key_file`.
+    #[serde(with = "As::<Option<File>>")]
+    #[schemars(example = "/etc/event-persister/client.pem")]
+    pub cert_file: Option<PathBuf>,
+    /// The key of `cert_file` (PEM).
+    #[serde(with = "As::<Option<File>>")]
+    #[schemars(example = "/etc/event-persister/client-key.pem")]
+    pub key_file: Option<PathBuf>,
 }
 
 impl Default for RedisSettings {
@@ -71,7 +85,6 @@ impl Default for RedisSettings {
         const MAX_ENTRIES: NonZeroU64 = NonZeroU64::new(1_000_000).unwrap();
         Self {
             url: RedisUrl::default(),
-            tls: RedisTls::default(),
             stream: "events".to_owned(),
             group: "event-persister".to_owned(),
             consumer_name: consumer_name("local"),
@@ -84,6 +97,9 @@ impl Default for RedisSettings {
             guard_max_entries: MAX_ENTRIES,
             trim_stream: false,
             consumer_idle_removal: Duration::from_secs(3600),
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
         }
     }
 }
@@ -134,6 +150,32 @@ pub enum RedisSettingsError {
 }
 
 impl RedisSettings {
+    /// The defaults, but for what a URL `redis://user:password@host:port/database?parameters` says.
+    ///
+    /// # Errors
+    ///
+    /// It is no such URL, or has a parameter that would be ignored.
+    pub fn from_url(url: &str) -> Result<Self, InvalidUrl> {
+        let url: RedisUrl = url.parse()?;
+        let settings = said(url.settings())?;
+        Ok(Self { url, ..settings })
+    }
+
+    /// What of the server's certificate is checked, and by which files.
+    pub(super) fn encryption(&self) -> (tls::Check, tls::Files<'_>) {
+        let check = if self.url.insecure {
+            tls::Check::Nothing
+        } else {
+            tls::Check::AuthorityAndName
+        };
+        let files = tls::Files {
+            ca: self.ca_file.as_deref(),
+            cert: self.cert_file.as_deref(),
+            key: self.key_file.as_deref(),
+        };
+        (check, files)
+    }
+
     /// How long one of our replicas may show no sign of life before its consumer is removed, if it has
     /// nothing pending any more: until its entries are claimed, and as long again.
     pub(super) fn dead_after(&self) -> Duration {

@@ -1,4 +1,4 @@
-//! What is known about the stream, to be looked at from anywhere.
+//! The state of the stream as the source last saw it, for metrics and status.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,19 +13,19 @@ pub(super) const GUARD_ALARM_AFTER: Duration = Duration::from_secs(60);
 /// A handle on what the source knows about its stream; cheap to clone, for any thread.
 #[derive(Debug, Clone, Default)]
 pub struct RedisStats {
-    shared: Arc<Shared>,
+    shared: Arc<SharedStats>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct SharedStats {
     lost: AtomicU64,
     claimed: AtomicU64,
     rejoined: AtomicU64,
-    view: Mutex<View>,
+    view: Mutex<StreamView>,
 }
 
 #[derive(Debug, Clone, Default)]
-struct View {
+struct StreamView {
     own_pending: u64,
     group_pending: u64,
     length: u64,
@@ -37,7 +37,7 @@ struct View {
     alarm: bool,
 }
 
-/// What is known about the stream at a moment.
+/// The state of the stream as the source last saw it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RedisStatus {
     /// Entries that were gone from the stream before they could be read, as far as Redis lets
@@ -69,7 +69,7 @@ pub struct RedisStatus {
 }
 
 impl RedisStats {
-    /// What is known now.
+    /// The state as it was last seen.
     pub fn status(&self) -> RedisStatus {
         let view = self.view().clone();
         RedisStatus {
@@ -87,7 +87,7 @@ impl RedisStats {
         }
     }
 
-    /// What somebody should look at, although events are stored.
+    /// Troubles that somebody should look at, although events are stored.
     pub fn warnings(&self) -> Vec<String> {
         let view = self.view();
         let age = view.guard_kept_at.map(|at| at.elapsed());
@@ -166,7 +166,7 @@ impl RedisStats {
         self.view().guard_kept_at.map(|at| at.elapsed())
     }
 
-    fn view(&self) -> MutexGuard<'_, View> {
+    fn view(&self) -> MutexGuard<'_, StreamView> {
         // Every change is complete before anything that could panic.
         self.shared
             .view

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use redis::{FromRedisValue, ParsingError, Value};
+
 /// Milliseconds and a number within them, compared as Redis compares them: as numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct StreamId {
@@ -11,7 +13,6 @@ pub(super) struct StreamId {
 }
 
 impl StreamId {
-    /// Sorts before every entry.
     pub(super) const ZERO: Self = Self {
         millis: 0,
         number: 0,
@@ -48,6 +49,13 @@ impl FromStr for StreamId {
             millis: millis.parse().map_err(|_| ())?,
             number: number.parse().map_err(|_| ())?,
         })
+    }
+}
+
+impl FromRedisValue for StreamId {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let text = String::from_redis_value(value)?;
+        text.parse().map_err(|()| "not an entry's id".into())
     }
 }
 

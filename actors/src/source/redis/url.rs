@@ -1,15 +1,38 @@
 //! Where a Redis server is, as a URL. The password in it never reaches a log or an error.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 
-use url::{Host, Url};
+use crate::address::{Parts, encode, host_and_port, unknown_parameter};
+use crate::settings::InvalidUrl;
 
-/// Where a Redis server is and who we are to it.
+const EXPECTED: &str = "give redis://USER:PASSWORD@HOST:PORT/DATABASE, or rediss:// for TLS";
+const DEFAULT_PORT: u16 = 6379;
+
+/// Parameters of Python's client that tune that client.
+const HARMLESS: [&str; 16] = [
+    "client_name",
+    "decode_responses",
+    "encoding",
+    "encoding_errors",
+    "health_check_interval",
+    "lib_name",
+    "lib_version",
+    "max_connections",
+    "protocol",
+    "retry_on_error",
+    "retry_on_timeout",
+    "socket_connect_timeout",
+    "socket_keepalive",
+    "socket_read_size",
+    "socket_timeout",
+    "timeout",
+];
+
+/// Where a Redis server is and as whom it is used.
 ///
-/// `redis://` or `rediss://` (TLS), then `user:password@`, host, port and `/database`, each of
-/// which may be missing.
+/// `redis://` or `rediss://` (TLS), then `user:password@`, host, port and `/database`, each of which may
+/// be missing.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
     pub(super) host: String,
@@ -18,58 +41,10 @@ pub struct RedisUrl {
     pub(super) username: Option<String>,
     pub(super) password: Option<String>,
     pub(super) tls: bool,
-    pub(super) ca_file: Option<PathBuf>,
+    /// Trusts any certificate of anyone: protects from nobody who can redirect traffic.
     pub(super) insecure: bool,
+    settings: Vec<(&'static str, String)>,
 }
-
-/// Why a text is no Redis URL that can be used; never holds the text, which may be a secret.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RedisUrlError {
-    /// Not a URL at all.
-    #[error(
-        "not a URL ({0}); write redis://user:password@host:6379/0, with %XX for characters such \
-         as @, / and # in the password"
-    )]
-    Syntax(String),
-    /// A way to find servers that is not supported.
-    #[error(
-        "{0} is not supported yet; give the URL of one server, redis://host:6379/0 or \
-         rediss://host:6379/0 for TLS"
-    )]
-    Unsupported(&'static str),
-    /// Another scheme.
-    #[error("`{0}:` is no scheme of Redis; use redis:// or, for TLS, rediss://")]
-    Scheme(String),
-    /// The path is no number.
-    #[error("the path of the URL is no database number; write /0 or leave it out")]
-    Database,
-    /// The user or the password cannot be decoded.
-    #[error("the user or the password of the URL is not percent-encoded UTF-8")]
-    Credentials,
-    /// Something behind the question mark that means nothing to us.
-    #[error(
-        "the option `{0}` of the URL is not known or has no such value; known are db, \
-         ssl_ca_certs and ssl_cert_reqs (`required` or `none`)"
-    )]
-    Option(String),
-}
-
-/// Options that other clients understand in a URL and that change nothing about what we do.
-const OF_OTHER_CLIENTS: &[&str] = &[
-    "client_name",
-    "decode_responses",
-    "health_check_interval",
-    "max_connections",
-    "protocol",
-    "retry_on_timeout",
-    "socket_connect_timeout",
-    "socket_keepalive",
-    "socket_timeout",
-    "ssl_check_hostname",
-    "timeout",
-];
-
-const DEFAULT_PORT: u16 = 6379;
 
 impl Default for RedisUrl {
     fn default() -> Self {
@@ -80,54 +55,83 @@ impl Default for RedisUrl {
             username: None,
             password: None,
             tls: false,
-            ca_file: None,
             insecure: false,
+            settings: Vec::new(),
         }
     }
 }
 
 impl FromStr for RedisUrl {
-    type Err = RedisUrlError;
+    type Err = InvalidUrl;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let tls = check_scheme(text)?;
-        let url = Url::parse(text).map_err(|error| RedisUrlError::Syntax(error.to_string()))?;
-        let host = match url.host() {
-            None | Some(Host::Domain("")) => "localhost".to_owned(),
-            Some(Host::Domain(name)) => name.to_owned(),
-            Some(Host::Ipv4(address)) => address.to_string(),
-            Some(Host::Ipv6(address)) => address.to_string(),
+    fn from_str(text: &str) -> Result<Self, InvalidUrl> {
+        let (scheme, rest) = text.split_once("://").ok_or(EXPECTED)?;
+        let tls = check_scheme(&scheme.to_ascii_lowercase())?;
+        let (rest, insecure) = match rest.strip_suffix("#insecure") {
+            Some(rest) => (rest, true),
+            None => (rest, false),
         };
-        let mut parsed = Self {
-            host,
-            port: url.port().unwrap_or(DEFAULT_PORT),
-            database: database(url.path())?,
-            username: decoded(url.username())?,
-            password: decoded(url.password().unwrap_or_default())?,
+        let parts = Parts::of(rest)?;
+        if parts.hosts.contains(',') {
+            return Err(unsupported("a list of Redis servers"));
+        }
+        let mut url = Self {
+            username: parts.user.clone(),
+            password: parts.password.clone(),
             tls,
+            insecure,
             ..Self::default()
         };
-        for (name, value) in url.query_pairs() {
-            parsed.take_option(&name, &value)?;
+        if !parts.hosts.is_empty() {
+            (url.host, url.port) = host_and_port(parts.hosts, DEFAULT_PORT)?;
         }
-        match url.fragment() {
-            Some("insecure") => parsed.insecure = true,
-            Some(_) => return Err(RedisUrlError::Option("#".to_owned())),
-            None => {}
+        if !parts.path.is_empty() {
+            url.database = database(parts.path.trim_end_matches('/'))?;
         }
-        Ok(parsed)
+        for parameter in parts.parameters() {
+            let (name, value) = parameter?;
+            url.take(name, value)?;
+        }
+        Ok(url)
     }
 }
 
 impl RedisUrl {
-    fn take_option(&mut self, name: &str, value: &str) -> Result<(), RedisUrlError> {
+    /// What its parameters say about fields of [`RedisSettings`](super::RedisSettings), by key.
+    pub fn settings(&self) -> &[(&'static str, String)] {
+        &self.settings
+    }
+
+    /// The whole URL in one form, however it was written, with the password masked.
+    pub fn masked(&self) -> String {
+        let scheme = if self.tls { "rediss" } else { "redis" };
+        let user = self.username.as_deref().map(encode).unwrap_or_default();
+        let login = match &self.password {
+            Some(_) => format!("{user}:***@"),
+            None if user.is_empty() => String::new(),
+            None => format!("{user}@"),
+        };
+        let query = if self.insecure {
+            "?ssl_cert_reqs=none"
+        } else {
+            ""
+        };
+        format!("{scheme}://{login}{self}{query}")
+    }
+
+    fn take(&mut self, name: &str, value: Option<String>) -> Result<(), InvalidUrl> {
         match (name, value) {
-            ("db", number) => self.database = database(number)?,
-            ("ssl_ca_certs", path) => self.ca_file = Some(path.into()),
-            ("ssl_cert_reqs", "none") => self.insecure = true,
-            ("ssl_cert_reqs", "required" | "optional") => {}
-            (name, _) if OF_OTHER_CLIENTS.contains(&name) => {}
-            (name, _) => return Err(RedisUrlError::Option(name.to_owned())),
+            ("username", value) => self.username = value,
+            ("password", value) => self.password = value,
+            ("ssl_cert_reqs", value) => self.insecure = value.as_deref() == Some("none"),
+            // Empty is unset.
+            (_, None) => {}
+            ("db", Some(value)) => self.database = database(&value)?,
+            ("ssl_ca_certs", Some(file)) => self.settings.push(("ca_file", file)),
+            ("ssl_certfile", Some(file)) => self.settings.push(("cert_file", file)),
+            ("ssl_keyfile", Some(file)) => self.settings.push(("key_file", file)),
+            (name, _) if name.starts_with("ssl_") || HARMLESS.contains(&name) => {}
+            (name, _) => return Err(unknown_parameter(name)),
         }
         Ok(())
     }
@@ -144,7 +148,7 @@ impl fmt::Display for RedisUrl {
     }
 }
 
-/// The same; whoever prints settings prints no password.
+/// The same, so that settings can be printed without their password.
 impl fmt::Debug for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "rediss" } else { "redis" };
@@ -153,69 +157,27 @@ impl fmt::Debug for RedisUrl {
 }
 
 /// Whether the scheme asks for TLS.
-fn check_scheme(text: &str) -> Result<bool, RedisUrlError> {
-    let Some((scheme, rest)) = text.split_once("://") else {
-        return Err(RedisUrlError::Syntax("there is no ://".to_owned()));
-    };
-    let scheme = scheme.to_ascii_lowercase();
-    if scheme.contains("sentinel") {
-        return Err(RedisUrlError::Unsupported("Redis Sentinel"));
-    }
-    if scheme.contains("cluster") {
-        return Err(RedisUrlError::Unsupported("Redis Cluster"));
-    }
-    if scheme.contains("unix") {
-        return Err(RedisUrlError::Unsupported("a Unix socket"));
-    }
-    let hosts = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let hosts = hosts.rsplit_once('@').map_or(hosts, |(_, hosts)| hosts);
-    if hosts.contains(',') {
-        return Err(RedisUrlError::Unsupported("a list of Redis servers"));
-    }
-    match scheme.as_str() {
+fn check_scheme(scheme: &str) -> Result<bool, InvalidUrl> {
+    match scheme {
         "redis" | "valkey" => Ok(false),
         "rediss" | "valkeys" => Ok(true),
-        // A password before a wrong `://` must not become a scheme in an error.
-        other if other.len() <= 16 && other.chars().all(|c| c.is_ascii_alphanumeric()) => {
-            Err(RedisUrlError::Scheme(other.to_owned()))
-        }
-        _ => Err(RedisUrlError::Scheme("…".to_owned())),
+        _ if scheme.contains("sentinel") => Err(unsupported("Redis Sentinel")),
+        _ if scheme.contains("cluster") => Err(unsupported("Redis Cluster")),
+        _ if scheme.contains("unix") => Err(unsupported("a Unix socket")),
+        // It may be anything, a password too, and is not repeated.
+        _ => Err(EXPECTED.into()),
     }
 }
 
-fn database(path: &str) -> Result<i64, RedisUrlError> {
-    let number = path.trim_matches('/');
-    if number.is_empty() {
-        return Ok(0);
-    }
-    match number.parse() {
-        Ok(number) if number >= 0 => Ok(number),
-        _ => Err(RedisUrlError::Database),
-    }
+fn unsupported(what: &str) -> InvalidUrl {
+    format!("{what} is not built in yet; {EXPECTED}, of one server, the master itself").into()
 }
 
-/// Percent-decoded text; nothing if it is empty.
-fn decoded(text: &str) -> Result<Option<String>, RedisUrlError> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, behind)) = rest.split_first() {
-        let escaped = (byte == b'%')
-            .then(|| behind.split_at_checked(2))
-            .flatten()
-            .and_then(|(digits, behind)| {
-                let digits = std::str::from_utf8(digits).ok()?;
-                Some((u8::from_str_radix(digits, 16).ok()?, behind))
-            });
-        let (byte, behind) = escaped.unwrap_or((byte, behind));
-        decoded.push(byte);
-        rest = behind;
-    }
-    String::from_utf8(decoded)
-        .map(Some)
-        .map_err(|_| RedisUrlError::Credentials)
+fn database(text: &str) -> Result<i64, InvalidUrl> {
+    text.parse()
+        .ok()
+        .filter(|number| *number >= 0)
+        .ok_or_else(|| format!("{text:?} is not the number of a database; {EXPECTED}").into())
 }
 
 #[cfg(test)]
@@ -237,27 +199,61 @@ mod tests {
         assert!(url.tls && url.insecure);
         assert_eq!(url.to_string(), "[::1]:7000/3");
         assert_eq!(parsed("redis://:secret@host").username, None);
+        assert_eq!(
+            parsed("redis://:p/q@s@r:1"),
+            parsed("redis://:p%2Fq%40s@r:1")
+        );
         assert_eq!(parsed("redis://host?db=4&socket_timeout=3").database, 4);
-        let ca = parsed("rediss://host?ssl_ca_certs=/etc/ca.pem").ca_file;
-        assert_eq!(ca, Some("/etc/ca.pem".into()));
+        assert!(parsed("rediss://host/1#insecure").insecure);
+        let files = "rediss://h?ssl_ca_certs=/etc/ca.pem&ssl_certfile=/cert&ssl_keyfile=/key";
+        let expected = [
+            ("ca_file", "/etc/ca.pem"),
+            ("cert_file", "/cert"),
+            ("key_file", "/key"),
+        ];
+        let expected = expected.map(|(key, value)| (key, value.to_owned()));
+        assert_eq!(parsed(files).settings(), expected);
+    }
+
+    #[test]
+    fn all_forms_are_shown_as_one() {
+        for (text, expected) in [
+            ("redis://r", "redis://r:6379/0"),
+            ("redis://", "redis://localhost:6379/0"),
+            ("REDISS://u:p@r:6380/2", "rediss://u:***@r:6380/2"),
+            ("valkey://u@r", "redis://u@r:6379/0"),
+            ("redis://:p@r", "redis://:***@r:6379/0"),
+            ("redis://[::1]:7/", "redis://[::1]:7/0"),
+            ("redis://r?db=3&socket_timeout=5", "redis://r:6379/3"),
+            (
+                "rediss://r/1?ssl_cert_reqs=none",
+                "rediss://r:6379/1?ssl_cert_reqs=none",
+            ),
+        ] {
+            assert_eq!(parsed(text).masked(), expected, "{text}");
+        }
     }
 
     #[test]
     fn refuses_what_it_cannot_do_and_says_so() {
-        let refused = |text: &str| text.parse::<RedisUrl>().unwrap_err().to_string();
-        for text in [
-            "redis+sentinel://a,b/mymaster",
-            "sentinel://a",
-            "redis+cluster://a",
-            "redis://a:1,b:2",
-            "unix:///run/redis.sock",
+        for (text, expected) in [
+            (
+                "redis+sentinel://a,b/mymaster",
+                "Redis Sentinel is not built in yet",
+            ),
+            ("sentinel://a", "Redis Sentinel"),
+            ("redis+cluster://a", "Redis Cluster"),
+            ("redis://a:1,b:2", "a list of Redis servers"),
+            ("unix:///run/redis.sock", "a Unix socket"),
+            ("http://a", "redis://"),
+            ("redis:6379", "redis://"),
+            ("redis://a/one", "\"one\" is not the number of a database"),
+            ("redis://a?colour=red", "\"colour\""),
+            ("redis://a:x", "not a port"),
         ] {
-            assert!(refused(text).contains("not supported yet"), "{text}");
+            let refused = text.parse::<RedisUrl>().unwrap_err().to_string();
+            assert!(refused.contains(expected), "{text}: {refused}");
         }
-        assert!(refused("http://a").contains("`http:` is no scheme"));
-        assert!(refused("redis://a/one").contains("database number"));
-        assert!(refused("redis://a?colour=red").contains("`colour`"));
-        assert!(refused("host:6379").contains("redis://user:password@host"));
     }
 
     #[test]
@@ -269,11 +265,10 @@ mod tests {
             "ann:secret@host",
             "redis://ann:secret@host/x",
             "ann-secret-password://host",
-            "redis://ann:sec#secret@host:1/2",
+            "redis://ann:sec#secret@host:1/x",
         ] {
-            if let Err(error) = text.parse::<RedisUrl>() {
-                assert!(!error.to_string().contains("secret"), "{error}");
-            }
+            let error = text.parse::<RedisUrl>().unwrap_err().to_string();
+            assert!(!error.contains("secret"), "{error}");
         }
     }
 }

@@ -24,6 +24,11 @@ impl Moment {
         Self(at.timestamp_micros().saturating_sub(EPOCH_MICROS))
     }
 
+    /// `None` where chrono does not know it.
+    pub(super) fn to_utc(self) -> Option<DateTime<Utc>> {
+        DateTime::from_timestamp_micros(self.0.checked_add(EPOCH_MICROS)?)
+    }
+
     /// As Prefect stores it: it counts seconds since 2000 in floating point, which is exact for the
     /// centuries around and some microseconds off in the year 9999; the first moment that it knows
     /// becomes `-infinity`. `None` outside the years 0001 to 9999, which it refuses.
@@ -62,7 +67,7 @@ pub(super) enum Oid {
 
 /// A column as a parameter: an array in PostgreSQL's binary form.
 pub(super) struct Column {
-    /// What is too long for that fails the batch, as what cannot be sent does.
+    /// A column that is too long for that fails the batch, as one does that cannot be sent.
     bytes: std::result::Result<Vec<u8>, TryFromIntError>,
     num_rows: usize,
 }
@@ -125,7 +130,7 @@ impl Column {
     }
 }
 
-/// What stands before the elements of an array of one dimension.
+/// The bytes before the elements of an array of one dimension.
 fn header(
     bytes: &mut Vec<u8>,
     oid: Oid,

@@ -1,4 +1,4 @@
-//! What must be so before anything can be written here: one list, for everybody who asks.
+//! The conditions under which anything can be written here: one list, for all that ask.
 //!
 //! A store that starts, the probe behind `/api/ready` and `event-persister check` all walk it. The first
 //! two stop at the first fault; the last tells of all of them.
@@ -14,7 +14,7 @@ use super::settings::Place;
 use crate::finding::Finding;
 use crate::store::CreateSchema;
 
-/// What its findings are called.
+/// The ids of its findings.
 pub(super) const SCHEMA: &str = "postgres.schema";
 /// Of our own table and function.
 pub(super) const OWN_TABLES: &str = "postgres.own_tables";
@@ -27,7 +27,7 @@ const FUNCTION: &str = "event_persister_store_v1";
 /// The migrations that make them.
 const LETTERS_VERSION: &str = "00000000000101";
 const FUNCTION_VERSION: &str = "00000000000102";
-/// What changes a word of the function after that.
+/// The migration that changes a word of the function after that.
 const ASSERTS_VERSION: &str = "00000000000103";
 const TELLS_ERRORS: [&str; 2] = [
     "WHEN OTHERS OR query_canceled THEN",
@@ -41,7 +41,7 @@ const TIMESTAMP: &str = "timestamp with time zone";
 /// A shorter type refuses what is too long for it, one event at a time.
 const TEXT: &str = "text or character varying";
 
-/// What is written, table by table, and as what.
+/// The columns that are written, table by table, and their types.
 const WRITTEN: [(&str, &[(&str, &str)]); 3] = [
     (
         "events",
@@ -92,7 +92,7 @@ const WRITTEN: [(&str, &[(&str, &str)]); 3] = [
     ),
 ];
 
-/// What the database holds already.
+/// The tables and functions that the database has already.
 #[derive(QueryableByName)]
 pub(super) struct Found {
     #[diesel(sql_type = Bool)]
@@ -135,7 +135,7 @@ impl Found {
     }
 }
 
-/// What a privilege is needed for.
+/// The use of a privilege.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// Nothing can be stored without it.
@@ -220,7 +220,7 @@ pub(super) async fn lacking(connection: &mut Connection) -> Result<Vec<Lacking>,
     Ok(lacking.collect())
 }
 
-/// What was looked at.
+/// The result of a look at all conditions.
 pub(super) struct Looked {
     /// Everything that keeps us from writing.
     pub(super) faults: Vec<Finding>,
@@ -228,8 +228,8 @@ pub(super) struct Looked {
     pub(super) has_own: bool,
 }
 
-/// Looks at all of it. Whoever only looks does not mind that what is ours is not there yet, since
-/// whoever writes makes it, nor what only a writer must be allowed to do.
+/// Looks at all of it. A store that only looks does not mind that our own tables are not there yet, since
+/// a writer makes them, nor what only a writer must be allowed to do.
 pub(super) async fn look(
     connection: &mut Connection,
     create: CreateSchema,
@@ -324,7 +324,7 @@ const COLUMNS: &str = "SELECT wanted.name AS table_name, attname::text AS name, 
     LEFT JOIN pg_catalog.pg_attribute \
     ON attrelid = to_regclass(wanted.name) AND attnum > 0 AND NOT attisdropped";
 
-/// What is wrong with a table first.
+/// The first fault of a table.
 fn table_fault(
     table: &str,
     written: &[(&str, &str)],
@@ -478,7 +478,7 @@ struct MissingKey {
     column_names: String,
 }
 
-/// What comes twice is told by these keys; a partial, deferred or half-built one does not serve.
+/// These keys tell what comes twice; a partial, deferred or half-built one does not serve.
 const MISSING_KEYS: &str = "SELECT table_name, array_to_string(column_names, ', ') AS column_names \
     FROM (VALUES ('events', ARRAY['id']), \
     ('event_persister_dead_letters', ARRAY['position', 'raw_hash', 'source'])) \
@@ -600,7 +600,7 @@ struct OfFunction {
     search_path: String,
 }
 
-/// What the store function goes by; from here to the end of the transaction so does everything else.
+/// The setting that the store function goes by; from here to the end of the transaction so does everything else.
 const FOLLOW_FUNCTION: &str = "SELECT pronamespace::regnamespace::text AS schema, \
     set_config('search_path', substr(setting, 13), true) AS search_path \
     FROM pg_catalog.pg_proc, unnest(proconfig) AS setting \

@@ -20,9 +20,9 @@ use super::copying::{Copied, Copier};
 use super::driver::Driver;
 use super::failure::{Failure, connect_error};
 use super::settings::{PostgresSettings, TlsMode};
-use super::tls;
 use crate::status::error_chain;
 use crate::store::StoreError;
+use crate::tls;
 
 /// Where no connection for COPY can be had, the next attempt is made this much later: longer leaves the
 /// store slow after a moment without connections, shorter says so too often.
@@ -34,9 +34,7 @@ const COPYING_CONNECTS_WITHIN: Duration = Duration::from_secs(3);
 /// A connection with our settings.
 pub(super) struct Connection {
     pub(super) pg: AsyncPgConnection,
-    /// Drives it.
     pub(super) driver: Driver,
-    /// Settings of every transaction.
     pub(super) configure: String,
     /// Whether the last batch held events that were there already.
     pub(super) expects_duplicates: bool,
@@ -44,13 +42,14 @@ pub(super) struct Connection {
     pub(super) copying: Copying,
 }
 
-/// Whether batches are copied.
 pub(super) enum Copying {
     /// As soon as one is large enough, but not before this moment.
     From(Instant),
     /// Through this connection, unless the batch before it held something special.
-    Possible { copier: Box<Copier>, is_due: bool },
-    /// Never.
+    Possible {
+        copier: Box<Copier>,
+        is_due: bool,
+    },
     Impossible,
 }
 
@@ -131,7 +130,7 @@ impl Connection {
     /// Connects; the transaction that it was set up in is over when this returns.
     pub(super) async fn open(settings: &PostgresSettings) -> Result<Self, StoreError> {
         let place = settings.place();
-        let num_hosts = u32::try_from(settings.config.get_hosts().len()).unwrap_or(u32::MAX);
+        let num_hosts = u32::try_from(settings.url.config.get_hosts().len()).unwrap_or(u32::MAX);
         let limit = settings
             .connect_timeout
             .saturating_mul(num_hosts.saturating_mul(2));
@@ -166,14 +165,13 @@ impl Connection {
         Ok(copied)
     }
 
-    /// What holds something special is seldom alone: the store function then finds it sooner.
+    /// A batch with something special is seldom alone: the store function then finds it sooner.
     pub(super) fn copies_next(&mut self, was_clean: bool) {
         if let Copying::Possible { is_due, .. } = &mut self.copying {
             *is_due = was_clean;
         }
     }
 
-    /// Starts a transaction.
     pub(super) async fn begin(&mut self) -> Result<(), Failure> {
         let begin = begin(&self.configure);
         Ok(self.pg.batch_execute(&begin).await?)
@@ -226,7 +224,7 @@ impl Connection {
     /// As [`Self::commit`], for a transaction that goes by rows that others have committed: from here on
     /// these are as durable as its own.
     ///
-    /// A standby may not have them yet, where the wait for it was cancelled, nor the disk, where whoever wrote
+    /// A standby may not have them yet, where the wait for it was cancelled, nor the disk, where the session that wrote
     /// them did not wait for it. A transaction that has written nothing waits for neither, not even with an id
     /// of its own; one with a record in the log waits for all that was logged before it. That costs what any
     /// commit costs, so it is done whatever the server's settings are.
@@ -292,7 +290,7 @@ pub(super) async fn establish<A: Adopt>(
     settings: &PostgresSettings,
     adopt: A,
 ) -> Result<A::Adopted, ConnectError> {
-    let mut config = settings.config.clone();
+    let mut config = settings.url.config.clone();
     config
         .application_name(&settings.application_name)
         .connect_timeout(settings.connect_timeout)
@@ -335,15 +333,20 @@ async fn encrypted_or_not<A: Adopt>(
     settings: &PostgresSettings,
     adopt: A,
 ) -> Result<A::Adopted, ConnectError> {
-    let (first, second) = match settings.tls.mode {
+    let (first, second) = match settings.tls {
         TlsMode::Disable => (SslMode::Disable, None),
         TlsMode::Allow => (SslMode::Disable, Some(SslMode::Require)),
         TlsMode::Prefer => (SslMode::Prefer, Some(SslMode::Disable)),
         TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => (SslMode::Require, None),
     };
-    let tls = match settings.tls.mode {
+    let tls = match settings.tls {
         TlsMode::Disable => None,
-        _ => Some(tls::connector(&settings.tls).map_err(ConnectError::Tls)?),
+        _ => {
+            let (check, files) = settings.encryption();
+            let config =
+                tls::client(check, files).map_err(|fault| ConnectError::Tls(fault.to_string()))?;
+            Some(MakeRustlsConnect::new(config))
+        }
     };
     let begin = begin(&configure(settings));
     config.ssl_mode(first);
@@ -377,7 +380,7 @@ async fn connect<A: Adopt>(
     }
 }
 
-/// What becomes of a connection that was made.
+/// The use of a connection that was made.
 pub(super) trait Adopt: Copy {
     type Adopted;
 

@@ -1,7 +1,7 @@
 //! The rows of a batch in the binary format of COPY.
 //!
-//! What belongs to an attempt and not to the events, the ids of resources and the times of writing, stands
-//! first in each row, at places that are known, and is filled in at the last moment.
+//! The ids of resources and the times of writing belong to an attempt and not to the events. They stand
+//! first in each row, at places that are known, and are filled in at the last moment.
 
 use std::num::TryFromIntError;
 
@@ -28,7 +28,7 @@ const NUM_RESOURCE_COLUMNS: i16 = 8;
 const HEADER: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// Behind the last row.
 const TRAILER: [u8; 2] = (-1_i16).to_be_bytes();
-/// What `jsonb` begins with: the version of its format, which is text.
+/// The first byte of `jsonb`: the version of its format, which is text.
 const JSONB: u8 = 1;
 
 /// Before each value.
@@ -139,7 +139,6 @@ impl Places<'_> {
     }
 }
 
-/// Values, one behind another.
 struct Values {
     bytes: Vec<u8>,
     /// Where texts are put together.

@@ -47,10 +47,9 @@ pub(super) struct Copier {
     driver: Driver,
 }
 
-/// What came of an attempt.
+/// The result of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Copied {
-    /// Everything is committed.
     All,
     /// Nothing is written: some of it is there already.
     NothingNew,
@@ -126,7 +125,7 @@ impl Copier {
             Ok(false) => Copied::Refused,
             Err(error) => of_error(error)?,
         };
-        // What is not undone would be in the way of the next attempt.
+        // A transaction that is not undone would be in the way of the next attempt.
         let undone = self.client.batch_execute("ROLLBACK").await;
         Ok(undone.map_or(Copied::Lost, |()| copied))
     }
@@ -169,7 +168,7 @@ impl Copier {
     }
 }
 
-/// What an error before the commit means.
+/// The meaning of an error before the commit.
 fn of_error(error: Error) -> Result<Copied, Failure> {
     let Some(code) = error.code() else {
         return Ok(Copied::Lost);

@@ -42,11 +42,10 @@ pub(super) struct Driver {
     task: AbortHandle,
 }
 
-/// What was heard since it was last asked for.
+/// Messages of the server since they were last asked for.
 #[derive(Default)]
 struct Heard {
     warning: Option<Warned>,
-    /// Why the connection ended.
     end: Option<Error>,
 }
 
@@ -101,7 +100,7 @@ impl Driver {
         }
     }
 
-    /// Why the connection ended, if it did: whoever waits for an answer only hears that it is closed.
+    /// Why the connection ended, if it did: a call that waits for an answer only hears that it is closed.
     pub(super) fn take_end(&self) -> Option<Error> {
         lock(&self.heard).end.take()
     }

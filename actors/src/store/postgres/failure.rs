@@ -1,4 +1,4 @@
-//! What went wrong, as the port tells it: what was tried, where, and what to do next.
+//! Failures as the port tells them: what was tried, where, and what to do next.
 //!
 //! Decisions never hang on these texts: whatever the store function did not return as an event's own
 //! fault means "again, later". The SQLSTATE chooses the advice, and how much has to be seen before an event
@@ -89,6 +89,11 @@ impl Failure {
         self.sqlstate() == Some("55P03")
     }
 
+    /// Whether the statement was cancelled, as one is that takes longer than it may.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.sqlstate() == Some("57014")
+    }
+
     pub(super) fn into_store_error(
         self,
         doing: &str,
@@ -157,7 +162,7 @@ impl Failure {
 /// SQLSTATE of a connection that ended before an answer came, as the server itself would tell it.
 const CONNECTION_FAILURE: &str = "08006";
 
-/// What a failure of a whole call is likely to be about.
+/// The likely cause of a failure of a whole call.
 fn fault(sqlstate: Option<String>) -> Fault {
     let kind = match sqlstate.as_deref() {
         // lock_not_available, deadlock_detected
@@ -178,7 +183,7 @@ fn fault(sqlstate: Option<String>) -> Fault {
     }
 }
 
-/// What a failure of a whole call means. The store function has decided before what is the fault of
+/// The meaning of a failure of a whole call. The store function has decided before what is the fault of
 /// single events, and told these as refused: that is its business, since only it sees every SQLSTATE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {

@@ -1,24 +1,19 @@
-//! Dead letters: written with their batch, read and removed for an operator.
+//! Dead letters, written with their batch.
 
 use std::borrow::Cow;
-use std::num::NonZeroUsize;
 
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
-use diesel::prelude::*;
+use diesel::prelude::QueryResult;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
-use diesel::sql_types::{
-    Array, BigInt, Binary, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid,
-};
+use diesel::sql_types::{Array, BigInt, Binary, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::connection::Connection;
 use super::failure::Failure;
-use super::schema::event_persister_dead_letters::{self as table, dsl};
-use crate::delivery::{Content, Entry};
-use crate::store::{DeadLetter, LetterFilter, LetterVersion, OpenLetter, Stage, ids_by_attempts};
+use crate::store::new_letter::NewLetter;
 
 /// The longest source or position that is kept whole, in bytes: an index entry holds 2,704 for both.
 const MAX_KEY_BYTES: usize = 1_000;
@@ -26,55 +21,38 @@ const MAX_KEY_BYTES: usize = 1_000;
 /// More than this is not written within any time that somebody may have set for statements.
 const MANY_BYTES: usize = 1 << 20;
 
-/// What was refused because it takes too long must still become a letter.
+/// A message that was refused because it takes too long must still become a letter.
 const TAKE_YOUR_TIME: &str = "SELECT set_config('statement_timeout', (10 * setting::bigint)::text, true) \
      FROM pg_catalog.pg_settings WHERE name = 'statement_timeout' AND setting::bigint < 100000000";
 
-/// A message that is to be kept, and why.
-pub(super) struct NewLetter<'a> {
-    entry: &'a Entry,
+/// A letter with its texts as the columns hold them.
+struct Row<'a> {
+    letter: NewLetter<'a>,
     source: Cow<'a, str>,
     position: Cow<'a, str>,
-    stage: Stage,
     reason: Cow<'a, str>,
-    sqlstate: Option<&'a str>,
-    raw_hash: [u8; 32],
     attempts: i64,
 }
 
-impl<'a> NewLetter<'a> {
-    pub(super) fn new(
-        entry: &'a Entry,
-        stage: Stage,
-        reason: &'a str,
-        sqlstate: Option<&'a str>,
-    ) -> Self {
+impl<'a> Row<'a> {
+    fn new(letter: NewLetter<'a>) -> Self {
+        let NewLetter { entry, reason, .. } = letter;
         Self {
-            entry,
             source: key_text(&entry.source),
             position: key_text(entry.position.as_str()),
-            stage,
             reason: without_nul(reason),
-            sqlstate,
-            raw_hash: Sha256::digest(entry.raw()).into(),
             attempts: 1,
+            letter,
         }
     }
 
     fn key(&self) -> (&str, &str, &[u8; 32]) {
-        (&self.source, &self.position, &self.raw_hash)
-    }
-
-    fn event_id(&self) -> Option<Uuid> {
-        match &self.entry.content {
-            Content::Event(event) => Some(event.id),
-            Content::Rejected(rejection) => rejection.event_id,
-        }
+        (&self.source, &self.position, &self.letter.raw_hash)
     }
 }
 
 /// PostgreSQL's texts hold any character but this.
-fn without_nul(text: &str) -> Cow<'_, str> {
+pub(super) fn without_nul(text: &str) -> Cow<'_, str> {
     if text.contains('\0') {
         Cow::Owned(text.replace('\0', "\u{fffd}"))
     } else {
@@ -84,7 +62,7 @@ fn without_nul(text: &str) -> Cow<'_, str> {
 
 /// The text, or its beginning and a hash of the whole.
 ///
-/// What comes of it stays as it is when it comes here again, as it does when a letter is replayed: the
+/// The result is its own result, since a letter that is replayed comes here again: the
 /// key must lead to the same letter.
 fn key_text(text: &str) -> Cow<'_, str> {
     let text = without_nul(text);
@@ -104,35 +82,37 @@ fn key_text(text: &str) -> Cow<'_, str> {
 /// Writes the letters inside the open transaction, in the order of their keys.
 pub(super) async fn insert(
     connection: &mut Connection,
-    mut letters: Vec<NewLetter<'_>>,
+    letters: impl Iterator<Item = NewLetter<'_>>,
     now: DateTime<Utc>,
 ) -> Result<(), Failure> {
-    if letters.is_empty() {
+    let mut rows: Vec<_> = letters.map(Row::new).collect();
+    if rows.is_empty() {
         return Ok(());
     }
-    let num_bytes: usize = letters.iter().map(|letter| letter.entry.raw().len()).sum();
-    if num_bytes > MANY_BYTES {
+    let raw = |row: &Row<'_>| row.letter.entry.raw().len();
+    if rows.iter().map(raw).sum::<usize>() > MANY_BYTES {
         connection.pg.batch_execute(TAKE_YOUR_TIME).await?;
     }
-    letters.sort_by(|a, b| a.key().cmp(&b.key()));
+    rows.sort_by(|a, b| a.key().cmp(&b.key()));
     // One statement must not meet the same row twice.
-    letters.dedup_by(|again, first| {
+    rows.dedup_by(|again, first| {
         let same = again.key() == first.key();
         if same {
             first.attempts += again.attempts;
         }
         same
     });
+    let letters = || rows.iter().map(|row| &row.letter);
     let insert = InsertLetters {
-        sources: letters.iter().map(|letter| &*letter.source).collect(),
-        positions: letters.iter().map(|letter| &*letter.position).collect(),
-        raws: letters.iter().map(|letter| letter.entry.raw()).collect(),
-        raw_hashes: letters.iter().map(|letter| &letter.raw_hash[..]).collect(),
-        event_ids: letters.iter().map(NewLetter::event_id).collect(),
-        stages: letters.iter().map(|letter| letter.stage.as_str()).collect(),
-        reasons: letters.iter().map(|letter| &*letter.reason).collect(),
-        sqlstates: letters.iter().map(|letter| letter.sqlstate).collect(),
-        attempts: letters.iter().map(|letter| letter.attempts).collect(),
+        sources: rows.iter().map(|row| &*row.source).collect(),
+        positions: rows.iter().map(|row| &*row.position).collect(),
+        raws: letters().map(|letter| letter.entry.raw()).collect(),
+        raw_hashes: letters().map(|letter| &letter.raw_hash[..]).collect(),
+        event_ids: letters().map(|letter| letter.entry.event_id()).collect(),
+        stages: letters().map(|letter| letter.stage.as_str()).collect(),
+        reasons: rows.iter().map(|row| &*row.reason).collect(),
+        sqlstates: letters().map(|letter| letter.code).collect(),
+        attempts: rows.iter().map(|row| row.attempts).collect(),
         now,
     };
     insert.execute(&mut connection.pg).await?;
@@ -193,163 +173,6 @@ impl QueryFragment<Pg> for InsertLetters<'_> {
         );
         Ok(())
     }
-}
-
-#[derive(Queryable, Selectable)]
-#[diesel(table_name = table)]
-struct Row {
-    id: i64,
-    source: String,
-    position: String,
-    event_id: Option<Uuid>,
-    stage: String,
-    reason: String,
-    sqlstate: Option<String>,
-    attempts: i64,
-    first_seen: DateTime<Utc>,
-    last_seen: DateTime<Utc>,
-}
-
-impl Row {
-    fn into_letter(self, num_bytes: u64) -> DeadLetter {
-        let stage = match self.stage.as_str() {
-            "store" => Stage::Store,
-            _ => Stage::Parse,
-        };
-        DeadLetter {
-            id: self.id,
-            source: self.source,
-            position: self.position,
-            stage,
-            reason: self.reason,
-            sqlstate: self.sqlstate,
-            event_id: self.event_id,
-            attempts: self.attempts,
-            first_seen: self.first_seen,
-            last_seen: self.last_seen,
-            num_bytes,
-        }
-    }
-}
-
-diesel::define_sql_function! {
-    /// The length of a value in bytes.
-    fn octet_length(value: Binary) -> Integer;
-}
-
-diesel::define_sql_function! {
-    /// Where a part begins in a text, from 1; 0 if nowhere.
-    fn strpos(text: Text, part: Text) -> Integer;
-}
-
-/// A condition on letters, for reading and for removing them.
-type Condition<'a> = Box<dyn BoxableExpression<table::table, Pg, SqlType = Bool> + 'a>;
-
-fn matching<'a>(filter: &'a LetterFilter, before: Option<i64>) -> Condition<'a> {
-    let LetterFilter {
-        ids,
-        source,
-        stage,
-        reason,
-        code,
-        since,
-        until,
-    } = filter;
-    let mut all: Condition<'a> = Box::new(table::id.lt(before.unwrap_or(i64::MAX)));
-    if let Some(ids) = ids {
-        all = Box::new(all.and(table::id.eq_any(ids)));
-    }
-    if let Some(source) = source {
-        all = Box::new(all.and(table::source.eq(without_nul(source))));
-    }
-    if let Some(stage) = stage {
-        all = Box::new(all.and(table::stage.eq(stage.as_str())));
-    }
-    if let Some(reason) = reason {
-        all = Box::new(all.and(strpos(table::reason, without_nul(reason)).gt(0)));
-    }
-    if let Some(code) = code {
-        all = Box::new(all.and(table::sqlstate.is_not_distinct_from(without_nul(code))));
-    }
-    if let Some(since) = since {
-        all = Box::new(all.and(table::last_seen.ge(since)));
-    }
-    if let Some(until) = until {
-        all = Box::new(all.and(table::last_seen.lt(until)));
-    }
-    all
-}
-
-/// The newest letters, largest id first.
-pub(super) async fn list(
-    connection: &mut Connection,
-    filter: &LetterFilter,
-    before: Option<i64>,
-    limit: NonZeroUsize,
-) -> Result<Vec<DeadLetter>, Failure> {
-    let limit = i64::try_from(limit.get()).unwrap_or(i64::MAX);
-    connection.begin().await?;
-    let rows: Vec<(Row, i32)> = dsl::event_persister_dead_letters
-        .filter(matching(filter, before))
-        .order(table::id.desc())
-        .limit(limit)
-        .select((Row::as_select(), octet_length(table::raw)))
-        .load(&mut connection.pg)
-        .await?;
-    connection.commit().await?;
-    let letter = |(row, num_bytes): (Row, i32)| {
-        row.into_letter(u64::try_from(num_bytes).unwrap_or_default())
-    };
-    Ok(rows.into_iter().map(letter).collect())
-}
-
-/// How many letters there are.
-pub(super) async fn count(
-    connection: &mut Connection,
-    filter: &LetterFilter,
-    before: Option<i64>,
-) -> Result<u64, Failure> {
-    connection.begin().await?;
-    let count: i64 = dsl::event_persister_dead_letters
-        .filter(matching(filter, before))
-        .count()
-        .get_result(&mut connection.pg)
-        .await?;
-    connection.commit().await?;
-    Ok(u64::try_from(count).unwrap_or_default())
-}
-
-/// Letters with their bytes.
-pub(super) async fn open(
-    connection: &mut Connection,
-    ids: &[i64],
-) -> Result<Vec<OpenLetter>, Failure> {
-    connection.begin().await?;
-    let rows: Vec<(Row, Vec<u8>)> = dsl::event_persister_dead_letters
-        .filter(table::id.eq_any(ids))
-        .order(table::id.desc())
-        .select((Row::as_select(), table::raw))
-        .load(&mut connection.pg)
-        .await?;
-    connection.commit().await?;
-    let letter = |(row, raw): (Row, Vec<u8>)| (row.into_letter(raw.len() as u64), raw);
-    Ok(rows.into_iter().map(letter).collect())
-}
-
-/// Removes letters that have not come again.
-pub(super) async fn remove_unchanged(
-    connection: &mut Connection,
-    letters: &[LetterVersion],
-) -> Result<u64, Failure> {
-    let mut num_removed = 0;
-    connection.begin().await?;
-    for (attempts, ids) in ids_by_attempts(letters) {
-        let unchanged = table::attempts.eq(attempts).and(table::id.eq_any(ids));
-        let remove = diesel::delete(dsl::event_persister_dead_letters.filter(unchanged));
-        num_removed += remove.execute(&mut connection.pg).await?;
-    }
-    connection.commit().await?;
-    Ok(num_removed as u64)
 }
 
 #[cfg(test)]

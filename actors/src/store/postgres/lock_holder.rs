@@ -1,4 +1,4 @@
-//! Who is in the way when a lock is not given in time.
+//! The sessions in the way when a lock is not given in time.
 
 use diesel::prelude::QueryableByName;
 use diesel::sql_query;

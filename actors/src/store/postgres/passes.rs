@@ -16,7 +16,7 @@ use super::connection::Connection;
 use super::failure::Failure;
 use super::schema::events;
 use super::trim::{Bounds, ahead};
-use crate::store::{Cutoffs, Held, LastPass, StoreError};
+use crate::store::{Cutoffs, EventCounts, LastPass, StoreError, as_count};
 
 #[derive(QueryableByName)]
 struct Found {
@@ -82,8 +82,8 @@ impl PostgresStore {
             }
             connection.commit().await?;
             Ok(LastPass {
-                now: moment(now).unwrap_or_else(|| self.clock.now()),
-                at: at.and_then(moment),
+                now: Moment(now.0).to_utc().unwrap_or_else(|| self.clock.now()),
+                at: at.and_then(|at| Moment(at.0).to_utc()),
                 is_noted: noted.is_some(),
             })
         };
@@ -108,11 +108,11 @@ impl PostgresStore {
             .await
     }
 
-    pub(super) async fn count_held_until(
+    pub(super) async fn count_events_until(
         &self,
         cutoffs: &Cutoffs,
         until: DateTime<Utc>,
-    ) -> Result<Held, StoreError> {
+    ) -> Result<EventCounts, StoreError> {
         let until = PgTimestamp(Moment::new(until).0);
         let count = async |connection: &mut Connection| {
             connection.begin_snapshot().await?;
@@ -124,15 +124,13 @@ impl PostgresStore {
             let expired = num_expired(connection, &bounds, None).await?;
             let later = num_expired(connection, &bounds, Some(until)).await?;
             connection.commit().await?;
-            Ok(Held::of(num_events, expired - later))
+            Ok(EventCounts {
+                num_events: as_count(num_events),
+                num_expired: as_count(expired - later),
+            })
         };
         self.with_connection("read", None, count).await
     }
-}
-
-fn moment(at: PgTimestamp) -> Option<DateTime<Utc>> {
-    const EPOCH_MICROS: i64 = 946_684_800_000_000;
-    DateTime::from_timestamp_micros(at.0.checked_add(EPOCH_MICROS)?)
 }
 
 /// How many events are expired, or how many of those that were stored after a moment.

@@ -34,7 +34,6 @@ impl Refusal {
     }
 }
 
-/// One row of `events`.
 pub(super) struct EventRow<'a> {
     /// Which entry of the batch.
     pub(super) index: usize,
@@ -43,7 +42,6 @@ pub(super) struct EventRow<'a> {
     pub(super) received: Moment,
 }
 
-/// One row of `event_resources`.
 pub(super) struct ResourceRow<'a> {
     /// Which event row, from 1.
     pub(super) event_number: i32,
@@ -59,7 +57,7 @@ pub(super) struct Rows<'a> {
     pub(super) resources: Vec<ResourceRow<'a>>,
     /// Whether an id stands in the batch more than once.
     pub(super) repeats_ids: bool,
-    /// What need not be sent to be refused.
+    /// Events that are refused without being sent.
     pub(super) refused: Vec<Refusal>,
 }
 

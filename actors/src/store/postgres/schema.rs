@@ -7,9 +7,8 @@ use diesel::Connection as _;
 use diesel::connection::SimpleConnection as _;
 use diesel::migration::{Migration, MigrationConnection as _, MigrationSource as _};
 use diesel::pg::Pg;
-use diesel::prelude::{QueryResult, QueryableByName};
+use diesel::prelude::QueryResult;
 use diesel::sql_query;
-use diesel::sql_types::{Nullable, Text};
 use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _, embed_migrations};
@@ -80,7 +79,7 @@ impl Found {
 /// Makes what is missing and may be made, then checks the whole; returns the names of the migrations
 /// that were run.
 ///
-/// What is there is not touched, so that a role without CREATE can run on it.
+/// Tables that are there are not touched, so that a role without CREATE can run on them.
 pub(super) async fn prepare(
     mut connection: Connection,
     create: CreateSchema,
@@ -189,44 +188,11 @@ pub(super) async fn check(
 ) -> Result<(), Failure> {
     connection.begin().await?;
     let looked = conditions::look(connection, create, place).await?;
-    // Whoever only looks needs no more than the columns.
+    // A store that only looks needs no more than the columns.
     let only_looks = create == CreateSchema::Nothing;
     let matters = |fault: &Finding| !only_looks || fault.id == conditions::SCHEMA;
     if let Some(fault) = looked.faults.into_iter().find(matters) {
         return Err(conditions::as_failure(fault));
     }
     connection.commit().await
-}
-
-/// What stands behind a connection, for an operator.
-#[derive(Debug, Clone, PartialEq, Eq, QueryableByName, serde::Serialize)]
-pub struct ServerInfo {
-    /// PostgreSQL's version.
-    #[diesel(sql_type = Text)]
-    pub server_version: String,
-    /// The schema of the table `events`, if there is one.
-    #[diesel(sql_type = Nullable<Text>)]
-    pub schema: Option<String>,
-    /// The revision of Prefect's schema, where Prefect has been.
-    #[diesel(sql_type = Nullable<Text>)]
-    pub prefect_revision: Option<String>,
-}
-
-/// Asks the server what it is.
-pub(super) async fn describe(connection: &mut Connection) -> Result<ServerInfo, Failure> {
-    connection.begin().await?;
-    let found: Found = sql_query(FIND).get_result(&mut connection.pg).await?;
-    let revision = if found.alembic {
-        "(SELECT max(version_num)::text FROM alembic_version)"
-    } else {
-        "NULL::text"
-    };
-    let query = format!(
-        "SELECT current_setting('server_version') AS server_version, \
-         (SELECT relnamespace::regnamespace::text FROM pg_catalog.pg_class \
-         WHERE oid = to_regclass('events')) AS schema, {revision} AS prefect_revision"
-    );
-    let info = sql_query(query).get_result(&mut connection.pg).await?;
-    connection.commit().await?;
-    Ok(info)
 }

@@ -1,86 +1,90 @@
-//! Where the database is, how it is reached, and what its URL may say.
+//! How a PostgreSQL database is reached.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
-use tokio_postgres::Config;
-use tokio_postgres::config::Host;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
+use super::url::PostgresUrl;
+use crate::address::said;
+use crate::settings::{As, File, InvalidUrl, LongerThanZero, Named, OneOf, Text, Toggle};
 use crate::store::CreateSchema;
+use crate::tls;
 
-/// Parameters of a URL that the client's library reads itself.
-const PASSED_ON: [&str; 17] = [
-    "channel_binding",
-    "dbname",
-    "host",
-    "hostaddr",
-    "keepalives",
-    "keepalives_idle",
-    "keepalives_interval",
-    "keepalives_retries",
-    "load_balance_hosts",
-    "options",
-    "password",
-    "port",
-    "sslnegotiation",
-    "target_session_attrs",
-    "tcp_user_timeout",
-    "user",
-    "connect_timeout",
-];
-
-/// Where the database is, how it is reached, and what may be made in it.
-#[derive(Clone, PartialEq, Eq)]
+/// How a PostgreSQL database is reached, and what may be made in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct PostgresSettings {
-    /// Host, database, user and password: what the URL says.
-    pub(super) config: Config,
+    /// Host, database, user and password.
+    #[serde(skip)]
+    pub url: PostgresUrl,
     /// Which tables may be made.
+    #[serde(skip)]
     pub create_schema: CreateSchema,
-    /// Where the tables are, as PostgreSQL's setting of that name; without one the server's or the
-    /// role's own counts.
-    pub search_path: Option<String>,
-    /// What `pg_stat_activity` shows.
-    pub application_name: String,
-    /// How long one statement may take; zero means for ever. A batch takes well under a second on a
-    /// healthy server: longer delays the message that something is wrong, shorter fails slow servers.
-    pub statement_timeout: Duration,
-    /// How long a statement waits for a lock; zero means as long as it may take. The pipeline tries
-    /// again in any case.
-    pub lock_timeout: Duration,
-    /// How long it may take to reach each host.
+    /// PostgreSQL: how long a connection to each host may take to be made before it is tried again.
+    #[serde(with = "As::<LongerThanZero>")]
     pub connect_timeout: Duration,
-    /// Whether statements stay prepared. Off for PgBouncer in transaction mode before 1.21, or with
-    /// its `max_prepared_statements` at 0.
+    /// PostgreSQL: how long one statement may take before the batch is tried again; longer suits a slow
+    /// server, shorter finds a hung one sooner.
+    #[serde(with = "As::<LongerThanZero>")]
+    pub statement_timeout: Duration,
+    /// PostgreSQL: how long a statement waits for a lock before it backs off; longer hides contention,
+    /// shorter reports it sooner.
+    #[serde(with = "As::<LongerThanZero>")]
+    pub lock_timeout: Duration,
+    /// PostgreSQL: the schemas to look for tables in, such as `prefect, public`; the server's own if not
+    /// set.
+    #[serde(with = "As::<Option<Text>>")]
+    #[schemars(example = "prefect, public")]
+    pub search_path: Option<String>,
+    /// PostgreSQL: the name of the connections in `pg_stat_activity`.
+    #[serde(with = "As::<Text>")]
+    pub application_name: String,
+    /// PostgreSQL: `off` behind a PgBouncer in transaction mode that knows no prepared statements (older
+    /// than 1.21, or `max_prepared_statements` is 0), or whose version keeps a server connection busy
+    /// after a COPY that failed; costs some speed, since nothing is copied then.
+    #[serde(with = "As::<Toggle>")]
     pub prepared_statements: bool,
-    /// Encryption.
-    pub tls: TlsSettings,
+    /// PostgreSQL: `disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`, as libpq's
+    /// `sslmode`. Only the last two know whom they talk to.
+    #[serde(with = "As::<OneOf<TlsMode>>")]
+    pub tls: TlsMode,
+    /// PostgreSQL: `off` makes `verify-full` a `verify-ca`.
+    #[serde(with = "As::<Toggle>")]
+    pub tls_check_hostname: bool,
+    /// PostgreSQL: the authorities that may sign the server's certificate (PEM); the system's if not set,
+    /// or if it is `system`.
+    #[serde(with = "As::<Option<File>>")]
+    #[schemars(example = "/etc/ssl/postgresql-ca.pem")]
+    pub tls_ca_file: Option<PathBuf>,
+    /// PostgreSQL: the certificate to log in with (PEM), with `tls_key_file`.
+    #[serde(with = "As::<Option<File>>")]
+    #[schemars(example = "/etc/event-persister/client.pem")]
+    pub tls_cert_file: Option<PathBuf>,
+    /// PostgreSQL: the key of `tls_cert_file` (PEM).
+    #[serde(with = "As::<Option<File>>")]
+    #[schemars(example = "/etc/event-persister/client-key.pem")]
+    pub tls_key_file: Option<PathBuf>,
 }
 
-/// Encryption of the connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsSettings {
-    /// Whether there is any, and what is checked.
-    pub mode: TlsMode,
-    /// PEM file with the certificates to trust; without one, those that the system trusts.
-    pub ca_file: Option<PathBuf>,
-    /// PEM file with our own certificate and those that lead to it.
-    pub cert_file: Option<PathBuf>,
-    /// PEM file with the key of our own certificate.
-    pub key_file: Option<PathBuf>,
-    /// Whether the certificate must be made out to the host; only less is possible than `mode` asks.
-    pub check_hostname: bool,
-}
-
-impl Default for TlsSettings {
+impl Default for PostgresSettings {
     fn default() -> Self {
         Self {
-            mode: TlsMode::Prefer,
-            ca_file: None,
-            cert_file: None,
-            key_file: None,
-            check_hostname: true,
+            url: PostgresUrl::default(),
+            create_schema: CreateSchema::OwnOnly,
+            connect_timeout: Duration::from_secs(4),
+            statement_timeout: Duration::from_secs(30),
+            lock_timeout: Duration::from_secs(4),
+            search_path: None,
+            application_name: "event-persister".to_owned(),
+            prepared_statements: true,
+            tls: TlsMode::Prefer,
+            tls_check_hostname: true,
+            tls_ca_file: None,
+            tls_cert_file: None,
+            tls_key_file: None,
         }
     }
 }
@@ -94,7 +98,7 @@ pub enum TlsMode {
     Allow,
     /// Where the server can.
     Prefer,
-    /// Always, with whom ever; with a `ca_file` as [`VerifyCa`](Self::VerifyCa).
+    /// Always, with any server; with a `tls_ca_file` as [`VerifyCa`](Self::VerifyCa).
     Require,
     /// Always, with a certificate that is trusted.
     VerifyCa,
@@ -102,8 +106,8 @@ pub enum TlsMode {
     VerifyFull,
 }
 
-impl TlsMode {
-    const ALL: [(&'static str, Self); 6] = [
+impl Named for TlsMode {
+    const ALL: &'static [(&'static str, Self)] = &[
         ("disable", Self::Disable),
         ("allow", Self::Allow),
         ("prefer", Self::Prefer),
@@ -111,164 +115,52 @@ impl TlsMode {
         ("verify-ca", Self::VerifyCa),
         ("verify-full", Self::VerifyFull),
     ];
-
-    /// The name that URLs use.
-    pub fn as_str(self) -> &'static str {
-        let named = Self::ALL.into_iter().find(|(_, mode)| *mode == self);
-        named.map_or("prefer", |(name, _)| name)
-    }
 }
-
-impl std::str::FromStr for TlsMode {
-    type Err = InvalidUrl;
-
-    fn from_str(name: &str) -> Result<Self, InvalidUrl> {
-        let named = Self::ALL.into_iter().find(|(known, _)| *known == name);
-        named.map(|(_, mode)| mode).ok_or_else(|| {
-            InvalidUrl(
-                "sslmode is one of disable, allow, prefer, require, verify-ca and verify-full"
-                    .to_owned(),
-            )
-        })
-    }
-}
-
-/// What is wrong with a URL; never repeats it, since it may hold a password.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a PostgreSQL URL that can be used: {0}")]
-pub struct InvalidUrl(String);
 
 impl PostgresSettings {
-    /// From a URL `postgresql://user:password@host:port/database?parameters`; more hosts than one are
-    /// separated by commas, and a driver's name after a `+`, as SQLAlchemy has it, is ignored.
-    ///
-    /// Of libpq's parameters those for TLS, `application_name` and all that tokio-postgres knows are
-    /// heeded; of asyncpg's, `ssl` and a `prepared_statement_cache_size` of 0.
+    /// The defaults, but for what a URL `postgresql://user:password@host:port/database?parameters` says.
     ///
     /// # Errors
     ///
     /// It is no such URL, or has a parameter that would be ignored.
     pub fn from_url(url: &str) -> Result<Self, InvalidUrl> {
-        let (scheme, rest) = url
-            .split_once("://")
-            .ok_or_else(|| InvalidUrl("it begins with postgresql://".to_owned()))?;
-        let database = scheme.split('+').next().unwrap_or_default();
-        if !matches!(database, "postgresql" | "postgres") {
-            return Err(InvalidUrl("it begins with postgresql://".to_owned()));
-        }
-        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let mut found = Parameters::default();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            found.take(pair)?;
-        }
-        let config: Config = format!("postgresql://{place}?{}", found.passed_on.join("&"))
-            .parse()
-            .map_err(|error: tokio_postgres::Error| {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                InvalidUrl(cause.unwrap_or_else(|| error.to_string()))
-            })?;
-        if config.get_hosts().is_empty() {
-            return Err(InvalidUrl("it names no host".to_owned()));
-        }
-        Ok(Self {
-            create_schema: CreateSchema::OwnOnly,
-            search_path: None,
-            application_name: found
-                .application_name
-                .unwrap_or_else(|| "event-persister".to_owned()),
-            statement_timeout: Duration::from_secs(60),
-            lock_timeout: Duration::from_secs(10),
-            connect_timeout: config
-                .get_connect_timeout()
-                .copied()
-                .unwrap_or(Duration::from_secs(10)),
-            prepared_statements: !found.without_prepared_statements,
-            tls: found.tls,
-            config,
-        })
+        let url: PostgresUrl = url.parse()?;
+        let settings = said(url.settings())?;
+        Ok(Self { url, ..settings })
     }
 
     /// The place without secrets, for people.
     pub(super) fn place(&self) -> Place {
-        let ports = self.config.get_ports();
-        let hosts = self.config.get_hosts().iter().enumerate();
-        let hosts: Vec<_> = hosts
-            .map(|(index, host)| {
-                let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
-                match host {
-                    Host::Tcp(name) => format!("{name}:{port}"),
-                    #[cfg(unix)]
-                    Host::Unix(path) => format!("{}:{port}", path.display()),
-                }
-            })
-            .collect();
-        let user = self.config.get_user().unwrap_or("the system's user");
+        let (host, database, user) = self.url.place();
         Place {
-            host: hosts.join(","),
-            // What the server takes where none is given.
-            database: self.config.get_dbname().unwrap_or(user).to_owned(),
-            user: user.to_owned(),
+            host,
+            database,
+            user,
             lock_timeout: self.lock_timeout,
         }
     }
-}
 
-/// What the parameters of a URL say.
-#[derive(Default)]
-struct Parameters<'a> {
-    passed_on: Vec<&'a str>,
-    application_name: Option<String>,
-    without_prepared_statements: bool,
-    tls: TlsSettings,
-}
-
-impl<'a> Parameters<'a> {
-    fn take(&mut self, pair: &'a str) -> Result<(), InvalidUrl> {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let value = percent_decode_str(value)
-            .decode_utf8()
-            .map_err(|_| InvalidUrl(format!("the parameter {key} is not UTF-8")))?;
-        let file = || Some(PathBuf::from(&*value));
-        match key {
-            "sslmode" | "ssl" => self.tls.mode = value.parse()?,
-            // What the system trusts is what counts without a file.
-            "sslrootcert" if value == "system" => self.tls.ca_file = None,
-            "sslrootcert" => self.tls.ca_file = file(),
-            "sslcert" => self.tls.cert_file = file(),
-            "sslkey" => self.tls.key_file = file(),
-            "application_name" => self.application_name = Some(value.into_owned()),
-            "prepared_statement_cache_size" | "statement_cache_size" => {
-                self.without_prepared_statements = value == "0";
+    /// What of the server's certificate is checked, and by which files.
+    pub(super) fn encryption(&self) -> (tls::Check, tls::Files<'_>) {
+        let files = tls::Files {
+            ca: (self.tls_ca_file.as_deref()).filter(|file| *file != Path::new("system")),
+            cert: self.tls_cert_file.as_deref(),
+            key: self.tls_key_file.as_deref(),
+        };
+        let check = match self.tls {
+            TlsMode::VerifyFull if self.tls_check_hostname => tls::Check::AuthorityAndName,
+            TlsMode::VerifyFull | TlsMode::VerifyCa => tls::Check::Authority,
+            // As libpq does: an authority that is named is meant to count.
+            TlsMode::Require if files.ca.is_some() => tls::Check::Authority,
+            TlsMode::Require | TlsMode::Prefer | TlsMode::Allow | TlsMode::Disable => {
+                tls::Check::Nothing
             }
-            key if PASSED_ON.contains(&key) => self.passed_on.push(pair),
-            key => {
-                return Err(InvalidUrl(format!(
-                    "the parameter {key} is not known here; leave it out"
-                )));
-            }
-        }
-        Ok(())
+        };
+        (check, files)
     }
 }
 
-/// Everything but what may be secret.
-impl fmt::Debug for PostgresSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PostgresSettings")
-            .field("place", &self.place().to_string())
-            .field("create_schema", &self.create_schema)
-            .field("search_path", &self.search_path)
-            .field("application_name", &self.application_name)
-            .field("statement_timeout", &self.statement_timeout)
-            .field("lock_timeout", &self.lock_timeout)
-            .field("connect_timeout", &self.connect_timeout)
-            .field("prepared_statements", &self.prepared_statements)
-            .field("tls", &self.tls)
-            .finish()
-    }
-}
-
-/// Where a database is and as whom: what every error names.
+/// Where a database is and as whom: every error names it.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     pub(super) host: String,
@@ -295,67 +187,61 @@ impl fmt::Display for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn settings(url: &str) -> PostgresSettings {
-        PostgresSettings::from_url(url).unwrap()
-    }
+    use crate::settings::Spelling as _;
 
     #[test]
-    fn reads_urls_of_libpq_and_of_sqlalchemy() {
-        for url in [
-            "postgresql://ada:se%40cret@db.example:6432/prefect",
-            "postgres://ada:se%40cret@db.example:6432/prefect",
-            "postgresql+asyncpg://ada:se%40cret@db.example:6432/prefect",
-        ] {
-            let settings = settings(url);
-            assert_eq!(settings.config.get_password(), Some(&b"se@cret"[..]));
-            assert_eq!(
-                settings.place().to_string(),
-                "the PostgreSQL database prefect at db.example:6432 as user ada"
-            );
-        }
-        let several = settings("postgresql://ada@one:1,two:2/prefect?target_session_attrs=any");
-        assert_eq!(several.place().host, "one:1,two:2");
-    }
-
-    #[test]
-    fn reads_the_parameters_of_a_url() {
-        let settings = settings(
+    fn a_url_sets_what_it_says() {
+        let settings = PostgresSettings::from_url(
             "postgresql://ada@db/prefect?sslmode=verify-full&sslrootcert=/tls/ca%20file.pem\
              &sslcert=c.pem&sslkey=k.pem&application_name=other&connect_timeout=3\
-             &prepared_statement_cache_size=0&options=-c%20work_mem%3D1MB",
-        );
-        let expected = TlsSettings {
-            mode: TlsMode::VerifyFull,
-            ca_file: Some("/tls/ca file.pem".into()),
-            cert_file: Some("c.pem".into()),
-            key_file: Some("k.pem".into()),
-            check_hostname: true,
+             &prepared_statement_cache_size=0",
+        )
+        .unwrap();
+        let expected = PostgresSettings {
+            url: settings.url.clone(),
+            tls: TlsMode::VerifyFull,
+            tls_ca_file: Some("/tls/ca file.pem".into()),
+            tls_cert_file: Some("c.pem".into()),
+            tls_key_file: Some("k.pem".into()),
+            application_name: "other".to_owned(),
+            connect_timeout: Duration::from_secs(3),
+            prepared_statements: false,
+            ..PostgresSettings::default()
         };
-        assert_eq!(settings.tls, expected);
-        assert_eq!(settings.application_name, "other");
-        assert_eq!(settings.connect_timeout, Duration::from_secs(3));
-        assert_eq!(settings.config.get_options(), Some("-c work_mem=1MB"));
-        assert!(!settings.prepared_statements);
+        assert_eq!(settings, expected);
+        assert_eq!(
+            settings.place().to_string(),
+            "the PostgreSQL database prefect at db:5432 as user ada"
+        );
     }
 
     #[test]
-    fn says_what_is_wrong_with_a_url_and_keeps_its_secrets() {
-        for (url, reason) in [
-            ("mysql://ada:hush@db/prefect", "begins with postgresql://"),
-            ("postgresql://ada:hush@db/prefect?sslmode=yes", "verify-ca"),
-            (
-                "postgresql://ada:hush@db/prefect?gssencmode=1",
-                "gssencmode",
-            ),
-            ("postgresql://ada:hush@db:port/prefect", "port"),
-            ("postgresql:///prefect", "no host"),
-        ] {
-            let error = PostgresSettings::from_url(url).unwrap_err().to_string();
-            assert!(error.contains(reason), "{error}");
-            assert!(!error.contains("hush"), "{error}");
+    fn what_the_system_trusts_counts_where_it_is_named() {
+        let ca = |file: &str| {
+            let url = format!("postgresql://h/d?sslmode=require&sslrootcert={file}");
+            let settings = PostgresSettings::from_url(&url).unwrap();
+            let (check, files) = settings.encryption();
+            (check, files.ca.map(Path::to_owned))
+        };
+        assert_eq!(ca("system"), (tls::Check::Nothing, None));
+        assert_eq!(ca("/ca"), (tls::Check::Authority, Some("/ca".into())));
+    }
+
+    #[test]
+    fn tls_modes_are_libpqs() {
+        for (name, mode) in TlsMode::ALL {
+            assert_eq!(OneOf::<TlsMode>::read(&(*name).into()), Ok(*mode));
+            assert_eq!(OneOf::write(mode), *name);
         }
-        let debug = format!("{:?}", settings("postgresql://ada:hush@db/prefect"));
-        assert!(!debug.contains("hush"), "{debug}");
+        assert_eq!(
+            OneOf::<TlsMode>::read(&"on".into()).unwrap_err(),
+            "give disable, allow, prefer, require, verify-ca or verify-full"
+        );
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let settings = PostgresSettings::from_url("postgresql://ada:hush@db/prefect").unwrap();
+        assert!(!format!("{settings:?}").contains("hush"));
     }
 }

@@ -5,41 +5,23 @@
 //! the disk: a deletion that a crash of the server undoes is made again by the next pass.
 
 use std::num::NonZeroUsize;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use diesel::dsl::{exists, not};
 use diesel::pg::data_types::PgTimestamp;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::columns::Moment;
 use super::connection::Connection;
 use super::failure::Failure;
-use super::schema::{event_resources, events};
-use crate::store::{Cutoffs, TrimStep, Trimmed};
-
-/// Events that a step removes at most while batches are written: a commit waits until all that was
-/// logged before it, also by others, is on disk.
-pub(super) const GENTLE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(999);
+use crate::store::{Cutoffs, Removed, TrimStep, Trimmed};
 
 /// The statements of a step that may take long, where it looks again for what came late.
 pub(super) const NUM_STATEMENTS: u32 = 5;
-
-/// How long to rest after such a step: as long as it took, and longer where little is written, since what
-/// is deleted at full speed fills the log, and the checkpoints that follow make commits wait.
-pub(super) fn rest(removed: &Trimmed, took: Duration, added_per_second: f64) -> Duration {
-    /// So many times what is added may go in a second: others, of whom nothing is known, may add as well.
-    const TIMES_ADDED: f64 = 4.0;
-    /// And always so many events.
-    const PER_SECOND: f64 = 5_000.0;
-    let per_second = PER_SECOND.max(TIMES_ADDED * added_per_second);
-    let due = Duration::from_secs_f64(removed.events as f64 / per_second);
-    due.saturating_sub(took).max(took)
-}
 
 /// Where the next step goes on; `None` before a pass.
 pub(super) type Resume = Option<Search>;
@@ -80,8 +62,9 @@ impl Search {
         self.num_resources != Some(self.num_deleted)
     }
 
-    /// What a transaction brings that was long under way when the search began waits for the next pass.
-    fn lately(&self) -> PgTimestamp {
+    /// From when on what was stored may have been missed. What a transaction brings that was long under way
+    /// when the search began waits for the next pass.
+    fn misses_from(&self) -> PgTimestamp {
         const MARGIN_MICROS: i64 = 10_000_000;
         PgTimestamp(self.began.0.saturating_sub(MARGIN_MICROS))
     }
@@ -106,7 +89,6 @@ pub(super) struct Bounds {
     default: PgTimestamp,
     /// The names that are kept longer or shorter.
     names: Vec<String>,
-    /// Theirs.
     cutoffs: Vec<PgTimestamp>,
 }
 
@@ -128,11 +110,15 @@ impl Bounds {
         self.default
     }
 
+    pub(super) fn names(&self) -> &[String] {
+        &self.names
+    }
+
     pub(super) fn overrides(&self) -> impl Iterator<Item = (&String, PgTimestamp)> {
         self.names.iter().zip(self.cutoffs.iter().copied())
     }
 
-    fn earliest(&self) -> PgTimestamp {
+    pub(super) fn earliest(&self) -> PgTimestamp {
         let cutoffs = self.cutoffs.iter().map(|cutoff| cutoff.0);
         PgTimestamp(cutoffs.fold(self.default.0, i64::min))
     }
@@ -144,21 +130,21 @@ impl Bounds {
 }
 
 #[derive(QueryableByName)]
-struct Turn {
+struct Locked {
     #[diesel(sql_type = Bool)]
-    taken: bool,
+    is_ours: bool,
     #[diesel(sql_type = Timestamptz)]
     now: PgTimestamp,
 }
 
 /// Both numbers are ours: a word of its own, and the table, since a database may hold several.
-const TAKE_TURN: &str = "SELECT pg_try_advisory_xact_lock(1953655149, \
-    hashoid('events'::regclass::oid)) AS taken, clock_timestamp() AS now";
+const TRY_LOCK: &str = "SELECT pg_try_advisory_xact_lock(1953655149, \
+    hashoid('events'::regclass::oid)) AS is_ours, clock_timestamp() AS now";
 
 /// The server's time; `None` where another one trims.
-async fn take_turn(connection: &mut Connection) -> Result<Option<PgTimestamp>, Failure> {
-    let turn: Turn = sql_query(TAKE_TURN).get_result(&mut connection.pg).await?;
-    Ok(turn.taken.then_some(turn.now))
+async fn try_lock(connection: &mut Connection) -> Result<Option<PgTimestamp>, Failure> {
+    let locked: Locked = sql_query(TRY_LOCK).get_result(&mut connection.pg).await?;
+    Ok(locked.is_ours.then_some(locked.now))
 }
 
 /// How far our clock is ahead of the server's, in microseconds.
@@ -174,29 +160,30 @@ pub(super) async fn step(
     resume: &mut Resume,
     now: DateTime<Utc>,
 ) -> Result<TrimStep, Failure> {
+    let begun = Instant::now();
     connection.begin_repeatable().await?;
-    let Some(server_now) = take_turn(connection).await? else {
+    let Some(server_now) = try_lock(connection).await? else {
         connection.commit().await?;
         return Ok(TrimStep::TakenByAnother);
     };
     let bounds = Bounds::new(cutoffs, ahead(now, server_now));
-    let begun = resume.take();
-    let mut search = match begun {
+    let earlier = resume.take();
+    let mut search = match earlier {
         Some(search) => search,
         None => Search::from_the_beginning(connection, &bounds, server_now).await?,
     };
     let mut expired = delete_expired(connection, &bounds, max_events, &mut search).await?;
     // The search began in the middle; it is over only when nothing has come behind it meanwhile.
-    if expired.is_none() && begun.is_some() && came_late(connection, &bounds, &search).await? {
+    if expired.is_none() && earlier.is_some() && came_late(connection, &bounds, &search).await? {
         search.last = Candidate::FIRST;
         // How many resources they have was not counted.
         search.num_resources = None;
         expired = delete_expired(connection, &bounds, max_events, &mut search).await?;
     }
-    let trimmed = match expired {
-        Some(trimmed) => {
+    let removed = match expired {
+        Some(rows) => {
             *resume = Some(search);
-            Some(trimmed)
+            Some(rows)
         }
         None if search.may_have_left_resources() => {
             delete_orphans(connection, &bounds, max_events).await?
@@ -204,7 +191,14 @@ pub(super) async fn step(
         None => None,
     };
     connection.commit().await?;
-    Ok(trimmed.map_or(TrimStep::Finished, TrimStep::Removed))
+    Ok(removed.map_or(TrimStep::Finished, |rows| {
+        TrimStep::Removed(Removed {
+            rows,
+            took: begun.elapsed(),
+            // The server does not tell who writes.
+            others_write: false,
+        })
+    }))
 }
 
 /// The oldest expired events.
@@ -227,7 +221,6 @@ const FIND_EXPIRED: &str = "WITH expired AS (\
     FROM (SELECT) AS one LEFT JOIN (SELECT occurred, id FROM expired WHERE is_other \
     ORDER BY occurred DESC, id DESC LIMIT 1) AS last ON true";
 
-/// What [`FIND_EXPIRED`] found.
 #[derive(QueryableByName)]
 struct Expired {
     #[diesel(sql_type = Array<SqlUuid>)]
@@ -329,7 +322,7 @@ async fn came_late(
         came_late: bool,
     }
     let row: Row = sql_query(CAME_LATE)
-        .bind::<Timestamptz, _>(search.lately())
+        .bind::<Timestamptz, _>(search.misses_from())
         .bind::<Timestamptz, _>(bounds.latest())
         .get_result(&mut connection.pg)
         .await?;
@@ -359,74 +352,4 @@ async fn delete_orphans(
         events: 0,
         resources: deleted as u64,
     }))
-}
-
-/// Counts what steps until [`TrimStep::Finished`] would remove.
-pub(super) async fn count(
-    connection: &mut Connection,
-    cutoffs: &Cutoffs,
-    now: DateTime<Utc>,
-) -> Result<Trimmed, Failure> {
-    connection.begin_snapshot().await?;
-    let server_now: PgTimestamp = diesel::select(clock_timestamp())
-        .get_result(&mut connection.pg)
-        .await?;
-    let bounds = Bounds::new(cutoffs, ahead(now, server_now));
-    let (mut num_events, mut num_resources) = (0, 0);
-    for (name, cutoff) in bounds.overrides() {
-        let of_name = events::event.eq(name).and(events::occurred.lt(cutoff));
-        let expired = events::table.filter(of_name);
-        num_events += expired
-            .count()
-            .get_result::<i64>(&mut connection.pg)
-            .await?;
-        let of_expired = event_resources::event_id.eq_any(expired.select(events::id));
-        let of_expired = event_resources::table.filter(of_expired).count();
-        num_resources += of_expired.get_result::<i64>(&mut connection.pg).await?;
-    }
-    let of_others = events::occurred
-        .lt(bounds.default)
-        .and(events::event.ne_all(&bounds.names));
-    let expired = events::table.filter(of_others);
-    num_events += (expired.clone().count())
-        .get_result::<i64>(&mut connection.pg)
-        .await?;
-    let of_expired = event_resources::event_id.eq_any(expired.select(events::id));
-    let of_expired = event_resources::table.filter(of_expired).count();
-    num_resources += of_expired.get_result::<i64>(&mut connection.pg).await?;
-    let of_event = events::table.filter(events::id.eq(event_resources::event_id));
-    let orphans = event_resources::table
-        .filter(event_resources::occurred.lt(bounds.earliest()))
-        .filter(not(exists(of_event)))
-        .count();
-    num_resources += orphans.get_result::<i64>(&mut connection.pg).await?;
-    connection.commit().await?;
-    Ok(Trimmed {
-        events: u64::try_from(num_events).unwrap_or_default(),
-        resources: u64::try_from(num_resources).unwrap_or_default(),
-    })
-}
-
-diesel::define_sql_function! {
-    /// The server's time, now and not when the transaction began.
-    fn clock_timestamp() -> Timestamptz;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rests_longer_where_little_is_written() {
-        let removed = Trimmed {
-            events: 1_000,
-            resources: 4_000,
-        };
-        let rest = |took, written| rest(&removed, Duration::from_millis(took), written).as_millis();
-        assert_eq!(rest(20, 0.0), 180);
-        assert_eq!(rest(20, 1_000.0), 180);
-        assert_eq!(rest(20, 5_000.0), 30);
-        assert_eq!(rest(20, 10_000.0), 20, "as long as it took");
-        assert_eq!(rest(300, 0.0), 300, "as long as it took");
-    }
 }

@@ -7,7 +7,6 @@
 //! for what the parser rejected, dead letters are written. The start of the transaction and the call
 //! travel together, so that a batch costs two round trips: one to write, one to commit.
 
-use super::schema::events;
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::{ExpressionMethods as _, QueryDsl as _, QueryResult};
@@ -17,20 +16,21 @@ use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 use futures_util::future::join;
 use uuid::Uuid;
 
-use super::arrays::{self, Arrays};
-use super::columns::Column;
+use super::arrays::Arrays;
 use super::connection::{Connection, begin};
 use super::copying::Copied;
 use super::encoded::{Call, Encoded};
 use super::failure::Failure;
-use super::letters::{self, NewLetter};
+use super::letters;
 use super::rows::Refusal;
+use super::schema::events;
 use super::settings::PostgresSettings;
 use crate::batch::{Batch, Condemned};
 use crate::delivery::Content;
 use crate::failpoint;
+use crate::store::Outcome;
+use crate::store::new_letter::NewLetter;
 use crate::store::resource_ids::ResourceIds;
-use crate::store::{Outcome, Stage};
 
 /// From this share of a batch on, one in so many, the next one is expected to hold duplicates too. Too
 /// early costs a clean batch a tenth, too late costs one with duplicates its first attempt.
@@ -47,7 +47,6 @@ pub(super) async fn write(
     connection: &mut Connection,
     settings: &PostgresSettings,
     batch: &Batch,
-    encoded: Encoded,
     now: DateTime<Utc>,
 ) -> Result<Vec<Outcome>, Failure> {
     if batch.is_empty() {
@@ -56,7 +55,7 @@ pub(super) async fn write(
     if let Some(condemned) = batch.condemned() {
         return keep_all(connection, batch, condemned, now).await;
     }
-    let call = match encoded {
+    let call = match Encoded::new(batch) {
         Encoded::Call(call) => *call,
         Encoded::Rows(rows) => match connection.copy(settings, rows, now).await? {
             Copied::All => return Ok(vec![Outcome::Stored; batch.len()]),
@@ -66,7 +65,7 @@ pub(super) async fn write(
             }
         },
     };
-    let outcomes = call_function(connection, batch, call, now).await?;
+    let outcomes = call_function(connection, batch, call, Begin::WithCall, now).await?;
     let duplicates = outcomes.iter().filter(|one| **one == Outcome::Duplicate);
     let num_duplicates = duplicates.count();
     failpoint::pass("postgres::before-commit");
@@ -81,13 +80,14 @@ pub(super) async fn write(
     Ok(outcomes)
 }
 
-/// What would become of the batch; nothing of it stays.
+/// The outcomes that the batch would have; nothing of it stays.
 pub(super) async fn rehearse(
     connection: &mut Connection,
     batch: &Batch,
     now: DateTime<Utc>,
 ) -> Result<Vec<Outcome>, Failure> {
-    let outcomes = call_function(connection, batch, Call::new(batch), now).await?;
+    let call = Call::new(batch);
+    let outcomes = call_function(connection, batch, call, Begin::First, now).await?;
     connection.roll_back().await?;
     Ok(outcomes)
 }
@@ -131,11 +131,21 @@ async fn keep_all(
     Ok(outcomes)
 }
 
+/// When the start of a transaction is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    /// Together with the call, which saves a round trip.
+    WithCall,
+    /// Before the call, which is not made if it fails. What is called in no transaction stays.
+    First,
+}
+
 /// Writes a batch of any kind, its dead letters included, in a transaction that stays open.
 async fn call_function(
     connection: &mut Connection,
     batch: &Batch,
     call: Call,
+    begin: Begin,
     now: DateTime<Utc>,
 ) -> Result<Vec<Outcome>, Failure> {
     let Call {
@@ -145,18 +155,22 @@ async fn call_function(
         repeats_ids,
         mut refused,
     } = call;
-    let not_written = if indexes.is_empty() {
+    if begin == Begin::First || indexes.is_empty() {
         connection.begin().await?;
+    }
+    let not_written = if indexes.is_empty() {
         Vec::new()
     } else {
         let ids = ResourceIds::new(now);
-        let ids: Vec<_> = (0..num_resources).map(|at| ids.get(at)).collect();
         let call = StoreEvents {
             arrays,
-            resource_ids: arrays::uuids(&ids),
+            resource_ids: (0..num_resources).map(|at| ids.get(at)).collect(),
             expects_duplicates: connection.expects_duplicates || repeats_ids,
         };
-        store(connection, call).await?
+        match begin {
+            Begin::WithCall => begin_and_call(connection, call).await?,
+            Begin::First => call.load(&mut connection.pg).await?,
+        }
     };
     let mut outcomes: Vec<_> = batch
         .entries()
@@ -191,7 +205,10 @@ async fn call_function(
 }
 
 /// Starts the transaction and writes the events.
-async fn store(connection: &Connection, call: StoreEvents) -> Result<Vec<NotWritten>, Failure> {
+async fn begin_and_call(
+    connection: &Connection,
+    call: StoreEvents,
+) -> Result<Vec<NotWritten>, Failure> {
     let begin = begin(&connection.configure);
     let mut begin_on = &connection.pg;
     let mut call_on = &connection.pg;
@@ -220,7 +237,6 @@ fn index_of(number: i32, indexes: &[usize]) -> Result<usize, Failure> {
     })
 }
 
-/// Writes the dead letters.
 async fn keep(
     connection: &mut Connection,
     batch: &Batch,
@@ -229,27 +245,17 @@ async fn keep(
 ) -> Result<(), Failure> {
     let refused = refused.iter().filter_map(|refusal| {
         let entry = batch.entries().get(refusal.index)?;
-        let sqlstate = refusal.sqlstate.as_deref();
-        Some(NewLetter::new(
-            entry,
-            Stage::Store,
-            &refusal.reason,
-            sqlstate,
-        ))
+        let code = refusal.sqlstate.as_deref();
+        Some(NewLetter::refused(entry, &refusal.reason, code))
     });
-    let rejected = batch.entries().iter().filter_map(|entry| {
-        let Content::Rejected(rejection) = &entry.content else {
-            return None;
-        };
-        Some(NewLetter::new(entry, Stage::Parse, &rejection.reason, None))
-    });
-    letters::insert(connection, refused.chain(rejected).collect(), now).await
+    let letters = refused.chain(NewLetter::rejected(batch.entries()));
+    letters::insert(connection, letters, now).await
 }
 
 /// The call of the store function: always the same text, so that it is prepared once.
 struct StoreEvents {
     arrays: Arrays,
-    resource_ids: Column,
+    resource_ids: Vec<Uuid>,
     expects_duplicates: bool,
 }
 

@@ -1,6 +1,6 @@
 //! One open connection: how it is opened, what its transactions are, and what its errors say.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection as _;
@@ -8,7 +8,7 @@ use diesel::{QueryResult, RunQueryDsl as _, SqliteConnection};
 use libsqlite3_sys as ffi;
 
 use super::result_code::{Class, CodedConnection, Failed, ResultCode};
-use super::{lock_holder, log_size};
+use super::{SqliteSettings, lock_holder, log_size};
 use crate::store::StoreError;
 
 /// How many KiB of pages a connection keeps. The pages that a batch of 1,000 events touches fit in,
@@ -36,9 +36,7 @@ impl From<Failed> for Failure {
 /// Whether a file that is not there may be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Missing {
-    /// It is created.
     Create,
-    /// That is an error.
     Refuse,
     /// The same: Prefect's migrations are to make it.
     Await,
@@ -47,36 +45,30 @@ pub(super) enum Missing {
 /// A connection with our settings.
 pub(super) struct Connection {
     coded: CodedConnection,
-    place: Place,
-}
-
-/// Where a database is and how long it may be waited for: what every error names.
-#[derive(Debug, Clone)]
-pub(super) struct Place {
-    pub(super) path: PathBuf,
-    pub(super) busy_timeout: Duration,
+    /// Named by every error: the absolute path, and how long is waited for a lock.
+    settings: SqliteSettings,
 }
 
 impl Connection {
     /// Opens the file and sets what a connection needs.
-    pub(super) fn open(place: &Place, missing: Missing) -> Result<Self, StoreError> {
-        let path = std::path::absolute(&place.path).unwrap_or_else(|_| place.path.clone());
-        let place = Place {
+    pub(super) fn open(settings: &SqliteSettings, missing: Missing) -> Result<Self, StoreError> {
+        let path = std::path::absolute(&settings.path).unwrap_or_else(|_| settings.path.clone());
+        inspect_path(&path, missing)?;
+        let url = uri(&path, missing);
+        let settings = SqliteSettings {
             path,
-            ..place.clone()
+            ..settings.clone()
         };
-        inspect_path(&place.path, missing)?;
-        let url = uri(&place.path, missing);
         let coded = CodedConnection::establish(&url).map_err(|error| StoreError::Unavailable {
             what: format!(
                 "cannot open the SQLite database {}: {}",
-                place.path.display(),
-                remedy(ffi::SQLITE_CANTOPEN, &place)
+                settings.path.display(),
+                remedy(ffi::SQLITE_CANTOPEN, &settings)
             ),
             fault: None,
             source: Some(Box::new(error)),
         })?;
-        let mut connection = Self { coded, place };
+        let mut connection = Self { coded, settings };
         match connection.configure() {
             Ok(()) => Ok(connection),
             Err(failure) => Err(connection.store_error("set up a connection to", failure)),
@@ -85,7 +77,7 @@ impl Connection {
 
     fn configure(&mut self) -> Result<(), Failure> {
         // First of all, so that the others wait too.
-        self.wait_for_locks(self.place.busy_timeout)?;
+        self.wait_for_locks(self.settings.busy_timeout)?;
         // An acknowledged event survives a power cut: every commit is synced.
         self.execute_batch("PRAGMA synchronous = FULL")?;
         self.execute_batch("PRAGMA foreign_keys = ON")?;
@@ -112,12 +104,12 @@ impl Connection {
                     log::warn!(
                         "no write-ahead log on this file system; writers and readers wait for each other \
                          store.path={} store.journal_mode={mode}",
-                        self.place.path.display()
+                        self.settings.path.display()
                     );
                     return Ok(());
                 }
                 Err(Failure::Database(failed))
-                    if is_busy(failed.code) && waited < self.place.busy_timeout =>
+                    if is_busy(failed.code) && waited < self.settings.busy_timeout =>
                 {
                     std::thread::sleep(PAUSE);
                     waited += PAUSE;
@@ -169,7 +161,7 @@ impl Connection {
     pub(super) fn begin_within(&mut self, patience: Duration) -> Result<(), Failure> {
         self.wait_for_locks(patience)?;
         let begun = self.begin();
-        self.wait_for_locks(self.place.busy_timeout)?;
+        self.wait_for_locks(self.settings.busy_timeout)?;
         begun
     }
 
@@ -206,21 +198,19 @@ impl Connection {
     /// The same if nobody is in the way, without waiting for anybody.
     pub(super) fn give_log_back(&mut self) -> Result<(), Failure> {
         self.wait_for_locks(Duration::ZERO)?;
-        // What is in the way is for others to tell; the next time it may be gone.
+        // Others tell what is in the way; the next time it may be gone.
         if let Err(failed) = self.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
             log::debug!("the write-ahead log stays code={}", failed.code.name());
         }
-        Ok(self.wait_for_locks(self.place.busy_timeout)?)
+        Ok(self.wait_for_locks(self.settings.busy_timeout)?)
     }
 
-    /// Undoes the transaction.
     pub(super) fn roll_back(&mut self) -> Result<(), Failure> {
         Ok(self.execute_batch("ROLLBACK")?)
     }
 
-    /// The file, for messages.
     pub(super) fn path(&self) -> std::path::Display<'_> {
-        self.place.path.display()
+        self.settings.path.display()
     }
 
     /// The longest text or blob that can be bound.
@@ -230,14 +220,14 @@ impl Connection {
 
     /// A failure as the port tells it: what was tried, on which file, and what to do next.
     pub(super) fn store_error(&self, doing: &str, failure: Failure) -> StoreError {
-        let path = self.place.path.display();
+        let path = self.settings.path.display();
         match failure {
             Failure::Unfit(what) => StoreError::unavailable(what),
             Failure::Database(failed) => StoreError::Unavailable {
                 what: format!(
                     "cannot {doing} the SQLite database {path}{}: {}",
                     in_brackets(failed.code),
-                    remedy_for(failed.code, &self.place)
+                    remedy_for(failed.code, &self.settings)
                 ),
                 fault: Some(failed.code.fault()),
                 source: Some(Box::new(failed.error)),
@@ -246,7 +236,7 @@ impl Connection {
                 what: format!(
                     "the commit to the SQLite database {path} failed{}, and may have happened: {}",
                     in_brackets(failed.code),
-                    remedy_for(failed.code, &self.place)
+                    remedy_for(failed.code, &self.settings)
                 ),
                 fault: None,
                 source: Some(Box::new(failed.error)),
@@ -328,7 +318,7 @@ fn uri(path: &Path, missing: Missing) -> String {
     uri
 }
 
-fn remedy_for(code: ResultCode, place: &Place) -> String {
+fn remedy_for(code: ResultCode, settings: &SqliteSettings) -> String {
     if code.class() == Class::Rejected {
         return "a row of ours was refused; compare the schema with `event-persister check`"
             .to_owned();
@@ -338,14 +328,14 @@ fn remedy_for(code: ResultCode, place: &Place) -> String {
                 version that knows this schema"
             .to_owned();
     }
-    remedy(code.primary(), place)
+    remedy(code.primary(), settings)
 }
 
-fn remedy(primary: i32, place: &Place) -> String {
+fn remedy(primary: i32, settings: &SqliteSettings) -> String {
     let text = match primary {
         ffi::SQLITE_BUSY | ffi::SQLITE_LOCKED => {
-            let seconds = place.busy_timeout.as_secs_f32();
-            return match lock_holder::find(&place.path) {
+            let seconds = settings.busy_timeout.as_secs_f32();
+            return match lock_holder::find(&settings.path) {
                 Some(holder) => format!(
                     "{holder} holds the write lock, and has not let it go for {seconds} s; end its \
                      transaction"

@@ -40,17 +40,17 @@ impl fmt::Display for Holder {
     }
 }
 
-/// What stands for a process of another namespace.
+/// Stands for a process of another namespace.
 const HIDDEN: u32 = 0;
 
 /// The bytes of the `-shm` file of which each reader in WAL mode locks one for its transaction.
 const WAL_READ_LOCKS: std::ops::RangeInclusive<u64> = 123..=127;
-/// The byte of the `-shm` file that is locked by whoever writes to a database in WAL mode.
+/// The byte of the `-shm` file that a writer to a database in WAL mode locks.
 const WAL_WRITE_LOCK: u64 = 120;
-/// The byte of the database itself that is locked by whoever writes in another mode.
+/// The byte of the database itself that a writer in another mode locks.
 const RESERVED_LOCK: u64 = 0x4000_0001;
 
-/// Who holds the write lock at this moment; `None` where nobody does or the system does not tell.
+/// The process that holds the write lock at this moment; `None` where nobody does or the system does not tell.
 #[cfg(target_os = "linux")]
 pub(super) fn find(database: &Path) -> Option<Holder> {
     // SQLite puts its files beside what a symbolic link points to.

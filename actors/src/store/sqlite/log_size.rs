@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::lock_holder::{self, Holder};
 
-/// What a log keeps when it begins anew. A usual one is smaller: the largest batches, and steps of
+/// The bytes that a log keeps when it begins anew. A usual one is smaller: the largest batches, and steps of
 /// retention, write some tens of MiB.
 pub(super) const LIMIT: u64 = 32 * MIB;
 
@@ -43,7 +43,7 @@ struct Large {
 }
 
 impl Large {
-    /// Who keeps it large, once that is certain.
+    /// Names the readers that keep it large, once that is certain.
     fn warning(&self, now: Instant) -> Option<String> {
         let lasted = now.saturating_duration_since(self.since);
         if lasted < NAMED_AFTER || self.readers.is_empty() {
@@ -53,7 +53,7 @@ impl Large {
     }
 }
 
-/// What is said of a log that readers keep.
+/// The warning about a log that readers keep.
 pub(super) fn pinned(num_bytes: u64, readers: &[Holder]) -> String {
     let readers: Vec<String> = readers.iter().map(ToString::to_string).collect();
     format!(
@@ -88,14 +88,14 @@ impl LogWatch {
         }
     }
 
-    /// What somebody should look at.
+    /// The warning, if there is one.
     pub(super) fn warning(&self) -> Option<String> {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.as_ref()?.warning(Instant::now())
     }
 }
 
-/// What is said in the log of this process.
+/// A message for the log of this process.
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
     Pinned(String),
@@ -124,7 +124,7 @@ fn note(
     large.num_bytes = num_bytes;
     large.readers.retain(|reader| seen.contains(reader));
     if large.readers.is_empty() {
-        // Whoever reads now began no earlier than now.
+        // These readers began no earlier than now.
         large.readers = seen;
         large.since = now;
     }

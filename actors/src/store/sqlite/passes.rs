@@ -12,7 +12,7 @@ use super::SqliteStore;
 use super::connection::{Connection, Failure};
 use super::schema::events;
 use super::text::{read_timestamp, timestamp_bound};
-use crate::store::{Cutoffs, Held, LastPass, StoreError};
+use crate::store::{Cutoffs, EventCounts, LastPass, StoreError, as_count};
 
 const IS_THERE: &str = "SELECT EXISTS (SELECT 1 FROM sqlite_master \
     WHERE type = 'table' AND name = 'event_persister_retention') AS is_there";
@@ -70,11 +70,11 @@ impl SqliteStore {
         .await
     }
 
-    pub(super) async fn count_held_until(
+    pub(super) async fn count_events_until(
         &self,
         cutoffs: &Cutoffs,
         until: DateTime<Utc>,
-    ) -> Result<Held, StoreError> {
+    ) -> Result<EventCounts, StoreError> {
         let cutoffs = cutoffs.clone();
         // Not in the way of those who write: it may take a while.
         let counted = self.with_connection("read", move |connection| {
@@ -86,7 +86,10 @@ impl SqliteStore {
             let expired = num_expired(connection, &cutoffs, None)?;
             let later = num_expired(connection, &cutoffs, Some(&until))?;
             connection.commit()?;
-            Ok(Held::of(num_events, expired - later))
+            Ok(EventCounts {
+                num_events: as_count(num_events),
+                num_expired: as_count(expired - later),
+            })
         });
         let counted = counted.await;
         drop(self.lock_idle().take());

@@ -21,11 +21,10 @@ use libsqlite3_sys as ffi;
 
 use crate::store::{Fault, FaultKind, RefusalReason};
 
-/// An extended result code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ResultCode(c_int);
 
-/// What a failed statement means for the event that it carried.
+/// The meaning of a failed statement for the event that it carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
     /// These values can never be stored: the event becomes a dead letter.
@@ -45,7 +44,7 @@ impl ResultCode {
         self.0 & 0xff
     }
 
-    /// What a failure with this code means.
+    /// The meaning of a failure with this code.
     ///
     /// A primary key that is taken is not the event's fault: events are inserted with a conflict
     /// clause for it, and the keys of resources are made anew at every attempt. Neither is a column
@@ -64,7 +63,7 @@ impl ResultCode {
         }
     }
 
-    /// What a failure that is not for sure an event's fault is likely to be about.
+    /// The likely cause of a failure that is not for sure an event's fault.
     pub(super) fn fault(self) -> Fault {
         let kind = match self.primary() {
             ffi::SQLITE_BUSY | ffi::SQLITE_LOCKED => FaultKind::Contention,
@@ -132,7 +131,7 @@ const NAMES: &[(c_int, &str)] = names! {
     SQLITE_CANTOPEN_ISDIR SQLITE_CANTOPEN_SYMLINK
 };
 
-/// What the connection noted when a statement failed.
+/// The connection's notes of a statement that failed.
 #[derive(Debug)]
 struct Noted {
     code: AtomicI32,
@@ -142,11 +141,9 @@ struct Noted {
 /// A failed call, with what SQLite said about it at that moment.
 #[derive(Debug)]
 pub(super) struct Failed {
-    /// The extended code.
     pub(super) code: ResultCode,
     /// Whether the transaction outlived the failure; some failures roll it back.
     pub(super) in_transaction: bool,
-    /// Diesel's error.
     pub(super) error: diesel::result::Error,
 }
 
@@ -158,7 +155,6 @@ pub(super) struct CodedConnection {
 }
 
 impl CodedConnection {
-    /// Opens a connection.
     pub(super) fn establish(url: &str) -> Result<Self, ConnectionError> {
         let (mut connection, opened) = establish_and_see_handle(url)?;
         let noted = Arc::new(Noted {
@@ -234,7 +230,7 @@ struct Handle(NonNull<ffi::sqlite3>);
 // and is used only by calls that hold that connection exclusively.
 unsafe impl Send for Handle {}
 
-/// What the automatic extension saw.
+/// The connection that the automatic extension saw.
 #[derive(Clone, Copy)]
 struct Opened {
     handle: NonNull<ffi::sqlite3>,
@@ -242,7 +238,7 @@ struct Opened {
 }
 
 thread_local! {
-    /// What this thread opened last.
+    /// The connection that this thread opened last.
     static OPENED: Cell<Option<Opened>> = const { Cell::new(None) };
 }
 

@@ -16,7 +16,6 @@ use crate::store::CreateSchema;
 
 /// Prefect's tables, to the letter. Never run on a database that is or may become Prefect's.
 pub(super) const EVENTS: EmbeddedMigrations = embed_migrations!("../migrations/sqlite/events");
-/// Our own tables.
 pub(super) const OWN: EmbeddedMigrations = embed_migrations!("../migrations/sqlite/own");
 
 diesel::table! {
@@ -69,7 +68,7 @@ diesel::table! {
 
 diesel::allow_tables_to_appear_in_same_query!(events, event_resources);
 
-/// What is written, table by table.
+/// The columns that are written, table by table.
 const WRITTEN: [(&str, &[&str]); 3] = [
     (
         "events",
@@ -121,7 +120,7 @@ const WRITTEN: [(&str, &[&str]); 3] = [
     ),
 ];
 
-/// What a database holds already.
+/// The tables that a database has already.
 struct Found {
     tables: BTreeSet<String>,
     applied: BTreeSet<String>,
@@ -157,7 +156,7 @@ impl Found {
         self.applied.contains(&version)
     }
 
-    /// What is still to be run, in order.
+    /// The migrations that are still to be run, in order.
     fn pending(&self, create: CreateSchema) -> QueryResult<Vec<Box<dyn Migration<Sqlite>>>> {
         let mut pending = Vec::new();
         if create == CreateSchema::Nothing {
@@ -194,7 +193,7 @@ fn migrations(set: EmbeddedMigrations) -> QueryResult<Vec<Box<dyn Migration<Sqli
     Ok(migrations)
 }
 
-/// What the migrations report, as diesel's own error where it is one.
+/// The error of a migration, as diesel's own where it is one.
 fn query_error(error: Box<dyn Error + Send + Sync>) -> diesel::result::Error {
     match error.downcast::<diesel::result::Error>() {
         Ok(error) => *error,
@@ -276,7 +275,7 @@ pub(super) fn triggers(connection: &mut Connection) -> Result<Vec<String>, Failu
     Ok(triggers.into_iter().collect())
 }
 
-/// What SQLite finds when it looks through all pages: the first of what is wrong, or nothing. Reads the
+/// Looks through all pages: the first fault, or nothing. Reads the
 /// whole file.
 pub(super) fn damage(connection: &mut Connection) -> Result<Option<String>, Failure> {
     const FIRST: &str = "SELECT quick_check AS name FROM pragma_quick_check LIMIT 1";
@@ -312,7 +311,7 @@ pub(super) fn prefect_revision(connection: &mut Connection) -> Result<Option<Str
     Ok(revisions.into_iter().next_back())
 }
 
-/// What the findings below are called.
+/// The ids of the findings below.
 pub(super) const SCHEMA: &str = "sqlite.schema";
 pub(super) const INDEXES: &str = "sqlite.indexes";
 
@@ -322,7 +321,7 @@ const LETTERS_VERSION: &str = "00000000000101";
 
 /// Whether everything is as it must be to write here.
 pub(super) fn check(connection: &mut Connection, create: CreateSchema) -> Result<(), Failure> {
-    // Whoever only looks needs no more than the columns.
+    // A store that only looks needs no more than the columns.
     let only_looks = create == CreateSchema::Nothing;
     let matters = |fault: &Finding| !only_looks || fault.id == SCHEMA;
     let is_prefects = create == CreateSchema::OwnOnly;
@@ -336,9 +335,9 @@ pub(super) fn check(connection: &mut Connection, create: CreateSchema) -> Result
     })
 }
 
-/// Everything that keeps us from writing, in one list for everybody who asks: a store that starts and
+/// Everything that keeps us from writing, in one list for all that ask: a store that starts and
 /// the probe behind `/api/ready`, which stop at the first, and `event-persister check`, which tells of
-/// all. Whoever only looks does not mind that what is ours is not there yet: whoever writes makes it.
+/// all. A store that only looks does not mind that our own table is not there yet: a writer makes it.
 ///
 /// Only where Prefect is, or may come to be, its migrations are waited for.
 pub(super) fn faults(
@@ -392,7 +391,7 @@ pub(super) fn faults(
     Ok(faults)
 }
 
-/// What is wrong with the columns of a table first.
+/// The first fault of the columns of a table.
 fn table_fault(
     connection: &mut Connection,
     table: &str,
@@ -443,7 +442,7 @@ fn table_fault(
     }
 }
 
-/// What comes twice is told by these keys.
+/// These keys tell what comes twice.
 fn key_fault(connection: &mut Connection, table: &str) -> Result<Option<Finding>, Failure> {
     let key = match table {
         "events" => "id",

@@ -17,7 +17,8 @@ use crate::batch::BatchId;
 use crate::clock::SystemClock;
 use crate::delivery::Entry;
 use crate::event::ReceivedEvent;
-use crate::store::{DeadLetter, DeadLetters as _, LetterFilter, RefusalReason};
+use crate::store::operator::{DeadLetter, LetterFilter, StoreOperator as _};
+use crate::store::{RefusalReason, Trimmed};
 use crate::testing::{EventFixture, event, event_entry, rejected_entry};
 
 fn settings(directory: &TempDir) -> SqliteSettings {
@@ -56,10 +57,12 @@ fn of_events(events: impl IntoIterator<Item = ReceivedEvent>) -> Arc<Batch> {
     batch(events.into_iter().map(event_entry).collect())
 }
 
-/// The newest first.
 async fn all_letters(store: &SqliteStore) -> Vec<DeadLetter> {
     let all = LetterFilter::default();
-    store.list(&all, None, NonZeroUsize::MAX).await.unwrap()
+    store
+        .list_letters(&all, None, NonZeroUsize::MAX)
+        .await
+        .unwrap()
 }
 
 fn one_event() -> Arc<Batch> {
@@ -707,7 +710,7 @@ async fn whoever_asks_how_the_store_is_does_not_wait_for_a_trimmer_that_waits() 
     }
     other.batch_execute("ROLLBACK").unwrap();
     let step = step.await.unwrap();
-    assert!(matches!(step, TrimStep::Removed(removed) if removed.events == 1));
+    assert!(matches!(step, TrimStep::Removed(removed) if removed.rows.events == 1));
 }
 
 #[actix::test]
@@ -772,9 +775,9 @@ async fn trims_resources_that_have_no_event() {
     assert_eq!(store.count_expired(&cutoffs).await.unwrap(), expected);
     let mut total = Trimmed::default();
     let max = NonZeroUsize::new(4).unwrap();
-    while let TrimStep::Removed(trimmed) = store.trim(&cutoffs, max).await.unwrap() {
-        assert!(trimmed.events + trimmed.resources > 0);
-        total += trimmed;
+    while let TrimStep::Removed(removed) = store.trim(&cutoffs, max).await.unwrap() {
+        assert!(removed.rows.events + removed.rows.resources > 0);
+        total += removed.rows;
     }
     assert_eq!(total, expected);
     assert_eq!(num_events(&mut connection), 1);
@@ -782,26 +785,8 @@ async fn trims_resources_that_have_no_event() {
     assert_eq!(number(&mut connection, num_resources), 2);
 }
 
-/// How many events each step of one pass removes that is told to remove two; `meanwhile` is called before
-/// each step.
-async fn sizes_of_steps(trimmer: &dyn EventStore, mut meanwhile: impl FnMut()) -> Vec<u64> {
-    let cutoffs = Cutoffs {
-        default: SystemClock.now(),
-        overrides: [].into(),
-    };
-    let two = NonZeroUsize::new(2).unwrap();
-    let mut sizes = Vec::new();
-    loop {
-        meanwhile();
-        match trimmer.trim_at_pace(&cutoffs, two).await.unwrap() {
-            TrimStep::Removed(trimmed) => sizes.push(trimmed.events),
-            _ => return sizes,
-        }
-    }
-}
-
 #[actix::test]
-async fn steps_are_larger_only_while_nobody_else_writes() {
+async fn a_trimmer_sees_that_other_processes_write() {
     let directory = TempDir::new().unwrap();
     let (writer, mut other) = store_with_tables(&directory).await;
     let open = SqliteStore::open_store(settings(&directory), Arc::new(SystemClock));
@@ -810,23 +795,27 @@ async fn steps_are_larger_only_while_nobody_else_writes() {
         let events = (0..num).map(|_| event(Uuid::new_v4()));
         store.write(of_events(events)).await.unwrap();
     };
-    write(&writer, 100).await;
-    let alone = sizes_of_steps(&*trimmer, || ()).await;
-    assert_eq!(alone.iter().sum::<u64>(), 100);
-    assert!(alone.iter().any(|size| *size > 2), "{alone:?}");
-    assert!(alone.iter().all(|size| *size <= 8), "{alone:?}");
-
     write(&writer, 10).await;
-    let commit = || other.batch_execute("PRAGMA user_version = 1").unwrap();
-    let beside_another_process = sizes_of_steps(&*trimmer, commit).await;
-    assert_eq!(beside_another_process, [2; 5]);
-
+    let cutoffs = Cutoffs {
+        default: SystemClock.now(),
+        overrides: [].into(),
+    };
+    let others_write = async || {
+        let step = trimmer.trim(&cutoffs, NonZeroUsize::MIN).await.unwrap();
+        match step {
+            TrimStep::Removed(removed) => removed.others_write,
+            step => panic!("{step:?}"),
+        }
+    };
+    assert!(others_write().await, "nothing is known yet");
+    assert!(!others_write().await);
     write(&*beside, 2).await;
-    assert_eq!(
-        sizes_of_steps(&*trimmer, || ()).await,
-        [2],
-        "one of its own"
-    );
+    assert!(!others_write().await, "one of its own");
+    for _ in 0..2 {
+        other.batch_execute("PRAGMA user_version = 1").unwrap();
+        assert!(others_write().await);
+    }
+    assert!(!others_write().await);
 }
 
 #[test]
@@ -853,13 +842,13 @@ async fn letters_of_a_database_without_them_are_none() {
     let directory = TempDir::new().unwrap();
     let settings = settings(&directory);
     let store = store(&settings);
-    let error = unavailable(store.show(1).await);
+    let error = unavailable(store.open_letters(&[1]).await);
     assert!(error.contains("there is no SQLite database"), "{error}");
     connect(&settings)
         .batch_execute("CREATE TABLE t (a)")
         .unwrap();
     assert_eq!(all_letters(&store).await, []);
-    assert_eq!(store.show(1).await.unwrap(), None);
+    assert_eq!(store.open_letters(&[1]).await.unwrap(), []);
 }
 
 #[actix::test]

@@ -36,7 +36,6 @@ pub(super) fn timestamp_bound(at: DateTime<Utc>) -> String {
     text
 }
 
-/// Reads a moment back.
 pub(super) fn read_timestamp(text: &str) -> Option<DateTime<Utc>> {
     NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f")
         .ok()

@@ -1,7 +1,11 @@
 //! Deletes what retention no longer keeps, a bounded number of events at a time.
 //!
-//! What is expired is read without the write lock; only the deletion holds it. Nobody changes when
-//! an event occurred, so what was read stays true.
+//! Expired events are found without the write lock; only the deletion holds it. Nobody changes when
+//! an event occurred, so what was read stays true. Each step ends with a checkpoint, which does not hold
+//! the lock.
+//!
+//! While another process holds the lock, the step waits for it in short turns and gives the connection back
+//! between them: a trimmer is in no hurry, and a probe of the store would wait with it.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -15,32 +19,51 @@ use diesel::sql_types::{BigInt, Text};
 use diesel::sqlite::Sqlite;
 use tokio::time::Instant;
 
-use super::connection::{Connection, Failure};
+use super::SqliteStore;
+use super::connection::{CACHE_KIB, Connection, Failure};
 use super::schema::{event_resources, events};
 use super::text::timestamp_bound;
-use crate::store::{Cutoffs, TrimStep, Trimmed};
+use crate::store::{Cutoffs, Removed, StoreError, TrimStep, Trimmed};
+
+/// How long a step keeps the connection while it waits for another process's lock.
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
+
+/// How many KiB of pages a trimmer keeps while no other process writes. It touches pages all over the
+/// indexes that do not go by time; with so many in memory a step of 10,000 events holds the lock for two
+/// thirds of the time. Twice as many gain nothing more.
+const LARGE_CACHE_KIB: u32 = 32_000;
+
+/// After how many pages a commit writes the log back into the file; as SQLite has it.
+const CHECKPOINT_PAGES: u32 = 1_000;
+
+/// Remembered from one step to the next.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Progress {
+    resume: Resume,
+    /// The database's number for commits of other connections when the last step began.
+    version: Option<i64>,
+}
 
 /// Where the next search goes on among events without a cutoff of their own.
 ///
 /// Names that are kept longer leave rows behind the default cutoff; without this every step would
 /// pass over all of them again.
-pub(super) type Resume = Option<Candidate>;
+type Resume = Option<Candidate>;
 
 /// When an event occurred, and its id: the order in which events are removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Queryable)]
-pub(super) struct Candidate {
+struct Candidate {
     occurred: String,
     id: String,
 }
 
-/// The cutoffs as texts.
-struct Bounds {
-    default: String,
-    overrides: Vec<(String, String)>,
+pub(super) struct Bounds {
+    pub(super) default: String,
+    pub(super) overrides: Vec<(String, String)>,
 }
 
 impl Bounds {
-    fn new(cutoffs: &Cutoffs) -> Self {
+    pub(super) fn new(cutoffs: &Cutoffs) -> Self {
         Self {
             default: timestamp_bound(cutoffs.default),
             overrides: cutoffs
@@ -50,57 +73,97 @@ impl Bounds {
         }
     }
 
-    fn names(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.overrides.iter().map(|(name, _)| name.as_str())
     }
 
-    fn earliest(&self) -> &str {
+    pub(super) fn earliest(&self) -> &str {
         let overrides = self.overrides.iter().map(|(_, cutoff)| cutoff);
         overrides.fold(&self.default, |earliest, cutoff| earliest.min(cutoff))
     }
 }
 
-/// How a step may wait for another process.
+/// How long a step may wait for another process.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Turn {
-    pub(super) patience: Duration,
-    pub(super) is_last: bool,
+struct LockWait {
+    patience: Duration,
+    /// Then that it is not given is a failure.
+    is_last: bool,
 }
 
-/// One step: chooses the oldest expired events, then deletes them.
-///
-/// `None` where another process keeps the write lock for longer than `patience`, unless this is the
-/// last time that it is tried: then that is a failure. Else also for how long the lock was held. What was
-/// removed has yet to be written back into the file.
-pub(super) fn step(
+impl SqliteStore {
+    /// Makes a step, as soon as no other process holds the lock.
+    pub(super) async fn trim_step(
+        &self,
+        cutoffs: &Cutoffs,
+        max_events: NonZeroUsize,
+    ) -> Result<TrimStep, StoreError> {
+        cutoffs.refuse_future(self.shared.clock.now())?;
+        let began = Instant::now();
+        loop {
+            let busy_timeout = self.shared.settings.busy_timeout;
+            let patience = LONGEST_WAIT.min(busy_timeout);
+            let wait = LockWait {
+                patience,
+                is_last: began.elapsed() + patience >= busy_timeout,
+            };
+            let mut progress = std::mem::take(&mut *self.lock_progress());
+            let cutoffs = cutoffs.clone();
+            let step = move |connection: &mut Connection| {
+                let step = step(connection, &cutoffs, max_events, &mut progress, wait)?;
+                Ok((step, progress))
+            };
+            let (step, progress) = self.with_writer("trim", step).await?;
+            *self.lock_progress() = progress;
+            if let Some(step) = step {
+                return Ok(step);
+            }
+        }
+    }
+}
+
+/// Chooses the oldest expired events, then deletes them; `None` where another process keeps the lock.
+fn step(
     connection: &mut Connection,
     cutoffs: &Cutoffs,
     max_events: NonZeroUsize,
-    resume: &mut Resume,
-    Turn { patience, is_last }: Turn,
-) -> Result<Option<(TrimStep, Duration)>, Failure> {
+    progress: &mut Progress,
+    wait: LockWait,
+) -> Result<Option<TrimStep>, Failure> {
+    let version = Some(connection.data_version()?);
+    let others_write = progress.version != version;
+    progress.version = version;
+    connection.keep_many_pages(!others_write)?;
     let bounds = Bounds::new(cutoffs);
+    let resume = &mut progress.resume;
     let mut expired = oldest_expired(connection, &bounds, max_events, resume)?;
     if expired.is_empty() && resume.take().is_some() {
         // The search began in the middle; it is over only when one from the beginning finds nothing.
         expired = oldest_expired(connection, &bounds, max_events, resume)?;
     }
     if expired.is_empty() && !has_orphans(connection, &bounds)? {
-        return Ok(Some((TrimStep::Finished, Duration::ZERO)));
+        connection.keep_many_pages(false)?;
+        return Ok(Some(TrimStep::Finished));
     }
-    if is_last {
-        connection.begin_within(patience)?;
-    } else if !connection.try_begin(patience)? {
+    if wait.is_last {
+        connection.begin_within(wait.patience)?;
+    } else if !connection.try_begin(wait.patience)? {
         return Ok(None);
     }
     let begun = Instant::now();
-    let trimmed = if expired.is_empty() {
+    let rows = if expired.is_empty() {
         delete_orphans(connection, &bounds, max_events)?
     } else {
         delete_events(connection, &expired)?
     };
     connection.commit_only()?;
-    Ok(Some((TrimStep::Removed(trimmed), begun.elapsed())))
+    let took = begun.elapsed();
+    connection.checkpoint();
+    Ok(Some(TrimStep::Removed(Removed {
+        rows,
+        took,
+        others_write,
+    })))
 }
 
 fn oldest_expired(
@@ -242,39 +305,45 @@ fn delete_orphans(
     })
 }
 
-/// Counts what steps until [`TrimStep::Finished`] would remove.
-pub(super) fn count(connection: &mut Connection, cutoffs: &Cutoffs) -> Result<Trimmed, Failure> {
-    let bounds = Bounds::new(cutoffs);
-    // One transaction, so that all counts are of the same moment.
-    connection.execute_batch("BEGIN")?;
-    let (mut events, mut resources) = (0, 0);
-    for (name, cutoff) in &bounds.overrides {
-        let of_name = events::event.eq(name).and(events::occurred.lt(cutoff));
-        let expired = events::table.filter(of_name);
-        events += connection.run(|connection| expired.count().get_result::<i64>(connection))?;
-        let of_expired = event_resources::event_id.eq_any(expired.select(events::id));
-        let of_expired = event_resources::table.filter(of_expired);
-        resources +=
-            connection.run(|connection| of_expired.count().get_result::<i64>(connection))?;
+impl Connection {
+    /// Ends the transaction, but leaves the write-ahead log as it is: a checkpoint within COMMIT does not
+    /// hold the lock, but could not be told from what does.
+    fn commit_only(&mut self) -> Result<(), Failure> {
+        self.execute_batch("PRAGMA wal_autocheckpoint = 0")?;
+        self.commit()?;
+        self.execute_batch(&format!("PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}"))
+            .map_err(Failure::Commit)
     }
-    let of_others = events::occurred
-        .lt(&bounds.default)
-        .and(events::event.ne_all(bounds.names()));
-    let expired = events::table.filter(&of_others);
-    events += connection.run(|connection| expired.count().get_result::<i64>(connection))?;
-    let of_expired = event_resources::event_id.eq_any(expired.select(events::id));
-    let of_expired = event_resources::table.filter(of_expired);
-    resources += connection.run(|connection| of_expired.count().get_result::<i64>(connection))?;
-    let of_event = events::table.filter(events::id.eq(event_resources::event_id));
-    let orphans = event_resources::table
-        .filter(event_resources::occurred.lt(bounds.earliest()))
-        .filter(not(exists(of_event)));
-    resources += connection.run(|connection| orphans.count().get_result::<i64>(connection))?;
-    connection.commit()?;
-    Ok(Trimmed {
-        events: u64::try_from(events).unwrap_or_default(),
-        resources: u64::try_from(resources).unwrap_or_default(),
-    })
+
+    /// Writes the write-ahead log back into the file as far as nobody is in the way, while others may
+    /// read and write. As after a commit of SQLite's own, the next one makes up for a failure.
+    fn checkpoint(&mut self) {
+        if let Err(failed) = self.execute_batch("PRAGMA wal_checkpoint(PASSIVE)") {
+            log::debug!(
+                "no checkpoint of {} code={}",
+                self.path(),
+                failed.code.name()
+            );
+        }
+    }
+
+    /// A number that changes with every commit of another connection.
+    fn data_version(&mut self) -> Result<i64, Failure> {
+        #[derive(diesel::QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = diesel::sql_types::BigInt)]
+            data_version: i64,
+        }
+        let query = || diesel::sql_query("PRAGMA data_version");
+        let row: Row = self.run(|connection| query().get_result(connection))?;
+        Ok(row.data_version)
+    }
+
+    /// Whether to keep more pages in memory than a writer does.
+    fn keep_many_pages(&mut self, many: bool) -> Result<(), Failure> {
+        let kib = if many { LARGE_CACHE_KIB } else { CACHE_KIB };
+        Ok(self.execute_batch(&format!("PRAGMA cache_size = -{kib}"))?)
+    }
 }
 
 #[cfg(test)]
@@ -286,7 +355,7 @@ mod tests {
     use super::*;
     use crate::store::CreateSchema;
     use crate::store::sqlite::SqliteSettings;
-    use crate::store::sqlite::connection::{Missing, Place};
+    use crate::store::sqlite::connection::Missing;
     use crate::store::sqlite::schema::prepare;
 
     /// The query, to be explained instead of run.
@@ -331,11 +400,7 @@ mod tests {
     fn every_step_goes_through_an_index() {
         let directory = TempDir::new().unwrap();
         let settings = SqliteSettings::new(directory.path().join("events.db"));
-        let place = Place {
-            path: settings.path,
-            busy_timeout: settings.busy_timeout,
-        };
-        let mut connection = Connection::open(&place, Missing::Create).unwrap();
+        let mut connection = Connection::open(&settings, Missing::Create).unwrap();
         prepare(&mut connection, CreateSchema::Everything).unwrap();
         let from = Candidate::default();
 

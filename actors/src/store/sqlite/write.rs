@@ -17,7 +17,7 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::connection::{Connection, Failure};
-use super::letters::{self, NewLetter};
+use super::letters;
 use super::result_code::{Class, Failed};
 use super::rows::{EventTexts, InsertEvent, InsertResource, Refusal, RowTexts};
 use super::schema::events;
@@ -25,9 +25,10 @@ use crate::batch::{Batch, Condemned};
 use crate::delivery::{Content, Entry};
 use crate::event::ReceivedEvent;
 use crate::failpoint;
-use crate::store::{Outcome, RefusalReason, Stage};
+use crate::store::new_letter::NewLetter;
+use crate::store::{Outcome, RefusalReason};
 
-/// What became of one event.
+/// The outcome of one event.
 enum Written {
     Stored,
     Duplicate,
@@ -152,7 +153,7 @@ fn keep_all(
         }
         outcomes.push(Outcome::RefusedByStore(refusal.kind));
         let code = refusal.sqlstate.as_deref();
-        letters.push(NewLetter::new(entry, Stage::Store, &refusal.reason, code));
+        letters.push(NewLetter::refused(entry, &refusal.reason, code));
     }
     letters::insert(connection, letters, texts.now())?;
     match end {
@@ -199,23 +200,12 @@ fn attempt(
         .map(|(index, refusal)| (index, refusal))
         .chain(left_out);
     let refused = refusals.filter_map(|(index, refusal)| {
-        let sqlstate = refusal.sqlstate.as_deref();
+        let code = refusal.sqlstate.as_deref();
         let entry = entries.get(*index)?;
-        Some(NewLetter::new(
-            entry,
-            Stage::Store,
-            &refusal.reason,
-            sqlstate,
-        ))
+        Some(NewLetter::refused(entry, &refusal.reason, code))
     });
-    let rejected = entries.iter().filter_map(|entry| match &entry.content {
-        Content::Rejected(rejection) => {
-            Some(NewLetter::new(entry, Stage::Parse, &rejection.reason, None))
-        }
-        Content::Event(_) => None,
-    });
-    letters::insert(connection, refused.chain(rejected).collect(), texts.now())
-        .map_err(GaveUp::Failed)?;
+    let letters = refused.chain(NewLetter::rejected(entries)).collect();
+    letters::insert(connection, letters, texts.now()).map_err(GaveUp::Failed)?;
     Ok(outcomes)
 }
 

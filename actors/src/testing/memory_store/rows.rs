@@ -7,7 +7,8 @@ use uuid::Uuid;
 
 use crate::delivery::{Content, Entry};
 use crate::event::{ReceivedEvent, Resource};
-use crate::store::{Cutoffs, DeadLetter, OpenLetter, Outcome, RefusalReason, Stage, Trimmed};
+use crate::store::operator::{DeadLetter, OpenLetter};
+use crate::store::{Cutoffs, Outcome, RefusalReason, Stage, Trimmed};
 
 /// The tables, and the events that they refuse.
 #[derive(Default)]
@@ -36,7 +37,7 @@ pub struct StoredEvent {
 pub struct StoredResource {
     /// The resource's id.
     pub resource_id: String,
-    /// What it is to the event; empty for the primary resource.
+    /// Its role in the event; empty for the primary resource.
     pub role: String,
     /// Its labels without id and role, in order.
     pub labels: Vec<(String, String)>,
@@ -56,7 +57,7 @@ impl StoredResource {
 }
 
 impl Rows {
-    /// What a write of this entry would lead to.
+    /// The outcome that a write of this entry would have.
     pub(super) fn outcome_of(&self, entry: &Entry) -> Outcome {
         match &entry.content {
             Content::Rejected(_) => Outcome::RejectedAtParse,

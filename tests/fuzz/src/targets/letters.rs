@@ -3,7 +3,8 @@
 use std::num::NonZeroUsize;
 
 use chrono::{DateTime, Utc};
-use event_persister_actors::store::{DeadLetter, Stage};
+use event_persister_actors::store::Stage;
+use event_persister_actors::store::operator::DeadLetter;
 
 use crate::dead_letters::{describe, page};
 

@@ -4,31 +4,31 @@ use redis::RedisResult;
 use tokio::time::Instant;
 
 use super::super::failure;
-use super::super::guard;
-use super::super::replies::Sight;
-use super::super::shared::Shared;
+use super::super::member::Member;
+use super::super::position::{guard_position, safe_id};
+use super::super::snapshot::StreamSnapshot;
 use super::super::stream_id::StreamId;
 
-impl Shared {
+impl Member {
     /// Tells Redis that what is held is in work.
     pub(super) async fn hold(&self) -> RedisResult<()> {
         let now = Instant::now();
-        // What is younger would wait for the next beat, and be idle for twice the time by then:
+        // A younger one would wait for the next beat, and be idle for nearly twice the time by then:
         // too close to the 5 s of Prefect's consumers for a beat that comes late.
         let younger_than = self.settings.heartbeat_every / 2;
-        let held = self.lock().taken.to_keep(now, younger_than);
+        let held = self.reading().pending.to_keep(now, younger_than);
         if held.is_empty() {
             return Ok(());
         }
         let mut commands = self.commands().await?;
         commands.keep(&held).await?;
-        self.lock().taken.kept(&held, now);
+        self.reading().pending.kept(&held, now);
         Ok(())
     }
 
     /// Tells Redis once more what is done and not confirmed.
     pub(super) async fn confirm(&self) -> RedisResult<()> {
-        let committed = self.lock().taken.committed();
+        let committed = self.reading().pending.committed();
         if committed.is_empty() {
             return Ok(());
         }
@@ -37,24 +37,24 @@ impl Shared {
     }
 
     /// Looks at the stream and its groups, which are made again if they are gone.
-    pub(super) async fn look(&self) -> RedisResult<Sight> {
+    pub(super) async fn look_or_rejoin(&self) -> RedisResult<StreamSnapshot> {
         let mut commands = self.commands().await?;
-        let sight = match self.sight(&mut commands).await {
-            Ok(sight) => sight,
+        let snapshot = match self.look(&mut commands).await {
+            Ok(snapshot) => snapshot,
             // The stream or the group may be gone; if that is not it, the error comes again.
             Err(error) if failure::is_answer(&error) => {
                 self.join(&mut commands).await?;
-                self.sight(&mut commands).await?
+                self.look(&mut commands).await?
             }
             Err(error) => return Err(error),
         };
-        self.note_sight(&sight);
-        Ok(sight)
+        self.note_snapshot(&snapshot);
+        Ok(snapshot)
     }
 
     /// Moves the guard; not while the group stands where nothing can be told from it.
-    pub(super) async fn move_guard(&self, sight: &Sight) -> RedisResult<()> {
-        let standing = guard::find(&sight.groups, &self.settings.guard_group);
+    pub(super) async fn move_guard(&self, snapshot: &StreamSnapshot) -> RedisResult<()> {
+        let standing = snapshot.group(&self.settings.guard_group);
         if !self.settings.guard {
             self.note_stray_guard(standing.is_some());
             return Ok(());
@@ -63,31 +63,35 @@ impl Shared {
         let Some(standing) = standing.map(|guard| guard.last_delivered) else {
             return self.join(&mut commands).await;
         };
-        let Some(mut position) = self.guard_position(sight, standing) else {
+        let Some(mut position) = self.where_the_guard_belongs(snapshot, standing) else {
             return Ok(());
         };
         if position != standing {
-            position = commands.set_guard(position).await?;
+            let known_end = self.keeping().positions.known_end();
+            position = commands.set_guard(position, known_end).await?;
         }
         self.stats.kept_guard();
         self.stats.saw_guard(Some(position.to_string()));
         Ok(())
     }
 
-    /// Where the guard belongs; `None` without a group.
-    fn guard_position(&self, sight: &Sight, standing: StreamId) -> Option<StreamId> {
-        let state = self.lock();
-        match state.positions.ahead() {
-            None => guard::safe_id(sight, &self.settings).map(guard::position),
-            Some(ahead) if standing > ahead.end => Some(state.positions.for_lost_guard()),
+    fn where_the_guard_belongs(
+        &self,
+        snapshot: &StreamSnapshot,
+        standing: StreamId,
+    ) -> Option<StreamId> {
+        let positions = &self.keeping().positions;
+        match positions.ahead() {
+            None => safe_id(snapshot, &self.settings).map(guard_position),
+            Some(ahead) if standing > ahead.end => Some(positions.for_lost_guard()),
             Some(_) => Some(standing),
         }
     }
 
     /// Finds the oldest entry that is not acknowledged.
-    pub(super) async fn find_oldest(&self, sight: &Sight) -> RedisResult<()> {
-        let group = guard::find(&sight.groups, &self.settings.group);
-        let ahead = self.lock().positions.ahead();
+    pub(super) async fn find_oldest(&self, snapshot: &StreamSnapshot) -> RedisResult<()> {
+        let group = snapshot.group(&self.settings.group);
+        let ahead = self.keeping().positions.ahead();
         // Of what stands behind that place nobody can tell what was read.
         if let Some(ahead) = ahead {
             let mut commands = self.commands().await?;
@@ -95,8 +99,8 @@ impl Shared {
             self.stats.saw_oldest(oldest.map(|id| id.millis));
             return Ok(());
         }
-        let oldest = match (sight.pending.smallest, group) {
-            // What is pending was delivered, and stands before all that was not.
+        let oldest = match (snapshot.pending.smallest, group) {
+            // Pending entries were delivered, and stand before all that were not.
             (Some(smallest), _) => Some(smallest),
             (None, None) => None,
             (None, Some(group)) if group.lag == Some(0) => None,
@@ -111,14 +115,14 @@ impl Shared {
 
     /// Writes down how many entries the group has read, when it has read some: or Redis would not
     /// know after a restart. Counts those that went missing on the way.
-    pub(super) async fn record_read(&self, sight: &Sight) -> RedisResult<()> {
-        let group = guard::find(&sight.groups, &self.settings.group);
+    pub(super) async fn record_read(&self, snapshot: &StreamSnapshot) -> RedisResult<()> {
+        let group = snapshot.group(&self.settings.group);
         let last = group.map(|group| group.last_delivered);
-        if last.is_none() || last == self.lock().recorded.last {
+        if last.is_none() || last == self.keeping().recorded.last {
             return Ok(());
         }
         self.write_down_what_was_read().await?;
-        self.lock().recorded.last = last;
+        self.keeping().recorded.last = last;
         Ok(())
     }
 
@@ -126,7 +130,7 @@ impl Shared {
         let mut commands = self.commands().await?;
         let missing = commands.record_read().await?;
         let was_exact = {
-            let recorded = &mut self.lock().recorded;
+            let recorded = &mut self.keeping().recorded;
             let was_exact = recorded.is_exact;
             recorded.is_exact |= missing.is_some();
             was_exact
@@ -139,14 +143,14 @@ impl Shared {
     }
 
     /// Trims the stream behind the guard, as it was seen.
-    pub(super) async fn trim(&self, sight: &Sight) -> RedisResult<()> {
-        let standing = guard::find(&sight.groups, &self.settings.guard_group);
+    pub(super) async fn trim(&self, snapshot: &StreamSnapshot) -> RedisResult<()> {
+        let standing = snapshot.group(&self.settings.guard_group);
         let Some(standing) = standing.filter(|_| self.settings.trim_stream) else {
             return Ok(());
         };
         let standing = standing.last_delivered;
         // Somebody may have moved the guard to where nothing is stored yet.
-        let Some(position) = self.guard_position(sight, standing) else {
+        let Some(position) = self.where_the_guard_belongs(snapshot, standing) else {
             return Ok(());
         };
         let mut commands = self.commands().await?;
@@ -163,10 +167,10 @@ impl Shared {
     /// Shows that our consumer lives, and removes those that do not.
     pub(super) async fn tidy(&self) -> RedisResult<()> {
         let mut commands = self.commands().await?;
-        // Who leaves must not be made again.
+        // A consumer that leaves must not be made again.
         let is_leaving = {
-            let state = self.lock();
-            state.stopping || state.closed
+            let reading = self.reading();
+            reading.is_stopping || reading.is_closed
         };
         if !is_leaving {
             commands.show_life().await?;
@@ -199,19 +203,19 @@ impl Shared {
         }
     }
 
-    fn note_sight(&self, sight: &Sight) {
+    fn note_snapshot(&self, snapshot: &StreamSnapshot) {
         let settings = &self.settings;
-        let own = sight.pending.by_consumer.get(&settings.consumer_name);
+        let own = snapshot.pending.by_consumer.get(&settings.consumer_name);
         self.stats
-            .saw_pending(own.copied().unwrap_or_default(), sight.pending.num);
-        let lag = guard::find(&sight.groups, &settings.group).and_then(|group| group.lag);
+            .saw_pending(own.copied().unwrap_or_default(), snapshot.pending.num);
+        let lag = snapshot.group(&settings.group).and_then(|group| group.lag);
         // Redis counts from where the group stands.
-        let lag = lag.filter(|_| self.lock().positions.ahead().is_none());
-        let alarm = sight.length > settings.guard_max_entries.get();
-        if !self.stats.saw_stream(sight.length, lag, alarm) {
+        let lag = lag.filter(|_| self.keeping().positions.ahead().is_none());
+        let alarm = snapshot.length > settings.guard_max_entries.get();
+        if !self.stats.saw_stream(snapshot.length, lag, alarm) {
             return;
         }
-        let (length, limit) = (sight.length, settings.guard_max_entries);
+        let (length, limit) = (snapshot.length, settings.guard_max_entries);
         let (server, stream) = (&self.server, &settings.stream);
         if alarm {
             log::error!(

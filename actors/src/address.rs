@@ -1,0 +1,209 @@
+//! The parts of URLs as people write them.
+//!
+//! People put `/`, `@`, `?` and `#` into passwords without escaping them, and Python's libraries let
+//! them. A strict parser of URLs refuses such a password or, worse, takes a part of it for the host.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use serde::de::DeserializeOwned;
+use serde_json::Value as Json;
+
+use crate::settings::InvalidUrl;
+
+/// A URL taken apart, nothing decoded but the login.
+pub(crate) struct Parts<'a> {
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<String>,
+    /// One host with its port, or several between commas.
+    pub(crate) hosts: &'a str,
+    /// The rest up to the question mark, without the slash at its beginning.
+    pub(crate) path: &'a str,
+    query: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    /// Of everything behind the `://`.
+    pub(crate) fn of(text: &'a str) -> Result<Self, InvalidUrl> {
+        let (login, rest) = split_login(text);
+        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (hosts, path) = place.split_once('/').unwrap_or((place, ""));
+        let login = login.unwrap_or_default();
+        let (user, password) = login.split_once(':').unwrap_or((login, ""));
+        Ok(Self {
+            user: decode(user)?,
+            password: decode(password)?,
+            hosts,
+            path,
+            query,
+        })
+    }
+
+    /// The parameters; a value that is empty is none.
+    pub(crate) fn parameters(
+        &self,
+    ) -> impl Iterator<Item = Result<(&'a str, Option<String>), InvalidUrl>> + use<'a> {
+        let pairs = self.query.split('&').filter(|pair| !pair.is_empty());
+        pairs.map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Ok((name, decode(value)?))
+        })
+    }
+}
+
+/// Settings with the values that the parameters of a URL have given them, and the defaults otherwise.
+pub(crate) fn said<T: DeserializeOwned>(by_key: &[(&str, String)]) -> Result<T, InvalidUrl> {
+    let pairs = by_key.iter();
+    let pairs: Json = pairs.map(|(key, value)| (*key, value.as_str())).collect();
+    serde_json::from_value(pairs).map_err(|error| error.to_string().into())
+}
+
+/// A parameter that would be ignored is an error, or a slip of the pen stays unnoticed.
+pub(crate) fn unknown_parameter(name: &str) -> InvalidUrl {
+    format!("the parameter {name:?} has no meaning here; remove it").into()
+}
+
+/// Splits before the host: the password ends at the last `@` before it.
+fn split_login(text: &str) -> (Option<&str>, &str) {
+    let Some(end) = text.find('@') else {
+        return (None, text);
+    };
+    let user = text[..end].split(':').next().unwrap_or_default();
+    if user.contains(['/', '?']) {
+        return (None, text);
+    }
+    let host_end = text[end..]
+        .find(['/', '?'])
+        .map_or(text.len(), |length| end + length);
+    let end = text[..host_end].rfind('@').unwrap_or(end);
+    (Some(&text[..end]), &text[end + 1..])
+}
+
+/// Decodes a part; `None` if it is empty. A `%` without a code behind it stands for itself.
+pub(crate) fn decode(text: &str) -> Result<Option<String>, InvalidUrl> {
+    let decoded = percent_decode_str(text)
+        .decode_utf8()
+        .map_err(|_| "a part of it is not UTF-8 once it is decoded")?;
+    if decoded.contains('\0') {
+        return Err("it cannot hold a NUL character".into());
+    }
+    Ok((!decoded.is_empty()).then(|| decoded.into_owned()))
+}
+
+/// Encodes all but letters, digits and `-._~`: the result may stand in any part of a URL.
+pub fn encode(text: &str) -> String {
+    const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+        .remove(b'-')
+        .remove(b'.')
+        .remove(b'_')
+        .remove(b'~');
+    utf8_percent_encode(text, RESERVED).to_string()
+}
+
+/// A host with its port: `host`, `host:port`, `[::1]:port`, `/folder`.
+pub(crate) fn host_and_port(text: &str, default: u16) -> Result<(String, u16), InvalidUrl> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest
+                .split_once(']')
+                .ok_or("an IPv6 address ends with a bracket")?;
+            (host, rest.strip_prefix(':').unwrap_or_default())
+        }
+        // A second colon belongs to a folder or an address, not to a port.
+        None => match text
+            .rsplit_once(':')
+            .filter(|(host, _)| !host.contains(':'))
+        {
+            Some((host, port)) => (host, port),
+            None => (text, ""),
+        },
+    };
+    let port = match port {
+        "" => default,
+        port => self::port(port)?,
+    };
+    Ok((decode(host)?.ok_or("the host is missing")?, port))
+}
+
+/// The number of a port.
+pub(crate) fn port(text: &str) -> Result<u16, InvalidUrl> {
+    text.parse().map_err(|_| {
+        format!(
+            "{text:?} is not a port; a `:`, `/` or `@` in a password is written as %3A, %2F, %40"
+        )
+        .into()
+    })
+}
+
+/// A URL without its password, for people and logs.
+///
+/// Everything between the first colon of the user part and the last `@` counts as the password, so that
+/// nothing of one with such characters is shown.
+pub fn mask(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        // No URL, but perhaps meant for one, with its password.
+        return match url.rsplit_once('@') {
+            Some((_, host)) => format!("***@{host}"),
+            None => url.to_owned(),
+        };
+    };
+    if scheme.to_ascii_lowercase().starts_with("sqlite") {
+        return url.to_owned();
+    }
+    let login = rest.rsplit_once('@');
+    let named = login.and_then(|(login, host)| Some((login.split_once(':')?.0, host)));
+    let rest = named.map_or_else(
+        || rest.to_owned(),
+        |(name, host)| format!("{name}:***@{host}"),
+    );
+    let Some((place, query)) = rest.split_once('?') else {
+        return format!("{scheme}://{rest}");
+    };
+    let query: Vec<String> = query.split('&').map(mask_parameter).collect();
+    format!("{scheme}://{place}?{}", query.join("&"))
+}
+
+fn mask_parameter(pair: &str) -> String {
+    match pair.split_once('=') {
+        Some((name, _)) if name.to_ascii_lowercase().contains("pass") => format!("{name}=***"),
+        _ => pair.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_encoded_decodes_to_itself() {
+        for text in ["plain", "p@ss/w:rd?#%", "ä €", "a+b c"] {
+            assert_eq!(decode(&encode(text)), Ok(Some(text.to_owned())));
+        }
+        assert_eq!(decode(""), Ok(None));
+        assert_eq!(encode("a-b.c_d~e@"), "a-b.c_d~e%40");
+    }
+
+    #[test]
+    fn what_is_no_code_stays() {
+        for text in ["100%", "%zz%4", "%+1"] {
+            assert_eq!(decode(text), Ok(Some(text.to_owned())));
+        }
+        assert!(decode("%ff").is_err());
+    }
+
+    #[test]
+    fn passwords_are_masked_wherever_they_stand() {
+        for (url, expected) in [
+            ("postgresql://u:p@db:5432/x", "postgresql://u:***@db:5432/x"),
+            ("postgresql://u:p/a@s?s@db/x", "postgresql://u:***@db/x"),
+            ("redis://:p@r:6379/0", "redis://:***@r:6379/0"),
+            ("postgresql://u@db/x", "postgresql://u@db/x"),
+            (
+                "postgresql://db/x?user=u&password=p&sslmode=require",
+                "postgresql://db/x?user=u&password=***&sslmode=require",
+            ),
+            ("sqlite:///me:x@home.db", "sqlite:///me:x@home.db"),
+            ("postgresql:/u:p@db/x", "***@db/x"),
+        ] {
+            assert_eq!(mask(url), expected);
+        }
+    }
+}

@@ -1,0 +1,472 @@
+//! The connection that entries are read through: their reply is taken in as it arrives.
+//!
+//! The size of an entry shows only when it comes, and thousands of small ones may be followed by a
+//! backlog of huge ones. So a reply is never in memory as a whole. Entries are kept while there is room
+//! for them. The rest is skipped and only its ids and sizes are kept: these entries are pending for this
+//! consumer then, and are read again in their turn.
+//!
+//! The source, the shadow and the audit all read through this one.
+//!
+//! # Why not the client's connection
+//!
+//! It hands out a reply once it has all of it, and then needs several times the memory of its content.
+//! A script in Redis that looks at sizes before it takes anything costs Redis three times as much as
+//! the read itself, since all texts pass through the script.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use redis::{Cmd, RedisResult, Value};
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
+
+use crate::delivery::{Content, Entry, Position, Rejection};
+use crate::source::{Body, Permit};
+
+use super::SOURCE_NAME;
+use super::connection::{LIBRARY, RESPONSE_TIMEOUT, Stream};
+use super::failure::{timed_out, unexpected};
+use super::stream_id::StreamId;
+use super::url::RedisUrl;
+
+/// Bytes that are read from the connection at once. Smaller means more system calls; larger is no
+/// faster, and is kept as long as the connection.
+const CHUNK: usize = 64 * 1024;
+
+/// The head of a part of a reply, or an error's text, is never longer.
+const MAX_LINE: usize = 64 * 1024;
+
+/// For longer texts room is made as they come, whatever their heads say.
+const MAX_AHEAD: usize = 64 * 1024 * 1024;
+
+/// A connection on which one command at a time is sent, and nothing but reads of entries.
+pub(super) struct EntryReader {
+    stream: Box<dyn Stream>,
+    /// Bytes that have arrived and are not parsed yet.
+    buffer: BytesMut,
+    /// How long the next piece of a reply may take.
+    patience: Duration,
+    id: Option<i64>,
+}
+
+/// How much of a reply may be kept; less with each entry.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    pub(super) permit: Permit,
+    /// Nothing is kept yet: one entry is, however large.
+    pub(super) must_take_one: bool,
+}
+
+impl Room {
+    /// Room for what a permit allows, or for one larger entry.
+    pub(super) fn new(permit: Permit) -> Self {
+        Self {
+            permit,
+            must_take_one: true,
+        }
+    }
+}
+
+/// One entry of the stream.
+pub(super) struct StreamEntry {
+    pub(super) id: StreamId,
+    /// `None` if its text is gone and only its id is still pending.
+    pub(super) body: Option<Body>,
+}
+
+/// The entries of one reply.
+#[derive(Default)]
+pub(super) struct EntriesRead {
+    pub(super) entries: Vec<StreamEntry>,
+    /// Those behind them for which there was no room, with their sizes.
+    pub(super) skipped: Vec<(StreamId, usize)>,
+}
+
+impl EntriesRead {
+    pub(super) fn num(&self) -> usize {
+        self.entries.len() + self.skipped.len()
+    }
+}
+
+/// The beginning of a part of a reply; a length is `None` for nil.
+#[derive(Debug, PartialEq)]
+enum Head {
+    List(Option<usize>),
+    Text(Option<usize>),
+    /// All of it: a number, a status or an error.
+    Whole(Value),
+}
+
+impl EntryReader {
+    /// Introduces itself on a new connection.
+    pub(super) async fn greet(stream: Box<dyn Stream>, url: &RedisUrl) -> RedisResult<Self> {
+        let mut reader = Self {
+            stream,
+            buffer: BytesMut::with_capacity(CHUNK),
+            patience: RESPONSE_TIMEOUT,
+            id: None,
+        };
+        if let Some(password) = &url.password {
+            let mut command = redis::cmd("AUTH");
+            command.arg(url.username.as_deref()).arg(password);
+            reader.ask(&command).await?;
+        }
+        if url.database != 0 {
+            reader.ask(redis::cmd("SELECT").arg(url.database)).await?;
+        }
+        let about_us = [
+            ("LIB-NAME", LIBRARY),
+            ("LIB-VER", env!("CARGO_PKG_VERSION")),
+        ];
+        for (what, value) in about_us {
+            let mut command = redis::cmd("CLIENT");
+            reader
+                .try_ask(command.arg("SETINFO").arg(what).arg(value))
+                .await?;
+        }
+        let id = reader.try_ask(redis::cmd("CLIENT").arg("ID")).await?;
+        reader.id = match id {
+            Value::Int(id) => Some(id),
+            // Not to us.
+            _ => None,
+        };
+        Ok(reader)
+    }
+
+    /// The server's id of this connection; `None` if it does not say, or not to us.
+    pub(super) fn id(&self) -> Option<i64> {
+        self.id
+    }
+
+    /// Sends an XREADGROUP of one stream and takes in what it brings. The first piece of the reply may
+    /// take as long as `patience`; each further one as long as any reply.
+    ///
+    /// # Errors
+    ///
+    /// The connection cannot be used any more, unless the error is the server's reply.
+    pub(super) async fn entries(
+        &mut self,
+        command: &Cmd,
+        room: &mut Room,
+        patience: Duration,
+    ) -> RedisResult<EntriesRead> {
+        self.send(command, patience).await?;
+        let num_streams = self.reply().await?;
+        self.streams(num_streams, room).await
+    }
+
+    /// Sends a script that answers a number and the reply of an XREADGROUP.
+    ///
+    /// # Errors
+    ///
+    /// As [`EntryReader::entries`].
+    pub(super) async fn number_and_entries(
+        &mut self,
+        command: &Cmd,
+        room: &mut Room,
+    ) -> RedisResult<(usize, EntriesRead)> {
+        self.send(command, RESPONSE_TIMEOUT).await?;
+        if self.reply().await? != Some(2) {
+            return Err(unexpected("a pair"));
+        }
+        let Head::Whole(Value::Int(number)) = self.head().await? else {
+            return Err(unexpected("a number"));
+        };
+        let num_streams = self.list().await?;
+        let read = self.streams(num_streams, room).await?;
+        Ok((usize::try_from(number).unwrap_or_default(), read))
+    }
+
+    /// Sends a script that answers entries and some of their ids.
+    ///
+    /// # Errors
+    ///
+    /// As [`EntryReader::entries`].
+    pub(super) async fn entries_and_ids(
+        &mut self,
+        command: &Cmd,
+        room: &mut Room,
+    ) -> RedisResult<(EntriesRead, Vec<StreamId>)> {
+        self.send(command, RESPONSE_TIMEOUT).await?;
+        if self.reply().await? != Some(2) {
+            return Err(unexpected("a pair"));
+        }
+        let mut read = EntriesRead::default();
+        for _ in 0..self.list().await?.unwrap_or(0) {
+            self.entry(&mut read, room).await?;
+        }
+        let mut ids = Vec::new();
+        for _ in 0..self.list().await?.unwrap_or(0) {
+            ids.push(self.entry_id().await?);
+        }
+        Ok((read, ids))
+    }
+
+    /// Entries by stream, of which one was asked for.
+    async fn streams(
+        &mut self,
+        num_streams: Option<usize>,
+        room: &mut Room,
+    ) -> RedisResult<EntriesRead> {
+        let mut read = EntriesRead::default();
+        for _ in 0..num_streams.unwrap_or(0) {
+            self.pair().await?;
+            self.text().await?;
+            for _ in 0..self.list().await?.unwrap_or(0) {
+                self.entry(&mut read, room).await?;
+            }
+        }
+        Ok(read)
+    }
+
+    /// Takes in one entry, or skips it.
+    async fn entry(&mut self, read: &mut EntriesRead, room: &mut Room) -> RedisResult<()> {
+        self.pair().await?;
+        let id = self.entry_id().await?;
+        let num_texts = self.list().await?;
+        let max_bytes = if room.must_take_one {
+            usize::MAX
+        } else {
+            room.permit.max_bytes
+        };
+        // Kept entries stand before all that are skipped.
+        let may_be_kept = |size| read.skipped.is_empty() && size <= max_bytes;
+        let mut size = 0_usize;
+        let mut texts = Vec::with_capacity(num_texts.unwrap_or(0).min(4));
+        for _ in 0..num_texts.unwrap_or(0) {
+            let num_bytes = self.text_head().await?;
+            size = size.saturating_add(num_bytes);
+            if may_be_kept(size) {
+                texts.push(self.rest_of_text(num_bytes).await?);
+            } else {
+                texts = Vec::new();
+                self.skip(num_bytes.saturating_add(2)).await?;
+            }
+        }
+        if may_be_kept(size) {
+            let Permit {
+                max_messages,
+                max_bytes,
+            } = &mut room.permit;
+            *max_messages = max_messages.saturating_sub(1);
+            *max_bytes = max_bytes.saturating_sub(size);
+            room.must_take_one = false;
+            let body = num_texts.map(|_| body(id, &texts)).transpose()?;
+            read.entries.push(StreamEntry { id, body });
+        } else {
+            read.skipped.push((id, size));
+        }
+        Ok(())
+    }
+
+    async fn entry_id(&mut self) -> RedisResult<StreamId> {
+        let id = self.text().await?;
+        let id = std::str::from_utf8(&id).ok().and_then(|id| id.parse().ok());
+        id.ok_or_else(|| unexpected("an id"))
+    }
+
+    /// A command that must succeed.
+    async fn ask(&mut self, command: &Cmd) -> RedisResult<Value> {
+        match self.try_ask(command).await? {
+            Value::ServerError(error) => Err(error.into()),
+            value => Ok(value),
+        }
+    }
+
+    /// A command whose answer is a number, a status or an error.
+    async fn try_ask(&mut self, command: &Cmd) -> RedisResult<Value> {
+        self.send(command, RESPONSE_TIMEOUT).await?;
+        match self.head().await? {
+            Head::Whole(value) => Ok(value),
+            Head::List(_) | Head::Text(_) => Err(unexpected("a short answer")),
+        }
+    }
+
+    async fn send(&mut self, command: &Cmd, patience: Duration) -> RedisResult<()> {
+        let command = command.get_packed_command();
+        let sent = timeout(RESPONSE_TIMEOUT, async {
+            self.stream.write_all(&command).await?;
+            self.stream.flush().await
+        });
+        sent.await
+            .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?;
+        self.patience = patience;
+        Ok(())
+    }
+
+    /// The list that a reply is, unless it is an error.
+    async fn reply(&mut self) -> RedisResult<Option<usize>> {
+        match self.head().await? {
+            Head::List(num) => Ok(num),
+            Head::Text(None) => Ok(None),
+            Head::Whole(Value::ServerError(error)) => Err(error.into()),
+            Head::Text(Some(_)) | Head::Whole(_) => Err(unexpected("a list")),
+        }
+    }
+
+    /// The list that stands for a pair.
+    async fn pair(&mut self) -> RedisResult<()> {
+        match self.list().await? {
+            Some(2) => Ok(()),
+            _ => Err(unexpected("a pair")),
+        }
+    }
+
+    async fn list(&mut self) -> RedisResult<Option<usize>> {
+        match self.head().await? {
+            Head::List(num) => Ok(num),
+            Head::Text(None) => Ok(None),
+            Head::Text(Some(_)) | Head::Whole(_) => Err(unexpected("a list")),
+        }
+    }
+
+    async fn text(&mut self) -> RedisResult<Bytes> {
+        let num_bytes = self.text_head().await?;
+        self.rest_of_text(num_bytes).await
+    }
+
+    async fn text_head(&mut self) -> RedisResult<usize> {
+        match self.head().await? {
+            Head::Text(Some(num_bytes)) => Ok(num_bytes),
+            _ => Err(unexpected("a text")),
+        }
+    }
+
+    /// A copy, so that no entry keeps more in memory than itself.
+    async fn rest_of_text(&mut self, num_bytes: usize) -> RedisResult<Bytes> {
+        let mut text = Vec::with_capacity(num_bytes.min(MAX_AHEAD));
+        while text.len() < num_bytes {
+            let some = self.some().await?;
+            let some = &some[..some.len().min(num_bytes - text.len())];
+            text.extend_from_slice(some);
+            let num = some.len();
+            self.buffer.advance(num);
+        }
+        self.skip(2).await?;
+        Ok(text.into())
+    }
+
+    async fn skip(&mut self, num_bytes: usize) -> RedisResult<()> {
+        let mut rest = num_bytes;
+        while rest > 0 {
+            let num = self.some().await?.len().min(rest);
+            self.buffer.advance(num);
+            rest -= num;
+        }
+        Ok(())
+    }
+
+    async fn head(&mut self) -> RedisResult<Head> {
+        loop {
+            if let Some((head, num_bytes)) = head(&self.buffer)? {
+                self.buffer.advance(num_bytes);
+                return Ok(head);
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// The bytes that have arrived, at least one.
+    async fn some(&mut self) -> RedisResult<&[u8]> {
+        if self.buffer.is_empty() {
+            self.fill().await?;
+        }
+        Ok(&self.buffer)
+    }
+
+    async fn fill(&mut self) -> RedisResult<()> {
+        self.buffer.reserve(CHUNK);
+        let arriving = self.stream.read_buf(&mut self.buffer);
+        let arrived = timeout(self.patience, arriving).await;
+        self.patience = RESPONSE_TIMEOUT;
+        match arrived {
+            Ok(Ok(0)) => Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(timed_out("no answer within its time")),
+        }
+    }
+}
+
+/// The head that these bytes begin with and its length, if it has arrived as a whole.
+fn head(bytes: &[u8]) -> RedisResult<Option<(Head, usize)>> {
+    let Some(end) = memchr::memchr(b'\n', bytes) else {
+        return match bytes.len() {
+            0..=MAX_LINE => Ok(None),
+            _ => Err(unexpected("a line")),
+        };
+    };
+    let line = &bytes[..=end];
+    let head = match line {
+        [b'*', num @ .., b'\r', b'\n'] => Head::List(length(num)?),
+        [b'$', num @ .., b'\r', b'\n'] => Head::Text(length(num)?),
+        _ => Head::Whole(redis::parse_redis_value(line)?),
+    };
+    Ok(Some((head, line.len())))
+}
+
+/// A length; -1 is nil.
+fn length(digits: &[u8]) -> RedisResult<Option<usize>> {
+    if digits == b"-1" {
+        return Ok(None);
+    }
+    let number = std::str::from_utf8(digits)
+        .ok()
+        .and_then(|digits| digits.parse().ok());
+    number.map(Some).ok_or_else(|| unexpected("a length"))
+}
+
+/// The event is the field `data`; the last one, should there be several, as a client that makes a map
+/// of the fields sees it.
+///
+/// The field `attributes` is not looked at. Prefect's consumer leaves an entry pending for ever when
+/// that is no JSON; but it only repeats the id and the name, and what is an event is stored.
+fn body(id: StreamId, texts: &[Bytes]) -> RedisResult<Body> {
+    let (fields, rest) = texts.as_chunks::<2>();
+    if !rest.is_empty() {
+        return Err(unexpected("a value for each field"));
+    }
+    let position = Position::new(id.to_string());
+    if let Some([_, data]) = fields.iter().rfind(|[field, _]| field == "data") {
+        return Ok(Body::Raw {
+            position,
+            data: data.clone(),
+        });
+    }
+    let rejection = Rejection {
+        raw: Bytes::from(as_json(fields)),
+        reason:
+            "the stream's entry has no field `data`; what it has is kept as a list of fields and \
+                 values"
+                .to_owned(),
+        event_id: None,
+    };
+    Ok(Body::Entry(Arc::new(Entry {
+        source: Arc::from(SOURCE_NAME),
+        position,
+        content: Content::Rejected(rejection),
+    })))
+}
+
+/// All fields in their order, as JSON; what is no UTF-8 as `{"hex": "…"}`.
+fn as_json(fields: &[[Bytes; 2]]) -> String {
+    let fields = fields
+        .iter()
+        .map(|[field, value]| json!([text_or_hex(field), text_or_hex(value)]));
+    serde_json::Value::Array(fields.collect()).to_string()
+}
+
+fn text_or_hex(bytes: &[u8]) -> serde_json::Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => {
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            json!({"hex": hex})
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

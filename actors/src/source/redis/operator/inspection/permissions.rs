@@ -1,0 +1,89 @@
+//! Whether the user may send everything that a source sends.
+//!
+//! Redis looks whether a command is allowed before it looks whether it makes sense, so each is sent
+//! in a form that changes nothing: with a group that does not exist, or a number that is none. This
+//! asks for no right that a source would not need itself.
+
+use redis::{Cmd, RedisError, Value};
+
+use crate::finding::Finding;
+use crate::source::redis::commands::Commands;
+use crate::source::redis::failure;
+use crate::source::redis::settings::RedisSettings;
+
+/// No group of anybody.
+const NO_GROUP: &str = "event-persister-check-no-such-group";
+const NOBODY: &str = "nobody";
+const NO_ID: &str = "no-id";
+
+/// The commands that are needed, each as its name and its words, with `*` for the stream.
+const NEEDED: [(&str, &[&str]); 14] = [
+    ("EXISTS", &["*"]),
+    ("XLEN", &["*"]),
+    ("XRANGE", &["*", "-", "-"]),
+    ("XINFO", &["GROUPS", "*"]),
+    ("XPENDING", &["*", NO_GROUP]),
+    (
+        "XREADGROUP",
+        &["GROUP", NO_GROUP, NOBODY, "STREAMS", "*", "0"],
+    ),
+    ("XACK", &["*", NO_GROUP, "0-0"]),
+    ("XCLAIM", &["*", NO_GROUP, NOBODY, "0", "0-0", "JUSTID"]),
+    ("XAUTOCLAIM", &["*", NO_GROUP, NOBODY, "0", "0-0"]),
+    ("XGROUP", &["SETID", "*", NO_GROUP, "0-1"]),
+    ("XGROUP", &["CREATE", "*", NO_GROUP, NO_ID]),
+    ("XGROUP", &["DELCONSUMER", "*", NO_GROUP, NOBODY]),
+    ("EVAL", &["return 0", "1", "*"]),
+    ("TIME", &[]),
+];
+
+/// Only where we trim the stream ourselves.
+const TRIM: (&str, &[&str]) = ("XTRIM", &["*", "MAXLEN", NO_ID]);
+
+fn command(name: &str, words: &[&str], stream: &str) -> Cmd {
+    let mut command = redis::cmd(name);
+    for word in words {
+        command.arg(if *word == "*" { stream } else { *word });
+    }
+    command
+}
+
+/// Whether it was refused for want of a right.
+fn is_refusal(error: &RedisError) -> bool {
+    failure::code(error).is_some_and(|code| code == "NOPERM")
+}
+
+/// The commands that are refused, each once.
+pub(super) async fn forbidden(commands: &mut Commands<'_>) -> Vec<&'static str> {
+    let settings = commands.settings;
+    let trim = settings.trim_stream.then_some(TRIM);
+    let mut forbidden = Vec::new();
+    for (name, words) in NEEDED.into_iter().chain(trim) {
+        let command = command(name, words, &settings.stream);
+        let is_refused = commands
+            .query::<Value>(&command)
+            .await
+            .is_err_and(|error| is_refusal(&error));
+        if is_refused && !forbidden.contains(&name) {
+            forbidden.push(name);
+        }
+    }
+    forbidden
+}
+
+pub(super) fn judge(forbidden: &[&str], settings: &RedisSettings) -> Finding {
+    const ID: &str = "redis.permissions";
+    let user = settings.url.username.as_deref().unwrap_or("default");
+    if forbidden.is_empty() {
+        return Finding::ok(ID, format!("the user {user} may do all that is needed"));
+    }
+    let stream = &settings.stream;
+    Finding::error(
+        ID,
+        format!(
+            "the user {user} may not do this with {stream}: {}",
+            forbidden.join(", ")
+        ),
+        format!("ACL SETUSER {user} ~{stream} +@stream +eval +exists +time +info, then ACL SAVE"),
+    )
+}

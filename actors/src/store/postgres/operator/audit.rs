@@ -1,0 +1,520 @@
+//! Reads the tables for a comparison: each question in a snapshot of its own that only reads.
+//!
+//! Rows are compared on the server, which costs a fraction of sending them. A row that the
+//! server cannot read fails the whole question. So the part that fails is asked again without any
+//! event, which fails too where something else is wrong; only if that succeeds it is made smaller until
+//! the culprit stands alone.
+
+use std::num::NonZeroUsize;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
+use tokio::time::Instant;
+
+use crate::store::as_count;
+use crate::store::operator::answers::{
+    CountsRow, EVENTS_ON_A_PAGE, LetterRow, NEWEST, NEWEST_TAKE, Newest, PageRow, StrayRow,
+    next_page_size,
+};
+use crate::store::operator::{Cursor, EventRows, LetterCounts, Page, Strays, Unreadable};
+use crate::store::postgres::connection::Connection;
+use crate::store::postgres::failure::Failure;
+use crate::store::postgres::schema::event_persister_dead_letters as letters;
+
+/// The related resources of `events`; none where the column holds something else.
+macro_rules! related {
+    () => {
+        "CASE jsonb_typeof(events.related) WHEN 'array' THEN events.related ELSE '[]' END"
+    };
+}
+
+/// How many resources an event has by its own columns.
+macro_rules! expected {
+    () => {
+        concat!("(1 + jsonb_array_length(", related!(), "))::bigint")
+    };
+}
+
+macro_rules! resource_id_differs {
+    () => {
+        "events.resource_id IS DISTINCT FROM events.resource ->> 'prefect.resource.id'"
+    };
+}
+
+macro_rules! related_differs {
+    () => {
+        "jsonb_typeof(events.related) IS DISTINCT FROM 'array'"
+    };
+}
+
+macro_rules! related_ids_differ {
+    () => {
+        concat!(
+            "events.related_resource_ids IS DISTINCT FROM (SELECT \
+             coalesce(jsonb_agg(value -> 'prefect.resource.id' ORDER BY ordinality), '[]') \
+             FROM jsonb_array_elements(",
+            related!(),
+            ") WITH ORDINALITY)"
+        )
+    };
+}
+
+/// Whether a resource is there that the event should not have; with as many as it should have that is
+/// to say that they are others.
+macro_rules! resources_differ {
+    () => {
+        concat!(
+            "EXISTS (SELECT r.occurred, r.resource_id, r.resource_role, r.resource::jsonb \
+             FROM event_resources AS r WHERE r.event_id = events.id EXCEPT ALL \
+             SELECT events.occurred, labels ->> 'prefect.resource.id', role, \
+             CASE jsonb_typeof(labels) WHEN 'object' THEN \
+             labels - '{prefect.resource.id,prefect.resource.role}'::text[] ELSE labels END \
+             FROM (SELECT events.resource AS labels, '' AS role UNION ALL \
+             SELECT value, value ->> 'prefect.resource.role' FROM jsonb_array_elements(",
+            related!(),
+            ")) AS told)"
+        )
+    };
+}
+
+/// Numbers of more than 4,300 digits before the point.
+macro_rules! long_numbers {
+    () => {
+        "'strict $.** ? (@ >= 1e4300 || @ <= -1e4300)'"
+    };
+}
+
+/// Numbers whose text may be much longer than what was sent: PostgreSQL writes no exponents.
+macro_rules! wide_numbers {
+    () => {
+        "'strict $.** ? (@ >= 1e60 || @ <= -1e60 || (@ < 1e-60 && @ > -1e-60 && @ != 0))'"
+    };
+}
+
+/// Why the payload cannot be read, if it cannot; its text is never made. Only what has digits behind a
+/// point is no integer to Python. What takes less than 8 kB here has no text of 1 GB.
+macro_rules! unreadable {
+    () => {
+        concat!(
+            "CASE WHEN isfinite(events.occurred) AND events.occurred >= '10000-01-01 00:00+00' \
+             OR isfinite(events.received) AND events.received >= '10000-01-01 00:00+00' THEN 'time' \
+             WHEN jsonb_path_exists(events.payload, ",
+            long_numbers!(),
+            ") AND EXISTS (SELECT FROM jsonb_path_query(events.payload, ",
+            long_numbers!(),
+            ") AS number WHERE scale(number::numeric) = 0) THEN 'integer' \
+             WHEN pg_column_size(events.payload) < 8000 THEN NULL \
+             WHEN jsonb_path_exists(events.payload, ",
+            wide_numbers!(),
+            ") AND (SELECT sum(length(number::text)) > 1000000000 \
+             FROM jsonb_path_query(events.payload, ",
+            wide_numbers!(),
+            ") AS number) THEN 'text' END"
+        )
+    };
+}
+
+/// Both tables are looked into by their indexes, whatever the planner knows about them.
+const LOOK_UP: &str = concat!(
+    "SELECT wanted.id AS event_id, held.num_events, held.num_expected, \
+     (SELECT count(*) FROM event_resources \
+     WHERE event_resources.event_id = wanted.id::uuid) AS num_resources, \
+     told.received, coalesce(told.contradicting, '{}') AS contradicting, told.unreadable \
+     FROM unnest($1) AS wanted (id) CROSS JOIN LATERAL (SELECT count(*) AS num_events, coalesce(max(",
+    expected!(),
+    "), 0) AS num_expected FROM events WHERE events.id = wanted.id::uuid) AS held \
+     LEFT JOIN LATERAL (SELECT CASE WHEN isfinite(received) \
+     THEN (extract(epoch FROM received) * 1000000)::bigint END AS received, \
+     array_remove(ARRAY[CASE WHEN ",
+    resource_id_differs!(),
+    " THEN 'resource_id' END, CASE WHEN ",
+    related_differs!(),
+    " THEN 'related' END, CASE WHEN ",
+    related_ids_differ!(),
+    " THEN 'related_resource_ids' END, CASE WHEN ",
+    resources_differ!(),
+    " THEN 'event_resources' END], NULL) AS contradicting, ",
+    unreadable!(),
+    " AS unreadable FROM events WHERE events.id = wanted.id::uuid LIMIT 1) AS told ON true"
+);
+
+/// The same of one event whose columns cannot be read.
+const COUNT: &str = "SELECT wanted.id AS event_id, \
+    (SELECT count(*) FROM events WHERE events.id = wanted.id::uuid) AS num_events, \
+    num_resources, num_resources AS num_expected \
+    FROM (VALUES ($1)) AS wanted (id) CROSS JOIN LATERAL (SELECT count(*) AS num_resources \
+    FROM event_resources WHERE event_resources.event_id = wanted.id::uuid) AS held";
+
+macro_rules! behind {
+    () => {
+        "(occurred, id) >= ($1::timestamptz, $2::uuid) \
+         AND NOT ($3 AND (occurred, id) = ($1::timestamptz, $2::uuid)) \
+         ORDER BY occurred, id LIMIT $4"
+    };
+}
+
+/// Follows the index over `(occurred, id)`. The last row of a page is returned in any case.
+const WALK: &str = concat!(
+    "WITH page AS MATERIALIZED (SELECT id, occurred, received, resource_id, resource, related, \
+     related_resource_ids, payload, row_number() OVER (ORDER BY occurred, id) AS number \
+     FROM events WHERE ",
+    behind!(),
+    "), looked_at AS (SELECT id, occurred, number, ",
+    expected!(),
+    " <> (SELECT count(*) FROM event_resources WHERE event_resources.event_id = events.id) OR ",
+    resource_id_differs!(),
+    " OR ",
+    related_differs!(),
+    " OR ",
+    related_ids_differ!(),
+    " OR ",
+    resources_differ!(),
+    " OR (",
+    unreadable!(),
+    ") IS NOT NULL AS suspicious FROM page AS events) \
+     SELECT id::text AS event_id, occurred::text AS occurred, suspicious, number FROM looked_at \
+     WHERE suspicious OR number = (SELECT count(*) FROM page) ORDER BY number"
+);
+
+/// The same for a page of one event whose columns cannot be read.
+const NAME: &str = concat!(
+    "SELECT id::text AS event_id, occurred::text AS occurred, true AS suspicious, \
+     1::bigint AS number FROM events WHERE ",
+    behind!()
+);
+
+/// Some of the newest events before one, and where the next ones are.
+const NEWEST_BEFORE: &str = concat!(
+    "SELECT count(*) AS num_events, \
+     count(*) FILTER (WHERE (",
+    unreadable!(),
+    ") IS NOT NULL) AS num_unreadable, \
+     (array_agg(occurred::text ORDER BY occurred, id))[1] AS occurred, \
+     (array_agg(id::text ORDER BY occurred, id))[1] AS event_id \
+     FROM (SELECT id, occurred, received, payload FROM events \
+     WHERE (occurred, id) < ($1::timestamptz, $2::uuid) \
+     ORDER BY occurred DESC, id DESC LIMIT $3) AS events"
+);
+
+const ORPHANS: &str = "SELECT event_id::text AS event_id, count(*) OVER () AS total \
+    FROM event_resources WHERE occurred >= $1::timestamptz \
+    AND NOT EXISTS (SELECT FROM events WHERE events.id = event_resources.event_id) \
+    GROUP BY event_resources.event_id ORDER BY event_resources.event_id LIMIT $2";
+
+const IDS_ARE_UNIQUE: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index \
+    JOIN pg_catalog.pg_attribute ON attrelid = indrelid AND attnum = indkey[0] \
+    WHERE indrelid = to_regclass('events') AND indisunique AND indisvalid AND indpred IS NULL \
+    AND indnkeyatts = 1 AND attname = 'id') AS is_true";
+
+const REPEATED: &str = "SELECT id::text AS event_id, count(*) OVER () AS total \
+    FROM events WHERE occurred >= $1::timestamptz \
+    GROUP BY events.id HAVING count(*) > 1 ORDER BY events.id LIMIT $2";
+
+const LETTERS_ARE_THERE: &str =
+    "SELECT to_regclass('event_persister_dead_letters') IS NOT NULL AS is_true";
+
+const CURABLE: &str = "SELECT letters.id, letters.event_id::text AS event_id, \
+    count(*) OVER () AS total FROM event_persister_dead_letters AS letters \
+    WHERE EXISTS (SELECT FROM events WHERE events.id = letters.event_id) \
+    ORDER BY letters.id LIMIT $1";
+
+/// Before everything that PostgreSQL can hold.
+const FIRST_MOMENT: &str = "-infinity";
+const FIRST_ID: &str = "00000000-0000-0000-0000-000000000000";
+/// Behind it.
+const LAST_MOMENT: &str = "infinity";
+const LAST_ID: &str = "ffffffff-ffff-ffff-ffff-ffffffffffff";
+
+fn bound(since: Option<DateTime<Utc>>) -> String {
+    since.map_or_else(|| FIRST_MOMENT.to_owned(), |since| since.to_rfc3339())
+}
+
+#[derive(QueryableByName)]
+struct Answer {
+    #[diesel(sql_type = Bool)]
+    is_true: bool,
+}
+
+async fn is_true(connection: &mut Connection, question: &str) -> Result<bool, Failure> {
+    let answer: Answer = sql_query(question).get_result(&mut connection.pg).await?;
+    Ok(answer.is_true)
+}
+
+/// At which of these positions of a source a message became a dead letter.
+pub(super) async fn letters_at(
+    connection: &mut Connection,
+    source: &str,
+    positions: &[String],
+) -> Result<Vec<String>, Failure> {
+    connection.begin_snapshot().await?;
+    let mut found = Vec::new();
+    if is_true(connection, LETTERS_ARE_THERE).await? {
+        found = letters::table
+            .filter(letters::source.eq(source))
+            .filter(letters::position.eq_any(positions))
+            .select(letters::position)
+            .distinct()
+            .load(&mut connection.pg)
+            .await?;
+    }
+    connection.commit().await?;
+    Ok(found)
+}
+
+pub(super) async fn count_curable(
+    connection: &mut Connection,
+    limit: usize,
+) -> Result<LetterCounts, Failure> {
+    connection.begin_snapshot().await?;
+    let mut counts = LetterCounts::default();
+    if is_true(connection, LETTERS_ARE_THERE).await? {
+        counts = letter_counts(connection, limit).await?;
+    }
+    connection.commit().await?;
+    Ok(counts)
+}
+
+/// Events of which only resources are there.
+pub(super) async fn orphans(
+    connection: &mut Connection,
+    since: Option<DateTime<Utc>>,
+    limit: NonZeroUsize,
+) -> Result<Strays, Failure> {
+    connection.begin_snapshot().await?;
+    let found = strays(connection, ORPHANS, since, limit).await?;
+    connection.commit().await?;
+    Ok(found)
+}
+
+/// Events that stand in `events` more than once.
+pub(super) async fn repeated(
+    connection: &mut Connection,
+    since: Option<DateTime<Utc>>,
+    limit: NonZeroUsize,
+) -> Result<Strays, Failure> {
+    connection.begin_snapshot().await?;
+    let mut found = Strays::default();
+    if !is_true(connection, IDS_ARE_UNIQUE).await? {
+        found = strays(connection, REPEATED, since, limit).await?;
+    }
+    connection.commit().await?;
+    Ok(found)
+}
+
+/// The rows of an event, and what is wrong with them.
+#[derive(QueryableByName)]
+struct HeldRow {
+    #[diesel(embed)]
+    counts: CountsRow,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    received: Option<i64>,
+    #[diesel(sql_type = Array<Text>)]
+    contradicting: Vec<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    unreadable: Option<String>,
+}
+
+impl From<HeldRow> for EventRows {
+    fn from(row: HeldRow) -> Self {
+        Self {
+            received: row.received.and_then(DateTime::from_timestamp_micros),
+            contradicting: row.contradicting,
+            unreadable: row.unreadable.map(|why| match why.as_str() {
+                "time" => Unreadable::LateTime,
+                "integer" => Unreadable::LongInteger,
+                _ => Unreadable::LongText,
+            }),
+            ..row.counts.into()
+        }
+    }
+}
+
+/// The rows of each of these events.
+pub(super) async fn look_up(
+    connection: &mut Connection,
+    event_ids: &[String],
+) -> Result<Vec<EventRows>, Failure> {
+    let mut held = Vec::with_capacity(event_ids.len());
+    let mut parts = vec![event_ids];
+    while let Some(part) = parts.pop() {
+        match look_up_part(connection, part).await {
+            Ok(rows) => held.extend(rows.into_iter().map(EventRows::from)),
+            Err(failure) if is_of_a_row(&failure, connection).await => {
+                if look_up_part(connection, &[]).await.is_err() {
+                    return Err(failure);
+                }
+                match part {
+                    [] => return Err(failure),
+                    [event_id] => held.push(count_damaged(connection, event_id).await?),
+                    _ => {
+                        let (first, second) = part.split_at(part.len() / 2);
+                        parts.extend([second, first]);
+                    }
+                }
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(held)
+}
+
+/// Whether a row may be the cause; ends the transaction.
+async fn is_of_a_row(failure: &Failure, connection: &mut Connection) -> bool {
+    failure.is_before_commit() && !connection.is_lost().await
+}
+
+async fn look_up_part(
+    connection: &mut Connection,
+    event_ids: &[String],
+) -> Result<Vec<HeldRow>, Failure> {
+    connection.begin_page().await?;
+    let query = sql_query(LOOK_UP).bind::<Array<Text>, _>(event_ids);
+    let rows = query.load(&mut connection.pg).await?;
+    connection.commit().await?;
+    Ok(rows)
+}
+
+async fn count_damaged(connection: &mut Connection, event_id: &str) -> Result<EventRows, Failure> {
+    connection.begin_page().await?;
+    let query = sql_query(COUNT).bind::<Text, _>(event_id);
+    let row: CountsRow = query.get_result(&mut connection.pg).await?;
+    connection.commit().await?;
+    Ok(EventRows {
+        unreadable: Some(Unreadable::Damaged),
+        ..row.into()
+    })
+}
+
+/// Reads a page, or as much of it as can be read.
+pub(super) async fn walk(
+    connection: &mut Connection,
+    since: Option<DateTime<Utc>>,
+    from: Option<&Cursor>,
+) -> Result<Page, Failure> {
+    let start = Cursor {
+        occurred: bound(since),
+        event_id: FIRST_ID.to_owned(),
+        page_size: EVENTS_ON_A_PAGE,
+    };
+    let (cursor, is_behind) = (from.unwrap_or(&start), from.is_some());
+    let mut page_size = cursor.page_size;
+    loop {
+        let asked = Instant::now();
+        match read_page(connection, WALK, cursor, is_behind, page_size).await {
+            Ok(rows) => {
+                let next = next_page_size(page_size, asked.elapsed());
+                return Ok(Page::of(rows, page_size, next));
+            }
+            Err(failure) if is_of_a_row(&failure, connection).await => {
+                let empty = read_page(connection, WALK, cursor, is_behind, 0).await;
+                if empty.is_err() {
+                    return Err(failure);
+                }
+                if page_size == 1 {
+                    let rows = read_page(connection, NAME, cursor, is_behind, 1).await?;
+                    return Ok(Page::of(rows, 1, 2));
+                }
+                page_size /= 2;
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+/// How long a page of the newest events may take. The first has one event, and all that `check` looks at has
+/// half a minute: an event that takes longer is left to an audit, with those before it.
+const NEWEST_PAGE_MAY_TAKE: &str = "SET LOCAL statement_timeout = '3s'";
+
+/// Counts the newest events that cannot be read, as far back as there is time for.
+pub(super) async fn newest(connection: &mut Connection) -> Result<Newest, Failure> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = BigInt)]
+        num_events: i64,
+        #[diesel(sql_type = BigInt)]
+        num_unreadable: i64,
+        #[diesel(sql_type = Nullable<Text>)]
+        occurred: Option<String>,
+        #[diesel(sql_type = Nullable<Text>)]
+        event_id: Option<String>,
+    }
+    let began = Instant::now();
+    let mut newest = Newest::default();
+    let mut page_size = 1;
+    let mut before = Some((LAST_MOMENT.to_owned(), LAST_ID.to_owned()));
+    connection.pg.batch_execute(NEWEST_PAGE_MAY_TAKE).await?;
+    while let Some((occurred, event_id)) = before
+        && newest.num_events < NEWEST
+        && began.elapsed() < NEWEST_TAKE
+    {
+        let asked = Instant::now();
+        let query = sql_query(NEWEST_BEFORE)
+            .bind::<Text, _>(occurred)
+            .bind::<Text, _>(event_id)
+            .bind::<BigInt, _>(page_size);
+        let row: Row = match query
+            .get_result(&mut connection.pg)
+            .await
+            .map_err(Failure::from)
+        {
+            Ok(row) => row,
+            Err(failure) if failure.is_cancelled() => {
+                connection.roll_back().await?;
+                connection.begin().await?;
+                break;
+            }
+            Err(failure) => return Err(failure),
+        };
+        page_size = next_page_size(page_size, asked.elapsed());
+        newest.num_events += as_count(row.num_events);
+        newest.num_unreadable += as_count(row.num_unreadable);
+        before = row.occurred.zip(row.event_id);
+    }
+    Ok(newest)
+}
+
+async fn read_page(
+    connection: &mut Connection,
+    query: &str,
+    cursor: &Cursor,
+    is_behind: bool,
+    page_size: i64,
+) -> Result<Vec<PageRow>, Failure> {
+    connection.begin_page().await?;
+    let query = sql_query(query)
+        .bind::<Text, _>(&cursor.occurred)
+        .bind::<Text, _>(&cursor.event_id)
+        .bind::<Bool, _>(is_behind)
+        .bind::<BigInt, _>(page_size);
+    let rows = query.load(&mut connection.pg).await?;
+    connection.commit().await?;
+    Ok(rows)
+}
+
+async fn strays(
+    connection: &mut Connection,
+    query: &str,
+    since: Option<DateTime<Utc>>,
+    limit: NonZeroUsize,
+) -> Result<Strays, Failure> {
+    let query = sql_query(query)
+        .bind::<Text, _>(bound(since))
+        .bind::<BigInt, _>(i64::try_from(limit.get()).unwrap_or(i64::MAX));
+    let rows: Vec<StrayRow> = query.load(&mut connection.pg).await?;
+    Ok(Strays::of(rows))
+}
+
+async fn letter_counts(connection: &mut Connection, limit: usize) -> Result<LetterCounts, Failure> {
+    let total: i64 = letters::table
+        .count()
+        .get_result(&mut connection.pg)
+        .await?;
+    // One at least, which tells the number of all.
+    let query =
+        sql_query(CURABLE).bind::<BigInt, _>(i64::try_from(limit.max(1)).unwrap_or(i64::MAX));
+    let rows: Vec<LetterRow> = query.load(&mut connection.pg).await?;
+    Ok(LetterCounts::of(total, rows, limit))
+}

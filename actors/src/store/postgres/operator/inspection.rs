@@ -1,0 +1,183 @@
+//! Looks for whatever would stop or hurt a store in this database, and makes nothing.
+//!
+//! Each question is a transaction of its own, so that one that fails hides nothing else.
+
+use chrono::{DateTime, Utc};
+use diesel_async::RunQueryDsl as _;
+use futures_util::future::LocalBoxFuture;
+
+use super::audit;
+use crate::clock::Clock;
+use crate::finding::Finding;
+use crate::store::CreateSchema;
+use crate::store::operator::Needs;
+use crate::store::postgres::conditions::{self, Looked};
+use crate::store::postgres::connection::Connection;
+use crate::store::postgres::failure::Failure;
+use crate::store::postgres::schema;
+use crate::store::postgres::settings::PostgresSettings;
+
+mod pooler;
+mod replication;
+mod server;
+mod tables;
+
+use server::ServerFacts;
+
+pub(super) async fn inspect(
+    settings: &PostgresSettings,
+    needs: Needs,
+    clock: &dyn Clock,
+) -> Vec<Finding> {
+    let connection = match Connection::open(settings).await {
+        Ok(connection) => connection,
+        Err(error) => return vec![Finding::of_error("postgres.reachable", &error)],
+    };
+    let place = settings.place();
+    let mut inspection = Inspection {
+        connection,
+        settings,
+        findings: vec![Finding::ok("postgres.reachable", place.to_string())],
+    };
+    let asked = clock.now();
+    let facts = inspection
+        .ask("postgres.server", |c| Box::pin(server::facts(c)))
+        .await;
+    let answered = clock.now();
+    if let Some(facts) = &facts {
+        let findings = facts.judge(needs, (asked, answered));
+        inspection.findings.extend(findings);
+    }
+    let replication = inspection
+        .ask("postgres.replication", |c| Box::pin(replication::look(c)))
+        .await;
+    let replication = replication.and_then(|replication| replication.judge());
+    inspection.findings.extend(replication);
+    inspection.look_at_tables(needs, facts.as_ref()).await;
+    if let Some(found) = pooler::look(&mut inspection.connection, settings).await {
+        inspection.findings.push(found.judge(settings));
+    }
+    inspection.findings
+}
+
+struct Inspection<'a> {
+    connection: Connection,
+    settings: &'a PostgresSettings,
+    findings: Vec<Finding>,
+}
+
+impl Inspection<'_> {
+    /// Asks in a transaction; `None`, and a finding, where the database does not answer.
+    async fn ask<T>(
+        &mut self,
+        id: &'static str,
+        question: impl for<'c> FnOnce(&'c mut Connection) -> LocalBoxFuture<'c, Result<T, Failure>>,
+    ) -> Option<T> {
+        let asked = async {
+            self.connection.begin().await?;
+            let answer = question(&mut self.connection).await?;
+            self.connection.commit().await?;
+            Ok(answer)
+        };
+        match asked.await {
+            Ok(answer) => Some(answer),
+            Err(failure) => {
+                self.report(id, failure);
+                if let Err(failure) = self.connection.roll_back().await {
+                    log::debug!("cannot end the transaction of a question error={failure:?}");
+                }
+                None
+            }
+        }
+    }
+
+    fn report(&mut self, id: &'static str, failure: Failure) {
+        let error = failure.into_store_error("read", &self.settings.place(), None);
+        self.findings.push(Finding::of_error(id, &error));
+    }
+
+    async fn look_at_tables(&mut self, needs: Needs, facts: Option<&ServerFacts>) {
+        let place = self.settings.place();
+        let looked = self.ask(conditions::SCHEMA, |c| {
+            Box::pin(async move { conditions::look(c, CreateSchema::Nothing, &place).await })
+        });
+        let mut is_keyed = true;
+        let mut is_readable = false;
+        if let Some(Looked { faults, has_own }) = looked.await {
+            let is_faulty = |id| faults.iter().any(|fault| fault.id == id);
+            is_keyed = !is_faulty(conditions::INDEXES);
+            let (is_formed, is_ours) = (
+                !is_faulty(conditions::SCHEMA),
+                !is_faulty(conditions::OWN_TABLES),
+            );
+            self.findings.extend(faults);
+            is_readable = is_formed;
+            if is_formed {
+                let what =
+                    "all columns are there that are written, in their types, and no other must be";
+                self.findings.push(Finding::ok(conditions::SCHEMA, what));
+            }
+            if is_formed && is_ours {
+                let can_create = facts.is_none_or(|facts| facts.can_create);
+                self.findings.push(tables::of_own(has_own, can_create));
+            }
+        }
+        let lacking = self.ask(conditions::PRIVILEGES, |c| Box::pin(conditions::lacking(c)));
+        if let Some(lacking) = lacking.await {
+            self.findings.push(tables::of_privileges(&lacking, needs));
+            if is_readable && tables::may_read_events(&lacking) {
+                let newest = self.ask("postgres.unreadable", |c| Box::pin(audit::newest(c)));
+                if let Some(newest) = newest.await {
+                    self.findings.push(newest.judge("postgres.unreadable"));
+                }
+            }
+        }
+        let missing = self.ask(conditions::INDEXES, |c| {
+            Box::pin(tables::missing_indexes(c))
+        });
+        if let Some(missing) = missing.await {
+            self.findings.extend(tables::of_indexes(&missing, is_keyed));
+        }
+        let others = self.ask("postgres.triggers", |c| Box::pin(tables::others(c)));
+        if let Some(others) = others.await {
+            self.findings.extend(tables::of_others(&others));
+        }
+        let unknown = self.ask("postgres.migrations", |c| {
+            Box::pin(tables::newer_migrations(c))
+        });
+        if let Some(newer) = unknown.await {
+            self.findings
+                .push(Finding::of_newer_migrations("postgres.migrations", &newer));
+        }
+    }
+}
+
+/// How far two clocks are apart, given that the other was looked at between two looks at ours.
+fn apart(ours: (DateTime<Utc>, DateTime<Utc>), theirs: DateTime<Utc>) -> chrono::TimeDelta {
+    let (before, after) = ours;
+    if theirs < before {
+        theirs - before
+    } else if theirs > after {
+        theirs - after
+    } else {
+        chrono::TimeDelta::zero()
+    }
+}
+
+/// One row of a question.
+async fn row<T>(connection: &mut Connection, sql: &str) -> Result<T, Failure>
+where
+    T: diesel::QueryableByName<diesel::pg::Pg> + Send + 'static,
+{
+    Ok(diesel::sql_query(sql)
+        .get_result(&mut connection.pg)
+        .await?)
+}
+
+/// All rows of a question.
+async fn rows<T>(connection: &mut Connection, sql: &str) -> Result<Vec<T>, Failure>
+where
+    T: diesel::QueryableByName<diesel::pg::Pg> + Send + 'static,
+{
+    Ok(diesel::sql_query(sql).load(&mut connection.pg).await?)
+}

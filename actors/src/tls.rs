@@ -1,0 +1,204 @@
+//! TLS as a client, by rustls with ring: no system library is needed.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+};
+
+/// Why no connection can be encrypted; names the file that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct TlsFault(String);
+
+/// What is checked of a server's certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Check {
+    /// Only that the server has its key: protects from nobody who can redirect traffic.
+    Nothing,
+    /// That an authority signed it.
+    Authority,
+    /// The same, and that it is made out to the host.
+    AuthorityAndName,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Files<'a> {
+    /// The authorities to trust in place of the system's.
+    pub(crate) ca: Option<&'a Path>,
+    /// Our own certificate and those that lead to it.
+    pub(crate) cert: Option<&'a Path>,
+    pub(crate) key: Option<&'a Path>,
+}
+
+/// For a server that proves nothing, since nothing secret is told to it or believed of it.
+///
+/// # Errors
+///
+/// None that is known.
+pub fn trusting_anyone() -> Result<ClientConfig, TlsFault> {
+    client(Check::Nothing, Files::default())
+}
+
+/// How to connect. The files are read now, so that a renewed one counts from the next connection on.
+pub(crate) fn client(check: Check, files: Files<'_>) -> Result<ClientConfig, TlsFault> {
+    // Named, for another part of the process may bring a provider of its own.
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Verifier::new(check, files.ca, &provider)?;
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsFault(format!("TLS cannot be set up: {error}")))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    match (files.cert, files.key) {
+        (None, None) => Ok(builder.with_no_client_auth()),
+        (Some(cert), Some(key)) => {
+            let chain = certificates(cert)?;
+            let secret = PrivateKeyDer::from_pem_file(key)
+                .map_err(|error| unreadable("key", key, &error))?;
+            builder
+                .with_client_auth_cert(chain, secret)
+                .map_err(|error| {
+                    let (cert, key) = (cert.display(), key.display());
+                    TlsFault(format!(
+                        "the certificate {cert} cannot be used with the key {key}: {error}"
+                    ))
+                })
+        }
+        _ => Err(TlsFault(
+            "a client certificate needs both its certificate file and its key file".to_owned(),
+        )),
+    }
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFault> {
+    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let certificates = read.map_err(|error| unreadable("certificate", file, &error))?;
+    if certificates.is_empty() {
+        let file = file.display();
+        return Err(TlsFault(format!("the file {file} holds no certificate")));
+    }
+    Ok(certificates)
+}
+
+fn unreadable(what: &str, file: &Path, error: &pem::Error) -> TlsFault {
+    let file = file.display();
+    TlsFault(format!("the {what} file {file} cannot be read: {error}"))
+}
+
+fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsFault> {
+    let mut roots = RootCertStore::empty();
+    match ca {
+        Some(file) => {
+            for certificate in certificates(file)? {
+                roots.add(certificate).map_err(|error| {
+                    let file = file.display();
+                    TlsFault(format!(
+                        "a certificate in {file} cannot be trusted: {error}"
+                    ))
+                })?;
+            }
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    if roots.is_empty() {
+        return Err(TlsFault(
+            "there is no certificate of an authority to trust: install the system's \
+             (ca-certificates) or name a file with them"
+                .to_owned(),
+        ));
+    }
+    Ok(roots)
+}
+
+/// Checks certificates as far as is asked.
+#[derive(Debug)]
+struct Verifier {
+    check: Check,
+    /// `None` where no certificate needs to be trusted.
+    trusted: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Verifier {
+    fn new(
+        check: Check,
+        ca: Option<&Path>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, TlsFault> {
+        let trusted = match check {
+            Check::Nothing => None,
+            Check::Authority | Check::AuthorityAndName => {
+                let roots = Arc::new(roots(ca)?);
+                let built =
+                    WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(provider))
+                        .build()
+                        .map_err(|error| TlsFault(format!("the trusted certificates: {error}")))?;
+                Some(built)
+            }
+        };
+        Ok(Self {
+            check,
+            trusted,
+            provider: Arc::clone(provider),
+        })
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let Some(trusted) = &self.trusted else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let verified =
+            trusted.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        match verified {
+            // The name is checked last: a certificate that gets this far is trusted.
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if self.check == Check::Authority => Ok(ServerCertVerified::assertion()),
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
