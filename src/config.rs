@@ -16,7 +16,7 @@ use event_persister_actors::pipeline::PipelineSettings;
 use event_persister_actors::source::http::HttpSettings;
 use event_persister_actors::source::intake::IntakeSettings;
 use event_persister_actors::source::redis::RedisSettings;
-use event_persister_actors::store::postgres::PostgresSettings;
+use event_persister_actors::store::postgres::{PgEnvironment, PostgresSettings};
 use event_persister_actors::store::sqlite::SqliteSettings;
 use event_persister_actors::trim::TrimSettings;
 
@@ -116,6 +116,9 @@ impl Config {
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, ConfigError> {
         let environment: Vec<(OsString, OsString)> = environment.into_iter().collect();
+        let texts = environment.iter();
+        let texts = texts.filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)));
+        let of_drivers = PgEnvironment::of(texts);
         let prefects = prefect::Variables::of(&environment);
         let variables = environment::ours(environment)?;
         let path = flags.config.clone().or_else(|| {
@@ -145,7 +148,7 @@ impl Config {
             errors.extend(wrong_values);
         }
         errors.into_result()?;
-        compose::compose(layers, prefect)
+        compose::compose(layers, prefect, of_drivers)
     }
 }
 

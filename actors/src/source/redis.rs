@@ -74,7 +74,7 @@ use stream_id::StreamId;
 pub use operator::RedisOperator;
 pub use settings::{RedisSettings, RedisSettingsError, consumer_name};
 pub use stats::{RedisStats, RedisStatus};
-pub use url::RedisUrl;
+pub use url::{Place, RedisUrl, Sentinels};
 
 /// The source's name in dead letters, metrics and logs.
 pub const SOURCE_NAME: &str = "redis";

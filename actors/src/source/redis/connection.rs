@@ -12,7 +12,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ErrorKind, RedisConnectionInfo, RedisError, RedisResult};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -20,6 +20,7 @@ use tokio_rustls::TlsConnector;
 use super::entry_reader::EntryReader;
 use super::failure::{self, timed_out};
 use super::settings::RedisSettings;
+use super::url::Place;
 use crate::tls;
 
 /// How long reaching the server and greeting it may take.
@@ -158,11 +159,11 @@ impl Connections {
         let mut info = RedisConnectionInfo::default()
             .set_db(url.database)
             .set_lib_name(LIBRARY, env!("CARGO_PKG_VERSION"));
-        if let Some(username) = &url.username {
-            info = info.set_username(username);
-        }
-        if let Some(password) = &url.password {
+        if let Some((username, password)) = url.login() {
             info = info.set_password(password);
+            if let Some(username) = username {
+                info = info.set_username(username);
+            }
         }
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
         let stream = self.connect().await?;
@@ -180,14 +181,21 @@ impl Connections {
 
     async fn connect(&self) -> RedisResult<Box<dyn Stream>> {
         let url = &self.settings.url;
-        let stream = TcpStream::connect((url.host.as_str(), url.port)).await?;
+        let (host, port) = match &url.place {
+            Place::Host(host, port) => (host, *port),
+            Place::Socket(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
+            Place::Sentinels(_) => {
+                return Err(refused_by_tls("sentinels are not asked yet"));
+            }
+        };
+        let stream = TcpStream::connect((host.as_str(), port)).await?;
         stream.set_nodelay(true)?;
         if !url.tls {
             return Ok(Box::new(stream));
         }
-        let name = ServerName::try_from(url.host.clone()).map_err(refused_by_tls)?;
+        let name = ServerName::try_from(host.clone()).map_err(refused_by_tls)?;
         let (check, files) = self.settings.encryption();
-        let config = tls::client(check, files).map_err(refused_by_tls)?;
+        let config = tls::client(check, files, url.tls_versions).map_err(refused_by_tls)?;
         let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
         Ok(Box::new(connecting.await.map_err(refused_by_tls)?))
     }

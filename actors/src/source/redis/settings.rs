@@ -163,17 +163,12 @@ impl RedisSettings {
 
     /// What of the server's certificate is checked, and by which files.
     pub(super) fn encryption(&self) -> (tls::Check, tls::Files<'_>) {
-        let check = if self.url.insecure {
-            tls::Check::Nothing
-        } else {
-            tls::Check::AuthorityAndName
-        };
         let files = tls::Files {
             ca: self.ca_file.as_deref(),
             cert: self.cert_file.as_deref(),
             key: self.key_file.as_deref(),
         };
-        (check, files)
+        (self.url.check, files)
     }
 
     /// How long one of our replicas may show no sign of life before its consumer is removed, if it has

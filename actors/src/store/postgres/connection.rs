@@ -8,21 +8,17 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
-use rustls::Error as TlsError;
 use tokio::time::Instant;
-use tokio_postgres::config::SslMode;
-use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, NoTls, Socket};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_postgres::Client;
 
 use super::copy_rows::CopyRows;
 use super::copying::{Copied, Copier};
 use super::driver::Driver;
 use super::failure::{Failure, connect_error};
-use super::settings::{PostgresSettings, TlsMode};
+use super::reach::{Adopt, ConnectError, Resolved, reach};
+use super::settings::PostgresSettings;
 use crate::status::error_chain;
 use crate::store::StoreError;
-use crate::tls;
 
 /// Where no connection for COPY can be had, the next attempt is made this much later: longer leaves the
 /// store slow after a moment without connections, shorter says so too often.
@@ -35,6 +31,8 @@ const COPYING_CONNECTS_WITHIN: Duration = Duration::from_secs(3);
 pub(super) struct Connection {
     pub(super) pg: AsyncPgConnection,
     pub(super) driver: Driver,
+    /// The server that it leads to.
+    pub(super) address: Resolved,
     pub(super) configure: String,
     /// Whether the last batch held events that were there already.
     pub(super) expects_duplicates: bool,
@@ -53,52 +51,10 @@ pub(super) enum Copying {
     Impossible,
 }
 
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
-    #[error(transparent)]
-    Postgres(#[from] tokio_postgres::Error),
-    #[error(transparent)]
-    Diesel(#[from] diesel::ConnectionError),
-    #[error("nothing was heard of it for {0:?}")]
-    Late(Duration),
-    #[error("{0}")]
-    Tls(String),
-}
-
-impl ConnectError {
-    pub(super) fn code(&self) -> Option<&SqlState> {
-        match self {
-            Self::Postgres(error) => error.code(),
-            _ => None,
-        }
-    }
-
-    /// Whether encryption may be the reason, so that the other way is worth a try.
-    fn may_be_encryption(&self) -> bool {
-        self.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) || self.is_tls()
-    }
-
-    /// Whether the two could not agree on encryption.
-    pub(super) fn is_tls(&self) -> bool {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(error) = cause {
-            let inner = error
-                .downcast_ref::<std::io::Error>()
-                .and_then(|io| io.get_ref());
-            if error.is::<TlsError>() || inner.is_some_and(|inner| inner.is::<TlsError>()) {
-                return true;
-            }
-            cause = error.source();
-        }
-        matches!(self, Self::Tls(_))
-    }
-}
-
 impl Copying {
-    async fn open(settings: &PostgresSettings) -> Self {
+    async fn open(settings: &PostgresSettings, address: &Resolved) -> Self {
         let limit = settings.connect_timeout.min(COPYING_CONNECTS_WITHIN);
-        let opened = tokio::time::timeout(limit, Copier::open(settings)).await;
+        let opened = tokio::time::timeout(limit, Copier::open(settings, address)).await;
         let (why, otherwise) = match opened.unwrap_or(Err(ConnectError::Late(limit))) {
             Ok(Some(copier)) => {
                 return Self::Possible {
@@ -130,14 +86,8 @@ impl Connection {
     /// Connects; the transaction that it was set up in is over when this returns.
     pub(super) async fn open(settings: &PostgresSettings) -> Result<Self, StoreError> {
         let place = settings.place();
-        let num_hosts = u32::try_from(settings.url.config.get_hosts().len()).unwrap_or(u32::MAX);
-        let limit = settings
-            .connect_timeout
-            .saturating_mul(num_hosts.saturating_mul(2));
-        let established = tokio::time::timeout(limit, for_diesel(settings)).await;
-        established
-            .unwrap_or(Err(ConnectError::Late(limit)))
-            .map_err(|error| connect_error(&place, error))
+        let opened = for_diesel(settings).await;
+        opened.map_err(|error| connect_error(&place, error))
     }
 
     /// Copies a batch, if that is possible and promises to succeed.
@@ -148,7 +98,7 @@ impl Connection {
         now: DateTime<Utc>,
     ) -> Result<Copied, Failure> {
         if matches!(self.copying, Copying::From(moment) if moment <= Instant::now()) {
-            self.copying = Copying::open(settings).await;
+            self.copying = Copying::open(settings, &self.address).await;
         }
         let copied = match &self.copying {
             Copying::Possible {
@@ -285,28 +235,9 @@ fn lock_timeout(settings: &PostgresSettings) -> Duration {
     }
 }
 
-/// Opens a connection with our settings, and makes of it what is wanted.
-pub(super) async fn establish<A: Adopt>(
-    settings: &PostgresSettings,
-    adopt: A,
-) -> Result<A::Adopted, ConnectError> {
-    let mut config = settings.url.config.clone();
-    config
-        .application_name(&settings.application_name)
-        .connect_timeout(settings.connect_timeout)
-        // A peer that is gone without a word is noticed within a minute.
-        .keepalives_idle(Duration::from_secs(30))
-        .keepalives_interval(Duration::from_secs(10))
-        .keepalives_retries(3);
-    if config.get_tcp_user_timeout().is_none() {
-        config.tcp_user_timeout(Duration::from_secs(60));
-    }
-    encrypted_or_not(config, settings, adopt).await
-}
-
 async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectError> {
     let configure = configure(settings);
-    let (mut pg, driver) = establish(settings, ForDiesel).await?;
+    let ((mut pg, driver), address) = reach(settings, ForDiesel).await?;
     if !settings.prepared_statements {
         use diesel_async::AsyncConnection as _;
         pg.set_prepared_statement_cache_size(diesel::connection::CacheSize::Disabled);
@@ -317,6 +248,7 @@ async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectEr
     Ok(Connection {
         pg,
         driver,
+        address,
         configure,
         expects_duplicates: false,
         copying: if settings.prepared_statements {
@@ -327,74 +259,6 @@ async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectEr
     })
 }
 
-/// Tries the ways that the mode allows, one after another.
-async fn encrypted_or_not<A: Adopt>(
-    mut config: Config,
-    settings: &PostgresSettings,
-    adopt: A,
-) -> Result<A::Adopted, ConnectError> {
-    let (first, second) = match settings.tls {
-        TlsMode::Disable => (SslMode::Disable, None),
-        TlsMode::Allow => (SslMode::Disable, Some(SslMode::Require)),
-        TlsMode::Prefer => (SslMode::Prefer, Some(SslMode::Disable)),
-        TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => (SslMode::Require, None),
-    };
-    let tls = match settings.tls {
-        TlsMode::Disable => None,
-        _ => {
-            let (check, files) = settings.encryption();
-            let config =
-                tls::client(check, files).map_err(|fault| ConnectError::Tls(fault.to_string()))?;
-            Some(MakeRustlsConnect::new(config))
-        }
-    };
-    let begin = begin(&configure(settings));
-    config.ssl_mode(first);
-    match (connect(&config, tls.clone(), adopt, &begin).await, second) {
-        (Err(error), Some(second)) if error.may_be_encryption() => {
-            config.ssl_mode(second);
-            // The first answer tells more than that the other way is barred too.
-            connect(&config, tls, adopt, &begin)
-                .await
-                .map_err(|_| error)
-        }
-        (connected, _) => connected,
-    }
-}
-
-async fn connect<A: Adopt>(
-    config: &Config,
-    tls: Option<MakeRustlsConnect>,
-    adopt: A,
-    begin: &str,
-) -> Result<A::Adopted, ConnectError> {
-    match tls {
-        None => {
-            let (client, connection) = config.connect(NoTls).await?;
-            adopt.adopt(client, connection, begin).await
-        }
-        Some(tls) => {
-            let (client, connection) = config.connect(tls).await?;
-            adopt.adopt(client, connection, begin).await
-        }
-    }
-}
-
-/// The use of a connection that was made.
-pub(super) trait Adopt: Copy {
-    type Adopted;
-
-    /// Sets it up in a transaction that begins with `begin`.
-    async fn adopt<S>(
-        self,
-        client: Client,
-        connection: tokio_postgres::Connection<Socket, S>,
-        begin: &str,
-    ) -> Result<Self::Adopted, ConnectError>
-    where
-        S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static;
-}
-
 #[derive(Clone, Copy)]
 struct ForDiesel;
 
@@ -403,16 +267,12 @@ impl Adopt for ForDiesel {
 
     /// Makes it diesel's, inside a transaction that is left open: diesel prepares statements of its own
     /// here, which PgBouncer must not spread over several servers.
-    async fn adopt<S>(
+    async fn adopt(
         self,
         client: Client,
-        connection: tokio_postgres::Connection<Socket, S>,
+        driver: Driver,
         begin: &str,
-    ) -> Result<Self::Adopted, ConnectError>
-    where
-        S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
-    {
-        let driver = Driver::start(connection);
+    ) -> Result<Self::Adopted, ConnectError> {
         if let Err(error) = client.batch_execute(begin).await {
             let end = error.is_closed().then(|| driver.take_end());
             return Err(end.flatten().unwrap_or(error).into());

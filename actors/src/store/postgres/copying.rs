@@ -20,10 +20,11 @@ use futures_util::future::join;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, Statement};
 
-use super::connection::{Adopt, ConnectError, begin, configure, establish};
+use super::connection::{begin, configure};
 use super::copy_rows::{CopyRows, INTO_EVENTS, INTO_RESOURCES, Sent};
 use super::driver::Driver;
 use super::failure::Failure;
+use super::reach::{Adopt, ConnectError, Resolved, reach_at};
 use super::settings::PostgresSettings;
 use crate::failpoint;
 
@@ -68,16 +69,12 @@ struct ForCopy<'a>(&'a PostgresSettings);
 impl Adopt for ForCopy<'_> {
     type Adopted = Option<Copier>;
 
-    async fn adopt<S>(
+    async fn adopt(
         self,
         client: Client,
-        connection: tokio_postgres::Connection<tokio_postgres::Socket, S>,
+        driver: Driver,
         begin_of_settings: &str,
-    ) -> Result<Self::Adopted, ConnectError>
-    where
-        S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
-    {
-        let driver = Driver::start(connection);
+    ) -> Result<Self::Adopted, ConnectError> {
         client.batch_execute(begin_of_settings).await?;
         let look = client.query_one(LOOK, &[]).await?;
         let (knows_lz4, has_rules) = (look.try_get(0)?, look.try_get::<_, bool>(1)?);
@@ -105,8 +102,13 @@ impl Adopt for ForCopy<'_> {
 
 impl Copier {
     /// A connection for COPY; `None` where COPY would do something else than INSERT.
-    pub(super) async fn open(settings: &PostgresSettings) -> Result<Option<Self>, ConnectError> {
-        establish(settings, ForCopy(settings)).await
+    ///
+    /// It leads to the server that is given: a batch goes one way or the other, and must not go elsewhere.
+    pub(super) async fn open(
+        settings: &PostgresSettings,
+        address: &Resolved,
+    ) -> Result<Option<Self>, ConnectError> {
+        reach_at(settings, address, ForCopy(settings)).await
     }
 
     /// Writes all rows in one transaction, or none.

@@ -104,6 +104,7 @@ async fn run_pending(
     let Connection {
         pg,
         driver,
+        address,
         configure,
         expects_duplicates,
         copying,
@@ -114,6 +115,7 @@ async fn run_pending(
         let connection = Connection {
             pg: wrapper.into_inner(),
             driver,
+            address,
             configure,
             expects_duplicates,
             copying,
