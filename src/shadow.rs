@@ -3,8 +3,7 @@
 //!
 //! A message is compared once the group at work has acknowledged it and Prefect's flush interval is
 //! over, with five seconds to spare; what is not as expected then is looked at once more, after as
-//! long again. One loop does it all, so that what is read never outruns what is compared: when too
-//! much waits, reading pauses.
+//! long again. One loop does it all, and reading pauses when too much waits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,22 +41,16 @@ mod waiting;
 
 /// How long Prefect's persister holds what it has acknowledged, where its environment does not say.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
-/// From the end of the flush interval to the look at the rows.
 const TO_SPARE: Duration = Duration::from_secs(5);
-/// How often the group at work is asked how far it is.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How long a database that has nothing to answer is left alone, before it is tried.
 const TRY_EVERY: Duration = Duration::from_secs(10);
-/// Questions to the database between two reads of the stream.
 const QUESTIONS_AT_ONCE: usize = 8;
-/// How often the counts are logged.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 /// How long the loop rests when there is nothing to do, and after a failure.
 const REST: Duration = Duration::from_millis(250);
 const REST_AFTER_FAILURE: Duration = Duration::from_secs(1);
-/// How long the end waits for Redis to destroy the group.
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Findings of each class that are named, unless wished otherwise.
 const LIMIT: usize = 20;
 /// Clocks differ: what retention is about to remove may be gone already.
 const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
@@ -65,7 +58,6 @@ const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
 const NO_REDIS: &str = "no Redis is configured, so there is no persister to compare with; give \
      --redis-url or EVENT_PERSISTER_REDIS_URL, or run this in the environment of the Prefect server";
 
-/// Without Redis a shadow has no meaning.
 pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()> {
     match command {
         Command::Serve(flags) if flags.shadow && config.redis.is_none() => bail!("{NO_REDIS}"),
@@ -191,7 +183,6 @@ impl<'a> Shadow<'a> {
         }
     }
 
-    /// Everything once; whether there is more to do at once.
     async fn step(&mut self, reads: bool) -> Result<bool, Failed> {
         let read_more = if reads { self.read().await? } else { false };
         self.ask().await?;
@@ -204,7 +195,6 @@ impl<'a> Shadow<'a> {
         Ok(read_more || num_compared > 0)
     }
 
-    /// Reads what there is room for; whether there is more.
     async fn read(&mut self) -> Result<bool, Failed> {
         let room = self.waiting.room();
         if room.is_none() != std::mem::replace(&mut self.is_paused, room.is_none()) {
@@ -240,7 +230,6 @@ impl<'a> Shadow<'a> {
         Ok(read.more)
     }
 
-    /// Asks the group at work what it has acknowledged of what is held.
     async fn ask(&mut self) -> Result<(), Failed> {
         if self.asked.is_some_and(|asked| asked.elapsed() < ASK_EVERY) {
             return Ok(());
@@ -262,7 +251,6 @@ impl<'a> Shadow<'a> {
         Ok(())
     }
 
-    /// Compares some of what is due; whether there was any.
     async fn compare(&mut self) -> Result<bool, Failed> {
         let now = Instant::now();
         let cutoffs = self.health.tables_answered(self.cutoffs())?;
@@ -292,7 +280,6 @@ impl<'a> Shadow<'a> {
         Ok(was_any)
     }
 
-    /// The event that would be written, or the dead letter.
     fn parsed(&self, held: &HeldMessage) -> Arc<Entry> {
         match &held.body {
             Body::Entry(entry) => Arc::clone(entry),
@@ -308,7 +295,6 @@ impl<'a> Shadow<'a> {
         }
     }
 
-    /// Before which moment events may be gone, at this moment.
     fn cutoffs(&self) -> Result<Cutoffs, TrimError> {
         let now = SystemClock.now() + CLOCKS_DIFFER_BY;
         cutoffs(&self.config.trim, now)
@@ -352,7 +338,6 @@ impl<'a> Shadow<'a> {
         }
     }
 
-    /// Counts what is left, and destroys the group.
     async fn leave(&mut self) {
         self.add(Class::Unfinished, self.waiting.len());
         self.tell();

@@ -9,7 +9,6 @@ use serde_json::Value as Json;
 
 use crate::settings::InvalidUrl;
 
-/// A URL taken apart, nothing decoded but the login.
 pub(crate) struct Parts<'a> {
     pub(crate) user: Option<String>,
     pub(crate) password: Option<String>,
@@ -21,7 +20,6 @@ pub(crate) struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// Of everything behind the `://`.
     pub(crate) fn of(text: &'a str) -> Result<Self, InvalidUrl> {
         let (login, rest) = split_login(text);
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -49,7 +47,6 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Settings with the values that the parameters of a URL have given them, and the defaults otherwise.
 pub(crate) fn said<T: DeserializeOwned>(by_key: &[(&str, String)]) -> Result<T, InvalidUrl> {
     let pairs = by_key.iter();
     let pairs: Json = pairs.map(|(key, value)| (*key, value.as_str())).collect();
@@ -123,7 +120,6 @@ pub(crate) fn host_and_port(text: &str, default: u16) -> Result<(String, u16), I
     Ok((decode(host)?.ok_or("the host is missing")?, port))
 }
 
-/// The number of a port.
 pub(crate) fn port(text: &str) -> Result<u16, InvalidUrl> {
     text.parse().map_err(|_| {
         format!(

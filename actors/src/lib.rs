@@ -15,7 +15,6 @@ pub mod messages;
 
 mod consumer;
 
-pub mod batch;
 #[doc(hidden)]
 pub mod batch_queue;
 mod batcher;
@@ -35,19 +34,23 @@ pub mod trim;
 pub mod pipeline;
 
 #[cfg(any(feature = "postgres", feature = "redis"))]
+#[doc(hidden)]
 pub mod address;
 pub mod backoff;
 pub mod clock;
 mod failpoint;
+#[doc(hidden)]
 pub mod finding;
 #[cfg(feature = "http")]
 pub mod health;
 mod lifeline;
 pub mod metrics;
 mod rate_limited_log;
+#[doc(hidden)]
 pub mod settings;
 pub mod status;
 #[cfg(any(feature = "postgres", feature = "redis"))]
+#[doc(hidden)]
 pub mod tls;
 mod waiters;
 

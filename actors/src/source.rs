@@ -5,7 +5,7 @@
 //! Adapters implement this port; they never send actor messages.
 
 use std::error::Error;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
@@ -52,6 +52,15 @@ pub struct Chunk {
     pub messages: Vec<Message>,
     /// What to expect of the next read.
     pub more: More,
+}
+
+impl Chunk {
+    pub(crate) fn nothing(more: More) -> Self {
+        Self {
+            messages: Vec::new(),
+            more,
+        }
+    }
 }
 
 /// What a source knows about the messages after a chunk.
@@ -206,4 +215,9 @@ pub trait EventSource: Send + Sync {
     ///
     /// A sender that still waits for a message is told that it was not acknowledged.
     fn close(&self) -> LocalBoxFuture<'_, Result<(), SourceError>>;
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change is complete before anything that could panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,9 +15,9 @@ use crate::metrics::LedgerCounts;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ComponentState {
-    /// Not heard of yet.
+    /// It has neither succeeded nor failed yet.
     Starting,
-    /// Its last attempt succeeded.
+    /// Its last attempt succeeded, or it has begun without one.
     Ok,
     /// Its last attempt failed; it keeps trying.
     Failing,
@@ -30,35 +30,35 @@ pub enum ComponentState {
 pub struct ComponentStatus {
     /// Its name, such as `source.http` or `store`.
     pub name: String,
-    /// How it is doing.
+    /// Whether its last attempt succeeded.
     pub state: ComponentState,
     /// The last error, whole chain, even when it is over.
     pub last_error: Option<String>,
-    /// When that error happened.
+    /// The time of that error by the pipeline's clock.
     pub last_error_at: Option<DateTime<Utc>>,
     /// Failures since the last success.
     pub num_failures: u64,
 }
 
-/// The whole pipeline.
+/// The reply to [`Status`](crate::messages::Status); as JSON it is the body of `/api/ready`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PipelineStatus {
     /// Everything is started and works: events that are sent now will be stored.
     pub ready: bool,
-    /// Why not, if not.
+    /// The first cause, where the pipeline is not ready.
     pub reason: Option<String>,
     /// How many times the pipeline was started whole; 1 unless a part of it died.
     pub generation: u64,
     /// Whether it is draining or has drained.
     pub draining: bool,
-    /// Sources, store, trimmer.
+    /// Each source, the store, and the trimmer where there is one.
     pub components: Vec<ComponentStatus>,
     /// The event that is held up although others are stored, and why. Events that are sent now will be
     /// stored all the same.
     pub degraded: Option<String>,
     /// Problems to look at although events are stored; each begins with the part's name.
     pub warnings: Vec<String>,
-    /// Every message, accounted for.
+    /// What became of every message so far.
     pub ledger: LedgerCounts,
     /// How long the oldest message that is not durable has been held.
     #[serde(serialize_with = "as_seconds")]
@@ -105,6 +105,7 @@ struct Trouble {
 }
 
 /// One part's own entry: it writes, others read.
+#[doc(hidden)]
 #[derive(Debug, Clone)]
 pub struct Component(Arc<Mutex<Noted>>);
 
@@ -176,12 +177,10 @@ impl Component {
         })
     }
 
-    /// Notes the end.
     pub fn ended(&self) {
         self.with(|noted| noted.status.state = ComponentState::Ended);
     }
 
-    /// As it is now.
     pub fn snapshot(&self) -> ComponentStatus {
         self.with(|noted| noted.status.clone())
     }

@@ -14,7 +14,7 @@ use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 use serde::Serialize;
 
-use crate::batch::Batch;
+use crate::delivery::Batch;
 
 pub use refusal::{RefusalCounts, RefusalReason};
 
@@ -29,9 +29,13 @@ pub mod sqlite;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod new_letter;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod prefect;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod python_json;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod resource_ids;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod tables;
 
 /// Which tables a store may make in its database.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -177,6 +181,18 @@ impl Cutoffs {
             .filter(|(_, cutoff)| *cutoff != self.default)
     }
 
+    /// Each cutoff as a database has it, where it differs from the default.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    fn bounds<T>(&self, of: impl Fn(DateTime<Utc>) -> T) -> Bounds<T> {
+        let overrides = self.different_overrides();
+        Bounds {
+            default: of(self.default),
+            overrides: overrides
+                .map(|(name, cutoff)| (name.to_owned(), of(cutoff)))
+                .collect(),
+        }
+    }
+
     /// A clock that ran ahead, or a retention that is negative, must not empty the tables.
     ///
     /// # Errors
@@ -191,6 +207,26 @@ impl Cutoffs {
                  retention that is not negative, and the clock right"
             ))),
         }
+    }
+}
+
+/// Cutoffs as a database has them.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+struct Bounds<T> {
+    default: T,
+    /// Of the names that are kept longer or shorter.
+    overrides: Vec<(String, T)>,
+}
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+impl<T> Bounds<T> {
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.overrides.iter().map(|(name, _)| name)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &T> {
+        let overrides = self.overrides.iter().map(|(_, cutoff)| cutoff);
+        std::iter::once(&self.default).chain(overrides)
     }
 }
 

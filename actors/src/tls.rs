@@ -19,12 +19,10 @@ use rustls::{DEFAULT_VERSIONS, SupportedProtocolVersion};
 #[error("{0}")]
 pub struct TlsFault(String);
 
-/// What is checked of a server's certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Check {
     /// Only that the server has its key: protects from nobody who can redirect traffic.
     Nothing,
-    /// That an authority signed it.
     Authority,
     /// The same, and that it is made out to the host.
     AuthorityAndName,
@@ -172,7 +170,6 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsFault> {
     Ok(roots)
 }
 
-/// Checks certificates as far as is asked.
 #[derive(Debug)]
 struct Verifier {
     check: Check,
@@ -253,5 +250,25 @@ impl ServerCertVerifier for Verifier {
         self.provider
             .signature_verification_algorithms
             .supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_below_tls_1_2_is_spoken_and_a_limit_is_kept() {
+        let of = |lowest: Option<&'static str>, highest: Option<&'static str>| {
+            let named = |limit: Option<&'static str>| limit.map(|version| ("the limit", version));
+            Versions::of(named(lowest), named(highest))
+        };
+        assert_eq!(of(None, None), Ok(Versions::Safe));
+        assert_eq!(of(Some("TLSv1"), Some("TLSv1.3")), Ok(Versions::Safe));
+        assert_eq!(of(Some("TLSv1.3"), None), Ok(Versions::Only13));
+        assert_eq!(of(None, Some("TLSv1.2")), Ok(Versions::Only12));
+        assert!(of(None, Some("TLSv1.1")).is_err());
+        assert!(of(Some("TLSv1.3"), Some("TLSv1.2")).is_err());
+        assert!(of(Some("SSLv3"), None).is_err());
     }
 }

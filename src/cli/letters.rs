@@ -142,7 +142,6 @@ pub(crate) enum Moment {
 }
 
 impl Moment {
-    /// The time, given what time it is.
     pub(crate) fn at(self, now: DateTime<Utc>) -> DateTime<Utc> {
         match self {
             Self::At(at) => at,
@@ -179,7 +178,7 @@ mod tests {
         let words = format!("event-persister dead-letters {line}");
         let (_, command) = parse(words.split(' ').map(OsString::from)).ok()?;
         match command {
-            Command::DeadLetters { command } => Some(command),
+            Command::DeadLetters(command) => Some(command),
             _ => None,
         }
     }

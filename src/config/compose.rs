@@ -17,8 +17,8 @@ use super::prefect::Seen;
 use super::sections::{Shutdown, WhichDatabase, WhichRedis};
 use super::{Config, Database, DatabaseUrl, Effective, Http, Prefect};
 
-/// SQLite gains more from larger batches: each writes the pages that it touched once. Those of a quarter
-/// more events still fit into its cache, and into 64 MiB all in all.
+/// SQLite gains more from larger batches: each writes the pages that it touched once. A quarter more still
+/// fits into its cache.
 const MAX_EVENTS_ON_SQLITE: usize = 1_250;
 
 /// Two files of which neither is of use without the other.
@@ -187,8 +187,7 @@ fn consequences(
     if let Some(redis) = redis {
         by_url("redis", redis.settings());
         let RedisSettings { group, .. } = layers.read("redis")?;
-        // One for each group: two groups that moved the same guard would let others trim what the slower
-        // of them has not committed.
+        // Two groups that moved the same guard would let others trim what the slower has not committed.
         let guard_group = format!("{group}-guard");
         layer.set("redis.guard_group", guard_group, Origin::Default);
     }
@@ -206,21 +205,18 @@ fn consequences(
     Ok(layer)
 }
 
-/// A client sends a name and a password, which are told apart by the colon between them. Prefect's own
-/// setting is taken as it is: its clients send the same text, whatever that is.
+/// Clients send a name, a colon and a password. Those of Prefect send Prefect's setting, whatever it is.
 fn check_auth_string(layers: &Layers) -> Result<(), ConfigError> {
-    match layers.find("http.auth_string") {
-        Some((secret, origin))
-            if !secret.as_str().unwrap_or_default().contains(':')
-                && !matches!(origin, Origin::Prefect(_)) =>
-        {
-            Err(ConfigError::new(format!(
-                "{origin}: wrong value for http.auth_string: there is no colon in it; give name and \
-                 password as `user:password`"
-            )))
-        }
-        _ => Ok(()),
+    if let Some((secret, origin)) = layers.find("http.auth_string")
+        && !matches!(origin, Origin::Prefect(_))
+        && !secret.as_str().unwrap_or_default().contains(':')
+    {
+        return Err(ConfigError::new(format!(
+            "{origin}: wrong value for http.auth_string: there is no colon in it; give name and \
+             password as `user:password`"
+        )));
     }
+    Ok(())
 }
 
 fn effective(layers: &Layers) -> Vec<Effective> {

@@ -14,7 +14,6 @@ const EXPECTED: &str = "give sqlite://PATH, where everything after `sqlite://` i
      sqlite://event-persister.db or sqlite:///var/lib/event-persister/events.db, or \
      postgresql://USER:PASSWORD@HOST:PORT/DATABASE";
 
-/// A database that this program can write to.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum DatabaseUrl {
     Sqlite {

@@ -21,7 +21,6 @@ pub(crate) struct WhichDatabase {
     pub(crate) url: DatabaseUrl,
 }
 
-/// Which Redis it is, if any.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct WhichRedis {
@@ -32,7 +31,6 @@ pub(crate) struct WhichRedis {
     pub(crate) url: Option<RedisUrl>,
 }
 
-/// How the pipeline ends.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Shutdown {
@@ -50,7 +48,6 @@ impl Default for Shutdown {
     }
 }
 
-/// The URL of a Redis, or `off`.
 struct UrlOrOff;
 
 impl Spelling for UrlOrOff {

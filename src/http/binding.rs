@@ -10,7 +10,6 @@ use rustix::io::Errno;
 /// From here on ports are for everybody.
 const FIRST_FREE_PORT: u16 = 1024;
 
-/// An address that cannot be bound.
 #[derive(Debug)]
 pub(crate) struct Unbindable {
     address: SocketAddr,

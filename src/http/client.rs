@@ -1,7 +1,5 @@
-//! Asks a listener on this machine how it is.
-//!
-//! No certificate is refused: what is asked is told to everybody and nothing secret is sent, while the
-//! names in the certificate are those by which others reach this machine, which is asked by address.
+//! Asks a listener on this machine how it is. No certificate is refused: nothing secret is sent or
+//! believed, and certificates name the machine as others reach it.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -1,10 +1,8 @@
 //! One client's connection: its time-outs, and one request after the other.
 //!
-//! # Why not the time-outs of actix-http
-//!
-//! They guard only the head of a connection's first request. A client that lets its second head trickle
-//! keeps the connection for ever, and so does a client that never reads its answer. Here one rule covers
-//! the handshake, every head and the time between requests.
+//! The time-outs of actix-http guard only the first head of a connection. A client that lets its
+//! second head trickle, or never reads its answer, would keep the connection for ever. Here one
+//! rule covers the handshake, every head and the time between requests.
 
 use std::cell::RefCell;
 use std::io;
@@ -22,7 +20,6 @@ use tokio::time::{Sleep, sleep};
 
 use super::framing::{BodyKind, RequestFraming};
 
-/// Bytes in both directions, encrypted or not.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
@@ -39,10 +36,8 @@ pub(super) struct Timeouts {
     pub(super) unread: Duration,
 }
 
-/// The signals to all connections.
 #[derive(Clone)]
 pub(super) struct Signals {
-    /// Whether all places are taken.
     pub(super) crowded: watch::Receiver<bool>,
     /// Whether those without a request at work are to end.
     pub(super) closing: watch::Receiver<bool>,
@@ -126,9 +121,7 @@ impl Connection {
         let elapsed = reads_nothing.as_mut().poll(cx);
         elapsed.map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
-}
 
-impl Connection {
     /// Bytes of the request whose turn it is, from what is read_ahead or from the client.
     fn poll_bytes(
         &mut self,
@@ -218,7 +211,6 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// The requests of a connection, as they and it see them.
 pub(super) struct Requests {
     framing: RefCell<RequestFraming>,
     /// Wakes the reader of the connection: the steps of a request are no events of the connection.
@@ -238,7 +230,6 @@ impl Requests {
         RequestGuard(self)
     }
 
-    /// The body of a request, which tells how much of it was taken in.
     pub(super) fn watch(self: Rc<Self>, payload: Payload) -> Payload {
         match payload {
             Payload::None => Payload::None,
@@ -270,7 +261,6 @@ impl Requests {
     }
 }
 
-/// A request at work, from its head to the end of its answer.
 pub(super) struct RequestGuard(Rc<Requests>);
 
 impl Drop for RequestGuard {
@@ -279,7 +269,6 @@ impl Drop for RequestGuard {
     }
 }
 
-/// A body that tells how far its handler has read.
 struct TrackedBody {
     payload: Payload,
     requests: Rc<Requests>,

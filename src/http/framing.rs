@@ -1,18 +1,14 @@
-//! Finds the end of each request in the bytes of a connection, so that the next request waits until the
-//! answer is sent.
+//! Finds the end of each request in the bytes of a connection: the next one waits until the answer
+//! is sent.
 //!
-//! # Why
-//!
-//! A client may send requests without waiting for answers (pipelining). actix-http takes them all in while
-//! the first is at work, and then confuses them. It answers a HEAD as the request behind it, closes over a
-//! body that is not there yet, goes on after it has said that it closes, and holds up to 16 heads. Here a
-//! request is handed on once the answer before it is sent, and its body only as far as its handler asks for
-//! it. So a connection has one request and little memory, and no request behind a last answer is begun.
+//! actix-http takes pipelined requests all in while the first is at work, and confuses them: it
+//! answers a HEAD as the request behind it, closes over a body that is not there yet, goes on after
+//! it has said that it closes, and holds up to 16 heads. Here a body is handed on only as far as
+//! its handler asks for it.
 
 /// How much of a body is handed on before its handler asks for more.
 const WINDOW: usize = 32 * 1024;
 
-/// How a request tells where its body ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BodyKind {
     None,
@@ -22,14 +18,11 @@ pub(super) enum BodyKind {
     Endless,
 }
 
-/// How far the bytes of a connection have come.
 #[derive(Debug)]
 pub(super) struct RequestFraming {
     position: Position,
     num_requests: usize,
-    /// How much more of the body may be handed on.
     credit: usize,
-    /// Whether the rest of it is forgotten as it comes.
     is_forgotten: bool,
 }
 
@@ -58,7 +51,6 @@ enum BodyRest {
     Endless,
 }
 
-/// Where a body in chunks stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Chunked {
     Size(u64),
@@ -81,12 +73,10 @@ impl RequestFraming {
         }
     }
 
-    /// Whether there is a request at work.
     pub(super) fn is_busy(&self) -> bool {
         self.num_requests > 0
     }
 
-    /// A request begins: its head was handed on before.
     pub(super) fn begin(&mut self, body: BodyKind) {
         self.num_requests += 1;
         self.credit = WINDOW;
@@ -110,13 +100,12 @@ impl RequestFraming {
         was_waited_for
     }
 
-    /// Its handler wants nothing more of the body: the rest is forgotten as it comes.
     pub(super) fn forget(&mut self) {
         self.is_forgotten = true;
     }
 
-    /// Lets more of a body come that is forgotten; whether there was nothing else to wait for. Not all at
-    /// once: it would be read into one buffer before it is forgotten.
+    /// Lets more of a forgotten body come, a window at a time, since it is read into one buffer;
+    /// whether there was nothing else to wait for.
     pub(super) fn forget_more(&mut self) -> bool {
         let lets =
             self.is_forgotten && self.credit == 0 && matches!(self.position, Position::Body(_));
@@ -194,7 +183,6 @@ impl HeadState {
 }
 
 impl Chunked {
-    /// Where the body ends, if it ends within these bytes.
     fn end(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while let Some(byte) = bytes.get(at) {

@@ -57,17 +57,14 @@ impl ListenerSettings {
     }
 }
 
-/// A certificate and its key, both as PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CertificateFiles {
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
 }
 
-/// Where the listener listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Listen {
-    /// Nowhere.
     Off,
     /// At this host and port; port 0 takes any that is free.
     At(String),

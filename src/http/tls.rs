@@ -27,7 +27,6 @@ pub(super) struct Certificate {
 }
 
 impl Certificate {
-    /// Reads it for the first time.
     pub(super) fn read(files: CertificateFiles) -> anyhow::Result<Arc<Self>> {
         // Named, for another part of the process may bring a provider of its own.
         let provider = Arc::new(ring::default_provider());

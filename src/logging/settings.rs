@@ -27,12 +27,9 @@ impl Default for Log {
     }
 }
 
-/// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LogFormat {
-    /// For people.
     Text,
-    /// One JSON object a line, for machines.
     Json,
 }
 

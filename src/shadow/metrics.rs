@@ -40,18 +40,11 @@ impl ShadowMetrics {
             )?,
             refusals: Refusals::new()?,
         };
-        metrics
-            .registry
-            .register(Box::new(metrics.messages.clone()))?;
-        metrics
-            .registry
-            .register(Box::new(metrics.columns.clone()))?;
-        metrics
-            .registry
-            .register(Box::new(metrics.waiting.clone()))?;
-        metrics
-            .registry
-            .register(Box::new(metrics.refusals.collector()))?;
+        let registry = &metrics.registry;
+        registry.register(Box::new(metrics.messages.clone()))?;
+        registry.register(Box::new(metrics.columns.clone()))?;
+        registry.register(Box::new(metrics.waiting.clone()))?;
+        registry.register(Box::new(metrics.refusals.collector()))?;
         for class in Class::ALL {
             // Zeros can be watched, gaps cannot.
             metrics.count(class, 0);

@@ -14,7 +14,6 @@ use super::waiting::Look;
 /// Ids of the events seen last that are remembered, to know a copy when it comes; some megabytes.
 const MAX_SEEN: usize = 100_000;
 
-/// What became of one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Class {
@@ -59,7 +58,6 @@ impl Class {
         Self::Unfinished,
     ];
 
-    /// Its name in metrics, logs and documents.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Identical => "identical",
@@ -77,7 +75,6 @@ impl Class {
         }
     }
 
-    /// Whether each such message is named.
     fn is_named(self) -> bool {
         matches!(
             self,
@@ -89,12 +86,10 @@ impl Class {
         )
     }
 
-    /// Whether it speaks against taking Prefect's place.
     fn is_fault(self) -> bool {
         matches!(self, Self::Differing | Self::RefusedOnlyByUs)
     }
 
-    /// Whether it was held against the tables.
     fn is_compared(self) -> bool {
         !matches!(
             self,
@@ -110,12 +105,10 @@ pub(crate) struct Finding {
     pub(crate) stream_id: String,
     pub(crate) event_id: Option<String>,
     pub(crate) columns: Vec<String>,
-    /// Why it would be refused by the parser.
     pub(crate) reason: Option<String>,
 }
 
 impl Finding {
-    /// What there is to say of it beside its class.
     pub(crate) fn detail(&self) -> String {
         match (&self.reason, self.class) {
             (Some(reason), _) => format!("here: {reason}"),
@@ -127,7 +120,6 @@ impl Finding {
     }
 }
 
-/// What to do after a look at a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// It is as expected, or it was the second look.
@@ -139,10 +131,8 @@ pub(crate) enum Verdict {
 #[derive(Debug)]
 pub(crate) struct Tally {
     counts: BTreeMap<Class, u64>,
-    /// How often each column differed.
     pub(crate) columns: BTreeMap<String, u64>,
     pub(crate) findings: Vec<Finding>,
-    /// Findings of each class that are named.
     limit: usize,
     seen: Seen,
 }
@@ -162,7 +152,6 @@ impl Tally {
         self.counts.get(&class).copied().unwrap_or_default()
     }
 
-    /// Messages that were held against the tables.
     pub(crate) fn num_compared(&self) -> u64 {
         let compared = Class::ALL.into_iter().filter(|class| class.is_compared());
         compared.map(|class| self.count(class)).sum()
@@ -174,7 +163,6 @@ impl Tally {
         faults.all(|class| self.count(class) == 0)
     }
 
-    /// Counts messages of which there is nothing to say but their number.
     pub(crate) fn add(&mut self, class: Class, number: u64) {
         if number == 0 {
             return;
@@ -182,7 +170,6 @@ impl Tally {
         *self.counts.entry(class).or_default() += number;
     }
 
-    /// Judges a look at a message, and counts it if that settles it.
     pub(crate) fn judge(
         &mut self,
         entry: &Entry,
@@ -266,7 +253,6 @@ impl Tally {
     }
 }
 
-/// The counts that are not zero, for the log.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "compared={}", self.num_compared())?;
@@ -277,7 +263,6 @@ impl fmt::Display for Tally {
     }
 }
 
-/// The ids of the events that came last.
 #[derive(Debug, Default)]
 struct Seen {
     ids: HashSet<Uuid>,

@@ -8,7 +8,6 @@ use super::reconciliation::{Finding, Kind, Reconciliation};
 use crate::output;
 use crate::wiring;
 
-/// The stream that was read.
 pub(crate) struct Stream<'a> {
     pub(crate) stream: &'a str,
     pub(crate) group: &'a str,
@@ -137,15 +136,10 @@ impl Report<'_> {
         ))
     }
 
-    /// The first event of a kind, if it is shown.
     fn first(&self, kind: Kind) -> Option<&str> {
         let mut findings = self.state.findings.iter();
         let first = findings.find(|finding| finding.kind == kind)?;
         first.event_id.as_deref()
-    }
-
-    fn first_of(&self, kind: Kind) -> &str {
-        self.first(kind).unwrap_or("one")
     }
 
     fn delete_first(&self, kind: Kind) -> String {
@@ -155,7 +149,6 @@ impl Report<'_> {
         )
     }
 
-    /// More about it, and what can be done.
     fn remarks(&self) -> Vec<String> {
         let faults = self.state.faults;
         let mut remarks = Vec::new();
@@ -184,7 +177,7 @@ impl Report<'_> {
                 "differing: somebody changed the rows after they were written. To have {} written anew, \
                  delete it: `{}`. Then, while its entry is in the stream, `redis-cli XGROUP SETID` as for \
                  missing entries; else take it from a backup",
-                self.first_of(Kind::Differing),
+                self.first(Kind::Differing).unwrap_or("one"),
                 self.delete_first(Kind::Differing),
             ));
         }
@@ -193,7 +186,7 @@ impl Report<'_> {
                 "unreadable: a page of Prefect's fails as a whole when it meets such an event. Save what \
                  you need of it, then remove it, such as {}: `{}`. Where only the payload is at fault: \
                  `UPDATE events SET payload = '{{}}' WHERE id = …`",
-                self.first_of(Kind::Unreadable),
+                self.first(Kind::Unreadable).unwrap_or("one"),
                 self.delete_first(Kind::Unreadable),
             ));
         }

@@ -13,7 +13,7 @@ use crate::isolation::Allowance;
 use crate::settings::{As, Count, LongerThanZero, Period, Size};
 use crate::source::Permit;
 
-/// When batches leave.
+/// When batches leave, and what follows a failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct BatcherSettings {
@@ -89,8 +89,8 @@ impl BatcherSettings {
     }
 }
 
-/// Suspects are few, or the guard against refusals pauses reading. Their bytes are twice as many as may be
-/// in flight: with fewer, two large ones would have a third one stop all reading.
+/// Suspects are few, or the guard against refusals pauses reading. Two large ones must leave room
+/// for a third, so their bytes are twice as many as may be in flight.
 pub(super) fn allowance(max_bytes_in_flight: NonZeroUsize) -> Allowance {
     const MAX_SUSPECTS: usize = 100;
     Allowance::new(MAX_SUSPECTS, max_bytes_in_flight.get().saturating_mul(2))

@@ -1,6 +1,5 @@
 use std::collections::BTreeMap;
 
-use super::acks::MAX_UNCONFIRMED;
 use super::*;
 use crate::clock::SystemClock;
 use crate::delivery::Content;
@@ -421,4 +420,24 @@ async fn tells_the_source_what_became_dead_letters_before_it_acknowledges() {
     bench.consumer.send(ack).await.unwrap();
     settle().await;
     assert_eq!(bench.source.dead_letters().len(), 1);
+}
+
+#[test]
+fn receipts_that_are_not_taken_back_stop_the_reading() {
+    let permit = Permit {
+        max_messages: 2,
+        max_bytes: 100,
+    };
+    let mut acks = Acks {
+        num_sent: 3,
+        ..Acks::default()
+    };
+    acks.waiting.extend((0..4).map(Receipt));
+    assert!(!acks.are_too_many(permit), "one more may come");
+    acks.waiting.push(Receipt(4));
+    assert!(acks.are_too_many(permit));
+    assert!(
+        !acks.are_too_many(Permit::UNLIMITED),
+        "at the end all is read"
+    );
 }

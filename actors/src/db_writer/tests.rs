@@ -1,6 +1,6 @@
 use super::*;
-use crate::batch::{Batch, BatchId};
 use crate::clock::SystemClock;
+use crate::delivery::{Batch, BatchId};
 use crate::lifeline::lifeline;
 use crate::store::{RefusalCounts, RefusalReason};
 use crate::testing::{MemoryStore, event, event_entry, rejected_entry};

@@ -60,7 +60,7 @@ impl EventBuilder {
         }
     }
 
-    /// A JSON object.
+    /// Sets the payload, which must be a JSON object.
     pub fn payload(self, payload: Value) -> Self {
         Self { payload, ..self }
     }

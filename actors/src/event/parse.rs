@@ -66,38 +66,49 @@ pub struct ParseError {
     pub event_id: Option<Uuid>,
 }
 
-pub(super) fn parse_bytes(
-    bytes: Bytes,
-    limits: &EventLimits,
-    received: Received,
-) -> Result<ReceivedEvent, ParseError> {
-    match ByteString::try_from(bytes) {
-        Ok(text) => parse(text, limits, received),
-        Err(error) => Err(ParseError {
-            reason: format!("not UTF-8: invalid byte at offset {}", error.valid_up_to()),
-            event_id: None,
-        }),
+impl ReceivedEvent {
+    /// Reads an event from its JSON text.
+    ///
+    /// # Errors
+    ///
+    /// The text is not JSON, or not an event within `limits`: every field that is wrong is named.
+    pub fn parse(
+        text: ByteString,
+        limits: &EventLimits,
+        received: Received,
+    ) -> Result<Self, ParseError> {
+        let mut reader = Reader::new(&text);
+        let mut fields = Fields::default();
+        let read = fields.read_all(&mut reader, limits, received);
+        match read.and_then(|()| reader.jiter.finish()) {
+            Ok(()) => fields.into_event(text, received),
+            Err(error) => Err(ParseError {
+                reason: reader.describe(&error),
+                event_id: fields.readable_id(),
+            }),
+        }
+    }
+
+    /// Reads an event from bytes that may not even be text.
+    ///
+    /// # Errors
+    ///
+    /// As for [`parse`](Self::parse), and where the bytes are not UTF-8.
+    pub fn parse_bytes(
+        bytes: Bytes,
+        limits: &EventLimits,
+        received: Received,
+    ) -> Result<Self, ParseError> {
+        match ByteString::try_from(bytes) {
+            Ok(text) => Self::parse(text, limits, received),
+            Err(error) => Err(ParseError {
+                reason: format!("not UTF-8: invalid byte at offset {}", error.valid_up_to()),
+                event_id: None,
+            }),
+        }
     }
 }
 
-pub(super) fn parse(
-    text: ByteString,
-    limits: &EventLimits,
-    received: Received,
-) -> Result<ReceivedEvent, ParseError> {
-    let mut reader = Reader::new(&text);
-    let mut fields = Fields::default();
-    let read = fields.read_all(&mut reader, limits, received);
-    match read.and_then(|()| reader.finish()) {
-        Ok(()) => fields.into_event(text, received),
-        Err(error) => Err(ParseError {
-            reason: reader.describe(&error),
-            event_id: fields.readable_id(),
-        }),
-    }
-}
-
-/// The fields as far as they were read; `None` is not there, or not yet.
 #[derive(Default)]
 struct Fields {
     occurred: Option<Field<DateTime<Utc>>>,
@@ -110,7 +121,6 @@ struct Fields {
     received: Option<Field<DateTime<Utc>>>,
 }
 
-/// The keys that mean something.
 enum Key {
     Occurred,
     Event,
@@ -146,10 +156,10 @@ impl Fields {
         limits: &EventLimits,
         received: Received,
     ) -> JiterResult<()> {
-        let mut next = reader.enter_event()?.map(Key::named);
+        let mut next = reader.jiter.next_object()?.map(Key::named);
         while let Some(key) = next {
             self.read(key, reader, limits, received)?;
-            next = reader.next_key()?.map(Key::named);
+            next = reader.jiter.next_key()?.map(Key::named);
         }
         Ok(())
     }
@@ -239,7 +249,6 @@ fn required<T>(field: Option<Field<T>>, path: &str, wrong: &mut Vec<String>) -> 
     value_of(field, wrong)
 }
 
-/// The value of a field that has a default; what is wrong is added to `wrong`.
 fn or_default<T>(
     field: Option<Field<T>>,
     default: impl FnOnce() -> T,

@@ -1,18 +1,14 @@
 //! Source: a bounded intake that this process fills itself.
 //!
-//! The HTTP routes and any host submit entries to an [`Intake`] and wait on the [`Commit`] until
-//! they are durable; the pipeline reads them from the [`IntakeSource`]. Submitters and the
-//! consumer may live on different threads.
+//! The HTTP routes and any host submit entries to an [`Intake`], from any thread, and wait on the
+//! [`Commit`]. The pipeline reads them from the [`IntakeSource`]. An entry that was admitted stays
+//! here until it is acknowledged, whether its client still waits or not, and its [`Commit`]
+//! succeeds exactly then. The entries never exceed the bounds, but for a single larger one that
+//! comes when nothing else is here.
 //!
-//! Guarantee: an entry that was admitted stays here until it is acknowledged, whether its client still waits
-//! or not, and its [`Commit`] succeeds exactly then. The entries here never exceed the bounds, in number and
-//! in bytes, but for one that is larger than all of them and comes when nothing else is here.
-//!
-//! # Why an entry can join another
-//!
-//! In a long outage clients give up waiting and send the same messages again. A text that already waits here
-//! takes no second place: its sender waits for the first. Only the same text will do. An event with the same id and another text is admitted on its own, since if the
-//! database refuses the one, the other must not count as durable.
+//! In a long outage clients send the same messages again. A text that already waits takes no second
+//! place: its sender waits for the first. An event with the same id and another text is admitted on
+//! its own, since if the database refuses the one, the other must not count as durable.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -142,9 +138,7 @@ impl Intake {
         Ok(commit)
     }
 
-    /// Admits one entry, once there is room; those who wait are served in the order in which they
-    /// came. An entry that already waits is joined at once.
-    ///
+    /// Admits one entry, in turn, once there is room; one that already waits is joined at once.
     /// When the future is dropped before it resolves, the entry was not admitted.
     ///
     /// # Errors
@@ -304,7 +298,6 @@ enum Phase {
     Closed,
 }
 
-/// Shared by the two sides.
 struct IntakeState {
     name: Arc<str>,
     bounds: Bounds,
@@ -382,13 +375,11 @@ enum JoinKey {
 #[derive(Default)]
 struct Entries {
     messages: Retained<AdmittedEntry>,
-    /// The last entry that was admitted with each key.
     by_key: HashMap<JoinKey, Receipt>,
     usage: IntakeUsage,
 }
 
 impl Entries {
-    /// The entry that an equal one would join.
     fn find(&mut self, key: JoinKey, entry: &Entry) -> Option<Receipt> {
         let receipt = *self.by_key.get(&key)?;
         let held = self.messages.get_mut(receipt)?;
@@ -443,7 +434,6 @@ impl Entries {
     }
 }
 
-/// An entry that is not yet durable, with those who wait for it.
 struct AdmittedEntry {
     entry: Arc<Entry>,
     key: JoinKey,

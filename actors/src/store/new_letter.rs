@@ -7,7 +7,6 @@ use sha2::{Digest as _, Sha256};
 use super::Stage;
 use crate::delivery::{Content, Entry};
 
-/// A message that is to be kept, and why.
 pub(super) struct NewLetter<'a> {
     pub(super) entry: &'a Entry,
     pub(super) stage: Stage,
@@ -29,7 +28,6 @@ impl<'a> NewLetter<'a> {
         }
     }
 
-    /// Of each message of a batch that the parser rejected.
     pub(super) fn rejected(entries: &'a [Arc<Entry>]) -> impl Iterator<Item = Self> {
         entries.iter().filter_map(|entry| match &entry.content {
             Content::Event(_) => None,

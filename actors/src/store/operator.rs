@@ -1,11 +1,7 @@
-//! PORT: an operator's questions to a store, and the repairs.
+//! PORT: an operator's questions to a store, and the repairs. No event on its way to its row needs it.
 //!
-//! An event's way from a source to its row needs none of this: a pipeline knows only
-//! [`EventStore`](super::EventStore). The server's commands know this port, and no database.
-//!
-//! Only the methods that say so change anything. All others read, and make no table. An answer is of one
-//! moment, and two answers are of two: while a writer is at work, what looks wrong has to be looked at
-//! once more.
+//! Only the methods that say so change anything; none of the others makes a table. An answer is of one
+//! moment: while a writer is at work, a finding has to be looked at once more.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -28,18 +24,14 @@ mod audit;
 mod comparison;
 mod dead_letters;
 
-/// The future that a call of the operator's port returns.
 pub type Answer<'a, T> = LocalBoxFuture<'a, Result<T, StoreError>>;
 
-/// The use that a service makes of its database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
     pub writers: usize,
-    /// Whether events are deleted when they are old.
     pub trims: bool,
 }
 
-/// A database, and Prefect's schema in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DatabaseInfo {
     /// The server and its version, for people; `None` for a file.
@@ -48,7 +40,6 @@ pub struct DatabaseInfo {
     pub schema: Option<String>,
     /// The revision of Prefect's own schema; `None` where Prefect has not been.
     pub prefect_revision: Option<String>,
-    /// The revisions that this version was tested with.
     pub tested_revisions: &'static [&'static str],
 }
 
@@ -62,13 +53,10 @@ pub struct HalfEvents {
     pub resources: u64,
 }
 
-/// The operator's questions to a store, and the repairs.
+/// A method that a store leaves as it is answers that the store does not offer it.
 ///
-/// A store of your own offers what it can; a method that is left as it is answers that the store does
-/// not offer it.
-///
-/// A dead letter that is new has a larger id than all that were there. Where a call takes `before`, it
-/// means letters with smaller ids only, and so none that come meanwhile.
+/// A dead letter that is new has a larger id than all that were there. `before` stands for letters with
+/// smaller ids only, and so for none that come meanwhile.
 pub trait StoreOperator: Send + Sync {
     /// Makes or upgrades the tables, Prefect's two included unless Prefect has been here; returns the names
     /// of the migrations that were run. Changes the schema.
@@ -76,7 +64,6 @@ pub trait StoreOperator: Send + Sync {
         not_offered("migrations")
     }
 
-    /// Tells what the database is, whatever tables it has.
     fn describe(&self) -> Answer<'_, DatabaseInfo> {
         not_offered("a description")
     }
@@ -96,7 +83,6 @@ pub trait StoreOperator: Send + Sync {
         limit: NonZeroUsize,
     ) -> Answer<'a, Vec<DeadLetter>>;
 
-    /// How many dead letters there are.
     fn count_letters<'a>(
         &'a self,
         filter: &'a LetterFilter,
@@ -117,7 +103,6 @@ pub trait StoreOperator: Send + Sync {
         not_offered("an audit")
     }
 
-    /// At which of these positions of a source a message became a dead letter.
     fn letters_at<'a>(
         &'a self,
         source: &'a str,

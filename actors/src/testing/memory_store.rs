@@ -10,8 +10,8 @@ use futures_util::future::LocalBoxFuture;
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
-use crate::batch::Batch;
 use crate::clock::{Clock, SystemClock};
+use crate::delivery::Batch;
 use crate::store::operator::{
     Answer, DeadLetter, LetterFilter, LetterVersion, OpenLetter, StoreOperator,
 };

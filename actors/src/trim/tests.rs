@@ -2,7 +2,7 @@ use chrono::TimeZone;
 use uuid::Uuid;
 
 use super::*;
-use crate::batch::{Batch, BatchId};
+use crate::delivery::{Batch, BatchId};
 use crate::lifeline::lifeline;
 use crate::testing::{EventFixture, ManualClock, MemoryStore, event_entry};
 

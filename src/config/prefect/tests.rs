@@ -1,6 +1,7 @@
 use super::*;
+use crate::cli::Flags;
+use crate::config::Config;
 use crate::config::tests::{effective, load};
-use crate::config::{Config, Flags};
 
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
@@ -43,8 +44,7 @@ fn reason(pairs: Pairs<'_>, variable: &str) -> String {
 }
 
 fn warnings(pairs: Pairs<'_>) -> String {
-    let warnings = config(pairs).prefect.warnings;
-    let texts: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    let texts: Vec<String> = config(pairs).prefect.warning_lines().collect();
     texts.join("\n")
 }
 

@@ -37,7 +37,6 @@ impl Future for Commit {
     }
 }
 
-/// One submission: how many of its entries are not yet durable, and whom to tell.
 pub(super) struct Waiter {
     remaining: AtomicUsize,
     dead_letters: AtomicUsize,
@@ -58,7 +57,6 @@ impl Waiter {
         (Commit(receiver), Arc::new(waiter))
     }
 
-    /// One of the entries is durable, as an event or as a dead letter.
     pub(super) fn one_is_durable(&self, is_dead_letter: bool) {
         if is_dead_letter {
             self.dead_letters.fetch_add(1, Ordering::AcqRel);

@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustls::Error as TlsError;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
-use tokio_postgres::config::{LoadBalanceHosts, SslMode};
+use tokio_postgres::config::{LoadBalanceHosts, SslMode, SslNegotiation};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -34,19 +34,17 @@ pub(super) enum ConnectError {
     Diesel(#[from] diesel::ConnectionError),
     #[error("nothing was heard of it for {0:?}")]
     Late(Duration),
+    #[error("{0}")]
+    Tls(String),
     #[error("the name {0} has no address: {1}")]
     Unknown(String, std::io::Error),
     #[error("{0} {1}")]
     Unsuitable(Resolved, &'static str),
-    #[error("{first} at {at}; {rest}")]
+    #[error("{all}")]
     Several {
-        at: Resolved,
-        #[source]
         first: Box<ConnectError>,
-        rest: String,
+        all: String,
     },
-    #[error("{0}")]
-    Tls(String),
 }
 
 impl ConnectError {
@@ -74,6 +72,9 @@ impl ConnectError {
 
     /// Whether the two could not agree on encryption.
     pub(super) fn is_tls(&self) -> bool {
+        if let Self::Several { first, .. } = self {
+            return first.is_tls();
+        }
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = cause {
             let inner = error
@@ -105,25 +106,11 @@ impl fmt::Display for Resolved {
     }
 }
 
-/// The use of a connection that was made.
-pub(super) trait Adopt: Copy {
-    type Adopted;
-
-    /// Sets it up in a transaction that begins with `begin`.
-    async fn adopt(
-        self,
-        client: Client,
-        driver: Driver,
-        begin: &str,
-    ) -> Result<Self::Adopted, ConnectError>;
-}
-
-/// Opens a connection with our settings to the first server that can be had, makes of it what is wanted, and
-/// says which server it was.
-pub(super) async fn reach<A: Adopt>(
+/// A connection in an open transaction with our settings, to the first server that can be had, and which that
+/// is.
+pub(super) async fn reach(
     settings: &PostgresSettings,
-    adopt: A,
-) -> Result<(A::Adopted, Resolved), ConnectError> {
+) -> Result<(Client, Driver, Resolved), ConnectError> {
     let url = &settings.url;
     let mut addresses: Vec<&Address> = url.addresses.iter().collect();
     if url.config.get_load_balance_hosts() == LoadBalanceHosts::Random {
@@ -146,39 +133,36 @@ pub(super) async fn reach<A: Adopt>(
             }
         };
         for place in resolved {
-            match reach_at(settings, &place, adopt).await {
-                Ok(adopted) => {
+            match reach_at(settings, &place).await {
+                Ok((client, driver)) => {
                     tell_of(&failed, &place);
-                    return Ok((adopted, place));
+                    return Ok((client, driver, place));
                 }
                 Err(error) if error.is_final() => return Err(error),
                 Err(error) => failed.push((place, error)),
             }
         }
     }
-    let mut failed = failed.into_iter();
-    let Some((at, first)) = failed.next() else {
-        return Err(ConnectError::Late(Duration::ZERO));
-    };
-    let rest: Vec<String> = failed
-        .map(|(place, error)| format!("{place}: {}", error_chain(&error)))
+    let all = failed.iter();
+    let all: Vec<String> = all
+        .map(|(place, error)| format!("{place}: {}", error_chain(error)))
         .collect();
-    if rest.is_empty() {
-        return Err(first);
+    let mut failed = failed.into_iter().map(|(_, error)| error);
+    match (failed.next(), failed.next()) {
+        (Some(alone), None) => Err(alone),
+        (Some(first), Some(_)) => Err(ConnectError::Several {
+            first: Box::new(first),
+            all: all.join("; "),
+        }),
+        (None, _) => Err(ConnectError::Late(Duration::ZERO)),
     }
-    Err(ConnectError::Several {
-        at,
-        first: Box::new(first),
-        rest: rest.join("; "),
-    })
 }
 
 /// The same to one server.
-pub(super) async fn reach_at<A: Adopt>(
+pub(super) async fn reach_at(
     settings: &PostgresSettings,
     place: &Resolved,
-    adopt: A,
-) -> Result<A::Adopted, ConnectError> {
+) -> Result<(Client, Driver), ConnectError> {
     let mut config = settings.url.config.clone();
     config
         .host(&place.address.host)
@@ -192,16 +176,18 @@ pub(super) async fn reach_at<A: Adopt>(
         config.tcp_user_timeout(Duration::from_secs(60));
     }
     let limit = settings.connect_timeout;
-    let connected = timeout(limit, encrypted_or_not(config, settings, place, adopt)).await;
+    let connected = timeout(limit, encrypted_or_not(config, settings, place)).await;
     connected.unwrap_or(Err(ConnectError::Late(limit)))
 }
 
-/// The log names those that were passed over, for a silent one costs its time at every connection.
+/// The log names those that were passed over, for a silent one costs its time at every connection. That a host has
+/// a number where nobody listens is common, and costs nothing.
 fn tell_of(failed: &[(Resolved, ConnectError)], used: &Resolved) {
-    for (place, error) in failed
-        .iter()
-        .filter(|(place, _)| !place.address.is_socket())
-    {
+    let is_news = |place: &Resolved, error: &ConnectError| {
+        !place.address.is_socket()
+            && (place.address != used.address || matches!(error, ConnectError::Late(_)))
+    };
+    for (place, error) in failed.iter().filter(|(place, error)| is_news(place, error)) {
         log::warn!(
             "a host of the database was passed over store.host={place} store.used={used} reason=\"{}\"",
             error_chain(error)
@@ -232,12 +218,11 @@ async fn resolve(
 }
 
 /// Tries the ways that the mode allows, one after another.
-async fn encrypted_or_not<A: Adopt>(
+async fn encrypted_or_not(
     mut config: Config,
     settings: &PostgresSettings,
     place: &Resolved,
-    adopt: A,
-) -> Result<A::Adopted, ConnectError> {
+) -> Result<(Client, Driver), ConnectError> {
     // Nobody listens between the two ends of a socket of this machine, and no server encrypts there.
     let mode = if place.address.is_socket() {
         TlsMode::Disable
@@ -251,7 +236,10 @@ async fn encrypted_or_not<A: Adopt>(
         TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => (SslMode::Require, None),
     };
     let tls = match mode {
-        TlsMode::Disable => None,
+        TlsMode::Disable => {
+            config.ssl_negotiation(SslNegotiation::Postgres);
+            None
+        }
         _ => {
             let (check, files) = settings.encryption();
             let config = tls::client(check, files, settings.url.tls_versions)
@@ -262,12 +250,12 @@ async fn encrypted_or_not<A: Adopt>(
     let target = settings.url.target;
     let begin = begin(&configure(settings));
     config.ssl_mode(first);
-    let connected = connect(&config, place, tls.clone(), target, adopt, &begin).await;
+    let connected = connect(&config, place, tls.clone(), target, &begin).await;
     match (connected, second) {
         (Err(error), Some(second)) if error.may_be_encryption() => {
             config.ssl_mode(second);
             // The first answer tells more than that the other way is barred too.
-            connect(&config, place, tls, target, adopt, &begin)
+            connect(&config, place, tls, target, &begin)
                 .await
                 .map_err(|_| error)
         }
@@ -275,14 +263,13 @@ async fn encrypted_or_not<A: Adopt>(
     }
 }
 
-async fn connect<A: Adopt>(
+async fn connect(
     config: &Config,
     place: &Resolved,
     tls: Option<MakeRustlsConnect>,
     target: Target,
-    adopt: A,
     begin: &str,
-) -> Result<A::Adopted, ConnectError> {
+) -> Result<(Client, Driver), ConnectError> {
     let mut config = config.clone();
     if let Some(number) = place.number {
         config.hostaddr(number);
@@ -300,7 +287,11 @@ async fn connect<A: Adopt>(
     if let Some(why) = unsuitable(&client, target).await? {
         return Err(ConnectError::Unsuitable(place.clone(), why));
     }
-    adopt.adopt(client, driver, begin).await
+    if let Err(error) = client.batch_execute(begin).await {
+        let end = error.is_closed().then(|| driver.take_end());
+        return Err(end.flatten().unwrap_or(error).into());
+    }
+    Ok((client, driver))
 }
 
 /// Why this is not the server that is wanted.

@@ -240,7 +240,6 @@ impl FromStr for PostgresUrl {
     }
 }
 
-/// What a URL says, by the part that it is for.
 #[derive(Default)]
 struct Found {
     /// Hosts with their ports before the path.
@@ -273,7 +272,10 @@ impl Found {
                 let size = value.trim().parse::<u64>();
                 match size.map_err(|_| format!("{name} is a number, not {value:?}"))? {
                     0 => ("prepared_statements", "off".to_owned()),
-                    _ => return Ok(self.ignored.push(name.to_owned())),
+                    _ => {
+                        self.ignored.push(name.to_owned());
+                        return Ok(());
+                    }
                 }
             }
             _ => return self.take_elsewhere(name, value),
@@ -290,38 +292,35 @@ impl Found {
     }
 
     fn take_elsewhere(&mut self, name: &str, value: String) -> Result<(), InvalidUrl> {
-        let name = match name {
-            "host" => return Ok(self.hosts.push(value)),
+        match name {
+            "host" => self.hosts.push(value),
             "port" => {
                 let ports = value.split(',').map(str::trim).map(port);
                 self.ports.extend(ports.collect::<Result<Vec<_>, _>>()?);
-                return Ok(());
-            }
-            "target_session_attrs" if self.target.is_none() => {
-                self.target = Some(value);
-                return Ok(());
             }
             "hostaddr" => {
                 let numbers = value.split(',').map(str::parse);
                 let numbers: Result<Vec<_>, _> = numbers.collect();
                 self.numbers = numbers.map_err(|_| format!("{name} is the number of a host"))?;
-                return Ok(());
             }
-            "passfile" => return Ok(self.passfile = Some(value)),
-            "user" => "user",
-            "password" | "passwd" => "password",
-            "dbname" | "database" => "dbname",
-            "direct_tls" => return Ok(self.driver.push(("sslnegotiation", "direct".to_owned()))),
+            "target_session_attrs" if self.target.is_none() => self.target = Some(value),
+            "passfile" => self.passfile = Some(value),
+            "user" => self.driver.push(("user", value)),
+            "password" | "passwd" => self.driver.push(("password", value)),
+            "dbname" | "database" => self.driver.push(("dbname", value)),
+            // Any word is a yes to Python's driver.
+            "direct_tls" => self.driver.push(("sslnegotiation", "direct".to_owned())),
             "gsslib" if !["gssapi", "sspi"].contains(&value.as_str()) => {
                 return Err("gsslib is gssapi or sspi".into());
             }
-            name if HARMLESS.contains(&name) => return Ok(self.ignored.push(name.to_owned())),
-            name => OF_THE_DRIVER
-                .into_iter()
-                .find(|known| *known == name)
-                .ok_or_else(|| unknown_parameter(name))?,
-        };
-        self.driver.push((name, value));
+            name if HARMLESS.contains(&name) => self.ignored.push(name.to_owned()),
+            name => {
+                let mut known = OF_THE_DRIVER.into_iter();
+                let known = known.find(|known| *known == name);
+                let known = known.ok_or_else(|| unknown_parameter(name))?;
+                self.driver.push((known, value));
+            }
+        }
         Ok(())
     }
 
@@ -333,10 +332,10 @@ impl Found {
             .map(|value| ("target_session_attrs", value));
         let target = target.or_else(|| variable(environment, "PGTARGETSESSIONATTRS"));
         let target = target.map_or(Ok(Target::Any), |(name, value)| self::target(name, value))?;
-        if !self.settings.iter().any(|(key, _)| *key == "tls") {
-            if let Some((name, value)) = variable(environment, "PGSSLMODE") {
-                self.settings.push(("tls", tls_mode(name, value)?));
-            }
+        if !self.settings.iter().any(|(key, _)| *key == "tls")
+            && let Some((name, value)) = variable(environment, "PGSSLMODE")
+        {
+            self.settings.push(("tls", tls_mode(name, value)?));
         }
         let mut config = self.config()?;
         self.log_in(&mut config, environment, &addresses)?;
@@ -401,25 +400,22 @@ impl Found {
             let numbers = self.numbers.iter();
             hosts.extend(numbers.map(|number| (number.to_string(), None)));
         }
-        if hosts.is_empty() {
-            if let Some((name, value)) = variable(environment, "PGHOST") {
-                for host in value.split(',') {
-                    let (host, port) =
-                        of_variable(host).map_err(|error| format!("{name}: {error}"))?;
-                    hosts.push((host, port.filter(|_| ports.is_empty())));
-                }
+        if hosts.is_empty()
+            && let Some((name, value)) = variable(environment, "PGHOST")
+        {
+            for host in value.split(',') {
+                let (host, port) = of_variable(host).map_err(|error| format!("{name}: {error}"))?;
+                hosts.push((host, port.filter(|_| ports.is_empty())));
             }
         }
-        if ports.is_empty() && hosts.iter().any(|(_, port)| port.is_none()) {
-            if let Some((name, value)) = variable(environment, "PGPORT") {
-                let read = value.split(',').map(str::trim).map(port);
-                let read = read.collect::<Result<Vec<_>, _>>();
-                ports = read.map_err(|error| format!("{name}: {error}"))?;
-            }
-        } else if hosts.is_empty() && ports.is_empty() {
-            if let Some((name, value)) = variable(environment, "PGPORT") {
-                ports.push(port(value.trim()).map_err(|error| format!("{name}: {error}"))?);
-            }
+        let lacks_port = hosts.is_empty() || hosts.iter().any(|(_, port)| port.is_none());
+        if ports.is_empty()
+            && lacks_port
+            && let Some((name, value)) = variable(environment, "PGPORT")
+        {
+            let read = value.split(',').map(str::trim).map(port);
+            let read = read.collect::<Result<Vec<_>, _>>();
+            ports = read.map_err(|error| format!("{name}: {error}"))?;
         }
         if hosts.is_empty() {
             hosts = LOCAL.map(|host| (host.to_owned(), None)).into();

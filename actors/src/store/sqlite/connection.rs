@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection as _;
+use diesel::sql_types::Text;
 use diesel::{QueryResult, RunQueryDsl as _, SqliteConnection};
 use libsqlite3_sys as ffi;
 
@@ -16,10 +17,8 @@ use crate::store::StoreError;
 /// writer and the trimmer may come to hold as much.
 pub(super) const CACHE_KIB: u32 = 8_000;
 
-/// Why something could not be done.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// SQLite or diesel said no.
     Database(Failed),
     /// COMMIT failed: it may have happened all the same.
     Commit(Failed),
@@ -33,7 +32,6 @@ impl From<Failed> for Failure {
     }
 }
 
-/// Whether a file that is not there may be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Missing {
     Create,
@@ -42,7 +40,6 @@ pub(super) enum Missing {
     Await,
 }
 
-/// A connection with our settings.
 pub(super) struct Connection {
     coded: CodedConnection,
     /// Named by every error: the absolute path, and how long is waited for a lock.
@@ -50,7 +47,6 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Opens the file and sets what a connection needs.
     pub(super) fn open(settings: &SqliteSettings, missing: Missing) -> Result<Self, StoreError> {
         let path = std::path::absolute(&settings.path).unwrap_or_else(|_| settings.path.clone());
         inspect_path(&path, missing)?;
@@ -120,13 +116,8 @@ impl Connection {
     }
 
     pub(super) fn journal_mode(&mut self, pragma: &str) -> Result<String, Failure> {
-        #[derive(diesel::QueryableByName)]
-        struct Row {
-            #[diesel(sql_type = diesel::sql_types::Text)]
-            journal_mode: String,
-        }
-        let row: Row = self.run(|connection| diesel::sql_query(pragma).get_result(connection))?;
-        Ok(row.journal_mode)
+        let mode = diesel::dsl::sql::<Text>(pragma);
+        Ok(self.run(|connection| mode.get_result(connection))?)
     }
 
     /// Runs one call through diesel, or several of which the first that fails is the last.
@@ -137,7 +128,6 @@ impl Connection {
         self.coded.run(call)
     }
 
-    /// Runs SQL text without parameters.
     pub(super) fn execute_batch(&mut self, sql: &str) -> Result<(), Failed> {
         self.run(|connection| connection.batch_execute(sql))
     }
@@ -213,7 +203,6 @@ impl Connection {
         self.settings.path.display()
     }
 
-    /// The longest text or blob that can be bound.
     pub(super) fn max_length(&self) -> usize {
         self.coded.max_length()
     }

@@ -6,7 +6,6 @@
 use std::fmt;
 use std::path::Path;
 
-/// A process that holds the lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Holder {
     pid: u32,
@@ -14,7 +13,6 @@ pub(super) struct Holder {
 }
 
 impl Holder {
-    /// With its name, where that can be seen.
     pub(super) fn new(pid: u32) -> Self {
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
         Self {
@@ -40,7 +38,6 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Stands for a process of another namespace.
 const HIDDEN: u32 = 0;
 
 /// The bytes of the `-shm` file of which each reader in WAL mode locks one for its transaction.
@@ -63,20 +60,19 @@ pub(super) fn find(database: &Path) -> Option<Holder> {
     ];
     places.into_iter().find_map(|(file, byte)| {
         let (device, inode) = numbers(file)?;
-        let pids = pids_of_locks(&locks, device, inode, Kind::Write, byte..=byte);
+        let pids = pids_of_locks(&locks, device, inode, "WRITE", byte..=byte);
         let pid = pids.into_iter().find(|pid| *pid != HIDDEN)?;
         Some(Holder::new(pid))
     })
 }
 
-/// Which other processes are in a read transaction at this moment.
 #[cfg(target_os = "linux")]
 pub(super) fn readers(database: &Path) -> Vec<Holder> {
     let find = || {
         let database = std::fs::canonicalize(database).ok()?;
         let locks = std::fs::read_to_string("/proc/locks").ok()?;
         let (device, inode) = numbers(&shm_of(&database))?;
-        let mut pids = pids_of_locks(&locks, device, inode, Kind::Read, WAL_READ_LOCKS);
+        let mut pids = pids_of_locks(&locks, device, inode, "READ", WAL_READ_LOCKS);
         pids.sort_unstable();
         pids.dedup();
         Some(pids)
@@ -102,26 +98,17 @@ fn numbers(file: &Path) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
-/// Other systems do not show it.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn find(_database: &Path) -> Option<Holder> {
     None
 }
 
-/// Other systems do not show it.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn readers(_database: &Path) -> Vec<Holder> {
     Vec::new()
 }
 
-#[cfg(target_os = "linux")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Read,
-    Write,
-}
-
-/// The processes with a POSIX lock of this kind on any of these bytes of a file, from the text of
+/// The processes with a POSIX lock of this kind on any of these bytes of a file, both as they stand in
 /// `/proc/locks`.
 ///
 /// Some file systems report another device to `stat` than the kernel's list shows; then the only
@@ -131,16 +118,12 @@ fn pids_of_locks(
     locks: &str,
     device: u64,
     inode: u64,
-    kind: Kind,
+    kind: &str,
     bytes: std::ops::RangeInclusive<u64>,
 ) -> Vec<u32> {
     let major = (device >> 8 & 0xfff) | (device >> 32 & !0xfff);
     let minor = (device & 0xff) | (device >> 12 & 0xffff_ff00);
     let device = format!("{major:02x}:{minor:02x}");
-    let kind = match kind {
-        Kind::Read => "READ",
-        Kind::Write => "WRITE",
-    };
     let candidates: Vec<(bool, u32)> = locks
         .lines()
         .filter_map(|line| {
@@ -190,7 +173,7 @@ mod tests {
 ";
 
     fn pid_of_lock(locks: &str, device: u64, inode: u64, byte: u64) -> Option<u32> {
-        let pids = pids_of_locks(locks, device, inode, Kind::Write, byte..=byte);
+        let pids = pids_of_locks(locks, device, inode, "WRITE", byte..=byte);
         pids.into_iter().find(|pid| *pid != HIDDEN)
     }
 
@@ -205,7 +188,7 @@ mod tests {
 6: POSIX  ADVISORY  READ 15 08:02:77 124 124
 7: OFDLCK ADVISORY  READ 16 08:01:77 124 124
 ";
-        let of = |device, inode| pids_of_locks(LOCKS, device, inode, Kind::Read, WAL_READ_LOCKS);
+        let of = |device, inode| pids_of_locks(LOCKS, device, inode, "READ", WAL_READ_LOCKS);
         assert_eq!(of(0x801, 77), [11, 12, HIDDEN]);
         assert_eq!(of(0x802, 77), [15]);
         assert_eq!(of(0x801, 78), [] as [u32; 0]);

@@ -1,10 +1,9 @@
 //! SQLite's extended result codes, and the one place that decides what a failure means.
 //!
-//! Diesel shows the text of an error and a coarse kind, and text must not decide. The code can be asked of
-//! SQLite only between the failed call and the next one on the same connection; diesel makes that
-//! next call itself, when it unbinds the parameters. So the question is asked where diesel reports
-//! a failed statement, from its instrumentation, with the connection's handle, which diesel does
-//! not show either: an automatic extension sees it while the connection is opened.
+//! Diesel shows the text of an error, and text must not decide. The code can be asked of SQLite only before
+//! the next call on the same connection, which diesel itself makes when it unbinds the parameters. So the
+//! question is asked from diesel's instrumentation, with the connection's handle, which an automatic
+//! extension sees while the connection is opened.
 //!
 //! This file holds all unsafe code of the crate.
 #![allow(unsafe_code)]
@@ -84,7 +83,6 @@ impl ResultCode {
         }
     }
 
-    /// Why a failure that is the event's fault is.
     pub(super) fn refusal(self) -> RefusalReason {
         match (self.0, self.primary()) {
             (ffi::SQLITE_CONSTRAINT_TRIGGER, _) => RefusalReason::Raised,
@@ -131,14 +129,12 @@ const NAMES: &[(c_int, &str)] = names! {
     SQLITE_CANTOPEN_ISDIR SQLITE_CANTOPEN_SYMLINK
 };
 
-/// The connection's notes of a statement that failed.
 #[derive(Debug)]
 struct Noted {
     code: AtomicI32,
     in_transaction: AtomicBool,
 }
 
-/// A failed call, with what SQLite said about it at that moment.
 #[derive(Debug)]
 pub(super) struct Failed {
     pub(super) code: ResultCode,
@@ -147,7 +143,6 @@ pub(super) struct Failed {
     pub(super) error: diesel::result::Error,
 }
 
-/// A connection that knows the result code of a failed call.
 pub(super) struct CodedConnection {
     connection: SqliteConnection,
     noted: Arc<Noted>,
@@ -193,7 +188,6 @@ impl CodedConnection {
     }
 }
 
-/// Asks for the code whenever a statement of its connection fails.
 struct NoteCodes {
     handle: Handle,
     noted: Arc<Noted>,
@@ -223,14 +217,12 @@ impl Instrumentation for NoteCodes {
     }
 }
 
-/// The handle of an open connection, kept by that connection's own instrumentation.
 struct Handle(NonNull<ffi::sqlite3>);
 
 // SAFETY: the handle moves only together with the connection that it belongs to, which is `Send`,
 // and is used only by calls that hold that connection exclusively.
 unsafe impl Send for Handle {}
 
-/// The connection that the automatic extension saw.
 #[derive(Clone, Copy)]
 struct Opened {
     handle: NonNull<ffi::sqlite3>,
@@ -238,7 +230,6 @@ struct Opened {
 }
 
 thread_local! {
-    /// The connection that this thread opened last.
     static OPENED: Cell<Option<Opened>> = const { Cell::new(None) };
 }
 

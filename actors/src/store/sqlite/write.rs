@@ -1,15 +1,14 @@
 //! One batch in one transaction.
 //!
-//! Everything that can be done without the database, the texts of the rows, is done before the batch
-//! takes its turn to write, so that it goes on while another batch is being written.
+//! The texts of the rows are made before the batch takes its turn to write, so that this goes on while
+//! another batch is being written.
 //!
-//! The happy path has no savepoints: they make SQLite keep copies of the pages that it changes. When
-//! the database refuses an event, the attempt is undone and made again with a savepoint around each
-//! event, so that exactly the culprits are left out. Rows go in one by one through prepared
-//! statements, which no form with several rows outdoes.
+//! There are no savepoints at first: they make SQLite keep copies of the pages that it changes. When the
+//! database refuses an event, the attempt is undone and made again with a savepoint around each event. Rows go
+//! in one by one through prepared statements, which no form with several rows outdoes.
 //!
-//! `INSERT OR IGNORE` would not do: it also ignores rows that a CHECK or NOT NULL constraint refuses,
-//! and they would pass for duplicates.
+//! `INSERT OR IGNORE` would also ignore rows that a CHECK or NOT NULL constraint refuses, and they would pass
+//! for duplicates.
 
 use std::collections::HashMap;
 
@@ -21,27 +20,23 @@ use super::letters;
 use super::result_code::{Class, Failed};
 use super::rows::{EventTexts, InsertEvent, InsertResource, Refusal, RowTexts};
 use super::schema::events;
-use crate::batch::{Batch, Condemned};
-use crate::delivery::{Content, Entry};
+use crate::delivery::{Batch, Condemned, Content, Entry};
 use crate::event::ReceivedEvent;
 use crate::failpoint;
 use crate::store::new_letter::NewLetter;
 use crate::store::{Outcome, RefusalReason};
 
-/// The outcome of one event.
 enum Written {
     Stored,
     Duplicate,
     Refused(Refusal),
 }
 
-/// Why an event was not written.
 enum Stop {
     /// It cannot be stored; what was written of it must be undone.
     Refused(Refusal),
     /// It cannot be stored, and the database has undone the whole transaction.
     Undone(Refusal),
-    /// The batch cannot be written now.
     Failed(Failure),
 }
 
@@ -55,7 +50,6 @@ impl From<Failed> for Stop {
     }
 }
 
-/// How an attempt deals with an event that the database refuses.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Care {
     /// Gives up: most batches hold none.
@@ -66,15 +60,12 @@ enum Care {
 
 /// Why an attempt gave up, with nothing written.
 enum GaveUp {
-    /// An event was refused: isolate.
     NeedsCare,
     /// This entry makes the database undo the whole transaction: leave it out.
     Poison(usize, Refusal),
-    /// The batch cannot be written now.
     Failed(Failure),
 }
 
-/// How the transaction of a batch ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     Commit,
@@ -125,7 +116,6 @@ pub(super) fn write(
     }
 }
 
-/// Writes all of a batch as dead letters.
 fn keep_all(
     connection: &mut Connection,
     batch: &Batch,

@@ -55,16 +55,13 @@ impl Row {
 }
 
 diesel::define_sql_function! {
-    /// The length of a value in bytes.
     fn octet_length(value: Binary) -> Integer;
 }
 
 diesel::define_sql_function! {
-    /// Where a part begins in a text, from 1; 0 if nowhere.
     fn strpos(text: Text, part: Text) -> Integer;
 }
 
-/// A condition on letters, for reading and for removing them.
 type Condition<'a> = Box<dyn BoxableExpression<table::table, Pg, SqlType = Bool> + 'a>;
 
 fn matching<'a>(filter: &'a LetterFilter, before: Option<i64>) -> Condition<'a> {
@@ -102,7 +99,6 @@ fn matching<'a>(filter: &'a LetterFilter, before: Option<i64>) -> Condition<'a> 
     all
 }
 
-/// The newest letters, largest id first.
 pub(super) async fn list(
     connection: &mut Connection,
     filter: &LetterFilter,
@@ -125,7 +121,6 @@ pub(super) async fn list(
     Ok(rows.into_iter().map(letter).collect())
 }
 
-/// How many letters there are.
 pub(super) async fn count(
     connection: &mut Connection,
     filter: &LetterFilter,
@@ -157,7 +152,6 @@ pub(super) async fn open(
     Ok(rows.into_iter().map(letter).collect())
 }
 
-/// Removes letters that have not come again.
 pub(super) async fn remove(
     connection: &mut Connection,
     letters: &[LetterVersion],

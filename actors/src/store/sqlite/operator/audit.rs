@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 
 use chrono::{DateTime, Utc};
+use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Text};
@@ -38,7 +39,6 @@ const LOOK_UP: &str = concat!(
 const NEXT: &str = "SELECT id, occurred FROM events WHERE (occurred, id) > (?, ?) \
     ORDER BY occurred, id LIMIT ?";
 
-/// The newest first.
 const NEWEST_FIRST: &str =
     "SELECT id, occurred FROM events ORDER BY occurred DESC, id DESC LIMIT ?";
 
@@ -48,7 +48,7 @@ const ORPHANS: &str = "SELECT event_id, count(*) OVER () AS total FROM event_res
 
 const IDS_ARE_UNIQUE: &str = "SELECT EXISTS (SELECT 1 FROM pragma_index_list('events') AS list \
     WHERE list.\"unique\" AND NOT list.partial \
-    AND (SELECT group_concat(name) FROM pragma_index_info(list.name)) = 'id') AS is_true";
+    AND (SELECT group_concat(name) FROM pragma_index_info(list.name)) = 'id')";
 
 const REPEATED: &str = "SELECT id AS event_id, count(*) OVER () AS total FROM events \
     WHERE occurred >= ? GROUP BY id HAVING count(*) > 1 ORDER BY id LIMIT ?";
@@ -62,7 +62,6 @@ fn bound(since: Option<DateTime<Utc>>) -> String {
     since.map(timestamp_bound).unwrap_or_default()
 }
 
-/// At which of these positions of a source a message became a dead letter.
 pub(super) fn letters_at(
     connection: &mut Connection,
     source: &str,
@@ -95,7 +94,6 @@ pub(super) fn count_curable(
     Ok(LetterCounts::of(total, rows, limit))
 }
 
-/// Events of which only resources are there.
 pub(super) fn orphans(
     connection: &mut Connection,
     since: Option<DateTime<Utc>>,
@@ -104,27 +102,18 @@ pub(super) fn orphans(
     strays(connection, ORPHANS, since, limit)
 }
 
-/// Events that stand in `events` more than once.
 pub(super) fn repeated(
     connection: &mut Connection,
     since: Option<DateTime<Utc>>,
     limit: NonZeroUsize,
 ) -> Result<Strays, Failure> {
-    let unique: Unique =
-        connection.run(|connection| sql_query(IDS_ARE_UNIQUE).get_result(connection))?;
-    if unique.is_true {
+    let is_unique = sql::<Bool>(IDS_ARE_UNIQUE);
+    if connection.run(|connection| is_unique.get_result(connection))? {
         return Ok(Strays::default());
     }
     strays(connection, REPEATED, since, limit)
 }
 
-#[derive(QueryableByName)]
-struct Unique {
-    #[diesel(sql_type = Bool)]
-    is_true: bool,
-}
-
-/// When an event occurred, and its id.
 #[derive(QueryableByName)]
 struct Listed {
     #[diesel(sql_type = Text)]
@@ -144,7 +133,6 @@ fn in_snapshot<T>(
     Ok(answer)
 }
 
-/// The rows of each of these events.
 pub(super) fn look_up(
     connection: &mut Connection,
     event_ids: &[String],
@@ -234,7 +222,6 @@ fn read_page(connection: &mut Connection, cursor: &Cursor) -> Result<Page, Failu
     Ok(page)
 }
 
-/// A list of any length as one parameter.
 fn as_json(texts: &[String]) -> String {
     serde_json::Value::from(texts).to_string()
 }

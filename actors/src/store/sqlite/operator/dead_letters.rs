@@ -63,16 +63,13 @@ impl Row {
 }
 
 diesel::define_sql_function! {
-    /// The length of a blob in bytes.
     fn length(value: Binary) -> BigInt;
 }
 
 diesel::define_sql_function! {
-    /// Where a part begins in a text, from 1; 0 if nowhere.
     fn instr(text: Text, part: Text) -> BigInt;
 }
 
-/// A condition on letters, for reading and for removing them.
 type Condition<'a> = Box<dyn BoxableExpression<table::table, Sqlite, SqlType = Bool> + 'a>;
 
 fn matching<'a>(filter: &'a LetterFilter, before: Option<i64>) -> Condition<'a> {
@@ -118,7 +115,6 @@ fn is_one_of(ids: &[i64]) -> Condition<'static> {
     Box::new(is_in.sql("))"))
 }
 
-/// The newest letters, largest id first.
 pub(super) fn list(
     connection: &mut Connection,
     filter: &LetterFilter,
@@ -139,7 +135,6 @@ pub(super) fn list(
         .collect()
 }
 
-/// How many letters there are.
 pub(super) fn count(
     connection: &mut Connection,
     filter: &LetterFilter,
@@ -169,7 +164,6 @@ pub(super) fn open(connection: &mut Connection, ids: &[i64]) -> Result<Vec<OpenL
     rows.into_iter().map(letter).collect()
 }
 
-/// Removes letters that have not come again.
 pub(super) fn remove(
     connection: &mut Connection,
     letters: &[LetterVersion],
