@@ -206,8 +206,6 @@ struct Given {
 
 impl Given {
     fn take(&mut self, url: &mut RedisUrl, name: &str, value: String) -> Result<(), InvalidUrl> {
-        // Python's client decodes a second time.
-        let value = percent_decode_str(&value).decode_utf8_lossy().into_owned();
         match self.seen.iter().find(|(seen, _)| seen == name) {
             Some((_, first)) if *first == value => return Ok(()),
             Some(_) => return Err(format!("{name} is given twice, and not the same").into()),
@@ -283,6 +281,8 @@ impl Given {
             None if hosts.is_empty() => (given, default),
             None => host_and_port(hosts, default)?,
         };
+        // As Python's client has it.
+        let port = if port == 0 { default } else { port };
         // As Python's client reads it, which goes to 0 with what is no number.
         let digits = percent_decode_str(path)
             .decode_utf8_lossy()
