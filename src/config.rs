@@ -13,7 +13,7 @@ use event_persister_actors::pipeline::PipelineSettings;
 use event_persister_actors::source::http::HttpSettings;
 use event_persister_actors::source::intake::IntakeSettings;
 use event_persister_actors::source::redis::RedisSettings;
-use event_persister_actors::store::postgres::PostgresSettings;
+use event_persister_actors::store::postgres::{PgEnvironment, PostgresSettings};
 use event_persister_actors::store::sqlite::SqliteSettings;
 use event_persister_actors::trim::TrimSettings;
 
@@ -97,6 +97,9 @@ impl Config {
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, ConfigError> {
         let environment: Vec<(OsString, OsString)> = environment.into_iter().collect();
+        let texts = environment.iter();
+        let texts = texts.filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)));
+        let of_drivers = PgEnvironment::of(texts);
         let prefects = prefect::Variables::of(&environment);
         let variables = environment::ours(environment)?;
         let named = variables.get(environment::CONFIG_VARIABLE);
@@ -113,7 +116,7 @@ impl Config {
         let layers = Layers(layers);
         errors.note(compose::check(&layers));
         errors.into_result()?;
-        compose::compose(layers, prefect)
+        compose::compose(layers, prefect, of_drivers)
     }
 }
 

@@ -35,14 +35,14 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// The parameters; a value that is empty is none.
+    /// The parameters; a value that is empty is none. A `+` is a blank, as in a form.
     pub(crate) fn parameters(
         &self,
     ) -> impl Iterator<Item = Result<(&'a str, Option<String>), InvalidUrl>> + use<'a> {
         let pairs = self.query.split('&').filter(|pair| !pair.is_empty());
         pairs.map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Ok((name, decode(value)?))
+            Ok((name, decode(&value.replace('+', " "))?))
         })
     }
 }

@@ -30,6 +30,8 @@ pub mod sqlite;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod new_letter;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod prefect;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod python_json;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod resource_ids;

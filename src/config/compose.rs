@@ -3,13 +3,17 @@
 use event_persister_actors::event::EventLimits;
 use event_persister_actors::pipeline::PipelineSettings;
 use event_persister_actors::retention::Retention;
-use event_persister_actors::settings::{ByEvent, Spelling as _};
+use event_persister_actors::settings::{ByEvent, OneOf, Spelling as _};
 use event_persister_actors::source::redis::{RedisSettings, RedisUrl};
+use event_persister_actors::store::postgres::{
+    PgEnvironment, PostgresSettings, PostgresUrl, TlsMode,
+};
 use event_persister_actors::trim::TrimSettings;
 
 use super::error::ConfigError;
 use super::keys::{self, Setting};
 use super::layer::{Layer, Layers, Origin, quote};
+use super::prefect::Seen;
 use super::sections::{Shutdown, WhichDatabase, WhichRedis};
 use super::{Config, Database, DatabaseUrl, Effective, Http, Prefect};
 
@@ -46,11 +50,27 @@ pub(super) fn check(layers: &Layers) -> Result<(), ConfigError> {
 }
 
 /// The configuration; the layers are right, each for itself.
-pub(super) fn compose(mut layers: Layers, prefect: Prefect) -> Result<Config, ConfigError> {
-    let WhichDatabase { url } = layers.read("database")?;
+pub(super) fn compose(
+    mut layers: Layers,
+    mut prefect: Prefect,
+    mut of_drivers: PgEnvironment,
+) -> Result<Config, ConfigError> {
+    let WhichDatabase { mut url } = layers.read("database")?;
     let WhichRedis { url: redis } = layers.read("redis")?;
-    let follows = consequences(&layers, &url, redis.as_ref())?;
+    if matches!(layers.origin("database.tls"), Origin::Prefect(_)) {
+        // Prefect then tells its driver everything about encryption.
+        of_drivers = of_drivers.without_tls();
+    }
+    if let DatabaseUrl::Postgres { text, url } = &mut url {
+        let read = PostgresUrl::in_environment(text, &of_drivers);
+        **url = read.map_err(|error| wrong(&layers, "database.url", &error))?;
+    }
+    let mut follows = consequences(&layers, &url, redis.as_ref())?;
+    if let DatabaseUrl::Postgres { .. } = url {
+        certificates(&layers, &mut follows, &of_drivers)?;
+    }
     layers.0.push(follows);
+    ignored(&layers, &url, redis.as_ref(), &mut prefect);
     for pair in PAIRS {
         let [has_cert, has_key] = pair.map(|name| layers.find(name).is_some());
         let is_used = redis.is_some() || !pair[0].starts_with("redis.");
@@ -96,6 +116,55 @@ pub(super) fn compose(mut layers: Layers, prefect: Prefect) -> Result<Config, Co
         effective: effective(&layers),
         prefect,
     })
+}
+
+fn wrong(layers: &Layers, setting: &str, error: &dyn std::fmt::Display) -> ConfigError {
+    let origin = layers.origin(setting);
+    ConfigError::new(format!("{origin}: wrong value for {setting}: {error}"))
+}
+
+/// The files of TLS where the drivers of PostgreSQL look for them.
+fn certificates(
+    layers: &Layers,
+    follows: &mut Layer,
+    environment: &PgEnvironment,
+) -> Result<(), ConfigError> {
+    let mode = layers.find("database.tls").or(follows.get("database.tls"));
+    let mode = match mode {
+        Some((mode, _)) => OneOf::<TlsMode>::read(mode).map_err(ConfigError::new)?,
+        None => PostgresSettings::default().tls,
+    };
+    let files = environment.tls_files(mode).map_err(ConfigError::new)?;
+    for (key, value, by) in files {
+        let name = format!("database.{key}");
+        if follows.get(&name).is_none() {
+            follows.set(&name, value, Origin::Variable(by));
+        }
+    }
+    Ok(())
+}
+
+/// Notes the parameters of the URLs that change nothing here.
+fn ignored(
+    layers: &Layers,
+    database: &DatabaseUrl,
+    redis: Option<&RedisUrl>,
+    prefect: &mut Prefect,
+) {
+    let database = match database {
+        DatabaseUrl::Postgres { url, .. } => url.ignored(),
+        DatabaseUrl::Sqlite { .. } => &[],
+    };
+    let redis = redis.map_or(&[][..], RedisUrl::ignored);
+    for (setting, ignored) in [("database.url", database), ("redis.url", redis)] {
+        let origin = layers.origin(setting);
+        prefect
+            .not_taken_over
+            .extend(ignored.iter().map(|name| Seen {
+                variable: origin.to_string(),
+                reason: format!("{name} in it tunes another client, and changes nothing here"),
+            }));
+    }
 }
 
 /// What follows from other settings, and counts where nothing is said.

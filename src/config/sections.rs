@@ -24,8 +24,9 @@ pub(crate) struct WhichDatabase {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct WhichRedis {
-    /// A Redis whose stream is read, `redis://user:password@host:port/database` or `rediss://` for TLS;
-    /// `off` reads none, whatever Prefect's environment says.
+    /// A Redis whose stream is read: `redis://user:password@host:port/database`, `rediss://` for TLS,
+    /// `unix:///path?db=0`, or `redis+sentinel://user:password@sentinel:port,sentinel:port/service/database`
+    /// (`rediss+sentinel://`); `off` reads none, whatever Prefect's environment says.
     #[serde(with = "As::<UrlOrOff>")]
     pub(crate) url: Option<RedisUrl>,
 }
@@ -84,7 +85,7 @@ mod tests {
             shown::<UrlOrOff>("redis://:p@r"),
             Ok("redis://:***@r:6379/0".into())
         );
-        let error = shown::<UrlOrOff>("redis+sentinel://a,b/m").unwrap_err();
-        assert!(error.contains("Sentinel"), "{error}");
+        let error = shown::<UrlOrOff>("redis+cluster://a,b").unwrap_err();
+        assert!(error.contains("Cluster"), "{error}");
     }
 }

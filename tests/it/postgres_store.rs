@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::support::postgres::{Database, Server};
 
+mod addresses;
 pub(crate) mod connect;
 pub(crate) mod copying;
 mod durable;

@@ -48,6 +48,7 @@ mod operator;
 mod pending;
 mod position;
 mod scripts;
+mod sentinel;
 mod settings;
 mod sizes;
 mod snapshot;
@@ -62,7 +63,7 @@ use stream_id::StreamId;
 pub use operator::RedisOperator;
 pub use settings::{RedisSettings, RedisSettingsError, consumer_name};
 pub use stats::{RedisStats, RedisStatus};
-pub use url::RedisUrl;
+pub use url::{Place, RedisUrl, Sentinels};
 
 /// The source's name in dead letters, metrics and logs.
 pub const SOURCE_NAME: &str = "redis";
@@ -93,6 +94,17 @@ impl RedisSource {
     /// The settings cannot work.
     pub fn new(settings: RedisSettings) -> Result<Self, RedisSettingsError> {
         settings.check()?;
+        if settings
+            .url
+            .encryption()
+            .is_some_and(|(verifies, _)| !verifies)
+        {
+            log::warn!(
+                "the certificate of Redis is not looked at (ssl_cert_reqs=none): who can redirect the traffic can \
+                 read and change it redis.server={}",
+                settings.url
+            );
+        }
         Ok(Self {
             member: Arc::new(Member::new(settings)),
             tasks: Mutex::default(),

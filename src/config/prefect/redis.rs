@@ -75,8 +75,9 @@ fn from_parts(reader: &Reader<'_>) -> Result<String, (&'static str, String, &'st
     };
     let text = |name, default| reader.variables.get(name).unwrap_or(default);
     let login = match (text(USERNAME, "default"), text(PASSWORD, "")) {
-        // Without a password nobody logs in.
-        (_, "") => String::new(),
+        // Without a login it is this user as well.
+        ("default", "") => String::new(),
+        (user, "") => format!("{}@", encode(user)),
         (user, password) => format!("{}:{}@", encode(user), encode(password)),
     };
     let scheme = if is_tls { "rediss" } else { "redis" };

@@ -5,9 +5,11 @@
 //! for any more must not be mistaken for the reply to something else.
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use redis::aio::MultiplexedConnection;
 use redis::streams::{
     StreamAutoClaimOptions, StreamAutoClaimReply, StreamClaimOptions, StreamPendingCountReply,
@@ -19,7 +21,7 @@ use redis::{
 };
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -30,9 +32,11 @@ use crate::tls;
 use super::entry_reader::{EntriesRead, EntryReader, Reply, Room};
 use super::failure::{self, timed_out};
 use super::scripts;
+use super::sentinel::Watch;
 use super::settings::{OWN_PREFIX, RedisSettings};
 use super::snapshot::{StreamSnapshot, ids};
 use super::stream_id::StreamId;
+use super::url::Place;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -51,6 +55,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 pub(super) struct Connections {
     pub(super) settings: RedisSettings,
+    /// Where others say who the master is.
+    pub(super) watch: Option<Watch>,
     open: Mutex<OpenConnections>,
     /// Held while connecting, so that one connection is made and not several.
     connecting: tokio::sync::Mutex<()>,
@@ -59,16 +65,18 @@ pub(super) struct Connections {
 #[derive(Default)]
 struct OpenConnections {
     commands: Option<Connection>,
-    /// Unless it is in use.
-    reader: Option<EntryReader>,
+    /// With its epoch; unless it is in use.
+    reader: Option<(EntryReader, u64)>,
     reader_id: Option<i64>,
     /// Tells those that were let go of from the present ones.
     generation: u64,
 }
 
 #[derive(Clone)]
-struct Connection {
-    redis: MultiplexedConnection,
+pub(super) struct Connection {
+    pub(super) redis: MultiplexedConnection,
+    /// Of the master that it leads to; 0 where nobody names one.
+    epoch: u64,
     _driver: Arc<Driver>,
 }
 
@@ -83,8 +91,13 @@ impl Drop for Driver {
 
 impl Connections {
     pub(super) fn new(settings: RedisSettings) -> Self {
+        let watch = match &settings.url.place {
+            Place::Sentinels(sentinels) => Some(Watch::new(&settings, sentinels)),
+            Place::Host(..) | Place::Socket(_) => None,
+        };
         Self {
             settings,
+            watch,
             open: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
         }
@@ -113,7 +126,8 @@ impl Connections {
         })
     }
 
-    /// Reads entries through the connection for that, opened if need be. One caller at a time.
+    /// Reads entries, of one epoch or of any, through the connection for that, opened if need be. One caller at a
+    /// time.
     ///
     /// The connection is kept unless nobody can tell what is under way on it, as after a future that was
     /// dropped.
@@ -123,31 +137,44 @@ impl Connections {
         reply: Reply,
         room: &mut Room,
         patience: Duration,
+        epoch: Option<u64>,
     ) -> RedisResult<EntriesRead> {
-        let (mut reader, generation) = self.reader().await?;
-        let read = reader.read(command, reply, room, patience).await;
+        let (mut reader, epoch, generation) = self.reader(epoch).await?;
+        let read = {
+            let reading = pin!(reader.read(command, reply, room, patience));
+            match select(reading, pin!(self.another_master())).await {
+                Either::Left((read, _)) => read,
+                // A master that is no more may be silent, or wait for what nobody will send it.
+                Either::Right(_) => return Err(failure::another_master()),
+            }
+        };
         let mut open = self.lock();
         let is_sound = read.as_ref().err().is_none_or(failure::is_answer);
         if is_sound && open.generation == generation {
-            open.reader = Some(reader);
+            open.reader = Some((reader, epoch));
         }
         read
     }
 
-    async fn reader(&self) -> RedisResult<(EntryReader, u64)> {
+    async fn reader(&self, epoch: Option<u64>) -> RedisResult<(EntryReader, u64, u64)> {
+        let is_right = |of: u64| epoch.is_none_or(|epoch| epoch == of);
         let generation = {
             let mut open = self.lock();
-            if let Some(reader) = open.reader.take() {
-                return Ok((reader, open.generation));
+            if let Some((reader, of)) = open.reader.take_if(|(_, of)| is_right(*of)) {
+                return Ok((reader, of, open.generation));
             }
             open.generation
         };
-        let reader = self.open("reads", self.connect_for_reads()).await?;
+        let (reader, of) = self.open("reads", self.connect_for_reads()).await?;
+        if !is_right(of) {
+            // Its groups are looked at first.
+            return Err(failure::another_master());
+        }
         let mut open = self.lock();
         if open.generation == generation {
             open.reader_id = reader.id;
         }
-        Ok((reader, generation))
+        Ok((reader, of, generation))
     }
 
     async fn open<T>(
@@ -178,6 +205,27 @@ impl Connections {
         };
     }
 
+    /// Asks who the master is. If it is another one the connections are made anew.
+    pub(super) async fn follow(&self) -> RedisResult<()> {
+        let Some(watch) = &self.watch else {
+            return Ok(());
+        };
+        let master = watch.master().await?;
+        let epoch = self.lock().commands.as_ref().map(|open| open.epoch);
+        if epoch.is_some_and(|epoch| epoch != master.epoch) {
+            self.reset();
+        }
+        Ok(())
+    }
+
+    /// Returns when there is another master than now.
+    async fn another_master(&self) {
+        match &self.watch {
+            Some(watch) => watch.renewed.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// After a failure: new connections, and the error of the port.
     pub(super) fn failed(&self, doing: &str, error: RedisError) -> SourceError {
         self.reset();
@@ -186,54 +234,107 @@ impl Connections {
 
     async fn connect_for_commands(&self) -> RedisResult<Connection> {
         let url = &self.settings.url;
-        let mut info = RedisConnectionInfo::default()
-            .set_db(url.database)
-            .set_lib_name(LIBRARY, env!("CARGO_PKG_VERSION"));
-        if let Some(username) = &url.username {
-            info = info.set_username(username);
+        let (stream, epoch) = self.connect().await?;
+        let mut connection = Connection::greet(stream, url.login(), url.database, epoch).await?;
+        if epoch > 0 {
+            let role: RedisResult<Value> =
+                redis::cmd("ROLE").query_async(&mut connection.redis).await;
+            must_be_master(role)?;
         }
-        if let Some(password) = &url.password {
-            info = info.set_password(password);
-        }
-        let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
-        let stream = self.connect().await?;
-        let (redis, driver) = MultiplexedConnection::new_with_config(&info, stream, config).await?;
-        let driver = Arc::new(Driver(tokio::spawn(driver).abort_handle()));
-        Ok(Connection {
-            redis,
-            _driver: driver,
-        })
+        Ok(connection)
     }
 
-    async fn connect_for_reads(&self) -> RedisResult<EntryReader> {
-        EntryReader::greet(self.connect().await?, &self.settings.url).await
+    async fn connect_for_reads(&self) -> RedisResult<(EntryReader, u64)> {
+        // A replica refuses to read for a group.
+        let (stream, epoch) = self.connect().await?;
+        let reader = EntryReader::greet(stream, &self.settings.url).await?;
+        Ok((reader, epoch))
     }
 
-    async fn connect(&self) -> RedisResult<Box<dyn Stream>> {
-        let url = &self.settings.url;
-        let stream = TcpStream::connect((url.host.as_str(), url.port)).await?;
-        stream.set_nodelay(true)?;
-        if !url.tls {
-            return Ok(Box::new(stream));
-        }
-        let name = ServerName::try_from(url.host.clone()).map_err(refused_by_tls)?;
-        let check = if url.insecure {
-            tls::Check::Nothing
-        } else {
-            tls::Check::AuthorityAndName
+    /// To the server, or to the master of the moment, with its epoch.
+    async fn connect(&self) -> RedisResult<(Box<dyn Stream>, u64)> {
+        let stream: Box<dyn Stream> = match (&self.settings.url.place, &self.watch) {
+            (Place::Host(host, port), _) => connect_to(&self.settings, host, *port).await?,
+            (Place::Socket(path), _) => Box::new(UnixStream::connect(path).await?),
+            (Place::Sentinels(_), Some(watch)) => {
+                let master = watch.master().await?;
+                let stream = connect_to(&self.settings, &master.host, master.port).await?;
+                return Ok((stream, master.epoch));
+            }
+            (Place::Sentinels(_), None) => return Err(failure::another_master()),
         };
-        let files = tls::Files {
-            ca: self.settings.ca_file.as_deref(),
-            cert: self.settings.cert_file.as_deref(),
-            key: self.settings.key_file.as_deref(),
-        };
-        let config = tls::client(check, files).map_err(refused_by_tls)?;
-        let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
-        Ok(Box::new(connecting.await.map_err(refused_by_tls)?))
+        Ok((stream, 0))
     }
 
     fn lock(&self) -> MutexGuard<'_, OpenConnections> {
         lock(&self.open)
+    }
+}
+
+impl Connection {
+    pub(super) async fn greet(
+        stream: Box<dyn Stream>,
+        login: Option<(Option<&str>, &str)>,
+        database: i64,
+        epoch: u64,
+    ) -> RedisResult<Self> {
+        let mut info = RedisConnectionInfo::default()
+            .set_db(database)
+            .set_lib_name(LIBRARY, env!("CARGO_PKG_VERSION"));
+        if let Some((username, password)) = login {
+            info = info.set_password(password);
+            if let Some(username) = username {
+                info = info.set_username(username);
+            }
+        }
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
+        let (redis, driver) = MultiplexedConnection::new_with_config(&info, stream, config).await?;
+        let driver = Arc::new(Driver(tokio::spawn(driver).abort_handle()));
+        Ok(Self {
+            redis,
+            epoch,
+            _driver: driver,
+        })
+    }
+}
+
+/// Connects to one server, encrypted if the URL says so.
+pub(super) async fn connect_to(
+    settings: &RedisSettings,
+    host: &str,
+    port: u16,
+) -> RedisResult<Box<dyn Stream>> {
+    let url = &settings.url;
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    if !url.tls {
+        return Ok(Box::new(stream));
+    }
+    let name = ServerName::try_from(host.to_owned()).map_err(refused_by_tls)?;
+    let files = tls::Files {
+        ca: settings.ca_file.as_deref(),
+        cert: settings.cert_file.as_deref(),
+        key: settings.key_file.as_deref(),
+    };
+    let config = tls::client(url.check, files, url.tls_versions).map_err(refused_by_tls)?;
+    let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
+    Ok(Box::new(connecting.await.map_err(refused_by_tls)?))
+}
+
+/// Where a user may not ask, the sentinels are believed: on a replica every command fails that changes anything.
+fn must_be_master(role: RedisResult<Value>) -> RedisResult<()> {
+    let role = match role {
+        Err(error) if failure::code(&error).as_deref() == Some("NOPERM") => return Ok(()),
+        role => role?,
+    };
+    let name = match &role {
+        Value::Array(parts) => parts.first(),
+        _ => None,
+    };
+    match name {
+        Some(Value::BulkString(name)) if name == b"master" => Ok(()),
+        Some(Value::SimpleString(name)) if name == "master" => Ok(()),
+        _ => Err(failure::another_master()),
     }
 }
 
@@ -254,6 +355,10 @@ pub(super) struct Commands<'a> {
 }
 
 impl Commands<'_> {
+    pub(super) fn epoch(&self) -> u64 {
+        self.connection.epoch
+    }
+
     pub(super) async fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
         let mut reply: Value = command.query_async(&mut self.connection.redis).await?;
         make_text(&mut reply);
@@ -399,6 +504,17 @@ impl Commands<'_> {
         let options = StreamTrimOptions::minid(StreamTrimmingMode::Approx, position.to_string());
         let command = Cmd::xtrim_options(&self.settings.stream, &options.limit(100_000));
         self.query(&command).await
+    }
+
+    /// How many of these ids, in their order, are not in the stream, of those that were not trimmed.
+    pub(super) async fn count_missing(&mut self, ids: &[StreamId]) -> RedisResult<usize> {
+        let mut num = 0;
+        for ids in ids.chunks(IDS_AT_ONCE) {
+            let mut command = self.script(scripts::COUNT_MISSING);
+            command.arg(ids);
+            num += self.query::<usize>(&command).await?;
+        }
+        Ok(num)
     }
 
     pub(super) async fn make_groups(&mut self) -> RedisResult<Made> {

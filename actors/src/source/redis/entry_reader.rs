@@ -107,9 +107,9 @@ impl EntryReader {
             patience: RESPONSE_TIMEOUT,
             id: None,
         };
-        if let Some(password) = &url.password {
+        if let Some((username, password)) = url.login() {
             let mut command = redis::cmd("AUTH");
-            command.arg(url.username.as_deref()).arg(password);
+            command.arg(username).arg(password);
             reader.ask(&command).await?;
         }
         if url.database != 0 {

@@ -23,6 +23,11 @@ pub(super) fn timed_out(what: &'static str) -> RedisError {
     io::Error::new(io::ErrorKind::TimedOut, what).into()
 }
 
+/// What was asked for belongs to a master that is no more, or that is none yet.
+pub(super) fn another_master() -> RedisError {
+    RedisError::from((ErrorKind::Client, "another server becomes the master"))
+}
+
 pub(super) fn unexpected(wanted: &'static str) -> RedisError {
     let what = "the answer has another form than Redis documents";
     RedisError::from((
@@ -67,7 +72,9 @@ pub(super) fn remedy(error: &RedisError) -> &'static str {
             "the user may not do this: allow it the stream's key, EVAL and all X commands (ACL SETUSER)"
         }
         Some("LOADING") => "it is loading its data and will answer when it is done",
-        Some("READONLY") => "this is a replica, which takes no writes: give the URL of the primary",
+        Some("READONLY") => {
+            "this is a replica, which takes no writes: give the URL of the primary, or of its sentinels"
+        }
         Some("MASTERDOWN") => "this is a replica without its primary: give the URL of the primary",
         Some("MISCONF") => {
             "it cannot save to its disk and takes no writes: see its log, free its disk"
@@ -103,6 +110,7 @@ fn without_answer(error: &RedisError) -> &'static str {
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
             "the answer is not one of Redis: see what listens there, and whether it wants TLS"
         }
+        ErrorKind::Client => "it is tried again; if it goes on, see the sentinels and their log",
         _ => "see that it runs and that host, port and TLS of the URL are right",
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use redis::{Cmd, RedisResult};
@@ -59,6 +59,9 @@ pub(super) struct Reading {
     pub(super) fetch_failed: bool,
     /// The groups were found or made on the present connections.
     pub(super) has_joined: bool,
+    /// Of the master that all of this is about, and of the one that was told of.
+    pub(super) epoch: u64,
+    pub(super) greeted: u64,
     /// They were found or made before: if they have to be made again, something happened.
     pub(super) had_joined: bool,
     pub(super) must_count_losses: bool,
@@ -101,6 +104,8 @@ impl Reading {
             fetch_failed: false,
             has_joined: false,
             had_joined: false,
+            epoch: 0,
+            greeted: 0,
             must_count_losses: true,
             recovery: Recovery {
                 is_due: true,
@@ -120,6 +125,17 @@ impl Reading {
     pub(super) fn recover(&mut self) {
         self.recovery.is_due = true;
         self.recovery.runs = None;
+    }
+
+    /// Lets go of all that was read from the master before this one.
+    pub(super) fn begin_epoch(&mut self, epoch: u64) {
+        self.epoch = epoch;
+        self.pending.clear();
+        self.more = More::Later;
+        self.has_joined = false;
+        self.must_count_losses = true;
+        self.recover();
+        self.claims.cursor = None;
     }
 
     /// Ends the recovery, unless it was asked for anew meanwhile.
@@ -222,9 +238,17 @@ impl Member {
         if let Some(what) = self.misplaced() {
             return Ok(Outcome::Misplaced(what));
         }
-        self.read_new(permit)
+        self.read_new(permit, commands.epoch())
             .await
             .map_err(while_doing("reading the stream"))
+    }
+
+    /// The state, unless it is about another master by now.
+    fn reading_of(&self, epoch: u64) -> RedisResult<MutexGuard<'_, Reading>> {
+        match self.reading() {
+            reading if reading.epoch == epoch => Ok(reading),
+            _ => Err(failure::another_master()),
+        }
     }
 
     fn must_recover(&self) -> bool {
@@ -250,7 +274,10 @@ impl Member {
             while let Some((run, count)) = self.next_run(permit) {
                 let command = read_pending(&self.settings, run.first.previous(), count);
                 let mut room = Room::new(permit);
-                let read = self.read(&command, &mut room, RESPONSE_TIMEOUT).await?;
+                let epoch = commands.epoch();
+                let read = self
+                    .read(&command, &mut room, RESPONSE_TIMEOUT, epoch)
+                    .await?;
                 let rest = rest_of(run, count, &read);
                 let num = self.take_pending(commands, read.entries).await?;
                 self.run_is_read(rest);
@@ -298,7 +325,7 @@ impl Member {
         }
         let now = Instant::now();
         let mut num = 0;
-        let mut reading = self.reading();
+        let mut reading = self.reading_of(commands.epoch())?;
         for &id in &gone {
             reading.pending.forget(id);
         }
@@ -374,7 +401,7 @@ impl Member {
 
     /// Waits for new entries, and takes as many as there are and the permit allows for: in several reads,
     /// since none asks for very many, whose entries are handed out together.
-    async fn read_new(&self, permit: Permit) -> RedisResult<Outcome> {
+    async fn read_new(&self, permit: Permit, epoch: u64) -> RedisResult<Outcome> {
         self.keep_the_pace().await;
         let mut room = Room::new(permit);
         let mut num_taken = 0;
@@ -394,10 +421,10 @@ impl Member {
             };
             let command = read_new(&self.settings, count, waits);
             let patience = self.settings.block + RESPONSE_TIMEOUT;
-            let read = self.read(&command, &mut room, patience).await?;
+            let read = self.read(&command, &mut room, patience, epoch).await?;
             let is_full = read.num() == count && read.skipped.is_empty();
             num_taken += read.entries.len();
-            self.take_new(read, is_full).await?;
+            self.take_new(read, is_full, epoch).await?;
             if !is_full {
                 break;
             }
@@ -412,17 +439,19 @@ impl Member {
         })
     }
 
-    async fn take_new(&self, read: EntriesRead, has_more: bool) -> RedisResult<()> {
+    async fn take_new(&self, read: EntriesRead, has_more: bool, epoch: u64) -> RedisResult<()> {
+        drop(self.reading_of(epoch)?);
         let num = read.num();
         let last = read.entries.last().map(|entry| entry.id);
         let last = read.skipped.last().map(|(id, _)| *id).or(last);
         if let Some(last) = last {
             self.keeping().positions.read_up_to(last);
         }
+        self.remember(read.entries.iter().map(|entry| entry.id));
         let now = Instant::now();
         let mut gone = Vec::new();
         {
-            let mut reading = self.reading();
+            let mut reading = self.reading_of(epoch)?;
             for StreamEntry { id, body } in read.entries {
                 match body {
                     Some(body) => {
@@ -448,7 +477,7 @@ impl Member {
         }
         if !gone.is_empty() {
             // One without text is unheard of, but must not stay pending.
-            self.commands().await?.acknowledge(&gone).await?;
+            self.commands_of(epoch).await?.acknowledge(&gone).await?;
             self.note(Note::Lost("while they were read"), gone.len());
         }
         Ok(())
@@ -459,10 +488,10 @@ impl Member {
         command: &Cmd,
         room: &mut Room,
         patience: Duration,
+        epoch: u64,
     ) -> RedisResult<EntriesRead> {
-        let read = self
-            .connections
-            .read(command, Reply::Streams, room, patience);
+        let epoch = Some(epoch);
+        let read = (self.connections).read(command, Reply::Streams, room, patience, epoch);
         let read = read.await?;
         let mut reading = self.reading();
         for &(_, num_bytes) in &read.skipped {

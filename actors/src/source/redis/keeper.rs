@@ -30,6 +30,9 @@ pub(super) use failure_log::FailureLog;
 /// How often the guard is moved at most, and the stream looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// How often the sentinels are asked: longer reads from an old master for as long, shorter costs them more.
+const FOLLOW_EVERY: Duration = Duration::from_millis(500);
+
 /// How long a duty may take: longer than any of its commands, of which there may be several.
 const DUTY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -43,13 +46,21 @@ enum Duty {
     Oldest,
     Record,
     Trim,
+    /// Where sentinels say who the master is.
+    Follow,
     Tidy,
 }
 
 impl Duty {
     const NUM: usize = Self::Tidy as usize + 1;
     /// Those that have turns of their own.
-    const ROUNDS: [Self; 4] = [Self::Hold, Self::Confirm, Self::Look, Self::Tidy];
+    const ROUNDS: [Self; 5] = [
+        Self::Hold,
+        Self::Confirm,
+        Self::Look,
+        Self::Follow,
+        Self::Tidy,
+    ];
 
     /// For the error: "… failed".
     const fn doing(self) -> &'static str {
@@ -61,6 +72,7 @@ impl Duty {
             Self::Oldest => "looking for the oldest entry",
             Self::Record => "writing down how much was read",
             Self::Trim => "trimming the stream",
+            Self::Follow => "asking the sentinels for the master",
             Self::Tidy => "removing consumers that are gone",
         }
     }
@@ -95,7 +107,7 @@ async fn repeat(member: &Weak<Member>, duty: Duty) {
             member.tell_what_is_due();
         }
         // Before the first read has found or made the groups there is nothing to keep.
-        if has_joined {
+        if has_joined || duty == Duty::Follow {
             member.run(duty).await;
         }
     }
@@ -110,6 +122,7 @@ impl Member {
         match duty {
             Duty::Hold | Duty::Confirm => self.settings.heartbeat_every,
             Duty::Tidy => self.settings.tidy_every(),
+            Duty::Follow => FOLLOW_EVERY,
             Duty::Look | Duty::Guard | Duty::Oldest | Duty::Record | Duty::Trim => LOOK_EVERY,
         }
     }
@@ -119,6 +132,7 @@ impl Member {
             Duty::Hold => drop(self.run_duty(duty, self.hold()).await),
             Duty::Confirm => drop(self.run_duty(duty, self.confirm()).await),
             Duty::Tidy => drop(self.run_duty(duty, self.tidy()).await),
+            Duty::Follow => drop(self.run_duty(duty, self.connections.follow()).await),
             Duty::Look | Duty::Guard | Duty::Oldest | Duty::Record | Duty::Trim => {
                 self.watch_stream().await;
             }
@@ -179,7 +193,8 @@ impl Member {
         let fetch_failed = self.reading().fetch_failed;
         let aloud = (self.keeping().failures).failed(duty, is_refusal, fetch_failed);
         // A refusal of something here must not disturb the reads.
-        let error = if failure::leaves_connections_sound(&error) {
+        let is_elsewhere = duty == Duty::Follow;
+        let error = if is_elsewhere || failure::leaves_connections_sound(&error) {
             failure::unavailable(&self.server, duty.doing(), error)
         } else {
             self.failed(duty.doing(), error)

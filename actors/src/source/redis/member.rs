@@ -1,7 +1,7 @@
 //! This process as a member of the consumer group: what the reads, the keeper and the callers of the source
 //! share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 
 use redis::{RedisError, RedisResult};
@@ -16,10 +16,14 @@ use super::failure;
 use super::fetch::Reading;
 use super::keeper::FailureLog;
 use super::position::{PassedOver, Positions, WentBack};
+use super::sentinel::Watch;
 use super::settings::RedisSettings;
 use super::snapshot::{StreamSnapshot, as_u64};
 use super::stats::RedisStats;
 use super::stream_id::StreamId;
+
+/// More than a master can have taken that its replicas lack, unless they were cut off from it for long.
+const REMEMBERED: usize = 5_000;
 
 pub(super) struct Member {
     pub(super) settings: RedisSettings,
@@ -39,6 +43,8 @@ pub(super) struct Keeping {
     pub(super) positions: Positions,
     pub(super) recorded: RecordedReads,
     pub(super) failures: FailureLog,
+    /// The ids of the last entries that were read, where the master may change.
+    given: VecDeque<StreamId>,
     notes: BTreeMap<Note, RateLimitedLog>,
 }
 
@@ -82,11 +88,92 @@ impl Member {
     }
 
     pub(super) async fn commands(&self) -> RedisResult<Commands<'_>> {
-        self.connections.commands().await
+        let commands = self.connections.commands().await?;
+        self.enter(commands.epoch())?;
+        Ok(commands)
+    }
+
+    /// Commands for the master of this epoch and no other.
+    pub(super) async fn commands_of(&self, epoch: u64) -> RedisResult<Commands<'_>> {
+        let commands = self.commands().await?;
+        match commands.epoch() == epoch {
+            true => Ok(commands),
+            false => Err(failure::another_master()),
+        }
+    }
+
+    /// Takes note of the master that a connection leads to.
+    ///
+    /// A new one may have lost entries, acknowledgements and groups, and may give ids to other entries. So nothing
+    /// that was read from the one before is acknowledged there: its receipts mean nothing any more. What it hands
+    /// out again the store finds to be there.
+    fn enter(&self, epoch: u64) -> RedisResult<()> {
+        let mut reading = self.reading();
+        if epoch < reading.epoch {
+            return Err(failure::another_master());
+        }
+        if epoch > reading.epoch {
+            reading.begin_epoch(epoch);
+            drop(reading);
+            let mut keeping = self.keeping();
+            keeping.recorded = RecordedReads::default();
+            keeping.positions.begin_anew();
+        }
+        Ok(())
+    }
+
+    /// Remembers what was read, as far back as a failover may undo it.
+    pub(super) fn remember(&self, ids: impl Iterator<Item = StreamId>) {
+        if self.connections.watch.is_none() {
+            return;
+        }
+        let mut keeping = self.keeping();
+        keeping.given.extend(ids);
+        let surplus = keeping.given.len().saturating_sub(REMEMBERED);
+        keeping.given.drain(..surplus);
+    }
+
+    /// Tells once of a new master, and of what it lacks.
+    async fn greet_master(&self, commands: &mut Commands<'_>) -> RedisResult<()> {
+        let given: Vec<StreamId> = self.keeping().given.drain(..).collect();
+        let Some(master) = self.connections.watch.as_ref().and_then(Watch::known) else {
+            return Ok(());
+        };
+        if commands.epoch() == 1 {
+            log::info!(
+                "the sentinels name the master redis.server={} redis.master={master}",
+                self.server
+            );
+            return Ok(());
+        }
+        let num = commands.count_missing(&given).await?;
+        if num == 0 {
+            log::warn!(
+                "Redis has a new master redis.server={} redis.master={master}",
+                self.server
+            );
+        } else {
+            log::error!(
+                "Redis has a new master, which lacks entries that this process had read; these are stored or \
+                 will be, but what nobody had read of the old master's is lost num_missing={num} \
+                 redis.server={} redis.master={master}",
+                self.server
+            );
+        }
+        Ok(())
     }
 
     pub(super) async fn join(&self, commands: &mut Commands<'_>) -> RedisResult<()> {
         let made = commands.make_groups().await?;
+        let is_new = {
+            let mut reading = self.reading();
+            let is_new = reading.greeted != commands.epoch();
+            reading.greeted = commands.epoch();
+            is_new
+        };
+        if is_new && let Err(error) = self.greet_master(commands).await {
+            log::warn!("what the new master lacks could not be counted error={error}");
+        }
         if made.group {
             // Another stream, with ids of its own.
             let mut keeping = self.keeping();
@@ -94,6 +181,9 @@ impl Member {
             keeping.positions = Positions::default();
         }
         let mut reading = self.reading();
+        if reading.epoch != commands.epoch() {
+            return Err(failure::another_master());
+        }
         reading.has_joined = true;
         if made.guard || (self.settings.guard && !reading.had_joined) {
             self.stats.kept_guard();
@@ -177,7 +267,9 @@ impl Member {
             let positions = &self.keeping().positions;
             (positions.known_end(), positions.end())
         };
-        let snapshot = commands.look(known_end).await?;
+        let mut snapshot = commands.look(known_end).await?;
+        snapshot.epoch = commands.epoch();
+        self.enter(snapshot.epoch)?;
         let (went_back, passed_over) = {
             let positions = &mut self.keeping().positions;
             let went_back = positions.see(&snapshot, end_before, &self.settings);
@@ -236,11 +328,21 @@ impl Member {
         commands: &mut Commands<'_>,
         ids: &[StreamId],
     ) -> RedisResult<()> {
-        let mut rest = ids;
+        // Of another master's entries none is acknowledged: the same id may be another entry's here.
+        let epoch = commands.epoch();
+        let ids = match self.reading() {
+            reading if reading.epoch == epoch => reading.pending.still_committed(ids),
+            _ => Vec::new(),
+        };
+        let mut rest = &ids[..];
         while !rest.is_empty() {
             let num = commands.acknowledge(rest).await?;
             let (confirmed, behind) = rest.split_at(num);
-            self.reading().pending.confirm(confirmed);
+            let mut reading = self.reading();
+            if reading.epoch != epoch {
+                break;
+            }
+            reading.pending.confirm(confirmed);
             rest = behind;
         }
         Ok(())

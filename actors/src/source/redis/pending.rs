@@ -169,6 +169,12 @@ impl PendingEntries {
         self.committed.iter().copied().collect()
     }
 
+    /// Those of these ids whose acknowledgement is still to be sent.
+    pub(super) fn still_committed(&self, ids: &[StreamId]) -> Vec<StreamId> {
+        let ids = ids.iter().copied();
+        ids.filter(|id| self.committed.contains(id)).collect()
+    }
+
     pub(super) fn confirm(&mut self, ids: &[StreamId]) {
         for id in ids {
             if self.committed.remove(id) && self.reply_is_under_way {

@@ -271,6 +271,22 @@ return removed
 "#
 );
 
+/// Counts those of the given ids that are not in the stream, from its first entry on.
+pub(super) const COUNT_MISSING: &str = concat!(
+    less!(),
+    r#"
+local first = redis.pcall('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
+if first.err then return first end
+local num = 0
+for i = 2, #ARGV do
+  local id = ARGV[i]
+  local is_trimmed = first[1] and less(id, first[1][1])
+  if not is_trimmed and #redis.call('XRANGE', KEYS[1], id, id) == 0 then num = num + 1 end
+end
+return num
+"#
+);
+
 /// Counts entries behind one id and up to another, in small steps with an end, since their texts are in
 /// memory meanwhile. Answers the id of the last that was counted, and how many there are.
 pub(super) const COUNT_ENTRIES: &str = r#"

@@ -15,6 +15,8 @@ pub(super) struct StreamSnapshot {
     /// The last id of the stream; `None` if it was not asked for, since the groups are not ahead of
     /// where it was before.
     pub(super) end: Option<StreamId>,
+    /// Of the master that was looked at.
+    pub(super) epoch: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +55,7 @@ impl FromRedisValue for StreamSnapshot {
             pending,
             length,
             end,
+            epoch: 0,
         })
     }
 }

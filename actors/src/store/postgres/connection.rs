@@ -7,80 +7,31 @@ use std::time::Duration;
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
-use rustls::Error as TlsError;
 use tokio::time::Instant;
-use tokio_postgres::config::SslMode;
-use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, NoTls};
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::copying::Copying;
 use super::driver::Driver;
 use super::failure::{Failure, connect_error};
-use super::settings::{PostgresSettings, TlsMode};
+use super::reach::{ConnectError, Resolved, reach};
+use super::settings::PostgresSettings;
 use crate::store::StoreError;
-use crate::tls;
 
 pub(super) struct Connection {
     pub(super) pg: AsyncPgConnection,
     pub(super) driver: Driver,
+    /// The server that it leads to.
+    pub(super) address: Resolved,
     pub(super) configure: String,
     pub(super) expects_duplicates: bool,
     pub(super) copying: Copying,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
-    #[error(transparent)]
-    Postgres(#[from] tokio_postgres::Error),
-    #[error(transparent)]
-    Diesel(#[from] diesel::ConnectionError),
-    #[error("nothing was heard of it for {0:?}")]
-    Late(Duration),
-    #[error("{0}")]
-    Tls(String),
-}
-
-impl ConnectError {
-    pub(super) fn code(&self) -> Option<&SqlState> {
-        match self {
-            Self::Postgres(error) => error.code(),
-            _ => None,
-        }
-    }
-
-    /// Whether encryption may be the reason, so that the other way is worth a try.
-    fn may_be_encryption(&self) -> bool {
-        self.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) || self.is_tls()
-    }
-
-    pub(super) fn is_tls(&self) -> bool {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(error) = cause {
-            let inner = error
-                .downcast_ref::<std::io::Error>()
-                .and_then(|io| io.get_ref());
-            if error.is::<TlsError>() || inner.is_some_and(|inner| inner.is::<TlsError>()) {
-                return true;
-            }
-            cause = error.source();
-        }
-        matches!(self, Self::Tls(_))
-    }
 }
 
 impl Connection {
     /// Connects; the transaction that it was set up in is over when this returns.
     pub(super) async fn open(settings: &PostgresSettings) -> Result<Self, StoreError> {
         let place = settings.place();
-        let num_hosts = u32::try_from(settings.url.config.get_hosts().len()).unwrap_or(u32::MAX);
-        let limit = settings
-            .connect_timeout
-            .saturating_mul(num_hosts.saturating_mul(2));
-        let established = tokio::time::timeout(limit, for_diesel(settings)).await;
-        established
-            .unwrap_or(Err(ConnectError::Late(limit)))
-            .map_err(|error| connect_error(&place, error))
+        let opened = for_diesel(settings).await;
+        opened.map_err(|error| connect_error(&place, error))
     }
 
     pub(super) async fn begin(&mut self) -> Result<(), Failure> {
@@ -192,27 +143,9 @@ fn lock_timeout(settings: &PostgresSettings) -> Duration {
     }
 }
 
-/// A connection in an open transaction with our settings.
-pub(super) async fn establish(
-    settings: &PostgresSettings,
-) -> Result<(Client, Driver), ConnectError> {
-    let mut config = settings.url.config.clone();
-    config
-        .application_name(&settings.application_name)
-        .connect_timeout(settings.connect_timeout)
-        // A peer that is gone without a word is noticed within a minute.
-        .keepalives_idle(Duration::from_secs(30))
-        .keepalives_interval(Duration::from_secs(10))
-        .keepalives_retries(3);
-    if config.get_tcp_user_timeout().is_none() {
-        config.tcp_user_timeout(Duration::from_secs(60));
-    }
-    encrypted_or_not(config, settings).await
-}
-
 async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectError> {
     let configure = configure(settings);
-    let (client, driver) = establish(settings).await?;
+    let (client, driver, address) = reach(settings).await?;
     // Inside the transaction: diesel prepares statements of its own here, which PgBouncer must not spread
     // over several servers.
     let mut pg = AsyncPgConnection::try_from(client).await?;
@@ -226,6 +159,7 @@ async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectEr
     Ok(Connection {
         pg,
         driver,
+        address,
         configure,
         expects_duplicates: false,
         copying: if settings.prepared_statements {
@@ -234,57 +168,4 @@ async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectEr
             Copying::Impossible
         },
     })
-}
-
-async fn encrypted_or_not(
-    mut config: Config,
-    settings: &PostgresSettings,
-) -> Result<(Client, Driver), ConnectError> {
-    let (first, second) = match settings.tls {
-        TlsMode::Disable => (SslMode::Disable, None),
-        TlsMode::Allow => (SslMode::Disable, Some(SslMode::Require)),
-        TlsMode::Prefer => (SslMode::Prefer, Some(SslMode::Disable)),
-        TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => (SslMode::Require, None),
-    };
-    let tls = match settings.tls {
-        TlsMode::Disable => None,
-        _ => {
-            let (check, files) = settings.encryption();
-            let config =
-                tls::client(check, files).map_err(|fault| ConnectError::Tls(fault.to_string()))?;
-            Some(MakeRustlsConnect::new(config))
-        }
-    };
-    let begin = begin(&configure(settings));
-    config.ssl_mode(first);
-    match (connect(&config, tls.clone(), &begin).await, second) {
-        (Err(error), Some(second)) if error.may_be_encryption() => {
-            config.ssl_mode(second);
-            // The first answer tells more than that the other way is barred too.
-            connect(&config, tls, &begin).await.map_err(|_| error)
-        }
-        (connected, _) => connected,
-    }
-}
-
-async fn connect(
-    config: &Config,
-    tls: Option<MakeRustlsConnect>,
-    begin: &str,
-) -> Result<(Client, Driver), ConnectError> {
-    let (client, driver) = match tls {
-        None => {
-            let (client, connection) = config.connect(NoTls).await?;
-            (client, Driver::start(connection))
-        }
-        Some(tls) => {
-            let (client, connection) = config.connect(tls).await?;
-            (client, Driver::start(connection))
-        }
-    };
-    if let Err(error) = client.batch_execute(begin).await {
-        let end = error.is_closed().then(|| driver.take_end());
-        return Err(end.flatten().unwrap_or(error).into());
-    }
-    Ok((client, driver))
 }

@@ -18,9 +18,10 @@ use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, Statement};
 
-use super::connection::{ConnectError, begin, configure, establish};
+use super::connection::{begin, configure};
 use super::driver::Driver;
 use super::failure::Failure;
+use super::reach::{ConnectError, Resolved, reach_at};
 use super::rows::{COPY_EVENTS, COPY_RESOURCES, CopyRows, Rows};
 use super::settings::PostgresSettings;
 use crate::failpoint;
@@ -76,9 +77,9 @@ pub(super) enum Copied {
 }
 
 impl Copying {
-    async fn open(settings: &PostgresSettings) -> Self {
+    async fn open(settings: &PostgresSettings, address: &Resolved) -> Self {
         let limit = settings.connect_timeout.min(COPYING_CONNECTS_WITHIN);
-        let opened = tokio::time::timeout(limit, Copier::open(settings)).await;
+        let opened = tokio::time::timeout(limit, Copier::open(settings, address)).await;
         let (why, otherwise) = match opened.unwrap_or(Err(ConnectError::Late(limit))) {
             Ok(Some(copier)) => {
                 return Self::Possible {
@@ -108,11 +109,12 @@ impl Copying {
     pub(super) async fn copy(
         &mut self,
         settings: &PostgresSettings,
+        address: &Resolved,
         rows: &Rows<'_>,
         now: DateTime<Utc>,
     ) -> Result<Copied, Failure> {
         if matches!(self, Self::From(moment) if *moment <= Instant::now()) {
-            *self = Self::open(settings).await;
+            *self = Self::open(settings, address).await;
         }
         let Self::Possible {
             copier,
@@ -148,8 +150,13 @@ impl Copying {
 
 impl Copier {
     /// A connection for COPY; `None` where COPY would do something else than INSERT.
-    async fn open(settings: &PostgresSettings) -> Result<Option<Self>, ConnectError> {
-        let (client, driver) = establish(settings).await?;
+    ///
+    /// It leads to the same server: a batch goes one way or the other, and must not go elsewhere.
+    async fn open(
+        settings: &PostgresSettings,
+        address: &Resolved,
+    ) -> Result<Option<Self>, ConnectError> {
+        let (client, driver) = reach_at(settings, address).await?;
         let look = client.query_one(LOOK, &[]).await?;
         let (knows_lz4, has_rules) = (look.try_get(0)?, look.try_get::<_, bool>(1)?);
         if has_rules {

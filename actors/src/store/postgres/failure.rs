@@ -7,7 +7,8 @@ use std::time::Duration;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use tokio_postgres::error::SqlState;
 
-use super::connection::{ConnectError, Connection};
+use super::connection::Connection;
+use super::reach::ConnectError;
 use super::settings::Place;
 use crate::store::{Fault, FaultKind, StoreError};
 

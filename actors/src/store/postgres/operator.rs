@@ -22,6 +22,7 @@ use crate::store::operator::{
     Answer, Compared, Cursor, DatabaseInfo, DeadLetter, EventRows, HalfEvents, LetterCounts,
     LetterFilter, LetterVersion, Needs, OpenLetter, Page, StoreOperator, Strays,
 };
+use crate::store::prefect::REVISIONS_ON_POSTGRES;
 use crate::store::{CreateSchema, Cutoffs, StoreError, Trimmed};
 
 mod audit;
@@ -32,9 +33,6 @@ mod half_events;
 mod inspection;
 
 use comparison::MakeArrays;
-
-/// The last revisions of Prefect 3.8.0 and 3.8.8.
-const TESTED_REVISIONS: [&str; 2] = ["9e9dadc36797", "d4a7e1c93f52"];
 
 const READ_LETTERS: &str = "read dead letters of";
 
@@ -216,6 +214,6 @@ async fn describe(connection: &mut Connection) -> Result<DatabaseInfo, Failure> 
         server: Some(format!("PostgreSQL {version}")),
         schema,
         prefect_revision,
-        tested_revisions: &TESTED_REVISIONS,
+        tested_revisions: &REVISIONS_ON_POSTGRES,
     })
 }

@@ -53,7 +53,11 @@ pub(super) async fn write(
     }
     let rows = Rows::new(batch.entries());
     if rows.can_be_copied(batch.len()) {
-        match connection.copying.copy(settings, &rows, now).await? {
+        match connection
+            .copying
+            .copy(settings, &connection.address, &rows, now)
+            .await?
+        {
             Copied::All => return Ok(vec![Outcome::Stored; batch.len()]),
             copied => connection.expects_duplicates |= copied == Copied::NothingNew,
         }

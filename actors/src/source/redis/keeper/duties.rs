@@ -15,11 +15,14 @@ impl Member {
         // A younger one would wait for the next beat, and be idle for nearly twice the time by then:
         // too close to the 5 s of Prefect's consumers for a beat that comes late.
         let younger_than = self.settings.heartbeat_every / 2;
-        let held = self.reading().pending.to_keep(now, younger_than);
+        let (held, epoch) = {
+            let reading = self.reading();
+            (reading.pending.to_keep(now, younger_than), reading.epoch)
+        };
         if held.is_empty() {
             return Ok(());
         }
-        let mut commands = self.commands().await?;
+        let mut commands = self.commands_of(epoch).await?;
         commands.keep(&held).await?;
         self.reading().pending.kept(&held, now);
         Ok(())
@@ -56,7 +59,8 @@ impl Member {
             self.note_stray_guard(standing.is_some());
             return Ok(());
         }
-        let mut commands = self.commands().await?;
+        // What was seen of one master says nothing about another's group.
+        let mut commands = self.commands_of(snapshot.epoch).await?;
         let Some(standing) = standing.map(|guard| guard.last_delivered) else {
             return self.join(&mut commands).await;
         };
@@ -144,7 +148,7 @@ impl Member {
         let Some(position) = self.where_the_guard_belongs(snapshot, standing) else {
             return Ok(());
         };
-        let mut commands = self.commands().await?;
+        let mut commands = self.commands_of(snapshot.epoch).await?;
         let num = commands.trim(position.min(standing)).await?;
         if num > 0 {
             log::debug!(

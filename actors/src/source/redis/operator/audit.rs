@@ -68,7 +68,7 @@ impl RedisWalk<'_> {
         let connections = &self.operator.connections;
         let command = read_page(&connections.settings, behind, last, count);
         let mut room = Room::new(PAGE);
-        let read = connections.read(&command, Reply::Page, &mut room, RESPONSE_TIMEOUT);
+        let read = connections.read(&command, Reply::Page, &mut room, RESPONSE_TIMEOUT, None);
         let read = read.await?;
         // The next page begins with what was skipped.
         for (_, num_bytes) in &read.skipped {

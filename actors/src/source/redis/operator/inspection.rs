@@ -15,6 +15,7 @@ use crate::source::redis::stream_id::StreamId;
 use super::RedisOperator;
 
 mod permissions;
+mod sentinels;
 mod server;
 mod stream;
 
@@ -25,15 +26,28 @@ impl RedisOperator {
     pub(super) async fn look_for_trouble(&self, retention: Option<Duration>) -> Vec<Finding> {
         let settings = self.settings();
         let server = settings.url.to_string();
+        let mut findings = Vec::new();
+        let watch = self.connections.watch.as_ref();
+        if let Some(watch) = watch {
+            findings.extend(sentinels::judge(&watch.ask_all().await));
+        }
         let mut commands = match self.connections.commands().await {
             Ok(commands) => commands,
-            Err(error) => return vec![unreachable(&server, "connecting", &error)],
+            Err(error) => {
+                findings.push(unreachable(&server, "connecting", &error));
+                return findings;
+            }
         };
-        let mut findings = Vec::new();
         match commands.info().await {
-            Ok(info) => findings.extend(ServerFacts::of(&info).judge(&server)),
+            Ok(info) => {
+                findings.extend(ServerFacts::of(&info).judge(&server));
+                findings.extend(watch.map(|_| sentinels::judge_master(&info)));
+            }
             Err(error) if failure::is_answer(&error) => findings.push(server::unknown(&error)),
-            Err(error) => return vec![unreachable(&server, "asking", &error)],
+            Err(error) => {
+                findings.push(unreachable(&server, "asking", &error));
+                return findings;
+            }
         }
         let forbidden = permissions::forbidden(&mut commands).await;
         findings.push(permissions::judge(&forbidden, settings));

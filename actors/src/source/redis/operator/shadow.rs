@@ -97,7 +97,13 @@ impl RedisShadow {
         let command = count_losses_and_read(self.own(), count);
         let mut room = Room::new(permit);
         let connections = &self.connections;
-        let read = connections.read(&command, Reply::LostAndStreams, &mut room, RESPONSE_TIMEOUT);
+        let read = connections.read(
+            &command,
+            Reply::LostAndStreams,
+            &mut room,
+            RESPONSE_TIMEOUT,
+            None,
+        );
         let read = read.await?;
         let (num, num_lost) = (read.num(), read.num_lost);
         if num == 0 {
@@ -132,7 +138,7 @@ impl RedisShadow {
         let command = read_pending(self.own(), StreamId::ZERO, count);
         let mut room = Room::new(permit);
         let connections = &self.connections;
-        let read = connections.read(&command, Reply::Streams, &mut room, RESPONSE_TIMEOUT);
+        let read = connections.read(&command, Reply::Streams, &mut room, RESPONSE_TIMEOUT, None);
         let read = read.await?;
         self.lock().looks_back = read.num() > 0;
         let mut taken = self.take(read).await?;

@@ -70,10 +70,15 @@ impl<'a> ServerFacts<'a> {
                 "this is a replica, which takes no writes",
                 "give the URL of the primary",
             ),
-            (_, mode @ ("cluster" | "sentinel")) => Finding::error(
+            (_, "sentinel") => Finding::error(
                 ID,
-                format!("this is a server in {mode} mode, which is not supported yet"),
-                "give the URL of a single server",
+                "this is a sentinel, which holds no stream",
+                "write redis+sentinel://HOST:PORT/SERVICE, where SERVICE is the name that it watches",
+            ),
+            (_, "cluster") => Finding::error(
+                ID,
+                "this is a server in cluster mode, which neither Prefect nor this uses",
+                "give the URL of a single server, or of sentinels",
             ),
             _ => Finding::ok(ID, "a primary of its own"),
         }
