@@ -7,9 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use event_persister_actors::batch::{Batch, BatchId};
 use event_persister_actors::clock::{Clock as _, SystemClock};
-use event_persister_actors::delivery::{Entry, Position};
+use event_persister_actors::delivery::{Batch, BatchId, Entry, Position};
 use event_persister_actors::event::{EventLimits, Received};
 use event_persister_actors::store::operator::StoreOperator as _;
 use event_persister_actors::store::sqlite::{SqliteSettings, SqliteStore};

@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use event_persister_actors::batch::{Batch, BatchId};
 use event_persister_actors::batch_queue::{BatchLimits, BatchQueue, Next, Preference};
 use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::credit::Credit;
-use event_persister_actors::delivery::{Delivery, Entry, Position, Receipt, SourceIndex};
+use event_persister_actors::delivery::{
+    Batch, BatchId, Delivery, Entry, Position, Receipt, SourceIndex,
+};
 use event_persister_actors::event::{EventLimits, Received};
 use event_persister_actors::source::file::{DEFAULT_MAX_LINE_BYTES, FileSource};
 use event_persister_actors::source::{EventSource, More, Permit};

@@ -1,8 +1,10 @@
 //! Shows the configuration in effect, and looks for everything that would stop or hurt the service.
 //!
-//! Nothing is changed, and a service may run beside it. What needs SQL or Redis is looked for by the
-//! adapters; here are the configuration, the listener, and the report.
+//! Changes nothing. The adapters look at Redis and the database; here are the configuration, the listener
+//! and the report.
 
+use std::convert::Infallible;
+use std::error::Error;
 use std::time::Duration;
 
 use event_persister_actors::source::SourceError;
@@ -18,13 +20,10 @@ mod listener;
 mod report;
 mod retention;
 
-/// Nobody waits longer than this for an answer to whether something answers.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 struct Looked {
-    /// What was looked at, in the order in which people read it.
     findings: Vec<Finding>,
-    /// What the store is, or what is wrong with it.
     store: Result<String, String>,
     /// `None` where it could not be asked for.
     database: Option<DatabaseInfo>,
@@ -32,9 +31,7 @@ struct Looked {
     redis: Option<Result<Stream, String>>,
 }
 
-/// What was found in Redis.
 struct Stream {
-    /// The server's version, if it says.
     version: Option<String>,
     report: GuardReport,
 }
@@ -59,16 +56,14 @@ pub(crate) async fn run(config: &Config, json: bool) -> anyhow::Result<bool> {
 async fn look(config: &Config) -> Looked {
     let of_redis = async {
         let redis = check_redis(config).await;
-        let mut findings = inspect("redis.reachable", wiring::inspect_bus(config)).await;
-        let wrong = redis.as_ref().and_then(|redis| redis.as_ref().err());
-        note_unexplained(&mut findings, "redis.reachable", wrong);
+        let error = redis.as_ref().and_then(|redis| redis.as_ref().err());
+        let findings = inspect("redis.reachable", wiring::inspect_bus(config), error).await;
         (redis, findings)
     };
     let of_store = async {
-        let store = check_store(config).await;
-        let database = describe_database(config).await;
-        let mut findings = inspect("store.reachable", wiring::inspect_store(config)).await;
-        note_unexplained(&mut findings, "store.reachable", store.as_ref().err());
+        let (store, database) = check_store(config).await;
+        let inspection = wiring::inspect_store(config);
+        let mut findings = inspect("store.reachable", inspection, store.as_ref().err()).await;
         if store.is_ok() {
             findings.extend(retention::judge(config).await);
         }
@@ -88,52 +83,43 @@ async fn look(config: &Config) -> Looked {
     }
 }
 
-async fn inspect(id: &'static str, inspection: impl Future<Output = Vec<Finding>>) -> Vec<Finding> {
-    let inspected = within(async { Ok(inspection.await) }).await;
-    inspected.unwrap_or_else(|error| {
+/// The findings of an adapter. An `error` of the look before it stands for itself only where they see no
+/// fault: it came or went between the two.
+async fn inspect(
+    id: &'static str,
+    inspection: impl Future<Output = Vec<Finding>>,
+    error: Option<&String>,
+) -> Vec<Finding> {
+    let inspected = within(async { Ok::<_, Infallible>(inspection.await) }).await;
+    let mut findings = inspected.unwrap_or_else(|error| {
         let remedy = "see whether the server is stalled, or the network drops what is sent to it";
         vec![Finding::error(id, error, remedy)]
-    })
-}
-
-/// What failed where the inspection saw no fault, since it came or went between the two.
-fn note_unexplained(findings: &mut Vec<Finding>, id: &'static str, error: Option<&String>) {
+    });
     let explained = (findings.iter()).any(|finding| finding.severity == Severity::Error);
     if let Some(error) = error
         && !explained
     {
         findings.push(Finding::error(id, error, "look again"));
     }
+    findings
 }
 
-/// Looks at the store; what was found, or what is wrong.
-async fn check_store(config: &Config) -> Result<String, String> {
+/// The first is for people: what the store is, or what is wrong with it.
+async fn check_store(config: &Config) -> (Result<String, String>, Option<DatabaseInfo>) {
     if let Some(not_yet) = wiring::not_there_yet(config) {
-        return Ok(not_yet);
+        return (Ok(not_yet), None);
     }
     let store = wiring::open_store(config, Missing::Ignore)();
-    let checked = within(async { store.check().await.map_err(|error| error_chain(&error)) }).await;
+    let checked = within(store.check()).await;
     wiring::close(store.as_ref()).await;
-    checked.map(|()| "reachable, and its tables are right".to_owned())
-}
-
-async fn describe_database(config: &Config) -> Option<DatabaseInfo> {
-    if wiring::not_there_yet(config).is_some() {
-        return None;
+    let operator = wiring::operator(config, Missing::Ignore);
+    let described = within(operator.describe()).await;
+    if let Err(error) = &described {
+        // What stands in the way of this stands in the way of the check before it.
+        log::debug!("cannot look for Prefect's schema error={error}");
     }
-    let described = within(async {
-        let operator = wiring::operator(config, Missing::Ignore);
-        let described = operator.describe().await;
-        described.map_err(|error| error_chain(&error))
-    });
-    match described.await {
-        Ok(found) => Some(found),
-        Err(error) => {
-            // What stands in the way of this stands in the way of the check before it.
-            log::debug!("cannot look for Prefect's schema error={error}");
-            None
-        }
-    }
+    let found = checked.map(|()| "reachable, and its tables are right".to_owned());
+    (found, described.ok())
 }
 
 async fn check_redis(config: &Config) -> Option<Result<Stream, String>> {
@@ -142,16 +128,17 @@ async fn check_redis(config: &Config) -> Option<Result<Stream, String>> {
         Err(error) => return Some(Err(format!("{error:#}"))),
     };
     let look = async {
-        Ok(Stream {
+        Ok::<_, SourceError>(Stream {
             version: bus.server_version().await?,
             report: bus.show_guard().await?,
         })
     };
-    Some(within(async { look.await.map_err(|error: SourceError| error_chain(&error)) }).await)
+    Some(within(look).await)
 }
 
-async fn within<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    actix_rt::time::timeout(TIMEOUT, work)
-        .await
-        .unwrap_or_else(|_| Err(format!("no answer within {} s", TIMEOUT.as_secs())))
+async fn within<T, E: Error>(work: impl Future<Output = Result<T, E>>) -> Result<T, String> {
+    match actix_rt::time::timeout(TIMEOUT, work).await {
+        Ok(done) => done.map_err(|error| error_chain(&error)),
+        Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
+    }
 }

@@ -1,22 +1,16 @@
 //! The command line.
-//!
-//! The variables that stand beside the flags are here for `--help` only: which value counts is
-//! decided by the configuration, where an empty variable is unset and every origin is kept.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-
-use crate::config::Flags;
 
 mod completions;
 mod events;
 mod letters;
 
-pub(crate) use completions::{CompletedShell, completions};
+pub(crate) use completions::completions;
 pub(crate) use events::{EventFlags, EventsCommand};
 pub(crate) use letters::{DeadLettersCommand, LetterFlags, Letters, Moment};
 
@@ -26,16 +20,10 @@ pub(crate) use letters::{DeadLettersCommand, LetterFlags, Letters, Moment};
 /// one. It writes them to an SQLite file in the working directory, or to the database that is named.
 /// In the environment of a Prefect server it takes the place of Prefect's own persister.
 #[derive(Debug, Parser)]
-#[command(
-    name = "event-persister",
-    version,
-    arg_required_else_help = false,
-    after_help = EXAMPLES,
-    after_long_help = EXAMPLES,
-)]
+#[command(name = "event-persister", version, after_help = EXAMPLES, after_long_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(flatten)]
-    settings: SettingFlags,
+    flags: Flags,
 
     #[command(subcommand)]
     command: Option<Command>,
@@ -63,79 +51,45 @@ EVENT_PERSISTER_REDIS_URL_FILE, EVENT_PERSISTER_HTTP_AUTH_STRING_FILE.
 
 Exit codes: 0 done, 1 the work itself failed, 2 wrong usage or configuration.";
 
-#[derive(Debug, Args)]
+/// The settings that have a flag; `None` where the command line says nothing.
+///
+/// Their variables are named here for `--help` only. The configuration reads them: there an empty variable is
+/// unset, and every value keeps its origin.
+#[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Settings")]
-struct SettingFlags {
-    /// The configuration file (TOML)
-    // Not a `PathBuf`, which clap would refuse to be empty: an empty variable is unset.
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        env = "EVENT_PERSISTER_CONFIG",
-        hide_env_values = true
-    )]
-    config: Option<OsString>,
+pub(crate) struct Flags {
+    /// The configuration file (TOML) [env: EVENT_PERSISTER_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 
-    /// Where events go [default: sqlite://event-persister.db]
+    /// Where events go [default: sqlite://event-persister.db] [env: EVENT_PERSISTER_DATABASE_URL]
     ///
     /// SQLite: sqlite://events.db or sqlite:///var/lib/events.db; all after `sqlite://` is the path.
     /// PostgreSQL: postgresql://user:password@host:5432/database. SQLAlchemy's forms work too:
     /// sqlite+aiosqlite:///relative.db, sqlite+aiosqlite:////absolute.db, postgresql+asyncpg://…
-    #[arg(
-        long,
-        global = true,
-        value_name = "URL",
-        env = "EVENT_PERSISTER_DATABASE_URL",
-        hide_env_values = true
-    )]
-    database_url: Option<String>,
+    #[arg(long, value_name = "URL")]
+    pub(crate) database_url: Option<String>,
 
-    /// The Redis whose stream is read, beside HTTP; `off` for none
+    /// The Redis whose stream is read, beside HTTP; `off` for none [env: EVENT_PERSISTER_REDIS_URL]
     ///
     /// redis://user:password@host:6379/0, or rediss:// for TLS.
-    #[arg(
-        long,
-        global = true,
-        value_name = "URL",
-        env = "EVENT_PERSISTER_REDIS_URL",
-        hide_env_values = true
-    )]
-    redis_url: Option<String>,
+    #[arg(long, value_name = "URL")]
+    pub(crate) redis_url: Option<String>,
 
-    /// Where to listen, or `off` [default: 127.0.0.1:4280]
+    /// Where to listen, or `off` [default: 127.0.0.1:4280] [env: EVENT_PERSISTER_LISTEN]
     ///
     /// An address beyond loopback needs an auth string (http.auth_string). Without one it serves
     /// only the two health paths.
-    #[arg(
-        long,
-        global = true,
-        value_name = "HOST:PORT",
-        env = "EVENT_PERSISTER_LISTEN",
-        hide_env_values = true
-    )]
-    listen: Option<String>,
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: Option<String>,
 
-    /// How many batches are written at the same time [default: 2]
-    #[arg(
-        long,
-        global = true,
-        value_name = "NUMBER",
-        env = "EVENT_PERSISTER_WRITERS",
-        hide_env_values = true,
-        allow_negative_numbers = true
-    )]
-    writers: Option<String>,
+    /// How many batches are written at the same time [default: 2] [env: EVENT_PERSISTER_WRITERS]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub(crate) writers: Option<String>,
 
-    /// The format of log lines: text or json [default: text]
-    #[arg(
-        long,
-        global = true,
-        value_name = "FORMAT",
-        env = "EVENT_PERSISTER_LOG_FORMAT",
-        hide_env_values = true
-    )]
-    log_format: Option<String>,
+    /// The format of log lines: text or json [default: text] [env: EVENT_PERSISTER_LOG_FORMAT]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) log_format: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
@@ -163,16 +117,7 @@ pub(crate) enum Command {
   event-persister import events.jsonl
   event-persister import events.json.gz --wait 30s
   ssh host cat events.jsonl.zst | event-persister import - --json")]
-    Import {
-        /// The file, or `-` for standard input
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-        /// How long to wait for a database that cannot be written to [default: for ever]
-        #[arg(long, value_name = "SPAN", value_parser = span)]
-        wait: Option<Duration>,
-        #[command(flatten)]
-        output: Output,
-    },
+    Import(ImportFlags),
 
     /// Show the settings in effect and where each came from, then look for everything that would stop
     /// or hurt the service
@@ -185,10 +130,7 @@ pub(crate) enum Command {
   event-persister check
   event-persister check --config /etc/event-persister.toml
   event-persister check --json | jq '.findings[] | select(.severity != \"ok\")'")]
-    Check {
-        #[command(flatten)]
-        output: Output,
-    },
+    Check(Output),
 
     /// Ask the service on this machine whether it is alive: a health check for containers
     ///
@@ -216,10 +158,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   event-persister migrate
   event-persister migrate --database-url postgresql://owner@localhost/events")]
-    Migrate {
-        #[command(flatten)]
-        output: Output,
-    },
+    Migrate(Output),
 
     /// Delete now the events that retention no longer keeps
     #[command(after_help = "Examples:
@@ -227,25 +166,7 @@ pub(crate) enum Command {
   event-persister trim --json
   event-persister trim --yes
   EVENT_PERSISTER_TRIM_RETENTION=30d event-persister trim")]
-    Trim {
-        /// Count what would be deleted, and delete nothing
-        #[arg(long)]
-        dry_run: bool,
-        /// Also delete events without resources and resources without an event
-        ///
-        /// Prefect's own persister leaves them behind when it crashes. PostgreSQL only. Without this
-        /// flag they are counted.
-        #[arg(long)]
-        remove_half_events: bool,
-        /// Confirm that the clock is right, and delete even if most events would go
-        ///
-        /// Without this flag nothing is deleted if the last pass was more than a day ago and more than
-        /// half of the events would go: the clock may be wrong. Needed once.
-        #[arg(long)]
-        yes: bool,
-        #[command(flatten)]
-        output: Output,
-    },
+    Trim(TrimFlags),
 
     /// Look at messages that were refused, by the parser or by the database; try them again or remove
     /// them
@@ -253,20 +174,16 @@ pub(crate) enum Command {
   event-persister dead-letters list
   event-persister dead-letters show 17
   event-persister dead-letters replay --all")]
-    DeadLetters {
-        #[command(subcommand)]
-        command: DeadLettersCommand,
-    },
+    #[command(subcommand)]
+    DeadLetters(DeadLettersCommand),
 
     /// Look at what is stored: list, show, follow or export events
     #[command(after_help = "Examples:
   event-persister events list --event 'order.*' --since 1h
   event-persister events tail
   event-persister events export > events.jsonl")]
-    Events {
-        #[command(subcommand)]
-        command: EventsCommand,
-    },
+    #[command(subcommand)]
+    Events(EventsCommand),
 
     /// Look at the trim guard in Redis, or remove it
     ///
@@ -275,20 +192,16 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   event-persister guard show
   event-persister guard remove")]
-    Guard {
-        #[command(subcommand)]
-        command: GuardCommand,
-    },
+    #[command(subcommand)]
+    Guard(GuardCommand),
 
     /// Print a configuration file to start from, its JSON schema, or what is in effect
     #[command(after_help = "Examples:
   event-persister config example > event-persister.toml
   event-persister config schema > event-persister.schema.json
   event-persister config show --config event-persister.toml")]
-    Config {
-        #[command(subcommand)]
-        command: ConfigCommand,
-    },
+    #[command(subcommand)]
+    Config(ConfigCommand),
 
     /// Print the completion script for a shell
     #[command(after_help = "Examples:
@@ -297,7 +210,8 @@ pub(crate) enum Command {
   event-persister completions fish > ~/.config/fish/completions/event-persister.fish")]
     Completions {
         /// The shell
-        shell: CompletedShell,
+        #[arg(value_parser = completions::shell())]
+        shell: clap_complete::Shell,
     },
 
     /// Compare stream, tables and dead letters, content included
@@ -319,20 +233,9 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   event-persister verify
   event-persister verify --since 1h --json")]
-    Verify {
-        /// Look only at events in the tables that occurred within this time, such as 15m or 7d
-        /// [default: all]
-        #[arg(long, value_name = "SPAN", value_parser = span)]
-        since: Option<Duration>,
-        /// Show at most so many findings; all are counted
-        #[arg(long, value_name = "NUMBER", default_value = "20")]
-        limit: usize,
-        #[command(flatten)]
-        output: Output,
-    },
+    Verify(VerifyFlags),
 }
 
-/// A length of time.
 fn span(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|_| "not a span of time: give one such as 30s, 15m, 2h or 7d".to_owned())
@@ -369,6 +272,52 @@ pub(crate) struct ServeFlags {
     pub(crate) json: bool,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct ImportFlags {
+    /// The file, or `-` for standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// How long to wait for a database that cannot be written to [default: for ever]
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    pub(crate) wait: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub(crate) struct TrimFlags {
+    /// Count what would be deleted, and delete nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Also delete events without resources and resources without an event
+    ///
+    /// Prefect's own persister leaves them behind when it crashes. PostgreSQL only. Without this
+    /// flag they are counted.
+    #[arg(long)]
+    pub(crate) remove_half_events: bool,
+    /// Confirm that the clock is right, and delete even if most events would go
+    ///
+    /// Without this flag nothing is deleted if the last pass was more than a day ago and more than
+    /// half of the events would go: the clock may be wrong. Needed once.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub(crate) struct VerifyFlags {
+    /// Look only at events in the tables that occurred within this time, such as 15m or 7d
+    /// [default: all]
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    pub(crate) since: Option<Duration>,
+    /// Show at most so many findings; all are counted
+    #[arg(long, value_name = "NUMBER", default_value = "20")]
+    pub(crate) limit: usize,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Print a configuration file of all settings, commented out, each with its default and its meaning
@@ -383,10 +332,7 @@ pub(crate) enum ConfigCommand {
     #[command(after_help = "Examples:
   event-persister config show
   event-persister config show --json | jq '.[] | select(.from != \"default\")'")]
-    Show {
-        #[command(flatten)]
-        output: Output,
-    },
+    Show(Output),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
@@ -395,19 +341,13 @@ pub(crate) enum GuardCommand {
     #[command(after_help = "Examples:
   event-persister guard show
   event-persister guard show --redis-url redis://localhost --json")]
-    Show {
-        #[command(flatten)]
-        output: Output,
-    },
+    Show(Output),
     /// Remove the guard, once event-persister is stopped for good
     ///
     /// A guard that nobody moves keeps every entry, and the stream grows until Redis is full.
     #[command(after_help = "Examples:
   event-persister guard remove")]
-    Remove {
-        #[command(flatten)]
-        output: Output,
-    },
+    Remove(Output),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
@@ -417,22 +357,38 @@ pub(crate) struct Output {
     pub(crate) json: bool,
 }
 
-/// Which of the settings that have flags each command uses. `serve` and `check` use all of them.
-const OBEYED: [(&str, &[&str]); 10] = [
+const ALL: &[&str] = &[
+    "config",
+    "database_url",
+    "redis_url",
+    "listen",
+    "writers",
+    "log_format",
+];
+const WITH_DATABASE: &[&str] = &["config", "database_url", "log_format"];
+
+/// Which settings a command uses, and its own commands with it; `serve` and `check` use all.
+const OBEYED: [(&str, &[&str]); 13] = [
     (
         "import",
         &["config", "database_url", "writers", "log_format"],
     ),
     ("health", &["config", "listen"]),
-    ("migrate", &["config", "database_url", "log_format"]),
-    ("trim", &["config", "database_url", "log_format"]),
-    ("dead-letters", &["config", "database_url", "log_format"]),
-    ("events", &["config", "database_url", "log_format"]),
+    ("migrate", WITH_DATABASE),
+    ("trim", WITH_DATABASE),
+    ("dead-letters", WITH_DATABASE),
+    (
+        "dead-letters replay",
+        &["config", "database_url", "writers", "log_format"],
+    ),
+    ("events", WITH_DATABASE),
     ("guard", &["config", "redis_url", "log_format"]),
     (
         "verify",
         &["config", "database_url", "redis_url", "log_format"],
     ),
+    ("config example", &[]),
+    ("config schema", &[]),
     ("completions", &[]),
     ("help", &[]),
 ];
@@ -440,50 +396,24 @@ const OBEYED: [(&str, &[&str]); 10] = [
 /// The command line, whose help lists with each command what it obeys. All flags are taken
 /// everywhere, since one command line is often made from another.
 fn command() -> clap::Command {
-    let mut cli = Cli::command();
+    let mut cli = Cli::command().mut_args(|flag| flag.global(true));
     // Only now the commands have the flags that stand before them.
     cli.build();
-    for (name, obeyed) in OBEYED {
-        if cli.find_subcommand(name).is_some() {
-            cli = cli.mut_subcommand(name, |command| hide_all_but(command, obeyed));
-        }
-    }
-    // The one of these that writes events.
-    let show = |flag: clap::Arg| match flag.get_id() == "writers" {
-        true => flag.hide(false),
-        false => flag,
-    };
-    let writes = |replay: clap::Command| replay.mut_args(show);
-    let cli = cli.mut_subcommand("dead-letters", |letters| {
-        letters.mut_subcommand("replay", writes)
-    });
-    // Two of these need no configuration.
-    cli.mut_subcommand("config", |config| {
-        ["example", "schema"]
-            .into_iter()
-            .fold(config, |config, name| {
-                config.mut_subcommand(name, |general| hide_all_but(general, &[]))
-            })
-    })
+    hide_unused(cli, "", ALL)
 }
 
-fn hide_all_but(command: clap::Command, obeyed: &[&str]) -> clap::Command {
-    let settings = SettingFlags::augment_args(clap::Command::new(""));
-    let names: Vec<String> = (settings.get_arguments())
-        .map(|flag| flag.get_id().to_string())
-        .collect();
-    let hide = |flag: clap::Arg| {
-        let is_setting = names.iter().any(|name| flag.get_id() == name.as_str());
-        let is_obeyed = obeyed.iter().any(|name| flag.get_id() == *name);
-        flag.hide(is_setting && !is_obeyed)
-    };
-    let nested: Vec<String> = (command.get_subcommands())
-        .map(|nested| nested.get_name().to_owned())
-        .collect();
-    nested
-        .into_iter()
-        .fold(command.mut_args(hide), |command, name| {
-            command.mut_subcommand(name, |nested| hide_all_but(nested, obeyed))
+fn hide_unused(command: clap::Command, path: &str, inherited: &[&str]) -> clap::Command {
+    let own = OBEYED.iter().find(|(name, _)| *name == path);
+    let obeyed = own.map_or(inherited, |(_, obeyed)| obeyed);
+    let is_unused = |id: &str| ALL.contains(&id) && !obeyed.contains(&id);
+    command
+        .mut_args(|flag| match is_unused(flag.get_id().as_str()) {
+            true => flag.hide(true),
+            false => flag,
+        })
+        .mut_subcommands(|nested| {
+            let path = format!("{path} {}", nested.get_name());
+            hide_unused(nested, path.trim_start(), obeyed)
         })
 }
 
@@ -493,28 +423,7 @@ pub(crate) fn parse(
 ) -> Result<(Flags, Command), clap::Error> {
     let matches = command().try_get_matches_from(arguments)?;
     let cli = Cli::from_arg_matches(&matches)?;
-    let typed = |id: &str| is_typed(&matches, id);
-    let settings = cli.settings;
-    let flags = Flags {
-        config: settings
-            .config
-            .filter(|_| typed("config"))
-            .map(PathBuf::from),
-        database_url: settings.database_url.filter(|_| typed("database_url")),
-        redis_url: settings.redis_url.filter(|_| typed("redis_url")),
-        listen: settings.listen.filter(|_| typed("listen")),
-        writers: settings.writers.filter(|_| typed("writers")),
-        log_format: settings.log_format.filter(|_| typed("log_format")),
-    };
-    Ok((flags, cli.command.unwrap_or_default()))
-}
-
-/// Whether an argument stands on the command line, before or behind the command.
-fn is_typed(matches: &clap::ArgMatches, id: &str) -> bool {
-    matches.value_source(id) == Some(ValueSource::CommandLine)
-        || matches
-            .subcommand()
-            .is_some_and(|(_, nested)| nested.try_contains_id(id).is_ok() && is_typed(nested, id))
+    Ok((cli.flags, cli.command.unwrap_or_default()))
 }
 
 #[cfg(test)]
@@ -648,6 +557,6 @@ mod tests {
     #[test]
     fn standard_input_is_a_hyphen() {
         let (_, command) = parse_line("event-persister import -");
-        assert!(matches!(command, Command::Import { file, .. } if file.as_os_str() == "-"));
+        assert!(matches!(command, Command::Import(flags) if flags.file.as_os_str() == "-"));
     }
 }

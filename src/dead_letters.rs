@@ -1,5 +1,4 @@
-//! The dead letters, for an operator who wants to know what became of a message, and to do something
-//! about it: one file a command.
+//! The command `dead-letters`: one file for each of its commands.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -23,10 +22,7 @@ mod show;
 pub(crate) use {list::page, show::describe};
 
 /// Letters that are read, or removed in one transaction, at a time.
-const PAGE: NonZeroUsize = match NonZeroUsize::new(1_000) {
-    Some(page) => page,
-    None => NonZeroUsize::MIN,
-};
+const PAGE: NonZeroUsize = NonZeroUsize::new(1_000).unwrap();
 
 /// Runs one of the commands; whether it did all that it was asked.
 pub(crate) async fn run(
@@ -42,20 +38,11 @@ pub(crate) async fn run(
             filter,
             output,
         } => {
-            let page = list::Page {
-                filter: filter_of(filter),
-                before: *before,
-                limit: *limit,
-            };
-            list::run(&*letters, &page, output.json).await?;
+            let filter = filter_of(filter);
+            list::run(&*letters, &filter, *before, *limit, output.json).await?;
         }
         DeadLettersCommand::Show { id, raw, output } => {
-            let form = match (raw, output.json) {
-                (true, _) => show::Form::Raw,
-                (false, true) => show::Form::Json,
-                (false, false) => show::Form::Text,
-            };
-            show::run(&*letters, *id, form).await?;
+            show::run(&*letters, *id, *raw, output.json).await?;
         }
         DeadLettersCommand::Replay {
             letters: meant,

@@ -1,5 +1,4 @@
-//! One source that has an end, through the same pipeline as the service's: until that end, or until
-//! somebody stops it.
+//! A pipeline on one source that has an end, until that end or until somebody stops it.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,18 +20,15 @@ use crate::wiring::{self, Missing};
 /// How often progress is looked at; faster is more than an eye sees.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How a run came to its end.
 pub(crate) enum End {
     Finished,
     Interrupted(Stop, Drained),
-    /// The source cannot be read further.
     Failed(String),
-    /// The store was away for longer than somebody wants to wait, and why.
+    /// How long the store was away, and why.
     GaveUp(Duration, String),
 }
 
-/// How long what is held may still take when it is given up: while the store is away it would not become
-/// durable however long it took.
+/// While the store is away, what is held would not become durable however long it took.
 const NOT_WAITED_FOR: Duration = Duration::from_millis(200);
 
 /// A pipeline at work on one source.
@@ -70,23 +66,20 @@ impl FiniteRun {
         })
     }
 
-    /// What became of the messages so far.
     pub(crate) fn ledger(&self) -> LedgerCounts {
         self.metrics.ledger()
     }
 
-    /// How many events were older than retention keeps.
     pub(crate) fn older_than_retention(&self) -> u64 {
         self.metrics.older_than_retention()
     }
 
-    /// For how long it has been at work.
     pub(crate) fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// Waits for the end. `look` sees how far it is, ten times a second, and may say why the source
-    /// cannot be read further; what was read of it is then still written.
+    /// Waits for the end. `look` is called at every tick, and may say why the source cannot be read
+    /// further; what was read before is still written.
     pub(crate) async fn to_end(
         &self,
         signals: &mut Signals,
@@ -130,7 +123,7 @@ impl FiniteRun {
         }
     }
 
-    /// Since when the store cannot be written to, if it cannot. Says so when it begins.
+    /// Warns when an absence of the store begins.
     async fn look_at_store(
         &self,
         before: Option<Absence>,
@@ -163,7 +156,6 @@ impl FiniteRun {
     }
 }
 
-/// A store that cannot be written to.
 struct Absence {
     since: Instant,
     error: String,

@@ -1,7 +1,7 @@
 //! The trim guard, for an operator who wants to look at it or to go back to Prefect's persister.
 
 use anyhow::{Context as _, bail};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::cli::{Command, GuardCommand};
 use crate::config::Config;
@@ -11,10 +11,9 @@ use crate::wiring::{self, GuardReport};
 const NO_REDIS: &str = "no Redis is configured, so there is no guard; give --redis-url or \
      EVENT_PERSISTER_REDIS_URL, or run this in the environment of the Prefect server";
 
-/// Without Redis these commands have no meaning.
 pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()> {
     match command {
-        Command::Guard { .. } if config.redis.is_none() => bail!("{NO_REDIS}"),
+        Command::Guard(_) if config.redis.is_none() => bail!("{NO_REDIS}"),
         _ => Ok(()),
     }
 }
@@ -22,15 +21,15 @@ pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()>
 pub(crate) async fn run(config: &Config, command: &GuardCommand) -> anyhow::Result<()> {
     let bus = wiring::bus_operator(config)?.context(NO_REDIS)?;
     match command {
-        GuardCommand::Show { output } => {
+        GuardCommand::Show(output) => {
             let report = bus.show_guard().await.context("cannot look at the guard")?;
             if output.json {
-                output::json(&document(&report))
+                output::json(&json!(report))
             } else {
                 output::line(&describe(&report))
             }
         }
-        GuardCommand::Remove { output } => {
+        GuardCommand::Remove(output) => {
             let was_there = bus
                 .remove_guard()
                 .await
@@ -45,26 +44,6 @@ pub(crate) async fn run(config: &Config, command: &GuardCommand) -> anyhow::Resu
             })
         }
     }
-}
-
-/// The guard and the group as a document.
-pub(crate) fn document(report: &GuardReport) -> Value {
-    json!({
-        "stream": report.stream,
-        "stream_length": report.stream_length,
-        "guard_group": report.guard_group,
-        "guard_position": report.guard_position,
-        "last_id": report.last_id,
-        "misplaced": report.misplaced,
-        "group": report.group,
-        "group_state": report.group_progress.as_ref().map(|group| json!({
-            "last_delivered": group.last_delivered,
-            "smallest_pending": group.smallest_pending,
-            "pending": group.num_pending,
-            "consumers": group.num_consumers,
-            "lag": group.lag,
-        })),
-    })
 }
 
 pub(crate) fn describe(report: &GuardReport) -> String {
@@ -106,6 +85,8 @@ pub(crate) fn describe(report: &GuardReport) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn report() -> GuardReport {
@@ -131,17 +112,13 @@ mod tests {
         let text = describe(&report);
         assert!(text.contains("stream events: 3 entries"), "{text}");
         assert!(text.contains("guard guard: not there"), "{text}");
-        assert_eq!(document(&report)["guard_position"], Value::Null);
+        assert_eq!(json!(report)["guard_position"], Value::Null);
     }
 
     #[test]
     fn commands_about_the_guard_need_a_redis() {
         let config = Config::of_defaults().unwrap();
-        let show = Command::Guard {
-            command: GuardCommand::Show {
-                output: crate::cli::Output { json: false },
-            },
-        };
+        let show = Command::Guard(GuardCommand::Show(crate::cli::Output { json: false }));
         let error = validate(&show, &config).unwrap_err().to_string();
         assert!(error.contains("--redis-url"), "{error}");
         assert!(validate(&Command::default(), &config).is_ok());

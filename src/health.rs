@@ -1,4 +1,4 @@
-//! Asks the service on this machine how it is: a health check where there is nothing but this binary.
+//! The command `health`: asks the service on this machine how it is.
 
 use std::time::Duration;
 
@@ -16,15 +16,11 @@ pub(crate) async fn run(config: &Config, ready: bool, timeout: Duration) -> anyh
     };
     let asked = actix_rt::time::timeout(timeout, ask(config, question)).await;
     let asked = asked.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")));
-    let (is_well, line) = match asked {
-        Ok(line) => (true, line),
-        Err(line) => (false, line),
-    };
-    output::line(&output::one_line(&line))?;
-    Ok(is_well)
+    let (Ok(line) | Err(line)) = &asked;
+    output::line(&output::one_line(line))?;
+    Ok(asked.is_ok())
 }
 
-/// What is well, or what is not.
 async fn ask(config: &Config, question: Question) -> Result<String, String> {
     let Listen::At(address) = &config.http.listener.listen else {
         return Err("http.listen is off, so there is nobody to ask".to_owned());

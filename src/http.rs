@@ -33,11 +33,9 @@ pub(crate) use settings::{CertificateFiles, Listen, ListenerSettings};
 /// The paths that are served to anyone, whatever the load.
 const HEALTH_PATHS: [&str; 2] = [HEALTH_PATH, READY_PATH];
 
-/// The part of the process that the listener serves.
 pub(crate) trait Served: Send + Sync {
     fn health(&self) -> HealthRoutes;
 
-    /// Mounts the routes for events.
     fn mount(&self, config: &mut web::ServiceConfig);
 
     /// Whether there is something to look at on the page.
@@ -46,7 +44,6 @@ pub(crate) trait Served: Send + Sync {
     }
 }
 
-/// The parts that the listener is made of.
 #[derive(Clone)]
 pub(crate) struct ListenerParts {
     pub(crate) served: Arc<dyn Served>,
@@ -74,7 +71,6 @@ impl ListenAddress {
         Ok(Self { addresses })
     }
 
-    /// Whether only this machine can connect.
     pub(crate) fn is_loopback(&self) -> bool {
         self.addresses
             .iter()
@@ -87,7 +83,6 @@ impl ListenAddress {
     }
 }
 
-/// Mounts the two health paths, and where it is open the rest.
 fn configure(config: &mut web::ServiceConfig, listener: &ListenerParts, is_open: bool) {
     config.app_data(web::Data::new(listener.clone()));
     listener.served.health().configure(config);

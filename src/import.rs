@@ -14,6 +14,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::cli::ImportFlags;
 use crate::config::Config;
 use crate::finite_run::{End, FiniteRun};
 use crate::output;
@@ -29,16 +30,13 @@ const AGAIN: &str = "import the file again: events that are stored count as dupl
 /// How often a log says how far it is, where nobody sees a bar.
 const TELL_EVERY: Duration = Duration::from_secs(30);
 
-/// Imports; whether all of it arrived as events.
 pub(crate) async fn run(
     config: &Config,
     screen: &MultiProgress,
-    path: &Path,
-    wait: Option<Duration>,
-    json: bool,
+    flags: &ImportFlags,
 ) -> anyhow::Result<bool> {
     let mut signals = Signals::listen()?;
-    let input = Input::open(path)?;
+    let input = Input::open(&flags.file)?;
     let bar = screen.add(progress_bar(input.num_bytes));
     let unpacked = Unpacked::new(input.reader);
     let num_raw = unpacked.num_raw();
@@ -47,7 +45,7 @@ pub(crate) async fn run(
         name: input.name,
         progress: source.progress(),
         num_raw,
-        run: FiniteRun::start(config, source, AGAIN, wait)?,
+        run: FiniteRun::start(config, source, AGAIN, flags.wait)?,
         bar,
         told: Cell::new(Instant::now()),
     };
@@ -59,7 +57,7 @@ pub(crate) async fn run(
         import.run.older_than_retention(),
         import.run.elapsed(),
     );
-    if json {
+    if flags.output.json {
         output::json(&summary)?;
     } else {
         output::line(&summary.to_line())?;
@@ -73,7 +71,7 @@ pub(crate) async fn run(
 struct Input {
     reader: Box<dyn Read + Send>,
     name: String,
-    /// The same for the file by whatever name it is called, since a dead letter is known by where it stood.
+    /// The same by whatever path the file is named: a dead letter is known by its position.
     position: String,
     num_bytes: Option<u64>,
 }
@@ -106,7 +104,7 @@ impl Input {
     }
 }
 
-/// What has no path of its own, such as a pipe, is called as it was called.
+/// A pipe has no path of its own.
 fn canonical(path: &Path, is_file: bool) -> String {
     let canonical = is_file.then(|| std::fs::canonicalize(path).ok()).flatten();
     canonical.as_deref().unwrap_or(path).display().to_string()
@@ -114,16 +112,11 @@ fn canonical(path: &Path, is_file: bool) -> String {
 
 /// Drawn on standard error, and only if that is a terminal.
 fn progress_bar(num_bytes: Option<u64>) -> ProgressBar {
-    let (bar, template) = match num_bytes {
-        Some(num_bytes) => (
-            ProgressBar::new(num_bytes),
-            "{wide_bar} {bytes}/{total_bytes} {msg} {eta}",
-        ),
-        None => (
-            ProgressBar::no_length(),
-            "{spinner} {bytes} {msg} {elapsed}",
-        ),
+    let template = match num_bytes {
+        Some(_) => "{wide_bar} {bytes}/{total_bytes} {msg} {eta}",
+        None => "{spinner} {bytes} {msg} {elapsed}",
     };
+    let bar = num_bytes.map_or_else(ProgressBar::no_length, ProgressBar::new);
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         // A plainer bar is no reason to stop.
@@ -135,16 +128,14 @@ struct Import {
     name: String,
     run: FiniteRun,
     progress: Arc<FileProgress>,
-    /// Bytes of the file as it stands there, compressed or not.
+    /// Bytes of the file, before they are decompressed.
     num_raw: Arc<AtomicU64>,
     bar: ProgressBar,
-    /// When a line of the log told how far it is.
     told: Cell<Instant>,
 }
 
 impl Import {
-    /// Moves the bar; says why the file cannot be read further, once all that was read of it is in the
-    /// pipeline.
+    /// Shows progress. Returns why the file cannot be read further, once all lines before are received.
     fn look(&self, ledger: &LedgerCounts) -> Option<String> {
         self.bar.set_position(self.num_raw.load(Ordering::Relaxed));
         self.bar.set_message(format!(
@@ -171,13 +162,12 @@ impl Import {
                 self.name,
                 match summary.stored + summary.duplicates {
                     0 => "nothing is".to_owned(),
-                    1 => "1 event is".to_owned(),
-                    num => format!("{num} events are"),
+                    num => are(num, "event"),
                 }
             ),
             End::Interrupted(stop, drained) if drained.released > 0 => bail!(
                 "stopped by {stop} after {} of {}, of which {} could not be written in time; {AGAIN}",
-                counted(summary.read, "event"),
+                output::counted(summary.read, "event"),
                 self.name,
                 drained.released
             ),
@@ -187,17 +177,14 @@ impl Import {
             ),
             End::Interrupted(stop, _) => bail!(
                 "stopped by {stop} after {} of {}, all of which are written; for the rest, {AGAIN}",
-                counted(summary.read, "event"),
+                output::counted(summary.read, "event"),
                 self.name
             ),
             End::Finished if summary.dead_letters > 0 => {
                 log::warn!(
                     "{} no event or refused by the database; `event-persister dead-letters list` shows \
                      why",
-                    match summary.dead_letters {
-                        1 => "1 message is".to_owned(),
-                        num => format!("{num} messages are"),
-                    }
+                    are(summary.dead_letters, "message")
                 );
                 Ok(false)
             }
@@ -206,9 +193,9 @@ impl Import {
     }
 }
 
-fn counted(num: u64, what: &str) -> String {
-    let plural = if num == 1 { "" } else { "s" };
-    format!("{num} {what}{plural}")
+fn are(num: u64, what: &str) -> String {
+    let verb = if num == 1 { "is" } else { "are" };
+    format!("{} {verb}", output::counted(num, what))
 }
 
 fn rate(ledger: &LedgerCounts, elapsed: Duration) -> u64 {
@@ -219,7 +206,6 @@ fn rate(ledger: &LedgerCounts, elapsed: Duration) -> u64 {
     durable.saturating_mul(1000) / millis
 }
 
-/// What is told at the end.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Summary {
     read: u64,
@@ -255,7 +241,7 @@ impl Summary {
         )
     }
 
-    /// That events will not stay, where somebody should hear of it.
+    /// Where events will not stay.
     fn warning(&self) -> Option<String> {
         let has_any = self.stored + self.duplicates > 0;
         (has_any && self.older_than_retention > 0).then(|| {
@@ -263,10 +249,7 @@ impl Summary {
                 "{} older than retention keeps; a service deletes such events with its next pass. Keep \
                  them longer with trim.retention (EVENT_PERSISTER_TRIM_RETENTION=365d), or for ever with \
                  trim.every = \"off\"",
-                match self.older_than_retention {
-                    1 => "1 event is".to_owned(),
-                    num => format!("{num} events are"),
-                }
+                are(self.older_than_retention, "event")
             )
         })
     }

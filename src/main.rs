@@ -10,6 +10,7 @@ use crate::config::Config;
 mod api;
 mod check;
 mod cli;
+mod comparing;
 mod config;
 mod dead_letters;
 mod events;
@@ -58,12 +59,16 @@ fn run() -> i32 {
         // Help and version come this way as well, and are no errors.
         Err(error) => error.exit(),
     };
-    if let Command::Completions { shell } = &command {
-        return exit_code(output::bytes(&cli::completions(*shell)).map(|()| true));
-    }
-    if let Command::Config { command } = &command
-        && let Some(printed) = settings::print_general(command)
-    {
+    // These need no configuration.
+    let printed = match &command {
+        Command::Completions { shell } => Some(output::bytes(&cli::completions(*shell))),
+        Command::Config(ConfigCommand::Example) => {
+            Some(output::bytes(config::example().as_bytes()))
+        }
+        Command::Config(ConfigCommand::Schema) => Some(output::json(&config::schema())),
+        _ => None,
+    };
+    if let Some(printed) = printed {
         return exit_code(printed.map(|()| true));
     }
     let config = match Config::load(&flags) {
@@ -73,10 +78,7 @@ fn run() -> i32 {
             return WRONG_USAGE;
         }
     };
-    if let Command::Config {
-        command: ConfigCommand::Show { output },
-    } = &command
-    {
+    if let Command::Config(ConfigCommand::Show(output)) = &command {
         return exit_code(settings::show(&config, output.json).map(|()| true));
     }
     let valid = wiring::validate(&config)
@@ -114,45 +116,17 @@ async fn execute(
     match command {
         Command::Serve(flags) if flags.shadow => return shadow::run(config, flags).await,
         Command::Serve(_) => serve::run(config).await?,
-        Command::Import { file, wait, output } => {
-            return import::run(config, screen, file, *wait, output.json).await;
-        }
-        Command::Check { output } => return check::run(config, output.json).await,
+        Command::Import(flags) => return import::run(config, screen, flags).await,
+        Command::Check(output) => return check::run(config, output.json).await,
         Command::Health { ready, timeout } => return health::run(config, *ready, *timeout).await,
-        Command::Migrate { output } => migrate::run(config, output.json).await?,
-        Command::Trim {
-            dry_run,
-            remove_half_events,
-            yes,
-            output,
-        } => {
-            let wishes = trim::Wishes {
-                dry_run: *dry_run,
-                remove_half_events: *remove_half_events,
-                yes: *yes,
-                json: output.json,
-            };
-            trim::run(config, wishes).await?;
-        }
-        Command::DeadLetters { command } => {
-            return dead_letters::run(config, screen, command).await;
-        }
-        Command::Events { command } => events::run(config, command).await?,
-        Command::Guard { command } => guard::run(config, command).await?,
+        Command::Migrate(output) => migrate::run(config, output.json).await?,
+        Command::Trim(flags) => trim::run(config, *flags).await?,
+        Command::DeadLetters(command) => return dead_letters::run(config, screen, command).await,
+        Command::Events(command) => events::run(config, command).await?,
+        Command::Guard(command) => guard::run(config, command).await?,
         // They were done before, since they need no more than the configuration.
-        Command::Completions { .. } | Command::Config { .. } => {}
-        Command::Verify {
-            since,
-            limit,
-            output,
-        } => {
-            let wishes = verify::Wishes {
-                since: *since,
-                limit: *limit,
-                json: output.json,
-            };
-            return verify::run(config, wishes).await;
-        }
+        Command::Completions { .. } | Command::Config(_) => {}
+        Command::Verify(flags) => return verify::run(config, *flags).await,
     }
     Ok(true)
 }

@@ -5,23 +5,19 @@
 
 use std::time::Duration;
 
-/// Buffers up to this size come from memory that is kept. A batch on its way to PostgreSQL takes several
-/// of some MiB; to ask the kernel for them anew costs a fifth of all that this process works.
+/// Buffers up to this size come from memory that is kept. A batch takes several of some MiB; to ask the
+/// kernel for them anew costs a fifth of this process's CPU.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const KEPT: libc::c_int = 32 << 20;
 
 /// More than this is given back once nobody has used it for a while: writers at full speed free and take
 /// less than this. Larger keeps for longer what a crowd has needed, smaller takes back what is needed soon.
 const MAX_KEPT: u64 = 64 << 20;
-/// How often it is looked at how much is kept.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How many looks in a row must find too much.
 const NUM_LOOKS: u32 = 2;
 
-/// Has glibc keep freed memory, and keep it once for all threads.
-///
-/// By itself it keeps some for each thread, and never uses it for another. No thread here allocates so
-/// much that they would wait for each other.
+/// Has glibc keep freed memory once for all threads. By itself it keeps some for each, and never uses it for
+/// another. No thread here allocates so much that they would wait for each other.
 pub(crate) fn keep_once() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: the calls take two numbers and touch nothing of ours; they are made before there are other
@@ -33,10 +29,8 @@ pub(crate) fn keep_once() {
     }
 }
 
-/// Gives back, from now on, what a crowd has needed and nobody needs any more.
-///
-/// By itself glibc gives back only what is behind the last thing that is still in use, which may be
-/// nothing of hundreds of MiB.
+/// Gives back, from now on, what a crowd has needed. By itself glibc gives back only what is behind the last
+/// thing in use, which may be nothing of hundreds of MiB.
 pub(crate) fn give_back() -> std::io::Result<()> {
     let look = || {
         let mut looks = Looks::default();
@@ -52,7 +46,6 @@ pub(crate) fn give_back() -> std::io::Result<()> {
     thread.spawn(look).map(drop)
 }
 
-/// What was found so far.
 #[derive(Debug, Default)]
 struct Looks {
     /// How many in a row found too much.
@@ -79,7 +72,6 @@ impl Looks {
     }
 }
 
-/// How much memory is resident and free.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn num_kept() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use event_persister_actors::clock::SystemClock;
 use event_persister_actors::metrics::Metrics;
 use prometheus::core::Collector;
@@ -14,31 +13,24 @@ use crate::config::Config;
 use crate::wiring::{Bus, Intake};
 
 mod listener;
+mod looked_up;
 mod redis;
 
 pub(crate) use listener::Refusals;
 
-use listener::IntakeMetrics;
-use redis::RedisMetrics;
+use listener::of_intake;
+use redis::of_redis;
 
 /// A registry with everything in it.
-pub(crate) fn registry(
-    config: &Config,
-    metrics: &Metrics,
-    refusals: &Refusals,
-    intake: &Intake,
-    bus: Option<&Bus>,
-) -> anyhow::Result<Registry> {
-    const FAILED: &str = "cannot set the metrics up";
+pub(crate) fn registry(all: Vec<Box<dyn Collector>>) -> Result<Registry, prometheus::Error> {
     let registry = Registry::new();
-    let all = collectors(config, metrics, refusals, intake, bus).context(FAILED)?;
     for collector in all {
-        registry.register(collector).context(FAILED)?;
+        registry.register(collector)?;
     }
     Ok(registry)
 }
 
-fn collectors(
+pub(crate) fn collectors(
     config: &Config,
     metrics: &Metrics,
     refusals: &Refusals,
@@ -49,13 +41,12 @@ fn collectors(
         Box::new(build_info()?),
         Box::new(metrics.clone()),
         Box::new(refusals.collector()),
-        Box::new(IntakeMetrics::new(intake.handle.clone())?),
+        Box::new(of_intake(intake.handle.clone())?),
     ];
     if let (Some(bus), Some(settings)) = (bus, &config.redis) {
         let limit = settings.guard_max_entries.get();
         let clock = Arc::new(SystemClock);
-        let of_redis = RedisMetrics::new(bus.stats.clone(), limit, clock)?;
-        all.push(Box::new(of_redis));
+        all.push(Box::new(of_redis(bus.stats.clone(), limit, clock)?));
     }
     Ok(all)
 }

@@ -5,7 +5,6 @@ use serde_json::json;
 use crate::config::Config;
 use crate::{output, wiring};
 
-/// Migrates, and says what was done.
 pub(crate) async fn run(config: &Config, json: bool) -> anyhow::Result<()> {
     let run = wiring::migrate(config).await?;
     if json {

@@ -1,7 +1,7 @@
 //! What commands print: results on standard output, and nothing else there.
 //!
-//! Most of it came from outside, and a terminal obeys what it is sent. So whatever is printed here has
-//! its control characters escaped, whether anybody sees it at once or later; only [`bytes()`] is as it is.
+//! Most of it came from outside, and a terminal obeys what it is sent. So control characters are escaped;
+//! only [`bytes()`] prints what it is given.
 
 use std::io::{self, Write};
 
@@ -9,20 +9,18 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
 /// Writes a text of one or more lines, and the end of the last.
-///
-/// A reader that has gone, such as `head`, has seen enough: that is no failure.
 pub(crate) fn line(text: &str) -> anyhow::Result<()> {
     bytes(format!("{}\n", lines(text)).as_bytes())
 }
 
 fn finished(written: io::Result<()>) -> anyhow::Result<()> {
     match written {
+        // A reader that has gone, such as `head`, has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|error| anyhow::anyhow!("cannot write to standard output: {error}")),
     }
 }
 
-/// Writes bytes that already are what they should be.
 pub(crate) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     finished(stdout.write_all(bytes).and_then(|()| stdout.flush()))
@@ -32,8 +30,7 @@ pub(crate) fn json(document: &impl Serialize) -> anyhow::Result<()> {
     line(&plain_json(&serde_json::to_string_pretty(document)?))
 }
 
-/// JSON that says the same, and in which no text holds a character that a terminal obeys: they stand
-/// nowhere but in texts, where each may be written as its number.
+/// JSON that says the same. What a terminal obeys stands only in texts, where it is written as its number.
 pub(crate) fn plain_json(json: &str) -> String {
     escaped(json, "\n", |c| {
         let mut units = [0; 2];
@@ -42,16 +39,19 @@ pub(crate) fn plain_json(json: &str) -> String {
     })
 }
 
-/// A moment, to the second.
 pub(crate) fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+pub(crate) fn counted(num: u64, what: &str) -> String {
+    let plural = if num == 1 { "" } else { "s" };
+    format!("{num} {what}{plural}")
 }
 
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
     line(&format_table(header, rows))
 }
 
-/// Rows in columns, one line each, every column as wide as its widest cell.
 pub(crate) fn format_table(header: &[&str], rows: &[Vec<String>]) -> String {
     let header: Vec<String> = header.iter().map(|cell| (*cell).to_owned()).collect();
     let rows: Vec<Vec<String>> = std::iter::once(&header)
@@ -81,13 +81,12 @@ pub(crate) fn format_table(header: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
-/// Writes an error to standard error, where nobody may be listening.
 pub(crate) fn error(text: &str) {
     // There is no third place to tell that the second one failed.
     drop(writeln!(io::stderr().lock(), "error: {}", lines(text)));
 }
 
-/// A text on one line, for a cell of a table: what tells a terminal to do anything is escaped.
+/// A text on one line, for a cell of a table.
 pub(crate) fn one_line(text: &str) -> String {
     escaped(text, "", |c| c.escape_default().collect())
 }
@@ -110,8 +109,7 @@ fn escaped(text: &str, kept: &str, escape: impl Fn(char) -> String) -> String {
     plain
 }
 
-/// Whether it ends a line, moves the cursor or begins a command, or makes text run from right to left,
-/// by which a name can be made to look like another.
+/// Whether a terminal acts on it, or shows a name as another because it runs from right to left.
 pub(crate) fn is_obeyed(c: char) -> bool {
     c.is_control()
         || matches!(

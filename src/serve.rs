@@ -27,32 +27,30 @@ use crate::signals::Signals;
 use crate::systemd::Notifier;
 use crate::wiring::{self, Bus, EventRoutes, Intake, OutRoutes, Stores};
 
-/// How often it is asked whether it is ready for the first time.
 const READY_EVERY: Duration = Duration::from_millis(100);
-/// How often it is looked at whether the pipeline is still there.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+const NO_METRICS: &str = "cannot set the metrics up";
 
 /// Serves until a signal ends it.
 pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     memory::give_back().context("cannot start a thread")?;
-    let metrics = Metrics::new().context("cannot set the metrics up")?;
+    let metrics = Metrics::new().context(NO_METRICS)?;
     let setup = ListenerSetup::find(&config.http)?;
     let intake = wiring::intake(config);
     let bus = wiring::bus(config)?;
     let sources = sources(&intake, bus.as_ref(), setup.is_some());
-    let names: Vec<String> = sources
-        .iter()
-        .map(|source| source.name().to_owned())
-        .collect();
+    let names: Vec<&str> = sources.iter().map(|source| source.name()).collect();
+    let names = names.join(",");
     let stores = Stores::new(config);
     let live = LiveEvents::default();
     let open_store = live.told_by(Arc::clone(&stores.open_store));
     let parts = wiring::pipeline_parts(config, sources, open_store, metrics.clone());
-    let refusals = Refusals::new().context("cannot set the metrics up")?;
-    let registry = metrics::registry(config, &metrics, &refusals, &intake, bus.as_ref())?;
-    // It runs once the listener is bound: a second process on the same address ends before that, and
-    // has not touched the database.
+    let refusals = Refusals::new().context(NO_METRICS)?;
+    let collectors = metrics::collectors(config, &metrics, &refusals, &intake, bus.as_ref());
+    let registry = collectors.and_then(metrics::registry).context(NO_METRICS)?;
+    // It runs once the listener is bound: a second process on the same address must not touch the database.
     let context = Context::new();
     let pipeline = context.address();
     let api = config.http.listener.read_api;
@@ -69,14 +67,11 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
     };
     let opened = setup.map(|setup| setup.open(&listener));
     let mut listening = opened.transpose()?;
-    let (sources, listen) = (
-        names.join(","),
-        RunningListener::addresses(listening.as_ref()),
-    );
+    let listen = RunningListener::addresses(listening.as_ref());
     context.run(PipelineActor::new(config.pipeline.clone(), parts));
-    announce(config, &sources, &listen);
+    announce(config, &names, &listen);
     warn(config, listening.as_ref());
-    actix_rt::spawn(tell_when_ready(pipeline.clone(), sources, listen));
+    actix_rt::spawn(tell_when_ready(pipeline.clone(), names, listen));
     let notifier = Notifier::start(Supervisor::of_environment(), pipeline.clone());
     let ended = tokio::select! {
         stop = signals.next() => {
@@ -105,7 +100,6 @@ fn sources(intake: &Intake, bus: Option<&Bus>, listens: bool) -> Vec<Arc<dyn Eve
     redis.into_iter().chain(http).collect()
 }
 
-/// The pipeline and its routes, behind the listener.
 struct Service {
     pipeline: Addr<PipelineActor>,
     events: EventRoutes,
@@ -188,7 +182,6 @@ pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()>
     }
 }
 
-/// Says once that all is ready, for the first time.
 async fn tell_when_ready(pipeline: Addr<PipelineActor>, sources: String, listen: String) {
     loop {
         match pipeline.send(Status).await {
@@ -203,13 +196,9 @@ async fn tell_when_ready(pipeline: Addr<PipelineActor>, sources: String, listen:
 }
 
 fn announce(config: &Config, sources: &str, listen: &str) {
-    let redis = config
-        .redis
-        .as_ref()
-        .map_or_else(|| "off".to_owned(), |redis| redis.url.masked());
-    let guard = match &config.redis {
-        Some(redis) if redis.guard => "on",
-        _ => "off",
+    let (redis, guard) = match &config.redis {
+        Some(redis) => (redis.url.masked(), if redis.guard { "on" } else { "off" }),
+        None => ("off".to_owned(), "off"),
     };
     log::info!(
         "event-persister {} started listen={listen} sources={sources} redis={redis} \
@@ -221,7 +210,7 @@ fn announce(config: &Config, sources: &str, listen: &str) {
 }
 
 fn warn(config: &Config, listening: Option<&RunningListener>) {
-    for warning in &config.prefect.warnings {
+    for warning in config.prefect.warning_lines() {
         log::warn!("{warning}");
     }
     if let Some(listening) = listening {
@@ -229,14 +218,13 @@ fn warn(config: &Config, listening: Option<&RunningListener>) {
     }
 }
 
-/// Resolves when the pipeline's actor is no longer there, which it never should.
+/// Never resolves while all is well.
 async fn gone(pipeline: &Addr<PipelineActor>) {
     while pipeline.connected() {
         actix_rt::time::sleep(WATCH_EVERY).await;
     }
 }
 
-/// Takes nothing more in, makes durable what is held, answers the requests that wait, and stops.
 async fn shut_down(
     config: &Config,
     intake: &Intake,

@@ -2,20 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::cli::ConfigCommand;
-use crate::config::{self, Config, Origin};
+use crate::config::{Config, Origin};
 use crate::output;
 
-/// Prints what needs no configuration, if that is asked for; whether it was.
-pub(crate) fn print_general(command: &ConfigCommand) -> Option<anyhow::Result<()>> {
-    match command {
-        ConfigCommand::Example => Some(output::bytes(config::example().as_bytes())),
-        ConfigCommand::Schema => Some(output::json(&config::schema())),
-        ConfigCommand::Show { .. } => None,
-    }
-}
-
-/// Prints what is in effect, and where each value came from.
 pub(crate) fn show(config: &Config, json: bool) -> anyhow::Result<()> {
     if json {
         output::json(&documents(config))
@@ -24,7 +13,6 @@ pub(crate) fn show(config: &Config, json: bool) -> anyhow::Result<()> {
     }
 }
 
-/// The settings in effect, for people.
 pub(crate) fn table(config: &Config) -> anyhow::Result<()> {
     let rows: Vec<Vec<String>> = config
         .effective
@@ -43,7 +31,6 @@ pub(crate) fn table(config: &Config) -> anyhow::Result<()> {
     output::table(&["SETTING", "VALUE", "FROM"], &rows)
 }
 
-/// The same for machines.
 pub(crate) fn documents(config: &Config) -> Vec<Value> {
     let settings = config.effective.iter().map(|setting| {
         json!({

@@ -3,31 +3,24 @@
 //!
 //! A message is compared once the group at work has acknowledged it and Prefect's flush interval is
 //! over, with five seconds to spare; what is not as expected then is looked at once more, after as
-//! long again. One loop does it all, so that what is read never outruns what is compared: when too
-//! much waits, reading pauses.
+//! long again. One loop does it all, and reading pauses when too much waits.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use chrono::TimeDelta;
-use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::delivery::Entry;
-use event_persister_actors::event::{EventLimits, Received};
-use event_persister_actors::messages::TrimError;
-use event_persister_actors::source::Body;
 use event_persister_actors::status::error_chain;
-use event_persister_actors::store::Cutoffs;
-use event_persister_actors::store::operator::{StoreOperator, UNKNOWN_RECEIVED};
-use event_persister_actors::trim::cutoffs;
+use event_persister_actors::store::operator::StoreOperator;
 use tokio::time::Instant;
 
 use self::health::{Failed, Health};
 use self::metrics::ShadowMetrics;
 use self::report::Report;
-use self::tally::{Class, Tally, Verdict};
-use self::waiting::{HeldMessage, WaitingMessages};
+use self::tally::{Class, Tally};
+use self::waiting::WaitingMessages;
 use crate::cli::{Command, ServeFlags};
+use crate::comparing;
 use crate::config::Config;
 use crate::http::{ListenerSetup, RunningListener};
 use crate::signals::Signals;
@@ -42,30 +35,21 @@ mod waiting;
 
 /// How long Prefect's persister holds what it has acknowledged, where its environment does not say.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
-/// From the end of the flush interval to the look at the rows.
 const TO_SPARE: Duration = Duration::from_secs(5);
-/// How often the group at work is asked how far it is.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How long a database that has nothing to answer is left alone, before it is tried.
 const TRY_EVERY: Duration = Duration::from_secs(10);
-/// Questions to the database between two reads of the stream.
 const QUESTIONS_AT_ONCE: usize = 8;
-/// How often the counts are logged.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 /// How long the loop rests when there is nothing to do, and after a failure.
 const REST: Duration = Duration::from_millis(250);
 const REST_AFTER_FAILURE: Duration = Duration::from_secs(1);
-/// How long the end waits for Redis to destroy the group.
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Findings of each class that are named, unless wished otherwise.
 const LIMIT: usize = 20;
-/// Clocks differ: what retention is about to remove may be gone already.
-const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
 
 const NO_REDIS: &str = "no Redis is configured, so there is no persister to compare with; give \
      --redis-url or EVENT_PERSISTER_REDIS_URL, or run this in the environment of the Prefect server";
 
-/// Without Redis a shadow has no meaning.
 pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()> {
     match command {
         Command::Serve(flags) if flags.shadow && config.redis.is_none() => bail!("{NO_REDIS}"),
@@ -108,7 +92,6 @@ struct Shadow<'a> {
     bus: Box<dyn BusOperator>,
     beside: Box<dyn StreamShadow>,
     tables: Arc<dyn StoreOperator>,
-    limits: EventLimits,
     waiting: WaitingMessages,
     delay: Duration,
     tally: Tally,
@@ -131,7 +114,6 @@ impl<'a> Shadow<'a> {
             beside: bus.shadow(),
             bus,
             tables: wiring::operator(config, Missing::Ignore),
-            limits: config.events.clone(),
             waiting: WaitingMessages::new(delay),
             delay,
             tally: Tally::new(flags.limit.unwrap_or(LIMIT)),
@@ -191,7 +173,6 @@ impl<'a> Shadow<'a> {
         }
     }
 
-    /// Everything once; whether there is more to do at once.
     async fn step(&mut self, reads: bool) -> Result<bool, Failed> {
         let read_more = if reads { self.read().await? } else { false };
         self.ask().await?;
@@ -204,7 +185,6 @@ impl<'a> Shadow<'a> {
         Ok(read_more || num_compared > 0)
     }
 
-    /// Reads what there is room for; whether there is more.
     async fn read(&mut self) -> Result<bool, Failed> {
         let room = self.waiting.room();
         if room.is_none() != std::mem::replace(&mut self.is_paused, room.is_none()) {
@@ -232,15 +212,15 @@ impl<'a> Shadow<'a> {
         }
         let now = Instant::now();
         for body in read.bodies {
-            match &body {
-                Body::Raw { data, .. } if data.is_empty() => self.add(Class::Ignored, 1),
-                _ => self.waiting.push(body, now),
+            if comparing::is_empty(&body) {
+                self.add(Class::Ignored, 1);
+            } else {
+                self.waiting.push(body, now);
             }
         }
         Ok(read.more)
     }
 
-    /// Asks the group at work what it has acknowledged of what is held.
     async fn ask(&mut self) -> Result<(), Failed> {
         if self.asked.is_some_and(|asked| asked.elapsed() < ASK_EVERY) {
             return Ok(());
@@ -262,16 +242,19 @@ impl<'a> Shadow<'a> {
         Ok(())
     }
 
-    /// Compares some of what is due; whether there was any.
     async fn compare(&mut self) -> Result<bool, Failed> {
         let now = Instant::now();
-        let cutoffs = self.health.tables_answered(self.cutoffs())?;
+        let cutoffs = comparing::cutoffs(self.config);
+        let cutoffs = self.health.tables_answered(cutoffs)?;
         let due = self.waiting.take_due(now);
         let was_tried = self.tried.is_some_and(|tried| tried.elapsed() < TRY_EVERY);
         if due.is_empty() && was_tried {
             return Ok(false);
         }
-        let entries: Vec<Arc<Entry>> = due.iter().map(|held| self.parsed(held)).collect();
+        let entries = due.iter();
+        let entries: Vec<Arc<Entry>> = entries
+            .map(|held| comparing::entry(&held.body, &self.config.events))
+            .collect();
         let compared = self.tables.compare(&entries).await;
         let compared = match self.health.tables_answered(compared) {
             Ok(compared) => compared,
@@ -284,34 +267,12 @@ impl<'a> Shadow<'a> {
         let was_any = !due.is_empty();
         for ((held, entry), compared) in due.into_iter().zip(entries).zip(compared) {
             match self.tally.judge(&entry, compared, &cutoffs, held.look) {
-                Verdict::LookAgain => self.waiting.look_again(held, Instant::now()),
-                Verdict::Settled(class) => self.metrics.count(class, 1),
+                None => self.waiting.look_again(held, Instant::now()),
+                Some(class) => self.metrics.count(class, 1),
             }
         }
         self.name_findings();
         Ok(was_any)
-    }
-
-    /// The event that would be written, or the dead letter.
-    fn parsed(&self, held: &HeldMessage) -> Arc<Entry> {
-        match &held.body {
-            Body::Entry(entry) => Arc::clone(entry),
-            Body::Raw { position, data } => Arc::new(Entry::parse(
-                Arc::from(wiring::BUS_NAME),
-                position.clone(),
-                data.clone(),
-                &self.limits,
-                Received::FromText {
-                    default: UNKNOWN_RECEIVED,
-                },
-            )),
-        }
-    }
-
-    /// Before which moment events may be gone, at this moment.
-    fn cutoffs(&self) -> Result<Cutoffs, TrimError> {
-        let now = SystemClock.now() + CLOCKS_DIFFER_BY;
-        cutoffs(&self.config.trim, now)
     }
 
     fn add(&mut self, class: Class, number: usize) {
@@ -324,7 +285,7 @@ impl<'a> Shadow<'a> {
         for finding in self.tally.findings.iter().skip(self.num_named) {
             log::warn!(
                 "{} stream.id={} event.id={} {}",
-                finding.class.as_str(),
+                finding.class.as_ref(),
                 finding.stream_id,
                 finding.event_id.as_deref().unwrap_or("-"),
                 finding.detail()
@@ -352,7 +313,6 @@ impl<'a> Shadow<'a> {
         }
     }
 
-    /// Counts what is left, and destroys the group.
     async fn leave(&mut self) {
         self.add(Class::Unfinished, self.waiting.len());
         self.tell();

@@ -60,8 +60,6 @@ impl Signals {
 
     /// From now on any signal ends the process at once, but for an echo of the first: some
     /// supervisors send it to the process and then to its whole group.
-    ///
-    /// Nothing that was acknowledged is lost by it; what was not stays with its source.
     pub(crate) fn next_is_final(mut self) {
         let started = Instant::now();
         actix_rt::spawn(async move {

@@ -1,10 +1,9 @@
-//! Tells systemd how the service is: ready for the first time, what it is doing, alive, stopping.
+//! Tells systemd how the service is (`Type=notify`); without a socket nothing is told.
 //!
-//! By datagrams to the socket that systemd names (`Type=notify`); without one nothing is told. That
-//! the process is alive says nothing: the watchdog is told for as long as the pipeline answers.
+//! The watchdog is told for as long as the pipeline answers: that the process is alive says nothing.
 //!
-//! *Why no crate?* The usual one, `sd-notify`, does not reach sockets without a file, which
-//! systemd gives to services in containers, and reads the environment by itself.
+//! *Why no crate?* `sd-notify` 0.5 does not reach sockets without a file, which systemd gives to services in
+//! containers, and its sends block: a systemd that does not read would hold the service up.
 
 use std::ffi::OsStr;
 use std::io;
@@ -22,19 +21,16 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use crate::config::Supervisor;
 use crate::output;
 
-/// How often the pipeline is asked; more often where the watchdog wants it.
 const ASK_EVERY: Duration = Duration::from_secs(1);
-/// How long the pipeline may take to answer.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
-/// How much longer systemd is to wait for the first readiness, each time that the pipeline answers:
-/// a database that is away is no reason to start the service over.
+/// Each answer of the pipeline buys this much time for the first readiness: a database that is away is no
+/// reason to start the service over.
 const EXTEND_START_BY: Duration = Duration::from_secs(30);
 
 /// Tells systemd; tells nothing where systemd does not ask for it.
 pub(crate) struct Notifier(Option<Rc<Socket>>);
 
 impl Notifier {
-    /// Starts telling of this pipeline, on this thread.
     pub(crate) fn start(supervisor: Supervisor, pipeline: Addr<PipelineActor>) -> Self {
         let Some(name) = supervisor.notify_socket else {
             return Self(None);
@@ -76,7 +72,6 @@ async fn keep_telling(socket: Rc<Socket>, pipeline: Addr<PipelineActor>, mut rep
     }
 }
 
-/// Decides what there is to tell.
 struct Report {
     watchdog: Option<Duration>,
     was_ready: bool,
@@ -131,7 +126,6 @@ impl Report {
         lines
     }
 
-    /// Whether the next time would be too late.
     fn is_alive_due(&self, now: Instant) -> bool {
         let Some(every) = self.alive_every() else {
             return false;
@@ -153,7 +147,6 @@ impl Socket {
             None => SocketAddr::from_pathname(name)?,
         };
         let socket = UnixDatagram::unbound()?;
-        // A systemd that does not read must not hold the service up.
         socket.set_nonblocking(true)?;
         Ok(Self { socket, address })
     }

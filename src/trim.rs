@@ -5,86 +5,65 @@ use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::retention::HeldBack;
 use event_persister_actors::status::error_chain;
 use event_persister_actors::store::operator::{HalfEvents, StoreOperator};
-use event_persister_actors::store::{Cutoffs, EventStore, Trimmed};
-use event_persister_actors::trim::{TrimSettings, cutoffs, note_pass, run_pass};
+use event_persister_actors::store::{EventStore, Trimmed};
+use event_persister_actors::trim::{cutoffs, note_pass, run_pass};
 use serde_json::json;
 
+use crate::cli::TrimFlags;
 use crate::config::Config;
 use crate::output;
 use crate::wiring::{self, Missing};
 
-/// The flags of the command.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Wishes {
-    pub(crate) dry_run: bool,
-    /// Delete also events without resources and resources without an event.
-    pub(crate) remove_half_events: bool,
-    /// Whether a person says that the clock is right.
-    pub(crate) yes: bool,
-    pub(crate) json: bool,
-}
-
 /// Deletes what retention no longer keeps, or only counts it.
-pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<()> {
-    let settings = &config.trim;
-    let cutoffs = cutoffs(settings, SystemClock.now())?;
-    let missing = if wishes.dry_run {
+pub(crate) async fn run(config: &Config, flags: TrimFlags) -> anyhow::Result<()> {
+    let missing = if flags.dry_run {
         Missing::Ignore
     } else {
         Missing::Refuse
     };
     let store = wiring::open_store(config, missing)();
     let operator = wiring::operator(config, Missing::Ignore);
-    let done = if wishes.dry_run {
-        count(config, store.as_ref(), operator.as_ref(), &cutoffs).await
-    } else {
-        let allowed = wishes.yes;
-        let done = pass(config, store.as_ref(), settings, &cutoffs, allowed).await;
-        done.map(|trimmed| (trimmed, None))
-    };
+    let done = pass(config, store.as_ref(), operator.as_ref(), flags).await;
     wiring::close(store.as_ref()).await;
     let (trimmed, held_back) = done?;
-    let halves = if wishes.remove_half_events && !wishes.dry_run {
+    let halves = if flags.remove_half_events && !flags.dry_run {
         let removed = operator.remove_half_events().await;
         removed.context("cannot remove the half events")?
     } else {
         count_half_events(operator.as_ref()).await
     };
-    print(trimmed, halves, held_back, wishes)
+    print(trimmed, halves, held_back, flags)
 }
 
-/// Counts what a pass would remove, and tells whether it would wait for a person.
-async fn count(
-    config: &Config,
-    store: &dyn EventStore,
-    operator: &dyn StoreOperator,
-    cutoffs: &Cutoffs,
-) -> anyhow::Result<(Trimmed, Option<HeldBack>)> {
-    const WHAT: &str = "cannot count what would be deleted";
-    let trimmed = operator.count_expired(cutoffs).await.context(WHAT)?;
-    let looked = wiring::caution(config).look(store, cutoffs).await;
-    Ok((trimmed, looked.context(WHAT)?.err()))
-}
-
-/// One pass, unless it has to be allowed and is not.
+/// One pass, unless a person has to allow it. A dry run returns what it would remove, and what it would wait
+/// for.
 async fn pass(
     config: &Config,
     store: &dyn EventStore,
-    settings: &TrimSettings,
-    cutoffs: &Cutoffs,
-    is_allowed: bool,
-) -> anyhow::Result<Trimmed> {
-    const WHAT: &str = "cannot delete what retention no longer keeps";
-    let looked = wiring::caution(config).look(store, cutoffs).await;
-    let now = match looked.context(WHAT)? {
+    operator: &dyn StoreOperator,
+    flags: TrimFlags,
+) -> anyhow::Result<(Trimmed, Option<HeldBack>)> {
+    let what = if flags.dry_run {
+        "cannot count what would be deleted"
+    } else {
+        "cannot delete what retention no longer keeps"
+    };
+    let cutoffs = cutoffs(&config.trim, SystemClock.now())?;
+    let looked = wiring::caution(config).look(store, &cutoffs).await;
+    let looked = looked.context(what)?;
+    if flags.dry_run {
+        let trimmed = operator.count_expired(&cutoffs).await.context(what)?;
+        return Ok((trimmed, looked.err()));
+    }
+    let now = match looked {
         Ok(last) => last.now,
-        Err(held_back) if is_allowed => held_back.now,
+        Err(held_back) if flags.yes => held_back.now,
         Err(held_back) => bail!("{held_back}"),
     };
-    let trimmed = run_pass(store, cutoffs, settings.batch_size, |_| {}).await;
-    let trimmed = trimmed.context(WHAT)?;
+    let trimmed = run_pass(store, &cutoffs, config.trim.batch_size, |_| {}).await;
+    let trimmed = trimmed.context(what)?;
     note_pass(store, now).await;
-    Ok(trimmed)
+    Ok((trimmed, None))
 }
 
 /// That they cannot be counted is no failure of what was asked for.
@@ -99,12 +78,12 @@ fn print(
     trimmed: Trimmed,
     halves: Option<HalfEvents>,
     held_back: Option<HeldBack>,
-    wishes: Wishes,
+    flags: TrimFlags,
 ) -> anyhow::Result<()> {
-    let removed = wishes.remove_half_events && !wishes.dry_run;
-    if wishes.json {
+    let removed = flags.remove_half_events && !flags.dry_run;
+    if flags.output.json {
         return output::json(&json!({
-            "dry_run": wishes.dry_run,
+            "dry_run": flags.dry_run,
             "events": trimmed.events,
             "resources": trimmed.resources,
             "half_events": halves,
@@ -112,7 +91,7 @@ fn print(
             "waits_for_yes": held_back.is_some(),
         }));
     }
-    let what = if wishes.dry_run {
+    let what = if flags.dry_run {
         "would delete"
     } else {
         "deleted"

@@ -1,11 +1,8 @@
-//! Holds what the stream was acknowledged for against the tables and the dead letters, and the tables
-//! against themselves.
+//! Compares the stream with the tables and the dead letters, and the tables with themselves.
 //!
-//! The stream is read first and the database afterwards, page by page: what is acknowledged was
-//! committed before. Whatever looks wrong is looked at once more at the end.
-//!
-//! An event may stand in the stream more than once, and its row is what one of these copies says. So
-//! where rows differ from their entries the second look goes through the stream once more.
+//! A page of the stream is read before the database: its acknowledged entries were committed by then. The
+//! rows of an event are those of any of its copies in the stream. So a second look at all that seems wrong
+//! also reads the stream again.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -15,22 +12,20 @@ use anyhow::Context as _;
 use chrono::{DateTime, TimeDelta, Utc};
 use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::delivery::Entry;
-use event_persister_actors::event::{EventLimits, Received};
 use event_persister_actors::source::Body;
-use event_persister_actors::store::Cutoffs;
-use event_persister_actors::store::operator::{Compared, StoreOperator, Strays, UNKNOWN_RECEIVED};
-use event_persister_actors::trim::cutoffs;
+use event_persister_actors::store::operator::{Compared, StoreOperator, Strays};
 
 use self::reconciliation::{Copies, FoundRows, Kind, MAX_SUSPECTS, Reconciliation, Wanted};
 use self::report::{Report, Stream};
+use crate::cli::VerifyFlags;
+use crate::comparing;
 use crate::config::Config;
 use crate::wiring::{self, BusOperator, Missing};
 
 mod reconciliation;
 mod report;
 
-/// From the last look to the second one. Prefect's own persister acknowledges what it may write only
-/// 5 s later; our own transactions are over long before.
+/// Before the second look: Prefect's own persister may write an event 5 s after it acknowledged it.
 const SECOND_LOOK_AFTER: Duration = Duration::from_secs(6);
 
 /// A build for tests can be told that nobody writes, and then need not wait.
@@ -45,36 +40,19 @@ const AT_ONCE: usize = 500;
 
 const NO_STREAM: &str = "cannot read the stream";
 
-/// Clocks differ: what retention is about to remove may be gone already.
-const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
-
-/// The flags of the command.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Wishes {
-    /// How far back the tables are looked at; all of them if not set.
-    pub(crate) since: Option<Duration>,
-    pub(crate) limit: usize,
-    pub(crate) json: bool,
-}
-
-/// Verifies; whether all is well.
-pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<bool> {
-    let since = wishes.since.map(moment_before_now).transpose()?;
+pub(crate) async fn run(config: &Config, flags: VerifyFlags) -> anyhow::Result<bool> {
+    let since = flags.since.map(moment_before_now).transpose()?;
     let bus = wiring::bus_operator(config)?;
     let mut verification = Verification {
         config,
-        limits: config.events.clone(),
         bus: bus.as_deref(),
         tables: wiring::operator(config, Missing::Ignore),
-        state: Reconciliation::new(wishes.limit),
+        state: Reconciliation::new(flags.limit),
     };
     let misplaced = verification.look_at_stream().await?;
     let num_events = verification.look_at_tables(since).await?;
     verification.look_again().await?;
-    let letters = verification
-        .tables
-        .count_curable_letters(wishes.limit)
-        .await;
+    let letters = verification.tables.count_curable_letters(flags.limit).await;
     let report = Report {
         since,
         stream: bus.as_deref().map(|bus| Stream {
@@ -86,7 +64,7 @@ pub(crate) async fn run(config: &Config, wishes: Wishes) -> anyhow::Result<bool>
         letters: letters.context("cannot count the dead letters")?,
         state: &verification.state,
     };
-    report.print(wishes.json)?;
+    report.print(flags.output.json)?;
     Ok(report.all_is_well())
 }
 
@@ -99,14 +77,13 @@ fn moment_before_now(span: Duration) -> anyhow::Result<DateTime<Utc>> {
 
 struct Verification<'a> {
     config: &'a Config,
-    limits: EventLimits,
     bus: Option<&'a dyn BusOperator>,
     tables: Arc<dyn StoreOperator>,
     state: Reconciliation,
 }
 
 impl Verification<'_> {
-    /// Compares every entry that the group has acknowledged; what is wrong with its position, if anything.
+    /// Returns what is wrong with the group's position, if anything.
     async fn look_at_stream(&mut self) -> anyhow::Result<Option<String>> {
         let Some(bus) = self.bus else {
             return Ok(None);
@@ -114,12 +91,8 @@ impl Verification<'_> {
         let mut walk = bus.walk().await.context(NO_STREAM)?;
         while let Some(page) = walk.next_page().await.context(NO_STREAM)? {
             self.state.stream.pending += page.pending.len() as u64;
-            let num_acknowledged = page.acknowledged.len();
-            let entries = page.acknowledged.into_iter();
-            let entries: Vec<Arc<Entry>> = entries
-                .filter_map(|body| parsed(body, &self.limits))
-                .collect();
-            self.state.ignore(num_acknowledged - entries.len());
+            let entries = self.entries(&page.acknowledged);
+            self.state.ignore(page.acknowledged.len() - entries.len());
             for entries in entries.chunks(AT_ONCE) {
                 self.look_at_entries(entries).await?;
             }
@@ -144,14 +117,14 @@ impl Verification<'_> {
             return Ok(());
         }
         let found = self.look_up(&wanted).await?;
-        let cutoffs = self.cutoffs()?;
+        let cutoffs = comparing::cutoffs(self.config)?;
         for wanted in wanted {
             self.state.judge(wanted, &found, &cutoffs);
         }
         Ok(())
     }
 
-    /// Holds entries against the rows; what Prefect itself would have written is as good.
+    /// What Prefect itself would have written is as good as what we would.
     async fn compare(&self, entries: &[Arc<Entry>]) -> anyhow::Result<Vec<Compared>> {
         const WHAT: &str = "cannot compare entries with the tables";
         let mut compared = self.tables.compare(entries).await.context(WHAT)?;
@@ -174,10 +147,11 @@ impl Verification<'_> {
         Ok(compared)
     }
 
-    /// Before which moment events may be gone, at this moment.
-    fn cutoffs(&self) -> anyhow::Result<Cutoffs> {
-        let now = SystemClock.now() + CLOCKS_DIFFER_BY;
-        Ok(cutoffs(&self.config.trim, now)?)
+    fn entries(&self, messages: &[Body]) -> Vec<Arc<Entry>> {
+        let messages = messages.iter().filter(|body| !comparing::is_empty(body));
+        messages
+            .map(|body| comparing::entry(body, &self.config.events))
+            .collect()
     }
 
     async fn look_up(&self, wanted: &[Wanted]) -> anyhow::Result<FoundRows> {
@@ -192,7 +166,6 @@ impl Verification<'_> {
         Ok(FoundRows::new(rows, letters))
     }
 
-    /// Looks at the tables themselves; how many events were looked at.
     async fn look_at_tables(&mut self, since: Option<DateTime<Utc>>) -> anyhow::Result<u64> {
         const WHAT: &str = "cannot look through the tables";
         let tables = Arc::clone(&self.tables);
@@ -231,7 +204,6 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// The second look at all suspects, if there are any.
     async fn look_again(&mut self) -> anyhow::Result<()> {
         // An event that was missing at the first look and is there at the second has not been compared yet.
         while self.state.has_suspects() {
@@ -239,7 +211,7 @@ impl Verification<'_> {
             tokio::time::sleep(second_look_after()).await;
             for missing in suspects.missing.chunks(AT_ONCE) {
                 let found = self.look_up(missing).await?;
-                let cutoffs = self.cutoffs()?;
+                let cutoffs = comparing::cutoffs(self.config)?;
                 for wanted in missing {
                     self.state.settle_missing(wanted.clone(), &found, &cutoffs);
                 }
@@ -261,18 +233,15 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// Compares everything in the stream that is about these events.
     async fn look_for_copies(&mut self, mut copies: Copies) -> anyhow::Result<Copies> {
         let (Some(bus), false) = (self.bus, copies.is_empty()) else {
             return Ok(copies);
         };
         let mut walk = bus.walk().await.context(NO_STREAM)?;
         while let Some(page) = walk.next_page().await.context(NO_STREAM)? {
-            let entries = page.acknowledged.into_iter().chain(page.pending);
-            let entries: Vec<Arc<Entry>> = entries
-                .filter_map(|body| parsed(body, &self.limits))
-                .filter(|entry| copies.are_about(entry))
-                .collect();
+            let mut entries = self.entries(&page.acknowledged);
+            entries.extend(self.entries(&page.pending));
+            entries.retain(|entry| copies.are_about(entry));
             for entries in entries.chunks(AT_ONCE) {
                 let compared = self.compare(entries).await?;
                 for (entry, compared) in entries.iter().zip(compared) {
@@ -281,22 +250,5 @@ impl Verification<'_> {
             }
         }
         Ok(copies)
-    }
-}
-
-/// The entry that a message must have become, parsed as it was when it was taken; `None` of an empty one.
-fn parsed(body: Body, limits: &EventLimits) -> Option<Arc<Entry>> {
-    match body {
-        Body::Raw { data, .. } if data.is_empty() => None,
-        Body::Raw { position, data } => Some(Arc::new(Entry::parse(
-            Arc::from(wiring::BUS_NAME),
-            position,
-            data,
-            limits,
-            Received::FromText {
-                default: UNKNOWN_RECEIVED,
-            },
-        ))),
-        Body::Entry(entry) => Some(entry),
     }
 }

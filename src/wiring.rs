@@ -19,21 +19,19 @@ use event_persister_actors::trim::Caution;
 
 use crate::config::Config;
 
-mod inspection;
 mod intake;
 mod redis;
 mod stores;
 
 pub(crate) use event_persister_actors::finding::{Finding, Severity};
 pub(crate) use event_persister_actors::source::intake::Intake as IntakeHandle;
-pub(crate) use inspection::{inspect_bus, inspect_store};
 pub(crate) use intake::{Intake, intake};
 pub(crate) use redis::{
-    BUS_NAME, Bus, BusOperator, GuardReport, RedisStats, StreamShadow, bus, bus_operator,
-    position_before,
+    BUS_NAME, Bus, BusOperator, GuardReport, RedisStats, RedisStatus, StreamShadow, bus,
+    bus_operator, inspect_bus, position_before,
 };
 pub(crate) use stores::{
-    Missing, Stores, close, look_at_retention, migrate, not_there_yet, open_store, operator, reader,
+    Missing, Stores, close, inspect_store, migrate, not_there_yet, open_store, operator, reader,
 };
 
 pub(crate) fn clock() -> Arc<dyn Clock> {
@@ -41,9 +39,8 @@ pub(crate) fn clock() -> Arc<dyn Clock> {
 }
 
 /// How a pipeline works whose sources come to an end. It trims nothing: what is imported or replayed stays
-/// until the service looks at it. And it makes no pause where the database refuses nearly everything:
-/// nobody would mend it before the end, which would only take longer to come, and the letters can be no
-/// more than there was to read.
+/// until a service looks at it. It makes no pause where the database refuses nearly everything, since there
+/// can be no more letters than there was to read.
 pub(crate) fn finite_settings(config: &Config) -> PipelineSettings {
     let mut settings = config.pipeline.clone();
     settings.trim = None;
@@ -60,7 +57,6 @@ pub(crate) fn caution(config: &Config) -> Caution {
     }
 }
 
-/// What the pipeline is made of, whatever the sources.
 pub(crate) fn pipeline_parts(
     config: &Config,
     sources: Vec<Arc<dyn EventSource>>,
@@ -102,7 +98,6 @@ pub(crate) fn validate(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The lines of a reader.
 pub(crate) fn file_source(
     reader: Box<dyn Read + Send>,
     name: String,
@@ -112,7 +107,6 @@ pub(crate) fn file_source(
         .context("cannot start reading")
 }
 
-/// Dead letters, to be tried again.
 pub(crate) fn letter_source(
     event_limits: &EventLimits,
     letters: Arc<dyn StoreOperator>,

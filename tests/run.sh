@@ -4,7 +4,7 @@
 # It installs what is missing, and lists that before it begins:
 #   by apt      gcc and libc6-dev for the bundled SQLite; postgresql, pgbouncer, redis-server, openssl
 #               and sqlite3 for the tests, which start servers of their own
-#   by cargo    cargo-machete, into cargo's folder of programs
+#   by cargo    cargo-machete and cargo-mutants, into cargo's folder of programs
 # Besides, cargo keeps the crates that it downloads in its own folder, and the tests use the system's
 # temporary folder. Nothing else outside the repository is written to. cargo-deny and promtool are
 # used if they are there.
@@ -12,13 +12,14 @@
 #   tests/run.sh              all checks and tests, faults in their short form
 #   tests/run.sh --faults     every fault at full length; writes tests/FAULTS.md
 #   tests/run.sh --kills 1000 kills replicas, PostgreSQL and Redis with SIGKILL, that many rounds
+#   tests/run.sh --mutants    changes the actor core in every small way, and sees whether a unit test fails
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 mode=${1:-all}
 rounds=${2:-1000}
 case "$mode" in
-all | --faults | --kills) ;;
+all | --faults | --kills | --mutants) ;;
 *)
   sed -n 's/^#   \(tests\/run.sh\)/\1/p' "$0" >&2
   exit 2
@@ -37,38 +38,70 @@ step() { printf '\n== %s\n' "$*"; }
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
-missing=()
+# By apt and by cargo.
+missing=() programs=()
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
-if [ -z "${TEST_DATABASE_URL:-}" ] && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
-  && ! command -v pg_config >/dev/null; then
-  missing+=(postgresql)
+if [ "$mode" != --mutants ]; then
+  if [ -z "${TEST_DATABASE_URL:-}" ] && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
+    && ! command -v pg_config >/dev/null; then
+    missing+=(postgresql)
+  fi
+  command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
+  for program in redis-server openssl sqlite3; do
+    command -v "$program" >/dev/null || missing+=("$program")
+  done
 fi
-command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
-for program in redis-server openssl sqlite3; do
-  command -v "$program" >/dev/null || missing+=("$program")
-done
-wants_machete=false
-if [ "$mode" = all ] && ! command -v cargo-machete >/dev/null; then
-  wants_machete=true
+if [ "$mode" = all ]; then
+  command -v cargo-machete >/dev/null || programs+=(cargo-machete)
+fi
+if [ "$mode" = all ] || [ "$mode" = --mutants ]; then
+  command -v cargo-mutants >/dev/null || programs+=(cargo-mutants)
 fi
 
 # All of it is said before anything is done.
 if [ "${#missing[@]}" -gt 0 ]; then
   step "will be installed on this machine, by apt: ${missing[*]}"
 fi
-if "$wants_machete"; then
-  step "will be installed for this user, by cargo into ${CARGO_HOME:-~/.cargo}/bin: cargo-machete"
+if [ "${#programs[@]}" -gt 0 ]; then
+  step "will be installed for this user, by cargo into ${CARGO_HOME:-~/.cargo}/bin: ${programs[*]}"
 fi
 if [ "${#missing[@]}" -gt 0 ]; then
   as_root apt-get update -qq
   as_root apt-get install -y -qq --no-install-recommends "${missing[@]}"
 fi
-if "$wants_machete"; then
-  cargo install --quiet --locked cargo-machete
+if [ "${#programs[@]}" -gt 0 ]; then
+  cargo install --quiet --locked "${programs[@]}"
 fi
 PATH="$PATH:/usr/sbin"
 
 it() { cargo test --all-features --test it -- "$@"; }
+
+# Tests the tests: each mutant is the actor core with one small change, and a unit test has to fail for
+# it. .cargo/mutants.toml says which code is changed, and which changes cannot matter. It works on a copy
+# in target/; a mutant that nobody noticed fails the run with its name.
+mutants() {
+  local tree=$PWD/target/mutants-tree out=$PWD/target/mutants.out status=0
+  mkdir -p "$tree"
+  find "$tree" -mindepth 1 -maxdepth 1 ! -name target -exec rm -rf {} +
+  tar --exclude=./target --exclude=./tests/fuzz/target --exclude=./.git -cf - . | tar -xf - -C "$tree"
+  # It is its own dependency for the sake of examples, which would have each mutant compiled twice.
+  sed -i '/^event-persister-actors = { path = "\."/d' "$tree/actors/Cargo.toml"
+  # The same cases each time, so that a mutant which is caught once is always caught.
+  PROPTEST_CASES=16 PROPTEST_RNG_SEED=1 CARGO_TARGET_DIR=$tree/target RUST_TEST_THREADS=$cores \
+    cargo mutants --dir "$tree" --in-place --package event-persister-actors --output "${out%/*}" \
+    --build-timeout 600 --timeout 60 "$@" || status=$?
+  # 2: some were missed; 3: some never came to an end, which a test run does not miss.
+  case "$status" in
+  0 | 2 | 3) [ ! -s "$out/missed.txt" ] ;;
+  *) return "$status" ;;
+  esac
+}
+
+if [ "$mode" = --mutants ]; then
+  step "every mutant of the actor core; what became of each is in target/mutants.out"
+  mutants "${@:2}"
+  exit
+fi
 
 if [ "$mode" = --faults ]; then
   step "everything that may break, broken"
@@ -128,8 +161,15 @@ RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --all-features --no-dep
 step "tests of the library without features"
 limited cargo test -p event-persister-actors --no-default-features
 
+# Another hundredth each day.
+shard=$(($(date +%s) / 86400 % 100))
+step "mutants of the actor core, today those of shard $shard/100"
+mutants --shard "$shard/100" --sharding round-robin
+
 step "the example of a host"
-limited cargo run --quiet -p event-persister-actors --features http,sqlite --example embedded
+limited cargo test --quiet -p event-persister-actors --features http,sqlite --example embedded
+limited cargo build --quiet -p event-persister-actors --features http,sqlite --example embedded
+timeout --signal=INT --preserve-status --kill-after=30s 3s "${CARGO_TARGET_DIR:-target}/debug/examples/embedded"
 
 step "all tests"
 limited cargo test --workspace --all-features

@@ -9,7 +9,6 @@ use serde_json::Value as Json;
 
 use crate::settings::InvalidUrl;
 
-/// A URL taken apart, nothing decoded but the login.
 pub(crate) struct Parts<'a> {
     pub(crate) user: Option<String>,
     pub(crate) password: Option<String>,
@@ -21,7 +20,6 @@ pub(crate) struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// Of everything behind the `://`.
     pub(crate) fn of(text: &'a str) -> Result<Self, InvalidUrl> {
         let (login, rest) = split_login(text);
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -37,19 +35,18 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// The parameters; a value that is empty is none.
+    /// The parameters; a value that is empty is none. A `+` is a blank, as in a form.
     pub(crate) fn parameters(
         &self,
     ) -> impl Iterator<Item = Result<(&'a str, Option<String>), InvalidUrl>> + use<'a> {
         let pairs = self.query.split('&').filter(|pair| !pair.is_empty());
         pairs.map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Ok((name, decode(value)?))
+            Ok((name, decode(&value.replace('+', " "))?))
         })
     }
 }
 
-/// Settings with the values that the parameters of a URL have given them, and the defaults otherwise.
 pub(crate) fn said<T: DeserializeOwned>(by_key: &[(&str, String)]) -> Result<T, InvalidUrl> {
     let pairs = by_key.iter();
     let pairs: Json = pairs.map(|(key, value)| (*key, value.as_str())).collect();
@@ -123,7 +120,6 @@ pub(crate) fn host_and_port(text: &str, default: u16) -> Result<(String, u16), I
     Ok((decode(host)?.ok_or("the host is missing")?, port))
 }
 
-/// The number of a port.
 pub(crate) fn port(text: &str) -> Result<u16, InvalidUrl> {
     text.parse().map_err(|_| {
         format!(

@@ -1,5 +1,4 @@
-//! The pure accumulation of deliveries into batches, and the order in which batches are written. No
-//! actix here.
+//! Gathers deliveries into batches, and decides which batch is written next. No actix here.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -7,10 +6,10 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use strum::{AsRefStr, VariantArray};
 use tokio::time::Instant;
 
-use crate::batch::{Batch, BatchId};
-use crate::delivery::{Delivery, Receipt, SourceIndex};
+use crate::delivery::{Batch, BatchId, Delivery, Receipt, SourceIndex};
 use crate::isolation::Suspect;
 use crate::messages::{Ack, Flushed};
 use crate::status::error_chain;
@@ -19,7 +18,6 @@ use crate::store::{FaultKind, StoreError};
 /// When an open batch is handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
-    /// Entries in a batch at most.
     pub max_events: NonZeroUsize,
     /// Bytes in a batch at most; a single larger entry makes a batch of its own.
     pub max_bytes: NonZeroUsize,
@@ -29,59 +27,28 @@ pub struct BatchLimits {
     pub max_age: Duration,
 }
 
-/// Why a batch was handed out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, AsRefStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum FlushReason {
-    /// As many entries as a batch may have.
     MaxEvents,
-    /// As many bytes as a batch may have.
     MaxBytes,
     /// The source had nothing more: waiting would only delay what there is.
     SourceIdle,
     /// The source had more, but did not bring it in time.
     Linger,
-    /// The oldest entry has waited long enough.
     MaxAge,
-    /// It was handed out before and could not be written.
     Retry,
     Draining,
 }
 
-impl FlushReason {
-    pub(crate) const ALL: [Self; 7] = [
-        Self::MaxEvents,
-        Self::MaxBytes,
-        Self::SourceIdle,
-        Self::Linger,
-        Self::MaxAge,
-        Self::Retry,
-        Self::Draining,
-    ];
-
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::MaxEvents => "max_events",
-            Self::MaxBytes => "max_bytes",
-            Self::SourceIdle => "source_idle",
-            Self::Linger => "linger",
-            Self::MaxAge => "max_age",
-            Self::Retry => "retry",
-            Self::Draining => "draining",
-        }
-    }
-}
-
-/// A batch with all that the batcher keeps until it is durable.
 #[derive(Debug, Clone)]
 pub struct HeldBatch {
     pub batch: Arc<Batch>,
     /// In the order of the entries.
     pub(crate) receipts: Vec<(SourceIndex, Receipt)>,
-    /// How often it could not be written.
     pub(crate) failures: u32,
     /// Whether others were written between its last two failures: then it is not the store.
     pub(crate) is_stubborn: bool,
-    /// How many batches had been written when it failed last.
     failed_after: Option<u64>,
     pub(crate) failure: Option<Failure>,
     /// Set for a single event that failed while others were stored.
@@ -90,11 +57,9 @@ pub struct HeldBatch {
     pub(crate) is_narrowed: bool,
     /// Whether it counts against the allowance of suspects, and no longer as in flight.
     pub(crate) is_aside: bool,
-    /// When its oldest entry came.
     pub(crate) oldest: Instant,
 }
 
-/// Why a batch could not be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
     /// Its likely cause, where the store said anything.
@@ -125,7 +90,6 @@ impl HeldBatch {
         });
     }
 
-    /// Whether it is one event that may be the cause of its own failure.
     pub(crate) fn may_be_a_culprit(&self) -> bool {
         let entries = self.batch.entries();
         entries.len() == 1
@@ -138,7 +102,6 @@ impl HeldBatch {
         self.suspect.is_some() || self.is_narrowed
     }
 
-    /// Its receipts, by source, once it is durable.
     pub(crate) fn acks(&self, flushed: &Flushed) -> HashMap<SourceIndex, Ack> {
         let mut by_source: HashMap<SourceIndex, Ack> = HashMap::new();
         for (place, (source, receipt)) in self.receipts.iter().enumerate() {
@@ -151,7 +114,6 @@ impl HeldBatch {
         by_source
     }
 
-    /// Whether others were written since it failed last.
     pub(crate) fn others_were_written(&self, successes: u64) -> bool {
         self.failed_after.is_some_and(|before| before < successes)
     }
@@ -175,18 +137,14 @@ impl HeldBatch {
         (self, Some(second))
     }
 
-    /// Whether newer batches wait for this one while its back-off lasts.
-    ///
-    /// They do at first: in an outage trying them all is of no use. But one that fails again and
-    /// again, or while others succeed, may be the only one that does, and must not hold the others
-    /// up for ever.
+    /// Whether newer batches wait while its back-off lasts. In an outage trying them all is of no
+    /// use; but a batch that alone fails must not hold the others up for ever.
     fn holds_up_others(&self) -> bool {
         const PATIENCE: u32 = 3;
         !self.is_stubborn && self.failures < PATIENCE && !self.may_take_long()
     }
 }
 
-/// For people: which event is held, and why.
 impl fmt::Display for HeldBatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(entry) = self.batch.entries().first() {
@@ -204,7 +162,6 @@ impl fmt::Display for HeldBatch {
     }
 }
 
-/// Which batch goes out next, where there is a choice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Preference {
     /// Batches that were never tried go before those that came back.
@@ -213,11 +170,10 @@ pub struct Preference {
     pub quick_only: bool,
 }
 
-/// Everything that waits for a writer: batches that came back, then entries not yet in a batch.
+/// Everything that waits for a writer.
 ///
-/// Batches leave in the order of their ids, which is the order in which their entries came. One
-/// that came back goes first, and while its back-off lasts nothing newer overtakes it, unless it
-/// has failed too often for that.
+/// Batches leave in the order in which their entries came. One that came back goes first, and while
+/// its back-off lasts nothing newer overtakes it, unless it has failed too often for that.
 #[derive(Debug)]
 pub struct BatchQueue {
     limits: BatchLimits,
@@ -261,11 +217,8 @@ impl BatchQueue {
         self.returned.insert(held.batch.id, (held, not_before));
     }
 
-    /// Takes back a batch that took too long, as two halves; new batches are no larger than these, but
-    /// for one that is known already as the next.
-    ///
-    /// A slow store would never write it whole. Its halves may take too long again, down to single
-    /// entries.
+    /// Takes back a batch that took too long, as two halves, which a slow store may write. New
+    /// batches are no larger, but for one that is known already as the next.
     pub(crate) fn put_back_in_halves(&mut self, held: HeldBatch, not_before: Instant) {
         let (first, second) = held.halves();
         self.max_events = self.max_events.min(first.batch.len());
@@ -274,8 +227,8 @@ impl BatchQueue {
         }
     }
 
-    /// Takes back a batch that could not be written while the store takes others, as two halves, which go
-    /// out again at once: somewhere in it is what cannot be written, and the rest must not wait for that.
+    /// Takes back, as two halves that go out at once, a batch that failed while the store takes
+    /// others: something in it cannot be written, and the rest must not wait for that.
     pub(crate) fn put_back_to_isolate(&mut self, held: HeldBatch, now: Instant) {
         let (first, second) = held.halves();
         for half in [Some(first), second].into_iter().flatten() {
@@ -295,8 +248,8 @@ impl BatchQueue {
         self.max_events = larger.min(self.limits.max_events.get());
     }
 
-    /// Ends the back-offs: a write has succeeded, so the store is there again. Those of stubborn
-    /// batches last: other batches' successes tell nothing about them.
+    /// Ends the back-offs, since the store is there again; for stubborn batches another success
+    /// means nothing.
     pub(crate) fn end_backoff(&mut self, now: Instant) {
         for (held, not_before) in self.returned.values_mut() {
             if !held.is_stubborn && held.suspect.is_none() {
@@ -305,7 +258,6 @@ impl BatchQueue {
         }
     }
 
-    /// From now on whatever waits is handed out without waiting for more.
     pub(crate) fn start_draining(&mut self) {
         self.draining = true;
     }
@@ -314,39 +266,23 @@ impl BatchQueue {
         self.open.is_empty() && self.returned.is_empty()
     }
 
-    /// When the oldest entry that waits came.
-    pub(crate) fn oldest(&self) -> Option<Instant> {
-        let returned = self.returned.values().map(|(held, _)| held.oldest);
-        let open = self.open.front().map(|delivery| delivery.came);
-        returned.chain(open).min()
+    pub(crate) fn returned(&self) -> impl Iterator<Item = &HeldBatch> {
+        self.returned.values().map(|(held, _)| held)
     }
 
-    /// The one of the batches that came back whose oldest entry came first.
-    pub(crate) fn oldest_returned(&self) -> Option<&HeldBatch> {
-        let returned = self.returned.values().map(|(held, _)| held);
-        returned.min_by_key(|held| held.oldest)
+    /// Since when the oldest entry waits that is in no batch yet.
+    pub(crate) fn oldest_open(&self) -> Option<Instant> {
+        self.open.front().map(|delivery| delivery.came)
     }
 
     /// Whether all that waits are suspects, and culprits whose letters could not be written.
     pub(crate) fn has_only_suspects(&self) -> bool {
         let is_one = |held: &HeldBatch| held.suspect.is_some() || held.batch.condemned().is_some();
-        self.open.is_empty() && self.returned.values().all(|(held, _)| is_one(held))
+        self.open.is_empty() && self.returned().all(is_one)
     }
 
-    /// When the oldest entry that waits and is no suspect came.
-    pub(crate) fn oldest_but_suspects(&self) -> Option<Instant> {
-        let returned = self.returned.values().map(|(held, _)| held);
-        let returned = returned.filter(|held| held.suspect.is_none());
-        let returned = returned.map(|held| held.oldest);
-        let open = self.open.front().map(|delivery| delivery.came);
-        returned.chain(open).min()
-    }
-
-    /// The next batch for a writer that is idle now.
-    ///
-    /// Batches that hold nothing up go out in the order in which they became due. With
-    /// [`new_first`](Preference::new_first) they wait for new ones: however many of them there are, every
-    /// new batch is tried.
+    /// The next batch for an idle writer. With [`new_first`](Preference::new_first), batches that
+    /// hold nothing up wait for new ones, so that every new batch is tried.
     pub fn next(&mut self, now: Instant, prefer: Preference) -> Next {
         let mut retry: Option<(Instant, BatchId)> = None;
         let mut held_up_until = None;
@@ -364,7 +300,8 @@ impl BatchQueue {
             let due = (*not_before, *id);
             retry = Some(retry.map_or(due, |first| first.min(due)));
         }
-        let is_passed_over = prefer.new_first && held_up_until.is_none() && self.has_new(now);
+        let is_passed_over =
+            prefer.new_first && held_up_until.is_none() && self.flush_reason(now).is_ok();
         match retry {
             Some((at, id)) if at <= now && !is_passed_over => return self.retry(id),
             _ => {}
@@ -387,11 +324,6 @@ impl BatchQueue {
             Some((held, _)) => Next::Write(held, FlushReason::Retry),
             None => Next::Nothing,
         }
-    }
-
-    /// Whether something is to be written that was never handed out.
-    fn has_new(&self, now: Instant) -> bool {
-        self.flush_reason(now).is_ok()
     }
 
     /// Why the open entries leave now, or else when they will.

@@ -23,11 +23,10 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::time::Instant;
 
-use crate::batch::{Batch, BatchId, Condemned};
 use crate::batch_queue::{BatchQueue, FlushReason, HeldBatch, Next, Preference};
 use crate::clock::Clock;
 use crate::control::Samples;
-use crate::delivery::SourceIndex;
+use crate::delivery::{Batch, BatchId, Condemned, SourceIndex};
 use crate::isolation::{Allowance, Control, Unrest, Verdict};
 use crate::lifeline::Lifeline;
 use crate::messages::{
@@ -62,7 +61,6 @@ pub(crate) const HELD_UP_AFTER: Duration = Duration::from_secs(10);
 /// shorter has all attempts fall into the same trouble of the store.
 const TRANSIENT_SUSPECT_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// The parts that a batcher shares with the rest of its pipeline.
 #[derive(Clone)]
 pub(crate) struct BatcherParts {
     /// Bytes of messages that may be held, beside the largest one of each source.
@@ -70,13 +68,11 @@ pub(crate) struct BatcherParts {
     pub(crate) store: Component,
     /// Fails while reading pauses because the store refuses nearly everything.
     pub(crate) refusals: Component,
-    /// Which event is held for long, and why.
     pub(crate) held_up: HeldUp,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
-/// The middle of the pipeline.
 pub(crate) struct BatcherActor {
     settings: BatcherSettings,
     parts: BatcherParts,
@@ -97,16 +93,13 @@ pub(crate) struct BatcherActor {
     draining: Waiters<Drained>,
     timer: Option<(Instant, SpawnHandle)>,
     hand_outs: HandOut,
-    /// How many batches were written.
     successes: u64,
     _lifeline: Lifeline,
 }
 
-/// A writer's reply as it arrives, its own death included.
 type FlushReply = Result<Result<Flushed, FlushError>, MailboxError>;
 
 impl BatcherActor {
-    /// A batcher between `num_sources` consumers, which will [`Join`], and these writers.
     pub(crate) fn new(
         settings: BatcherSettings,
         parts: BatcherParts,
@@ -141,7 +134,6 @@ impl BatcherActor {
 
     // Handing out.
 
-    /// Hands out batches for as long as there is one due and a writer idle.
     fn pump(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
         while let Some(index) = self.writers.iter().position(Writer::is_idle) {
@@ -176,8 +168,7 @@ impl BatcherActor {
         self.answer_drained();
     }
 
-    /// Whether a batch that may take long may go out: one writer is left to the others, where there is
-    /// more than one.
+    /// One writer is left to batches that are quick, where there is more than one.
     fn may_spare_a_writer(&self) -> bool {
         let at_work = self.writers.iter().filter_map(Writer::held);
         let taking_long = at_work.filter(|held| held.may_take_long()).count();
@@ -199,7 +190,7 @@ impl BatcherActor {
             held.batch.id,
             held.batch.len(),
             held.batch.num_bytes(),
-            reason.as_str(),
+            reason.as_ref(),
         );
         self.parts.metrics.batch_handed_out(reason, &held.batch);
         self.outage
@@ -263,7 +254,6 @@ impl BatcherActor {
         self.pump(ctx);
     }
 
-    /// The batch is durable: account for it, acknowledge it, let the next chunks in.
     fn settle(&mut self, held: HeldBatch, flushed: &Flushed, took: Duration) {
         let age = held.oldest.elapsed();
         self.parts.metrics.batch_flushed(flushed, took, age);
@@ -289,15 +279,13 @@ impl BatcherActor {
         if held.is_aside {
             self.suspects.give_back(num_bytes);
         } else {
-            self.permits.give_back(held.batch.len(), num_bytes);
+            self.permits.credit.give_back(held.batch.len(), num_bytes);
         }
         self.grant();
     }
 
-    /// A writer is gone, perhaps because of its batch.
-    ///
-    /// It counts against the batch where the writer died behind a control that passed, or while others
-    /// were written. Otherwise the store may be to blame: the batch is tried again behind a control.
+    /// A writer is gone, perhaps because of its batch: that is held against it behind a control
+    /// that passed, or where others were written. Otherwise the store may be to blame.
     fn writer_died(&mut self, writing: Writing, how: String) {
         let control = writing.control_before_death();
         let others_were_written = writing.held.others_were_written(self.successes);
@@ -316,7 +304,6 @@ impl BatcherActor {
         self.not_written(writing.held, &failed, RetryKind::WriterDied);
     }
 
-    /// The batch is not durable: it takes the route that its failure tells.
     fn not_written(&mut self, mut held: HeldBatch, failed: &FlushError, kind: RetryKind) {
         let FlushError { error, control } = failed;
         if matches!(control, Control::Failed | Control::FailedBefore) {
@@ -393,7 +380,6 @@ impl BatcherActor {
         Instant::now() + delay
     }
 
-    /// Notes a failure of the batch alone: the store is there.
     fn failed_while_others_are_stored(
         &mut self,
         held: &mut HeldBatch,
@@ -459,7 +445,7 @@ impl BatcherActor {
         let num_bytes = held.batch.num_bytes();
         if !held.is_aside && self.suspects.take(num_bytes) {
             held.is_aside = true;
-            self.permits.give_back(held.batch.len(), num_bytes);
+            self.permits.credit.give_back(held.batch.len(), num_bytes);
             self.grant();
         }
     }
@@ -475,7 +461,6 @@ impl BatcherActor {
 
     // Reading, and its pause.
 
-    /// Gives permits to the consumers that wait, for as long as there is room.
     fn grant(&mut self) {
         if !self.is_paused() {
             self.permits.grant(usize::MAX);
@@ -499,14 +484,12 @@ impl BatcherActor {
         Box::pin(async move { answer.await.unwrap_or(Err(EnqueueRefused)) })
     }
 
-    /// Whether only probes go out and nothing is read beyond them. A drain ends that: it writes what is
-    /// held, refused or not.
+    /// Whether only probes go out and nothing is read beyond them. A drain ends that.
     fn is_paused(&self) -> bool {
         self.refusals.is_paused() && !self.is_draining
     }
 
-    /// Whether nothing may go out now, because reading pauses and the last probe was just now or is
-    /// still under way.
+    /// Whether nothing may go out, since reading pauses and a probe was just now or is under way.
     fn waits_for_probe(&mut self, now: Instant, ctx: &mut Context<Self>) -> bool {
         if !self.is_paused() {
             return false;
@@ -522,8 +505,8 @@ impl BatcherActor {
         self.writers.iter().any(|writer| writer.held().is_some())
     }
 
-    /// While reading pauses and nothing is held, lets one source read what a probe needs. Where none has
-    /// anything, the event that was refused last is tried, and rolled back.
+    /// Lets one source read what a probe needs, while nothing is held. Where none has anything, the
+    /// event that was refused last is tried, and rolled back.
     fn read_a_probe(&mut self, now: Instant, ctx: &mut Context<Self>) {
         if !self.is_paused() {
             return;
@@ -564,7 +547,6 @@ impl BatcherActor {
         }));
     }
 
-    /// Notes what the store refused, and says when reading pauses and when it goes on.
     fn judge(&mut self, flushed: &Flushed) {
         if !self.settings.pauses_when_refused {
             return;
@@ -627,21 +609,18 @@ impl BatcherActor {
         });
     }
 
-    /// Shows since when the oldest entry is held, and which it is if it has failed.
     fn show_oldest(&self) {
         let at_work = || self.writers.iter().filter_map(Writer::held);
-        let oldest = at_work().map(|held| held.oldest);
-        let oldest = oldest.chain(self.queue.oldest()).min();
-        let others = at_work().filter(|held| held.suspect.is_none());
-        let others = others.map(|held| held.oldest);
-        let others = others.chain(self.queue.oldest_but_suspects()).min();
+        let held = || at_work().chain(self.queue.returned());
+        let open = self.queue.oldest_open();
+        let oldest = held().map(|held| held.oldest).chain(open).min();
+        let others = held().filter(|held| held.suspect.is_none());
+        let others = others.map(|held| held.oldest).chain(open).min();
         self.parts.metrics.set_oldest(oldest, others);
-        let failed = at_work().chain(self.queue.oldest_returned());
-        let failed = failed.filter(|held| held.failure.is_some());
-        match failed.min_by_key(|held| held.oldest) {
-            Some(held) if Some(held.oldest) == oldest => self.parts.held_up.set(held.to_string()),
-            _ => self.parts.held_up.clear(),
-        }
+        let failed = held().filter(|held| held.failure.is_some());
+        let held_up = failed.min_by_key(|held| held.oldest);
+        let held_up = held_up.filter(|held| Some(held.oldest) == oldest);
+        self.parts.held_up.set(held_up.map(ToString::to_string));
     }
 
     fn answer_drained(&mut self) {
@@ -677,6 +656,7 @@ impl Handler<Enqueue> for BatcherActor {
         let entries = chunk.deliveries.iter();
         let num_bytes = entries.map(|delivery| delivery.entry.num_bytes()).sum();
         self.permits
+            .credit
             .spend(chunk.source, chunk.deliveries.len(), num_bytes);
         self.queue
             .push(chunk.deliveries, chunk.more_ready, Instant::now());

@@ -8,7 +8,7 @@ pub trait Clock: Send + Sync {
     fn now(&self) -> DateTime<Utc>;
 }
 
-/// The machine's clock.
+/// The clock of this machine, which a person may set.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 

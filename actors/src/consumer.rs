@@ -30,11 +30,6 @@ use crate::source::{Body, Chunk, EventSource, Message, More, Permit, SourceError
 use crate::status::{Component, error_chain};
 use crate::waiters::{LateReply, Waiters};
 
-mod acks;
-
-use acks::Acks;
-
-/// The parts that a consumer shares with the rest of its pipeline.
 #[derive(Clone)]
 pub(crate) struct ConsumerParts {
     pub(crate) component: Component,
@@ -42,7 +37,6 @@ pub(crate) struct ConsumerParts {
     pub(crate) metrics: Metrics,
     /// Dates events without a `received`, and errors.
     pub(crate) clock: Arc<dyn Clock>,
-    /// Between attempts to read and to acknowledge.
     pub(crate) backoff: Backoff,
     /// By which events count as old when they come; `None` counts none.
     pub(crate) retention: Option<Retention>,
@@ -56,7 +50,6 @@ pub(crate) struct Downstream {
     pub(crate) enqueue: Recipient<Enqueue>,
 }
 
-/// The reader of one source.
 pub(crate) struct ConsumerActor {
     source: Arc<dyn EventSource>,
     source_name: Arc<str>,
@@ -79,20 +72,16 @@ enum Stage {
     AtBatcher,
     /// Waiting for the source to be rewound, or to try that again: the batcher does not know us yet.
     Rewinding(SpawnHandle),
-    /// Waiting for the end of a back-off, before the next read.
     BetweenReads(SpawnHandle),
-    /// Waiting for the source to hand something out.
     AtSource(SpawnHandle),
     /// Waiting for the source to take receipts back, with a permit for the next read.
     AtAcks(Permit),
-    /// The source has come to its end.
     Ended,
     /// Nothing is read any more, and nothing that the source took is left with it.
     Stopped,
 }
 
 impl ConsumerActor {
-    /// A consumer that starts reading as soon as the batcher gives it a permit.
     pub(crate) fn new(
         source: Arc<dyn EventSource>,
         downstream: Downstream,
@@ -149,7 +138,6 @@ impl ConsumerActor {
         );
     }
 
-    /// The back-off after another failure of the source.
     fn next_delay(&mut self) -> Duration {
         self.failed_reads = self.failed_reads.saturating_add(1);
         self.parts.backoff.random_delay(self.failed_reads)
@@ -199,7 +187,6 @@ impl ConsumerActor {
         self.stage = Stage::BetweenReads(handle);
     }
 
-    /// Parses a chunk and hands it to the batcher.
     fn forward(&mut self, chunk: Chunk, permit: Permit, ctx: &mut Context<Self>) {
         let num_read = chunk.messages.len();
         let again = chunk.messages.iter().filter(|m| m.redelivered).count();
@@ -300,7 +287,6 @@ impl ConsumerActor {
         }
     }
 
-    /// Gives receipts back to the source, all that have gathered in one call.
     fn acknowledge(&mut self, receipts: Vec<Receipt>, ctx: &mut Context<Self>) {
         self.acks.waiting.extend(receipts);
         if self.acks.under_way || self.acks.waiting.is_empty() {
@@ -505,6 +491,30 @@ impl Handler<Drain> for ConsumerActor {
 }
 
 stops_when_retired!(ConsumerActor);
+
+/// Receipts that the source has not taken back, in messages of a permit: as much as two writers
+/// have in flight, far more than one acknowledgement under way leaves behind.
+const MAX_UNCONFIRMED: usize = 4;
+
+#[derive(Default)]
+struct Acks {
+    waiting: Vec<Receipt>,
+    num_sent: usize,
+    under_way: bool,
+    failures: u32,
+}
+
+impl Acks {
+    /// Whether to read on would let receipts pile up, here and in the source, for as long as the
+    /// source takes none back: a user of Redis who may read and not acknowledge, say.
+    fn are_too_many(&self, permit: Permit) -> bool {
+        self.waiting.len() + self.num_sent >= permit.max_messages.saturating_mul(MAX_UNCONFIRMED)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && !self.under_way
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -1,27 +1,24 @@
 //! Events of our own that are written and rolled back, to see whether the store takes any.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
-use bytestring::ByteString;
 use chrono::{DateTime, Utc};
+use serde_json::json;
 use uuid::Uuid;
 
-use crate::batch::{Batch, BatchId};
-use crate::delivery::{Content, Entry, Position};
-use crate::event::{EventLimits, Received, ReceivedEvent};
+use crate::delivery::{Batch, BatchId, Content, Entry, Position};
+use crate::event::{EventLimits, ReceivedEvent, Resource};
 use crate::messages::Flushed;
 use crate::store::FaultKind;
 
-/// A control that looks for room in a database that may be full is not one event but as many: each
-/// goes to other pages of the indexes, so that all of them pass only where there is room in general.
+/// A control that looks for room is as many events, which go to different pages of the indexes: all
+/// of them pass only where there is room in general.
 const NUM_WHERE_ROOM_IS_SHORT: usize = 16;
 /// Bytes of such a control at most, unless a single event is larger.
 const MAX_BYTES: usize = 8 << 20;
 /// An event that is larger is no sample: controls are to be cheap.
 const MAX_SAMPLE_BYTES: usize = 64 << 10;
 
-/// Events of the sources that are kept for what is tried and rolled back.
 #[derive(Default)]
 pub(crate) struct Samples {
     /// One that was stored: a pattern for controls.
@@ -31,7 +28,6 @@ pub(crate) struct Samples {
 }
 
 impl Samples {
-    /// Takes samples from a batch that was committed.
     pub(crate) fn keep(&mut self, batch: &Batch, flushed: &Flushed) {
         let is_small = |entry: &&Arc<Entry>| entry.num_bytes() <= MAX_SAMPLE_BYTES;
         let entries = batch.entries();
@@ -48,9 +44,7 @@ impl Samples {
     }
 }
 
-/// A batch of controls beside an entry that failed so.
-///
-/// Where the store said that it is short of room, they are as large as the entry.
+/// Controls beside an entry that failed so; as large as it where the store is short of room.
 pub(crate) fn beside(entry: &Entry, fault: FaultKind, now: DateTime<Utc>) -> Option<Arc<Batch>> {
     let (num_events, num_bytes) = match fault {
         FaultKind::Resources => {
@@ -66,8 +60,7 @@ pub(crate) fn beside(entry: &Entry, fault: FaultKind, now: DateTime<Utc>) -> Opt
     Some(Arc::new(Batch::new(BatchId(0), entries?)))
 }
 
-/// A control like an event that was stored: whatever rules there are for what an event must be, that
-/// one kept them.
+/// A control like an event that was stored, which kept whatever rules there are.
 pub(crate) fn like(template: &Entry) -> Option<Arc<Batch>> {
     let Content::Event(event) = &template.content else {
         return None;
@@ -87,18 +80,17 @@ fn entry(event: ReceivedEvent) -> Arc<Entry> {
 
 /// An event with a payload of this length, of text that does not shrink when it is compressed.
 fn made(num_bytes: usize, now: DateTime<Utc>) -> Option<Arc<Entry>> {
-    let mut text = String::with_capacity(num_bytes + 512);
-    let (id, now_text) = (Uuid::new_v4(), now.to_rfc3339());
-    write!(
-        text,
-        r#"{{"id":"{id}","occurred":"{now_text}","event":"event-persister.control","resource":{{"prefect.resource.id":"event-persister.control.{id}"}},"related":[{{"prefect.resource.id":"event-persister.control.related.{id}","prefect.resource.role":"control"}}],"payload":{{"filler":""#
-    )
-    .ok()?;
-    text.extend((0..num_bytes).map(|_| fastrand::alphanumeric()));
-    text.push_str("\"}}");
-    let received = Received::FromText { default: now };
-    let event = ReceivedEvent::parse(ByteString::from(text), &EventLimits::default(), received);
-    event.ok().map(entry)
+    let id = Uuid::new_v4();
+    let resource = Resource::new(&format!("event-persister.control.{id}"));
+    let related = Resource::new(&format!("event-persister.control.related.{id}"));
+    let filler: String = (0..num_bytes).map(|_| fastrand::alphanumeric()).collect();
+    ReceivedEvent::builder("event-persister.control", resource)
+        .id(id)
+        .related(related.with_role("control"))
+        .payload(json!({ "filler": filler }))
+        .build(&EventLimits::default(), now)
+        .ok()
+        .map(entry)
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@
 use crate::delivery::SourceIndex;
 use crate::source::Permit;
 
-/// The credit of one pipeline generation.
 #[derive(Debug)]
 pub struct Credit {
     max_messages: usize,
@@ -19,10 +18,8 @@ pub struct Credit {
 }
 
 impl Credit {
-    /// A credit shared by `num_sources`, of which each reads at most `largest` at once.
-    ///
-    /// Permits are made small enough that idle sources, which hold theirs for as long as they wait,
-    /// cannot starve a busy one.
+    /// A credit shared by `num_sources`, each of which reads at most `largest` at once. Permits are
+    /// small enough that idle sources, which keep theirs, cannot starve a busy one.
     pub fn new(max_messages: usize, max_bytes: usize, largest: Permit, num_sources: usize) -> Self {
         let share = num_sources + 1;
         Self {
@@ -60,7 +57,6 @@ impl Credit {
         self.used_bytes += num_bytes;
     }
 
-    /// Messages are durable and leave.
     pub fn give_back(&mut self, num_messages: usize, num_bytes: usize) {
         self.used_messages = self.used_messages.saturating_sub(num_messages);
         self.used_bytes = self.used_bytes.saturating_sub(num_bytes);

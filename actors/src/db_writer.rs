@@ -1,11 +1,9 @@
 //! Writes one batch at a time and says what happened.
 //!
 //! Receives [`Flush`], [`Drain`]; sends nothing.
-//! Guarantee: the reply to a `Flush` comes only after the transaction's end; `Ok` means committed, but for
-//! a rehearsal, after which nothing is.
-//! A failure comes with a second answer: whether the store takes anything at all. It is found out by
-//! *controls*, events of our own that are rolled back; what follows from it the batcher decides.
-//! Knows nothing of sources and receipts. When it panics, the batcher still has the batch.
+//! Guarantee: the reply to a `Flush` comes only after the transaction's end; `Ok` means committed,
+//! but for a rehearsal. A failure comes with whether the store takes anything at all, found out by
+//! *controls* that are rolled back. When it panics, the batcher still has the batch.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,27 +12,23 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::time::{Instant, sleep};
 
-use crate::batch::Batch;
 use crate::clock::Clock;
 use crate::control;
-use crate::delivery::Entry;
+use crate::delivery::{Batch, Entry};
 use crate::failpoint;
 use crate::isolation::Control;
-use crate::lifeline::Lifeline;
+use crate::lifeline::{Lifeline, close_and_stop};
 use crate::messages::{Drain, Drained, Flush, FlushError, Flushed, Purpose, stops_when_retired};
-use crate::status::error_chain;
 use crate::store::{EventStore, FaultKind, Outcome, StoreError};
 
-/// Controls before a suspect is tried. More make it less likely that a store which is up and down all the
-/// time passes for one that is up, and cost a transaction each.
+/// Controls before a suspect is tried: more trust a store less that is up and down, at a
+/// transaction each.
 const CONTROLS_BEFORE: usize = 3;
-/// How long the store may take to come back after a suspect was tried: one that kills the server each
-/// time must not pass for an outage. Longer keeps a writer from other work where it is one.
+/// How long the store may take to come back after a suspect: one that kills the server each time
+/// must not pass for an outage. Longer keeps a writer from other work.
 const COMES_BACK_WITHIN: Duration = Duration::from_secs(60);
-/// How often that is asked.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
-/// The owner of one connection to the store.
 pub(crate) struct DbWriterActor {
     store: Arc<dyn EventStore>,
     clock: Arc<dyn Clock>,
@@ -42,7 +36,6 @@ pub(crate) struct DbWriterActor {
 }
 
 impl DbWriterActor {
-    /// A writer on a store of its own.
     pub(crate) fn new(
         store: Arc<dyn EventStore>,
         clock: Arc<dyn Clock>,
@@ -56,7 +49,6 @@ impl DbWriterActor {
     }
 }
 
-/// One flush on its way.
 struct Attempt {
     store: Arc<dyn EventStore>,
     clock: Arc<dyn Clock>,
@@ -117,7 +109,6 @@ impl Attempt {
         })
     }
 
-    /// Writes an event that has failed alone, between controls.
     async fn examine(&self, fault: FaultKind) -> Result<Vec<Outcome>, FlushError> {
         self.controls_before(CONTROLS_BEFORE, fault).await?;
         let error = match self.write().await {
@@ -182,8 +173,8 @@ impl Attempt {
         if is_like_taken && !size_matters {
             return Ok(());
         }
-        // The store may refuse a copy for being one, and an event of ours by a rule that it has. One of
-        // the two is enough; an error of either is not.
+        // The store may refuse a copy for being one, and an event of ours by a rule. One of the two
+        // is enough.
         let beside = |entry: &Arc<Entry>| control::beside(entry, fault, self.clock.now());
         let is_made_taken = match first.and_then(beside) {
             Some(made) => self.takes(made).await?,
@@ -230,20 +221,7 @@ impl Handler<Drain> for DbWriterActor {
     type Result = AtomicResponse<Self, Drained>;
 
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
-        let store = Arc::clone(&self.store);
-        let close = async move {
-            if let Err(error) = store.close().await {
-                log::warn!(
-                    "the store did not close cleanly error={}",
-                    error_chain(&error)
-                );
-            }
-            Drained { released: 0 }
-        };
-        AtomicResponse::new(Box::pin(close.into_actor(self).map(|drained, _, ctx| {
-            ctx.stop();
-            drained
-        })))
+        close_and_stop(self, Arc::clone(&self.store), log::Level::Warn)
     }
 }
 

@@ -1,4 +1,5 @@
-//! One message of a source on its way through the pipeline: parsed or rejected, with its receipt.
+//! One message of a source on its way through the pipeline, parsed or rejected, with its receipt; and the
+//! batch in which it is written.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,10 +19,8 @@ pub struct SourceIndex(pub usize);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Receipt(pub u64);
 
-/// Where a message stands in its source, for people: a stream id, a line, a request.
-///
-/// Together with the source's name and the raw bytes it identifies a dead letter, so it must be the
-/// same when the same message comes again.
+/// Where a message stands in its source: a stream id, a line, a request. With the source's name and
+/// the raw bytes it identifies a dead letter, so it is the same whenever the message comes again.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Position(Arc<str>);
 
@@ -31,7 +30,7 @@ impl Position {
         Self(position.into())
     }
 
-    /// The text.
+    /// As it was made; what a dead letter stores.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -82,7 +81,7 @@ pub enum Content {
 /// One message as a store sees it: what it is and where it came from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// The source's name.
+    /// The name of its source, as in dead letters and logs.
     pub source: Arc<str>,
     /// Where it stands in that source.
     pub position: Position,
@@ -157,12 +156,97 @@ impl Entry {
 #[doc(hidden)]
 #[derive(Debug, Clone)]
 pub struct Delivery {
-    /// The source that gets the receipt back.
     pub source: SourceIndex,
     /// Given back to the source once the entry is durable.
     pub receipt: Receipt,
-    /// When the consumer forwarded it.
     pub came: Instant,
     /// Shared, so that a source can keep what it handed out without a copy.
     pub entry: Arc<Entry>,
+}
+
+/// A batch's place in one pipeline generation: the number of its first entry, from 1. So a half has
+/// one too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BatchId(pub u64);
+
+impl fmt::Display for BatchId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Why an event became a dead letter that the store itself would never call its fault: it was refused
+/// again and again while others were stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condemned {
+    /// For people; holds no values of the event beyond what the store's own words hold.
+    pub reason: String,
+    /// What the store called it, such as an SQLSTATE.
+    pub code: Option<String>,
+}
+
+/// Entries that are written in one transaction.
+#[derive(Clone)]
+pub struct Batch {
+    /// Its place in the order in which entries came.
+    pub id: BatchId,
+    entries: Vec<Arc<Entry>>,
+    num_bytes: usize,
+    condemned: Option<Condemned>,
+}
+
+impl Batch {
+    /// Of entries in the order in which they came.
+    pub fn new(id: BatchId, entries: Vec<Arc<Entry>>) -> Self {
+        let num_bytes = entries.iter().map(|entry| entry.num_bytes()).sum();
+        Self {
+            id,
+            entries,
+            num_bytes,
+            condemned: None,
+        }
+    }
+
+    /// The same entries, of which none is written as an event any more: each becomes a dead letter.
+    pub fn condemn(self, condemned: Condemned) -> Self {
+        Self {
+            condemned: Some(condemned),
+            ..self
+        }
+    }
+
+    /// Why all of it is to become dead letters, if it is.
+    pub fn condemned(&self) -> Option<&Condemned> {
+        self.condemned.as_ref()
+    }
+
+    /// In the order in which they came.
+    pub fn entries(&self) -> &[Arc<Entry>] {
+        &self.entries
+    }
+
+    /// The number of entries, which is the number of outcomes that a store tells.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The sum of the raw messages' lengths.
+    pub fn num_bytes(&self) -> usize {
+        self.num_bytes
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch")
+            .field("id", &self.id.0)
+            .field("len", &self.len())
+            .field("num_bytes", &self.num_bytes)
+            .finish()
+    }
 }

@@ -4,7 +4,6 @@
 //! accepts is accepted here and what it rejects is rejected, with a reason that names the field.
 //! Imports nothing of ours.
 
-use bytes::Bytes;
 use bytestring::ByteString;
 use chrono::{DateTime, Utc};
 use jiter::{NumberAny, NumberInt};
@@ -84,9 +83,9 @@ impl ReceivedEvent {
 
     /// The payload: a JSON object, as it was sent but for numbers that not everybody can read back.
     ///
-    /// NaN, infinities and numbers beyond the range of a double are `null`, or 0.0 where they are too small;
-    /// one with more than 16,383 decimals is the double that is nearest to it. All other numbers keep their
-    /// text; white space and repeated keys are kept, and of repeated keys the last counts.
+    /// NaN, infinities and numbers beyond the range of a double are `null`, or 0.0 where they are
+    /// too small; one with more than 16,383 decimals is the nearest double. Repeated keys stay, and
+    /// the last counts.
     pub fn payload(&self) -> &str {
         &self.payload
     }
@@ -99,32 +98,6 @@ impl ReceivedEvent {
     /// The ids of the related resources, in order, repeated ones kept.
     pub fn related_ids(&self) -> impl ExactSizeIterator<Item = &str> {
         self.related.iter().map(Resource::id)
-    }
-
-    /// Reads an event from its JSON text.
-    ///
-    /// # Errors
-    ///
-    /// The text is not JSON, or not an event within `limits`: every field that is wrong is named.
-    pub fn parse(
-        text: ByteString,
-        limits: &EventLimits,
-        received: Received,
-    ) -> Result<Self, ParseError> {
-        parse::parse(text, limits, received)
-    }
-
-    /// Reads an event from bytes that may not even be text.
-    ///
-    /// # Errors
-    ///
-    /// As for [`parse`](Self::parse), and where the bytes are not UTF-8.
-    pub fn parse_bytes(
-        bytes: Bytes,
-        limits: &EventLimits,
-        received: Received,
-    ) -> Result<Self, ParseError> {
-        parse::parse_bytes(bytes, limits, received)
     }
 }
 

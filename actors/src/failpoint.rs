@@ -4,7 +4,6 @@
 //! then told by the variable `FAILPOINTS`, in the syntax of the crate `fail`: `return` ends the
 //! process on the spot, as `kill -9` would; `panic`, `sleep` and `pause` do what they say.
 
-/// Passes one of the moments.
 #[cfg(feature = "failpoints")]
 pub(crate) fn pass(moment: &'static str) {
     fail::fail_point!(moment, |_| std::process::abort());

@@ -3,30 +3,18 @@
 use std::error::Error;
 
 use serde::Serialize;
+use strum::AsRefStr;
 
 use crate::status::error_chain;
 
-/// How much a finding matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, AsRefStr)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Severity {
-    /// As it should be.
     Ok,
-    /// It works, and may come to harm.
     Warning,
     /// It does not work, or what is acknowledged, unread or stored may be lost.
     Error,
-}
-
-impl Severity {
-    /// The word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Warning => "warning",
-            Self::Error => "error",
-        }
-    }
 }
 
 /// One thing that was looked at. Holds no secrets and no payloads.
@@ -34,16 +22,13 @@ impl Severity {
 pub struct Finding {
     /// The check, such as `redis.eviction`: for machines, and the same in every version.
     pub id: &'static str,
-    /// How much it matters.
     pub severity: Severity,
-    /// In a sentence.
     pub what: String,
     /// The remedy; `None` where nothing is to be done.
     pub remedy: Option<String>,
 }
 
 impl Finding {
-    /// All is well.
     pub fn ok(id: &'static str, what: impl Into<String>) -> Self {
         Self {
             id,
@@ -53,17 +38,14 @@ impl Finding {
         }
     }
 
-    /// It may come to harm.
     pub fn warning(id: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::bad(Severity::Warning, id, what, remedy)
     }
 
-    /// It does not work.
     pub fn error(id: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::bad(Severity::Error, id, what, remedy)
     }
 
-    /// It is not as it should be, and this much.
     pub fn bad(
         severity: Severity,
         id: &'static str,
@@ -78,7 +60,6 @@ impl Finding {
         }
     }
 
-    /// Of the migrations of a database that this version does not know.
     #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub(crate) fn of_newer_migrations(id: &'static str, newer: &[String]) -> Self {
         if newer.is_empty() {

@@ -34,7 +34,6 @@ pub const HEALTH_PATH: &str = "/api/health";
 /// Whether events that are sent are stored.
 pub const READY_PATH: &str = "/api/ready";
 
-/// How long the pipeline may take to answer.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 type Ready = Arc<dyn Fn() -> LocalBoxFuture<'static, HttpResponse> + Send + Sync>;
@@ -60,7 +59,7 @@ impl HealthRoutes {
         }
     }
 
-    /// Mounts both paths.
+    /// `App::new().configure(|app| routes.configure(app))` mounts both paths.
     pub fn configure(&self, config: &mut web::ServiceConfig) {
         let ready = Arc::clone(&self.ready);
         config

@@ -1,19 +1,16 @@
 //! Finds the event that is at fault when a batch cannot be written, as pure bookkeeping.
 //!
-//! A database can refuse an event for any reason: a trigger, a policy, a limit, a crash. No list of
-//! codes names all of them, so what an event does decides. A batch that fails while the database takes
-//! others is split until the events that fail stand alone. Each of these is a *suspect*: it is tried
-//! again by itself, between *controls*, which are events of our own that are written and rolled
-//! back. A suspect that fails again while the controls pass is a *culprit* and becomes a dead
-//! letter. Where the controls fail too it is an outage: everything is kept and tried for ever.
-//!
+//! A database can refuse an event for any reason, and no list of codes names all. So a batch that
+//! fails while the database takes others is split until the events that fail stand alone. Each is a
+//! *suspect*, tried again by itself between *controls*: events of our own that are written and
+//! rolled back. A suspect that fails again while the controls pass is a *culprit* and becomes a
+//! dead letter. Where the controls fail too it is an outage: everything is kept and tried for ever.
 //! The code of a failure is a hint for how much has to be seen ([`FaultKind`]), never a verdict.
 //!
-//! *Why controls before a trial, not only after it?* An outage that alternates with success would make
-//! a culprit of whatever is tried at the wrong moment. Between controls that pass, moments apart, such an
-//! outage has next to no room. A control that fails starts the count again. It also raises the number of
-//! failures that are needed, and so does a suspect that is stored after all: both tell that the store
-//! itself fails now and then ([`Unrest`]).
+//! Controls also come before a trial: an outage that alternates with success would make a culprit
+//! of whatever is tried at the wrong moment. A control that fails starts the count again, and
+//! raises the number of failures that are needed; so does a suspect that is stored after all
+//! ([`Unrest`]).
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -34,7 +31,6 @@ pub(crate) enum Control {
     FailedBefore,
 }
 
-/// The decision about a suspect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Keep,
@@ -111,7 +107,6 @@ impl Unrest {
         self.0.push_back(now);
     }
 
-    /// How many there were in the last minute.
     pub(crate) fn recent(&mut self, now: Instant) -> u32 {
         self.0.retain(|at| now.duration_since(*at) < RESTLESS_FOR);
         u32::try_from(self.0.len()).unwrap_or(MAX_NEEDED)

@@ -15,7 +15,6 @@ pub mod messages;
 
 mod consumer;
 
-pub mod batch;
 #[doc(hidden)]
 pub mod batch_queue;
 mod batcher;
@@ -39,22 +38,27 @@ pub mod pipeline;
 #[cfg(feature = "http")]
 pub mod access;
 #[cfg(any(feature = "postgres", feature = "redis"))]
+#[doc(hidden)]
 pub mod address;
 pub mod backoff;
 pub mod clock;
 mod failpoint;
+#[doc(hidden)]
 pub mod finding;
 #[cfg(feature = "http")]
 pub mod health;
 mod lifeline;
 pub mod live;
+mod lock;
 pub mod metrics;
 mod rate_limited_log;
 #[cfg(feature = "http")]
 pub mod read_routes;
+#[doc(hidden)]
 pub mod settings;
 pub mod status;
 #[cfg(any(feature = "postgres", feature = "redis"))]
+#[doc(hidden)]
 pub mod tls;
 mod waiters;
 

@@ -1,9 +1,16 @@
-//! Tells when an actor is gone, however it went.
+//! The end of an actor: how others hear of it, and how the owner of a store ends.
 //!
 //! An actor that panics is dropped without a word to anyone. What it owns is dropped with it, so
-//! whoever holds the other end of a channel that the actor owns hears of it at once.
+//! the other end of a channel that the actor owns hears of it at once.
 
+use std::sync::Arc;
+
+use actix::prelude::*;
 use tokio::sync::watch;
+
+use crate::messages::Drained;
+use crate::status::error_chain;
+use crate::store::EventStore;
 
 /// Owned by an actor; when it is dropped, the actor is gone.
 #[derive(Debug)]
@@ -11,7 +18,6 @@ pub(crate) struct Lifeline(
     #[expect(dead_code, reason = "dropping it is its use")] watch::Sender<()>,
 );
 
-/// The other end; clones watch the same actor.
 #[derive(Debug, Clone)]
 pub(crate) struct Watch(watch::Receiver<()>);
 
@@ -21,9 +27,27 @@ pub(crate) fn lifeline() -> (Lifeline, Watch) {
 }
 
 impl Watch {
-    /// Returns when the actor is gone.
     pub(crate) async fn gone(mut self) {
         // Nothing is ever sent: the only news is that the sender was dropped.
         while self.0.changed().await.is_ok() {}
     }
+}
+
+/// Closes the store of an actor and stops it; a failure is logged.
+pub(crate) fn close_and_stop<A: Actor<Context = Context<A>>>(
+    actor: &A,
+    store: Arc<dyn EventStore>,
+    level: log::Level,
+) -> AtomicResponse<A, Drained> {
+    let close = async move {
+        if let Err(error) = store.close().await {
+            let error = error_chain(&error);
+            log::log!(level, "the store did not close cleanly error={error}");
+        }
+        Drained { released: 0 }
+    };
+    AtomicResponse::new(Box::pin(close.into_actor(actor).map(|drained, _, ctx| {
+        ctx.stop();
+        drained
+    })))
 }

@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
-use crate::batch::Batch;
 use crate::clock::Clock;
+use crate::delivery::Batch;
 use crate::delivery::Content;
 use crate::event::{EventLimits, Received, ReceivedEvent};
 use crate::reader::{EventFilter, EventReader, MAX_PAGE, Occurred, Part, StoredEvent};
@@ -379,7 +379,7 @@ impl EventStore for Telling {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::BatchId;
+    use crate::delivery::BatchId;
     use crate::testing::{MemoryStore, event, event_entry};
 
     async fn commit(store: &dyn EventStore, ids: std::ops::Range<u128>) {

@@ -25,15 +25,13 @@ use std::time::Duration;
 
 use actix::prelude::*;
 
-use crate::batch::Batch;
-use crate::delivery::{Delivery, Entry, Receipt, SourceIndex};
+use crate::delivery::{Batch, Delivery, Entry, Receipt, SourceIndex};
 use crate::isolation::Control;
 use crate::retention::HeldBack;
 use crate::source::Permit;
 use crate::status::PipelineStatus;
 use crate::store::{FaultKind, Outcome, RefusalCounts, StoreError, Trimmed};
 
-/// Introduces a consumer to the batcher; the reply is its first permit.
 #[derive(Message)]
 #[rtype(result = "Result<Permit, EnqueueRefused>")]
 pub(crate) struct Join {
@@ -56,7 +54,6 @@ pub(crate) struct Enqueue {
 #[error("the pipeline is draining and takes no more events")]
 pub(crate) struct EnqueueRefused;
 
-/// Asks a writer to make a batch durable.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Flushed, FlushError>")]
 pub(crate) struct Flush {
@@ -71,7 +68,6 @@ pub(crate) struct Flush {
 }
 
 impl Flush {
-    /// Of a batch without a template.
     pub(crate) fn alone(batch: Arc<Batch>, purpose: Purpose) -> Self {
         Self {
             batch,
@@ -82,7 +78,6 @@ impl Flush {
     }
 }
 
-/// The writer's task with a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// Write it. Should the store not take it, see by a control whether it takes anything.
@@ -106,7 +101,6 @@ pub(crate) struct FlushError {
 }
 
 impl From<StoreError> for FlushError {
-    /// Of a failure without a control.
     fn from(error: StoreError) -> Self {
         Self {
             error,
@@ -118,25 +112,19 @@ impl From<StoreError> for FlushError {
 /// A batch is durable; the counts of what became of its entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Flushed {
-    /// Events that are new rows.
     pub(crate) inserted: u64,
-    /// Events whose id was there already.
     pub(crate) duplicates: u64,
-    /// Messages that are no events and became dead letters.
     pub(crate) rejected_at_parse: u64,
-    /// Events that the database refused and that became dead letters.
     pub(crate) refused_by_store: RefusalCounts,
     /// Which entries of the batch became dead letters, of either kind: their places in it, in order.
     pub(crate) letters: Vec<usize>,
 }
 
 impl Flushed {
-    /// Dead letters of both kinds.
     pub(crate) fn dead_lettered(&self) -> u64 {
         self.rejected_at_parse + self.refused_by_store.total()
     }
 
-    /// Every entry of the batch.
     pub(crate) fn total(&self) -> u64 {
         self.inserted + self.duplicates + self.dead_lettered()
     }
@@ -163,13 +151,10 @@ impl<'a> FromIterator<&'a Outcome> for Flushed {
     }
 }
 
-/// Gives receipts back to the consumer: their messages are durable.
 #[derive(Debug, Default, Message)]
 #[rtype(result = "()")]
 pub(crate) struct Ack {
-    /// Of one source, in no particular order.
     pub(crate) receipts: Vec<Receipt>,
-    /// Those of them whose messages became dead letters.
     pub(crate) dead_letters: Vec<Receipt>,
 }
 
@@ -188,7 +173,6 @@ pub(crate) struct AwaitEnd;
 #[rtype(result = "()")]
 pub struct Retire;
 
-/// A writer has died; this one takes its place.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct ReplaceWriter {
@@ -210,9 +194,12 @@ pub enum TrimError {
     /// A pass is under way.
     #[error("a retention pass is under way; it will do what this one would")]
     UnderWay,
-    /// Another process is trimming the same database.
-    #[error("another process is trimming this database")]
-    TakenByAnother,
+    /// Another process is trimming the same database. It goes on where this pass stopped.
+    #[error(
+        "another process is trimming this database; it does the rest, and this one deleted {} events before",
+        .0.events
+    )]
+    TakenByAnother(Trimmed),
     /// A cutoff makes no sense: clock or retention are wrong, and nothing was removed.
     #[error("refused to trim: {0}")]
     AbsurdCutoff(String),
@@ -234,22 +221,21 @@ pub struct Drain {
 
 /// Read every source to its end, make all of it durable, acknowledge it, and stop.
 ///
-/// Waits for as long as the store is away. A source without an end never lets it finish. Where the
-/// store may refuse nearly everything, switch
-/// [`pauses_when_refused`](crate::pipeline::BatcherSettings::pauses_when_refused) off: a pause would
-/// let one batch through in three seconds and come to the same end, later.
+/// Waits for as long as the store is away. Switch
+/// [`pauses_when_refused`](crate::pipeline::BatcherSettings::pauses_when_refused) off before: a
+/// pause would come to the same end, later.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "Drained")]
 pub struct Finish;
 
-/// The pipeline has stopped.
+/// The reply to [`Drain`] and [`Finish`], once the pipeline has stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
     /// Messages that were taken and neither stored nor acknowledged; they stay with their source.
     pub released: u64,
 }
 
-/// How is it going?
+/// Asks how the pipeline and each of its parts are.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "PipelineStatus")]
 pub struct Status;

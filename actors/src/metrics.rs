@@ -4,7 +4,7 @@
 //! registry of its own. Nothing is global. Labels have values from lists that are known beforehand:
 //! nothing that comes with an event becomes one.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus::Registry;
@@ -12,20 +12,18 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use tokio::time::Instant;
 
-use crate::batch::Batch;
 use crate::batch_queue::FlushReason;
+use crate::delivery::Batch;
+use crate::lock::lock;
 use crate::messages::Flushed;
 use crate::store::Trimmed;
 
-mod condition;
 mod ledger;
-mod work;
+mod numbers;
 
-use condition::Condition;
-use ledger::Exported;
 pub use ledger::LedgerCounts;
-use work::Work;
-pub(crate) use work::{PassOutcome, RetryKind};
+use numbers::Numbers;
+pub(crate) use numbers::{PassOutcome, RetryKind};
 
 /// The numbers of one pipeline, over all of its generations.
 ///
@@ -39,9 +37,7 @@ struct Inner {
     oldest: Mutex<Option<Instant>>,
     oldest_but_suspects: Mutex<Option<Instant>>,
     last_commit: Mutex<Option<Instant>>,
-    exported: Exported,
-    work: Work,
-    condition: Condition,
+    numbers: Numbers,
 }
 
 impl Metrics {
@@ -56,9 +52,7 @@ impl Metrics {
             oldest: Mutex::default(),
             oldest_but_suspects: Mutex::default(),
             last_commit: Mutex::default(),
-            exported: Exported::new()?,
-            work: Work::new()?,
-            condition: Condition::new()?,
+            numbers: Numbers::new()?,
         })))
     }
 
@@ -89,7 +83,6 @@ impl Metrics {
         Some(since.elapsed())
     }
 
-    /// How long ago the last batch was committed; `None` if none was.
     pub(crate) fn since_last_commit(&self) -> Option<Duration> {
         lock(&self.0.last_commit).map(|commit| commit.elapsed())
     }
@@ -114,11 +107,15 @@ impl Metrics {
     }
 
     pub(crate) fn batch_handed_out(&self, reason: FlushReason, batch: &Batch) {
-        self.0.work.handed_out(reason, batch);
+        let numbers = &self.0.numbers;
+        numbers.batches.with_label_values(&[reason.as_ref()]).inc();
+        numbers.batch_events.observe(batch.len() as f64);
+        numbers.batch_bytes.observe(batch.num_bytes() as f64);
     }
 
     pub(crate) fn retries(&self, kind: RetryKind) {
-        self.0.work.retries(kind);
+        let retries = &self.0.numbers.retries;
+        retries.with_label_values(&[kind.as_ref()]).inc();
     }
 
     /// A batch is durable: how long its transaction took, and how old its oldest message was then.
@@ -126,7 +123,13 @@ impl Metrics {
         *lock(&self.0.last_commit) = Some(Instant::now());
         let mut counts = lock(&self.0.ledger);
         // Under the lock, so that who looks meanwhile sees the same refusals in both.
-        self.0.work.flushed(&flushed.refused_by_store, took, age);
+        self.0.numbers.flush_seconds.observe(took.as_secs_f64());
+        self.0.numbers.commit_age_seconds.observe(age.as_secs_f64());
+        for (reason, num_events) in flushed.refused_by_store.iter() {
+            let refused = &self.0.numbers.refused;
+            let counter = refused.with_label_values(&[reason.as_str()]);
+            counter.inc_by(num_events);
+        }
         counts.stored += flushed.inserted;
         counts.duplicates += flushed.duplicates;
         counts.dead_lettered += flushed.dead_lettered();
@@ -144,7 +147,6 @@ impl Metrics {
         released
     }
 
-    /// Since when the oldest message is held, and the oldest that is no suspect.
     pub(crate) fn set_oldest(&self, oldest: Option<Instant>, but_suspects: Option<Instant>) {
         *lock(&self.0.oldest) = oldest;
         *lock(&self.0.oldest_but_suspects) = but_suspects;
@@ -152,75 +154,69 @@ impl Metrics {
 
     /// How many events came when retention no longer kept what is as old.
     pub fn older_than_retention(&self) -> u64 {
-        self.0.work.num_older_than_retention()
+        self.0.numbers.older_than_retention.get()
     }
 
     pub(crate) fn came_late(&self, num_events: u64) {
-        self.0.work.older_than_retention(num_events);
+        self.0.numbers.older_than_retention.inc_by(num_events);
     }
 
     pub(crate) fn trimmed(&self, trimmed: &Trimmed) {
-        self.0.work.trimmed(trimmed);
+        let numbers = &self.0.numbers;
+        numbers.trimmed_events.inc_by(trimmed.events);
+        numbers.trimmed_resources.inc_by(trimmed.resources);
     }
 
     pub(crate) fn trim_pass(&self, outcome: PassOutcome, took: Duration) {
-        self.0.work.trim_pass(outcome, took);
+        let passes = &self.0.numbers.trim_passes;
+        passes.with_label_values(&[outcome.as_ref()]).inc();
+        self.0.numbers.trim_seconds.observe(took.as_secs_f64());
     }
 
     pub(crate) fn set_generation(&self, generation: u64) {
-        self.0.condition.set_generation(generation);
+        let generation = i64::try_from(generation).unwrap_or(i64::MAX);
+        self.0.numbers.generation.set(generation);
     }
 
     pub(crate) fn set_reading_paused(&self, paused: bool) {
-        self.0.condition.set_reading_paused(paused);
+        self.0.numbers.reading_paused.set(i64::from(paused));
     }
 
     pub(crate) fn set_ready(&self, ready: bool) {
-        self.0.condition.set_ready(ready);
+        self.0.numbers.ready.set(i64::from(ready));
     }
 
     /// Whether an event is held for long while others are stored.
     pub(crate) fn set_degraded(&self, degraded: bool) {
-        self.0.condition.set_degraded(degraded);
+        self.0.numbers.degraded.set(i64::from(degraded));
     }
 
     /// Whether the last attempt of a part succeeded.
     pub(crate) fn set_up(&self, component: &str, up: bool) {
-        self.0.condition.set_up(component, up);
+        let gauge = self.0.numbers.component_up.with_label_values(&[component]);
+        gauge.set(i64::from(up));
     }
 }
 
-/// Ids and sizes are elsewhere; this is a handle.
 impl std::fmt::Debug for Metrics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Metrics").field(&self.ledger()).finish()
     }
 }
 
-impl Inner {
-    fn collectors(&self) -> impl Iterator<Item = &dyn Collector> {
-        let exported = self.exported.collectors().into_iter();
-        exported
-            .chain(self.work.collectors())
-            .chain(self.condition.collectors())
-    }
-}
-
 impl Collector for Metrics {
     fn desc(&self) -> Vec<&Desc> {
-        self.0.collectors().flat_map(Collector::desc).collect()
+        let all = self.0.numbers.all.iter();
+        all.flat_map(|metric| metric.desc()).collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
         // The lock is held until everything is read, so that two scrapes at once do not mix.
         let counts = lock(&self.0.ledger);
-        self.0.exported.copy(&counts, self.oldest_unflushed());
-        self.0.collectors().flat_map(Collector::collect).collect()
+        self.0.numbers.copy(&counts, self.oldest_unflushed());
+        let all = self.0.numbers.all.iter();
+        all.flat_map(|metric| metric.collect()).collect()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,14 +1,10 @@
 //! Starts, watches, drains and restarts the others; the one address that a host sees.
 //!
-//! Receives [`Drain`], [`Finish`], [`Status`], [`Trim`], [`Retire`](crate::messages::Retire); sends the
-//! others what these take.
-//! Guarantee: a part that dies is replaced. A writer or the trimmer alone: the batcher still has
-//! what they were working on. When a consumer or the batcher is gone, everything is retired, the
-//! sources hand out again what was not acknowledged, and a new *generation* starts.
-//!
-//! *Why whole generations?* What the batcher held and which receipts belong to it is gone with it.
-//! The sources know exactly what was not acknowledged, and the store makes a second delivery
-//! harmless, so starting over is both simpler and safer than mending.
+//! Receives [`Drain`], [`Finish`], [`Status`], [`Trim`], [`Retire`](crate::messages::Retire).
+//! Guarantee: a part that dies is replaced. A writer or the trimmer is replaced alone, since the
+//! batcher still has what it was working on. When a consumer or the batcher is gone, what it held
+//! is unknown: all are retired, the sources hand out again what was not acknowledged, and a new
+//! *generation* starts. The store makes a second delivery harmless.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -40,7 +36,7 @@ use crate::waiters::{LateReply, Waiters};
 mod children;
 mod health;
 
-use children::{Children, Starter};
+use children::{CLOSE_WITHIN, Children, Starter};
 use health::Components;
 
 /// On which threads the parts run.
@@ -54,7 +50,7 @@ pub enum Placement {
     SameArbiter,
 }
 
-/// How a pipeline works.
+/// What a pipeline may take, when it writes, and what it deletes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PipelineSettings {
@@ -69,7 +65,7 @@ pub struct PipelineSettings {
     /// passes, alone.
     #[serde(with = "As::<Size>")]
     pub max_bytes_in_flight: NonZeroUsize,
-    /// When batches leave.
+    /// When batches leave, and how those that fail are tried again.
     #[serde(skip)]
     pub batch: BatcherSettings,
     /// Retention; `None` never deletes anything.
@@ -108,7 +104,7 @@ pub struct PipelineParts {
     pub event_limits: EventLimits,
     /// Tells the time of day.
     pub clock: Arc<dyn Clock>,
-    /// Accounts for every message.
+    /// Counts every message; a clone can be registered to be scraped.
     pub metrics: Metrics,
 }
 
@@ -129,7 +125,6 @@ pub struct PipelineActor {
     finishing: Waiters<Drained>,
     draining: Waiters<Drained>,
     drained: Option<Drained>,
-    /// Whether it was said that something is held up.
     is_degraded: bool,
 }
 
@@ -142,7 +137,6 @@ enum Phase {
     Drained,
 }
 
-/// A part that is replaced alone.
 #[derive(Debug, Clone, Copy)]
 enum Replaceable {
     Writer(usize),
@@ -151,8 +145,6 @@ enum Replaceable {
 
 /// Generations that live this long are healthy: the next restart is again the first in a row.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
-/// How long sources may take to close once everything else is over.
-const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 impl PipelineActor {
     /// A pipeline that starts when the actor does.

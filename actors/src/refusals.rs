@@ -1,18 +1,12 @@
 //! Guards against a database that refuses nearly everything, as pure bookkeeping.
 //!
-//! A trigger or a constraint that somebody got wrong makes the database refuse event after event.
-//! Each would become a dead letter, correctly, and a whole backlog with them. So when more than
+//! A trigger that somebody got wrong would make a whole backlog dead letters. So when more than
 //! half of the last 1,000 messages, and at least 500, were refused *by the database*, reading
-//! pauses: what is not read stays with its source, where it is as safe and needs no replay. From
-//! then on one batch a back-off goes out as a probe, and the first that is mostly accepted ends the
-//! pause.
+//! pauses. From then on one batch a back-off goes out as a probe, and the first that is mostly
+//! accepted ends the pause. A message that the parser rejected counts neither way.
 //!
-//! A message that the parser rejected never reached the database and says nothing about it: it counts
-//! neither way.
-//!
-//! *How exact is "the last 1,000"?* Batches are counted whole: the window holds the fewest last
-//! batches that together have 1,000 messages, so it is longer by less than its oldest batch. That
-//! needs two numbers a batch and not one an event, and batches are what the guard lets through.
+//! Batches are counted whole: the window holds the fewest last batches that together have 1,000
+//! messages, which needs two numbers a batch and not one an event.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -29,7 +23,6 @@ const WINDOW: u64 = 1_000;
 /// Fewer refusals than this never pause reading, whatever their share.
 const AT_LEAST: u64 = 500;
 
-/// The counts of messages that reached the database.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Judged {
     total: u64,
@@ -52,16 +45,13 @@ impl Judged {
 #[derive(Debug)]
 struct Pause {
     since: Instant,
-    /// Batches in a row that did not end it.
     probes: u32,
-    /// When the next batch may go out.
     next_probe: Instant,
     /// When the next permit may be granted, should there be no batch to go out.
     next_permit: Instant,
     refused: u64,
 }
 
-/// A change that a batch has made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
     /// Reading pauses from now on; so many of so many were refused.
@@ -71,14 +61,11 @@ pub(crate) enum Change {
         of: u64,
     },
     Resumed {
-        /// For how long it had paused.
         after: Duration,
-        /// How many messages the database refused meanwhile.
         refused: u64,
     },
 }
 
-/// Decides when reading pauses and what may pass meanwhile.
 #[derive(Debug)]
 pub(crate) struct Refusals {
     backoff: Backoff,
@@ -88,7 +75,6 @@ pub(crate) struct Refusals {
 }
 
 impl Refusals {
-    /// Nothing refused so far; probes are as far apart as failed attempts would be.
     pub(crate) fn new(backoff: Backoff) -> Self {
         Self {
             backoff,
@@ -116,12 +102,8 @@ impl Refusals {
                 self.pause_if_flooded(now, jitter)
             }
             Some(pause) if judged.total > 0 && !judged.is_mostly_refused() => {
-                let change = Change::Resumed {
-                    after: now.duration_since(pause.since),
-                    refused: pause.refused + judged.refused,
-                };
-                *self = Self::new(self.backoff);
-                Some(change)
+                pause.refused += judged.refused;
+                self.resume(now)
             }
             Some(pause) => {
                 pause.refused += judged.refused;
@@ -135,20 +117,20 @@ impl Refusals {
 
     /// Takes into account that a refused event was tried again and rolled back: whether it was taken.
     pub(crate) fn rehearsed(&mut self, was_taken: bool, now: Instant) -> Option<Change> {
-        let pause = self.pause.as_ref().filter(|_| was_taken)?;
-        let change = Change::Resumed {
-            after: now.duration_since(pause.since),
-            refused: pause.refused,
-        };
-        *self = Self::new(self.backoff);
-        Some(change)
+        was_taken.then(|| self.resume(now)).flatten()
     }
 
-    /// Whether a batch may go out now, while no other is being written; else when one may.
-    ///
-    /// # Errors
-    ///
-    /// The moment from which on one may.
+    fn resume(&mut self, now: Instant) -> Option<Change> {
+        let pause = self.pause.take()?;
+        *self = Self::new(self.backoff);
+        Some(Change::Resumed {
+            after: now.duration_since(pause.since),
+            refused: pause.refused,
+        })
+    }
+
+    /// Whether a batch may go out while no other is being written; else the moment from which on
+    /// one may.
     pub(crate) fn may_write(&self, now: Instant) -> Result<(), Instant> {
         match &self.pause {
             Some(pause) if now < pause.next_probe => Err(pause.next_probe),
@@ -156,13 +138,9 @@ impl Refusals {
         }
     }
 
-    /// Whether a permit may be granted now, while nothing is held that could probe. If so, the
-    /// next one may a back-off later: a source that has nothing must not keep the others from
-    /// probing, nor all of them read at once.
-    ///
-    /// # Errors
-    ///
-    /// The moment from which on one may.
+    /// Whether a permit may be granted while nothing is held that could probe; else the moment from
+    /// which on one may. The next one may a back-off later: an idle source must not keep the others
+    /// from probing, nor all of them read at once.
     pub(crate) fn take_permit(&mut self, now: Instant, jitter: f64) -> Result<(), Instant> {
         let Some(pause) = &mut self.pause else {
             return Ok(());

@@ -1,13 +1,12 @@
 //! How settings are written, in a configuration file or a variable.
 //!
-//! A setting is a documented field of the settings struct of the part that it steers. The name of the
-//! field is the key, its documentation is the help, its value in `Default` is the default, and the
-//! attribute `#[serde(with = "As::<…>")]` says how it is written. Nothing else states any of these:
-//! programs derive their reference pages, examples and JSON schemas from the struct.
+//! A setting is a documented field of the settings struct of the part that it steers. The field's
+//! name is the key, its documentation the help, its value in `Default` the default, and
+//! `#[serde(with = "As::<…>")]` says how it is written. Reference pages, examples and JSON schemas
+//! are derived from the struct.
 //!
-//! Fields keep the types that the code works with, such as [`Duration`], so that a host that fills a
-//! struct in itself never sees a spelling. Every [`Spelling`] takes texts, also for numbers, since
-//! variables and flags are texts.
+//! Fields keep the types that the code works with, so a host that fills a struct in never sees a
+//! spelling. Every [`Spelling`] takes texts, also for numbers, since variables and flags are texts.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,13 +16,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Deserialize, Deserializer, Error as _};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error as _};
 use serde::ser::{Serialize, Serializer};
 use serde_json::Value as Json;
 
-/// A way to write values of one kind.
 pub trait Spelling {
-    /// The type that the code works with.
     type Value;
 
     /// Reads a value; the error says what would be right.
@@ -32,16 +29,16 @@ pub trait Spelling {
     /// The value as a person would have written it; secrets come out masked.
     fn write(value: &Self::Value) -> Json;
 
-    /// The JSON schema of everything that people should write.
-    fn schema() -> Schema;
+    /// What may be written; a text, where nothing else is said.
+    fn schema() -> Schema {
+        json_schema!({ "type": "string" })
+    }
 }
 
-/// The value as text for people.
 pub fn text<S: Spelling>(value: &S::Value) -> String {
     plain(&S::write(value))
 }
 
-/// A written value without the quotes of JSON.
 pub fn plain(written: &Json) -> String {
     match written {
         Json::String(text) => text.clone(),
@@ -56,15 +53,10 @@ pub fn plain(written: &Json) -> String {
     }
 }
 
-/// Reads and writes a field by a spelling: `#[serde(with = "As::<Period>")]`.
+/// Reads and writes a field by a spelling, for serde's derived code: `#[serde(with = "As::<Period>")]`.
 pub struct As<S>(PhantomData<S>);
 
 impl<S: Spelling> As<S> {
-    /// For serde's derived code.
-    ///
-    /// # Errors
-    ///
-    /// The serializer fails.
     pub fn serialize<Ser: Serializer>(
         value: &S::Value,
         serializer: Ser,
@@ -72,11 +64,6 @@ impl<S: Spelling> As<S> {
         S::write(value).serialize(serializer)
     }
 
-    /// For serde's derived code.
-    ///
-    /// # Errors
-    ///
-    /// The value is not right; the message says what would be.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<S::Value, D::Error> {
         S::read(&Json::deserialize(deserializer)?).map_err(D::Error::custom)
     }
@@ -113,7 +100,6 @@ impl From<String> for InvalidUrl {
     }
 }
 
-/// A value that may be missing.
 impl<S: Spelling> Spelling for Option<S> {
     type Value = Option<S::Value>;
 
@@ -133,60 +119,21 @@ impl<S: Spelling> Spelling for Option<S> {
 /// A whole number of at least 1.
 pub struct Count<T = NonZeroUsize>(PhantomData<T>);
 
-/// A type that counts.
-pub trait Whole: Copy {
-    /// `None` where the number does not fit.
-    fn of(number: NonZeroU64) -> Option<Self>;
-
-    /// The number.
-    fn number(self) -> u64;
-}
-
-impl Whole for usize {
-    fn of(number: NonZeroU64) -> Option<Self> {
-        number.get().try_into().ok()
-    }
-
-    fn number(self) -> u64 {
-        self as u64
-    }
-}
-
-impl Whole for NonZeroUsize {
-    fn of(number: NonZeroU64) -> Option<Self> {
-        number.try_into().ok()
-    }
-
-    fn number(self) -> u64 {
-        self.get() as u64
-    }
-}
-
-impl Whole for NonZeroU64 {
-    fn of(number: NonZeroU64) -> Option<Self> {
-        Some(number)
-    }
-
-    fn number(self) -> u64 {
-        self.get()
-    }
-}
-
-impl<T: Whole> Spelling for Count<T> {
+impl<T: Serialize + DeserializeOwned> Spelling for Count<T> {
     type Value = T;
 
     fn read(given: &Json) -> Result<T, String> {
-        match given {
+        let number: Option<NonZeroU64> = match given {
             Json::String(text) => text.trim().parse().ok(),
-            Json::Number(number) => number.as_u64().and_then(NonZeroU64::new),
-            _ => None,
-        }
-        .and_then(T::of)
-        .ok_or_else(|| "give a whole number of at least 1".to_owned())
+            number => number.as_u64().and_then(NonZeroU64::new),
+        };
+        number
+            .and_then(|number| serde_json::from_value(number.get().into()).ok())
+            .ok_or_else(|| "give a whole number of at least 1".to_owned())
     }
 
     fn write(value: &T) -> Json {
-        value.number().into()
+        serde_json::to_value(value).unwrap_or_default()
     }
 
     fn schema() -> Schema {
@@ -194,7 +141,6 @@ impl<T: Whole> Spelling for Count<T> {
     }
 }
 
-/// A whole number of at least 1 and at most `MAX`.
 pub struct AtMost<const MAX: usize>;
 
 impl<const MAX: usize> Spelling for AtMost<MAX> {
@@ -318,10 +264,6 @@ impl Spelling for Period {
         let (unit, factor) = unit.copied().unwrap_or(("ms", 1));
         format!("{}{unit}", millis / factor).into()
     }
-
-    fn schema() -> Schema {
-        json_schema!({ "type": "string" })
-    }
 }
 
 /// A duration that zero would make senseless or destructive.
@@ -339,10 +281,6 @@ impl Spelling for LongerThanZero {
 
     fn write(value: &Duration) -> Json {
         Period::write(value)
-    }
-
-    fn schema() -> Schema {
-        Period::schema()
     }
 }
 
@@ -363,10 +301,6 @@ impl Spelling for Interval {
 
     fn write(value: &Option<Duration>) -> Json {
         value.as_ref().map_or_else(|| "off".into(), Period::write)
-    }
-
-    fn schema() -> Schema {
-        Period::schema()
     }
 }
 
@@ -393,13 +327,10 @@ impl Spelling for Toggle {
     }
 }
 
-/// A type whose few values have names.
 pub trait Named: Copy + PartialEq + 'static {
-    /// All of them.
     const ALL: &'static [(&'static str, Self)];
 }
 
-/// One of a few words.
 pub struct OneOf<T>(PhantomData<T>);
 
 impl<T: Named> Spelling for OneOf<T> {
@@ -428,7 +359,6 @@ impl<T: Named> Spelling for OneOf<T> {
     }
 }
 
-/// A text that is not empty.
 pub struct Text;
 
 impl Spelling for Text {
@@ -452,7 +382,6 @@ impl Spelling for Text {
     }
 }
 
-/// The path of a file.
 pub struct File;
 
 impl Spelling for File {

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 
+pub(crate) use crate::lock::lock;
+
 use crate::delivery::{Entry, Position, Receipt};
 
 #[cfg(any(feature = "file", feature = "http"))]
@@ -52,6 +54,15 @@ pub struct Chunk {
     pub messages: Vec<Message>,
     /// What to expect of the next read.
     pub more: More,
+}
+
+impl Chunk {
+    pub(crate) fn nothing(more: More) -> Self {
+        Self {
+            messages: Vec::new(),
+            more,
+        }
+    }
 }
 
 /// What a source knows about the messages after a chunk.
@@ -164,9 +175,9 @@ pub trait EventSource: Send + Sync {
 
     /// Waits for messages and takes at most what the permit allows.
     ///
-    /// Returns an empty chunk rather than waiting for ever where waiting has a price. When the
-    /// future is dropped, what it may have taken is handed out again, at the latest after
-    /// [`EventSource::rewind`].
+    /// Returns an empty chunk rather than waiting for ever where waiting has a price. It is called again at
+    /// once after one: the source itself waits between two looks. When the future is dropped, what it may
+    /// have taken is handed out again, at the latest after [`EventSource::rewind`].
     fn read(&self, permit: Permit) -> LocalBoxFuture<'_, Result<Chunk, SourceError>>;
 
     /// What somebody should look at although messages come and go, each in a sentence or two.
@@ -199,7 +210,7 @@ pub trait EventSource: Send + Sync {
     ) -> LocalBoxFuture<'a, Result<(), SourceError>>;
 
     /// Hands out again, marked as redelivered and before anything new, all that was handed out and
-    /// not acknowledged. Receipts from before a rewind may still be acknowledged.
+    /// not acknowledged. A receipt from before a rewind is still good: take it back as any other.
     fn rewind(&self) -> LocalBoxFuture<'_, Result<(), SourceError>>;
 
     /// Takes nothing more in and lets go of what it holds: the pipeline has drained.

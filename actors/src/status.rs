@@ -2,22 +2,23 @@
 //! it.
 
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::lock::lock;
 use crate::metrics::LedgerCounts;
 
 /// How one part of the pipeline is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ComponentState {
-    /// Not heard of yet.
+    /// It has neither succeeded nor failed yet.
     Starting,
-    /// Its last attempt succeeded.
+    /// Its last attempt succeeded, or it has begun without one.
     Ok,
     /// Its last attempt failed; it keeps trying.
     Failing,
@@ -30,35 +31,35 @@ pub enum ComponentState {
 pub struct ComponentStatus {
     /// Its name, such as `source.http` or `store`.
     pub name: String,
-    /// How it is doing.
+    /// Whether its last attempt succeeded.
     pub state: ComponentState,
     /// The last error, whole chain, even when it is over.
     pub last_error: Option<String>,
-    /// When that error happened.
+    /// The time of that error by the pipeline's clock.
     pub last_error_at: Option<DateTime<Utc>>,
     /// Failures since the last success.
     pub num_failures: u64,
 }
 
-/// The whole pipeline.
+/// The reply to [`Status`](crate::messages::Status); as JSON it is the body of `/api/ready`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PipelineStatus {
     /// Everything is started and works: events that are sent now will be stored.
     pub ready: bool,
-    /// Why not, if not.
+    /// The first cause, where the pipeline is not ready.
     pub reason: Option<String>,
     /// How many times the pipeline was started whole; 1 unless a part of it died.
     pub generation: u64,
     /// Whether it is draining or has drained.
     pub draining: bool,
-    /// Sources, store, trimmer.
+    /// Each source, the store, and the trimmer where there is one.
     pub components: Vec<ComponentStatus>,
     /// The event that is held up although others are stored, and why. Events that are sent now will be
     /// stored all the same.
     pub degraded: Option<String>,
     /// Problems to look at although events are stored; each begins with the part's name.
     pub warnings: Vec<String>,
-    /// Every message, accounted for.
+    /// What became of every message so far.
     pub ledger: LedgerCounts,
     /// How long the oldest message that is not durable has been held.
     #[serde(serialize_with = "as_seconds")]
@@ -78,17 +79,12 @@ fn as_seconds<S: serde::Serializer>(
 pub(crate) struct HeldUp(Arc<Mutex<Option<String>>>);
 
 impl HeldUp {
-    pub(crate) fn set(&self, what: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
-    }
-
-    pub(crate) fn clear(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    pub(crate) fn set(&self, what: Option<String>) {
+        *lock(&self.0) = what;
     }
 
     pub(crate) fn get(&self) -> Option<String> {
-        let held_up = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held_up.clone()
+        lock(&self.0).clone()
     }
 }
 
@@ -105,6 +101,7 @@ struct Trouble {
 }
 
 /// One part's own entry: it writes, others read.
+#[doc(hidden)]
 #[derive(Debug, Clone)]
 pub struct Component(Arc<Mutex<Noted>>);
 
@@ -176,18 +173,16 @@ impl Component {
         })
     }
 
-    /// Notes the end.
     pub fn ended(&self) {
         self.with(|noted| noted.status.state = ComponentState::Ended);
     }
 
-    /// As it is now.
     pub fn snapshot(&self) -> ComponentStatus {
         self.with(|noted| noted.status.clone())
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut Noted) -> T) -> T {
-        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut lock(&self.0))
     }
 }
 

@@ -13,8 +13,9 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 use serde::Serialize;
+use strum::{EnumString, IntoStaticStr, VariantNames};
 
-use crate::batch::Batch;
+use crate::delivery::Batch;
 
 pub use refusal::{RefusalCounts, RefusalReason};
 
@@ -31,9 +32,13 @@ mod filter_sql;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod new_letter;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod prefect;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod python_json;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod resource_ids;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod tables;
 
 /// Which tables a store may make in its database.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -179,6 +184,18 @@ impl Cutoffs {
             .filter(|(_, cutoff)| *cutoff != self.default)
     }
 
+    /// Each cutoff as a database has it, where it differs from the default.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    fn bounds<T>(&self, of: impl Fn(DateTime<Utc>) -> T) -> Bounds<T> {
+        let overrides = self.different_overrides();
+        Bounds {
+            default: of(self.default),
+            overrides: overrides
+                .map(|(name, cutoff)| (name.to_owned(), of(cutoff)))
+                .collect(),
+        }
+    }
+
     /// A clock that ran ahead, or a retention that is negative, must not empty the tables.
     ///
     /// # Errors
@@ -193,6 +210,26 @@ impl Cutoffs {
                  retention that is not negative, and the clock right"
             ))),
         }
+    }
+}
+
+/// Cutoffs as a database has them.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+struct Bounds<T> {
+    default: T,
+    /// Of the names that are kept longer or shorter.
+    overrides: Vec<(String, T)>,
+}
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+impl<T> Bounds<T> {
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.overrides.iter().map(|(name, _)| name)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &T> {
+        let overrides = self.overrides.iter().map(|(_, cutoff)| cutoff);
+        std::iter::once(&self.default).chain(overrides)
     }
 }
 
@@ -239,6 +276,12 @@ fn as_count(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
 }
 
+/// A limit as databases take it.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+fn at_most(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
 /// The result of one step of a trim, and its cost for others who write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Removed {
@@ -272,6 +315,10 @@ pub enum Contention {
 
 /// Where events go. One value is one connection, made when it is first needed and made again after
 /// an error; a writer owns one, and so does the trimmer.
+///
+/// A store that wraps another forwards every method, those with a default too: the defaults know no
+/// last pass, and so take away what keeps a wrong clock from emptying the tables.
+#[expect(unused_variables, reason = "the defaults need none")]
 pub trait EventStore: Send + Sync {
     /// Writes the batch in one transaction; the outcomes are in the order of its entries.
     ///
@@ -314,7 +361,6 @@ pub trait EventStore: Send + Sync {
 
     /// Notes when a retention pass was made, for the process that makes the next one.
     fn note_pass(&self, at: DateTime<Utc>) -> LocalBoxFuture<'_, Result<(), StoreError>> {
-        let _ = at;
         Box::pin(std::future::ready(Ok(())))
     }
 
@@ -324,7 +370,6 @@ pub trait EventStore: Send + Sync {
         cutoffs: &'a Cutoffs,
         until: DateTime<Utc>,
     ) -> LocalBoxFuture<'a, Result<EventCounts, StoreError>> {
-        let _ = (cutoffs, until);
         Box::pin(std::future::ready(Ok(EventCounts::default())))
     }
 
@@ -345,8 +390,9 @@ pub trait EventStore: Send + Sync {
 pub type OpenStore = Arc<dyn Fn() -> Arc<dyn EventStore> + Send + Sync>;
 
 /// Where a message was found wanting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, EnumString, IntoStaticStr, VariantNames)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Stage {
     /// By the parser: it is not an event.
     Parse,
@@ -357,9 +403,6 @@ pub enum Stage {
 impl Stage {
     /// The name in the table.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Parse => "parse",
-            Self::Store => "store",
-        }
+        self.into()
     }
 }

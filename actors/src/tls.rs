@@ -8,21 +8,21 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::version::{TLS12, TLS13};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
+use rustls::{DEFAULT_VERSIONS, SupportedProtocolVersion};
 
 /// Why no connection can be encrypted; names the file that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct TlsFault(String);
 
-/// What is checked of a server's certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Check {
     /// Only that the server has its key: protects from nobody who can redirect traffic.
     Nothing,
-    /// That an authority signed it.
     Authority,
     /// The same, and that it is made out to the host.
     AuthorityAndName,
@@ -37,22 +37,73 @@ pub(crate) struct Files<'a> {
     pub(crate) key: Option<&'a Path>,
 }
 
+/// The versions of the protocol that may be spoken; the default is all that are safe, 1.2 and 1.3.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Versions {
+    #[default]
+    Safe,
+    Only12,
+    Only13,
+}
+
+impl Versions {
+    /// From the lowest to the highest, as libpq names them, each with the name of what says so. Lower ones than
+    /// 1.2 are never spoken.
+    pub(crate) fn of(
+        lowest: Option<(&str, &str)>,
+        highest: Option<(&str, &str)>,
+    ) -> Result<Self, String> {
+        let number = |limit: Option<(&str, &str)>, default| match limit {
+            None => Ok(default),
+            Some((name, version)) => match version.replace('_', ".").as_str() {
+                "TLSv1" => Ok(10),
+                "TLSv1.1" => Ok(11),
+                "TLSv1.2" => Ok(12),
+                "TLSv1.3" => Ok(13),
+                _ => Err(format!("{name} is TLSv1.2 or TLSv1.3, not {version:?}")),
+            },
+        };
+        match (number(lowest, 12)?.max(12), number(highest, 13)?) {
+            (12, 13) => Ok(Self::Safe),
+            (12, 12) => Ok(Self::Only12),
+            (13, 13) => Ok(Self::Only13),
+            _ => Err(
+                "no version of TLS that is safe lies between the lowest and the highest".to_owned(),
+            ),
+        }
+    }
+
+    fn supported(self) -> &'static [&'static SupportedProtocolVersion] {
+        static ONLY_12: [&SupportedProtocolVersion; 1] = [&TLS12];
+        static ONLY_13: [&SupportedProtocolVersion; 1] = [&TLS13];
+        match self {
+            Self::Safe => DEFAULT_VERSIONS,
+            Self::Only12 => &ONLY_12,
+            Self::Only13 => &ONLY_13,
+        }
+    }
+}
+
 /// For a server that proves nothing, since nothing secret is told to it or believed of it.
 ///
 /// # Errors
 ///
 /// None that is known.
 pub fn trusting_anyone() -> Result<ClientConfig, TlsFault> {
-    client(Check::Nothing, Files::default())
+    client(Check::Nothing, Files::default(), Versions::Safe)
 }
 
 /// How to connect. The files are read now, so that a renewed one counts from the next connection on.
-pub(crate) fn client(check: Check, files: Files<'_>) -> Result<ClientConfig, TlsFault> {
+pub(crate) fn client(
+    check: Check,
+    files: Files<'_>,
+    versions: Versions,
+) -> Result<ClientConfig, TlsFault> {
     // Named, for another part of the process may bring a provider of its own.
     let provider = Arc::new(ring::default_provider());
     let verifier = Verifier::new(check, files.ca, &provider)?;
     let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions.supported())
         .map_err(|error| TlsFault(format!("TLS cannot be set up: {error}")))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
@@ -119,7 +170,6 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsFault> {
     Ok(roots)
 }
 
-/// Checks certificates as far as is asked.
 #[derive(Debug)]
 struct Verifier {
     check: Check,
@@ -200,5 +250,25 @@ impl ServerCertVerifier for Verifier {
         self.provider
             .signature_verification_algorithms
             .supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_below_tls_1_2_is_spoken_and_a_limit_is_kept() {
+        let of = |lowest: Option<&'static str>, highest: Option<&'static str>| {
+            let named = |limit: Option<&'static str>| limit.map(|version| ("the limit", version));
+            Versions::of(named(lowest), named(highest))
+        };
+        assert_eq!(of(None, None), Ok(Versions::Safe));
+        assert_eq!(of(Some("TLSv1"), Some("TLSv1.3")), Ok(Versions::Safe));
+        assert_eq!(of(Some("TLSv1.3"), None), Ok(Versions::Only13));
+        assert_eq!(of(None, Some("TLSv1.2")), Ok(Versions::Only12));
+        assert!(of(None, Some("TLSv1.1")).is_err());
+        assert!(of(Some("TLSv1.3"), Some("TLSv1.2")).is_err());
+        assert!(of(Some("SSLv3"), None).is_err());
     }
 }

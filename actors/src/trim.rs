@@ -1,11 +1,9 @@
 //! Deletes what retention no longer keeps, on its own interval.
 //!
 //! Receives [`Trim`], from its own timer and from operators; sends nothing.
-//! Guarantee: an event goes together with its resources, and not before its time has come by the
-//! clock. A clock that was put forward meanwhile is not believed at once (`steadiness`). A clock that is far
-//! ahead of what the database remembers is believed only once a person says so ([`Caution`]).
-//! A pass that was cut off is repaired by the next: passes are idempotent. How fast a pass goes is chosen
-//! here too (`pace`): the stores only make single steps.
+//! Guarantee: an event goes together with its resources, and not before its time has come by a
+//! clock that is believed (`steadiness`, [`Caution`]). A pass that was cut off is repaired by the
+//! next. How fast a pass goes is chosen here too (`pace`): the stores only make single steps.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -19,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::lifeline::Lifeline;
+use crate::lifeline::{Lifeline, close_and_stop};
 use crate::messages::{Drain, Drained, Trim, TrimError, stops_when_retired};
 use crate::metrics::{Metrics, PassOutcome};
 use crate::retention::Retention;
@@ -80,11 +78,7 @@ impl From<&TrimSettings> for Retention {
     }
 }
 
-/// From retention to moments.
-///
-/// # Errors
-///
-/// A retention reaches back before the first moment that can be told.
+/// From retention to moments; an error where it reaches back before the first one that can be told.
 pub fn cutoffs(settings: &TrimSettings, now: DateTime<Utc>) -> Result<Cutoffs, TrimError> {
     let cutoff = |name: &str, retention: Duration| {
         TimeDelta::from_std(retention)
@@ -112,10 +106,6 @@ pub fn cutoffs(settings: &TrimSettings, now: DateTime<Utc>) -> Result<Cutoffs, T
 /// One retention pass of a process that writes nothing: bounded steps until nothing is left to remove.
 ///
 /// Each step is told of at once, since what it removed stays removed whatever the next one does.
-///
-/// # Errors
-///
-/// The store fails, or another process is trimming it. What was removed before stays removed.
 pub async fn run_pass(
     store: &dyn EventStore,
     cutoffs: &Cutoffs,
@@ -156,13 +146,12 @@ async fn run_pass_at(
                 }
             }
             TrimStep::Finished => return Ok(total),
-            TrimStep::TakenByAnother => return Err(TrimError::TakenByAnother),
+            TrimStep::TakenByAnother => return Err(TrimError::TakenByAnother(total)),
         }
     }
 }
 
-/// Notes a pass for the next one, also by another process. Without the note that one is held against the
-/// newest event, so it is no failure of this one.
+/// Notes a pass for the next one. Without the note that one is held against the newest event.
 pub async fn note_pass(store: &dyn EventStore, at: DateTime<Utc>) {
     if let Err(error) = store.note_pass(at).await {
         let error = error_chain(&error);
@@ -178,16 +167,13 @@ fn put_forward(by: TimeDelta) -> TrimError {
     ))
 }
 
-/// Shared by a trimmer and the rest of its pipeline.
 #[derive(Clone)]
 pub(crate) struct TrimParts {
-    /// Notes what happens to the passes.
     pub(crate) component: Component,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
-/// The owner of one connection for trimming.
 pub(crate) struct TrimActor {
     store: Arc<dyn EventStore>,
     settings: Arc<TrimSettings>,
@@ -234,8 +220,8 @@ impl TrimActor {
         });
     }
 
-    /// Notes how it was before this process stored anything, where no pass is remembered: what it
-    /// stores by a clock that is wrong must not speak for that clock after a restart.
+    /// Notes, where no pass is remembered, how it was before this process stored anything: what it
+    /// stores by a wrong clock must not speak for that clock after a restart.
     fn look_around(&self, ctx: &mut Context<Self>) {
         let store = Arc::clone(&self.store);
         let began = self.caution.began;
@@ -256,7 +242,6 @@ impl TrimActor {
         ctx.spawn(look.into_actor(self));
     }
 
-    /// One pass, with its outcome noted.
     fn pass(&mut self) -> ResponseActFuture<Self, Result<Trimmed, TrimError>> {
         if self.under_way {
             return Box::pin(actix::fut::ready(Err(TrimError::UnderWay)));
@@ -319,7 +304,7 @@ impl TrimActor {
                     trimmed.resources
                 );
             }
-            Err(TrimError::TakenByAnother | TrimError::UnderWay) => {
+            Err(TrimError::TakenByAnother(_) | TrimError::UnderWay) => {
                 metrics.trim_pass(PassOutcome::LeftToAnother, took);
                 self.succeeded();
                 log::debug!("left trimming to another");
@@ -373,20 +358,7 @@ impl Handler<Drain> for TrimActor {
 
     /// Stops at once: a transaction under way is rolled back or committed whole.
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
-        let store = Arc::clone(&self.store);
-        let close = async move {
-            if let Err(error) = store.close().await {
-                log::debug!(
-                    "the trimmer's store did not close cleanly error={}",
-                    error_chain(&error)
-                );
-            }
-            Drained { released: 0 }
-        };
-        AtomicResponse::new(Box::pin(close.into_actor(self).map(|drained, _, ctx| {
-            ctx.stop();
-            drained
-        })))
+        close_and_stop(self, Arc::clone(&self.store), log::Level::Debug)
     }
 }
 

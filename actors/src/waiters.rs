@@ -16,7 +16,6 @@ impl<T> Default for Waiters<T> {
 }
 
 impl<T: Clone> Waiters<T> {
-    /// A reply that comes with the next [`Waiters::answer`].
     pub(crate) fn wait(&mut self) -> LateReply<T> {
         let (waiting, reply) = oneshot::channel();
         self.0.push(waiting);
@@ -35,15 +34,12 @@ impl<T: Clone> Waiters<T> {
     }
 }
 
-/// A reply that may come later than the actor's next message, or not at all.
-///
-/// Not a future like actix's own, since a future has to resolve to some answer: here the sender
-/// gets a [`MailboxError`] if there is none.
+/// A reply that may come later than the actor's next message, or not at all: then the sender gets a
+/// [`MailboxError`], which a future of actix's own could not give.
 #[derive(Debug)]
 pub struct LateReply<T>(oneshot::Receiver<T>);
 
 impl<T> LateReply<T> {
-    /// A reply that is there already.
     pub(crate) fn at_once(reply: T) -> Self {
         let (waiting, owed) = oneshot::channel();
         waiting.send(reply).ok();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use event_persister_actors::read_routes::MAX_READING_BYTES;
 use event_persister_actors::settings::{Period, text};
 
-use crate::config::{Config, Effective, Misfit, Origin};
+use crate::config::{Config, Effective, Origin};
 use crate::http::Listen;
 use crate::wiring::Finding;
 
@@ -21,19 +21,18 @@ const LONG_RETENTION: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A batch of large events takes as long on a healthy server.
 const SHORT_STATEMENT: Duration = Duration::from_secs(2);
 
-/// `memory_limit` is how many bytes this process may use, if anybody knows.
+/// `memory_limit` is how many bytes this process may use.
 pub(super) fn judge(config: &Config, memory_limit: Option<u64>) -> Vec<Finding> {
-    let mut findings = vec![drain_timeout(config), retention(config)];
-    findings.push(memory(config, memory_limit));
+    let mut findings = vec![
+        drain_timeout(config),
+        retention(config),
+        memory(config, memory_limit),
+    ];
     findings.extend(request_timeout(config));
     findings.extend(statement_timeout(config));
     findings.extend(config.effective.iter().filter_map(seen_by_everyone));
-    findings.extend(config.prefect.warnings.iter().map(of_prefect));
+    findings.extend(config.prefect.warnings.iter().cloned());
     findings
-}
-
-fn of_prefect(misfit: &Misfit) -> Finding {
-    Finding::warning(misfit.id, misfit.what.clone(), misfit.remedy.clone())
 }
 
 fn drain_timeout(config: &Config) -> Finding {
@@ -95,8 +94,7 @@ fn memory(config: &Config, limit: Option<u64>) -> Finding {
     }
 }
 
-/// How many bytes this process takes at most, beside one event that is larger than a bound: the sum that
-/// deploy/README.md states under "Sizing".
+/// The sum that deploy/README.md states under "Sizing", beside one event that is larger than a bound.
 fn memory_bound(config: &Config) -> u64 {
     /// The program, what databases and Redis keep for their connections, and what is kept for later.
     const ITSELF: usize = 64 << 20;
@@ -142,7 +140,7 @@ fn memory_bound(config: &Config) -> u64 {
     u64::try_from(bound).unwrap_or(u64::MAX)
 }
 
-/// How many bytes this process may use: the machine's memory, or less in a container.
+/// The machine's memory, or less in a container.
 pub(super) fn memory_limit() -> Option<u64> {
     let read = |path| std::fs::read_to_string(path).ok();
     let machine = read("/proc/meminfo").and_then(|text| {
@@ -204,7 +202,7 @@ fn seen_by_everyone(setting: &Effective) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Flags;
+    use crate::cli::Flags;
     use crate::wiring::Severity;
 
     fn warned(variables: &[(&str, &str)], memory_limit: Option<u64>) -> Vec<&'static str> {

@@ -78,8 +78,7 @@ fn no_such_address(address: &str, error: &str) -> Finding {
 
 async fn in_use(at: SocketAddr) -> Finding {
     const ID: &str = "http.listen";
-    // What is set here need not be what the service there was started with. And whoever speaks the
-    // one may keep silent to the other, so both are tried at the same time.
+    // The service may have other settings than these, and need not answer where it expects TLS.
     let how = match tokio::join!(is_ours(at, false), is_ours(at, true)) {
         (true, _) => "without TLS",
         (_, true) => "with TLS; its certificate was not verified",

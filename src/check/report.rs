@@ -55,7 +55,7 @@ fn rows(findings: &[Finding]) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     for finding in findings {
         rows.push(vec![
-            finding.severity.as_str().to_owned(),
+            finding.severity.as_ref().to_owned(),
             finding.id.to_owned(),
             output::one_line(&finding.what),
         ]);
@@ -105,14 +105,13 @@ pub(super) fn document(config: &Config, looked: &Looked) -> Value {
         .iter()
         .map(|seen| json!({ "variable": seen.variable, "reason": seen.reason }))
         .collect();
-    let warnings = config.prefect.warnings.iter().map(ToString::to_string);
     let store = &looked.store;
     json!({
         "ok": looked.all_is_well(),
         "findings": looked.findings,
         "settings": settings::documents(config),
         "not_taken_over": seen,
-        "warnings": warnings.collect::<Vec<String>>(),
+        "warnings": config.prefect.warning_lines().collect::<Vec<String>>(),
         "store": { "ok": store.is_ok(), "found": store.as_ref().ok(), "error": store.as_ref().err() },
         "prefect_schema": looked.database.as_ref().map(|database| json!({
             "revision": database.prefect_revision,
@@ -122,7 +121,7 @@ pub(super) fn document(config: &Config, looked: &Looked) -> Value {
         "redis": looked.redis.as_ref().map(|redis| json!({
             "ok": redis.is_ok(),
             "version": redis.as_ref().ok().and_then(|stream| stream.version.as_ref()),
-            "found": redis.as_ref().ok().map(|stream| guard::document(&stream.report)),
+            "found": redis.as_ref().ok().map(|stream| &stream.report),
             "error": redis.as_ref().err(),
         })),
     })

@@ -1,22 +1,14 @@
 //! Completion scripts for shells.
 
-use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap_complete::Shell;
 
-/// A shell that has completions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum CompletedShell {
-    Bash,
-    Zsh,
-    Fish,
+/// The shells for which the script is tested.
+pub(super) fn shell() -> impl TypedValueParser<Value = Shell> {
+    PossibleValuesParser::new(["bash", "zsh", "fish"]).try_map(|name| name.parse::<Shell>())
 }
 
-/// The completion script of a shell.
-pub(crate) fn completions(shell: CompletedShell) -> Vec<u8> {
-    let shell = match shell {
-        CompletedShell::Bash => clap_complete::Shell::Bash,
-        CompletedShell::Zsh => clap_complete::Shell::Zsh,
-        CompletedShell::Fish => clap_complete::Shell::Fish,
-    };
+pub(crate) fn completions(shell: Shell) -> Vec<u8> {
     let mut command = super::command();
     let name = command.get_name().to_owned();
     let mut script = Vec::new();

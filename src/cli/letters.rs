@@ -8,6 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser as _};
 use clap::{ArgGroup, Args, Subcommand};
 use event_persister_actors::store::Stage;
+use strum::VariantNames as _;
 
 use super::Output;
 
@@ -109,7 +110,7 @@ pub(crate) struct LetterFlags {
     #[arg(
         long,
         value_name = "STAGE",
-        value_parser = PossibleValuesParser::new(STAGES.map(Stage::as_str)).map(stage)
+        value_parser = PossibleValuesParser::new(Stage::VARIANTS).try_map(|name| name.parse::<Stage>())
     )]
     pub(crate) stage: Option<Stage>,
     /// Only letters with exactly this text in their reason
@@ -126,14 +127,6 @@ pub(crate) struct LetterFlags {
     pub(crate) until: Option<Moment>,
 }
 
-const STAGES: [Stage; 2] = [Stage::Parse, Stage::Store];
-
-fn stage(name: String) -> Stage {
-    let named = STAGES.into_iter().find(|stage| stage.as_str() == name);
-    // There are no other names: the parser before this one has seen to it.
-    named.unwrap_or(Stage::Parse)
-}
-
 /// A time, or a span before now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moment {
@@ -142,7 +135,6 @@ pub(crate) enum Moment {
 }
 
 impl Moment {
-    /// The time, given what time it is.
     pub(crate) fn at(self, now: DateTime<Utc>) -> DateTime<Utc> {
         match self {
             Self::At(at) => at,
@@ -179,7 +171,7 @@ mod tests {
         let words = format!("event-persister dead-letters {line}");
         let (_, command) = parse(words.split(' ').map(OsString::from)).ok()?;
         match command {
-            Command::DeadLetters { command } => Some(command),
+            Command::DeadLetters(command) => Some(command),
             _ => None,
         }
     }

@@ -3,18 +3,22 @@
 use event_persister_actors::event::EventLimits;
 use event_persister_actors::pipeline::PipelineSettings;
 use event_persister_actors::retention::Retention;
-use event_persister_actors::settings::{ByEvent, Spelling as _};
+use event_persister_actors::settings::{ByEvent, OneOf, Spelling as _};
 use event_persister_actors::source::redis::{RedisSettings, RedisUrl};
+use event_persister_actors::store::postgres::{
+    PgEnvironment, PostgresSettings, PostgresUrl, TlsMode,
+};
 use event_persister_actors::trim::TrimSettings;
 
 use super::error::ConfigError;
 use super::keys::{self, Setting};
 use super::layer::{Layer, Layers, Origin, quote};
+use super::prefect::Seen;
 use super::sections::{Shutdown, WhichDatabase, WhichRedis};
 use super::{Config, Database, DatabaseUrl, Effective, Http, Prefect};
 
-/// SQLite gains more from larger batches: each writes the pages that it touched once. Those of a quarter
-/// more events still fit into its cache, and into 64 MiB all in all.
+/// SQLite gains more from larger batches: each writes the pages that it touched once. A quarter more still
+/// fits into its cache.
 const MAX_EVENTS_ON_SQLITE: usize = 1_250;
 
 /// Two files of which neither is of use without the other.
@@ -46,11 +50,27 @@ pub(super) fn check(layers: &Layers) -> Result<(), ConfigError> {
 }
 
 /// The configuration; the layers are right, each for itself.
-pub(super) fn compose(mut layers: Layers, prefect: Prefect) -> Result<Config, ConfigError> {
-    let WhichDatabase { url } = layers.read("database")?;
+pub(super) fn compose(
+    mut layers: Layers,
+    mut prefect: Prefect,
+    mut of_drivers: PgEnvironment,
+) -> Result<Config, ConfigError> {
+    let WhichDatabase { mut url } = layers.read("database")?;
     let WhichRedis { url: redis } = layers.read("redis")?;
-    let follows = consequences(&layers, &url, redis.as_ref())?;
+    if matches!(layers.origin("database.tls"), Origin::Prefect(_)) {
+        // Prefect then tells its driver everything about encryption.
+        of_drivers = of_drivers.without_tls();
+    }
+    if let DatabaseUrl::Postgres { text, url } = &mut url {
+        let read = PostgresUrl::in_environment(text, &of_drivers);
+        **url = read.map_err(|error| wrong(&layers, "database.url", &error))?;
+    }
+    let mut follows = consequences(&layers, &url, redis.as_ref())?;
+    if let DatabaseUrl::Postgres { .. } = url {
+        certificates(&layers, &mut follows, &of_drivers)?;
+    }
     layers.0.push(follows);
+    ignored(&layers, &url, redis.as_ref(), &mut prefect);
     for pair in PAIRS {
         let [has_cert, has_key] = pair.map(|name| layers.find(name).is_some());
         let is_used = redis.is_some() || !pair[0].starts_with("redis.");
@@ -98,6 +118,55 @@ pub(super) fn compose(mut layers: Layers, prefect: Prefect) -> Result<Config, Co
     })
 }
 
+fn wrong(layers: &Layers, setting: &str, error: &dyn std::fmt::Display) -> ConfigError {
+    let origin = layers.origin(setting);
+    ConfigError::new(format!("{origin}: wrong value for {setting}: {error}"))
+}
+
+/// The files of TLS where the drivers of PostgreSQL look for them.
+fn certificates(
+    layers: &Layers,
+    follows: &mut Layer,
+    environment: &PgEnvironment,
+) -> Result<(), ConfigError> {
+    let mode = layers.find("database.tls").or(follows.get("database.tls"));
+    let mode = match mode {
+        Some((mode, _)) => OneOf::<TlsMode>::read(mode).map_err(ConfigError::new)?,
+        None => PostgresSettings::default().tls,
+    };
+    let files = environment.tls_files(mode).map_err(ConfigError::new)?;
+    for (key, value, by) in files {
+        let name = format!("database.{key}");
+        if follows.get(&name).is_none() {
+            follows.set(&name, value, Origin::Variable(by));
+        }
+    }
+    Ok(())
+}
+
+/// Notes the parameters of the URLs that change nothing here.
+fn ignored(
+    layers: &Layers,
+    database: &DatabaseUrl,
+    redis: Option<&RedisUrl>,
+    prefect: &mut Prefect,
+) {
+    let database = match database {
+        DatabaseUrl::Postgres { url, .. } => url.ignored(),
+        DatabaseUrl::Sqlite { .. } => &[],
+    };
+    let redis = redis.map_or(&[][..], RedisUrl::ignored);
+    for (setting, ignored) in [("database.url", database), ("redis.url", redis)] {
+        let origin = layers.origin(setting);
+        prefect
+            .not_taken_over
+            .extend(ignored.iter().map(|name| Seen {
+                variable: origin.to_string(),
+                reason: format!("{name} in it tunes another client, and changes nothing here"),
+            }));
+    }
+}
+
 /// What follows from other settings, and counts where nothing is said.
 fn consequences(
     layers: &Layers,
@@ -118,8 +187,7 @@ fn consequences(
     if let Some(redis) = redis {
         by_url("redis", redis.settings());
         let RedisSettings { group, .. } = layers.read("redis")?;
-        // One for each group: two groups that moved the same guard would let others trim what the slower
-        // of them has not committed.
+        // Two groups that moved the same guard would let others trim what the slower has not committed.
         let guard_group = format!("{group}-guard");
         layer.set("redis.guard_group", guard_group, Origin::Default);
     }
@@ -137,21 +205,18 @@ fn consequences(
     Ok(layer)
 }
 
-/// A client sends a name and a password, which are told apart by the colon between them. Prefect's own
-/// setting is taken as it is: its clients send the same text, whatever that is.
+/// Clients send a name, a colon and a password. Those of Prefect send Prefect's setting, whatever it is.
 fn check_auth_string(layers: &Layers) -> Result<(), ConfigError> {
-    match layers.find("http.auth_string") {
-        Some((secret, origin))
-            if !secret.as_str().unwrap_or_default().contains(':')
-                && !matches!(origin, Origin::Prefect(_)) =>
-        {
-            Err(ConfigError::new(format!(
-                "{origin}: wrong value for http.auth_string: there is no colon in it; give name and \
-                 password as `user:password`"
-            )))
-        }
-        _ => Ok(()),
+    if let Some((secret, origin)) = layers.find("http.auth_string")
+        && !matches!(origin, Origin::Prefect(_))
+        && !secret.as_str().unwrap_or_default().contains(':')
+    {
+        return Err(ConfigError::new(format!(
+            "{origin}: wrong value for http.auth_string: there is no colon in it; give name and \
+             password as `user:password`"
+        )));
     }
+    Ok(())
 }
 
 fn effective(layers: &Layers) -> Vec<Effective> {

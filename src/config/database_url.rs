@@ -7,14 +7,12 @@ use event_persister_actors::address::mask;
 use event_persister_actors::settings::Spelling;
 use event_persister_actors::store::postgres::PostgresUrl;
 use event_persister_actors::store::sqlite::SqliteSettings;
-use schemars::{Schema, json_schema};
 use serde_json::Value;
 
 const EXPECTED: &str = "give sqlite://PATH, where everything after `sqlite://` is the path, such as \
      sqlite://event-persister.db or sqlite:///var/lib/event-persister/events.db, or \
      postgresql://USER:PASSWORD@HOST:PORT/DATABASE";
 
-/// A database that this program can write to.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum DatabaseUrl {
     Sqlite {
@@ -61,10 +59,6 @@ impl Spelling for DatabaseUrl {
 
     fn write(value: &Self) -> Value {
         value.to_string().into()
-    }
-
-    fn schema() -> Schema {
-        json_schema!({ "type": "string" })
     }
 }
 

@@ -1,5 +1,6 @@
 //! The layer of the environment variables.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 
 use super::error::{ConfigError, nearest};
@@ -7,13 +8,11 @@ use super::keys::{self, PREFIX, Setting};
 use super::layer::{Layer, Origin};
 use super::secret_file;
 
-/// Names the configuration file, so it is no setting.
 pub(super) const CONFIG_VARIABLE: &str = "EVENT_PERSISTER_CONFIG";
 
 /// Our variables, the empty ones left out: an empty variable is unset.
-pub(super) type Variables = Vec<(String, String)>;
+pub(super) type Variables = BTreeMap<String, String>;
 
-/// Picks our variables out of the environment.
 pub(super) fn ours(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Variables, ConfigError> {
@@ -25,28 +24,25 @@ pub(super) fn ours(
         };
         match value.into_string() {
             Ok(value) if value.is_empty() => {}
-            Ok(value) => variables.push((name.to_owned(), value)),
+            Ok(value) => drop(variables.insert(name.to_owned(), value)),
             Err(_) => errors.add(format!("{name}: the value is not UTF-8")),
         }
     }
-    // In an order that does not change from run to run.
-    variables.sort();
     errors.into_result().map(|()| variables)
 }
 
-/// Reads the settings among them.
 pub(super) fn read(variables: &Variables) -> Result<Layer, ConfigError> {
     let mut layer = Layer::default();
     let mut errors = ConfigError::default();
+    let mut known = BTreeSet::from([CONFIG_VARIABLE.to_owned()]);
     for setting in keys::all() {
-        let value = given(setting, variables);
-        match value.and_then(|value| value_or_file(setting, value, variables)) {
+        match value_or_file(setting, variables) {
             Ok(Some((value, origin))) => layer.set(&setting.name, value, origin),
             Ok(None) => {}
             Err(problem) => errors.add(problem),
         }
+        known.extend(setting.variables().chain(setting.file_variable()));
     }
-    let known = known();
     for (name, value) in variables {
         if !known.contains(name) && !is_injected(name, value) {
             errors.add(unknown(name, &known));
@@ -55,26 +51,34 @@ pub(super) fn read(variables: &Variables) -> Result<Layer, ConfigError> {
     errors.into_result().map(|()| layer)
 }
 
-/// The value of a setting: its variable's own, or what stands in the file that another names.
+/// The value of a setting's variable, or what the file holds that another variable names.
 fn value_or_file(
     setting: &Setting,
-    value: Option<&(String, String)>,
     variables: &Variables,
 ) -> Result<Option<(String, Origin)>, String> {
-    let file_variable = setting.file_variable();
-    let file = variables
-        .iter()
-        .find(|(name, _)| Some(name) == file_variable.as_ref());
-    match (value, file) {
+    let given: Vec<(String, &String)> = (setting.variables())
+        .filter_map(|name| variables.get(&name).map(|value| (name, value)))
+        .collect();
+    if let [(one, value), (other, another), ..] = given.as_slice()
+        && value != another
+    {
+        let name = &setting.name;
+        return Err(format!(
+            "{one} and {other} both set {name} and differ; keep one"
+        ));
+    }
+    let file = setting.file_variable();
+    let file = file.and_then(|name| variables.get_key_value(&name));
+    match (given.into_iter().next(), file) {
         (None, None) => Ok(None),
-        (Some((name, value)), None) => Ok(Some((value.clone(), Origin::Variable(name.clone())))),
-        (None, Some((name, path))) => secret_file::read(name, path.as_ref()).map(|text| {
+        (Some((name, value)), None) => Ok(Some((value.clone(), Origin::Variable(name)))),
+        (None, Some((name, path))) => {
             let origin = Origin::SecretFile {
                 variable: name.clone(),
                 path: path.into(),
             };
-            Some((text, origin))
-        }),
+            secret_file::read(name, path.as_ref()).map(|text| Some((text, origin)))
+        }
         (Some((name, _)), Some((file, _))) => Err(format!(
             "{name} and {file} both set {}; keep one",
             setting.name
@@ -82,55 +86,21 @@ fn value_or_file(
     }
 }
 
-/// The names of all variables that mean something.
-fn known() -> Vec<String> {
-    keys::all()
-        .iter()
-        .flat_map(|setting| setting.variables().chain(setting.file_variable()))
-        .chain([CONFIG_VARIABLE.to_owned()])
-        .collect()
-}
-
-/// The variable that sets a setting; two that differ leave open which was meant.
-fn given<'a>(
-    setting: &Setting,
-    variables: &'a Variables,
-) -> Result<Option<&'a (String, String)>, String> {
-    let mut found: Option<&(String, String)> = None;
-    for name in setting.variables() {
-        let Some(variable) = variables.iter().find(|(given, _)| *given == name) else {
-            continue;
-        };
-        match found {
-            Some((other, value)) if *value != variable.1 => {
-                return Err(format!(
-                    "{other} and {name} both set {} and differ; keep one",
-                    setting.name
-                ));
-            }
-            Some(_) => {}
-            None => found = Some(variable),
-        }
-    }
-    Ok(found)
-}
-
-fn unknown(name: &str, known: &[String]) -> String {
-    // The prefix is no merit of a name: compare what follows it.
+fn unknown(name: &str, known: &BTreeSet<String>) -> String {
+    // All begin with the prefix, so it makes no name a nearer one.
     let rest = |name: &str| name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
     let rests: Vec<String> = known.iter().map(|name| rest(name)).collect();
     let hint = match nearest(&rest(name), rests.iter().map(String::as_str)) {
         Some(near) => format!("did you mean {PREFIX}{near}?"),
-        None => "`event-persister check` lists all settings, and the variable of `section.key` is \
-                 EVENT_PERSISTER_<SECTION>_<KEY>"
+        None => "`event-persister config show` lists all settings, and the variable of \
+                 `section.key` is EVENT_PERSISTER_<SECTION>_<KEY>"
             .to_owned(),
     };
     format!("unknown variable {name}; {hint}")
 }
 
-/// Whether Kubernetes or Docker put it there, for a service or container of our name.
-///
-/// Both give ports as URLs, by which `EVENT_PERSISTER_HTTP_PORT=8080`, a mistake, differs.
+/// Whether Kubernetes or Docker put it there, for a service or container of our name. They give ports as
+/// URLs, unlike the mistake `EVENT_PERSISTER_HTTP_PORT=8080`.
 fn is_injected(name: &str, value: &str) -> bool {
     let rest = name.strip_prefix(PREFIX).unwrap_or(name);
     let is_or_ends = |suffix: &str| {
@@ -152,21 +122,15 @@ fn is_injected(name: &str, value: &str) -> bool {
 /// `PORT_4280_TCP` and its `_PROTO`, `_PORT`, `_ADDR`; also behind the rest of a service's name.
 fn is_single_port(rest: &str) -> bool {
     let rest = format!("_{rest}");
-    let Some((_, port)) = rest
-        .rsplit_once("_PORT_")
-        .filter(|(_, port)| port.starts_with(|c: char| c.is_ascii_digit()))
-    else {
+    let Some((_, port)) = rest.rsplit_once("_PORT_") else {
         return false;
     };
-    let mut parts = port.split('_');
-    let is_number = parts
-        .next()
-        .is_some_and(|number| number.chars().all(|c| c.is_ascii_digit()));
-    let is_protocol = matches!(parts.next(), Some("TCP" | "UDP" | "SCTP"));
-    is_number
-        && is_protocol
-        && matches!(parts.next(), None | Some("PROTO" | "PORT" | "ADDR"))
-        && parts.next().is_none()
+    let parts: Vec<&str> = port.split('_').collect();
+    let (number, protocol) = match parts[..] {
+        [number, protocol] | [number, protocol, "PROTO" | "PORT" | "ADDR"] => (number, protocol),
+        _ => return false,
+    };
+    number.parse::<u16>().is_ok() && ["TCP", "UDP", "SCTP"].contains(&protocol)
 }
 
 #[cfg(test)]

@@ -19,12 +19,14 @@ impl ConfigError {
         self.problems.push(problem.into());
     }
 
-    /// Notes all problems of another.
-    pub(crate) fn extend(&mut self, other: Self) {
-        self.problems.extend(other.problems);
+    /// Notes what is wrong with a part; goes on with nothing in its place.
+    pub(crate) fn note<T: Default>(&mut self, part: Result<T, Self>) -> T {
+        part.unwrap_or_else(|error| {
+            self.problems.extend(error.problems);
+            T::default()
+        })
     }
 
-    /// Fails if anything was noted.
     pub(crate) fn into_result(self) -> Result<(), Self> {
         if self.problems.is_empty() {
             Ok(())

@@ -4,11 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::keys::{self, Setting};
 
-/// Beyond it comments go on in the next line.
 const WIDTH: usize = 100;
 
-/// A configuration file of all settings, each commented out and with its default, or with an example where
-/// there is none.
+/// A file of all settings, commented out, with their defaults, or examples where there is none.
 pub(crate) fn example() -> String {
     let mut text = String::from(
         "# The settings of event-persister, each with its default. To change one, remove the # in front of\n\
@@ -70,7 +68,6 @@ fn wrapped(text: &str) -> Vec<String> {
     lines
 }
 
-/// The JSON schema of the configuration file.
 pub(crate) fn schema() -> Value {
     let sections: Map<String, Value> = keys::sections()
         .into_iter()

@@ -1,10 +1,8 @@
 //! The layer of the TOML file.
 
-use std::borrow::Cow;
 use std::path::Path;
 
 use serde_json::Value;
-use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, nearest};
@@ -23,81 +21,49 @@ pub(super) fn read(path: &Path) -> Result<Layer, ConfigError> {
 }
 
 pub(super) fn parse(text: &str, path: &Path) -> Result<Layer, ConfigError> {
-    let file = File { text, path };
+    let line = |offset: usize| {
+        let before = text.bytes().take(offset);
+        1 + before.filter(|byte| *byte == b'\n').count()
+    };
+    let place = |offset| format!("{}:{}", path.display(), line(offset));
     let document = DeTable::parse(text).map_err(|error| {
-        // Of several lines, the parser's drawing of the place among them; ours names the line.
+        // Its `Display` draws the place, over several lines.
         let offset = error.span().map_or(0, |span| span.start);
-        ConfigError::new(format!(
-            "{}: this is not TOML: {}",
-            file.place(offset),
-            error.message()
-        ))
+        let (place, message) = (place(offset), error.message());
+        ConfigError::new(format!("{place}: this is not TOML: {message}"))
     })?;
     let mut layer = Layer::default();
     let mut errors = ConfigError::default();
-    for (section, value) in document.get_ref() {
-        file.read_section(section, value, &mut layer, &mut errors);
+    for (name, value) in document.get_ref() {
+        let (section, offset) = (name.get_ref(), name.span().start);
+        let DeValue::Table(keys) = value.get_ref() else {
+            let problem = outside_of_sections(section);
+            errors.add(format!("{}: {problem}", place(offset)));
+            continue;
+        };
+        if !keys::sections().contains(&section.as_ref()) {
+            let problem = unknown_section(section);
+            errors.add(format!("{}: {problem}", place(offset)));
+            continue;
+        }
+        for (name, value) in keys {
+            let (key, offset) = (name.get_ref(), name.span().start);
+            let mut settings = keys::all().iter();
+            let setting =
+                settings.find(|setting| setting.section == section && setting.key == *key);
+            let Some(setting) = setting else {
+                let problem = unknown_key(section, key);
+                errors.add(format!("{}: {problem}", place(offset)));
+                continue;
+            };
+            let origin = Origin::File {
+                path: path.to_owned(),
+                line: line(offset),
+            };
+            layer.set(&setting.name, convert(value.get_ref()), origin);
+        }
     }
     errors.into_result().map(|()| layer)
-}
-
-struct File<'a> {
-    text: &'a str,
-    path: &'a Path,
-}
-
-impl File<'_> {
-    fn read_section(
-        &self,
-        section: &Spanned<Cow<'_, str>>,
-        value: &Spanned<DeValue<'_>>,
-        layer: &mut Layer,
-        errors: &mut ConfigError,
-    ) {
-        let name = section.get_ref();
-        let place = self.place(section.span().start);
-        let DeValue::Table(keys) = value.get_ref() else {
-            errors.add(format!("{place}: {}", outside_of_sections(name)));
-            return;
-        };
-        if !keys::sections().contains(&name.as_ref()) {
-            errors.add(format!("{place}: {}", unknown_section(name)));
-            return;
-        }
-        for (key, value) in keys {
-            let setting = keys::all()
-                .iter()
-                .find(|setting| setting.section == name && setting.key == *key.get_ref());
-            match setting {
-                Some(setting) => layer.set(
-                    &setting.name,
-                    convert(value.get_ref()),
-                    Origin::File {
-                        path: self.path.to_owned(),
-                        line: self.line(key.span().start),
-                    },
-                ),
-                None => errors.add(format!(
-                    "{}: {}",
-                    self.place(key.span().start),
-                    unknown_key(name, key.get_ref())
-                )),
-            }
-        }
-    }
-
-    fn line(&self, offset: usize) -> usize {
-        1 + self
-            .text
-            .bytes()
-            .take(offset)
-            .filter(|byte| *byte == b'\n')
-            .count()
-    }
-
-    fn place(&self, offset: usize) -> String {
-        format!("{}:{}", self.path.display(), self.line(offset))
-    }
 }
 
 fn convert(value: &DeValue<'_>) -> Value {

@@ -1,7 +1,6 @@
-//! All settings: the fields of the structs that the sections of the configuration consist of.
+//! All settings: the fields of the structs in [`PARTS`], which say what there is, its default and its meaning.
 //!
-//! The structs say what there is, what it is by default and what it means. Only what is the server's own
-//! stands here: which setting has a flag or a shorter variable, and which is a secret.
+//! Here is what only the server knows: which setting has a flag or a shorter variable, and which is secret.
 
 use std::sync::LazyLock;
 
@@ -20,12 +19,11 @@ use serde::de::DeserializeOwned;
 use serde::ser::Serialize;
 use serde_json::{Map, Value};
 
-use super::Flags;
 use super::sections::{Shutdown, WhichDatabase, WhichRedis};
+use crate::cli::Flags;
 use crate::http::ListenerSettings;
 use crate::logging::Log;
 
-/// Every environment variable of ours begins with it.
 pub(crate) const PREFIX: &str = "EVENT_PERSISTER_";
 
 /// A variable that ends with it names a file instead of holding the value.
@@ -67,7 +65,7 @@ const SHORT_VARIABLES: [(&str, &str); 2] = [
     ("pipeline.writers", "EVENT_PERSISTER_WRITERS"),
 ];
 
-/// Not repeated, not even in an error.
+/// Never repeated, not even in an error.
 const SECRETS: [&str; 2] = ["redis.url", "http.auth_string"];
 
 /// A variable may name a file with the value.
@@ -75,19 +73,15 @@ const FROM_FILES: [&str; 3] = ["database.url", "redis.url", "http.auth_string"];
 
 pub(crate) struct Setting {
     pub(crate) section: &'static str,
-    /// The key in that section.
     pub(crate) key: String,
     pub(crate) name: String,
     /// As it would be written; `null` where there is none.
     pub(crate) default: Value,
-    /// What it does and what it trades, in one line.
     pub(crate) help: String,
-    /// The JSON schema of its values.
     pub(crate) schema: Value,
     part: &'static Part,
 }
 
-/// A struct of settings, by what can be done with it.
 struct Part {
     section: &'static str,
     defaults: fn() -> Result<Fields, serde_json::Error>,
@@ -156,21 +150,18 @@ fn rewrite<T: DeserializeOwned + Serialize>(
     serde_json::to_value(serde_json::from_value::<T>(given.into())?)
 }
 
-/// All settings, in the order in which people read them.
 pub(crate) fn all() -> &'static [Setting] {
     static ALL: LazyLock<Vec<Setting>> =
         LazyLock::new(|| PARTS.iter().flat_map(Part::settings).collect());
     &ALL
 }
 
-/// The names of the sections, in the same order.
 pub(crate) fn sections() -> Vec<&'static str> {
     let mut sections: Vec<&str> = PARTS.iter().map(|part| part.section).collect();
     sections.dedup();
     sections
 }
 
-/// Whether the value of the setting of this name must not be repeated.
 pub(crate) fn is_secret(name: &str) -> bool {
     SECRETS.contains(&name)
 }

@@ -11,10 +11,8 @@ use serde_json::{Map, Value};
 
 use super::error::ConfigError;
 
-/// Where a value was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// Nowhere: it is the default.
     Default,
     /// In the file, at a line that counts from 1.
     File {
@@ -22,14 +20,12 @@ pub(crate) enum Origin {
         line: usize,
     },
     Variable(String),
-    /// In a file for secrets that this environment variable names.
     SecretFile {
         variable: String,
         path: PathBuf,
     },
-    /// In these variables of Prefect's server.
+    /// Variables of Prefect's server, one or more.
     Prefect(String),
-    /// In this flag of the command line.
     Flag(&'static str),
 }
 
@@ -54,7 +50,6 @@ impl Layer {
         self.0.insert(name.to_owned(), (value.into(), origin));
     }
 
-    /// What it says about the setting of this name, if anything.
     pub(crate) fn get(&self, name: &str) -> Option<&(Value, Origin)> {
         self.0.get(name)
     }
@@ -65,7 +60,6 @@ impl Layer {
 pub(crate) struct Layers(pub(crate) Vec<Layer>);
 
 impl Layers {
-    /// The value that counts; `None` for the default.
     pub(crate) fn find(&self, name: &str) -> Option<&(Value, Origin)> {
         self.0.iter().find_map(|layer| layer.get(name))
     }

@@ -1,17 +1,15 @@
 //! The layer of Prefect's own environment, which counts least of all but the defaults.
 //!
-//! What an operator has told Prefect's server about its database, its bus and its events holds for
-//! us too. What was chosen for another program's ways of working is reported and not taken over.
-//! Values are read as Prefect reads them: an environment that its server starts in must not stop
-//! us, and what it refuses is refused here. Variables whose settings are given elsewhere are not
-//! looked into at all.
+//! Its server's database, bus and events are taken over. What was chosen for the ways of another program is
+//! reported only. Values are read as Prefect reads them: we start where its server starts, and refuse what it
+//! refuses. Variables whose settings are given elsewhere are not looked into.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt;
 use std::time::Duration;
 
 use event_persister_actors::address::encode;
+use event_persister_actors::finding::Finding;
 use serde_json::Value;
 
 use super::error::ConfigError;
@@ -49,8 +47,7 @@ const PERSISTER_ENABLED: [&str; 2] = [
 
 type Read = fn(&str) -> Result<Reading, String>;
 
-/// What Prefect lets through. It checks an event's size where events come in by HTTP; what is on the bus is
-/// stored.
+/// Prefect checks an event's size only where events come in by HTTP.
 const LIMITS: [(&str, &[&str], Read); 4] = [
     (
         "events.max_labels_per_resource",
@@ -86,46 +83,35 @@ const LIMITS: [(&str, &[&str], Read); 4] = [
     ),
 ];
 
-/// What Prefect's environment says beside the values that were taken over.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Prefect {
     /// Variables that are set and not in effect, in the order of their names.
     pub(crate) not_taken_over: Vec<Seen>,
     /// What does not fit together, and what to do about it.
-    pub(crate) warnings: Vec<Misfit>,
+    pub(crate) warnings: Vec<Finding>,
     /// How long its persister may hold an event that it has acknowledged; `None` for its default.
     pub(crate) flush_interval: Option<Duration>,
 }
 
-/// Something in the environment that does not fit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Misfit {
-    /// What it is about, for machines.
-    pub(crate) id: &'static str,
-    pub(crate) what: String,
-    pub(crate) remedy: String,
-}
-
-impl fmt::Display for Misfit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.what, self.remedy)
+impl Prefect {
+    pub(crate) fn warning_lines(&self) -> impl Iterator<Item = String> {
+        self.warnings.iter().map(|Finding { what, remedy, .. }| {
+            format!("{what}: {}", remedy.as_deref().unwrap_or_default())
+        })
     }
 }
 
-/// A variable that is known and was left alone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Seen {
     pub(crate) variable: String,
     pub(crate) reason: String,
 }
 
-/// Prefect's variables by their names in capitals, for Prefect does not tell them apart; the empty
-/// ones are left out.
+/// Prefect's variables that are not empty, by their names in capitals: Prefect does not tell them apart.
 #[derive(Debug, Default)]
 pub(super) struct Variables(BTreeMap<String, String>);
 
 impl Variables {
-    /// Picks them out of the environment.
     pub(super) fn of(environment: &[(OsString, OsString)]) -> Self {
         let variables = environment.iter().filter_map(|(name, value)| {
             let name = name.to_str()?.to_ascii_uppercase();
@@ -137,7 +123,6 @@ impl Variables {
         Self(variables.collect())
     }
 
-    /// The first of these names that is set.
     fn first(&self, names: &[&'static str]) -> Option<(&'static str, &str)> {
         names.iter().find_map(|name| Some((*name, self.get(name)?)))
     }
@@ -183,7 +168,6 @@ pub(super) fn read(
     (reader.layer, reader.prefect, reader.errors.into_result())
 }
 
-/// What a text means to us.
 enum Reading {
     Value(Value),
     /// Prefect takes it and we cannot: why.
@@ -233,7 +217,7 @@ impl<'a> Reader<'a> {
             .set(setting, value, Origin::Prefect(variables.to_owned()));
     }
 
-    /// Notes a value that those of these variables make up that are set.
+    /// Takes over a value that several variables make up.
     fn set_from_parts(
         &mut self,
         setting: &str,
@@ -246,7 +230,6 @@ impl<'a> Reader<'a> {
         self.set(setting, value, &given.join(", "));
     }
 
-    /// Why a setting needs no value from here, if it needs none.
     fn is_set_elsewhere(&self, setting: &str) -> Option<String> {
         self.higher
             .iter()
@@ -254,7 +237,6 @@ impl<'a> Reader<'a> {
             .map(|(_, origin)| format!("{setting} is set by {origin}"))
     }
 
-    /// Notes a variable that is set and not taken over.
     fn see(&mut self, name: &str, reason: impl Into<String>) {
         self.prefect.not_taken_over.push(Seen {
             variable: name.to_owned(),
@@ -299,17 +281,17 @@ impl<'a> Reader<'a> {
             Some((given, true)) => format!("{given} is on"),
             None => format!("{name} is not set, and the default is on"),
         };
-        self.prefect.warnings.push(Misfit {
-            id: "prefect.persister",
-            what: format!(
+        self.prefect.warnings.push(Finding::warning(
+            "prefect.persister",
+            format!(
                 "Prefect's own persister is enabled in this environment ({how}), takes a share of the \
                  events and acknowledges them before they are stored"
             ),
-            remedy: format!(
+            format!(
                 "once event-persister runs, not before, set {name}=false for Prefect's server and \
                  services and restart them"
             ),
-        });
+        ));
     }
 }
 

@@ -7,8 +7,7 @@ use std::path::Path;
 /// More is no secret, but a file that was named by mistake.
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// What stands in the file that a variable names, without the ends of line behind it, which nobody
-/// means and nobody sees. The errors hold nothing of it.
+/// The contents without the ends of line behind them. The errors hold nothing of them.
 pub(super) fn read(variable: &str, path: &Path) -> Result<String, String> {
     let shown = path.display();
     let mut bytes = Vec::new();

@@ -1,10 +1,9 @@
-//! What systemd tells a service that it starts, by variables of its own. They are no settings: an
-//! operator sets them in the unit.
+//! What systemd tells a service by variables. They are no settings: an operator sets them in the unit.
 
-use std::ffi::OsString;
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
-/// How systemd wants to be told of the service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Supervisor {
     /// The socket to tell it by: a path, or `@` and a name without a file.
@@ -19,23 +18,16 @@ impl Supervisor {
     }
 
     fn of(environment: impl IntoIterator<Item = (OsString, OsString)>, process: u32) -> Self {
-        let mut supervisor = Self::default();
-        let mut watched = None;
-        for (name, value) in environment {
-            match name.to_str() {
-                Some("NOTIFY_SOCKET") if !value.is_empty() => {
-                    supervisor.notify_socket = Some(value);
-                }
-                Some("WATCHDOG_USEC") => supervisor.watchdog = micros(&value),
-                Some("WATCHDOG_PID") => watched = value.into_string().ok(),
-                _ => {}
-            }
-        }
+        let environment: HashMap<OsString, OsString> = environment.into_iter().collect();
+        let get = |name: &str| environment.get(OsStr::new(name));
         // Variables are inherited: the watchdog may be another process's.
-        if watched.is_some_and(|watched| watched != process.to_string()) {
-            supervisor.watchdog = None;
+        let is_ours = get("WATCHDOG_PID").is_none_or(|pid| *pid == *process.to_string());
+        Self {
+            notify_socket: get("NOTIFY_SOCKET")
+                .filter(|name| !name.is_empty())
+                .cloned(),
+            watchdog: get("WATCHDOG_USEC").filter(|_| is_ours).and_then(micros),
         }
-        supervisor
     }
 }
 

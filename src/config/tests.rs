@@ -1,3 +1,4 @@
+mod addresses;
 mod deployment;
 
 use std::io::Write as _;

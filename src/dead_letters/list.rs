@@ -7,12 +7,6 @@ use event_persister_actors::store::operator::{DeadLetter, LetterFilter, StoreOpe
 
 use crate::output;
 
-pub(super) struct Page {
-    pub(super) filter: LetterFilter,
-    pub(super) before: Option<i64>,
-    pub(super) limit: NonZeroUsize,
-}
-
 const HEADER: [&str; 8] = [
     "ID",
     "LAST SEEN",
@@ -26,20 +20,21 @@ const HEADER: [&str; 8] = [
 
 pub(super) async fn run(
     letters: &dyn StoreOperator,
-    wanted: &Page,
+    filter: &LetterFilter,
+    before: Option<i64>,
+    limit: NonZeroUsize,
     json: bool,
 ) -> anyhow::Result<()> {
     let listed = letters
-        .list_letters(&wanted.filter, wanted.before, wanted.limit)
+        .list_letters(filter, before, limit)
         .await
         .context("cannot list the dead letters")?;
     if json {
         return output::json(&listed);
     }
-    output::line(&page(&listed, wanted.limit))
+    output::line(&page(&listed, limit))
 }
 
-/// The letters as a table, one line a letter.
 pub(crate) fn page(listed: &[DeadLetter], limit: NonZeroUsize) -> String {
     let Some(last) = listed.last() else {
         return "no dead letters".to_owned();

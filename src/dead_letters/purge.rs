@@ -9,8 +9,7 @@ use serde_json::json;
 use super::PAGE;
 use crate::output;
 
-/// Removes the letters, but for those that have come again since they were looked at; whether that
-/// was allowed.
+/// Removes the letters that have not come again since they were looked at; whether that was allowed.
 pub(super) async fn run(
     letters: &dyn StoreOperator,
     shown: &[LetterVersion],
@@ -29,14 +28,20 @@ pub(super) async fn run(
     if json {
         output::json(&json!({ "matching": matching, "removed": num_removed }))?;
     } else {
-        output::line(&format!("removed {}", num_letters(num_removed)))?;
+        output::line(&format!(
+            "removed {}",
+            output::counted(num_removed, "dead letter")
+        ))?;
     }
     Ok(is_allowed)
 }
 
 /// Asks the person at the terminal; the question goes where results do not.
 async fn ask(num: u64) -> anyhow::Result<bool> {
-    let would = format!("this would remove {} for good", num_letters(num));
+    let would = format!(
+        "this would remove {} for good",
+        output::counted(num, "dead letter")
+    );
     if !io::stdin().is_terminal() {
         bail!("{would}; nothing was removed. Give --yes to remove them without a question");
     }
@@ -52,13 +57,6 @@ async fn ask(num: u64) -> anyhow::Result<bool> {
 
 fn is_yes(answer: &str) -> bool {
     ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())
-}
-
-fn num_letters(num: u64) -> String {
-    match num {
-        1 => "1 dead letter".to_owned(),
-        num => format!("{num} dead letters"),
-    }
 }
 
 #[cfg(test)]

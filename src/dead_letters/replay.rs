@@ -16,7 +16,6 @@ use crate::{output, wiring};
 
 const AGAIN: &str = "run replay again: it removes the letters whose events are stored";
 
-/// Replays the letters; whether all of them are stored now.
 pub(super) async fn run(
     config: &Config,
     screen: &MultiProgress,
@@ -77,7 +76,6 @@ fn judge(end: &End, summary: &Summary) -> anyhow::Result<bool> {
     }
 }
 
-/// The outcome of the replay.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 struct Summary {
     replayed: u64,

@@ -8,17 +8,13 @@ use serde::Serialize;
 
 use crate::output;
 
-/// In which form a letter is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
-    /// For people, with what a terminal would obey escaped.
-    Text,
-    Json,
-    /// The message alone, byte for byte.
-    Raw,
-}
-
-pub(super) async fn run(letters: &dyn StoreOperator, id: i64, form: Form) -> anyhow::Result<()> {
+/// `only_raw` prints the message alone, byte for byte.
+pub(super) async fn run(
+    letters: &dyn StoreOperator,
+    id: i64,
+    only_raw: bool,
+    json: bool,
+) -> anyhow::Result<()> {
     let mut shown = letters
         .open_letters(&[id])
         .await
@@ -28,17 +24,16 @@ pub(super) async fn run(letters: &dyn StoreOperator, id: i64, form: Form) -> any
             "there is no dead letter {id}; `event-persister dead-letters list` shows which there are"
         );
     };
-    match form {
-        Form::Text => output::line(&describe(&letter, raw)),
-        Form::Json => {
-            let message = Message::new(raw);
-            output::json(&Shown { letter, message })
-        }
-        Form::Raw => output::bytes(&raw),
+    if only_raw {
+        return output::bytes(&raw);
     }
+    if json {
+        let message = Message::new(raw);
+        return output::json(&Shown { letter, message });
+    }
+    output::line(&describe(&letter, raw))
 }
 
-/// The message as it came, in the form that can be printed.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Message {
@@ -71,7 +66,6 @@ struct Shown {
     message: Message,
 }
 
-/// The letter, one line a field, and then its message, in as many lines as it has.
 pub(crate) fn describe(letter: &DeadLetter, raw: Vec<u8>) -> String {
     let event_id = letter
         .event_id

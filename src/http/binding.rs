@@ -1,5 +1,6 @@
 //! Why an address cannot be listened at, and what to do about it.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -10,7 +11,6 @@ use rustix::io::Errno;
 /// From here on ports are for everybody.
 const FIRST_FREE_PORT: u16 = 1024;
 
-/// An address that cannot be bound.
 #[derive(Debug)]
 pub(crate) struct Unbindable {
     address: SocketAddr,
@@ -36,34 +36,40 @@ impl Unbindable {
 
     /// The failure and its reason, for people.
     pub(crate) fn what(&self) -> String {
-        let why = match self.error.kind() {
-            ErrorKind::AddrInUse => "another process listens there".to_owned(),
-            ErrorKind::PermissionDenied => "this user may not".to_owned(),
-            ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
-            _ if self.is_of_unknown_kind() => "this machine has no IPv6".to_owned(),
-            _ => self.error.to_string(),
-        };
+        let (why, _) = self.why_and_remedy();
         format!("cannot listen on {}, since {why}", self.address)
     }
 
     pub(crate) fn remedy(&self) -> &'static str {
+        self.why_and_remedy().1
+    }
+
+    fn why_and_remedy(&self) -> (Cow<'static, str>, &'static str) {
         match self.error.kind() {
-            ErrorKind::AddrInUse => {
-                "stop it, or choose another address with --listen or EVENT_PERSISTER_LISTEN"
-            }
-            ErrorKind::PermissionDenied if self.address.port() < FIRST_FREE_PORT => {
-                "choose a port above 1023, or give the process CAP_NET_BIND_SERVICE"
-            }
-            ErrorKind::PermissionDenied => {
-                "see what denies it, such as SELinux or a sandbox, or choose another address with --listen"
-            }
-            ErrorKind::AddrNotAvailable => {
-                "name an address of this machine in http.listen, or 0.0.0.0 for all that it has"
-            }
-            _ if self.is_of_unknown_kind() => {
-                "name an IPv4 address in http.listen, such as 127.0.0.1:4280"
-            }
-            _ => "choose another address with --listen or EVENT_PERSISTER_LISTEN",
+            ErrorKind::AddrInUse => (
+                "another process listens there".into(),
+                "stop it, or choose another address with --listen or EVENT_PERSISTER_LISTEN",
+            ),
+            ErrorKind::PermissionDenied if self.address.port() < FIRST_FREE_PORT => (
+                "this user may not".into(),
+                "choose a port above 1023, or give the process CAP_NET_BIND_SERVICE",
+            ),
+            ErrorKind::PermissionDenied => (
+                "this user may not".into(),
+                "see what denies it, such as SELinux or a sandbox, or choose another address with --listen",
+            ),
+            ErrorKind::AddrNotAvailable => (
+                "this machine has no such address".into(),
+                "name an address of this machine in http.listen, or 0.0.0.0 for all that it has",
+            ),
+            _ if self.is_of_unknown_kind() => (
+                "this machine has no IPv6".into(),
+                "name an IPv4 address in http.listen, such as 127.0.0.1:4280",
+            ),
+            _ => (
+                self.error.to_string().into(),
+                "choose another address with --listen or EVENT_PERSISTER_LISTEN",
+            ),
         }
     }
 

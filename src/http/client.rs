@@ -1,7 +1,5 @@
-//! Asks a listener on this machine how it is.
-//!
-//! No certificate is refused: what is asked is told to everybody and nothing secret is sent, while the
-//! names in the certificate are those by which others reach this machine, which is asked by address.
+//! Asks a listener on this machine how it is. No certificate is refused: nothing secret is sent or
+//! believed, and certificates name the machine as others reach it.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -45,11 +43,6 @@ impl Question {
         }
     }
 
-    /// Asks it, encrypted or not.
-    ///
-    /// # Errors
-    ///
-    /// Nobody can be reached there, or whoever is there speaks something else.
     pub(crate) async fn ask(self, at: SocketAddr, encrypted: bool) -> io::Result<Answer> {
         let stream = TcpStream::connect(at).await?;
         let mut stream: Box<dyn Stream> = if encrypted {

@@ -1,10 +1,8 @@
 //! One client's connection: its time-outs, and one request after the other.
 //!
-//! # Why not the time-outs of actix-http
-//!
-//! They guard only the head of a connection's first request. A client that lets its second head trickle
-//! keeps the connection for ever, and so does a client that never reads its answer. Here one rule covers
-//! the handshake, every head and the time between requests.
+//! The time-outs of actix-http guard only the first head of a connection. A client that lets its
+//! second head trickle, or never reads its answer, would keep the connection for ever. Here one
+//! rule covers the handshake, every head and the time between requests.
 
 use std::cell::RefCell;
 use std::io;
@@ -20,9 +18,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Sleep, sleep};
 
-use super::framing::{BodyKind, RequestFraming};
+use super::framing::{Body, RequestFraming};
 
-/// Bytes in both directions, encrypted or not.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
@@ -39,10 +36,8 @@ pub(super) struct Timeouts {
     pub(super) unread: Duration,
 }
 
-/// The signals to all connections.
 #[derive(Clone)]
 pub(super) struct Signals {
-    /// Whether all places are taken.
     pub(super) crowded: watch::Receiver<bool>,
     /// Whether those without a request at work are to end.
     pub(super) closing: watch::Receiver<bool>,
@@ -126,9 +121,7 @@ impl Connection {
         let elapsed = reads_nothing.as_mut().poll(cx);
         elapsed.map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
-}
 
-impl Connection {
     /// Bytes of the request whose turn it is, from what is read_ahead or from the client.
     fn poll_bytes(
         &mut self,
@@ -218,7 +211,6 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// The requests of a connection, as they and it see them.
 pub(super) struct Requests {
     framing: RefCell<RequestFraming>,
     /// Wakes the reader of the connection: the steps of a request are no events of the connection.
@@ -233,12 +225,11 @@ impl Requests {
     }
 
     /// From here until the drop, a request is at work.
-    pub(super) fn begin(self: Rc<Self>, body: BodyKind) -> RequestGuard {
+    pub(super) fn begin(self: Rc<Self>, body: Body) -> RequestGuard {
         self.change(|framing| framing.begin(body));
         RequestGuard(self)
     }
 
-    /// The body of a request, which tells how much of it was taken in.
     pub(super) fn watch(self: Rc<Self>, payload: Payload) -> Payload {
         match payload {
             Payload::None => Payload::None,
@@ -270,7 +261,6 @@ impl Requests {
     }
 }
 
-/// A request at work, from its head to the end of its answer.
 pub(super) struct RequestGuard(Rc<Requests>);
 
 impl Drop for RequestGuard {
@@ -279,7 +269,6 @@ impl Drop for RequestGuard {
     }
 }
 
-/// A body that tells how far its handler has read.
 struct TrackedBody {
     payload: Payload,
     requests: Rc<Requests>,
@@ -354,7 +343,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn while_a_request_is_at_work_silence_is_no_matter_and_then_counts_anew() {
         let (mut connection, _client, _senders) = connection();
-        let busy = connection.requests().begin(BodyKind::None);
+        let busy = connection.requests().begin(Body::NONE);
         let work = Duration::from_secs(1000);
         let answer = async {
             tokio::time::sleep(work).await;
@@ -380,7 +369,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn closing_ends_the_silent_at_once_and_the_busy_after_their_answer() {
         let (mut connection, _client, senders) = connection();
-        let busy = connection.requests().begin(BodyKind::None);
+        let busy = connection.requests().begin(Body::NONE);
         let answer = async {
             senders.close.send(true).unwrap();
             tokio::time::sleep(Duration::from_secs(3)).await;
@@ -393,7 +382,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_reads_nothing_is_given_up_and_who_reads_slowly_is_not() {
         let (mut connection, mut client, _senders) = connection();
-        let _busy = connection.requests().begin(BodyKind::None);
+        let _busy = connection.requests().begin(Body::NONE);
         let started = Instant::now();
         let slow = async {
             for _ in 0..10 {

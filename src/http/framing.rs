@@ -1,35 +1,19 @@
-//! Finds the end of each request in the bytes of a connection, so that the next request waits until the
-//! answer is sent.
+//! Finds the end of each request in the bytes of a connection: the next one waits until the answer
+//! is sent.
 //!
-//! # Why
-//!
-//! A client may send requests without waiting for answers (pipelining). actix-http takes them all in while
-//! the first is at work, and then confuses them. It answers a HEAD as the request behind it, closes over a
-//! body that is not there yet, goes on after it has said that it closes, and holds up to 16 heads. Here a
-//! request is handed on once the answer before it is sent, and its body only as far as its handler asks for
-//! it. So a connection has one request and little memory, and no request behind a last answer is begun.
+//! actix-http takes pipelined requests all in while the first is at work, and confuses them: it
+//! answers a HEAD as the request behind it, closes over a body that is not there yet, goes on after
+//! it has said that it closes, and holds up to 16 heads. Here a body is handed on only as far as
+//! its handler asks for it.
 
 /// How much of a body is handed on before its handler asks for more.
 const WINDOW: usize = 32 * 1024;
 
-/// How a request tells where its body ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum BodyKind {
-    None,
-    Length(u64),
-    Chunked,
-    /// It goes on until the connection ends, as a WebSocket does.
-    Endless,
-}
-
-/// How far the bytes of a connection have come.
 #[derive(Debug)]
 pub(super) struct RequestFraming {
     position: Position,
     num_requests: usize,
-    /// How much more of the body may be handed on.
     credit: usize,
-    /// Whether the rest of it is forgotten as it comes.
     is_forgotten: bool,
 }
 
@@ -39,7 +23,7 @@ enum Position {
     Head(HeadState),
     /// Behind a head whose request is about to begin.
     Begins,
-    Body(BodyRest),
+    Body(Body),
     Answered,
 }
 
@@ -51,16 +35,22 @@ enum HeadState {
     LineEnd,
 }
 
+/// What is still to come of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum BodyRest {
+pub(super) enum Body {
     Length(u64),
     Chunked(Chunked),
+    /// It goes on until the connection ends, as a WebSocket does.
     Endless,
 }
 
-/// Where a body in chunks stands.
+impl Body {
+    pub(super) const NONE: Self = Self::Length(0);
+    pub(super) const CHUNKED: Self = Self::Chunked(Chunked::Size(0));
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Chunked {
+pub(super) enum Chunked {
     Size(u64),
     SizeLine(u64),
     Data(u64),
@@ -81,21 +71,17 @@ impl RequestFraming {
         }
     }
 
-    /// Whether there is a request at work.
     pub(super) fn is_busy(&self) -> bool {
         self.num_requests > 0
     }
 
-    /// A request begins: its head was handed on before.
-    pub(super) fn begin(&mut self, body: BodyKind) {
+    pub(super) fn begin(&mut self, body: Body) {
         self.num_requests += 1;
         self.credit = WINDOW;
         self.is_forgotten = false;
         self.position = match body {
-            BodyKind::None | BodyKind::Length(0) => Position::Answered,
-            BodyKind::Length(length) => Position::Body(BodyRest::Length(length)),
-            BodyKind::Chunked => Position::Body(BodyRest::Chunked(Chunked::Size(0))),
-            BodyKind::Endless => Position::Body(BodyRest::Endless),
+            Body::NONE => Position::Answered,
+            body => Position::Body(body),
         };
     }
 
@@ -110,13 +96,12 @@ impl RequestFraming {
         was_waited_for
     }
 
-    /// Its handler wants nothing more of the body: the rest is forgotten as it comes.
     pub(super) fn forget(&mut self) {
         self.is_forgotten = true;
     }
 
-    /// Lets more of a body come that is forgotten; whether there was nothing else to wait for. Not all at
-    /// once: it would be read into one buffer before it is forgotten.
+    /// Lets more of a forgotten body come, a window at a time, since it is read into one buffer;
+    /// whether there was nothing else to wait for.
     pub(super) fn forget_more(&mut self) -> bool {
         let lets =
             self.is_forgotten && self.credit == 0 && matches!(self.position, Position::Body(_));
@@ -134,7 +119,7 @@ impl RequestFraming {
         match self.position {
             Position::Head(_) => usize::MAX,
             Position::Begins | Position::Answered => 0,
-            Position::Body(BodyRest::Length(rest)) => {
+            Position::Body(Body::Length(rest)) => {
                 self.credit.min(usize::try_from(rest).unwrap_or(usize::MAX))
             }
             Position::Body(_) => self.credit,
@@ -153,7 +138,7 @@ impl RequestFraming {
                 None => return bytes.len(),
             },
             Position::Begins | Position::Answered => return 0,
-            Position::Body(BodyRest::Length(rest)) => {
+            Position::Body(Body::Length(rest)) => {
                 let num = bytes
                     .len()
                     .min(usize::try_from(*rest).unwrap_or(usize::MAX));
@@ -163,14 +148,14 @@ impl RequestFraming {
                 }
                 num
             }
-            Position::Body(BodyRest::Chunked(chunked)) => match chunked.end(bytes) {
+            Position::Body(Body::Chunked(chunked)) => match chunked.end(bytes) {
                 Some(end) => {
                     self.position = Position::Answered;
                     end
                 }
                 None => bytes.len(),
             },
-            Position::Body(BodyRest::Endless) => bytes.len(),
+            Position::Body(Body::Endless) => bytes.len(),
         };
         self.credit = self.credit.saturating_sub(num);
         num
@@ -194,7 +179,6 @@ impl HeadState {
 }
 
 impl Chunked {
-    /// Where the body ends, if it ends within these bytes.
     fn end(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while let Some(byte) = bytes.get(at) {
@@ -267,7 +251,7 @@ mod tests {
                 let bytes = [head, HEAD, HEAD].concat();
                 assert_eq!(hand_on(&mut framing, &bytes, step), head.len());
                 assert_eq!(framing.allowance(), 0, "before it has begun");
-                framing.begin(BodyKind::None);
+                framing.begin(Body::NONE);
                 assert_eq!(framing.allowance(), 0, "before it has ended");
                 framing.end();
                 let num = hand_on(&mut framing, &bytes[head.len()..], step);
@@ -278,8 +262,8 @@ mod tests {
 
     #[test]
     fn a_body_is_handed_on_to_its_end() {
-        let chunks = [b"0000\r\n\r\n", CHUNKS].map(|chunks| (BodyKind::Chunked, chunks.to_vec()));
-        let length = (BodyKind::Length(10), b"0123456789".to_vec());
+        let chunks = [b"0000\r\n\r\n", CHUNKS].map(|chunks| (Body::CHUNKED, chunks.to_vec()));
+        let length = (Body::Length(10), b"0123456789".to_vec());
         for (kind, body) in chunks.into_iter().chain([length]) {
             for step in [1, 2, 7, 1000] {
                 let mut framing = RequestFraming::new();
@@ -295,7 +279,7 @@ mod tests {
 
     #[test]
     fn no_more_of_a_body_is_handed_on_than_is_asked_for() {
-        for kind in [BodyKind::Length(10 * WINDOW as u64), BodyKind::Endless] {
+        for kind in [Body::Length(10 * WINDOW as u64), Body::Endless] {
             let mut framing = RequestFraming::new();
             framing.begin(kind);
             let bytes = vec![0; 10 * WINDOW];
@@ -314,7 +298,7 @@ mod tests {
     #[test]
     fn an_answer_before_the_end_of_the_body_lets_the_rest_be_forgotten() {
         let mut framing = RequestFraming::new();
-        framing.begin(BodyKind::Length(100));
+        framing.begin(Body::Length(100));
         framing.forget();
         framing.end();
         let bytes = [&[0; 100], HEAD, HEAD].concat();

@@ -1,11 +1,14 @@
 //! The listener, from looking its address up to the last answer.
 
 use std::future::pending;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use actix_server::ServerHandle;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::server::{RunningServer, start};
+use super::server;
 use super::tls::Certificate;
 use super::{Listen, ListenAddress, ListenerParts};
 use crate::config::Http;
@@ -32,43 +35,39 @@ impl<'a> ListenerSetup<'a> {
         }))
     }
 
-    /// Binds, and serves from now on.
     pub(crate) fn open(self, listener: &ListenerParts) -> anyhow::Result<RunningListener> {
-        let is_open = self.address.is_open(listener.auth.as_ref());
-        let (server, running) = start(
-            &self.address,
-            self.http,
-            self.certificate.as_ref(),
-            listener,
-        )?;
+        let certificate = self.certificate.as_ref();
+        let running = server::start(&self.address, self.http, certificate, listener)?;
         if let Some(certificate) = self.certificate {
             actix_rt::spawn(certificate.follow());
         }
-        Ok(RunningListener {
-            running,
-            is_open,
-            server: actix_rt::spawn(server),
-        })
+        Ok(running)
     }
 }
 
-/// A listener at work, and the task that it works in.
 pub(crate) struct RunningListener {
-    running: RunningServer,
-    is_open: bool,
-    server: JoinHandle<std::io::Result<()>>,
+    /// Port 0 has become one that was free.
+    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) scheme: &'static str,
+    pub(super) is_open: bool,
+    pub(super) handle: ServerHandle,
+    pub(super) closing: watch::Sender<bool>,
+    pub(super) server: JoinHandle<std::io::Result<()>>,
 }
 
 impl RunningListener {
     /// The addresses for the log, or `off`.
     pub(crate) fn addresses(listening: Option<&Self>) -> String {
-        let Some(Self { running, .. }) = listening else {
+        let Some(Self {
+            addresses, scheme, ..
+        }) = listening
+        else {
             return "off".to_owned();
         };
-        let addresses = running.addresses.iter();
-        let urls: Vec<String> = addresses
-            .map(|address| format!("{}://{address}", running.scheme))
-            .collect();
+        let urls = addresses
+            .iter()
+            .map(|address| format!("{scheme}://{address}"));
+        let urls: Vec<String> = urls.collect();
         urls.join(",")
     }
 
@@ -95,8 +94,8 @@ impl RunningListener {
         }
     }
 
-    /// Lets requests that are at work have their answers, and ends.
     pub(crate) async fn stop(self) {
-        self.running.stop().await;
+        self.closing.send_replace(true);
+        self.handle.stop(true).await;
     }
 }

@@ -1,7 +1,6 @@
-//! Takes connections in and puts the routes behind them.
-//!
-//! This is `HttpServer` of actix-web, put together from the same parts, with [`Connection`] between
-//! the socket and the protocol, and a bound on how many there are. HTTP/1.1 only.
+//! Takes connections in and puts the routes behind them: `HttpServer` of actix-web from the same
+//! parts, with [`Connection`] between socket and protocol, and a bound on how many there are.
+//! HTTP/1.1 only.
 
 use std::net::{SocketAddr, TcpListener};
 use std::pin::Pin;
@@ -12,7 +11,7 @@ use std::time::Duration;
 
 use actix_http::error::DispatchError;
 use actix_http::{HttpService, KeepAlive};
-use actix_server::{Server, ServerBuilder, ServerHandle};
+use actix_server::{Server, ServerBuilder};
 use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{AppConfig, Payload, Service, ServiceRequest, ServiceResponse};
@@ -27,53 +26,34 @@ use tokio_rustls::TlsAcceptor;
 
 use super::binding::bind;
 use super::connection::{Connection, RequestGuard, Requests, Signals, Stream, Timeouts, silent};
-use super::framing::BodyKind;
+use super::framing::Body;
 use super::tls::Certificate;
-use super::{HEALTH_PATHS, ListenAddress, ListenerParts, configure, refuse};
+use super::{HEALTH_PATHS, ListenAddress, ListenerParts, RunningListener, configure, refuse};
 use crate::config::Http;
 
 /// Requests are small work beside the database's; two threads keep one slow client from holding
 /// up the others.
 const NUM_WORKERS: usize = 2;
-/// How long requests that wait may still take once the pipeline has drained: their answers are
-/// there, and only have to be sent.
+/// How long answers that are there may take to be sent once the pipeline has drained.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections beyond the limit that are told so, or asked for health. Each is gone after one
 /// answer.
 const NUM_BEYOND: usize = 64;
-/// How long a connection may be silent while all places are taken: a client that wants something
-/// says so at once. Shorter makes the clients that fill all places come back more often, longer keeps
-/// others waiting for them.
+/// How long a connection may be silent while all places are taken. Shorter makes the clients that
+/// fill them come back more often, longer keeps others waiting.
 const CROWDED_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long what a refused client still sends is read and forgotten. Cut off at once, it would
-/// often not see why.
+/// How long the rest of a refused request is read: cut off at once, a client often does not see
+/// why.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Files that the rest of the process may have open: databases, Redis, the runtime's own.
 const NUM_OTHER_FILES: u64 = 256;
 
-pub(super) struct RunningServer {
-    /// Port 0 has become one that was free.
-    pub(super) addresses: Vec<SocketAddr>,
-    pub(super) scheme: &'static str,
-    handle: ServerHandle,
-    closing: watch::Sender<bool>,
-}
-
-impl RunningServer {
-    /// Lets requests that are at work have their answers, and ends.
-    pub(super) async fn stop(self) {
-        self.closing.send_replace(true);
-        self.handle.stop(true).await;
-    }
-}
-
-/// Binds and starts the listener; it serves once the server is polled.
 pub(super) fn start(
     address: &ListenAddress,
     http: &Http,
     certificate: Option<&Arc<Certificate>>,
     listener: &ListenerParts,
-) -> anyhow::Result<(Server, RunningServer)> {
+) -> anyhow::Result<RunningListener> {
     let is_open = address.is_open(listener.auth.as_ref());
     let max_connections = http.listener.max_connections.get();
     allow_files(max_connections + NUM_BEYOND);
@@ -100,17 +80,17 @@ pub(super) fn start(
         server = listen(server, bound, &acceptor, listener, is_open)?;
     }
     let server = server.run();
-    let running = RunningServer {
+    Ok(RunningListener {
         addresses,
-        scheme: if certificate.is_some() {
-            "https"
-        } else {
-            "http"
+        scheme: match certificate {
+            Some(_) => "https",
+            None => "http",
         },
+        is_open,
         handle: server.handle(),
         closing,
-    };
-    Ok((server, running))
+        server: actix_rt::spawn(server),
+    })
 }
 
 fn listen(
@@ -221,21 +201,21 @@ where
 }
 
 /// How the body ends, as the head says and actix-http takes it.
-fn body_kind(request: &ServiceRequest, payload: &Payload) -> BodyKind {
+fn body_kind(request: &ServiceRequest, payload: &Payload) -> Body {
     if matches!(payload, Payload::None) {
-        return BodyKind::None;
+        return Body::NONE;
     }
     let headers = request.headers();
     let of_header = |name| headers.get(name).and_then(|value| value.to_str().ok());
     // In this order, for a body in chunks may also be that of an upgrade, and that have a length.
     if headers.contains_key(TRANSFER_ENCODING) {
-        return BodyKind::Chunked;
+        return Body::CHUNKED;
     }
     if of_header(UPGRADE).is_some_and(|to| to.trim().eq_ignore_ascii_case("websocket")) {
-        return BodyKind::Endless;
+        return Body::Endless;
     }
     let length = of_header(CONTENT_LENGTH).and_then(|length| length.trim().parse().ok());
-    length.map_or(BodyKind::Endless, BodyKind::Length)
+    length.map_or(Body::Endless, Body::Length)
 }
 
 fn too_many() -> HttpResponse {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use event_persister_actors::settings::{As, Count, File, LongerThanZero, Spelling, Toggle};
-use schemars::{JsonSchema, Schema, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -66,17 +66,14 @@ impl ListenerSettings {
     }
 }
 
-/// A certificate and its key, both as PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CertificateFiles {
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
 }
 
-/// Where the listener listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Listen {
-    /// Nowhere.
     Off,
     /// At this host and port; port 0 takes any that is free.
     At(String),
@@ -112,10 +109,6 @@ impl Spelling for Listen {
             Self::Off => "off".into(),
             Self::At(address) => address.clone().into(),
         }
-    }
-
-    fn schema() -> Schema {
-        json_schema!({ "type": "string" })
     }
 }
 

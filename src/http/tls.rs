@@ -1,10 +1,11 @@
 //! The certificate that the listener shows, with ring: no system library is needed.
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
@@ -23,15 +24,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 pub(super) struct Certificate {
     files: CertificateFiles,
     provider: Arc<CryptoProvider>,
-    current: RwLock<Arc<CertifiedKey>>,
+    current: watch::Sender<Arc<CertifiedKey>>,
 }
 
 impl Certificate {
-    /// Reads it for the first time.
     pub(super) fn read(files: CertificateFiles) -> anyhow::Result<Arc<Self>> {
         // Named, for another part of the process may bring a provider of its own.
         let provider = Arc::new(ring::default_provider());
-        let current = RwLock::new(Arc::new(read(&files, &provider)?));
+        let current = watch::Sender::new(Arc::new(read(&files, &provider)?));
         Ok(Arc::new(Self {
             files,
             provider,
@@ -62,8 +62,7 @@ impl Certificate {
             seen = now;
             match read(&self.files, &self.provider) {
                 Ok(renewed) => {
-                    let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-                    *current = Arc::new(renewed);
+                    self.current.send_replace(Arc::new(renewed));
                     log::info!("the certificate has changed; new connections see the new one");
                 }
                 Err(error) => log::error!(
@@ -77,8 +76,7 @@ impl Certificate {
 
 impl ResolvesServerCert for Certificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        Some(Arc::clone(&current))
+        Some(Arc::clone(&self.current.borrow()))
     }
 }
 

@@ -1,7 +1,7 @@
-//! Reads through gzip and zstd, which are told by their first bytes.
+//! Decompresses gzip and zstd, which are known by their first bytes.
 //!
-//! Several members or frames behind one another are one text, as for the tools of both formats. What was
-//! cut off is an error that tells how far it went: what comes before is read.
+//! Several members or frames in a row are one text, as for the tools of both formats. Data that breaks off is
+//! an error behind the last bytes that were read.
 
 use std::io::{self, BufReader, Cursor, Read};
 use std::sync::Arc;
@@ -12,19 +12,12 @@ use flate2::bufread::MultiGzDecoder;
 /// As much as one system call should bring.
 const BUFFER_BYTES: usize = 128 * 1024;
 
-type Raw = BufReader<io::Chain<Cursor<Vec<u8>>, Counted>>;
-
-/// A reader that may be compressed. Nothing is read before somebody wants to.
+/// Reads nothing before it is read.
 pub(super) struct Unpacked {
-    form: Form,
+    raw: Option<Counted>,
+    /// `None` before that, and for ever if it failed.
+    unpacked: Option<(Format, Box<dyn Read + Send>)>,
     num_raw: Arc<AtomicU64>,
-}
-
-enum Form {
-    Unknown(Option<Counted>),
-    Plain(io::Chain<Cursor<Vec<u8>>, Counted>),
-    Gzip(MultiGzDecoder<Raw>),
-    Zstd(zstd::stream::read::Decoder<'static, Raw>),
 }
 
 /// Counts what is read, for whoever watches.
@@ -50,80 +43,69 @@ impl Unpacked {
             num_bytes: Arc::clone(&num_raw),
         };
         Self {
-            form: Form::Unknown(Some(reader)),
+            raw: Some(reader),
+            unpacked: None,
             num_raw,
         }
     }
 
-    /// How many bytes were read, as they stand in the file.
     pub(super) fn num_raw(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.num_raw)
     }
 }
 
-/// What the first bytes say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Magic {
+enum Format {
     Gzip,
     Zstd,
-    None,
-    /// More of them are needed.
-    Open,
+    Plain,
 }
 
-fn magic(beginning: &[u8]) -> Magic {
+/// What the first bytes say; `None` where more of them are needed.
+fn format(beginning: &[u8]) -> Option<Format> {
     match beginning {
-        [0x1F, 0x8B, ..] => Magic::Gzip,
+        [0x1F, 0x8B, ..] => Some(Format::Gzip),
         // Or a frame to be skipped, which may come first.
-        [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => Magic::Zstd,
+        [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => Some(Format::Zstd),
         []
         | [0x1F | 0x28 | 0x50..=0x5F]
         | [0x28, 0xB5]
         | [0x28, 0xB5, 0x2F]
         | [0x50..=0x5F, 0x2A]
-        | [0x50..=0x5F, 0x2A, 0x4D] => Magic::Open,
-        _ => Magic::None,
+        | [0x50..=0x5F, 0x2A, 0x4D] => None,
+        _ => Some(Format::Plain),
     }
 }
 
-impl Form {
-    fn of(mut reader: Counted) -> io::Result<Self> {
-        let mut beginning = Vec::new();
-        // No more is waited for than is needed to tell.
-        while magic(&beginning) == Magic::Open
-            && (&mut reader).take(1).read_to_end(&mut beginning)? > 0
-        {}
-        let magic = magic(&beginning);
-        let all = Cursor::new(beginning).chain(reader);
-        Ok(match magic {
-            Magic::None | Magic::Open => Self::Plain(all),
-            Magic::Gzip => {
-                let buffered = BufReader::with_capacity(BUFFER_BYTES, all);
-                Self::Gzip(MultiGzDecoder::new(buffered))
-            }
-            Magic::Zstd => {
-                let buffered = BufReader::with_capacity(BUFFER_BYTES, all);
-                Self::Zstd(zstd::stream::read::Decoder::with_buffer(buffered)?)
-            }
-        })
-    }
+fn unpack(mut raw: Counted) -> io::Result<(Format, Box<dyn Read + Send>)> {
+    let mut beginning = Vec::new();
+    // No more is waited for than is needed to tell.
+    while format(&beginning).is_none() && (&mut raw).take(1).read_to_end(&mut beginning)? > 0 {}
+    let format = format(&beginning).unwrap_or(Format::Plain);
+    let all = Cursor::new(beginning).chain(raw);
+    let buffered = |all| BufReader::with_capacity(BUFFER_BYTES, all);
+    let reader: Box<dyn Read + Send> = match format {
+        Format::Plain => Box::new(all),
+        Format::Gzip => Box::new(MultiGzDecoder::new(buffered(all))),
+        Format::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(buffered(all))?),
+    };
+    Ok((format, reader))
 }
 
 impl Read for Unpacked {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Form::Unknown(reader) = &mut self.form
-            && let Some(reader) = reader.take()
-        {
-            self.form = Form::of(reader)?;
+        if let Some(raw) = self.raw.take() {
+            self.unpacked = Some(unpack(raw)?);
         }
-        let (name, read) = match &mut self.form {
-            // Only after an error, which is final.
-            Form::Unknown(_) => return Ok(0),
-            Form::Plain(reader) => return reader.read(buffer),
-            Form::Gzip(reader) => ("gzip", reader.read(buffer)),
-            Form::Zstd(reader) => ("zstd", reader.read(buffer)),
+        let Some((format, reader)) = &mut self.unpacked else {
+            return Ok(0);
         };
-        read.map_err(|error| {
+        let name = match format {
+            Format::Plain => return reader.read(buffer),
+            Format::Gzip => "gzip",
+            Format::Zstd => "zstd",
+        };
+        reader.read(buffer).map_err(|error| {
             let at = self.num_raw.load(Ordering::Relaxed);
             let what = match error.kind() {
                 io::ErrorKind::UnexpectedEof => {

@@ -1,7 +1,7 @@
 //! What is logged, and how.
 
 use event_persister_actors::settings::{As, Named, OneOf, Spelling};
-use schemars::{JsonSchema, Schema, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -27,12 +27,9 @@ impl Default for Log {
     }
 }
 
-/// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LogFormat {
-    /// For people.
     Text,
-    /// One JSON object a line, for machines.
     Json,
 }
 
@@ -66,10 +63,6 @@ impl Spelling for LogFilter {
 
     fn write(value: &String) -> Value {
         value.clone().into()
-    }
-
-    fn schema() -> Schema {
-        json_schema!({ "type": "string" })
     }
 }
 

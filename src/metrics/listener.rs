@@ -4,10 +4,10 @@ use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
 use actix_web::middleware::Next;
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
-use prometheus::{IntCounterVec, IntGauge, Opts};
+use event_persister_actors::source::intake::IntakeUsage;
+use prometheus::{IntCounterVec, Opts};
 
+use super::looked_up::LookedUp;
 use crate::wiring::IntakeHandle;
 
 /// Counts requests that were refused, by the status of the answer.
@@ -36,7 +36,6 @@ impl Refusals {
         Ok(Self(refused))
     }
 
-    /// Passes a request on and counts what comes of it.
     pub(crate) async fn watch<B: MessageBody>(
         self,
         request: ServiceRequest,
@@ -69,55 +68,24 @@ impl Refusals {
     }
 }
 
-/// What waits in the intake, looked up whenever somebody asks.
-pub(super) struct IntakeMetrics {
-    intake: IntakeHandle,
-    events: IntGauge,
-    bytes: IntGauge,
-}
-
-impl IntakeMetrics {
-    pub(super) fn new(intake: IntakeHandle) -> Result<Self, prometheus::Error> {
-        Ok(Self {
-            intake,
-            events: IntGauge::new(
-                "event_persister_intake_events",
-                "Events that came by HTTP or WebSocket and are not committed yet.",
-            )?,
-            bytes: IntGauge::new(
-                "event_persister_intake_bytes",
-                "The bytes of the events that came by HTTP or WebSocket and are not committed yet.",
-            )?,
-        })
-    }
-}
-
-impl Collector for IntakeMetrics {
-    fn desc(&self) -> Vec<&Desc> {
-        [&self.events, &self.bytes]
-            .into_iter()
-            .flat_map(Collector::desc)
-            .collect()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let held = self.intake.usage();
-        let gauges = [
-            (&self.events, held.num_events),
-            (&self.bytes, held.num_bytes),
-        ];
-        for (gauge, value) in gauges {
-            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        }
-        gauges
-            .into_iter()
-            .flat_map(|(gauge, _)| gauge.collect())
-            .collect()
-    }
+pub(super) fn of_intake(intake: IntakeHandle) -> Result<LookedUp<IntakeUsage>, prometheus::Error> {
+    LookedUp::new(move || intake.usage())
+        .gauge(
+            "event_persister_intake_events",
+            "Events that came by HTTP or WebSocket and are not committed yet.",
+            |usage| Some(usage.num_events as f64),
+        )?
+        .gauge(
+            "event_persister_intake_bytes",
+            "The bytes of the events that came by HTTP or WebSocket and are not committed yet.",
+            |usage| Some(usage.num_bytes as f64),
+        )
 }
 
 #[cfg(test)]
 mod tests {
+    use prometheus::core::Collector as _;
+
     use super::*;
 
     #[test]

@@ -9,7 +9,6 @@ use event_persister_actors::status::{Component, ComponentState, ComponentStatus,
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failed;
 
-/// What the shadow needs; clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Health {
     bus: Component,
@@ -26,17 +25,14 @@ impl Health {
         }
     }
 
-    /// Notes what came of asking Redis.
     pub(crate) fn bus_answered<T>(&self, answer: Result<T, impl Error>) -> Result<T, Failed> {
         noted(&self.bus, answer)
     }
 
-    /// Notes what came of asking the database.
     pub(crate) fn tables_answered<T>(&self, answer: Result<T, impl Error>) -> Result<T, Failed> {
         noted(&self.tables, answer)
     }
 
-    /// Notes whether there is a group at work.
     pub(crate) fn group_is_there(&self, is_there: bool, name: &str) {
         if is_there {
             if self.group.succeeded().is_some() {
@@ -59,7 +55,6 @@ impl Health {
         components.all(|component| component.state == ComponentState::Ok)
     }
 
-    /// What fails now, if anything does.
     pub(crate) fn failure(&self) -> Option<String> {
         let failing = |component: &ComponentStatus| component.state == ComponentState::Failing;
         let failing = self.components().into_iter().find(failing)?;

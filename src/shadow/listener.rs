@@ -12,7 +12,6 @@ use super::metrics::ShadowMetrics;
 use crate::config::Config;
 use crate::http::{ListenerParts, Served};
 
-/// What the listener needs from a shadow.
 pub(super) fn listener(config: &Config, health: &Health, metrics: &ShadowMetrics) -> ListenerParts {
     ListenerParts {
         served: Arc::new(Shadowed(health.clone())),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+use strum::VariantArray as _;
 
 use super::tally::Class;
 use crate::metrics::Refusals;
@@ -40,21 +41,14 @@ impl ShadowMetrics {
             )?,
             refusals: Refusals::new()?,
         };
-        metrics
-            .registry
-            .register(Box::new(metrics.messages.clone()))?;
-        metrics
-            .registry
-            .register(Box::new(metrics.columns.clone()))?;
-        metrics
-            .registry
-            .register(Box::new(metrics.waiting.clone()))?;
-        metrics
-            .registry
-            .register(Box::new(metrics.refusals.collector()))?;
-        for class in Class::ALL {
+        let registry = &metrics.registry;
+        registry.register(Box::new(metrics.messages.clone()))?;
+        registry.register(Box::new(metrics.columns.clone()))?;
+        registry.register(Box::new(metrics.waiting.clone()))?;
+        registry.register(Box::new(metrics.refusals.collector()))?;
+        for class in Class::VARIANTS {
             // Zeros can be watched, gaps cannot.
-            metrics.count(class, 0);
+            metrics.count(*class, 0);
         }
         Ok(metrics)
     }
@@ -69,9 +63,7 @@ impl ShadowMetrics {
     }
 
     pub(crate) fn count(&self, class: Class, number: u64) {
-        self.messages
-            .with_label_values(&[class.as_str()])
-            .inc_by(number);
+        self.messages.with_label_values(&[class]).inc_by(number);
     }
 
     /// Takes over how often each column has differed so far.

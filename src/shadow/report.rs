@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use strum::VariantArray as _;
 
 use super::tally::{Class, Finding, Tally};
 use crate::output;
@@ -32,9 +33,9 @@ impl Report<'_> {
     }
 
     fn document(&self) -> Value {
-        let classes = Class::ALL.into_iter();
+        let classes = Class::VARIANTS.iter();
         let counts: serde_json::Map<String, Value> = classes
-            .map(|class| (class.as_str().to_owned(), self.tally.count(class).into()))
+            .map(|class| (class.as_ref().to_owned(), self.tally.count(*class).into()))
             .collect();
         json!({
             "all_is_well": self.tally.is_well(),
@@ -51,15 +52,15 @@ impl Report<'_> {
     fn counts(&self) -> Vec<Vec<String>> {
         let row = |what: &str, count: u64| vec![what.to_owned(), count.to_string()];
         let mut rows = vec![row("compared", self.tally.num_compared())];
-        let classes = Class::ALL.into_iter();
-        rows.extend(classes.map(|class| row(describe(class), self.tally.count(class))));
+        let classes = Class::VARIANTS.iter();
+        rows.extend(classes.map(|class| row(describe(*class), self.tally.count(*class))));
         rows
     }
 
     fn findings(&self) -> Vec<Vec<String>> {
         let row = |finding: &Finding| {
             vec![
-                finding.class.as_str().to_owned(),
+                finding.class.as_ref().to_owned(),
                 finding.stream_id.clone(),
                 finding.event_id.clone().unwrap_or_else(|| "-".to_owned()),
                 output::one_line(&finding.detail()),
@@ -140,7 +141,7 @@ mod tests {
         assert_eq!(document["classes"]["trimmed"], 5);
         assert_eq!(document["all_is_well"], true);
         let counts = report(&tally).counts();
-        assert_eq!(counts.len(), 1 + Class::ALL.len());
+        assert_eq!(counts.len(), 1 + Class::VARIANTS.len());
         let remarks = report(&tally).remarks().join("\n");
         assert!(
             remarks.contains("acknowledged 2 events that are not"),

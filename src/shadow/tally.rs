@@ -7,6 +7,7 @@ use event_persister_actors::delivery::{Content, Entry};
 use event_persister_actors::store::Cutoffs;
 use event_persister_actors::store::operator::{Compared, RESOURCES};
 use serde::Serialize;
+use strum::{AsRefStr, VariantArray};
 use uuid::Uuid;
 
 use super::waiting::Look;
@@ -14,9 +15,9 @@ use super::waiting::Look;
 /// Ids of the events seen last that are remembered, to know a copy when it comes; some megabytes.
 const MAX_SEEN: usize = 100_000;
 
-/// What became of one message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, AsRefStr, VariantArray)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub(crate) enum Class {
     /// Its rows are those that would be written.
     Identical,
@@ -44,40 +45,6 @@ pub(crate) enum Class {
 }
 
 impl Class {
-    pub(crate) const ALL: [Self; 12] = [
-        Self::Identical,
-        Self::Differing,
-        Self::LostByPrefect,
-        Self::RefusedByBoth,
-        Self::RefusedOnlyByUs,
-        Self::Duplicate,
-        Self::Expired,
-        Self::Unclear,
-        Self::Ignored,
-        Self::Trimmed,
-        Self::Unacknowledged,
-        Self::Unfinished,
-    ];
-
-    /// Its name in metrics, logs and documents.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Identical => "identical",
-            Self::Differing => "differing",
-            Self::LostByPrefect => "lost_by_prefect",
-            Self::RefusedByBoth => "refused_by_both",
-            Self::RefusedOnlyByUs => "refused_only_by_us",
-            Self::Duplicate => "duplicate",
-            Self::Expired => "expired",
-            Self::Unclear => "unclear",
-            Self::Ignored => "ignored",
-            Self::Trimmed => "trimmed",
-            Self::Unacknowledged => "unacknowledged",
-            Self::Unfinished => "unfinished",
-        }
-    }
-
-    /// Whether each such message is named.
     fn is_named(self) -> bool {
         matches!(
             self,
@@ -89,12 +56,10 @@ impl Class {
         )
     }
 
-    /// Whether it speaks against taking Prefect's place.
     fn is_fault(self) -> bool {
         matches!(self, Self::Differing | Self::RefusedOnlyByUs)
     }
 
-    /// Whether it was held against the tables.
     fn is_compared(self) -> bool {
         !matches!(
             self,
@@ -110,12 +75,10 @@ pub(crate) struct Finding {
     pub(crate) stream_id: String,
     pub(crate) event_id: Option<String>,
     pub(crate) columns: Vec<String>,
-    /// Why it would be refused by the parser.
     pub(crate) reason: Option<String>,
 }
 
 impl Finding {
-    /// What there is to say of it beside its class.
     pub(crate) fn detail(&self) -> String {
         match (&self.reason, self.class) {
             (Some(reason), _) => format!("here: {reason}"),
@@ -127,22 +90,11 @@ impl Finding {
     }
 }
 
-/// What to do after a look at a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// It is as expected, or it was the second look.
-    Settled(Class),
-    /// Somebody may still be at work on it.
-    LookAgain,
-}
-
 #[derive(Debug)]
 pub(crate) struct Tally {
     counts: BTreeMap<Class, u64>,
-    /// How often each column differed.
     pub(crate) columns: BTreeMap<String, u64>,
     pub(crate) findings: Vec<Finding>,
-    /// Findings of each class that are named.
     limit: usize,
     seen: Seen,
 }
@@ -162,19 +114,17 @@ impl Tally {
         self.counts.get(&class).copied().unwrap_or_default()
     }
 
-    /// Messages that were held against the tables.
     pub(crate) fn num_compared(&self) -> u64 {
-        let compared = Class::ALL.into_iter().filter(|class| class.is_compared());
-        compared.map(|class| self.count(class)).sum()
+        let compared = Class::VARIANTS.iter().filter(|class| class.is_compared());
+        compared.map(|class| self.count(*class)).sum()
     }
 
     /// Whether nothing speaks against taking Prefect's place.
     pub(crate) fn is_well(&self) -> bool {
-        let mut faults = Class::ALL.into_iter().filter(|class| class.is_fault());
-        faults.all(|class| self.count(class) == 0)
+        let mut faults = Class::VARIANTS.iter().filter(|class| class.is_fault());
+        faults.all(|class| self.count(*class) == 0)
     }
 
-    /// Counts messages of which there is nothing to say but their number.
     pub(crate) fn add(&mut self, class: Class, number: u64) {
         if number == 0 {
             return;
@@ -182,17 +132,18 @@ impl Tally {
         *self.counts.entry(class).or_default() += number;
     }
 
-    /// Judges a look at a message, and counts it if that settles it.
+    /// Counts the message, and says as what; `None` if it is to be looked at once more, since somebody may still
+    /// be at work on it.
     pub(crate) fn judge(
         &mut self,
         entry: &Entry,
         compared: Compared,
         cutoffs: &Cutoffs,
         look: Look,
-    ) -> Verdict {
+    ) -> Option<Class> {
         let class = self.class(entry, &compared, cutoffs, look);
         if look == Look::First && !matches!(class, Class::Identical | Class::Duplicate) {
-            return Verdict::LookAgain;
+            return None;
         }
         self.add(class, 1);
         let columns = match compared {
@@ -203,7 +154,7 @@ impl Tally {
             *self.columns.entry(column.clone()).or_default() += 1;
         }
         self.name(class, entry, columns);
-        Verdict::Settled(class)
+        Some(class)
     }
 
     fn class(
@@ -266,18 +217,16 @@ impl Tally {
     }
 }
 
-/// The counts that are not zero, for the log.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "compared={}", self.num_compared())?;
         for (class, count) in &self.counts {
-            write!(f, " {}={count}", class.as_str())?;
+            write!(f, " {}={count}", class.as_ref())?;
         }
         Ok(())
     }
 }
 
-/// The ids of the events that came last.
 #[derive(Debug, Default)]
 struct Seen {
     ids: HashSet<Uuid>,

@@ -1,8 +1,7 @@
 //! Messages that wait until they can be compared: plain data, bounded in number and bytes.
 //!
-//! First each waits until the group at work has acknowledged it. Prefect acknowledges what it holds in
-//! memory, so it waits for the delay after that too; and once more where the first look saw anything
-//! but what was expected.
+//! Each waits until the group at work has acknowledged it, and then for the delay, since Prefect acknowledges
+//! what it holds in memory; and once more where the first look saw something unexpected.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,28 +9,22 @@ use std::time::Duration;
 use event_persister_actors::source::{Body, Permit};
 use tokio::time::Instant;
 
-/// Messages that are held at once.
 const MAX_MESSAGES: usize = 50_000;
-/// Bytes that are held at once, but for a single larger message. With what a reply takes while it is
-/// understood, this bounds the memory.
+/// Bytes that are held at once, but for a single larger message.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of one read: what is in memory more than once.
 const READ_BYTES: usize = 4 * 1024 * 1024;
-/// Messages of one read, and of one question to the database.
 const AT_ONCE: usize = 500;
 
-/// How long an entry that a consumer was given may stay without acknowledgement before it is no longer
-/// waited for. Prefect's consumer leaves some of them so for ever.
+/// How long an acknowledgement is waited for: Prefect's consumer never acknowledges some entries.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(600);
 
-/// How often a message has been looked at before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Look {
     First,
     Second,
 }
 
-/// A message that is held.
 #[derive(Debug)]
 pub(crate) struct HeldMessage {
     pub(crate) body: Body,
@@ -40,7 +33,6 @@ pub(crate) struct HeldMessage {
 }
 
 impl HeldMessage {
-    /// Where it stands in the stream.
     pub(crate) fn position(&self) -> &str {
         self.body.position().as_str()
     }
@@ -50,7 +42,6 @@ impl HeldMessage {
     }
 }
 
-/// All messages that are held.
 #[derive(Debug)]
 pub(crate) struct WaitingMessages {
     delay: Duration,
@@ -75,7 +66,6 @@ impl WaitingMessages {
         self.unacknowledged.len() + self.scheduled.len()
     }
 
-    /// How much may be read; `None` while there is no room.
     pub(crate) fn room(&self) -> Option<Permit> {
         let max_messages = MAX_MESSAGES.saturating_sub(self.len()).min(AT_ONCE);
         let max_bytes = MAX_BYTES.saturating_sub(self.num_bytes).min(READ_BYTES);
@@ -85,7 +75,6 @@ impl WaitingMessages {
         })
     }
 
-    /// Holds a message that was read.
     pub(crate) fn push(&mut self, body: Body, now: Instant) {
         let held = HeldMessage {
             body,
@@ -96,7 +85,6 @@ impl WaitingMessages {
         self.unacknowledged.push_back(held);
     }
 
-    /// Where the first stands that is not acknowledged as far as is known.
     pub(crate) fn first_unacknowledged(&self) -> Option<&str> {
         self.unacknowledged.front().map(HeldMessage::position)
     }
@@ -126,7 +114,6 @@ impl WaitingMessages {
         before - self.unacknowledged.len()
     }
 
-    /// Takes some of what is due, to be settled, scheduled again or put back.
     pub(crate) fn take_due(&mut self, now: Instant) -> Vec<HeldMessage> {
         let mut taken: Vec<HeldMessage> = Vec::new();
         let mut num_bytes = 0;
@@ -142,7 +129,6 @@ impl WaitingMessages {
         taken
     }
 
-    /// Schedules a message for its second look.
     pub(crate) fn look_again(&mut self, held: HeldMessage, now: Instant) {
         self.num_bytes += held.num_bytes();
         let held = HeldMessage {
@@ -152,7 +138,6 @@ impl WaitingMessages {
         self.scheduled.push_back((now + self.delay, held));
     }
 
-    /// Takes back what could not be compared.
     pub(crate) fn put_back(&mut self, taken: Vec<HeldMessage>, now: Instant) {
         // What could not be taken with it may have been due before.
         let at = self.scheduled.front().map_or(now, |(at, _)| now.min(*at));

@@ -1,8 +1,7 @@
-//! Compares the acknowledged entries of the stream with the database's answers: plain data, no waiting.
+//! Judges acknowledged entries of the stream by the database's answers: plain data, no waiting.
 //!
-//! A first look only makes suspects, since the database is at work meanwhile: retention deletes, and
-//! another writer may commit an event's halves apart. What is still wrong at the second look, some
-//! time later, is a finding.
+//! The database is at work meanwhile: retention deletes, and another writer may commit an event's halves
+//! apart. So the first look makes suspects, and only the second one findings.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -13,6 +12,7 @@ use event_persister_actors::store::operator::{
     Compared, EventRows, Flaw, NUM_RESOURCES, RESOURCES, UNKNOWN_RECEIVED,
 };
 use serde::Serialize;
+use strum::{AsRefStr, VariantArray};
 
 /// Suspects that are kept at once; some megabytes.
 pub(crate) const MAX_SUSPECTS: usize = 50_000;
@@ -20,23 +20,19 @@ pub(crate) const MAX_SUSPECTS: usize = 50_000;
 /// The row or letter that an acknowledged entry of the stream must have become.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
-    /// Where it stands, and where its dead letter came from.
     pub(crate) stream_id: String,
-    /// The event's id, where that can be read.
     pub(crate) event_id: Option<String>,
-    /// What retention goes by: when the event occurred, and its name. `None` for what is no event.
+    /// When the event occurred, and its name; `None` for what is no event.
     kept_by: Option<(DateTime<Utc>, String)>,
-    /// How its event was found when it was compared.
     likeness: Likeness,
 }
 
 /// An entry that was compared with the row of its event.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Likeness {
-    /// When its event was received, if it says that.
     received: Option<DateTime<Utc>>,
-    /// The columns of `events` that differ; `None` where there was no row, so that nothing is known.
-    /// Whether the resources fit these columns is looked at for every event, whatever their text.
+    /// The columns of `events` that differ; `None` where there was no row. Its resources are compared
+    /// with these columns apart from that.
     columns: Option<Vec<String>>,
 }
 
@@ -57,18 +53,16 @@ impl Likeness {
         }
     }
 
-    /// Whether the row is known to be what the entry says.
     fn is_same(&self) -> bool {
         self.columns.as_ref().is_some_and(Vec::is_empty)
     }
 
-    /// Whether the row may be what the entry says.
     fn may_be_same(&self) -> bool {
         self.columns.as_ref().is_none_or(Vec::is_empty)
     }
 
-    /// The columns in which this row differs. Who sends an event again has it received again, and the
-    /// first that was written stays; its entry may have left the stream.
+    /// The columns in which this row differs. An earlier time of receipt is that of an earlier copy,
+    /// which may have left the stream.
     fn differing(&self, rows: &EventRows) -> &[String] {
         let columns = self.columns.as_deref().unwrap_or_default();
         let is_earlier = rows.received < self.received && rows.received.is_some();
@@ -96,7 +90,6 @@ impl Wanted {
         }
     }
 
-    /// Whether retention may have removed it.
     fn may_have_expired(&self, cutoffs: &Cutoffs) -> bool {
         self.kept_by
             .as_ref()
@@ -121,57 +114,36 @@ impl FoundRows {
         }
     }
 
-    /// The rows of an event of which there is one.
     fn stored(&self, event_id: Option<&str>) -> Option<&EventRows> {
         self.rows.get(event_id?).filter(|rows| rows.num_events > 0)
     }
 }
 
-/// The outcomes of the acknowledged entries that were looked at, and the numbers of the others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct StreamCounts {
     /// Acknowledged entries; the sum of the next four and of those that are missing.
     pub(crate) checked: u64,
-    /// Their event is in the table.
     pub(crate) stored: u64,
     pub(crate) dead_letters: u64,
     pub(crate) ignored: u64,
-    /// They are not there, and older than retention keeps.
+    /// Not there, and older than retention keeps.
     pub(crate) expired: u64,
-    /// Given to a consumer and not acknowledged.
     pub(crate) pending: u64,
-    /// Not given to the group yet.
     pub(crate) unread: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, AsRefStr, VariantArray)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "kebab-case")]
 pub(crate) enum Kind {
     /// Acknowledged, and neither stored nor a dead letter.
     Missing,
-    /// More rows than there should be.
     Doubled,
-    /// Less rows than there should be.
     HalfWritten,
-    /// Other rows than there should be.
     Differing,
-    /// A row that cannot be read.
     Unreadable,
 }
 
-impl Kind {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Doubled => "doubled",
-            Self::HalfWritten => "half-written",
-            Self::Differing => "differing",
-            Self::Unreadable => "unreadable",
-        }
-    }
-}
-
-/// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
     pub(crate) kind: Kind,
@@ -180,36 +152,12 @@ pub(crate) struct Finding {
     pub(crate) detail: String,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Faults {
-    pub(crate) missing: u64,
-    pub(crate) doubled: u64,
-    pub(crate) half_written: u64,
-    pub(crate) differing: u64,
-    pub(crate) unreadable: u64,
-}
-
-impl Faults {
-    pub(crate) fn total(self) -> u64 {
-        let Self {
-            missing,
-            doubled,
-            half_written,
-            differing,
-            unreadable,
-        } = self;
-        missing + doubled + half_written + differing + unreadable
-    }
-}
-
-/// The findings so far, and the suspects.
 #[derive(Debug, Default)]
 pub(crate) struct Reconciliation {
     pub(crate) stream: StreamCounts,
-    pub(crate) faults: Faults,
-    /// The first of what is wrong.
+    faults: BTreeMap<Kind, u64>,
     pub(crate) findings: Vec<Finding>,
-    /// Where the first of what is missing stands in the stream.
+    /// The stream's id of the first missing entry.
     pub(crate) first_missing: Option<String>,
     max_findings: usize,
     missing: Vec<Wanted>,
@@ -219,7 +167,6 @@ pub(crate) struct Reconciliation {
     judged: HashSet<String>,
 }
 
-/// The suspects that have to be looked at once more.
 #[derive(Debug, Default)]
 pub(crate) struct Suspects {
     pub(crate) missing: Vec<Wanted>,
@@ -230,7 +177,6 @@ pub(crate) struct Suspects {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Flawed {
     pub(crate) event_id: String,
-    /// Where the stream has it, if that is known.
     stream_id: Option<String>,
     likeness: Likeness,
 }
@@ -244,7 +190,6 @@ impl Flawed {
         }
     }
 
-    /// Takes over what the entries said when they were compared once more.
     pub(crate) fn compared(&mut self, copies: &Copies) {
         if let Some(Some(likeness)) = copies.0.get(&self.event_id) {
             self.likeness = likeness.clone();
@@ -252,8 +197,8 @@ impl Flawed {
     }
 }
 
-/// Events whose rows differ from an entry: what the entries in the stream say that are about them. One
-/// that is the same decides; of others the last is as good as any.
+/// For events whose rows differ from an entry: what their other entries in the stream say. One that is
+/// the same decides; of others the last is as good as any.
 #[derive(Debug, Default)]
 pub(crate) struct Copies(HashMap<String, Option<Likeness>>);
 
@@ -291,7 +236,6 @@ impl Copies {
     }
 }
 
-/// The event's id as the tables have it.
 fn event_id(entry: &Entry) -> Option<String> {
     entry.event().map(|event| event.id.hyphenated().to_string())
 }
@@ -305,23 +249,28 @@ impl Reconciliation {
     }
 
     pub(crate) fn all_is_well(&self) -> bool {
-        self.faults == Faults::default()
+        self.num_faults() == 0
     }
 
-    /// Acknowledged entries that are empty: nothing is wanted of them.
+    pub(crate) fn num_faults(&self) -> u64 {
+        self.faults.values().sum()
+    }
+
+    pub(crate) fn num(&self, kind: Kind) -> u64 {
+        self.faults.get(&kind).copied().unwrap_or_default()
+    }
+
     pub(crate) fn ignore(&mut self, num: usize) {
         self.stream.checked += num as u64;
         self.stream.ignored += num as u64;
     }
 
-    /// An acknowledged entry whose rows are what it says.
     pub(crate) fn is_stored(&mut self) {
         self.stream.checked += 1;
         self.stream.stored += 1;
     }
 
-    /// The first look at an acknowledged entry. What the database answered must be younger than the
-    /// knowledge that the entry is acknowledged.
+    /// The first look. The database must have been asked after the entry was known to be acknowledged.
     pub(crate) fn judge(&mut self, wanted: Wanted, found: &FoundRows, cutoffs: &Cutoffs) {
         self.stream.checked += 1;
         if !self.is_accounted_for(&wanted, found, cutoffs) {
@@ -329,7 +278,7 @@ impl Reconciliation {
         }
     }
 
-    /// Whether the entry is somewhere, or may be gone; counts it then.
+    /// Whether the entry is stored, a dead letter or expired; counts it then.
     fn is_accounted_for(&mut self, wanted: &Wanted, found: &FoundRows, cutoffs: &Cutoffs) -> bool {
         let has_letter = found.letters.contains(&wanted.stream_id);
         let rows = found.stored(wanted.event_id.as_deref());
@@ -352,7 +301,6 @@ impl Reconciliation {
         true
     }
 
-    /// An event whose rows look wrong, wherever it came from.
     pub(crate) fn suspect(&mut self, event_id: String) {
         if !self.judged.contains(&event_id) {
             let flawed = Flawed {
@@ -363,28 +311,18 @@ impl Reconciliation {
         }
     }
 
-    /// Counts what is wrong, named or not.
     pub(crate) fn count(&mut self, kind: Kind, num: u64) {
-        *match kind {
-            Kind::Missing => &mut self.faults.missing,
-            Kind::Doubled => &mut self.faults.doubled,
-            Kind::HalfWritten => &mut self.faults.half_written,
-            Kind::Differing => &mut self.faults.differing,
-            Kind::Unreadable => &mut self.faults.unreadable,
-        } += num;
+        *self.faults.entry(kind).or_default() += num;
     }
 
-    /// Whether a second look is due before more suspects are made.
     pub(crate) fn is_full(&self) -> bool {
         self.missing.len() + self.flawed.len() >= MAX_SUSPECTS
     }
 
-    /// Whether anything has to be looked at once more.
     pub(crate) fn has_suspects(&self) -> bool {
         !self.missing.is_empty() || !self.flawed.is_empty()
     }
 
-    /// Takes out what has to be looked at once more.
     pub(crate) fn take_suspects(&mut self) -> Suspects {
         Suspects {
             missing: std::mem::take(&mut self.missing),
@@ -392,7 +330,6 @@ impl Reconciliation {
         }
     }
 
-    /// The second look at an entry that was missing.
     pub(crate) fn settle_missing(&mut self, wanted: Wanted, found: &FoundRows, cutoffs: &Cutoffs) {
         if self.is_accounted_for(&wanted, found, cutoffs) {
             return;
@@ -411,7 +348,6 @@ impl Reconciliation {
         });
     }
 
-    /// The second look at an event whose rows looked wrong.
     pub(crate) fn settle_flawed(&mut self, flawed: &Flawed, found: &FoundRows) {
         let event_id = &flawed.event_id;
         if flawed.stream_id.is_some() {

@@ -3,12 +3,12 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use event_persister_actors::store::operator::LetterCounts;
 use serde_json::{Value, json};
+use strum::VariantArray as _;
 
 use super::reconciliation::{Finding, Kind, Reconciliation};
 use crate::output;
 use crate::wiring;
 
-/// The stream that was read.
 pub(crate) struct Stream<'a> {
     pub(crate) stream: &'a str,
     pub(crate) group: &'a str,
@@ -78,11 +78,11 @@ impl Report<'_> {
             "events": self.num_events,
             "dead_letters": self.letters.total,
             "curable": self.letters.num_curable,
-            "missing": self.state.faults.missing,
-            "doubled": self.state.faults.doubled,
-            "half_written": self.state.faults.half_written,
-            "differing": self.state.faults.differing,
-            "unreadable": self.state.faults.unreadable,
+            "missing": self.state.num(Kind::Missing),
+            "doubled": self.state.num(Kind::Doubled),
+            "half_written": self.state.num(Kind::HalfWritten),
+            "differing": self.state.num(Kind::Differing),
+            "unreadable": self.state.num(Kind::Unreadable),
             "findings": self.state.findings,
             "curable_letters": self.letters.curable,
             "read_again": self.read_again(),
@@ -105,11 +105,9 @@ impl Report<'_> {
         row("events: checked", self.num_events);
         row("dead letters: all", self.letters.total);
         row("dead letters: curable", self.letters.num_curable);
-        row("missing", self.state.faults.missing);
-        row("doubled", self.state.faults.doubled);
-        row("half-written", self.state.faults.half_written);
-        row("differing", self.state.faults.differing);
-        row("unreadable", self.state.faults.unreadable);
+        for kind in Kind::VARIANTS {
+            row(kind.as_ref(), self.state.num(*kind));
+        }
         rows
     }
 
@@ -117,7 +115,7 @@ impl Report<'_> {
         let cell = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
         let row = |finding: &Finding| {
             vec![
-                finding.kind.as_str().to_owned(),
+                finding.kind.as_ref().to_owned(),
                 cell(&finding.stream_id),
                 cell(&finding.event_id),
                 finding.detail.clone(),
@@ -137,15 +135,10 @@ impl Report<'_> {
         ))
     }
 
-    /// The first event of a kind, if it is shown.
     fn first(&self, kind: Kind) -> Option<&str> {
         let mut findings = self.state.findings.iter();
         let first = findings.find(|finding| finding.kind == kind)?;
         first.event_id.as_deref()
-    }
-
-    fn first_of(&self, kind: Kind) -> &str {
-        self.first(kind).unwrap_or("one")
     }
 
     fn delete_first(&self, kind: Kind) -> String {
@@ -155,15 +148,13 @@ impl Report<'_> {
         )
     }
 
-    /// More about it, and what can be done.
     fn remarks(&self) -> Vec<String> {
-        let faults = self.state.faults;
         let mut remarks = Vec::new();
-        let num_more = faults.total() - self.state.findings.len() as u64;
+        let num_more = self.state.num_faults() - self.state.findings.len() as u64;
         if num_more > 0 {
             remarks.push(format!("and {num_more} more, see --limit"));
         }
-        if faults.half_written > 0 {
+        if self.state.num(Kind::HalfWritten) > 0 {
             remarks.push(
                 "half-written: a crash of Prefect's own persister leaves events without any resource, and \
                  resources without an event. `event-persister trim --remove-half-events` removes them \
@@ -179,21 +170,21 @@ impl Report<'_> {
                  and what is stored counts as duplicate. A dead letter that was purged is missing too"
             ));
         }
-        if faults.differing > 0 {
+        if self.state.num(Kind::Differing) > 0 {
             remarks.push(format!(
                 "differing: somebody changed the rows after they were written. To have {} written anew, \
                  delete it: `{}`. Then, while its entry is in the stream, `redis-cli XGROUP SETID` as for \
                  missing entries; else take it from a backup",
-                self.first_of(Kind::Differing),
+                self.first(Kind::Differing).unwrap_or("one"),
                 self.delete_first(Kind::Differing),
             ));
         }
-        if faults.unreadable > 0 {
+        if self.state.num(Kind::Unreadable) > 0 {
             remarks.push(format!(
                 "unreadable: a page of Prefect's fails as a whole when it meets such an event. Save what \
                  you need of it, then remove it, such as {}: `{}`. Where only the payload is at fault: \
                  `UPDATE events SET payload = '{{}}' WHERE id = …`",
-                self.first_of(Kind::Unreadable),
+                self.first(Kind::Unreadable).unwrap_or("one"),
                 self.delete_first(Kind::Unreadable),
             ));
         }
@@ -266,10 +257,10 @@ mod tests {
     #[test]
     fn says_that_there_is_more_and_what_to_do() {
         let mut state = Reconciliation::new(1);
-        state.faults.missing = 2;
-        state.faults.half_written = 1;
-        state.faults.differing = 1;
-        state.faults.unreadable = 1;
+        state.count(Kind::Missing, 2);
+        state.count(Kind::HalfWritten, 1);
+        state.count(Kind::Differing, 1);
+        state.count(Kind::Unreadable, 1);
         let remarks = report(&state).remarks().join("\n");
         assert!(remarks.contains("and 5 more"), "{remarks}");
         assert!(remarks.contains("--remove-half-events"), "{remarks}");
@@ -284,7 +275,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_read_again_from_the_first_entry_on() {
         let mut state = Reconciliation::new(1);
-        state.faults.missing = 2;
+        state.count(Kind::Missing, 2);
         state.first_missing = Some("1795523643304-0".to_owned());
         let mut report = report(&state);
         assert_eq!(

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use event_persister_actors::finding::Finding;
 use event_persister_actors::source::EventSource;
 pub(crate) use event_persister_actors::source::operator::{BusOperator, GuardReport, StreamShadow};
 use event_persister_actors::source::redis::{
     RedisOperator, RedisSettings, RedisSettingsError, RedisSource, consumer_name,
 };
-pub(crate) use event_persister_actors::source::redis::{RedisStats, SOURCE_NAME as BUS_NAME};
+pub(crate) use event_persister_actors::source::redis::{
+    RedisStats, RedisStatus, SOURCE_NAME as BUS_NAME,
+};
 
 use crate::config::Config;
 
-/// The stream as a source, and what is known about it.
 pub(crate) struct Bus {
     pub(crate) source: Arc<dyn EventSource>,
     pub(crate) stats: RedisStats,
@@ -31,6 +33,21 @@ pub(crate) fn bus(config: &Config) -> anyhow::Result<Option<Bus>> {
 pub(crate) fn bus_operator(config: &Config) -> anyhow::Result<Option<Box<dyn BusOperator>>> {
     let operator = with_settings(config, RedisOperator::new)?;
     Ok(operator.map(|operator| Box::new(operator) as _))
+}
+
+pub(crate) async fn inspect_bus(config: &Config) -> Vec<Finding> {
+    match bus_operator(config) {
+        Ok(None) => vec![Finding::ok("redis.reachable", "Redis is no source")],
+        Ok(Some(bus)) => {
+            let retention = config.trim.every.map(|_| config.trim.retention);
+            bus.inspect(retention).await
+        }
+        Err(error) => vec![Finding::error(
+            "redis.settings",
+            format!("{error:#}"),
+            "correct the setting",
+        )],
+    }
 }
 
 /// The position before an entry's: a group that is set to it is given that entry next.

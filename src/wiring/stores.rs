@@ -4,15 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use event_persister_actors::finding::Finding;
 use event_persister_actors::reader::EventReader;
-use event_persister_actors::retention::HeldBack;
-use event_persister_actors::store::operator::StoreOperator;
+use event_persister_actors::store::operator::{Needs, StoreOperator};
 use event_persister_actors::store::postgres::{PostgresReader, PostgresSettings, PostgresStore};
 use event_persister_actors::store::sqlite::{
     CreateSchema, SqliteReader, SqliteSettings, SqliteStore,
 };
 use event_persister_actors::store::{EventStore, OpenStore};
-use event_persister_actors::trim::cutoffs;
 
 use super::clock;
 use crate::config::{Config, DatabaseUrl};
@@ -113,20 +112,13 @@ pub(crate) fn operator(config: &Config, missing: Missing) -> Arc<dyn StoreOperat
     }
 }
 
-/// Whether the next retention pass would wait for a person, and why. Makes nothing.
-pub(crate) async fn look_at_retention(config: &Config) -> anyhow::Result<Option<HeldBack>> {
-    if not_there_yet(config).is_some() {
-        return Ok(None);
-    }
-    let store = open_store(config, Missing::Ignore)();
-    let now = clock().now();
-    let looked = match cutoffs(&config.trim, now) {
-        Ok(cutoffs) => super::caution(config).look(store.as_ref(), &cutoffs).await,
-        // The next pass says so.
-        Err(_) => return Ok(None),
+/// Looks at the configured database as `serve` would use it, and makes nothing.
+pub(crate) async fn inspect_store(config: &Config) -> Vec<Finding> {
+    let needs = Needs {
+        writers: config.pipeline.writers.get(),
+        trims: config.trim.every.is_some(),
     };
-    close(store.as_ref()).await;
-    Ok(looked?.err())
+    operator(config, Missing::Create).inspect(needs).await
 }
 
 /// Why no event could ever be stored there; `None` where it could, or the server would have to be asked.

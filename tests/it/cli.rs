@@ -92,11 +92,11 @@ fn wrong_configuration_exits_with_2_and_says_what_would_be_right() {
 #[test]
 fn what_is_not_built_in_yet_is_refused_without_showing_passwords() {
     let folder = Folder::new();
-    let url = "redis+sentinel://:hunter2@a:26379,b:26379/mymaster";
+    let url = "redis+sentinel://:hunter2@a:26379,b:26379";
     let ran = folder
         .run(&["--redis-url", url])
         .exits(2)
-        .complains(&["--redis-url", "Sentinel is not built in yet"]);
+        .complains(&["--redis-url", "the name of the service is missing"]);
     assert!(!ran.stderr.contains("hunter2"), "{ran:?}");
 }
 

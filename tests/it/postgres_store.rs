@@ -3,9 +3,8 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use event_persister_actors::batch::{Batch, BatchId};
 use event_persister_actors::clock::SystemClock;
-use event_persister_actors::delivery::Entry;
+use event_persister_actors::delivery::{Batch, BatchId, Entry};
 use event_persister_actors::event::ReceivedEvent;
 use event_persister_actors::store::StoreError;
 use event_persister_actors::store::operator::{DeadLetter, LetterFilter, StoreOperator as _};
@@ -15,6 +14,7 @@ use uuid::Uuid;
 
 use crate::support::postgres::{Database, Server};
 
+mod addresses;
 pub(crate) mod connect;
 pub(crate) mod copying;
 mod durable;

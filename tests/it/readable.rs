@@ -217,9 +217,8 @@ mod postgres {
     use std::sync::Arc;
 
     use bytes::Bytes;
-    use event_persister_actors::batch::{Batch, BatchId};
     use event_persister_actors::clock::SystemClock;
-    use event_persister_actors::delivery::{Entry, Position};
+    use event_persister_actors::delivery::{Batch, BatchId, Entry, Position};
     use event_persister_actors::event::{EventLimits, Received, holds_unreadable_number};
     use event_persister_actors::store::EventStore as _;
     use event_persister_actors::store::operator::StoreOperator as _;

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use event_persister_actors::batch::{Batch, BatchId};
 use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::delivery::Entry;
+use event_persister_actors::delivery::{Batch, BatchId};
 use event_persister_actors::event::{EventLimits, Received, ReceivedEvent};
 use event_persister_actors::reader::{
     CountRequest, EventFilter, EventReader, PageRequest, PageToken, Part,

@@ -18,6 +18,7 @@ mod losses;
 mod outages;
 mod pipeline;
 mod positions;
+mod sentinel;
 mod sharing;
 
 const WIDE: Permit = Permit {

@@ -7,8 +7,9 @@ use std::any::Any;
 use std::io::Cursor;
 use std::sync::Arc;
 
-use event_persister_actors::batch::{Batch, BatchId};
-use event_persister_actors::delivery::{Content, Entry, Position, Receipt, Rejection};
+use event_persister_actors::delivery::{
+    Batch, BatchId, Content, Entry, Position, Receipt, Rejection,
+};
 use event_persister_actors::event::EventLimits;
 use event_persister_actors::source::file::FileSource;
 use event_persister_actors::source::intake::{IntakeSettings, IntakeSource};

@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use event_persister_actors::batch::{Batch, BatchId};
 use event_persister_actors::clock::{Clock, SystemClock};
-use event_persister_actors::delivery::Entry;
+use event_persister_actors::delivery::{Batch, BatchId, Entry};
 use event_persister_actors::event::ReceivedEvent;
 use event_persister_actors::store::operator::{DeadLetter, LetterFilter, StoreOperator};
 use event_persister_actors::store::{

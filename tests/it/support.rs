@@ -19,6 +19,8 @@ pub(crate) mod postgres;
 pub(crate) mod proxy;
 #[cfg(feature = "service-tests")]
 pub(crate) mod redis;
+#[cfg(feature = "service-tests")]
+pub(crate) mod sentinels;
 pub(crate) mod server;
 pub(crate) mod socket;
 #[cfg(feature = "service-tests")]

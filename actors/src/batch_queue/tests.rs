@@ -2,9 +2,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use uuid::Uuid;
 
 use super::*;
-use crate::delivery::{Content, Entry, Position, Rejection};
+use crate::delivery::{Condemned, Content, Entry, Position, Rejection};
+use crate::testing::{event, event_entry};
 
 const SOURCE: SourceIndex = SourceIndex(0);
 
@@ -89,6 +91,17 @@ fn flushes_by_bytes_and_lets_a_larger_event_go_alone() {
     })
     .collect();
     assert_eq!(lens, [(1, 10), (1, 500), (1, 10)]);
+}
+
+#[test]
+fn entries_that_total_exactly_the_bytes_of_a_batch_leave_as_one() {
+    let now = Instant::now();
+    let mut queue = queue(100, 30);
+    queue.push(deliveries(4, now), true, now);
+    let (held, reason) = write(queue.next(now, ANY));
+    let size = (held.batch.len(), held.batch.num_bytes());
+    assert_eq!((size, reason), ((3, 30), FlushReason::MaxBytes));
+    wait(queue.next(now, ANY));
 }
 
 #[test]
@@ -199,6 +212,43 @@ fn a_stubborn_batch_keeps_its_back_off_whatever_others_do() {
     assert_eq!(write(queue.next(now, ANY)).0.batch.id, BatchId(3));
     assert_eq!(wait(queue.next(now, ANY)), later);
     assert_eq!(write(queue.next(later, ANY)).0.batch.id, BatchId(1));
+}
+
+#[test]
+fn a_stubborn_batch_that_is_due_goes_before_new_ones() {
+    let now = Instant::now();
+    let mut queue = queue(1, 1_000);
+    queue.push(deliveries(4, now), false, now);
+    let (mut first, _) = write(queue.next(now, ANY));
+    first.is_stubborn = true;
+    let later = now + Duration::from_secs(3);
+    queue.put_back(first, later);
+    assert_eq!(write(queue.next(now, ANY)).0.batch.id, BatchId(2));
+    let (again, reason) = write(queue.next(later, ANY));
+    assert_eq!((again.batch.id, reason), (BatchId(1), FlushReason::Retry));
+    assert_eq!(write(queue.next(later, ANY)).0.batch.id, BatchId(3));
+}
+
+#[test]
+fn wakes_for_whatever_is_due_first_the_end_of_a_back_off_or_of_a_linger() {
+    let now = Instant::now();
+    let lingered = now + Duration::from_millis(5);
+    for (not_before, expected) in [
+        (
+            now + Duration::from_millis(2),
+            now + Duration::from_millis(2),
+        ),
+        (now + Duration::from_secs(3), lingered),
+    ] {
+        let mut queue = queue(2, 1_000);
+        queue.push(deliveries(2, now), true, now);
+        let (mut first, _) = write(queue.next(now, ANY));
+        first.is_stubborn = true;
+        queue.put_back(first, not_before);
+        assert_eq!(wait(queue.next(now, ANY)), not_before, "nothing else waits");
+        queue.push(deliveries(1, now), true, now);
+        assert_eq!(wait(queue.next(now, ANY)), expected);
+    }
 }
 
 #[test]
@@ -452,8 +502,119 @@ fn a_suspect_holds_nothing_up_and_waits_where_it_must() {
     };
     let other = write(queue.next(now, quick_only)).0;
     assert_eq!(other.batch.id, BatchId(2));
-    assert_eq!(queue.oldest(), Some(now));
-    assert_eq!(queue.oldest_but_suspects(), None);
+    assert_eq!(queue.oldest_open(), None);
+    assert_eq!(queue.returned().map(|held| held.oldest).min(), Some(now));
     assert!(matches!(queue.next(now, quick_only), Next::Nothing));
     assert_eq!(write(queue.next(now, ANY)).0.batch.id, BatchId(1));
+}
+
+fn away() -> StoreError {
+    StoreError::unavailable("away")
+}
+
+/// A batch of one event.
+fn one_event(now: Instant) -> HeldBatch {
+    let mut queue = queue(1, 1_000);
+    let entry = event_entry(event(Uuid::from_u128(1)));
+    queue.push(
+        vec![Delivery {
+            entry,
+            ..delivery(1, 1, now)
+        }],
+        false,
+        now,
+    );
+    write(queue.next(now, ANY)).0
+}
+
+#[test]
+fn a_batch_is_stubborn_once_others_were_written_between_its_failures() {
+    let mut held = one_event(Instant::now());
+    held.failed(Some(FaultKind::Lasting), &away(), 7);
+    assert!(!held.is_stubborn && !held.others_were_written(7));
+    held.failed(None, &away(), 7);
+    assert!(!held.is_stubborn, "nothing was written since");
+    assert!(held.others_were_written(8));
+    held.failed(None, &away(), 8);
+    assert!(held.is_stubborn);
+    assert_eq!(held.failures, 3);
+    let fault = held.failure.and_then(|failure| failure.fault);
+    assert_eq!(
+        fault,
+        Some(FaultKind::Lasting),
+        "the last one that is known"
+    );
+}
+
+#[test]
+fn only_a_single_event_may_be_a_culprit() {
+    let now = Instant::now();
+    let held = one_event(now);
+    assert!(held.may_be_a_culprit());
+    let condemned = HeldBatch {
+        batch: Arc::new(Batch::clone(&held.batch).condemn(Condemned {
+            reason: String::new(),
+            code: None,
+        })),
+        ..held.clone()
+    };
+    assert!(!condemned.may_be_a_culprit(), "it is a letter already");
+    let mut queue = queue(2, 1_000);
+    queue.push(vec![delivery(1, 1, now)], false, now);
+    let rejected = write(queue.next(now, ANY)).0;
+    assert!(!rejected.may_be_a_culprit(), "it is no event");
+    let twice = vec![Arc::clone(&held.batch.entries()[0]); 2];
+    let two = HeldBatch {
+        batch: Arc::new(Batch::new(BatchId(1), twice)),
+        ..held
+    };
+    assert!(!two.may_be_a_culprit());
+}
+
+#[test]
+fn halves_keep_the_reason_and_start_over_where_the_culprit_is_searched() {
+    let now = Instant::now();
+    let mut queue = queue(4, 1_000);
+    queue.push(deliveries(4, now), false, now);
+    let mut held = write(queue.next(now, ANY)).0;
+    for successes in 0..4 {
+        held.failed(Some(FaultKind::Lasting), &away(), successes);
+    }
+    held.is_narrowed = true;
+    queue.put_back_to_isolate(held, now);
+    for id in [1, 3] {
+        let half = write(queue.next(now, ANY)).0;
+        assert_eq!((half.batch.id.0, half.batch.len()), (id, 2));
+        assert_eq!(half.receipts.len(), 2);
+        assert!(half.failures == 0 && !half.is_stubborn && !half.is_narrowed);
+        let fault = half.failure.and_then(|failure| failure.fault);
+        assert_eq!(fault, Some(FaultKind::Lasting));
+    }
+}
+
+#[test]
+fn tells_whether_all_that_waits_are_suspects_and_their_letters() {
+    let now = Instant::now();
+    let mut queue = queue(1, 1_000);
+    let later = now + Duration::from_secs(3);
+    let mut suspect = one_event(now);
+    suspect.suspect = Some(Suspect::default());
+    queue.put_back(suspect, later);
+    assert!(queue.has_only_suspects());
+    let mut letter = one_event(now);
+    letter.batch = Arc::new(
+        Batch::new(BatchId(2), letter.batch.entries().to_vec()).condemn(Condemned {
+            reason: String::new(),
+            code: None,
+        }),
+    );
+    queue.put_back(letter, later);
+    assert!(queue.has_only_suspects());
+    queue.push(deliveries(1, now), true, now);
+    assert!(!queue.has_only_suspects(), "one is new");
+    let mut failed = one_event(now);
+    failed.batch = Arc::new(Batch::new(BatchId(3), failed.batch.entries().to_vec()));
+    let mut queue = self::queue(1, 1_000);
+    queue.put_back(failed, later);
+    assert!(!queue.has_only_suspects(), "one is no suspect");
 }

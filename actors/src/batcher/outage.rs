@@ -12,14 +12,11 @@ const PATIENCE: u32 = 3;
 /// fewer, a batch that alone always fails would keep the others from being tried.
 const ATTEMPTS_IN_A_BACKOFF: u32 = 12;
 
-/// Spaces attempts while nothing succeeds.
-///
-/// Each batch has a back-off of its own, and an outage makes ever more batches: without this their
-/// attempts would add up to hundreds a second.
+/// Spaces attempts while nothing succeeds: each batch has a back-off of its own, and their attempts
+/// would add up to hundreds a second.
 #[derive(Debug)]
 pub(super) struct Outage {
     pace: Duration,
-    /// In a row, whichever batches they were.
     failures: u32,
     last_attempt: Option<Instant>,
     /// Whether that was one that had failed before.
@@ -36,13 +33,11 @@ impl Outage {
         }
     }
 
-    /// A batch is handed out.
     pub(super) fn tried(&mut self, now: Instant, is_retry: bool) {
         self.last_attempt = Some(now);
         self.was_retry = is_retry;
     }
 
-    /// It could not be written.
     pub(super) fn failed(&mut self) {
         self.failures = self.failures.saturating_add(1);
     }
@@ -52,13 +47,12 @@ impl Outage {
         self.failures = 0;
     }
 
-    /// Whether it is the turn of what was never tried. If it is not the store that fails, but many batches
-    /// of their own, these would take all the attempts that there are.
+    /// Whether it is the turn of what was never tried, since many batches that fail alone would
+    /// take all attempts.
     pub(super) fn prefers_new(&self) -> bool {
         self.failures >= PATIENCE && self.was_retry
     }
 
-    /// Whether a batch may go out now, or else when.
     pub(super) fn may_write(&self, now: Instant) -> Result<(), Instant> {
         match self.last_attempt.map(|last| last + self.pace) {
             Some(next) if self.failures >= PATIENCE && next > now => Err(next),

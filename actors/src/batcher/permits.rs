@@ -11,9 +11,8 @@ use crate::source::Permit;
 
 pub(super) type PermitReply = Result<Permit, EnqueueRefused>;
 
-/// The credit of the pipeline, and the consumers that wait for a part of it.
 pub(super) struct Permits {
-    credit: Credit,
+    pub(super) credit: Credit,
     asking: VecDeque<(SourceIndex, oneshot::Sender<PermitReply>)>,
 }
 
@@ -57,21 +56,10 @@ impl Permits {
         }
     }
 
-    /// Tells all that wait that there are no more permits.
     pub(super) fn refuse_all(&mut self) {
         for (_, asker) in self.asking.drain(..) {
             asker.send(Err(EnqueueRefused)).ok();
         }
-    }
-
-    /// A chunk has arrived: its source's permit is spent.
-    pub(super) fn spend(&mut self, source: SourceIndex, num_messages: usize, num_bytes: usize) {
-        self.credit.spend(source, num_messages, num_bytes);
-    }
-
-    /// Messages are no longer in flight.
-    pub(super) fn give_back(&mut self, num_messages: usize, num_bytes: usize) {
-        self.credit.give_back(num_messages, num_bytes);
     }
 }
 
@@ -102,14 +90,14 @@ mod tests {
         let mut full = || {
             let mut answer = permits.ask(SourceIndex(0));
             permits.grant(usize::MAX);
-            permits.spend(SourceIndex(0), 20, 20);
+            permits.credit.spend(SourceIndex(0), 20, 20);
             let mut waiting = permits.ask(SourceIndex(0));
             permits.grant(usize::MAX);
             assert!(answer.try_recv().is_ok() && waiting.try_recv().is_err());
             waiting
         };
         let mut waiting = full();
-        permits.give_back(20, 20);
+        permits.credit.give_back(20, 20);
         permits.grant(usize::MAX);
         assert_eq!(waiting.try_recv(), Ok(Ok(PERMIT)));
     }

@@ -3,21 +3,17 @@
 use crate::isolation::Control;
 use crate::store::{Fault, FaultKind, StoreError};
 
-/// A batch that could not be written, as far as its route depends on it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FailedBatch<'a> {
     pub(super) error: &'a StoreError,
     pub(super) control: Control,
     pub(super) num_entries: usize,
-    /// Whether it is one event that may be the cause of its own failure.
     pub(super) may_be_a_culprit: bool,
-    /// Whether other batches were written since it failed last.
     pub(super) others_were_written: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Route {
-    /// Out again as it is, after a back-off.
     Retry,
     /// Out again in halves, after a back-off, and new batches are no larger: it took too long, and
     /// nothing tells yet whether the store takes anything.

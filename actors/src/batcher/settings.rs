@@ -13,7 +13,7 @@ use crate::isolation::Allowance;
 use crate::settings::{As, Count, LongerThanZero, Period, Size};
 use crate::source::Permit;
 
-/// When batches leave.
+/// When batches leave, and what follows a failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct BatcherSettings {
@@ -42,15 +42,11 @@ pub struct BatcherSettings {
 
 impl Default for BatcherSettings {
     fn default() -> Self {
-        const fn at_least_one(count: usize) -> NonZeroUsize {
-            match NonZeroUsize::new(count) {
-                Some(count) => count,
-                None => NonZeroUsize::MIN,
-            }
-        }
+        const MAX_EVENTS: NonZeroUsize = NonZeroUsize::new(1_000).unwrap();
+        const MAX_BYTES: NonZeroUsize = NonZeroUsize::new(8 << 20).unwrap();
         Self {
-            max_events: at_least_one(1_000),
-            max_bytes: at_least_one(8 << 20),
+            max_events: MAX_EVENTS,
+            max_bytes: MAX_BYTES,
             linger: Duration::from_millis(5),
             max_age: Duration::from_secs(1),
             backoff: Backoff::default(),
@@ -89,8 +85,8 @@ impl BatcherSettings {
     }
 }
 
-/// Suspects are few, or the guard against refusals pauses reading. Their bytes are twice as many as may be
-/// in flight: with fewer, two large ones would have a third one stop all reading.
+/// Suspects are few, or the guard against refusals pauses reading. Two large ones must leave room
+/// for a third, so their bytes are twice as many as may be in flight.
 pub(super) fn allowance(max_bytes_in_flight: NonZeroUsize) -> Allowance {
     const MAX_SUSPECTS: usize = 100;
     Allowance::new(MAX_SUSPECTS, max_bytes_in_flight.get().saturating_mul(2))

@@ -9,10 +9,11 @@ use crate::delivery::{Content, Delivery, Entry, Position, Receipt, Rejection};
 use crate::lifeline::lifeline;
 use crate::messages::Retire;
 use crate::store::StoreError;
-use crate::testing::{Asked, Inbox, event, probe};
+use crate::testing::{Asked, Inbox, event, pause_time, probe};
 
 mod isolation;
 mod outage;
+mod refusals;
 
 const SOURCE: SourceIndex = SourceIndex(0);
 
@@ -73,6 +74,17 @@ fn refuse(asked: Asked<Flush>, error: StoreError) {
     }));
 }
 
+fn waits_for_a_lock() -> StoreError {
+    StoreError::Unavailable {
+        what: "a lock".to_owned(),
+        fault: Some(Fault {
+            kind: FaultKind::Contention,
+            code: None,
+        }),
+        source: None,
+    }
+}
+
 /// A batcher between a consumer and writers that the test plays.
 struct Bench {
     batcher: Addr<BatcherActor>,
@@ -80,19 +92,20 @@ struct Bench {
     acks: Inbox<Ack>,
     metrics: Metrics,
     store: Component,
+    refusals: Component,
 }
 
 impl Bench {
     async fn start(num_writers: usize, max_events: usize) -> Self {
-        tokio::time::pause();
+        pause_time();
         let (recipients, writers): (Vec<_>, _) = (0..num_writers).map(|_| probe()).unzip();
         let (ack, acks) = probe();
         let metrics = Metrics::new().unwrap();
-        let store = Component::new("store");
+        let (store, refusals) = (Component::new("store"), Component::new("store.refusals"));
         let parts = BatcherParts {
             max_bytes_in_flight: NonZeroUsize::new(64 << 20).unwrap(),
             store: store.clone(),
-            refusals: Component::new("store.refusals"),
+            refusals: refusals.clone(),
             held_up: HeldUp::default(),
             metrics: metrics.clone(),
             clock: Arc::new(SystemClock),
@@ -114,6 +127,7 @@ impl Bench {
             acks,
             metrics,
             store,
+            refusals,
         }
     }
 
@@ -299,6 +313,69 @@ async fn a_batch_that_alone_always_fails_does_not_spin_while_others_succeed() {
     one_that_always_fails(2).await;
 }
 
+/// A minute in which a new batch always waits, and the first one always fails: how often it was tried.
+async fn attempts_beside_new_ones(fail: impl Fn(Asked<Flush>)) -> usize {
+    let mut bench = Bench::start(1, 1).await;
+    drop(bench.enqueue_these(events(0..50), false));
+    let (mut attempts, mut number) = (0, 50);
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(60) {
+        let flush = bench.flush(0).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(bench.enqueue_these(events(number..number + 1), false));
+        number += 1;
+        if positions(&flush) == ["0"] {
+            attempts += 1;
+            fail(flush);
+        } else {
+            commit(flush);
+        }
+    }
+    attempts
+}
+
+#[actix::test]
+async fn a_stubborn_batch_that_is_due_is_tried_again_however_many_new_ones_come() {
+    let fails = |flush: Asked<Flush>| {
+        flush.answer(Err(StoreError::unavailable("this one never").into()));
+    };
+    let attempts = attempts_beside_new_ones(fails).await;
+    assert!((12..=60).contains(&attempts), "{attempts} in a minute");
+}
+
+#[actix::test]
+async fn a_suspect_that_is_due_is_tried_again_however_many_new_ones_come() {
+    let attempts = attempts_beside_new_ones(|flush| refuse(flush, waits_for_a_lock())).await;
+    assert!((12..=60).contains(&attempts), "{attempts} in a minute");
+}
+
+#[actix::test]
+async fn an_entry_that_lingers_leaves_on_time_beside_a_batch_in_a_long_back_off() {
+    let mut bench = Bench::start(1, 10).await;
+    drop(bench.enqueue(0..1, false));
+    let (mut failures, mut number) = (0, 1);
+    while failures < 8 {
+        let flush = bench.flush(0).await;
+        if positions(&flush) == ["0"] {
+            failures += 1;
+            drop(bench.enqueue(number..number + 1, false));
+            number += 1;
+            flush.answer(Err(StoreError::unavailable("this one never").into()));
+        } else {
+            commit(flush);
+        }
+    }
+    commit(bench.flush(0).await);
+    settle().await;
+    let enqueued = Instant::now();
+    drop(bench.enqueue(number..number + 1, true));
+    let flush = bench.flush(0).await;
+    assert_eq!(positions(&flush), [number.to_string()]);
+    let waited = enqueued.elapsed();
+    let expected = Duration::from_millis(5)..Duration::from_millis(8);
+    assert!(expected.contains(&waited), "{waited:?}");
+}
+
 #[actix::test]
 async fn back_off_grows_is_capped_and_resets() {
     let mut bench = Bench::start(1, 10).await;
@@ -376,14 +453,6 @@ async fn an_outage_is_told_once_and_its_end_too() {
 
 #[actix::test]
 async fn after_a_suspect_it_is_the_turn_of_a_new_batch() {
-    let waits_for_a_lock = || StoreError::Unavailable {
-        what: "a lock".to_owned(),
-        fault: Some(Fault {
-            kind: FaultKind::Contention,
-            code: None,
-        }),
-        source: None,
-    };
     let mut bench = Bench::start(1, 1).await;
     drop(bench.enqueue_these(events(0..2), false));
     for expected in ["0", "1"] {

@@ -22,7 +22,6 @@ pub(super) struct Writer {
     pub(super) gone: bool,
 }
 
-/// A batch in a writer's hands.
 pub(super) struct Writing {
     hand_out: HandOut,
     pub(super) held: HeldBatch,
@@ -30,7 +29,6 @@ pub(super) struct Writing {
 }
 
 impl Writing {
-    /// The result of the controls, where the writer has died in the attempt behind them.
     pub(super) fn control_before_death(&self) -> Control {
         if self.controls_passed.load(Ordering::Acquire) {
             Control::Passed
@@ -53,12 +51,10 @@ impl Writer {
         self.writing.is_none() && !self.gone
     }
 
-    /// The batch that it is writing.
     pub(super) fn held(&self) -> Option<&HeldBatch> {
         self.writing.as_ref().map(|writing| &writing.held)
     }
 
-    /// Notes the batch that it is given, and returns the message for it.
     pub(super) fn begin(
         &mut self,
         hand_out: HandOut,
@@ -88,12 +84,10 @@ impl Writer {
         }
     }
 
-    /// Takes back the batch of this handing out; `None` if the writer no longer has it.
     pub(super) fn end(&mut self, hand_out: HandOut) -> Option<Writing> {
         self.writing.take_if(|of| of.hand_out == hand_out)
     }
 
-    /// Takes back whatever batch it has.
     pub(super) fn give_up(&mut self) -> Option<Writing> {
         self.writing.take()
     }

@@ -1,13 +1,12 @@
 use std::collections::BTreeMap;
 
-use super::acks::MAX_UNCONFIRMED;
 use super::*;
 use crate::clock::SystemClock;
 use crate::delivery::Content;
 use crate::lifeline::lifeline;
 use crate::messages::{AwaitEnd, StopReading};
 use crate::status::ComponentState;
-use crate::testing::{Asked, Inbox, MemorySource, probe};
+use crate::testing::{Asked, Inbox, MemorySource, pause_time, probe};
 
 const EVENT: &str = r#"{"occurred":"2026-11-24T03:00:00Z","event":"e","resource":{"prefect.resource.id":"r"},"id":"11111111-1111-4111-8111-111111111111"}"#;
 
@@ -41,7 +40,7 @@ impl Bench {
 
     /// A consumer that is about to rewind its source, which is prepared first.
     fn start_rewinding(prepare: impl FnOnce(&MemorySource)) -> Self {
-        tokio::time::pause();
+        pause_time();
         let source = Arc::new(MemorySource::default());
         prepare(&source);
         let (join, joins) = probe();
@@ -205,6 +204,42 @@ async fn keeps_reading_after_errors_with_the_same_permit() {
 }
 
 #[actix::test]
+async fn a_read_that_succeeds_does_not_hide_that_acknowledgements_fail() {
+    let mut bench = Bench::start().await;
+    let pushed = bench.source.push(EVENT);
+    bench.chunk().await.answer(Ok(PERMIT));
+    bench.source.fail_acks(usize::MAX);
+    bench.ack(vec![pushed]).await;
+    settle().await;
+    assert_eq!(bench.component.snapshot().state, ComponentState::Failing);
+    bench.source.push(EVENT);
+    bench.chunk().await.answer(Ok(PERMIT));
+    settle().await;
+    assert_eq!(bench.component.snapshot().state, ComponentState::Failing);
+    bench.source.fail_acks(0);
+    bench.source.wait_for_acknowledged(1).await;
+    settle().await;
+    assert_eq!(bench.component.snapshot().state, ComponentState::Ok);
+}
+
+#[actix::test]
+async fn an_acknowledgement_that_succeeds_does_not_hide_that_reads_fail() {
+    let mut bench = Bench::start().await;
+    let pushed = bench.source.push(EVENT);
+    bench.chunk().await.answer(Ok(PERMIT));
+    bench.source.fail_reads(usize::MAX);
+    bench.source.fail_acks(1);
+    bench.ack(vec![pushed]).await;
+    bench.source.wait_for_acknowledged(1).await;
+    settle().await;
+    assert_eq!(bench.component.snapshot().state, ComponentState::Failing);
+    bench.source.fail_reads(0);
+    bench.source.push(EVENT);
+    bench.chunk().await;
+    assert_eq!(bench.component.snapshot().state, ComponentState::Ok);
+}
+
+#[actix::test]
 async fn gives_receipts_back_until_the_source_takes_them() {
     let mut bench = Bench::start().await;
     let pushed = [(); 3].map(|()| bench.source.push(EVENT));
@@ -227,6 +262,34 @@ async fn stops_reading_when_told_and_leaves_the_rest() {
     settle().await;
     assert_eq!(bench.source.num_reads(), 0, "took what it should have left");
     assert!(bench.chunks.try_next().is_none());
+}
+
+#[actix::test]
+async fn one_that_is_told_to_stop_leaves_its_first_permit_unused() {
+    let mut bench = Bench::start_joining();
+    let join = bench.joins.next().await.expect("a consumer that joins");
+    bench.source.push(EVENT);
+    let stopped = actix_rt::spawn(bench.consumer.send(StopReading));
+    settle().await;
+    assert!(!stopped.is_finished(), "it is at the batcher");
+    join.answer(Ok(PERMIT));
+    settle().await;
+    assert_eq!(bench.source.num_reads(), 0, "read although it stops");
+    stopped.await.unwrap().unwrap();
+}
+
+#[actix::test]
+async fn one_that_is_told_to_stop_leaves_a_permit_that_comes_then_unused() {
+    let mut bench = Bench::start().await;
+    bench.source.push(EVENT);
+    let chunk = bench.chunk().await;
+    let stopped = actix_rt::spawn(bench.consumer.send(StopReading));
+    settle().await;
+    bench.source.push(EVENT);
+    chunk.answer(Ok(PERMIT));
+    settle().await;
+    assert_eq!(bench.source.num_reads(), 1, "read although it stops");
+    stopped.await.unwrap().unwrap();
 }
 
 #[actix::test]
@@ -329,6 +392,23 @@ async fn drains_once_every_receipt_is_back() {
 }
 
 #[actix::test]
+async fn drains_once_an_acknowledgement_under_way_and_the_one_behind_it_are_back() {
+    let mut bench = Bench::start().await;
+    let pushed = [(); 2].map(|()| bench.source.push(EVENT));
+    bench.chunk().await.answer(Ok(PERMIT));
+    bench.source.hold_acks();
+    bench.ack(vec![pushed[0]]).await;
+    let timeout = Duration::from_secs(1);
+    let drained = actix_rt::spawn(bench.consumer.send(Drain { timeout }));
+    settle().await;
+    assert!(!drained.is_finished(), "one is under way");
+    bench.ack(vec![pushed[1]]).await;
+    bench.source.release_acks();
+    drained.await.unwrap().unwrap();
+    assert_eq!(bench.source.acknowledged(), pushed);
+}
+
+#[actix::test]
 async fn tells_when_the_source_has_ended() {
     let mut bench = Bench::start().await;
     let ended = actix_rt::spawn(bench.consumer.send(AwaitEnd));
@@ -340,10 +420,16 @@ async fn tells_when_the_source_has_ended() {
         !ended.is_finished(),
         "its last chunk is not with the batcher"
     );
+    let receipts = receipts(&chunk.message);
     chunk.answer(Ok(PERMIT));
     ended.await.unwrap().unwrap();
     assert_eq!(bench.component.snapshot().state, ComponentState::Ended);
     bench.consumer.send(AwaitEnd).await.expect("told again");
+    bench.ack(receipts).await;
+    bench.source.wait_for_acknowledged(1).await;
+    settle().await;
+    let state = bench.component.snapshot().state;
+    assert_eq!(state, ComponentState::Ended, "also once all is back");
 }
 
 #[actix::test]
@@ -421,4 +507,57 @@ async fn tells_the_source_what_became_dead_letters_before_it_acknowledges() {
     bench.consumer.send(ack).await.unwrap();
     settle().await;
     assert_eq!(bench.source.dead_letters().len(), 1);
+}
+
+#[test]
+fn receipts_that_are_not_taken_back_stop_the_reading() {
+    let permit = Permit {
+        max_messages: 2,
+        max_bytes: 100,
+    };
+    let mut acks = Acks {
+        num_sent: 3,
+        ..Acks::default()
+    };
+    acks.waiting.extend((0..4).map(Receipt));
+    assert!(!acks.are_too_many(permit), "one more may come");
+    acks.waiting.push(Receipt(4));
+    assert!(acks.are_too_many(permit));
+    assert!(
+        !acks.are_too_many(Permit::UNLIMITED),
+        "at the end all is read"
+    );
+}
+
+#[actix::test]
+async fn a_source_that_only_ends_its_reading_is_not_said_to_be_back() {
+    let bench = Bench::start().await;
+    bench.source.hands_out_the_rest(true);
+    bench.source.fail_reads(1);
+    settle().await; // Now it waits for the end of a back-off.
+    bench.consumer.send(StopReading).await.unwrap();
+    assert_eq!(
+        bench.source.num_reads(),
+        2,
+        "one failed, one brought nothing"
+    );
+    assert_eq!(bench.component.snapshot().state, ComponentState::Failing);
+}
+
+#[actix::test]
+async fn one_acknowledgement_is_under_way_at_a_time() {
+    let mut bench = Bench::start().await;
+    let pushed = [(); 3].map(|()| bench.source.push(EVENT));
+    bench.chunk().await.answer(Ok(PERMIT));
+    bench.source.hold_acks();
+    for receipt in pushed {
+        bench.ack(vec![receipt]).await;
+        settle().await;
+    }
+    // The first fails; had the others been sent meanwhile, they would be back before it.
+    bench.source.fail_acks(1);
+    bench.source.release_acks();
+    settle().await;
+    assert!(bench.source.acknowledged().is_empty());
+    bench.source.wait_for_acknowledged(3).await;
 }

@@ -1,9 +1,9 @@
 use super::*;
-use crate::batch::{Batch, BatchId};
 use crate::clock::SystemClock;
+use crate::delivery::{Batch, BatchId};
 use crate::lifeline::lifeline;
-use crate::store::{RefusalCounts, RefusalReason};
-use crate::testing::{MemoryStore, event, event_entry, rejected_entry};
+use crate::store::{Fault, RefusalCounts, RefusalReason};
+use crate::testing::{MemoryStore, event, event_entry, pause_time, rejected_entry};
 use uuid::Uuid;
 
 fn batch(ids: std::ops::Range<u128>) -> Arc<Batch> {
@@ -146,4 +146,53 @@ async fn drain_closes_the_store() {
     writer.send(Drain { timeout }).await.unwrap();
     assert_eq!(store.num_closed(), 1);
     watch.gone().await;
+}
+
+/// What a writer tells of a store that goes away for so long after an attempt, and how soon it does.
+async fn told_of_a_store_that_goes(code: Option<&str>, away_for: Duration) -> (Control, Duration) {
+    let store = MemoryStore::new();
+    let (writer, _) = writer(&store);
+    let fault = Fault {
+        kind: FaultKind::Transient,
+        code: code.map(str::to_owned),
+    };
+    store.fail_with(Uuid::from_u128(0), fault);
+    store.set_latency(Duration::from_secs(1));
+    let purpose = Purpose::Examine {
+        fault: FaultKind::Transient,
+    };
+    let flush = Flush::alone(batch(0..1), purpose);
+    let told = actix_rt::spawn(async move {
+        let failed = writer.send(flush).await.unwrap().unwrap_err();
+        (failed.control, Instant::now())
+    });
+    // Three controls and the attempt; the control behind it finds the store gone.
+    sleep(Duration::from_millis(4_500)).await;
+    let gone_at = Instant::now();
+    store.set_available(false);
+    sleep(away_for).await;
+    store.set_available(true);
+    let (control, told_at) = told.await.unwrap();
+    (control, told_at - gone_at)
+}
+
+#[actix::test]
+async fn waits_a_minute_for_a_server_that_went_down_with_an_attempt() {
+    pause_time();
+    let seconds = Duration::from_secs;
+    let (control, took) = told_of_a_store_that_goes(None, seconds(30)).await;
+    assert_eq!(control, Control::Passed);
+    assert!((30..=32).contains(&took.as_secs()), "{took:?}");
+    let (control, took) = told_of_a_store_that_goes(None, seconds(100)).await;
+    assert_eq!(control, Control::Failed);
+    assert!((59..=62).contains(&took.as_secs()), "{took:?}");
+}
+
+#[actix::test]
+async fn asks_once_after_a_failure_that_leaves_the_connection() {
+    pause_time();
+    let for_a_while = Duration::from_secs(30);
+    let (control, took) = told_of_a_store_that_goes(Some("57014"), for_a_while).await;
+    assert_eq!(control, Control::Failed);
+    assert!(took <= Duration::from_secs(1), "{took:?}");
 }

@@ -2,7 +2,7 @@
 
 use bytestring::ByteString;
 use chrono::{DateTime, Utc};
-use serde::ser::{Serialize, SerializeMap as _, Serializer};
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -10,10 +10,14 @@ use super::{EventLimits, ParseError, Received, ReceivedEvent, Resource};
 
 /// The parts of an event, none of them checked yet; made by [`ReceivedEvent::builder`].
 #[derive(Clone)]
-pub struct EventBuilder {
+pub struct EventBuilder(Parts);
+
+/// Written as the text of the event.
+#[derive(Clone, Serialize)]
+struct Parts {
     id: Uuid,
-    event: String,
     occurred: Option<DateTime<Utc>>,
+    event: String,
     resource: Resource,
     related: Vec<Resource>,
     follows: Option<Uuid>,
@@ -22,47 +26,45 @@ pub struct EventBuilder {
 
 impl EventBuilder {
     pub(super) fn new(event: String, resource: Resource) -> Self {
-        Self {
+        Self(Parts {
             id: Uuid::new_v4(),
-            event,
             occurred: None,
+            event,
             resource,
             related: Vec::new(),
             follows: None,
             payload: Value::Object(serde_json::Map::new()),
-        }
+        })
     }
 
     /// An id of the caller's, instead of a random one. An event whose id is stored already changes nothing.
-    pub fn id(self, id: Uuid) -> Self {
-        Self { id, ..self }
+    pub fn id(mut self, id: Uuid) -> Self {
+        self.0.id = id;
+        self
     }
 
     /// When it happened, instead of when it was received.
-    pub fn occurred(self, at: DateTime<Utc>) -> Self {
-        Self {
-            occurred: Some(at),
-            ..self
-        }
+    pub fn occurred(mut self, at: DateTime<Utc>) -> Self {
+        self.0.occurred = Some(at);
+        self
     }
 
     /// Adds a related resource, which must have a role.
     pub fn related(mut self, resource: Resource) -> Self {
-        self.related.push(resource);
+        self.0.related.push(resource);
         self
     }
 
     /// The event that is known to have come before this one.
-    pub fn follows(self, event_id: Uuid) -> Self {
-        Self {
-            follows: Some(event_id),
-            ..self
-        }
+    pub fn follows(mut self, event_id: Uuid) -> Self {
+        self.0.follows = Some(event_id);
+        self
     }
 
-    /// A JSON object.
-    pub fn payload(self, payload: Value) -> Self {
-        Self { payload, ..self }
+    /// Sets the payload, which must be a JSON object.
+    pub fn payload(mut self, payload: Value) -> Self {
+        self.0.payload = payload;
+        self
     }
 
     /// The event, by the rules that hold for every event.
@@ -71,18 +73,15 @@ impl EventBuilder {
     ///
     /// It is not an event within `limits`: every part that is wrong is named.
     pub fn build(
-        self,
+        mut self,
         limits: &EventLimits,
         received: DateTime<Utc>,
     ) -> Result<ReceivedEvent, ParseError> {
+        self.0.occurred.get_or_insert(received);
         // The rules stand in the parser alone; and a dead letter holds a text.
-        let text = serde_json::to_string(&Text {
-            event: &self,
-            occurred: self.occurred.unwrap_or(received),
-        });
-        let text = text.map_err(|error| ParseError {
+        let text = serde_json::to_string(&self.0).map_err(|error| ParseError {
             reason: format!("not JSON: {error}"),
-            event_id: Some(self.id),
+            event_id: Some(self.0.id),
         })?;
         ReceivedEvent::parse(ByteString::from(text), limits, Received::Now(received))
     }
@@ -92,45 +91,14 @@ impl EventBuilder {
 impl std::fmt::Debug for EventBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EventBuilder")
-            .field("id", &self.id)
+            .field("id", &self.0.id)
             .finish_non_exhaustive()
     }
 }
 
-struct Text<'a> {
-    event: &'a EventBuilder,
-    occurred: DateTime<Utc>,
-}
-
-impl Serialize for Text<'_> {
+impl Serialize for Resource {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let EventBuilder {
-            id,
-            event,
-            occurred: _,
-            resource,
-            related,
-            follows,
-            payload,
-        } = self.event;
-        let related: Vec<_> = related.iter().map(Labels).collect();
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("id", id)?;
-        map.serialize_entry("occurred", &self.occurred)?;
-        map.serialize_entry("event", event)?;
-        map.serialize_entry("resource", &Labels(resource))?;
-        map.serialize_entry("related", &related)?;
-        map.serialize_entry("follows", follows)?;
-        map.serialize_entry("payload", payload)?;
-        map.end()
-    }
-}
-
-struct Labels<'a>(&'a Resource);
-
-impl Serialize for Labels<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.labels())
+        serializer.collect_map(self.labels())
     }
 }
 

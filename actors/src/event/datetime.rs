@@ -1,9 +1,7 @@
-//! Datetimes as Prefect reads them.
-//!
-//! Prefect leaves them to pydantic, and pydantic to `speedate`, so the same crate decides here what
-//! is a datetime: RFC 3339 and its relatives, a date alone, and Unix time as a number or a numeric
-//! string, in seconds up to 2e10 and in milliseconds beyond. What stands behind the sixth digit of
-//! a second is cut off, and a time without an offset is UTC.
+//! Datetimes as Prefect reads them, by `speedate`, which is what pydantic uses: RFC 3339 and its
+//! relatives, a date alone, and Unix time as a number or a text, in seconds up to 2e10 and in
+//! milliseconds beyond. Digits beyond microseconds are cut off, and a time without an offset is
+//! UTC.
 
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use jiter::{NumberAny, NumberInt};
@@ -15,7 +13,6 @@ use speedate::{
 /// Why something is not a datetime; holds nothing of the value.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum NotADatetime {
-    /// Text or number, for a reason of the parser's.
     Unreadable(ParseError),
     /// A year before 1 or after 9999, which Python's datetimes do not have.
     YearOutOfRange,
@@ -36,7 +33,6 @@ impl std::fmt::Display for NotADatetime {
     }
 }
 
-/// Reads a datetime from the text of a JSON string.
 pub(super) fn from_text(text: &str) -> Result<DateTime<Utc>, NotADatetime> {
     match speedate::DateTime::parse_str_with_config(text, &config()) {
         Ok(datetime) => to_utc(datetime),

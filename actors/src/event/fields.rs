@@ -15,7 +15,6 @@ use super::problems::Problems;
 use super::resource::Span;
 use super::{EventLimits, ID_LABEL, ROLE_LABEL, Resource, datetime};
 
-/// A field's value, or what is wrong with it.
 pub(super) type Field<T> = Result<T, Problems>;
 
 /// Around a field's value only the event itself stands open.
@@ -25,19 +24,17 @@ const URN_PREFIX: &str = "urn:uuid:";
 /// The longest form without [`URN_PREFIX`]: in braces.
 const MAX_UUID_LENGTH: usize = 38;
 
-/// A field that is of no interest here, but must be JSON.
 pub(super) fn ignored(reader: &mut Reader<'_>) -> JiterResult<()> {
-    let peek = reader.peek()?;
+    let peek = reader.jiter.peek()?;
     reader.skip(peek, NUM_OPEN_AROUND_FIELD)?;
     Ok(())
 }
 
-/// An object that is kept as text.
 pub(super) fn object<'t>(
     reader: &mut Reader<'t>,
     path: &'static str,
 ) -> JiterResult<Field<Skipped<'t>>> {
-    let peek = reader.peek()?;
+    let peek = reader.jiter.peek()?;
     let skipped = reader.skip(peek, NUM_OPEN_AROUND_FIELD)?;
     Ok(match peek {
         Peek::Object => Ok(skipped),
@@ -50,11 +47,11 @@ pub(super) fn name(
     path: &'static str,
     max_length: usize,
 ) -> JiterResult<Field<String>> {
-    let peek = reader.peek()?;
+    let peek = reader.jiter.peek()?;
     if peek != Peek::String {
         return wrong(reader, peek, path, "a string");
     }
-    let name = reader.string()?;
+    let name = reader.jiter.known_str()?;
     // There are never more code points than bytes, so most names need no counting.
     Ok(
         if name.len() <= max_length || name.chars().count() <= max_length {
@@ -70,11 +67,11 @@ pub(super) fn name(
 
 /// A UUID: with or without hyphens, with hyphens also in braces or behind [`URN_PREFIX`].
 pub(super) fn uuid(reader: &mut Reader<'_>, path: &'static str) -> JiterResult<Field<Uuid>> {
-    let peek = reader.peek()?;
+    let peek = reader.jiter.peek()?;
     if peek != Peek::String {
         return wrong(reader, peek, path, "a UUID");
     }
-    let uuid = uuid_from_text(reader.string()?);
+    let uuid = uuid_from_text(reader.jiter.known_str()?);
     // The parser's own message quotes the value.
     Ok(uuid.ok_or_else(|| Problems::one(path, "not a UUID")))
 }
@@ -90,7 +87,7 @@ pub(super) fn optional_uuid(
     reader: &mut Reader<'_>,
     path: &'static str,
 ) -> JiterResult<Field<Option<Uuid>>> {
-    let peek = reader.peek()?;
+    let peek = reader.jiter.peek()?;
     if peek == Peek::Null {
         reader.skip(peek, NUM_OPEN_AROUND_FIELD)?;
         return Ok(Ok(None));
@@ -103,21 +100,20 @@ pub(super) fn datetime(
     reader: &mut Reader<'_>,
     path: &'static str,
 ) -> JiterResult<Field<DateTime<Utc>>> {
-    let peek = reader.peek()?;
+    let peek = reader.jiter.peek()?;
     let read = match peek {
-        Peek::String => datetime::from_text(reader.string()?),
+        Peek::String => datetime::from_text(reader.jiter.known_str()?),
         _ if peek.is_num() => datetime::from_number(reader.number(peek)?),
         _ => return wrong(reader, peek, path, "a datetime"),
     };
     Ok(read.map_err(|error| Problems::one(path, error)))
 }
 
-/// The resource that the event is about.
 pub(super) fn resource(
     reader: &mut Reader<'_>,
     limits: &EventLimits,
 ) -> JiterResult<Field<Resource>> {
-    let peek = reader.peek()?;
+    let peek = reader.jiter.peek()?;
     resource_at(reader, peek, Place::Primary, limits)
 }
 
@@ -126,14 +122,14 @@ pub(super) fn related(
     path: &'static str,
     limits: &EventLimits,
 ) -> JiterResult<Field<Vec<Resource>>> {
-    let peek = reader.peek()?;
+    let peek = reader.jiter.peek()?;
     if peek != Peek::Array {
         return wrong(reader, peek, path, "an array");
     }
     let mut related = Vec::new();
     let mut problems = Problems::default();
     let mut num_read = 0_usize;
-    let mut next = reader.enter_array()?;
+    let mut next = reader.jiter.known_array()?;
     while let Some(peek) = next {
         match resource_at(reader, peek, Place::Related(num_read), limits)? {
             // What is beyond the limit is checked, but not held: the event is refused anyway.
@@ -142,7 +138,7 @@ pub(super) fn related(
             Err(wrong) => problems.append(wrong),
         }
         num_read += 1;
-        next = reader.next_item()?;
+        next = reader.jiter.array_step()?;
     }
     if num_read > limits.max_related_resources {
         let max = limits.max_related_resources;
@@ -155,7 +151,6 @@ pub(super) fn related(
     })
 }
 
-/// Where in the event a resource stands.
 #[derive(Clone, Copy)]
 enum Place {
     Primary,
@@ -171,7 +166,6 @@ impl Place {
         }
     }
 
-    /// The labels that must be there and not empty.
     fn required_labels(self) -> &'static [&'static str] {
         match self {
             Self::Primary => &[ID_LABEL],
@@ -220,14 +214,17 @@ fn read_labels(
     limits: &EventLimits,
     problems: &mut Problems,
 ) -> JiterResult<Labels> {
-    let mut labels = Labels::new(Resource::of(reader.text()), limits.max_labels_per_resource);
+    let mut labels = Labels::new(Resource::of(reader.text), limits.max_labels_per_resource);
     let mut num_read = 0_usize;
-    let mut next = reader.enter_object()?.map(|key| labels.resource.keep(key));
+    let mut next = reader
+        .jiter
+        .known_object()?
+        .map(|key| labels.resource.keep(key));
     while let Some(label) = next {
         num_read += 1;
-        let peek = reader.peek()?;
+        let peek = reader.jiter.peek()?;
         if peek == Peek::String {
-            labels.set(label, reader.string()?);
+            labels.set(label, reader.jiter.known_str()?);
         } else {
             reader.skip(peek, place.num_open_around_label())?;
             let shown = shown(labels.resource.kept(label), num_read);
@@ -235,7 +232,10 @@ fn read_labels(
             let problem = wrong_kind("a string", peek);
             problems.add(place, format_args!("label {shown} {problem}"));
         }
-        next = reader.next_key()?.map(|key| labels.resource.keep(key));
+        next = reader
+            .jiter
+            .next_key()?
+            .map(|key| labels.resource.keep(key));
     }
     Ok(labels)
 }

@@ -13,14 +13,13 @@ use memchr::memchr2_iter;
 use super::numbers::{Kept, write_float};
 use super::tokens::{Token, Tokens};
 
-/// How many arrays and objects may stand open within one another, the event itself included.
-///
-/// Prefect's limit to the letter: an array or object with nothing in it does not count.
+/// How many arrays and objects may stand open, the event included. As in Prefect, an empty one does
+/// not count.
 const MAX_NESTING: usize = 200;
 
 pub(super) struct Reader<'t> {
-    text: &'t ByteString,
-    jiter: Jiter<'t>,
+    pub(super) text: &'t ByteString,
+    pub(super) jiter: Jiter<'t>,
 }
 
 /// A value that was checked to be JSON and not looked at any further.
@@ -36,45 +35,6 @@ impl<'t> Reader<'t> {
             text,
             jiter: Jiter::new(text.as_bytes()).with_allow_inf_nan(),
         }
-    }
-
-    /// The kind of the next value, without consuming it.
-    pub(super) fn peek(&mut self) -> JiterResult<Peek> {
-        self.jiter.peek()
-    }
-
-    /// Goes into the text's only value, which must be an object: its first key, if it has any.
-    pub(super) fn enter_event(&mut self) -> JiterResult<Option<&str>> {
-        self.jiter.next_object()
-    }
-
-    /// Goes into the object that was peeked: its first key, if it has any.
-    pub(super) fn enter_object(&mut self) -> JiterResult<Option<&str>> {
-        self.jiter.known_object()
-    }
-
-    /// The next key of the object, or its end.
-    pub(super) fn next_key(&mut self) -> JiterResult<Option<&str>> {
-        self.jiter.next_key()
-    }
-
-    /// Goes into the array that was peeked: its first value, if it has any.
-    pub(super) fn enter_array(&mut self) -> JiterResult<Option<Peek>> {
-        self.jiter.known_array()
-    }
-
-    /// The next value of the array, or its end.
-    pub(super) fn next_item(&mut self) -> JiterResult<Option<Peek>> {
-        self.jiter.array_step()
-    }
-
-    pub(super) fn text(&self) -> &'t ByteString {
-        self.text
-    }
-
-    /// Consumes the string that was peeked: a part of the text, unless it has escapes.
-    pub(super) fn string(&mut self) -> JiterResult<&str> {
-        self.jiter.known_str()
     }
 
     /// Consumes the number that was peeked; `None` is an integer of more than 64 bits.
@@ -105,11 +65,6 @@ impl<'t> Reader<'t> {
             json,
             has_odd_numbers,
         })
-    }
-
-    /// Nothing but white space may follow.
-    pub(super) fn finish(&mut self) -> JiterResult<()> {
-        self.jiter.finish()
     }
 
     /// The mistake and its place, without anything of the text.
@@ -146,7 +101,6 @@ impl Skipped<'_> {
     }
 }
 
-/// The name of a value's kind, with its article.
 pub(super) fn kind_of(peek: Peek) -> &'static str {
     match peek {
         Peek::Null => kind(&JsonType::Null),
@@ -169,8 +123,8 @@ fn kind(json_type: &JsonType) -> &'static str {
     }
 }
 
-/// Whether a look at the bytes, many at a time, is enough to tell that valid JSON neither goes deeper than
-/// `max_nesting` nor holds numbers that are not kept as they are.
+/// Whether a look at many bytes at once is enough to tell that JSON is neither too deep nor holds
+/// odd numbers.
 fn is_plain(json: &str, max_nesting: usize) -> bool {
     let bytes = json.as_bytes();
     let num_opening = |chunk: &[u8]| {
@@ -192,9 +146,8 @@ fn is_plain(json: &str, max_nesting: usize) -> bool {
     !has_pair(bytes, is_of_non_finite) && !may_have_long_exponent(bytes)
 }
 
-/// Whether two bytes that stand side by side are such.
-///
-/// One question at a time: only then the compiler looks at many bytes at once.
+/// Whether two such bytes stand side by side. One question at a time lets the compiler use wide
+/// registers.
 fn has_pair(bytes: &[u8], is_such: impl Fn(u8, u8) -> bool) -> bool {
     let pairs = bytes.iter().zip(bytes.get(1..).unwrap_or_default());
     pairs.fold(false, |found, (&first, &second)| {
@@ -202,8 +155,8 @@ fn has_pair(bytes: &[u8], is_such: impl Fn(u8, u8) -> bool) -> bool {
     })
 }
 
-/// Whether there may be a number with an exponent of more than two digits. In texts, such as ids in hexadecimal
-/// digits, what looks like an exponent is common, so that a closer look has to be cheap, too.
+/// Whether a number may have an exponent of more than two digits. Ids in hexadecimal digits often
+/// look so, hence the closer look, which has to be cheap.
 fn may_have_long_exponent(bytes: &[u8]) -> bool {
     const CHUNK: usize = 256;
     let is_of_exponent = |first: u8, second| first.is_ascii_digit() & (second | b' ' == b'e');
@@ -235,8 +188,7 @@ fn is_long_exponent(bytes: &[u8], place: usize) -> bool {
     )
 }
 
-/// Whether valid JSON holds numbers that are not kept as they are, or else where it goes deeper than
-/// `max_nesting`.
+/// Whether valid JSON holds odd numbers, or else where it goes too deep.
 fn inspect(json: &str, max_nesting: usize) -> Result<bool, usize> {
     let mut num_open = 0_usize;
     let mut has_odd_numbers = false;
@@ -254,7 +206,6 @@ fn inspect(json: &str, max_nesting: usize) -> Result<bool, usize> {
     Ok(has_odd_numbers)
 }
 
-/// Writes what is kept of each number.
 fn with_kept_numbers(json: &str) -> String {
     let mut rewritten = String::with_capacity(json.len());
     let mut copied = 0;

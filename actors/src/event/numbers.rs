@@ -1,12 +1,11 @@
-//! The form in which a number of a payload is kept: its text, unless some reader could not take that.
+//! The form in which a number of a payload is kept: its text, unless some reader could not take
+//! that.
 //!
-//! Prefect reads a number with a fraction or an exponent as a double, and an integer as it is, up to 4,300
-//! digits; more are no JSON to its parser, nor to ours, and the event is refused. PostgreSQL's `jsonb`
-//! knows no doubles: it keeps the digits, and gives `1e131071` back as 131,072 of them, which Python
-//! refuses to read as an integer. Prefect's page would fail for every event on it, and so would `pg_dump`
-//! where there are enough of them. So a number beyond the range of a double is what Prefect stores: `null`, or
-//! 0.0 where it is too small. So is a number that `jsonb` cannot hold although a double can, one with more than
-//! 16,383 decimals: the double. All other numbers keep their text.
+//! Python refuses to read integers of more than 4,300 digits. PostgreSQL's `jsonb` keeps digits and
+//! gives `1e131071` back as 131,072 of them, so that Prefect's page would fail for every event on
+//! it. So a number beyond the range of a double is what Prefect stores: `null`, or 0.0 where it is
+//! too small. A number with more than 16,383 decimals, which `jsonb` cannot hold, is the nearest
+//! double.
 
 use super::tokens::{Token, Tokens};
 
@@ -20,7 +19,6 @@ const MAX_DECIMALS: i64 = 16_383;
 /// far from the ends of both ranges.
 const FEW_DIGITS: usize = 200;
 
-/// The form in which a number is kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Kept {
     Text,
@@ -81,7 +79,6 @@ impl<'t> Shape<'t> {
         point.max(num_decimals) <= FEW_DIGITS && self.exponent.len() <= 2
     }
 
-    /// Whether a digit before the exponent is not 0.
     fn has_digits(&self) -> bool {
         let mut bytes = self.mantissa.bytes();
         bytes.any(|byte| matches!(byte, b'1'..=b'9'))
@@ -117,20 +114,19 @@ impl<'t> Shape<'t> {
 /// assert!(holds_unreadable_number(r#"{"n": 1e309}"#));
 /// ```
 pub fn holds_unreadable_number(json: &str) -> bool {
-    Tokens::new(json).any(|(_, token)| match token {
-        Token::Number(number) => is_unreadable(number),
-        Token::String(_) | Token::Other(_) => false,
+    numbers(json).any(|number| match Shape::of(number) {
+        None => has_many_digits(number),
+        Some(_) => !number.parse().is_ok_and(f64::is_finite),
     })
 }
 
-fn is_unreadable(number: &str) -> bool {
-    match Shape::of(number) {
-        None => has_many_digits(number),
-        Some(_) => !number.parse().is_ok_and(f64::is_finite),
-    }
+fn numbers(json: &str) -> impl Iterator<Item = &str> {
+    Tokens::new(json).filter_map(|(_, token)| match token {
+        Token::Number(number) => Some(number),
+        Token::String(_) | Token::Other(_) => None,
+    })
 }
 
-/// Of an integer, whether Python refuses to read it.
 fn has_many_digits(integer: &str) -> bool {
     integer.len() - usize::from(integer.starts_with('-')) > MAX_INTEGER_DIGITS
 }
@@ -138,17 +134,14 @@ fn has_many_digits(integer: &str) -> bool {
 /// Whether an integer in this JSON has more digits than Python reads.
 #[cfg(feature = "sqlite")]
 pub(crate) fn holds_long_integer(json: &str) -> bool {
-    Tokens::new(json).any(|(_, token)| match token {
-        Token::Number(number) => Shape::of(number).is_none() && has_many_digits(number),
-        Token::String(_) | Token::Other(_) => false,
-    })
+    numbers(json).any(|number| Shape::of(number).is_none() && has_many_digits(number))
 }
 
 /// Appends a double as Python's `repr` writes it: the shortest digits that give the number back, with an
 /// exponent below 1e-4 and from 1e16 on.
 pub(crate) fn write_float(number: f64, out: &mut String) {
-    // Rust and Python agree on how many digits are needed. Where two such numbers are equally near,
-    // Rust's shortest form takes the larger one and Python the even one, as Rust's exact form does.
+    // Where two shortest forms are equally near, Rust's takes the larger and Python's the even one,
+    // as Rust's exact form does.
     let shortest = format!("{number:e}");
     let num_decimals = shortest
         .split_once('.')

@@ -11,6 +11,7 @@ use chrono::{DateTime, SubsecRound, Utc};
 use jiter::JiterResult;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use strum::EnumString;
 use uuid::Uuid;
 
 use super::fields::{self, Field};
@@ -66,38 +67,49 @@ pub struct ParseError {
     pub event_id: Option<Uuid>,
 }
 
-pub(super) fn parse_bytes(
-    bytes: Bytes,
-    limits: &EventLimits,
-    received: Received,
-) -> Result<ReceivedEvent, ParseError> {
-    match ByteString::try_from(bytes) {
-        Ok(text) => parse(text, limits, received),
-        Err(error) => Err(ParseError {
-            reason: format!("not UTF-8: invalid byte at offset {}", error.valid_up_to()),
-            event_id: None,
-        }),
+impl ReceivedEvent {
+    /// Reads an event from its JSON text.
+    ///
+    /// # Errors
+    ///
+    /// The text is not JSON, or not an event within `limits`: every field that is wrong is named.
+    pub fn parse(
+        text: ByteString,
+        limits: &EventLimits,
+        received: Received,
+    ) -> Result<Self, ParseError> {
+        let mut reader = Reader::new(&text);
+        let mut fields = Fields::default();
+        let read = fields.read_all(&mut reader, limits, received);
+        match read.and_then(|()| reader.jiter.finish()) {
+            Ok(()) => fields.into_event(text, received),
+            Err(error) => Err(ParseError {
+                reason: reader.describe(&error),
+                event_id: fields.readable_id(),
+            }),
+        }
+    }
+
+    /// Reads an event from bytes that may not even be text.
+    ///
+    /// # Errors
+    ///
+    /// As for [`parse`](Self::parse), and where the bytes are not UTF-8.
+    pub fn parse_bytes(
+        bytes: Bytes,
+        limits: &EventLimits,
+        received: Received,
+    ) -> Result<Self, ParseError> {
+        match ByteString::try_from(bytes) {
+            Ok(text) => Self::parse(text, limits, received),
+            Err(error) => Err(ParseError {
+                reason: format!("not UTF-8: invalid byte at offset {}", error.valid_up_to()),
+                event_id: None,
+            }),
+        }
     }
 }
 
-pub(super) fn parse(
-    text: ByteString,
-    limits: &EventLimits,
-    received: Received,
-) -> Result<ReceivedEvent, ParseError> {
-    let mut reader = Reader::new(&text);
-    let mut fields = Fields::default();
-    let read = fields.read_all(&mut reader, limits, received);
-    match read.and_then(|()| reader.finish()) {
-        Ok(()) => fields.into_event(text, received),
-        Err(error) => Err(ParseError {
-            reason: reader.describe(&error),
-            event_id: fields.readable_id(),
-        }),
-    }
-}
-
-/// The fields as far as they were read; `None` is not there, or not yet.
 #[derive(Default)]
 struct Fields {
     occurred: Option<Field<DateTime<Utc>>>,
@@ -110,7 +122,8 @@ struct Fields {
     received: Option<Field<DateTime<Utc>>>,
 }
 
-/// The keys that mean something.
+#[derive(EnumString)]
+#[strum(serialize_all = "lowercase")]
 enum Key {
     Occurred,
     Event,
@@ -125,17 +138,7 @@ enum Key {
 
 impl Key {
     fn named(key: &str) -> Self {
-        match key {
-            "occurred" => Self::Occurred,
-            "event" => Self::Event,
-            "resource" => Self::Resource,
-            "related" => Self::Related,
-            "payload" => Self::Payload,
-            "id" => Self::Id,
-            "follows" => Self::Follows,
-            "received" => Self::Received,
-            _ => Self::Other,
-        }
+        key.parse().unwrap_or(Self::Other)
     }
 }
 
@@ -146,10 +149,10 @@ impl Fields {
         limits: &EventLimits,
         received: Received,
     ) -> JiterResult<()> {
-        let mut next = reader.enter_event()?.map(Key::named);
+        let mut next = reader.jiter.next_object()?.map(Key::named);
         while let Some(key) = next {
             self.read(key, reader, limits, received)?;
-            next = reader.next_key()?.map(Key::named);
+            next = reader.jiter.next_key()?.map(Key::named);
         }
         Ok(())
     }
@@ -201,34 +204,22 @@ impl Fields {
         let follows = or_default(self.follows, || None, &mut wrong);
         let received = or_default(self.received, || moment.trunc_subsecs(6), &mut wrong);
 
-        let (
-            Some(occurred),
-            Some(event),
-            Some(resource),
-            Some(related),
-            Some(payload),
-            Some(id),
-            Some(follows),
-            Some(received),
-        ) = (
-            occurred, event, resource, related, payload, id, follows, received,
-        )
-        else {
-            return Err(ParseError {
-                reason: wrong.join("; "),
-                event_id,
-            });
+        let event = || {
+            Some(ReceivedEvent {
+                id: id?,
+                occurred: occurred?,
+                received: received?,
+                event: event?,
+                resource: resource?,
+                related: related?,
+                follows: follows?,
+                payload: payload?,
+                text,
+            })
         };
-        Ok(ReceivedEvent {
-            id,
-            occurred,
-            received,
-            event,
-            resource,
-            related,
-            follows,
-            payload,
-            text,
+        event().ok_or_else(|| ParseError {
+            reason: wrong.join("; "),
+            event_id,
         })
     }
 }
@@ -239,7 +230,6 @@ fn required<T>(field: Option<Field<T>>, path: &str, wrong: &mut Vec<String>) -> 
     value_of(field, wrong)
 }
 
-/// The value of a field that has a default; what is wrong is added to `wrong`.
 fn or_default<T>(
     field: Option<Field<T>>,
     default: impl FnOnce() -> T,

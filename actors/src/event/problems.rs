@@ -14,7 +14,6 @@ pub(super) struct Problems {
 }
 
 impl Problems {
-    /// One problem with the field at `path`.
     pub(super) fn one(path: &str, problem: impl std::fmt::Display) -> Self {
         let mut problems = Self::default();
         problems.add(path, problem);

@@ -24,7 +24,6 @@ pub(super) struct Span {
 }
 
 impl Resource {
-    /// A resource of the event with this text, without any labels yet.
     pub(super) fn of(text: &ByteString) -> Self {
         Self {
             text: text.clone(),
@@ -81,7 +80,6 @@ impl Resource {
         Span { start, length }
     }
 
-    /// A key or a value that was kept.
     pub(super) fn kept(&self, span: Span) -> &str {
         let (text, start): (&str, _) = match span.start.checked_sub(self.text.len()) {
             Some(start) => (&self.decoded, start),
@@ -97,18 +95,15 @@ impl Resource {
         }
     }
 
-    /// The keys of the labels from this place on.
     pub(super) fn keys_from(&self, place: usize) -> impl Iterator<Item = &str> {
         let labels = self.labels.iter().skip(place);
         labels.map(|&(key, _)| self.kept(key))
     }
 
-    /// Adds a label with a key that is not there yet.
     pub(super) fn add(&mut self, key: Span, value: Span) {
         self.labels.push((key, value));
     }
 
-    /// Gives the label at this place another value.
     pub(super) fn set(&mut self, place: usize, value: Span) {
         if let Some(label) = self.labels.get_mut(place) {
             label.1 = value;
@@ -122,7 +117,7 @@ impl Resource {
         Some(self.kept(*value))
     }
 
-    /// The resource's id.
+    /// The label [`ID_LABEL`](super::ID_LABEL), which every resource of a valid event has.
     pub fn id(&self) -> &str {
         self.get(ID_LABEL).unwrap_or_default()
     }

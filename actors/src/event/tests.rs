@@ -2,6 +2,7 @@
 
 use std::io::Read;
 
+use bytes::Bytes;
 use chrono::SubsecRound;
 use serde_json::Value;
 

@@ -2,7 +2,6 @@
 
 use memchr::memchr2;
 
-/// A part of a JSON text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Token<'t> {
     /// With its quotes and escapes.
@@ -13,7 +12,6 @@ pub(crate) enum Token<'t> {
     Other(u8),
 }
 
-/// The tokens of a JSON text with their offsets.
 pub(crate) struct Tokens<'t> {
     json: &'t str,
     offset: usize,
@@ -24,7 +22,6 @@ impl<'t> Tokens<'t> {
         Self { json, offset: 0 }
     }
 
-    /// The text from `start` to `end`, or to the end of it all.
     fn part(&self, start: usize, end: usize) -> &'t str {
         let end = end.min(self.json.len());
         self.json.get(start..end).unwrap_or_default()
@@ -44,7 +41,6 @@ impl<'t> Tokens<'t> {
         }
     }
 
-    /// The offset behind the number that starts at `offset`.
     fn end_of_number(&self, offset: usize) -> usize {
         let rest = self.json.as_bytes().get(offset..).unwrap_or_default();
         let length = match rest {

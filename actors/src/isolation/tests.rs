@@ -72,6 +72,7 @@ async fn a_store_that_was_up_and_down_lately_is_trusted_less() {
     for _ in 0..100 {
         unrest.note(Instant::now());
     }
+    assert_eq!(unrest.recent(Instant::now()), MAX_NEEDED, "bounded");
     let lasting = fault(FaultKind::Lasting);
     let needed = |unrest: u32| {
         let mut suspect = Suspect::default();

@@ -18,8 +18,8 @@ use crate::lifeline::{Lifeline, Watch, lifeline};
 use crate::messages::{Drain, Retire, StopReading};
 use crate::trim::{TrimActor, TrimParts};
 
-/// How long stores may take to close once everything else is over.
-const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+/// How long stores, and sources, may take to close once everything else is over.
+pub(super) const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
 pub(super) struct Children {
@@ -40,7 +40,6 @@ impl Children {
         flushed.is_ok() && acknowledged.iter().all(Result::is_ok)
     }
 
-    /// Stops reading and settles what is held, for as long as the time allows.
     pub(super) async fn drain(&self, within: Duration) {
         let orderly = async {
             // The batcher refuses permits from now on, which lets waiting consumers go. A chunk
@@ -83,7 +82,6 @@ impl Children {
     }
 }
 
-/// Starts actors, each on the thread that is meant for it.
 pub(super) struct Starter {
     settings: PipelineSettings,
     parts: PipelineParts,
@@ -92,7 +90,6 @@ pub(super) struct Starter {
 }
 
 impl Starter {
-    /// Makes the threads, where the pipeline has threads of its own.
     pub(super) fn new(
         settings: &PipelineSettings,
         parts: &PipelineParts,
@@ -199,7 +196,6 @@ impl Drop for Arbiters {
     }
 }
 
-/// Starts an actor here or on an arbiter, with a lifeline to watch.
 fn start<A>(
     on: Option<&Arbiter>,
     make: impl FnOnce(Lifeline) -> A + Send + 'static,
@@ -215,7 +211,6 @@ where
     (addr, watch)
 }
 
-/// Tells an actor to stop; one that is gone already need not be told.
 async fn retire<A>(addr: Addr<A>)
 where
     A: Actor + Handler<Retire>,

@@ -24,7 +24,6 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 /// time-out the store itself has.
 const COMMITS_WITHIN: Duration = Duration::from_secs(4);
 
-/// The status of each part, over all generations.
 #[derive(Clone)]
 pub(super) struct Components {
     pub(super) store: Component,
@@ -128,7 +127,6 @@ impl PipelineActor {
         })
     }
 
-    /// The event that is held for long although others are stored.
     fn why_degraded(&self) -> Option<String> {
         let oldest = self.parts.metrics.oldest_unflushed()?;
         (oldest > HELD_UP_AFTER).then(|| {
@@ -150,7 +148,6 @@ impl PipelineActor {
         });
     }
 
-    /// Makes visible how the parts are, and whether all of them together are ready.
     pub(super) fn show(&self) {
         let metrics = &self.parts.metrics;
         for part in self.components.all().map(Component::snapshot) {

@@ -9,9 +9,11 @@ use crate::clock::SystemClock;
 use crate::delivery::Receipt;
 use crate::messages::Retire;
 use crate::status::PipelineStatus;
-use crate::testing::{MemorySource, MemoryStore};
+use crate::testing::{ManualClock, MemorySource, MemoryStore, pause_time};
 
 mod degraded;
+mod drain;
+mod generations;
 mod refusals;
 
 fn message(id: u128) -> Bytes {
@@ -46,7 +48,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        tokio::time::pause();
+        pause_time();
         let source = Arc::new(MemorySource::default());
         let store = MemoryStore::new();
         let metrics = Metrics::new().unwrap();
@@ -341,7 +343,8 @@ async fn runs_on_threads_of_its_own() {
         sources: vec![source.clone()],
         open_store: store.open_store(),
         event_limits: EventLimits::default(),
-        clock: Arc::new(SystemClock),
+        // An hour after its events, which retention keeps.
+        clock: Arc::new(ManualClock::at("2026-11-24T04:00:00Z".parse().unwrap())),
         metrics: Metrics::new().unwrap(),
     };
     let settings = PipelineSettings {

@@ -1,8 +1,7 @@
 //! The encoding in which a JSON text comes, and the text without its mark.
 //!
-//! Told by the first bytes alone, in the way of Python's `json.loads`, which is how Prefect's server
-//! reads a body: a byte-order mark, or the zeros that the first two characters of any JSON text, being
-//! ASCII, have in an encoding of wider units.
+//! Told by the first bytes alone, as by Python's `json.loads` and so by Prefect's server: a byte-order mark,
+//! or the zeros that the first two characters of JSON, being ASCII, have in wider encodings.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
@@ -11,14 +10,12 @@ pub(super) enum Encoding {
     Utf32(Endian),
 }
 
-/// Which byte of a unit comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Endian {
     Little,
     Big,
 }
 
-/// So many bytes are enough to tell.
 #[cfg(feature = "file")]
 pub(super) const ENOUGH: usize = 4;
 
@@ -67,7 +64,6 @@ impl Encoding {
         Some(num_bytes)
     }
 
-    /// Goes through the characters; `None` as soon as something is none.
     #[cfg(feature = "http")]
     fn each(self, bytes: &[u8], mut take: impl FnMut(char)) -> Option<()> {
         match self {

@@ -4,34 +4,29 @@
 //! are recognised by the beginning and read one event at a time. A byte-order mark is skipped; an encoding
 //! other than UTF-8 is refused before anything is taken.
 //!
-//! Lines end at `\n` alone; a last line without it counts; blank lines are skipped. A line longer
-//! than the limit is not an event: it goes on as a rejection that keeps its beginning, and reading
-//! goes on behind it. Memory holds one line at most and what the pipeline has not acknowledged.
+//! Lines end at `\n` alone; blank lines are skipped. A line longer than the limit goes on as a rejection that
+//! keeps its beginning. Memory holds one line at most and what the pipeline has not acknowledged.
 //!
-//! When the reader fails, the lines before the failure are handed out, and from then on every read
-//! reports it. Reading is not tried again: nobody knows what a reader gives after an error,
-//! and a false end of file would lose events without a word.
+//! When the reader fails, the lines before are handed out, and then every read reports it. Reading is not
+//! tried again: a false end of file after an error would lose events without a word.
 //!
-//! # Why a thread of its own
-//!
-//! A read of a terminal or a pipe may never return, and the runtime waits at its shutdown for
-//! every blocking task. A thread of our own is simply left behind.
+//! Reading has a thread of its own, since a read of a terminal or a pipe may never return, and the runtime
+//! waits at its shutdown for every blocking task.
 
 use std::io::{self, Read};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
-use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::Notify;
 
 use crate::delivery::{Content, Entry, Position, Receipt, Rejection};
 
-use super::retained::{Retain, Retained};
-use super::{Body, Chunk, EventSource, More, Permit, SourceError};
+use super::retained::Retained;
+use super::{Body, Chunk, EventSource, More, Permit, SourceError, lock};
 
 mod documents;
 mod lines;
@@ -87,14 +82,15 @@ impl FileSource {
         name: impl Into<Arc<str>>,
         max_line_bytes: usize,
     ) -> io::Result<Self> {
+        let progress = Arc::new(FileProgress::default());
+        let lines = Lines::new(reader, max_line_bytes, Arc::clone(&progress));
         let shared = Arc::new(FileState {
             name: name.into(),
-            progress: Arc::new(FileProgress::default()),
+            progress,
             changed: Notify::new(),
-            state: Mutex::new(Reading::default()),
+            state: Mutex::default(),
         });
         let (requests, receiver) = mpsc::channel();
-        let lines = Lines::new(reader, max_line_bytes);
         let for_thread = Arc::clone(&shared);
         thread::Builder::new()
             .name("file-source".to_owned())
@@ -110,7 +106,6 @@ impl FileSource {
         Arc::clone(&self.shared.progress)
     }
 
-    /// Asks for lines unless that was done already.
     fn request(&self, state: &mut Reading, permit: Permit) {
         if state.reading {
             return;
@@ -121,7 +116,7 @@ impl FileSource {
         if sent {
             state.reading = true;
         } else {
-            let gone = || self.shared.fail("its reader is gone");
+            let gone = || Err(self.shared.fail("its reader is gone"));
             state.end.get_or_insert_with(gone);
             self.shared.changed.notify_one();
         }
@@ -137,8 +132,7 @@ impl EventSource for FileSource {
         Box::pin(async move {
             loop {
                 {
-                    // One poll looks and takes, so a dropped read has taken nothing; what the
-                    // thread reads for it waits for the next one.
+                    // One poll looks and takes, so a dropped read has taken nothing.
                     let mut state = self.shared.lock();
                     if let Some(taken) = state.take(permit) {
                         return taken;
@@ -175,7 +169,7 @@ impl EventSource for FileSource {
             lock(&self.requests).take();
             let dropped = {
                 let mut state = self.shared.lock();
-                state.end = Some(FileEnd::Reached);
+                state.end = Some(Ok(()));
                 state.closed = true;
                 state.lines.clear()
             };
@@ -186,52 +180,34 @@ impl EventSource for FileSource {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change is complete before anything that could panic.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Shared by the source and its thread.
 struct FileState {
     name: Arc<str>,
     progress: Arc<FileProgress>,
-    /// Something has changed for the one reader.
     changed: Notify,
     state: Mutex<Reading>,
 }
 
 #[derive(Default)]
 struct Reading {
-    lines: Retained<Line>,
+    lines: Retained<Body>,
     /// The thread was asked for lines and has not answered.
     reading: bool,
-    end: Option<FileEnd>,
+    /// The end of the reader, or why nothing more can be read of it.
+    end: Option<Result<(), String>>,
     closed: bool,
 }
 
-#[derive(Clone)]
-enum FileEnd {
-    Reached,
-    Failed { what: String },
-}
-
 impl Reading {
-    /// The answer to a read, if there is one at once; `None` if lines have to be read first.
     fn take(&mut self, permit: Permit) -> Option<Result<Chunk, SourceError>> {
         let when_empty = match self.end {
-            Some(FileEnd::Reached) => More::Ended,
-            Some(FileEnd::Failed { .. }) | None => More::Ready,
+            Some(Ok(())) => More::Ended,
+            Some(Err(_)) | None => More::Ready,
         };
         if let Some(chunk) = self.lines.hand_out(permit, when_empty) {
             return Some(Ok(chunk));
         }
-        match self.end.clone()? {
-            FileEnd::Reached => Some(Ok(Chunk {
-                messages: Vec::new(),
-                more: More::Ended,
-            })),
-            FileEnd::Failed { what } => Some(Err(SourceError::Broken { what })),
-        }
+        let what = self.end.clone()?.err()?;
+        Some(Err(SourceError::Broken { what }))
     }
 }
 
@@ -240,17 +216,17 @@ impl FileState {
         lock(&self.state)
     }
 
-    /// The thread: reads lines whenever it is asked, until there are none or nobody asks.
+    /// Reads lines whenever it is asked, until there are none or nobody asks.
     fn serve(&self, mut lines: Lines, requests: &mpsc::Receiver<Permit>) {
         while let Ok(permit) = requests.recv() {
             let mut read = Vec::new();
             // Any reader may be given, and one that panics must not leave the pipeline waiting.
             let chunk = AssertUnwindSafe(|| self.read_chunk(&mut lines, permit, &mut read));
             let end = panic::catch_unwind(chunk).unwrap_or_else(|_| {
-                Some(self.fail(&format!(
-                    "its reader panicked after line {}",
-                    lines.line_number
-                )))
+                let line = lines.input.line_number;
+                Some(Err(
+                    self.fail(&format!("its reader panicked after line {line}"))
+                ))
             });
             let mut state = self.lock();
             state.reading = false;
@@ -272,20 +248,21 @@ impl FileState {
         &self,
         lines: &mut Lines,
         permit: Permit,
-        read: &mut Vec<Line>,
-    ) -> Option<FileEnd> {
+        read: &mut Vec<Body>,
+    ) -> Option<Result<(), String>> {
         let mut num_bytes = 0_usize;
         while read.len() < permit.max_messages && num_bytes < permit.max_bytes {
-            match lines.next(&self.progress.num_bytes) {
+            match lines.next() {
                 Ok(Some(item)) => {
                     let line = self.line(item);
                     num_bytes = num_bytes.saturating_add(line.num_bytes());
                     self.progress.num_lines.fetch_add(1, Ordering::Relaxed);
                     read.push(line);
                 }
-                Ok(None) => return Some(FileEnd::Reached),
+                Ok(None) => return Some(Ok(())),
                 Err(unreadable) => {
-                    return Some(self.cannot_read(lines.line_number + 1, &unreadable));
+                    let line = lines.input.line_number + 1;
+                    return Some(Err(self.cannot_read(line, &unreadable)));
                 }
             }
             // A line that has been typed or piped must not wait for the next one.
@@ -296,7 +273,7 @@ impl FileState {
         None
     }
 
-    fn cannot_read(&self, line: u64, unreadable: &Unreadable) -> FileEnd {
+    fn cannot_read(&self, line: u64, unreadable: &Unreadable) -> String {
         match unreadable {
             Unreadable::Failed(error) => self.fail(&format!("line {line}: {error}")),
             Unreadable::Encoded(encoding) => {
@@ -314,22 +291,20 @@ impl FileState {
         }
     }
 
-    /// The end by a failure, which the progress shows too.
-    fn fail(&self, why: &str) -> FileEnd {
-        let what = format!(
+    fn fail(&self, why: &str) -> String {
+        self.end_with(format!(
             "cannot read {} any further: {why}; the lines before are taken. Once it can be read, read \
              it again from its beginning: events that are stored count as duplicates",
             self.name
-        );
-        self.end_with(what)
+        ))
     }
 
-    fn end_with(&self, what: String) -> FileEnd {
+    fn end_with(&self, what: String) -> String {
         *lock(&self.progress.failure) = Some(what.clone());
-        FileEnd::Failed { what }
+        what
     }
 
-    fn line(&self, Item { text, line, index }: Item) -> Line {
+    fn line(&self, Item { text, line, index }: Item) -> Body {
         let name = &self.name;
         let position = Position::new(match index {
             None => format!("{name}:{line}"),
@@ -337,12 +312,12 @@ impl FileState {
         });
         let what = index.map_or("line", |_| "event");
         match text {
-            Text::Whole(data) => Line::Raw { position, data },
+            Text::Whole(data) => Body::Raw { position, data },
             Text::TooLong {
                 beginning,
                 num_bytes,
                 limit,
-            } => Line::Rejected(Arc::new(Entry {
+            } => Body::Entry(Arc::new(Entry {
                 source: Arc::from(SOURCE_NAME),
                 position,
                 content: Content::Rejected(Rejection {
@@ -355,31 +330,6 @@ impl FileState {
                     event_id: None,
                 }),
             })),
-        }
-    }
-}
-
-/// A line that is not yet acknowledged.
-enum Line {
-    Raw { position: Position, data: Bytes },
-    Rejected(Arc<Entry>),
-}
-
-impl Retain for Line {
-    fn num_bytes(&self) -> usize {
-        match self {
-            Self::Raw { data, .. } => data.len(),
-            Self::Rejected(entry) => entry.num_bytes(),
-        }
-    }
-
-    fn body(&self) -> Body {
-        match self {
-            Self::Raw { position, data } => Body::Raw {
-                position: position.clone(),
-                data: data.clone(),
-            },
-            Self::Rejected(entry) => Body::Entry(Arc::clone(entry)),
         }
     }
 }

@@ -1,34 +1,23 @@
-//! Source: HTTP and WebSocket routes that fill an [`intake`](super::intake).
+//! Source: HTTP and WebSocket routes that fill an [`intake`](super::intake), for any actix-web app.
 //!
 //! - `POST /api/events` takes a list of events and answers 204 once all of them are durable.
 //! - `WS /api/events/in` takes one event a message and answers a ping once everything that came
 //!   before it on that connection is durable.
 //!
-//! The routes can be mounted in any actix-web application; the pipeline reads the other end of the
-//! intake. Nothing that was admitted is withdrawn when a client goes away: it may come again, and
-//! then joins what waits.
+//! Nothing that was admitted is withdrawn when a client goes away: it may come again, and joins
+//! what waits.
 //!
-//! # Memory
+//! Memory: the intake's bounds, and `max_buffered_bytes` for bodies and large messages on their way
+//! in, twice where texts are copied out of a body. Each connection has 16 KiB for its small
+//! message, beside the buffers of actix-http.
 //!
-//! At most the intake's bounds for admitted entries, and `max_buffered_bytes` for bodies and large messages
-//! on their way in, the latter twice where texts are copied out of a body. Each connection has 16 KiB for its
-//! small message, beside the buffers of actix-http. Buffers grow with the bytes that have come: an announced
-//! length takes nothing.
+//! The server that mounts the routes bounds connections, heads, and clients that read nothing.
 //!
-//! # What the host's server has to do
-//!
-//! The routes bound what a request or a message may take once its head is there. How many
-//! connections there are, how long a head may take and how long a client may read nothing is for the
-//! server that they are mounted in.
-//!
-//! # Why positions are the same for every request
-//!
-//! A dead letter is recognised by its source, position and text. A client that did not hear of the
-//! outcome sends the same text again in another request: with a position of its own each of them
-//! would leave another letter.
+//! Positions are the same for every request: a dead letter is recognised by source, position and
+//! text, and a client that did not hear of the outcome sends the same text in another request.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
@@ -41,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Clock;
 use crate::delivery::{Content, Entry, Position};
 use crate::event::{EventLimits, ParseError, Received, ReceivedEvent};
+use crate::rate_limited_log::RateLimitedLog;
 use crate::retention::Retention;
 use crate::settings::{As, LongerThanZero, Size};
 
@@ -53,12 +43,10 @@ mod list;
 mod out;
 mod pongs;
 mod post;
-mod rate_limited;
 mod socket;
 
 use buffers::{Buffers, Patience};
 use pongs::TotalWaiting;
-use rate_limited::RateLimitedLog;
 
 pub use auth::AuthString;
 #[cfg(feature = "testing")]
@@ -173,7 +161,7 @@ impl EventRoutes {
             waiting: TotalWaiting::default(),
             post: Position::new("POST /api/events"),
             socket: Position::new("WS /api/events/in"),
-            refused: RateLimitedLog::new(REFUSED_EVERY),
+            refused: Mutex::new(RateLimitedLog::new(REFUSED_EVERY)),
         };
         Self {
             shared: web::Data::new(shared),
@@ -202,17 +190,14 @@ struct RouteState {
     settings: HttpSettings,
     limits: EventLimits,
     clock: Arc<dyn Clock>,
-    /// The memory for bodies and large messages while they arrive.
     buffers: Arc<Buffers>,
     waiting: TotalWaiting,
     post: Position,
     socket: Position,
-    /// WebSockets that were not let in.
-    refused: RateLimitedLog,
+    refused: Mutex<RateLimitedLog>,
 }
 
 impl RouteState {
-    /// Whether the text is an event that is taken here.
     fn parse(&self, text: ByteString) -> Result<ReceivedEvent, ParseError> {
         let limit = self.settings.max_event_bytes;
         if text.len() > limit.get() {
@@ -245,10 +230,8 @@ fn refuse(status: StatusCode, allow: Option<&'static str>, reason: &str) -> Http
     response.json(serde_json::json!({ "detail": reason }))
 }
 
-/// Cuts one event's text out of the buffer that it came in.
-///
-/// A slice keeps the whole buffer alive for as long as the event waits, so it must be most of it;
-/// a smaller text is copied, and then counts for what it is.
+/// Cuts one event's text out of its buffer. A slice keeps the whole buffer alive while the event
+/// waits, so it must be most of it; a smaller text is copied.
 fn cut(buffer: &ByteString, text: &str) -> ByteString {
     if text.len() >= buffer.len() / 2 {
         buffer.slice_ref(text)

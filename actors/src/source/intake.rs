@@ -1,24 +1,20 @@
 //! Source: a bounded intake that this process fills itself.
 //!
-//! The HTTP routes and any host submit entries to an [`Intake`] and wait on the [`Commit`] until
-//! they are durable; the pipeline reads them from the [`IntakeSource`]. Submitters and the
-//! consumer may live on different threads.
+//! The HTTP routes and any host submit entries to an [`Intake`], from any thread, and wait on the
+//! [`Commit`]. The pipeline reads them from the [`IntakeSource`]. An entry that was admitted stays
+//! here until it is acknowledged, whether its client still waits or not, and its [`Commit`]
+//! succeeds exactly then. The entries never exceed the bounds, but for a single larger one that
+//! comes when nothing else is here.
 //!
-//! Guarantee: an entry that was admitted stays here until it is acknowledged, whether its client still waits
-//! or not, and its [`Commit`] succeeds exactly then. The entries here never exceed the bounds, in number and
-//! in bytes, but for one that is larger than all of them and comes when nothing else is here.
-//!
-//! # Why an entry can join another
-//!
-//! In a long outage clients give up waiting and send the same messages again. A text that already waits here
-//! takes no second place: its sender waits for the first. Only the same text will do. An event with the same id and another text is admitted on its own, since if the
-//! database refuses the one, the other must not count as durable.
+//! In a long outage clients send the same messages again. A text that already waits takes no second
+//! place: its sender waits for the first. An event with the same id and another text is admitted on
+//! its own, since if the database refuses the one, the other must not count as durable.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::future::LocalBoxFuture;
 use schemars::JsonSchema;
@@ -30,7 +26,7 @@ use crate::delivery::{Content, Entry, Receipt};
 use crate::settings::{As, Count, Size};
 
 use super::retained::{Retain, Retained};
-use super::{Body, Chunk, EventSource, More, Permit, SourceError};
+use super::{Body, Chunk, EventSource, More, Permit, SourceError, lock};
 
 mod commit;
 mod room;
@@ -142,9 +138,7 @@ impl Intake {
         Ok(commit)
     }
 
-    /// Admits one entry, once there is room; those who wait are served in the order in which they
-    /// came. An entry that already waits is joined at once.
-    ///
+    /// Admits one entry, in turn, once there is room; one that already waits is joined at once.
     /// When the future is dropped before it resolves, the entry was not admitted.
     ///
     /// # Errors
@@ -304,7 +298,6 @@ enum Phase {
     Closed,
 }
 
-/// Shared by the two sides.
 struct IntakeState {
     name: Arc<str>,
     bounds: Bounds,
@@ -318,8 +311,7 @@ struct IntakeState {
 
 impl IntakeState {
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        // Every change is complete before anything that could panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn lock_open(&self) -> Result<MutexGuard<'_, Entries>, SubmitError> {
@@ -356,19 +348,11 @@ impl IntakeState {
 
     fn hand_out(&self, permit: Permit) -> Option<Chunk> {
         let mut state = self.lock();
-        let phase = *self.phase.borrow();
-        let when_empty = match phase {
+        let when_empty = match *self.phase.borrow() {
             Phase::Open => More::Later,
             Phase::Draining | Phase::Closed => More::Ended,
         };
-        let chunk = state.messages.hand_out(permit, when_empty);
-        if chunk.is_none() && phase != Phase::Open {
-            return Some(Chunk {
-                messages: Vec::new(),
-                more: More::Ended,
-            });
-        }
-        chunk
+        state.messages.hand_out(permit, when_empty)
     }
 }
 
@@ -382,13 +366,11 @@ enum JoinKey {
 #[derive(Default)]
 struct Entries {
     messages: Retained<AdmittedEntry>,
-    /// The last entry that was admitted with each key.
     by_key: HashMap<JoinKey, Receipt>,
     usage: IntakeUsage,
 }
 
 impl Entries {
-    /// The entry that an equal one would join.
     fn find(&mut self, key: JoinKey, entry: &Entry) -> Option<Receipt> {
         let receipt = *self.by_key.get(&key)?;
         let held = self.messages.get_mut(receipt)?;
@@ -443,7 +425,6 @@ impl Entries {
     }
 }
 
-/// An entry that is not yet durable, with those who wait for it.
 struct AdmittedEntry {
     entry: Arc<Entry>,
     key: JoinKey,

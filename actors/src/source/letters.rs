@@ -1,17 +1,14 @@
 //! Source: the dead letters of a store, once more.
 //!
-//! Each letter is handed out as the message that it was: with its own source, position and bytes, so
-//! that one that is refused again is the same letter, come once more. It is removed when it is
-//! acknowledged, unless it has come again since it was read: then its batch, or another writer, has
-//! just refused it, in the transaction that raised its attempts.
+//! Each letter is handed out as the message that it was, so that one that is refused again is the same
+//! letter. It is removed when it is acknowledged, unless its attempts have been raised since it was read:
+//! then it was just refused.
 //!
 //! The newest come first. Letters that are written meanwhile are newer, so that this comes to an end.
-//! Should the process die between the commit and the removal, the letter stays; the next time its event
-//! is found to be there already, and it goes. Memory holds one page without its bytes, and what the
-//! pipeline has not acknowledged.
+//! If the process dies between commit and removal, the letter stays and is a duplicate the next time.
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::future::LocalBoxFuture;
 
@@ -21,7 +18,7 @@ use crate::store::StoreError;
 use crate::store::operator::{DeadLetter, LetterFilter, LetterVersion, OpenLetter, StoreOperator};
 
 use super::retained::{Retain, Retained};
-use super::{Body, Chunk, EventSource, More, Permit, SourceError};
+use super::{Body, Chunk, EventSource, More, Permit, SourceError, lock};
 
 /// The source's name in metrics and logs; a letter keeps that of its own source.
 pub const SOURCE_NAME: &str = "dead-letters";
@@ -37,12 +34,10 @@ pub struct LetterSource {
 #[derive(Default)]
 struct LetterReading {
     kept: Retained<Letter>,
-    /// Letters with this id or a larger one have been read.
     before: Option<i64>,
     ended: bool,
 }
 
-/// A letter that is not yet acknowledged.
 struct Letter {
     version: LetterVersion,
     entry: Arc<Entry>,
@@ -59,16 +54,9 @@ impl Retain for Letter {
 }
 
 impl LetterReading {
-    /// The answer to a read, if there is one at once; `None` if letters have to be read first.
     fn take(&mut self, permit: Permit) -> Option<Chunk> {
         let when_empty = if self.ended { More::Ended } else { More::Ready };
-        let chunk = self.kept.hand_out(permit, when_empty);
-        chunk.or_else(|| {
-            self.ended.then_some(Chunk {
-                messages: Vec::new(),
-                more: More::Ended,
-            })
-        })
+        self.kept.hand_out(permit, when_empty)
     }
 }
 
@@ -141,12 +129,10 @@ impl LetterSource {
     }
 
     fn lock(&self) -> MutexGuard<'_, LetterReading> {
-        // Every change is complete before anything that could panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
-/// The first letters, as many as fit; at least one.
 fn ids_within(letters: &[DeadLetter], max_bytes: usize) -> Vec<i64> {
     let max_bytes = u64::try_from(max_bytes).unwrap_or(u64::MAX);
     let mut num_bytes = 0_u64;

@@ -6,22 +6,15 @@
 //!
 //! Guarantee: every entry that this consumer was given is in flight, or committed while its XACK is not
 //! confirmed, or will be read again. After any failure, and once a minute, what Redis has pending for us is
-//! compared with these two sets, and what is in neither is read again. Entries that are in flight for long
-//! are marked as ours every two seconds, whether anyone reads or not.
-//!
-//! A stream or a group that vanishes is made again, at `0-1`, and everything that is still in the
-//! stream comes again: the store knows what it has.
+//! compared with the first two, and the rest is read again. A stream or a group that vanishes is made again,
+//! at `0-1`; what is still in the stream comes again, and the store knows what it has.
 //!
 //! # What can be lost, and is counted
 //!
-//! Others trim the stream, by rules that do not know what is committed; the trim guard
-//! keeps them from it. Entries that were removed nevertheless before they were read are counted, as far as
-//! Redis lets them be counted, and logged. How much was read Redis does not write down by itself; the source
-//! has it do so with large reads and every second. So right after a restart or a failover of Redis, entries
-//! that were read within the last second may be counted too, until all is read again.
-//!
-//! A group that somebody set ahead of the stream's last id is believed as little as a lost one: reading
-//! ends in an error that says where to set it back, and the guard stays where it is until then.
+//! Others trim the stream by rules that do not know what is committed; the trim guard keeps them from it.
+//! Entries that were removed before they were read are counted, as far as Redis lets them be counted, and
+//! logged. Right after a restart or a failover of Redis, entries that were read within the last second may
+//! be counted too.
 //!
 //! # Why the reads have a task of their own
 //!
@@ -30,15 +23,10 @@
 //! runs on, and the entries that it brings wait for the next [`EventSource::read`]. At the end of all reads
 //! Redis is told to answer at once, and what the read took until then is handed out before [`More::Ended`].
 //!
-//! # One event, file by file
-//!
-//! `fetch` asks for entries, by commands of `commands` and through a connection of `connection`.
-//! `entry_reader` takes in the reply. `pending` hands the messages out and keeps what is not acknowledged.
-//! `member` is what all of these share. Beside the path, `keeper` keeps entries, groups and the trim guard
-//! where they belong. The operator's tools stand in `operator`, and nothing here uses them.
+//! The path through these files is told in `README.md`, "One event, file by file".
 
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::future::{LocalBoxFuture, select};
@@ -48,9 +36,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::delivery::Receipt;
 
-use super::{Chunk, EventSource, More, Permit, SourceError};
+use super::{Chunk, EventSource, More, Permit, SourceError, lock};
 
-mod commands;
 mod connection;
 mod entry_reader;
 mod failure;
@@ -61,6 +48,7 @@ mod operator;
 mod pending;
 mod position;
 mod scripts;
+mod sentinel;
 mod settings;
 mod sizes;
 mod snapshot;
@@ -68,23 +56,22 @@ mod stats;
 mod stream_id;
 mod url;
 
-use member::{Member, Outcome};
+use fetch::Outcome;
+use member::Member;
 use stream_id::StreamId;
 
 pub use operator::RedisOperator;
 pub use settings::{RedisSettings, RedisSettingsError, consumer_name};
 pub use stats::{RedisStats, RedisStatus};
-pub use url::RedisUrl;
+pub use url::{Place, RedisUrl, Sentinels};
 
 /// The source's name in dead letters, metrics and logs.
 pub const SOURCE_NAME: &str = "redis";
 
-/// How long a close waits for Redis, beyond a read that is under way; then the rest is left for
-/// others to claim.
+/// How long a close waits for Redis, beyond a read that is under way.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often Redis is told to end a read that waits, which may still have been on its way there the last
-/// time.
+/// How often Redis is told to end a read that waits: it may not have arrived there the last time.
 const UNBLOCK_EVERY: Duration = Duration::from_millis(20);
 
 /// Hands out the entries of one stream, as one consumer of its group.
@@ -93,7 +80,6 @@ pub struct RedisSource {
     tasks: Mutex<Tasks>,
 }
 
-/// Tasks that run beside the calls; ended with the source.
 #[derive(Default)]
 struct Tasks {
     keeper: Option<AbortHandle>,
@@ -108,6 +94,17 @@ impl RedisSource {
     /// The settings cannot work.
     pub fn new(settings: RedisSettings) -> Result<Self, RedisSettingsError> {
         settings.check()?;
+        if settings
+            .url
+            .encryption()
+            .is_some_and(|(verifies, _)| !verifies)
+        {
+            log::warn!(
+                "the certificate of Redis is not looked at (ssl_cert_reqs=none): who can redirect the traffic can \
+                 read and change it redis.server={}",
+                settings.url
+            );
+        }
         Ok(Self {
             member: Arc::new(Member::new(settings)),
             tasks: Mutex::default(),
@@ -120,8 +117,7 @@ impl RedisSource {
     }
 
     fn tasks(&self) -> MutexGuard<'_, Tasks> {
-        // Every change is complete before anything that could panic.
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tasks)
     }
 
     /// Starts the keeper unless it runs; it ends with the thread that it was started on.
@@ -132,7 +128,6 @@ impl RedisSource {
         }
     }
 
-    /// Starts a fetch unless one runs.
     fn ensure_fetch(&self, permit: Permit) {
         let mut reading = self.member.reading();
         if reading.is_fetching || reading.is_stopping {
@@ -148,7 +143,7 @@ impl RedisSource {
     fn take(&self, permit: Permit) -> Option<Result<Chunk, SourceError>> {
         let mut reading = self.member.reading();
         if reading.is_closed {
-            return Some(Ok(nothing(More::Ended)));
+            return Some(Ok(Chunk::nothing(More::Ended)));
         }
         let more = reading.more;
         if let Some(chunk) = reading.pending.hand_out(permit, more) {
@@ -156,8 +151,10 @@ impl RedisSource {
         }
         match reading.outcome.take() {
             Some(Err(error)) => Some(Err(error)),
-            _ if reading.is_stopping && !reading.is_fetching => Some(Ok(nothing(More::Ended))),
-            Some(Ok(Outcome::Nothing)) => Some(Ok(nothing(More::Later))),
+            _ if reading.is_stopping && !reading.is_fetching => {
+                Some(Ok(Chunk::nothing(More::Ended)))
+            }
+            Some(Ok(Outcome::Nothing)) => Some(Ok(Chunk::nothing(More::Later))),
             Some(Ok(Outcome::Misplaced(what))) => {
                 Some(Err(SourceError::Unavailable { what, source: None }))
             }
@@ -165,7 +162,6 @@ impl RedisSource {
         }
     }
 
-    /// Waits until there may be something to take, or the end.
     async fn changed(&self) {
         let changed = self.member.changed.notified();
         if self.member.reading().is_stopping {
@@ -331,7 +327,6 @@ impl EventSource for RedisSource {
 }
 
 impl RedisSource {
-    /// Lets go of everything, at once.
     fn end(&self) {
         {
             let mut reading = self.member.reading();
@@ -349,16 +344,8 @@ impl RedisSource {
     }
 }
 
-/// Nothing runs on without its source.
 impl Drop for RedisSource {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-fn nothing(more: More) -> Chunk {
-    Chunk {
-        messages: Vec::new(),
-        more,
     }
 }

@@ -2,24 +2,37 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::Arc;
 
 use crate::delivery::Receipt;
 
 use super::{Body, Chunk, Message, More, Permit};
 
-/// Something that a source keeps until its receipt comes back.
 pub(crate) trait Retain {
-    /// Its size in a permit.
     fn num_bytes(&self) -> usize;
 
-    /// A cheap copy, to be handed out.
     fn body(&self) -> Body;
+}
+
+impl Retain for Body {
+    fn num_bytes(&self) -> usize {
+        Self::num_bytes(self)
+    }
+
+    fn body(&self) -> Body {
+        match self {
+            Self::Raw { position, data } => Self::Raw {
+                position: position.clone(),
+                data: data.clone(),
+            },
+            Self::Entry(entry) => Self::Entry(Arc::clone(entry)),
+        }
+    }
 }
 
 /// Messages in the order of their receipts, each kept until it is acknowledged.
 ///
-/// Messages are handed out in that order, so one cursor tells what was handed out: everything
-/// before it. A rewind moves the cursor back to the first message that is still here.
+/// One cursor tells what was handed out: everything before it.
 #[derive(Debug)]
 pub(crate) struct Retained<T> {
     messages: BTreeMap<u64, T>,
@@ -42,7 +55,6 @@ impl<T> Default for Retained<T> {
 }
 
 impl<T: Retain> Retained<T> {
-    /// Adds a message behind all others.
     pub(crate) fn push(&mut self, message: T) -> Receipt {
         let receipt = self.next_receipt;
         self.next_receipt += 1;
@@ -50,33 +62,27 @@ impl<T: Retain> Retained<T> {
         Receipt(receipt)
     }
 
-    /// A message that is still here.
     pub(crate) fn get_mut(&mut self, receipt: Receipt) -> Option<&mut T> {
         self.messages.get_mut(&receipt.0)
     }
 
-    /// A message that was handed out and is still here.
     pub(crate) fn handed_out(&self, receipt: Receipt) -> Option<&T> {
         let known = receipt.0 < self.handed_out;
         self.messages.get(&receipt.0).filter(|_| known)
     }
 
-    /// How many messages are here, handed out or not.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn len(&self) -> usize {
         self.messages.len()
     }
 
-    /// The receipt that the next message will get.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn next_receipt(&self) -> Receipt {
         Receipt(self.next_receipt)
     }
 
-    /// Hands out the next messages within the permit; `None` if there are none.
-    ///
-    /// The first message may exceed the permit's bytes; it then comes alone. `when_empty` is what
-    /// to expect if nothing is left behind the chunk.
+    /// Hands out the next messages within the permit; `None` if there are none now. One that is larger comes
+    /// alone. `when_empty` is what to expect if nothing is left behind the chunk.
     pub(crate) fn hand_out(&mut self, permit: Permit, when_empty: More) -> Option<Chunk> {
         let mut messages = Vec::new();
         let mut num_bytes = 0_usize;
@@ -95,8 +101,10 @@ impl<T: Retain> Retained<T> {
                 body: message.body(),
             });
         }
-        let last = messages.last()?.receipt.0;
-        self.cursor = last + 1;
+        let Some(last) = messages.last() else {
+            return (more == More::Ended).then(|| Chunk::nothing(More::Ended));
+        };
+        self.cursor = last.receipt.0 + 1;
         self.handed_out = self.handed_out.max(self.cursor);
         Some(Chunk { messages, more })
     }
@@ -109,7 +117,6 @@ impl<T: Retain> Retained<T> {
         self.messages.remove(&receipt.0)
     }
 
-    /// Hands out again from the first message that is still here.
     pub(crate) fn rewind(&mut self) {
         let first = self
             .messages

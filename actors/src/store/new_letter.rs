@@ -7,7 +7,6 @@ use sha2::{Digest as _, Sha256};
 use super::Stage;
 use crate::delivery::{Content, Entry};
 
-/// A message that is to be kept, and why.
 pub(super) struct NewLetter<'a> {
     pub(super) entry: &'a Entry,
     pub(super) stage: Stage,
@@ -18,7 +17,6 @@ pub(super) struct NewLetter<'a> {
 }
 
 impl<'a> NewLetter<'a> {
-    /// Of an event that the database refused.
     pub(super) fn refused(entry: &'a Entry, reason: &'a str, code: Option<&'a str>) -> Self {
         Self {
             entry,
@@ -29,7 +27,6 @@ impl<'a> NewLetter<'a> {
         }
     }
 
-    /// Of each message of a batch that the parser rejected.
     pub(super) fn rejected(entries: &'a [Arc<Entry>]) -> impl Iterator<Item = Self> {
         entries.iter().filter_map(|entry| match &entry.content {
             Content::Event(_) => None,

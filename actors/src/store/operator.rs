@@ -1,11 +1,7 @@
-//! PORT: an operator's questions to a store, and the repairs.
+//! PORT: an operator's questions to a store, and the repairs. No event on its way to its row needs it.
 //!
-//! An event's way from a source to its row needs none of this: a pipeline knows only
-//! [`EventStore`](super::EventStore). The server's commands know this port, and no database.
-//!
-//! Only the methods that say so change anything. All others read, and make no table. An answer is of one
-//! moment, and two answers are of two: while a writer is at work, what looks wrong has to be looked at
-//! once more.
+//! Only the methods that say so change anything; none of the others makes a table. An answer is of one
+//! moment: while a writer is at work, a finding has to be looked at once more.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -28,18 +24,14 @@ mod audit;
 mod comparison;
 mod dead_letters;
 
-/// The future that a call of the operator's port returns.
 pub type Answer<'a, T> = LocalBoxFuture<'a, Result<T, StoreError>>;
 
-/// The use that a service makes of its database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
     pub writers: usize,
-    /// Whether events are deleted when they are old.
     pub trims: bool,
 }
 
-/// A database, and Prefect's schema in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DatabaseInfo {
     /// The server and its version, for people; `None` for a file.
@@ -48,7 +40,6 @@ pub struct DatabaseInfo {
     pub schema: Option<String>,
     /// The revision of Prefect's own schema; `None` where Prefect has not been.
     pub prefect_revision: Option<String>,
-    /// The revisions that this version was tested with.
     pub tested_revisions: &'static [&'static str],
 }
 
@@ -56,19 +47,15 @@ pub struct DatabaseInfo {
 /// not write both in one transaction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct HalfEvents {
-    /// Rows of `events` of which there is no row in `event_resources`.
     pub events: u64,
-    /// Rows of `event_resources` whose event is not in `events`.
     pub resources: u64,
 }
 
-/// The operator's questions to a store, and the repairs.
+/// A method that a store leaves as it is answers that the store does not offer it.
 ///
-/// A store of your own offers what it can; a method that is left as it is answers that the store does
-/// not offer it.
-///
-/// A dead letter that is new has a larger id than all that were there. Where a call takes `before`, it
-/// means letters with smaller ids only, and so none that come meanwhile.
+/// A dead letter that is new has a larger id than all that were there. `before` stands for letters with
+/// smaller ids only, and so for none that come meanwhile.
+#[expect(unused_variables, reason = "a method that is not offered needs none")]
 pub trait StoreOperator: Send + Sync {
     /// Makes or upgrades the tables, Prefect's two included unless Prefect has been here; returns the names
     /// of the migrations that were run. Changes the schema.
@@ -76,7 +63,6 @@ pub trait StoreOperator: Send + Sync {
         not_offered("migrations")
     }
 
-    /// Tells what the database is, whatever tables it has.
     fn describe(&self) -> Answer<'_, DatabaseInfo> {
         not_offered("a description")
     }
@@ -84,7 +70,6 @@ pub trait StoreOperator: Send + Sync {
     /// Looks for what would stop or hurt a service with these needs. That the database cannot be reached is
     /// a finding too.
     fn inspect(&self, needs: Needs) -> LocalBoxFuture<'_, Vec<Finding>> {
-        let _ = needs;
         Box::pin(std::future::ready(Vec::new()))
     }
 
@@ -96,7 +81,6 @@ pub trait StoreOperator: Send + Sync {
         limit: NonZeroUsize,
     ) -> Answer<'a, Vec<DeadLetter>>;
 
-    /// How many dead letters there are.
     fn count_letters<'a>(
         &'a self,
         filter: &'a LetterFilter,
@@ -113,23 +97,19 @@ pub trait StoreOperator: Send + Sync {
     /// Counts all dead letters, and those whose event is stored meanwhile, of which it names at most
     /// `limit`.
     fn count_curable_letters(&self, limit: usize) -> Answer<'_, LetterCounts> {
-        let _ = limit;
         not_offered("an audit")
     }
 
-    /// At which of these positions of a source a message became a dead letter.
     fn letters_at<'a>(
         &'a self,
         source: &'a str,
         positions: Vec<String>,
     ) -> Answer<'a, Vec<String>> {
-        let _ = (source, positions);
         not_offered("an audit")
     }
 
     /// The rows of each of these events; that an event has none is an answer too.
     fn look_up(&self, event_ids: Vec<String>) -> Answer<'_, Vec<EventRows>> {
-        let _ = event_ids;
         not_offered("an audit")
     }
 
@@ -140,13 +120,11 @@ pub trait StoreOperator: Send + Sync {
         since: Option<DateTime<Utc>>,
         from: Option<&'a Cursor>,
     ) -> Answer<'a, Page> {
-        let _ = (since, from);
         not_offered("an audit")
     }
 
     /// Events that occurred since then and of which only resources are there, `limit` ids at most.
     fn orphans(&self, since: Option<DateTime<Utc>>, limit: NonZeroUsize) -> Answer<'_, Strays> {
-        let _ = (since, limit);
         not_offered("an audit")
     }
 
@@ -154,7 +132,6 @@ pub trait StoreOperator: Send + Sync {
     ///
     /// A unique index over the id makes that impossible; only where it is gone they are looked for.
     fn repeated(&self, since: Option<DateTime<Utc>>, limit: NonZeroUsize) -> Answer<'_, Strays> {
-        let _ = (since, limit);
         not_offered("an audit")
     }
 
@@ -163,7 +140,6 @@ pub trait StoreOperator: Send + Sync {
     /// An entry whose event has [`UNKNOWN_RECEIVED`] is not compared in that column. A rejection is
     /// looked for by its event's id, if it has one.
     fn compare<'a>(&'a self, entries: &'a [Arc<Entry>]) -> Answer<'a, Vec<Compared>> {
-        let _ = entries;
         not_offered("a comparison")
     }
 
@@ -176,7 +152,6 @@ pub trait StoreOperator: Send + Sync {
 
     /// Counts what trims with these cutoffs would remove.
     fn count_expired<'a>(&'a self, cutoffs: &'a Cutoffs) -> Answer<'a, Trimmed> {
-        let _ = cutoffs;
         not_offered("a count of what has expired")
     }
 

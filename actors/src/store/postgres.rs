@@ -1,25 +1,20 @@
 //! Store: PostgreSQL, version 13 or newer, in the tables of a Prefect server or in tables like them.
 //!
-//! A batch is written by one call of a function that our own migrations install
-//! (`event_persister_store_v1`): it isolates the events that the database refuses inside the
-//! transaction, so that all others and the dead letters commit together. A call takes the connection
-//! out, and puts it back only if it succeeds. A connection whose call failed, panicked or was dropped
-//! is closed, its prepared statements with it, and the next call opens another.
-//!
-//! The path of an event is in this folder; what only an operator asks for is in `operator/`. The list of
-//! conditions (`conditions`) belongs to the path: a store that starts, and the probe behind `/api/ready`,
-//! walk it as `check` does.
+//! A batch is copied, or written by a function that our own migrations install: it isolates the events
+//! that the database refuses inside the transaction, so that all others and the dead letters commit
+//! together. A call takes the connection out, and puts it back only if it succeeds. Otherwise the
+//! connection is closed, and the next call opens another.
 //!
 //! # Why a function
 //!
-//! Only the SQLSTATE tells whether an error is an event's own fault or the server's. To find the event by
-//! savepoints would cost a round trip for each. Inside the server the code is known, a culprit is found by
-//! splitting the batch, and a batch without a culprit costs nothing more.
+//! Only the SQLSTATE tells whether an error is an event's own fault or the server's. Savepoints would cost
+//! a round trip for each event. Inside the server the code is known, a culprit is found by splitting the
+//! batch, and a batch without a culprit costs nothing more.
 //!
 //! # PgBouncer
 //!
-//! Everything runs in explicit transactions with settings that end with them; there are no session
-//! locks and no temporary tables. In transaction mode, prepared statements need PgBouncer 1.21 with
+//! Everything runs in explicit transactions with settings that end with them, without session locks and
+//! temporary tables. In transaction mode, prepared statements need PgBouncer 1.21 with
 //! `max_prepared_statements`, else `prepared_statements: false`.
 
 use std::num::NonZeroUsize;
@@ -30,31 +25,31 @@ use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 
 use self::connection::Connection;
+pub use self::environment::PgEnvironment;
 use self::failure::Failure;
 pub use self::reader::PostgresReader;
 pub use self::settings::{PostgresSettings, TlsMode};
 use self::trim::Resume;
-pub use self::url::PostgresUrl;
-use crate::batch::Batch;
+pub use self::url::{Address, PostgresUrl, Target};
 use crate::clock::Clock;
+use crate::delivery::Batch;
 pub use crate::store::CreateSchema;
 use crate::store::{
     Cutoffs, EventCounts, EventStore, LastPass, OpenStore, Outcome, StoreError, TrimStep,
 };
 
 mod arrays;
-mod columns;
 mod conditions;
 mod connection;
-mod copy_rows;
 mod copying;
 mod driver;
-mod encoded;
+mod environment;
 mod failure;
 mod letters;
 mod lock_holder;
 mod operator;
 mod passes;
+mod reach;
 mod reader;
 mod rows;
 mod schema;
@@ -176,6 +171,37 @@ impl PostgresStore {
         }
     }
 
+    /// The same in a transaction.
+    async fn in_transaction<T>(
+        &self,
+        doing: &'static str,
+        work: impl AsyncFn(&mut Connection) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
+        let work = async |connection: &mut Connection| {
+            connection.begin().await?;
+            let done = work(connection).await?;
+            connection.commit().await?;
+            Ok(done)
+        };
+        self.with_connection(doing, self.limit(), work).await
+    }
+
+    /// Reads in a transaction that sees one moment, and may take its time.
+    async fn in_snapshot<T>(
+        &self,
+        doing: &'static str,
+        limit: Option<Duration>,
+        read: impl AsyncFn(&mut Connection) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
+        let read = async |connection: &mut Connection| {
+            connection.begin_snapshot().await?;
+            let answer = read(connection).await?;
+            connection.commit().await?;
+            Ok(answer)
+        };
+        self.with_connection(doing, limit, read).await
+    }
+
     fn store_error(&self, doing: &str, failure: Failure, holders: Option<&str>) -> StoreError {
         failure.into_store_error(doing, &self.settings.place(), holders)
     }
@@ -203,22 +229,17 @@ impl PostgresStore {
 
 impl EventStore for PostgresStore {
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
-        Box::pin(async move {
-            let write = async |connection: &mut Connection| {
-                write::write(connection, &self.settings, &batch, self.clock.now()).await
-            };
-            self.with_connection("write to", self.limit(), write).await
-        })
+        let write = async move |connection: &mut Connection| {
+            write::write(connection, &self.settings, &batch, self.clock.now()).await
+        };
+        Box::pin(self.with_connection("write to", self.limit(), write))
     }
 
     fn rehearse(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
-        Box::pin(async move {
-            let rehearse = async |connection: &mut Connection| {
-                write::rehearse(connection, &batch, self.clock.now()).await
-            };
-            self.with_connection("write to", self.limit(), rehearse)
-                .await
-        })
+        let rehearse = async move |connection: &mut Connection| {
+            write::rehearse(connection, &batch, self.clock.now()).await
+        };
+        Box::pin(self.with_connection("write to", self.limit(), rehearse))
     }
 
     fn trim<'a>(
@@ -259,13 +280,11 @@ impl EventStore for PostgresStore {
     }
 
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async move {
-            let place = self.settings.place();
-            let create = self.settings.create_schema;
-            let check =
-                async |connection: &mut Connection| schema::check(connection, create, &place).await;
-            self.with_connection("read", self.limit(), check).await
-        })
+        let (create, place) = (self.settings.create_schema, self.settings.place());
+        let check = async move |connection: &mut Connection| {
+            schema::check(connection, create, &place).await
+        };
+        Box::pin(self.with_connection("read", self.limit(), check))
     }
 
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {

@@ -1,10 +1,8 @@
 //! JSON as Python's `json.dumps(json.loads(text))` writes it, which is how Prefect stores it.
 //!
-//! ASCII only, `", "` and `": "` between tokens, keys in their order; of a repeated key the last value,
-//! in the place of the first; floats in Python's shortest form, integers as they are. The text is
-//! rewritten token by token, without a tree and without recursion; only an object with repeated
-//! keys is put together again. The input is JSON that the parser accepted; anything else comes out
-//! as some ASCII text, never as a panic.
+//! ASCII only, `", "` and `": "` between tokens, keys in their order; of a repeated key the last value, in
+//! the place of the first; floats in Python's shortest form. The text is rewritten token by token, without a
+//! tree and without recursion. Input that is no JSON comes out as some ASCII text, never as a panic.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,7 +11,6 @@ use crate::event::write_float;
 /// Up to this many keys are compared one with another; more are hashed.
 const FEW_KEYS: usize = 8;
 
-/// Appends the JSON value `json` to `out` in Python's form.
 pub(super) fn rewrite(json: &str, out: &mut String) {
     let mut rewriter = Rewriter {
         json,
@@ -26,7 +23,6 @@ pub(super) fn rewrite(json: &str, out: &mut String) {
     while rewriter.token() {}
 }
 
-/// Appends a text as a JSON string.
 pub(super) fn write_string(text: &str, out: &mut String) {
     out.push('"');
     let mut rest = text;
@@ -62,7 +58,6 @@ pub(super) fn write_object<'a>(
     out.push('}');
 }
 
-/// Appends an array; `write` appends each of its values.
 pub(super) fn write_array<T>(
     values: impl Iterator<Item = T>,
     out: &mut String,
@@ -78,18 +73,15 @@ pub(super) fn write_array<T>(
     out.push(']');
 }
 
-/// An array or object that is not closed yet.
 enum Open {
     Array,
     Object {
-        /// Where its brace stands in the output.
         start: usize,
         /// How many members of the objects around it are on the stack.
         outer_members: usize,
     },
 }
 
-/// One `"key": value` in the output.
 struct Member {
     start: usize,
     key_end: usize,
@@ -107,7 +99,6 @@ struct Rewriter<'a> {
 }
 
 impl Rewriter<'_> {
-    /// Rewrites the next token; false at the end.
     fn token(&mut self) -> bool {
         let Some(&byte) = self.json.as_bytes().get(self.at) else {
             return false;

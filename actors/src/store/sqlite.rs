@@ -1,19 +1,15 @@
 //! Store: SQLite, in one file that any number of processes may use at once.
 //!
-//! Tables, texts and JSON are those that Prefect writes, to the letter, so that its queries read them. A
-//! batch is written in one blocking call, in one transaction that takes the write lock at its
-//! beginning. A call takes the connection out, and puts it back only if it succeeds. A connection
-//! whose call failed, panicked or was dropped is closed, and the next call opens another.
+//! Tables, texts and JSON are those that Prefect writes, to the letter. A batch is written in one blocking
+//! call, in one transaction that takes the write lock at its beginning. A call takes the connection out,
+//! and puts it back only if it succeeds. Otherwise it is closed, and the next call opens another.
 //!
 //! # Why one connection writes
 //!
-//! SQLite lets writers poll for its lock, so that one of two busy writers may wait for seconds. And after
-//! a commit of another connection, a connection forgets all pages that it has read: two that alternate
-//! would read everything again for every batch. So stores that are opened together write through one
-//! connection, in the order in which they asked for it. The lock is polled for only where another process
-//! holds it, up to `busy_timeout`.
-//!
-//! The path of an event is in this folder; what only an operator asks for is in `operator/`.
+//! SQLite lets writers poll for its lock, so that one of two busy writers may wait for seconds. After a
+//! commit of another connection, a connection forgets all pages that it has read. So stores that are
+//! opened together write through one connection, in the order in which they asked for it. The lock is
+//! polled for only where another process holds it, up to `busy_timeout`.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -33,14 +29,26 @@ pub use self::reader::SqliteReader;
 use self::rows::RowTexts;
 use self::trim::Progress;
 use self::write::End;
-use crate::batch::Batch;
 use crate::clock::Clock;
+use crate::delivery::Batch;
 use crate::settings::{As, InvalidUrl, LongerThanZero};
 pub use crate::store::CreateSchema;
 use crate::store::{
     Contention, Cutoffs, EventCounts, EventStore, Fault, FaultKind, LastPass, OpenStore, Outcome,
     StoreError, TrimStep,
 };
+
+/// For a statement whose text is always the same: it is prepared once.
+macro_rules! prepared_once {
+    ($statement:ident) => {
+        impl diesel::query_builder::QueryId for $statement<'_> {
+            type QueryId = $statement<'static>;
+            const HAS_STATIC_QUERY_ID: bool = true;
+        }
+
+        impl diesel::RunQueryDsl<diesel::SqliteConnection> for $statement<'_> {}
+    };
+}
 
 mod connection;
 mod in_place;
@@ -103,7 +111,6 @@ impl SqliteSettings {
     }
 }
 
-/// Shared by the stores of one database.
 struct Shared {
     settings: SqliteSettings,
     clock: Arc<dyn Clock>,
@@ -162,7 +169,6 @@ impl Shared {
     }
 }
 
-/// A connection, and the file that it is open on.
 type OpenConnection = (Connection, Token);
 
 /// One that writes and one that gets ready meanwhile: more would only wait.
@@ -260,7 +266,6 @@ fn connect(settings: &SqliteSettings) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Runs `work` where it may block.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, StoreError> {

@@ -21,6 +21,7 @@ pub struct MemorySource {
     available: Notify,
     num_acknowledged: watch::Sender<usize>,
     num_rewinds: watch::Sender<usize>,
+    acks_held: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -57,6 +58,7 @@ impl MemorySource {
             available: Notify::new(),
             num_acknowledged: watch::Sender::new(0),
             num_rewinds: watch::Sender::new(0),
+            acks_held: watch::Sender::new(false),
         }
     }
 
@@ -99,6 +101,16 @@ impl MemorySource {
     /// The next `num` acknowledgements fail, and forget nothing.
     pub fn fail_acks(&self, num: usize) {
         self.lock().failing_acks = num;
+    }
+
+    /// Makes acknowledgements wait, before they do anything, until [`Self::release_acks`].
+    pub fn hold_acks(&self) {
+        self.acks_held.send_replace(true);
+    }
+
+    /// Lets held acknowledgements go on.
+    pub fn release_acks(&self) {
+        self.acks_held.send_replace(false);
     }
 
     /// The next `num` rewinds fail, and change nothing.
@@ -225,14 +237,7 @@ impl SourceState {
                 .min(permit.max_messages),
             ..permit
         };
-        let Some(mut chunk) = self.messages.hand_out(permit, when_empty) else {
-            return (when_empty == More::Ended).then(|| {
-                Ok(Chunk {
-                    messages: Vec::new(),
-                    more: More::Ended,
-                })
-            });
-        };
+        let mut chunk = self.messages.hand_out(permit, when_empty)?;
         if self.always_short && chunk.more == More::Ready {
             chunk.more = More::Later;
         }
@@ -301,6 +306,8 @@ impl EventSource for MemorySource {
         receipts: &'a [Receipt],
     ) -> LocalBoxFuture<'a, Result<(), SourceError>> {
         Box::pin(async move {
+            // The sender lives as long as the source, so that the wait ends only with the hold.
+            self.acks_held.subscribe().wait_for(|held| !held).await.ok();
             let num = {
                 let mut state = self.lock();
                 if state.failing_acks > 0 {

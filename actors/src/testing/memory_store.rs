@@ -10,8 +10,8 @@ use futures_util::future::LocalBoxFuture;
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
-use crate::batch::Batch;
 use crate::clock::{Clock, SystemClock};
+use crate::delivery::Batch;
 use crate::store::operator::{
     Answer, DeadLetter, LetterFilter, LetterVersion, OpenLetter, StoreOperator,
 };
@@ -61,7 +61,9 @@ struct StoreState {
     num_closed: usize,
     num_writes: usize,
     num_commits: usize,
-    num_trims: usize,
+    /// Steps of a trim of more events take too long.
+    max_trimmed: Option<usize>,
+    trim_steps: Vec<usize>,
     last_pass: Option<DateTime<Utc>>,
 }
 
@@ -96,7 +98,8 @@ impl MemoryStore {
                     num_closed: 0,
                     num_writes: 0,
                     num_commits: 0,
-                    num_trims: 0,
+                    max_trimmed: None,
+                    trim_steps: Vec::new(),
                     last_pass: None,
                 }),
                 clock,
@@ -159,6 +162,11 @@ impl MemoryStore {
     /// From now on every write, and every rehearsal, takes this long.
     pub fn set_latency(&self, latency: Duration) {
         self.state().latency = latency;
+    }
+
+    /// Steps of a trim that may remove more events take too long, with nothing removed.
+    pub fn trim_too_slowly_above(&self, max_events: Option<usize>) {
+        self.state().max_trimmed = max_events;
     }
 
     async fn takes_its_time(&self) {
@@ -243,9 +251,14 @@ impl MemoryStore {
         self.state().num_commits
     }
 
-    /// How many trim steps were made.
+    /// How many trim steps were made, those that took too long included.
     pub fn num_trims(&self) -> usize {
-        self.state().num_trims
+        self.state().trim_steps.len()
+    }
+
+    /// How many events each trim step was allowed to remove, in order.
+    pub fn trim_steps(&self) -> Vec<usize> {
+        self.state().trim_steps.clone()
     }
 
     fn state(&self) -> MutexGuard<'_, StoreState> {
@@ -392,7 +405,14 @@ impl EventStore for MemoryStore {
         Box::pin(async move {
             cutoffs.refuse_future(self.core.clock.now())?;
             let mut state = self.available()?;
-            state.num_trims += 1;
+            state.trim_steps.push(max_events.get());
+            if state.max_trimmed.is_some_and(|max| max_events.get() > max) {
+                return Err(StoreError::TooSlow {
+                    what: "the test lets this step take too long".to_owned(),
+                    code: None,
+                    source: None,
+                });
+            }
             let expired = state.rows.expired(cutoffs);
             if expired.is_empty() {
                 return Ok(TrimStep::Finished);

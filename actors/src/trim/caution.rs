@@ -1,13 +1,11 @@
 //! Whether a retention pass would do what somebody with a wrong clock regrets. No actix here.
 //!
-//! A machine that starts with an absurd clock takes everything for expired, and nothing in its memory
-//! tells otherwise. The database does: it remembers when its last pass was made. A pass that comes more
-//! than a day after that *and* would remove more than half of what was there then waits for a person. So
-//! does the first pass after a long absence: those events would be gone for good, and one command lets
-//! it go on.
+//! By an absurd clock everything has expired. The database remembers its last pass: one that comes
+//! more than a day later *and* would remove more than half of what was there then waits for a
+//! person. So does the first pass after a long absence, which one command lets go on.
 //!
-//! Where no pass is remembered yet, the time at which the newest event was stored stands for it: events
-//! that are old and were stored just now, from a file or by somebody else's persister, wait for nobody.
+//! Where no pass is remembered, the time at which the newest event was stored stands for it, so
+//! that old events stored just now, from a file or by Prefect, wait for nobody.
 
 use std::time::Duration;
 
@@ -31,7 +29,6 @@ pub struct Caution {
 }
 
 impl Caution {
-    /// Whether so much time has passed that what would go has to be looked at.
     fn is_long(&self, now: DateTime<Utc>, since: DateTime<Utc>) -> bool {
         let long = ABSENCE.max(self.every.saturating_mul(2));
         TimeDelta::from_std(long).is_ok_and(|long| now.signed_duration_since(since) > long)
@@ -39,10 +36,6 @@ impl Caution {
 
     /// Looks whether a pass with these cutoffs has to wait for a person; returns by which clock it goes
     /// if it need not.
-    ///
-    /// # Errors
-    ///
-    /// The store cannot be asked.
     pub async fn look(
         &self,
         store: &dyn EventStore,

@@ -1,20 +1,16 @@
-//! How fast retention goes: as fast as those who write can bear. No actix here.
-//!
-//! # Why a store says what is contended for
+//! How fast retention goes: as fast as writers can bear. No actix here.
 //!
 //! Both ways were measured by how long the slowest hundredth of all writes takes.
 //!
-//! - [`Contention::Log`] (PostgreSQL). A commit waits until all that was logged before it, also by others,
-//!   is on disk. So while this process writes, a step is small, and the rest behind it is as long as the
-//!   step. Where little is written the rest is longer: what is deleted at full speed fills the log, and the
-//!   checkpoints that follow make commits wait.
-//! - [`Contention::WriteLock`] (SQLite). A step writes nearly all pages of the indexes whose keys have
-//!   nothing to do with time. One of twice the size writes little more, so that a step grows until it
-//!   holds the lock for 0.75 s, but only while nobody else writes. Other processes poll for the lock, and
-//!   must find it free now and then, so that a short rest follows each step.
+//! - [`Contention::Log`] (PostgreSQL): a commit waits until all that was logged before it is on
+//!   disk. So while this process writes, steps are small, and the rest is as long as the step;
+//!   where little is written it is longer, or the checkpoints that follow would make commits wait.
+//! - [`Contention::WriteLock`] (SQLite): a step writes nearly all pages of some indexes, so that
+//!   one of twice the size costs little more. While nobody else writes, a step grows until it holds
+//!   the lock for 0.75 s. Other processes poll for the lock, so a short rest follows each step.
 //!
-//! Writers of this process are seen in its metrics. Other processes a store sees or does not
-//! ([`Removed::others_write`]).
+//! Writers of this process show in its metrics, others in [`Removed::others_write`], where the
+//! store sees them.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -33,15 +29,14 @@ const TIMES_STORED: f64 = 4.0;
 /// And so many events in any case.
 const ALWAYS_PER_SECOND: f64 = 5_000.0;
 
-/// How long a step should hold the write lock. Others wait as long; a step that finds the disk slower than
-/// the one before must still end within about a second.
+/// How long a step should hold the write lock: even on a disk that turns slow it ends in about a
+/// second.
 const AIM: Duration = Duration::from_millis(750);
 
 /// How many times as many events as it was told a step removes at most while nobody else writes.
 const MAX_GROWTH: f64 = 4.0;
 
-/// How much of a step's time the write lock is free before the next one. More costs as much of the
-/// speed, less makes other processes wait longer.
+/// How much of a step's time the lock is free behind it. More costs speed, less makes others wait.
 const FREE: f64 = 0.125;
 const LONGEST_FREE: Duration = Duration::from_millis(100);
 
@@ -51,7 +46,6 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// A step that takes too long is made again with half as many events, down to an eighth.
 const MAX_HALVINGS: u32 = 3;
 
-/// Chooses the size of each step of a pass, and the rest behind it.
 #[derive(Debug)]
 pub(super) struct Pace {
     contention: Contention,
@@ -65,7 +59,6 @@ pub(super) struct Pace {
     writers: Option<Writers>,
 }
 
-/// The size of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Step {
     pub(super) max_events: NonZeroUsize,
@@ -74,7 +67,6 @@ pub(super) struct Step {
 }
 
 impl Pace {
-    /// Of a process that does not write: steps of `batch_size` events.
     pub(super) fn alone(contention: Contention, batch_size: NonZeroUsize) -> Self {
         Self {
             contention,
@@ -86,7 +78,6 @@ impl Pace {
         }
     }
 
-    /// Of a process with a pipeline that writes, which has these metrics.
     pub(super) fn beside_writers(
         contention: Contention,
         batch_size: NonZeroUsize,
@@ -116,7 +107,7 @@ impl Pace {
         }
     }
 
-    /// Takes in what a step removed in so much time from call to answer; how long to rest before the next.
+    /// Takes in what a step removed, from call to answer; how long to rest before the next.
     pub(super) fn rest(&mut self, step: Step, removed: &Removed, elapsed: Duration) -> Duration {
         self.others_write = removed.others_write;
         match (self.contention, step.stored_per_second) {
@@ -157,18 +148,15 @@ impl Pace {
     }
 }
 
-/// How long the lock is to be free after it was held for so long.
 fn free(held: Duration) -> Duration {
     held.mul_f64(FREE).min(LONGEST_FREE)
 }
 
-/// The writers of this process, by its metrics.
 #[derive(Debug)]
 struct Writers {
     metrics: Metrics,
     /// When the window began, and how many events had been stored by then.
     window: Option<(Instant, u64)>,
-    /// Events a second in the window before.
     per_second: f64,
 }
 
@@ -181,8 +169,8 @@ impl Writers {
         }
     }
 
-    /// How many events a second are stored; `None` while nothing is written. Within a window it is what
-    /// the one before had, if that was more.
+    /// How many events a second are stored; `None` while nothing is written. Within a window it is
+    /// no less than in the one before.
     fn look(&mut self, now: Instant) -> Option<f64> {
         let ledger = self.metrics.ledger();
         let (began, num_then) = *self.window.get_or_insert((now, ledger.stored));
@@ -206,6 +194,7 @@ mod tests {
     use super::*;
     use crate::messages::Flushed;
     use crate::store::Trimmed;
+    use crate::testing::pause_time;
 
     const TOLD: NonZeroUsize = NonZeroUsize::new(5_000).unwrap();
 
@@ -327,7 +316,7 @@ mod tests {
 
     #[actix::test]
     async fn steps_are_small_and_rest_while_this_process_writes() {
-        tokio::time::pause();
+        pause_time();
         let metrics = Metrics::new().unwrap();
         let pace = |contention| Pace::beside_writers(contention, TOLD, metrics.clone());
         let mut log = pace(Contention::Log);
@@ -352,7 +341,7 @@ mod tests {
 
     #[actix::test]
     async fn more_goes_where_more_is_written() {
-        tokio::time::pause();
+        pause_time();
         let metrics = Metrics::new().unwrap();
         let mut pace = Pace::beside_writers(Contention::Log, TOLD, metrics.clone());
         let mut rest = |took| {
@@ -372,7 +361,7 @@ mod tests {
 
     #[actix::test]
     async fn what_is_in_flight_is_about_to_be_written() {
-        tokio::time::pause();
+        pause_time();
         let metrics = Metrics::new().unwrap();
         metrics.received(1, 0);
         let mut pace = Pace::beside_writers(Contention::Log, TOLD, metrics);

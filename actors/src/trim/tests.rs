@@ -2,9 +2,10 @@ use chrono::TimeZone;
 use uuid::Uuid;
 
 use super::*;
-use crate::batch::{Batch, BatchId};
+use crate::delivery::{Batch, BatchId};
 use crate::lifeline::lifeline;
-use crate::testing::{EventFixture, ManualClock, MemoryStore, event_entry};
+use crate::status::ComponentState;
+use crate::testing::{EventFixture, ManualClock, MemoryStore, event_entry, pause_time};
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
@@ -86,7 +87,7 @@ fn a_retention_beyond_all_time_is_refused() {
 
 #[actix::test]
 async fn removes_what_is_too_old_in_bounded_steps_and_nothing_else() {
-    tokio::time::pause();
+    pause_time();
     let store = store_with("e", [1, 2, 3, 4, 5, 6, 7]).await;
     let trimmer = trimmer(&store, settings(4 * HOUR));
     let trimmed = trimmer.send(Trim).await.unwrap().unwrap();
@@ -109,7 +110,7 @@ async fn removes_what_is_too_old_in_bounded_steps_and_nothing_else() {
 
 #[actix::test]
 async fn steps_are_small_and_rest_while_the_pipeline_writes() {
-    tokio::time::pause();
+    pause_time();
     for (is_writing, num_trims, least) in [(false, 2, 0), (true, 3, 300)] {
         let store = store_with("e", 1..=1_500).await;
         let parts = parts(Arc::new(ManualClock::at(now())));
@@ -127,8 +128,33 @@ async fn steps_are_small_and_rest_while_the_pipeline_writes() {
 }
 
 #[actix::test]
+async fn a_step_that_is_always_too_slow_is_made_smaller_three_times_and_then_told() {
+    pause_time();
+    let store = store_with("e", 1..=100).await;
+    let parts = parts(Arc::new(ManualClock::at(now())));
+    let component = parts.component.clone();
+    let settings = TrimSettings {
+        batch_size: NonZeroUsize::new(80).unwrap(),
+        ..settings(HOUR / 2)
+    };
+    let trimmer = trimmer_of(parts, &store, settings);
+    store.trim_too_slowly_above(Some(0));
+    let failed = trimmer.send(Trim).await.unwrap().unwrap_err();
+    let is_told = matches!(failed, TrimError::Store(StoreError::TooSlow { .. }));
+    assert!(is_told, "{failed:?}");
+    assert_eq!(store.trim_steps(), [80, 40, 20, 10]);
+    assert_eq!(component.snapshot().state, ComponentState::Failing);
+    assert_eq!(store.num_events(), 100);
+
+    store.trim_too_slowly_above(Some(30));
+    trimmer.send(Trim).await.unwrap().unwrap();
+    assert_eq!(store.trim_steps()[4..], [80, 40, 20, 20, 20, 20, 20, 20]);
+    assert_eq!(store.num_events(), 0);
+}
+
+#[actix::test]
 async fn retention_works_again_with_the_first_pass_that_succeeds() {
-    tokio::time::pause();
+    pause_time();
     let store = store_with("e", [100]).await;
     let parts = parts(Arc::new(ManualClock::at(now())));
     let component = parts.component.clone();
@@ -144,7 +170,7 @@ async fn retention_works_again_with_the_first_pass_that_succeeds() {
 
 #[actix::test]
 async fn overrides_shorten_and_lengthen() {
-    tokio::time::pause();
+    pause_time();
     for (retention, expected) in [(2, vec![1, 2]), (6, vec![1, 2, 3, 4, 5, 6])] {
         let store = store_with("heartbeat", 1..=8).await;
         let mut settings = settings(4 * HOUR);
@@ -159,7 +185,7 @@ async fn overrides_shorten_and_lengthen() {
 
 #[actix::test]
 async fn trims_on_its_own_interval() {
-    tokio::time::pause();
+    pause_time();
     let store = store_with("e", [1, 100]).await;
     let _trimmer = trimmer(&store, settings(4 * HOUR));
     tokio::time::sleep(Duration::from_secs(479)).await;
@@ -173,7 +199,7 @@ async fn trims_on_its_own_interval() {
 
 #[actix::test]
 async fn keeps_its_interval_when_a_pass_fails() {
-    tokio::time::pause();
+    pause_time();
     let store = store_with("e", [1, 100]).await;
     store.set_available(false);
     let trimmer = trimmer(&store, settings(4 * HOUR));
@@ -203,7 +229,7 @@ impl Clock for SettableClock {
 
 #[actix::test]
 async fn a_clock_that_is_put_forward_by_an_hour_removes_nothing_before_it_is_believed() {
-    tokio::time::pause();
+    pause_time();
     let clock = Arc::new(SettableClock {
         started: Instant::now(),
         put_by: ManualClock::at(now()),
@@ -289,7 +315,7 @@ async fn store_more(store: &MemoryStore, ids: std::ops::Range<u128>, occurred: D
 
 #[actix::test]
 async fn started_with_an_absurd_clock_it_removes_nothing_however_often_and_whatever_comes() {
-    tokio::time::pause();
+    pause_time();
     let (clock, store) = store_of_today().await;
     let absurd = now() + DAY * 3_650;
     for day in 0..3 {
@@ -311,7 +337,7 @@ async fn started_with_an_absurd_clock_it_removes_nothing_however_often_and_whate
 
 #[actix::test]
 async fn goes_on_once_somebody_has_said_so() {
-    tokio::time::pause();
+    pause_time();
     let (clock, store) = store_of_today().await;
     let later = now() + DAY * 30;
     let trimmer = started_at(&clock, &store, later).await;
@@ -324,7 +350,7 @@ async fn goes_on_once_somebody_has_said_so() {
 
 #[actix::test]
 async fn the_first_pass_over_old_events_that_were_stored_now_waits_for_nobody() {
-    tokio::time::pause();
+    pause_time();
     let clock = Arc::new(ManualClock::at(now()));
     let store = MemoryStore::with_clock(clock.clone());
     store_more(&store, 0..20, now() - DAY * 400).await;
@@ -335,7 +361,7 @@ async fn the_first_pass_over_old_events_that_were_stored_now_waits_for_nobody() 
 
 #[actix::test]
 async fn an_absence_after_which_less_than_half_goes_is_none() {
-    tokio::time::pause();
+    pause_time();
     let (clock, store) = store_of_today().await;
     store_more(&store, 100..111, now() + DAY * 4).await;
     let trimmer = started_at(&clock, &store, now() + DAY * 8).await;
@@ -344,7 +370,7 @@ async fn an_absence_after_which_less_than_half_goes_is_none() {
 
 #[actix::test]
 async fn what_expires_while_it_runs_goes_however_much_it_is() {
-    tokio::time::pause();
+    tokio::time::pause(); // It sleeps for a week.
     let clock = Arc::new(SettableClock {
         started: Instant::now(),
         put_by: ManualClock::at(now()),
@@ -355,4 +381,42 @@ async fn what_expires_while_it_runs_goes_however_much_it_is() {
     tokio::time::sleep(7 * 24 * HOUR + HOUR).await;
     assert_eq!(store.num_events(), 0);
     drop(trimmer);
+}
+
+#[actix::test]
+async fn a_pass_beside_one_that_is_under_way_is_left_to_that_one() {
+    pause_time();
+    let store = store_with("e", 1..=1_500).await;
+    let parts = parts(Arc::new(ManualClock::at(now())));
+    let component = parts.component.clone();
+    // Somebody writes, so that steps are small and rest.
+    parts.metrics.received(1, 0);
+    let settings = TrimSettings {
+        batch_size: NonZeroUsize::new(1_000).unwrap(),
+        ..settings(HOUR / 2)
+    };
+    let trimmer = trimmer_of(parts, &store, settings);
+    let first = actix_rt::spawn(trimmer.send(Trim));
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(store.num_events(), 500, "it rests");
+    let second = trimmer.send(Trim).await.unwrap();
+    assert!(matches!(second, Err(TrimError::UnderWay)), "{second:?}");
+    assert_eq!(first.await.unwrap().unwrap().unwrap().events, 1_500);
+    assert_eq!(component.snapshot().state, ComponentState::Ok);
+    let third = trimmer.send(Trim).await.unwrap().unwrap();
+    assert_eq!(third, Trimmed::default());
+}
+
+#[actix::test]
+async fn drain_closes_the_store_and_ends_the_trimmer() {
+    pause_time();
+    let store = store_with("e", [1, 100]).await;
+    let trimmer = trimmer(&store, settings(4 * HOUR));
+    let timeout = Duration::from_secs(1);
+    let drained = trimmer.send(Drain { timeout }).await.unwrap();
+    assert_eq!(drained, Drained { released: 0 });
+    assert_eq!(store.num_closed(), 1);
+    tokio::time::sleep(HOUR).await;
+    assert_eq!(ages(&store), [1, 100], "no pass after the end");
+    assert!(!trimmer.connected());
 }

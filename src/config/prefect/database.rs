@@ -78,8 +78,7 @@ fn url(reader: &mut Reader<'_>) {
     }
 }
 
-/// Prefect puts the password of its own variable where the URL names that variable, as it is:
-/// whoever had to escape it has done so.
+/// Prefect puts the password where the URL names its variable, as it is: it was escaped before.
 fn with_password(url: &str, password: Option<&str>) -> Result<Reading, String> {
     let [server, api] = PASSWORD;
     let mut url = url.to_owned();
@@ -188,7 +187,6 @@ fn prepared_statements(reader: &mut Reader<'_>) {
     }
 }
 
-/// Whether events go to Prefect's database.
 pub(super) fn is_taken_over(reader: &Reader<'_>) -> bool {
     reader.layer.get("database.url").is_some()
 }

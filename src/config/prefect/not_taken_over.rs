@@ -1,9 +1,7 @@
-//! What was chosen for Prefect's own persister, vacuum, consumer and drivers, and says nothing to
-//! us.
+//! Settings that were chosen for Prefect's own persister, vacuum, consumer and drivers.
 
-use super::Reader;
+use super::{FLUSH_INTERVAL, Reader};
 
-/// Variables that share a reason.
 struct Group {
     reason: &'static str,
     variables: &'static [&'static str],
@@ -26,10 +24,7 @@ const KNOWN: [Group; 15] = [
     },
     Group {
         reason: "chosen for Prefect's persister; ours are batch.linger and batch.max_age",
-        variables: &[
-            "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL",
-            "PREFECT_API_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL",
-        ],
+        variables: &FLUSH_INTERVAL,
     },
     Group {
         reason: "nothing is read that there is no room for (pipeline.max_bytes_in_flight), and \

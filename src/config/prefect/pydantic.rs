@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-/// A whole number, of any size; `5.0` and `1_000` are such.
-///
-/// What lies beyond an `i128` is the nearest that does not: nobody will count to the difference.
+/// A whole number; `5.0` and `1_000` are such. Beyond an `i128` it is the nearest that is not.
 pub(super) fn integer(text: &str) -> Option<i128> {
     let text = text.trim();
     let text = match text.split_once('.') {

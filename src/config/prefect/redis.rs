@@ -1,8 +1,9 @@
 //! Prefect's event bus, if it is one that other processes can read.
 
 use event_persister_actors::address::encode;
+use event_persister_actors::finding::Finding;
 
-use super::{Misfit, Reader, database, host, pydantic};
+use super::{Reader, database, host, pydantic};
 
 const BROKER: [&str; 2] = [
     "PREFECT_SERVER_EVENTS_MESSAGING_BROKER",
@@ -74,8 +75,9 @@ fn from_parts(reader: &Reader<'_>) -> Result<String, (&'static str, String, &'st
     };
     let text = |name, default| reader.variables.get(name).unwrap_or(default);
     let login = match (text(USERNAME, "default"), text(PASSWORD, "")) {
-        // Without a password nobody logs in.
-        (_, "") => String::new(),
+        // Without a login it is this user as well.
+        ("default", "") => String::new(),
+        (user, "") => format!("{}@", encode(user)),
         (user, password) => format!("{}:{}@", encode(user), encode(password)),
     };
     let scheme = if is_tls { "rediss" } else { "redis" };
@@ -97,23 +99,22 @@ fn warn_of_another_bus(
         || format!("{name} is not set, and the default is memory"),
         |(name, broker)| format!("{name} is {broker:?}"),
     );
-    let reads_redis = reader.layer.get("redis.url").is_some();
-    if reads_redis {
-        reader.prefect.warnings.push(Misfit {
-            id: "prefect.broker",
-            what: format!(
-                "a Prefect server with this environment publishes no events to Redis ({how})"
-            ),
-            remedy: format!("set {name}=prefect_redis.messaging for it"),
-        });
+    let (what, remedy) = if reader.layer.get("redis.url").is_some() {
+        (
+            format!("a Prefect server with this environment publishes no events to Redis ({how})"),
+            format!("set {name}=prefect_redis.messaging for it"),
+        )
     } else if database::is_taken_over(reader) {
-        reader.prefect.warnings.push(Misfit {
-            id: "prefect.broker",
-            what: format!(
+        (
+            format!(
                 "the events of a Prefect server with this environment cannot be read by another \
                  process ({how})"
             ),
-            remedy: format!("set {name}=prefect_redis.messaging for it, and where Redis is"),
-        });
-    }
+            format!("set {name}=prefect_redis.messaging for it, and where Redis is"),
+        )
+    } else {
+        return;
+    };
+    let warning = Finding::warning("prefect.broker", what, remedy);
+    reader.prefect.warnings.push(warning);
 }

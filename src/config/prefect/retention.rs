@@ -85,16 +85,11 @@ fn vacuums_events(value: &str) -> Result<bool, String> {
     ) {
         return Ok(true);
     }
-    let kinds: Vec<&str> = value
-        .split(',')
-        .map(str::trim)
-        .filter(|kind| !kind.is_empty())
-        .collect();
-    match kinds
-        .iter()
-        .find(|kind| !["events", "flow_runs", "orphans"].contains(kind))
-    {
-        Some(unknown) => Err(format!("{unknown:?} is none of events, flow_runs, orphans")),
+    let kinds = value.split(',').map(str::trim);
+    let kinds: Vec<&str> = kinds.filter(|kind| !kind.is_empty()).collect();
+    let known = ["events", "flow_runs", "orphans"];
+    match kinds.iter().find(|kind| !known.contains(kind)) {
+        Some(unknown) => Err(format!("{unknown:?} is none of {}", known.join(", "))),
         None => Ok(kinds.contains(&"events")),
     }
 }

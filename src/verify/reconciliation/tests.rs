@@ -114,7 +114,7 @@ fn every_entry_that_was_checked_is_counted_once() {
             expired,
             ..
         } = state.stream;
-        let missing = state.faults.missing;
+        let missing = state.num(Kind::Missing);
         assert_eq!(
             (stored, dead_letters, expired, missing),
             counts,
@@ -130,14 +130,14 @@ fn every_entry_that_was_checked_is_counted_once() {
 fn resources_alone_are_no_event() {
     let orphan = FoundRows::new(vec![rows(0, 0, 1)], Vec::new());
     let state = reconciled(wanted(150, "a"), &orphan, &orphan);
-    assert_eq!((state.stream.stored, state.faults.missing), (0, 1));
+    assert_eq!((state.stream.stored, state.num(Kind::Missing)), (0, 1));
 }
 
 #[test]
 fn a_letter_that_was_replayed_is_found_by_the_id_of_its_event() {
     let text = format!(r#"{{"id":"{ID}","occurred":7}}"#);
     let state = reconciled(wanted_of(text.clone()), &stored(), &stored());
-    assert_eq!((state.stream.stored, state.faults.missing), (1, 0));
+    assert_eq!((state.stream.stored, state.num(Kind::Missing)), (1, 0));
     // Before that it is a letter, though another entry may have brought the event.
     let both = FoundRows::new(vec![rows(1, 1, 1)], vec!["5-1".to_owned()]);
     let state = reconciled(wanted_of(text), &both, &both);
@@ -156,7 +156,7 @@ fn an_event_that_both_sides_meet_is_found_once_with_its_place() {
         state.suspect(ID.to_owned());
         settle(&mut state, &half);
         assert_eq!(state.stream.stored, 1);
-        assert_eq!(state.faults.half_written, 1);
+        assert_eq!(state.num(Kind::HalfWritten), 1);
         let found = &state.findings[0];
         assert_eq!(found.kind, Kind::HalfWritten);
         assert_eq!(found.stream_id.as_deref(), Some("5-1"));
@@ -218,7 +218,7 @@ fn counts_go_on_where_findings_end() {
         state.judge(wanted(150, "a"), &FoundRows::default(), &cutoffs());
     }
     settle(&mut state, &FoundRows::default());
-    assert_eq!((state.faults.missing, state.findings.len()), (5, 2));
+    assert_eq!((state.num(Kind::Missing), state.findings.len()), (5, 2));
     assert!(!state.all_is_well());
 }
 
@@ -255,7 +255,7 @@ fn settled(wanted: Wanted, rows: EventRows) -> Reconciliation {
 #[test]
 fn a_row_that_is_not_what_its_entry_says_differs() {
     let state = settled(compared(150, differing(&["payload"])), rows(1, 1, 1));
-    assert_eq!((state.stream.stored, state.faults.differing), (1, 1));
+    assert_eq!((state.stream.stored, state.num(Kind::Differing)), (1, 1));
     assert_eq!(state.findings[0].kind, Kind::Differing);
     assert_eq!(state.findings[0].stream_id.as_deref(), Some("5-1"));
     let detail = "not what the stream's entry says: payload";
@@ -349,6 +349,6 @@ fn rows_that_contradict_one_another_or_cannot_be_read_say_so() {
         ..rows(1, 1, 1)
     };
     let state = settled(compared(150, differing(&["payload"])), unreadable);
-    assert_eq!((state.faults.unreadable, state.faults.total()), (1, 1));
+    assert_eq!((state.num(Kind::Unreadable), state.num_faults()), (1, 1));
     assert_eq!(state.findings[0].kind, Kind::Unreadable);
 }

@@ -5,8 +5,17 @@
 #[allow(dead_code, unused_imports)]
 #[path = "../../../src"]
 mod server {
+    pub(crate) mod cli;
     pub(crate) mod config;
     pub(crate) mod output;
+    pub(crate) mod http {
+        mod settings;
+        pub(crate) use settings::{CertificateFiles, Listen, ListenerSettings};
+    }
+    pub(crate) mod logging {
+        mod settings;
+        pub(crate) use settings::Log;
+    }
     /// The rendering alone: the rest needs the stores.
     pub(crate) mod dead_letters {
         mod list;
@@ -16,6 +25,6 @@ mod server {
 }
 
 // Where these modules look for each other.
-use server::{config, dead_letters, output};
+use server::{cli, config, dead_letters, http, logging, output};
 
 pub mod targets;

@@ -287,6 +287,57 @@ async fn is_shown_and_removed_on_request() {
 }
 
 #[actix_web::test]
+async fn names_that_are_no_text_stop_no_look() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let settings = RedisSettings {
+        consumer_idle_removal: Duration::from_millis(500),
+        ..settings(&stream)
+    };
+    let bus = RedisOperator::new(settings.clone()).unwrap();
+    let source = source(settings);
+    join(&source).await;
+    stream.publish(&numbered(0..1));
+    let (other, holder, idle) = (&b"group-\xff"[..], &b"holder-\xff"[..], &b"idle-\xff"[..]);
+    let run = |words: &[&[u8]]| {
+        let mut command = redis::cmd(std::str::from_utf8(words[0]).unwrap());
+        command.arg(&words[1..]);
+        command.query::<Value>(&mut stream.connect()).unwrap()
+    };
+    let (key, group) = (stream.name().as_bytes().to_vec(), GROUP.as_bytes());
+    run(&[b"XGROUP", b"CREATE", &key, other, b"0"]);
+    run(&[b"XGROUP", b"CREATECONSUMER", &key, group, idle]);
+    run(&[
+        b"XREADGROUP",
+        b"GROUP",
+        group,
+        holder,
+        b"STREAMS",
+        &key,
+        b">",
+    ]);
+    until("what they hold is seen", || {
+        source.stats().status().group_pending == 1
+    })
+    .await;
+    until("who is gone is removed", || {
+        let consumers: Vec<Value> = stream.command("XINFO CONSUMERS events event-persister");
+        consumers.len() == 2
+    })
+    .await;
+    let report = bus.show_guard().await.unwrap();
+    assert_eq!(report.group_progress.unwrap().num_pending, 1);
+    let findings = bus.inspect(None).await;
+    assert!(
+        findings
+            .iter()
+            .any(|finding| finding.id == "redis.consumers"),
+        "{findings:?}"
+    );
+    assert!(bus.shadow().work_from("0-1").await.unwrap().is_some());
+}
+
+#[actix_web::test]
 async fn trims_behind_the_guard_when_told_to() {
     let server = RedisServer::start();
     let stream = server.stream();

@@ -178,10 +178,7 @@ impl RedisServer {
 
     /// The stream `events` of this server.
     pub(crate) fn stream(&self) -> TestStream {
-        TestStream {
-            url: self.url(),
-            name: "events".to_owned(),
-        }
+        TestStream::at(self.url())
     }
 }
 
@@ -206,6 +203,12 @@ pub(crate) struct TestStream {
 }
 
 impl TestStream {
+    /// The stream `events` of the server with this URL.
+    pub(crate) fn at(url: String) -> Self {
+        let name = "events".to_owned();
+        Self { url, name }
+    }
+
     /// A stream that nobody else uses: on the server that the environment names, or on one that is
     /// started for it.
     pub(crate) fn anywhere() -> (Self, Option<RedisServer>) {

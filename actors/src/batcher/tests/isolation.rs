@@ -121,7 +121,7 @@ async fn until(deadline: Instant, kind: FaultKind, what: &str, holds: impl Fn() 
 
 #[actix::test]
 async fn a_culprit_becomes_a_letter_with_its_code_and_its_neighbours_are_stored() {
-    tokio::time::pause();
+    pause_time();
     for kind in KINDS {
         let world = World::new(2).await;
         world.store.fail_with(Uuid::from_u128(11), fault(kind));
@@ -158,7 +158,7 @@ async fn a_culprit_becomes_a_letter_with_its_code_and_its_neighbours_are_stored(
 
 #[actix::test]
 async fn a_culprit_that_is_all_there_is_becomes_a_letter() {
-    tokio::time::pause();
+    pause_time();
     for kind in KINDS {
         let world = World::new(1).await;
         world.store.fail_with(Uuid::from_u128(1), fault(kind));
@@ -170,7 +170,7 @@ async fn a_culprit_that_is_all_there_is_becomes_a_letter() {
 
 #[actix::test]
 async fn what_waits_for_somebody_elses_lock_is_kept_stops_nobody_and_is_named() {
-    tokio::time::pause();
+    pause_time();
     let world = World::new(2).await;
     world
         .store
@@ -195,7 +195,7 @@ async fn what_waits_for_somebody_elses_lock_is_kept_stops_nobody_and_is_named() 
 
 #[actix::test]
 async fn a_store_that_refuses_everything_makes_no_letters_and_is_told_as_failing() {
-    tokio::time::pause();
+    pause_time();
     for kind in KINDS {
         let world = World::new(2).await;
         world.store.fail_all(Some(fault(kind)));
@@ -248,7 +248,7 @@ fn stories() -> impl Strategy<Value = Story> {
 
 /// Plays a story to its end; how long innocents had to wait beside outages is held against the bound.
 async fn plays_well(story: Story) -> Result<(), TestCaseError> {
-    tokio::time::pause();
+    pause_time();
     let world = World::new(story.num_writers).await;
     let started = Instant::now();
     let mut arrivals = story.arrivals;
@@ -356,4 +356,81 @@ async fn what_fails_behind_controls_that_pass_and_is_no_event_is_tried_at_a_slow
         settle().await;
     }
     assert!(attempts < 60, "{attempts} attempts in 20 s");
+}
+
+fn fails_with(kind: FaultKind) -> StoreError {
+    StoreError::Unavailable {
+        what: "refused".to_owned(),
+        fault: Some(fault(kind)),
+        source: None,
+    }
+}
+
+/// How often an event is refused before it is a letter, where one before it was answered so in the end.
+async fn refusals_after_a_suspect_that_was(ended: Flushed) -> usize {
+    let mut bench = Bench::start(1, 1).await;
+    drop(bench.enqueue_these(events(0..1), false));
+    refuse(bench.flush(0).await, fails_with(FaultKind::Lasting));
+    bench.flush(0).await.answer(Ok(ended));
+    drop(bench.enqueue_these(events(1..2), false));
+    let mut num_refusals = 0;
+    loop {
+        let flush = bench.flush(0).await;
+        assert_eq!(positions(&flush), ["1"]);
+        if flush.message.batch.condemned().is_some() {
+            return num_refusals;
+        }
+        num_refusals += 1;
+        refuse(flush, fails_with(FaultKind::Lasting));
+    }
+}
+
+#[actix::test]
+async fn a_suspect_that_is_stored_after_all_makes_it_harder_to_convict_the_next() {
+    let stored = Flushed {
+        inserted: 1,
+        ..Flushed::default()
+    };
+    assert_eq!(refusals_after_a_suspect_that_was(stored).await, 3);
+}
+
+#[actix::test]
+async fn a_suspect_that_turns_out_to_be_a_duplicate_tells_nothing_of_the_store() {
+    let known = Flushed {
+        duplicates: 1,
+        ..Flushed::default()
+    };
+    assert_eq!(refusals_after_a_suspect_that_was(known).await, 2);
+}
+
+#[actix::test]
+async fn suspects_stop_no_reading() {
+    let mut bench = Bench::start(1, 1).await;
+    let started = Instant::now();
+    // Three may be in flight.
+    for number in 0..20 {
+        let permit = actix_rt::spawn(bench.enqueue_these(events(number..number + 1), false));
+        settle().await;
+        while !permit.is_finished() {
+            refuse(bench.flush(0).await, waits_for_a_lock());
+            settle().await;
+            assert!(started.elapsed() < Duration::from_secs(60), "{number}");
+        }
+        permit.await.unwrap().unwrap();
+    }
+}
+
+#[actix::test]
+async fn a_suspect_whose_failure_may_go_by_itself_is_left_alone_for_a_second() {
+    let mut bench = Bench::start(1, 1).await;
+    drop(bench.enqueue_these(events(0..1), false));
+    let mut flush = bench.flush(0).await;
+    for _ in 0..2 {
+        refuse(flush, fails_with(FaultKind::Transient));
+        tokio::time::sleep(Duration::from_millis(990)).await;
+        assert!(bench.writers[0].try_next().is_none(), "too early");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        flush = bench.writers[0].try_next().expect("tried again");
+        assert!(flush.message.batch.condemned().is_none());
+    }
 }

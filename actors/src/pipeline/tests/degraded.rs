@@ -75,3 +75,50 @@ async fn where_nothing_is_stored_it_is_not_ready() {
     assert!(!status.ready && status.degraded.is_none(), "{status:?}");
     assert_eq!(bench.store.dead_letters().len(), 0);
 }
+
+/// The values that are scraped under these names, one for each label.
+fn scraped(bench: &Bench, name: &str) -> HashMap<String, f64> {
+    let registry = prometheus::Registry::new();
+    bench.metrics.register(&registry).unwrap();
+    let families = registry.gather();
+    let family = families.iter().find(|family| family.name() == name);
+    let of_each = family.unwrap().get_metric().iter().map(|metric| {
+        let label = metric.get_label().first();
+        let label = label.map_or("", |label| label.value());
+        (label.to_owned(), metric.get_gauge().get_value())
+    });
+    of_each.collect()
+}
+
+#[actix::test]
+async fn what_is_scraped_follows_within_a_second() {
+    let bench = Bench::new();
+    let waiting = Uuid::from_u128(3);
+    let fault = Fault {
+        kind: FaultKind::Contention,
+        code: None,
+    };
+    let pipeline = bench.pipeline(settings(2, 100)).start();
+    let shown = async |ready: f64, degraded: f64, store: f64| {
+        sleep(Duration::from_millis(1_001)).await;
+        assert_eq!(scraped(&bench, "event_persister_ready")[""], ready);
+        assert_eq!(scraped(&bench, "event_persister_degraded")[""], degraded);
+        let up = scraped(&bench, "event_persister_component_up");
+        assert_eq!((up["store"], up["source.memory"]), (store, 1.0));
+    };
+    until(&pipeline, |status| status.ready).await;
+    shown(1.0, 0.0, 1.0).await;
+    bench.store.set_available(false);
+    bench.push(0..10);
+    until(&pipeline, |status| !status.ready).await;
+    sleep(Duration::from_secs(20)).await;
+    shown(0.0, 0.0, 0.0).await;
+    bench.store.fail_with(waiting, fault);
+    bench.store.set_available(true);
+    bench.source.wait_for_acknowledged(9).await;
+    until(&pipeline, |status| status.degraded.is_some()).await;
+    shown(1.0, 1.0, 1.0).await;
+    bench.store.accept(waiting);
+    bench.source.wait_for_acknowledged(10).await;
+    shown(1.0, 0.0, 1.0).await;
+}

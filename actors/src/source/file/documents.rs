@@ -1,72 +1,48 @@
 //! Events out of JSON that is not one event a line: lists of events, and events over several lines each.
 //!
-//! A list is never held as a whole: one element at a time is cut out, by its brackets and strings alone.
-//! Whether that is JSON, and an event, is for the parser to say, and costs only the one element. Where
-//! the brackets themselves or the commas between elements are wrong nobody can tell where the next event
-//! begins, and reading ends there.
+//! One element of a list at a time is cut out, by its brackets and strings alone. Whether that is an event is
+//! for the parser to say. Where brackets or the commas between elements are wrong nobody can tell where the
+//! next event begins, and reading ends.
 
 use std::io::BufRead as _;
-use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 
-use super::lines::{
-    Input, Item, Text, Unreadable, count, fill, num_lines, peek, skip_space, too_long,
-};
+use super::lines::{Input, Item, Text, Unreadable, num_lines, too_long};
 
-/// The input, with counts of what was read of it.
-pub(super) struct InputCursor<'a> {
-    pub(super) input: &'a mut Input,
-    /// How many lines have ended.
-    pub(super) line_number: &'a mut u64,
-    pub(super) num_bytes: &'a AtomicU64,
-}
-
-impl InputCursor<'_> {
-    fn consume(&mut self, num: usize) {
-        self.input.consume(num);
-        count(self.num_bytes, num);
-    }
-}
-
-/// A list that has begun.
 struct List {
-    /// The line on which it began.
     line: u64,
-    /// How many elements have been read.
     num_elements: u64,
     /// Whether an element stands behind the last comma, so that a comma or the end is due.
     has_element: bool,
 }
 
-/// Cuts values out of a text of JSON.
 #[derive(Default)]
 pub(super) struct Documents {
     list: Option<List>,
 }
 
 impl Documents {
-    /// The next event; `None` at the end. `text` is room for it.
     pub(super) fn next(
         &mut self,
-        cursor: &mut InputCursor<'_>,
+        input: &mut Input,
         text: &mut Vec<u8>,
         limit: usize,
     ) -> Result<Option<Item>, Unreadable> {
         loop {
-            skip_space(cursor.input, cursor.line_number, cursor.num_bytes)?;
-            let next = peek(cursor.input)?;
+            input.skip_space()?;
+            let next = input.peek()?;
             match (&mut self.list, next) {
                 (None, None) => return Ok(None),
                 (None, Some(b'[')) => {
-                    cursor.consume(1);
+                    input.pass(1);
                     self.list = Some(List {
-                        line: *cursor.line_number + 1,
+                        line: input.line_number + 1,
                         num_elements: 0,
                         has_element: false,
                     });
                 }
-                (None, Some(b'{')) => return cut(cursor, text, limit, None).map(Some),
+                (None, Some(b'{')) => return cut(input, text, limit, None).map(Some),
                 (None, Some(_)) => {
                     return broken("here stands neither an event nor a list of events");
                 }
@@ -77,11 +53,11 @@ impl Documents {
                     ));
                 }
                 (Some(list), Some(b']')) if list.has_element || list.num_elements == 0 => {
-                    cursor.consume(1);
+                    input.pass(1);
                     self.list = None;
                 }
                 (Some(list), Some(b',')) if list.has_element => {
-                    cursor.consume(1);
+                    input.pass(1);
                     list.has_element = false;
                 }
                 (Some(list), Some(_)) if list.has_element => {
@@ -94,7 +70,7 @@ impl Documents {
                     let index = list.num_elements;
                     list.num_elements += 1;
                     list.has_element = true;
-                    return cut(cursor, text, limit, Some(index)).map(Some);
+                    return cut(input, text, limit, Some(index)).map(Some);
                 }
             }
         }
@@ -106,17 +82,17 @@ fn broken<T>(why: &str) -> Result<T, Unreadable> {
 }
 
 fn cut(
-    cursor: &mut InputCursor<'_>,
+    input: &mut Input,
     text: &mut Vec<u8>,
     limit: usize,
     index: Option<u64>,
 ) -> Result<Item, Unreadable> {
-    let line = *cursor.line_number + 1;
+    let line = input.line_number + 1;
     let mut scan = Scan::default();
     let mut num_bytes = 0_usize;
     text.clear();
     loop {
-        let buffer = fill(cursor.input)?;
+        let buffer = input.fill_buf()?;
         if buffer.is_empty() {
             // A number has no end of its own.
             if scan.is_scalar() {
@@ -129,8 +105,9 @@ fn cut(
         let room = limit.saturating_add(1).saturating_sub(text.len());
         text.extend_from_slice(&part[..consumed.min(room)]);
         num_bytes = num_bytes.saturating_add(consumed);
-        *cursor.line_number += num_lines(part);
-        cursor.consume(consumed);
+        let num_ended = num_lines(part);
+        input.line_number += num_ended;
+        input.pass(consumed);
         match step {
             Step::Goes => {}
             Step::Ended => break,
@@ -145,7 +122,6 @@ fn cut(
     Ok(Item { text, line, index })
 }
 
-/// How far into a value the bytes lead.
 #[derive(Debug, Default)]
 struct Scan {
     depth: usize,
@@ -155,10 +131,8 @@ struct Scan {
 }
 
 enum Step {
-    /// The value goes on behind these bytes.
     Goes,
     Ended,
-    /// A line ends within a string.
     Broken,
 }
 
@@ -201,8 +175,8 @@ impl Scan {
     }
 }
 
-/// Whether a first line leaves an object open where one that is spread over lines does: behind a bracket
-/// or a comma. A line that was cut off most often ends elsewhere.
+/// Whether a first line leaves an object open behind a bracket or a comma, as a line that was cut off rarely
+/// does.
 pub(super) fn breaks_off(line: &[u8]) -> bool {
     let line = line.trim_ascii();
     let mut scan = Scan::default();

@@ -20,7 +20,7 @@ use crate::settings::Spelling;
 pub struct AuthString(String);
 
 impl AuthString {
-    /// From the operator's setting.
+    /// An auth string of any text, which is compared as it is.
     pub fn new(secret: impl Into<String>) -> Self {
         Self(secret.into())
     }

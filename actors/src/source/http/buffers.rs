@@ -1,13 +1,9 @@
 //! The bound on the memory for bodies and messages while they arrive.
 //!
-//! Room is taken as the buffer grows with the bytes that have come, and never for an announced length: a
-//! client that announces much and sends nothing takes nothing from the others.
-//!
-//! # Why nobody waits for ever
-//!
-//! Messages that each hold a part of the room, and each wait for more of it, would wait for each other.
-//! So as much as the largest message takes is kept apart as a *reserve*, and lent to one message at a time.
-//! That one needs nothing more and comes to its end, and then the next gets the reserve.
+//! Room is taken as bytes come, never for an announced length. Messages that each hold a part of
+//! the room and wait for more would wait for each other. So as much as the largest message takes is
+//! kept apart as a *reserve*, and lent to one message at a time: that one comes to its end, and the
+//! next gets the reserve.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -16,20 +12,18 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 
-/// A message takes so much without asking: every connection may hold it. Larger saves questions
-/// and lets larger messages through while the room is taken; smaller saves memory.
+/// Every connection may hold so much without asking. Larger lets larger messages through while the
+/// room is taken; smaller saves memory.
 pub(super) const SMALL_BYTES: usize = 16 * 1024;
 
-/// How long the rest of a large message may keep still while others wait for room. A client that has
-/// something to send sends it; on a bad line some seconds may pass without a byte.
+/// How long the rest of a large message may keep still while others wait for room: on a bad line
+/// some seconds may pass without a byte.
 const CROWDED_STALL: Duration = Duration::from_secs(5);
 
-/// The room that all requests share.
 pub(super) struct Buffers {
     common: Arc<Semaphore>,
     common_bytes: usize,
     reserve: Arc<Semaphore>,
-    /// How many wait for room.
     waiting: watch::Sender<usize>,
     /// Somebody was refused for want of room, who cannot wait but may come again.
     refused: Notify,
@@ -61,7 +55,6 @@ impl Buffers {
     }
 }
 
-/// Why there is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NoRoom {
     Now,
@@ -175,7 +168,6 @@ impl Share {
     }
 }
 
-/// Counts as one that waits for as long as it lives.
 struct Waiter(Arc<Buffers>);
 
 impl Waiter {
@@ -193,14 +185,12 @@ impl Drop for Waiter {
     }
 }
 
-/// How large a buffer becomes that has to hold `needed` bytes: twice what it was, but no more than
-/// it can come to need.
+/// How large a buffer becomes that has to hold `needed` bytes: twice what it was, within its need.
 pub(super) fn grown(capacity: usize, needed: usize, at_most: usize) -> usize {
     let doubled = capacity.saturating_mul(2).min(at_most);
     doubled.max(needed)
 }
 
-/// How long a message or body may take to arrive.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
     pub(super) stall: Duration,
@@ -209,15 +199,14 @@ pub(super) struct Patience {
 }
 
 /// Why the rest is not awaited any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Late {
-    /// Nothing came for so long.
+    #[error("stopped in its middle for {0:?}")]
     Stalled(Duration),
-    /// It was not there after so long.
+    #[error("was not there after {0:?}")]
     Slow(Duration),
 }
 
-/// When a message began, and when something of it came last.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arrival {
     began: Instant,
@@ -244,8 +233,8 @@ impl Arrival {
         self.last = now;
     }
 
-    /// Resolves when no more should be awaited of it: a client that stops in the middle, or lets it
-    /// trickle, must not keep its room from all others.
+    /// Resolves when no more should be awaited: a client that stops or trickles must not keep its
+    /// room.
     pub(super) async fn late(self, patience: Patience, share: &Share) -> Late {
         let Patience { stall, whole } = patience;
         let crowded = async {

@@ -1,23 +1,18 @@
 //! WebSocket messages out of a request's bytes, and frames into a response's.
 //!
-//! # Why not `actix-ws`
-//!
-//! Its stream makes room for a frame as soon as the frame is announced, loses the bytes of a text that is
-//! not UTF-8, which belong into a dead letter, and reports an error before the good messages that came
-//! ahead of it. The codec beneath it does the first as well. So what is read here goes straight from the bytes as they come
-//! into the message that they are of; what is sent is framed by `actix-http`.
+//! `actix-ws` and the codec beneath it make room for a frame as soon as it is announced. `actix-ws`
+//! also loses the bytes of a text that is not UTF-8, which belong into a dead letter, and reports
+//! an error before the good messages ahead of it. So bytes go straight into their message as they
+//! come; what is sent is framed by `actix-http`.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use actix_codec::Encoder;
 use actix_http::ws::{CloseReason, Codec, Message as Outgoing, OpCode, Parser, ProtocolError};
 use actix_web::web;
 use bytes::{Buf as _, Bytes, BytesMut};
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -27,10 +22,8 @@ use super::buffers::{Arrival, Buffers, Late, Patience, SMALL_BYTES, Share, grown
 /// A control frame's text has no more.
 const MAX_CONTROL_BYTES: usize = 125;
 
-/// A message of the client.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Incoming {
-    /// A text or binary message, whole.
     Data(Bytes),
     Ping(Bytes),
     Pong,
@@ -42,21 +35,10 @@ pub(super) enum Incoming {
 pub(super) enum FrameError {
     #[error("a message has more than {limit} bytes")]
     TooLarge { limit: usize },
-    #[error("a message stopped in its middle for {stalled:?}; send it again")]
-    Stalled { stalled: Duration },
-    #[error("a message was not there after {limit:?}; send smaller ones")]
-    Slow { limit: Duration },
+    #[error("a message {0}; send it again, or smaller ones")]
+    Late(#[from] Late),
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
-}
-
-impl From<Late> for FrameError {
-    fn from(late: Late) -> Self {
-        match late {
-            Late::Stalled(stalled) => Self::Stalled { stalled },
-            Late::Slow(limit) => Self::Slow { limit },
-        }
-    }
 }
 
 /// The next step of the reader.
@@ -69,15 +51,12 @@ enum Next {
 }
 
 /// Cuts bytes into messages. Plain data, no waiting.
-struct Frames {
+struct MessageAssembler {
     /// Bytes that came last and are not looked at yet.
     input: Bytes,
     header: Header,
-    /// The frame that has begun.
     frame: Option<Frame>,
-    /// The message so far, in one frame or several.
     message: Vec<u8>,
-    /// Whether it goes on in another frame.
     is_continued: bool,
     control: Vec<u8>,
     limit: usize,
@@ -85,14 +64,12 @@ struct Frames {
     room: usize,
 }
 
-/// The first bytes of a frame.
 #[derive(Default)]
 struct Header {
     bytes: [u8; Self::LONGEST],
     length: usize,
 }
 
-/// A frame whose header is known.
 struct Frame {
     code: OpCode,
     is_last: bool,
@@ -131,7 +108,6 @@ impl Header {
         Ok(true)
     }
 
-    /// Checks the first two bytes.
     fn check(&self) -> Result<(), ProtocolError> {
         let [first, second, ..] = self.bytes;
         if first & 0x70 != 0 {
@@ -175,7 +151,6 @@ impl Frame {
         matches!(self.code, OpCode::Ping | OpCode::Pong | OpCode::Close)
     }
 
-    /// Moves the next bytes of its text from the input.
     fn take(&mut self, num: usize, input: &mut Bytes, text: &mut Vec<u8>) {
         let start = text.len();
         text.extend_from_slice(&input[..num]);
@@ -199,7 +174,7 @@ fn unmask(text: &mut [u8], mask: [u8; 4]) {
     }
 }
 
-impl Frames {
+impl MessageAssembler {
     fn new(limit: usize) -> Self {
         Self {
             input: Bytes::new(),
@@ -217,13 +192,11 @@ impl Frames {
         self.limit = limit;
     }
 
-    /// Brings more bytes, once all that came before is used up.
     fn extend(&mut self, data: Bytes) {
         debug_assert!(self.input.is_empty());
         self.input = data;
     }
 
-    /// Brings room for the message.
     fn set_room(&mut self, room: usize) {
         self.room = room.max(SMALL_BYTES);
     }
@@ -292,8 +265,8 @@ impl Frames {
         Ok(())
     }
 
-    /// Makes the message's buffer large enough for the next bytes; how large it would have to be,
-    /// where there is no room for that.
+    /// Makes the buffer large enough for the next bytes; how large it would have to be, where there
+    /// is no room.
     fn lacking(&mut self, frame: &Frame, num: usize) -> Option<usize> {
         let needed = self.message.len() + num;
         if needed <= self.message.capacity() {
@@ -314,7 +287,6 @@ impl Frames {
         None
     }
 
-    /// The message that ends with this frame, if one does.
     fn finish(&mut self, frame: &Frame) -> Result<Option<Incoming>, FrameError> {
         if frame.is_control() {
             let text = std::mem::take(&mut self.control);
@@ -341,22 +313,19 @@ impl Frames {
     }
 }
 
-/// The result of [`cut_messages`].
 #[cfg(feature = "testing")]
+#[doc(hidden)]
 #[derive(Debug)]
 pub struct CutMessages {
-    /// The messages, as debug output shows them.
     pub messages: Vec<String>,
-    /// Why the rest was refused.
     pub error: Option<String>,
-    /// The most bytes that were in memory between two pieces.
     pub most_held: usize,
 }
 
 /// Cuts bytes that arrive in pieces into messages, as a connection does; for tests from outside.
 #[cfg(feature = "testing")]
 pub fn cut_messages<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limit: usize) -> CutMessages {
-    let mut frames = Frames::new(limit);
+    let mut frames = MessageAssembler::new(limit);
     let mut cut = CutMessages {
         messages: Vec::new(),
         error: None,
@@ -380,21 +349,19 @@ pub fn cut_messages<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limit: usize
     cut
 }
 
-/// Reads the messages of one connection.
-pub(super) struct Reader {
+pub(super) struct MessageReader {
     payload: web::Payload,
-    frames: Frames,
+    frames: MessageAssembler,
     /// The share of the message that is on its way, or was read last.
     share: Share,
     buffers: Arc<Buffers>,
     patience: Patience,
     arrival: Option<Arrival>,
-    /// Since when it waits for room.
     waits_since: Option<Instant>,
     ended: bool,
 }
 
-impl Reader {
+impl MessageReader {
     pub(super) fn new(
         payload: web::Payload,
         limit: usize,
@@ -403,7 +370,7 @@ impl Reader {
     ) -> Self {
         Self {
             payload,
-            frames: Frames::new(limit),
+            frames: MessageAssembler::new(limit),
             share: Share::none(buffers),
             buffers: Arc::clone(buffers),
             patience: settings.patience(),
@@ -413,7 +380,6 @@ impl Reader {
         }
     }
 
-    /// From now on, messages may have this many bytes.
     pub(super) fn set_limit(&mut self, limit: usize) {
         self.frames.set_limit(limit);
     }
@@ -474,8 +440,8 @@ impl Reader {
 
     /// Reads on, and forgets, until the client closes or goes.
     pub(super) async fn discard(mut self) {
-        // Whatever is larger than a close is not worth its memory any more: then bytes are
-        // counted no longer, and the end of the connection is what is waited for.
+        // A message larger than a close is not worth its memory any more: from there on only the
+        // end is awaited.
         self.set_limit(SMALL_BYTES);
         loop {
             match self.next().await {
@@ -489,8 +455,7 @@ impl Reader {
     }
 }
 
-/// Writes frames to one connection.
-pub(super) struct Writer {
+pub(super) struct FrameWriter {
     frames: mpsc::Sender<Bytes>,
     codec: Codec,
 }
@@ -498,51 +463,40 @@ pub(super) struct Writer {
 #[derive(Debug)]
 pub(super) struct Gone;
 
-impl Writer {
-    /// A writer, and the body of the response that carries its frames.
-    pub(super) fn new() -> (Self, FrameBody) {
+impl FrameWriter {
+    /// A writer, and the body of the response that carries its frames and ends with it.
+    pub(super) fn new() -> (Self, impl Stream<Item = Result<Bytes, Infallible>>) {
         // A few: a client that does not read its pongs is read no further.
-        let (frames, receiver) = mpsc::channel(4);
+        let (frames, mut receiver) = mpsc::channel(4);
         let writer = Self {
             frames,
             codec: Codec::new(),
         };
-        (writer, FrameBody(receiver))
+        let body = stream::poll_fn(move |cx| receiver.poll_recv(cx)).map(Ok);
+        (writer, body)
     }
 
     pub(super) async fn send(&mut self, message: Outgoing) -> Result<(), Gone> {
+        let frame = self.encode(message)?;
+        self.frames.send(frame).await.map_err(|_| Gone)
+    }
+
+    fn encode(&mut self, message: Outgoing) -> Result<Bytes, Gone> {
         let mut frame = BytesMut::new();
         self.codec.encode(message, &mut frame).map_err(|_| Gone)?;
-        self.frames.send(frame.freeze()).await.map_err(|_| Gone)
+        Ok(frame.freeze())
     }
 
     /// Sends a ping, unless something else is on its way, which serves as well.
     pub(super) fn ping(&mut self) {
-        let mut frame = BytesMut::new();
-        if self
-            .codec
-            .encode(Outgoing::Ping(Bytes::new()), &mut frame)
-            .is_ok()
-        {
+        if let Ok(frame) = self.encode(Outgoing::Ping(Bytes::new())) {
             // Whether the connection has gone is for `gone` to say.
-            self.frames.try_send(frame.freeze()).ok();
+            self.frames.try_send(frame).ok();
         }
     }
 
-    /// Resolves when the connection has gone.
     pub(super) async fn gone(&self) {
         self.frames.closed().await;
-    }
-}
-
-/// The body of a WebSocket's response; ends with its [`Writer`].
-pub(super) struct FrameBody(mpsc::Receiver<Bytes>);
-
-impl Stream for FrameBody {
-    type Item = Result<Bytes, Infallible>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(cx).map(|frame| frame.map(Ok))
     }
 }
 
@@ -556,7 +510,7 @@ mod tests {
 
     const LIMIT: usize = 200_000;
 
-    /// Frames of a client, which are masked.
+    /// MessageAssembler of a client, which are masked.
     fn encode(messages: Vec<Outgoing>) -> Vec<u8> {
         let mut codec = Codec::new().client_mode();
         let mut bytes = BytesMut::new();
@@ -566,7 +520,11 @@ mod tests {
         bytes.to_vec()
     }
 
-    fn read(frames: &mut Frames, bytes: &[u8], step: usize) -> Result<Vec<Incoming>, FrameError> {
+    fn read(
+        frames: &mut MessageAssembler,
+        bytes: &[u8],
+        step: usize,
+    ) -> Result<Vec<Incoming>, FrameError> {
         let mut messages = Vec::new();
         for chunk in bytes.chunks(step) {
             frames.extend(Bytes::copy_from_slice(chunk));
@@ -597,7 +555,7 @@ mod tests {
             Outgoing::Close(None),
         ]);
         for step in [1, 3, bytes.len()] {
-            let messages = read(&mut Frames::new(LIMIT), &bytes, step).unwrap();
+            let messages = read(&mut MessageAssembler::new(LIMIT), &bytes, step).unwrap();
             let expected = [
                 data(b"one"),
                 Incoming::Ping("now".into()),
@@ -614,7 +572,7 @@ mod tests {
         let mut bytes = encode(vec![Outgoing::Binary(Bytes::from_static(b"\xff\xfe"))]);
         bytes[0] = 0x81; // the same frame, as text
         assert_eq!(
-            read(&mut Frames::new(LIMIT), &bytes, 1).unwrap(),
+            read(&mut MessageAssembler::new(LIMIT), &bytes, 1).unwrap(),
             [data(b"\xff\xfe")]
         );
     }
@@ -622,12 +580,14 @@ mod tests {
     #[test]
     fn refuses_what_is_too_large_by_its_header() {
         let bytes = encode(vec![Outgoing::Binary(vec![0; LIMIT + 1].into())]);
-        let mut frames = Frames::new(LIMIT);
+        let mut frames = MessageAssembler::new(LIMIT);
         let error = read(&mut frames, &bytes[..10], 10).unwrap_err();
         assert!(matches!(error, FrameError::TooLarge { limit: LIMIT }));
         let bytes = encode(vec![Outgoing::Binary(vec![0; LIMIT].into())]);
         assert_eq!(
-            read(&mut Frames::new(LIMIT), &bytes, 1000).unwrap().len(),
+            read(&mut MessageAssembler::new(LIMIT), &bytes, 1000)
+                .unwrap()
+                .len(),
             1
         );
     }
@@ -639,7 +599,7 @@ mod tests {
             Outgoing::Ping("a ping is no part".into()),
             Outgoing::Continuation(Item::Last("1".into())),
         ]);
-        let mut frames = Frames::new(LIMIT);
+        let mut frames = MessageAssembler::new(LIMIT);
         let error = read(&mut frames, &bytes, 1000).unwrap_err();
         assert!(matches!(error, FrameError::TooLarge { limit: LIMIT }));
     }
@@ -648,7 +608,7 @@ mod tests {
     fn good_messages_come_before_the_error_behind_them() {
         let mut bytes = encode(vec![Outgoing::Text("good".into())]);
         bytes.extend_from_slice(&[0xff; 8]);
-        let mut frames = Frames::new(LIMIT);
+        let mut frames = MessageAssembler::new(LIMIT);
         frames.extend(Bytes::from(bytes));
         assert_eq!(frames.next().unwrap(), Next::Message(data(b"good")));
         assert!(matches!(frames.next(), Err(FrameError::Protocol(_))));
@@ -656,7 +616,7 @@ mod tests {
 
     #[test]
     fn asks_for_room_as_bytes_come_and_never_for_what_is_announced() {
-        let mut frames = Frames::new(usize::MAX);
+        let mut frames = MessageAssembler::new(usize::MAX);
         let small = encode(vec![Outgoing::Binary(vec![0; SMALL_BYTES].into())]);
         frames.extend(small.into());
         assert!(matches!(frames.next(), Ok(Next::Message(_))));
@@ -690,7 +650,7 @@ mod tests {
             let last = vec![0; 30_000].into();
             messages.push(Outgoing::Continuation(Item::Last(last)));
             messages.insert(0, Outgoing::Continuation(Item::FirstText("a".into())));
-            let read = read(&mut Frames::new(LIMIT), &encode(messages), 7_000).unwrap();
+            let read = read(&mut MessageAssembler::new(LIMIT), &encode(messages), 7_000).unwrap();
             let [Incoming::Data(data)] = read.as_slice() else {
                 panic!("{read:?}");
             };
@@ -767,7 +727,7 @@ mod tests {
             step in 1_usize..5_000,
         ) {
             let (expected, is_refused) = by_another(&bytes);
-            let mut frames = Frames::new(LIMIT);
+            let mut frames = MessageAssembler::new(LIMIT);
             let mut messages = Vec::new();
             let mut error = None;
             'all: for chunk in bytes.chunks(step) {
@@ -794,7 +754,7 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 0..200),
             step in 1_usize..50,
         ) {
-            for message in read(&mut Frames::new(100), &bytes, step).unwrap_or_default() {
+            for message in read(&mut MessageAssembler::new(100), &bytes, step).unwrap_or_default() {
                 if let Incoming::Data(data) = message {
                     prop_assert!(data.len() <= 100);
                 }

@@ -1,28 +1,18 @@
-//! Splits the text of a JSON list into the texts of its elements, without a tree.
-//!
-//! Looks at brackets and strings alone; whether an element is JSON is for its own parser to say.
-//! The nesting is counted and not descended into, so no depth can exhaust the stack.
+//! Splits the text of a JSON list into the texts of its elements, by brackets and strings alone:
+//! whether an element is JSON is for its parser to say. Nesting is counted, so no depth exhausts
+//! the stack.
 
 use jiter::{Jiter, JsonErrorType};
 
-/// Why a text has no elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ListError {
     /// The brackets do not even match, or there is something beside the list.
     #[error("the body is not JSON (at byte {at})")]
-    NotJson {
-        /// Where it stops making sense.
-        at: usize,
-    },
-    /// JSON, but not a list.
+    NotJson { at: usize },
     #[error("the body must be a list of events")]
     NotAList,
-    /// More elements than asked for.
     #[error("the list has more than {limit} events; send them in smaller portions")]
-    TooLong {
-        /// How many would have been taken.
-        limit: usize,
-    },
+    TooLong { limit: usize },
 }
 
 /// The texts of the list's elements, in order, without the white space around them.
@@ -64,10 +54,8 @@ pub(super) fn split(text: &str, limit: usize) -> Result<Vec<&str>, ListError> {
     }
 }
 
-/// Where the text stops being JSON, if it does.
-///
-/// JSON that only the parser of events refuses (too deep, half a surrogate pair, a number
-/// beyond all bounds) is not a matter of syntax.
+/// Where the text stops being JSON. Too deep, half a surrogate pair, or a number beyond all bounds
+/// is no matter of syntax: only the parser of events refuses that.
 pub(super) fn syntax_error(text: &str) -> Option<usize> {
     let mut parser = Jiter::new(text.as_bytes()).with_allow_inf_nan();
     let error = match parser.next_skip().and_then(|()| parser.finish()) {
@@ -96,8 +84,7 @@ fn skip_space(bytes: &[u8], at: usize) -> usize {
     at + spaces.count()
 }
 
-/// The place of the comma or bracket behind the element that begins at `at`; `None` if the text
-/// ends before.
+/// The place of the comma or bracket behind the element; `None` if the text ends before.
 fn end_of_element(bytes: &[u8], mut at: usize) -> Option<usize> {
     let mut depth = 0_usize;
     loop {

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::HttpSettings;
 use super::buffers::Buffers;
-use super::frames::{Gone, Incoming, Reader, Writer};
+use super::frames::{FrameWriter, Gone, Incoming, MessageReader};
 use super::socket::{Auth, MAX_AUTH_BYTES, SUBPROTOCOL, no_websocket, offers_subprotocol};
 use crate::access::Access;
 use crate::clock::Clock;
@@ -104,9 +104,9 @@ async fn connect(
         return Ok(super::AuthString::unauthorized());
     }
     let shared = shared.into_inner();
-    let (writer, body) = Writer::new();
+    let (writer, body) = FrameWriter::new();
     let connection = Connection {
-        reader: Reader::new(payload, MAX_AUTH_BYTES, &shared.buffers, &shared.settings),
+        reader: MessageReader::new(payload, MAX_AUTH_BYTES, &shared.buffers, &shared.settings),
         writer,
         request,
         shared,
@@ -117,8 +117,8 @@ async fn connect(
 }
 
 struct Connection {
-    reader: Reader,
-    writer: Writer,
+    reader: MessageReader,
+    writer: FrameWriter,
     /// For its session.
     request: HttpRequest,
     shared: Arc<OutState>,

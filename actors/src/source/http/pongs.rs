@@ -11,13 +11,12 @@ use bytes::Bytes;
 
 use crate::source::intake::{Commit, NotCommitted};
 
-/// How many may wait on all connections together. Events that wait are bounded by the intake, but those
-/// that come again take no room there, and pings never do; each takes some 200 bytes.
+/// On all connections together. Repeated events take no room in the intake, and pings never do;
+/// each takes some 200 bytes.
 const MAX_WAITING: usize = 64 * 1024;
 /// So many may wait on each connection, however many wait on others.
 const FEW: usize = 64;
 
-/// How many wait on all connections.
 #[derive(Debug, Clone, Default)]
 pub(super) struct TotalWaiting(Arc<AtomicUsize>);
 
@@ -27,9 +26,8 @@ impl TotalWaiting {
     }
 }
 
-/// Events and pings of one connection in the order in which they came.
-///
-/// A ping is due when every event before it is durable.
+/// Events and pings of one connection, in order. A ping is due when every event before it is
+/// durable.
 pub(super) struct PongQueue {
     queue: VecDeque<Queued>,
     limit: usize,
@@ -43,7 +41,6 @@ enum Queued {
 }
 
 impl PongQueue {
-    /// Is full with `limit` events and pings.
     pub(super) fn new(limit: usize, all: TotalWaiting) -> Self {
         Self {
             queue: VecDeque::new(),
@@ -85,16 +82,14 @@ impl PongQueue {
         self.queue.is_empty()
     }
 
-    /// Whether nothing more should be read. Repeated events take no room in the intake, and pings
-    /// never do: without a limit here a client could fill the memory with them.
+    /// Whether nothing more should be read, or pings and repeated events could fill the memory.
     pub(super) fn is_full(&self) -> bool {
         let num = self.queue.len();
         num >= self.limit || (num >= FEW && self.all.is_full())
     }
 
-    /// Waits until something has changed: a pong is due, or events became durable (`None`).
-    ///
-    /// Loses nothing when dropped. An error means that no later pong will ever be due.
+    /// Waits until a pong is due, or events became durable (`None`). Loses nothing when dropped.
+    /// After an error no later pong will ever be due.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, NotCommitted> {
         poll_fn(|cx| self.poll_next(cx)).await
     }

@@ -1,7 +1,7 @@
 //! `POST /api/events`: a list of events, answered once it is durable.
 
+use std::fmt::Display;
 use std::sync::Arc;
-use std::time::Duration;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_ENCODING, HeaderName, RETRY_AFTER};
@@ -10,6 +10,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use futures_util::StreamExt;
 use serde::Serialize;
+use serde_json::{Value as Json, json};
 
 use crate::delivery::{Content, Entry};
 use crate::source::encoding::{self, Encoding};
@@ -24,9 +25,7 @@ const RETRY_SOON: u64 = 1;
 /// The store or the service is away: its return takes longer than a batch.
 const RETRY_LATER: u64 = 5;
 
-/// How many events of the list are dead letters, where it is any.
 const DEAD_LETTERS: HeaderName = HeaderName::from_static("event-persister-dead-letters");
-/// How many events of the list are older than retention keeps, where it is any.
 const OLDER_THAN_RETENTION: HeaderName =
     HeaderName::from_static("event-persister-older-than-retention");
 
@@ -35,6 +34,11 @@ pub(super) async fn create(
     body: web::Payload,
     shared: web::Data<RouteState>,
 ) -> HttpResponse {
+    if let Some(auth) = &shared.settings.auth
+        && !auth.allows(request.headers())
+    {
+        return AuthString::unauthorized();
+    }
     match take(&request, body, shared.into_inner()).await {
         Ok(stored) => stored.respond(),
         Err(refusal) => refusal.respond(),
@@ -46,7 +50,14 @@ async fn take(
     body: web::Payload,
     shared: Arc<RouteState>,
 ) -> Result<Stored, Refusal> {
-    admit(request, &shared)?;
+    let encoding = request.headers().get(CONTENT_ENCODING);
+    if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "compressed bodies are not taken: send the JSON list of events as it is, without \
+             Content-Encoding",
+        ));
+    }
     let body = read(request, body, &shared).await?;
     let timeout = shared.settings.request_timeout;
     let intake = shared.intake.clone();
@@ -66,7 +77,7 @@ async fn take(
     };
     let commit = intake.submit(list.entries).map_err(|error| match error {
         SubmitError::Full => Refusal::busy(error, RETRY_SOON),
-        SubmitError::TooLarge => Refusal::TooLarge(error.to_string()),
+        SubmitError::TooLarge => Refusal::too_large(error),
         SubmitError::Closed => Refusal::busy(error, RETRY_LATER),
     })?;
     match tokio::time::timeout(timeout, commit).await {
@@ -114,21 +125,6 @@ pub(super) async fn wrong_method(request: HttpRequest) -> HttpResponse {
     super::refuse(StatusCode::METHOD_NOT_ALLOWED, Some("POST"), &reason)
 }
 
-/// Checks what the head of the request shows.
-fn admit(request: &HttpRequest, shared: &RouteState) -> Result<(), Refusal> {
-    if let Some(auth) = &shared.settings.auth
-        && !auth.allows(request.headers())
-    {
-        return Err(Refusal::Unauthorized);
-    }
-    let encoding = request.headers().get(CONTENT_ENCODING);
-    if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        return Err(Refusal::Encoded);
-    }
-    Ok(())
-}
-
-/// A body, with its share of the room for buffers.
 struct ReceivedBody {
     data: Bytes,
     share: Share,
@@ -159,7 +155,8 @@ async fn read(
             late = arrival.late(patience, &share) => return Err(late.into()),
         };
         let Some(chunk) = chunk else { break };
-        let chunk = chunk.map_err(|error| Refusal::Unreadable(error.to_string()))?;
+        let chunk =
+            chunk.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))?;
         arrival.came();
         let needed = data.len() + chunk.len();
         if needed > limit {
@@ -196,7 +193,7 @@ impl RouteState {
     /// server.
     fn text(&self, body: &ReceivedBody) -> Result<(ByteString, Option<Share>), Refusal> {
         let (encoding, mark) = encoding::detect(&body.data);
-        let wrong = || Refusal::NotJson(format!("the body is not {}", encoding.name()));
+        let wrong = || Refusal::not_json(format_args!("the body is not {}", encoding.name()));
         let bytes = body.data.slice(mark..);
         if encoding == Encoding::Utf8 {
             let text = ByteString::try_from(bytes).map_err(|_| wrong())?;
@@ -213,7 +210,6 @@ impl RouteState {
         Ok((ByteString::from(text), Some(share)))
     }
 
-    /// Every event of a body, or all that is wrong with it.
     fn events(&self, body: &ReceivedBody) -> Result<EventList, Refusal> {
         let (text, _decoded) = self.text(body)?;
         let now = self.clock.now();
@@ -233,8 +229,9 @@ impl RouteState {
                 }
                 Err(error) => {
                     if list::syntax_error(element).is_some() {
-                        let what = format!("the body is not JSON (in the event at index {index})");
-                        return Err(Refusal::NotJson(what));
+                        let what =
+                            format_args!("the body is not JSON (in the event at index {index})");
+                        return Err(Refusal::not_json(what));
                     }
                     invalid.push(Invalid {
                         index: Some(index),
@@ -249,7 +246,7 @@ impl RouteState {
                 older_than_retention,
             })
         } else {
-            Err(Refusal::Invalid(invalid))
+            Err(Refusal::invalid(&invalid))
         }
     }
 }
@@ -264,24 +261,16 @@ struct Invalid {
 
 /// Why a request is refused; nothing of it was taken unless the reason says so.
 #[derive(Debug)]
-enum Refusal {
-    Unauthorized,
-    Encoded,
-    Unreadable(String),
-    Stalled(Duration),
-    Slow(Duration),
-    NotJson(String),
-    TooLarge(String),
-    Invalid(Vec<Invalid>),
-    Busy { reason: String, retry_after: u64 },
+struct Refusal {
+    status: StatusCode,
+    detail: Json,
+    retry_after: Option<u64>,
 }
 
 impl From<Late> for Refusal {
     fn from(late: Late) -> Self {
-        match late {
-            Late::Stalled(stalled) => Self::Stalled(stalled),
-            Late::Slow(limit) => Self::Slow(limit),
-        }
+        let reason = format!("the body {late}; send it again, or in smaller portions");
+        Self::new(StatusCode::REQUEST_TIMEOUT, reason)
     }
 }
 
@@ -289,10 +278,9 @@ impl From<NoRoom> for Refusal {
     fn from(no_room: NoRoom) -> Self {
         match no_room {
             NoRoom::Now => Self::busy("too many large requests at once", RETRY_SOON),
-            NoRoom::Ever => Self::TooLarge(
+            NoRoom::Ever => Self::too_large(
                 "there is no room for the body and its text in UTF-8; send it in UTF-8, or in smaller \
-                 portions"
-                    .to_owned(),
+                 portions",
             ),
         }
     }
@@ -300,68 +288,57 @@ impl From<NoRoom> for Refusal {
 
 impl From<ListError> for Refusal {
     fn from(error: ListError) -> Self {
-        let reason = error.to_string();
         match error {
-            ListError::NotJson { .. } => Self::NotJson(reason),
-            ListError::TooLong { .. } => Self::TooLarge(reason),
-            ListError::NotAList => Self::Invalid(vec![Invalid {
+            ListError::NotJson { .. } => Self::not_json(error),
+            ListError::TooLong { .. } => Self::too_large(error),
+            ListError::NotAList => Self::invalid(&[Invalid {
                 index: None,
-                reason,
+                reason: error.to_string(),
             }]),
         }
     }
 }
 
 impl Refusal {
+    fn new(status: StatusCode, detail: impl Into<Json>) -> Self {
+        Self {
+            status,
+            detail: detail.into(),
+            retry_after: None,
+        }
+    }
+
+    fn not_json(what: impl Display) -> Self {
+        let reason = format!("{what}; send a JSON list of events, in UTF-8");
+        Self::new(StatusCode::BAD_REQUEST, reason)
+    }
+
+    fn too_large(reason: impl ToString) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, reason.to_string())
+    }
+
     fn large_body(limit: usize) -> Self {
-        Self::TooLarge(format!(
+        Self::too_large(format_args!(
             "the body has more than {limit} bytes; send the events in smaller portions"
         ))
     }
 
+    fn invalid(events: &[Invalid]) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, json!(events))
+    }
+
     fn busy(reason: impl ToString, retry_after: u64) -> Self {
-        Self::Busy {
-            reason: reason.to_string(),
-            retry_after,
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, reason.to_string())
         }
     }
 
     fn respond(self) -> HttpResponse {
-        let (status, reason) = match self {
-            Self::Unauthorized => return AuthString::unauthorized(),
-            Self::Invalid(detail) => {
-                return HttpResponse::UnprocessableEntity()
-                    .json(serde_json::json!({ "detail": detail }));
-            }
-            Self::Busy {
-                reason,
-                retry_after,
-            } => {
-                return HttpResponse::ServiceUnavailable()
-                    .insert_header((RETRY_AFTER, retry_after))
-                    .json(serde_json::json!({ "detail": reason }));
-            }
-            Self::Encoded => (
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "compressed bodies are not taken: send the JSON list of events as it is, without \
-                 Content-Encoding"
-                    .to_owned(),
-            ),
-            Self::Stalled(timeout) => (
-                StatusCode::REQUEST_TIMEOUT,
-                format!("the body stopped in its middle for {timeout:?}; send it again"),
-            ),
-            Self::Slow(timeout) => (
-                StatusCode::REQUEST_TIMEOUT,
-                format!("the body was not there after {timeout:?}; send smaller portions"),
-            ),
-            Self::Unreadable(reason) => (StatusCode::BAD_REQUEST, reason),
-            Self::NotJson(reason) => (
-                StatusCode::BAD_REQUEST,
-                format!("{reason}; send a JSON list of events, in UTF-8"),
-            ),
-            Self::TooLarge(reason) => (StatusCode::PAYLOAD_TOO_LARGE, reason),
-        };
-        HttpResponse::build(status).json(serde_json::json!({ "detail": reason }))
+        let mut response = HttpResponse::build(self.status);
+        if let Some(seconds) = self.retry_after {
+            response.insert_header((RETRY_AFTER, seconds));
+        }
+        response.json(json!({ "detail": self.detail }))
     }
 }

@@ -1,14 +1,10 @@
-//! `WS /api/events/in`: one event a message; a ping is answered once what came before it is
-//! durable.
+//! `WS /api/events/in`: one event a message; a ping is answered once all before it is durable.
 //!
 //! With the subprotocol `prefect` the first message must be `{"type":"auth","token":…}`; it is
-//! answered by `{"type":"auth_success"}`. Without it, which older clients do, there is no such
-//! message, and no way in where an auth string is set.
-//!
-//! A message that is no event becomes a dead letter and the connection stays: a client whose
-//! connection is closed sends the same message again, for ever.
+//! answered by `{"type":"auth_success"}`. Older clients do without, and get in only where no auth
+//! string is set. A message that is no event becomes a dead letter and the connection stays: a
+//! client whose connection is closed would send it again for ever.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,10 +22,11 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_unti
 
 use crate::delivery::{Content, Rejection};
 use crate::event::ParseError;
+use crate::lock::lock;
 use crate::source::intake::{Commit, SubmitError};
 
 use super::buffers::Share;
-use super::frames::{FrameError, Gone, Incoming, Reader, Writer};
+use super::frames::{FrameError, FrameWriter, Gone, Incoming, MessageReader};
 use super::pongs::PongQueue;
 use super::{MAX_INLINE_BYTES, RouteState};
 
@@ -64,12 +61,13 @@ pub(super) async fn connect(
         })));
     }
     let shared = shared.into_inner();
-    let (writer, body) = Writer::new();
+    let (writer, body) = FrameWriter::new();
     let connection = Connection {
-        reader: Reader::new(payload, MAX_AUTH_BYTES, &shared.buffers, &shared.settings),
+        reader: MessageReader::new(payload, MAX_AUTH_BYTES, &shared.buffers, &shared.settings),
         writer,
         shared,
-        peer: Peer(request.peer_addr()),
+        // A host's listener may have no addresses.
+        peer: (request.peer_addr()).map_or_else(|| "unknown".to_owned(), |peer| peer.to_string()),
         is_admitted: false,
     };
     log::debug!("websocket opened peer={}", connection.peer);
@@ -78,7 +76,6 @@ pub(super) async fn connect(
     Ok(response.message_body(body)?.into())
 }
 
-/// Only GET opens a WebSocket.
 pub(super) async fn wrong_method(request: HttpRequest) -> HttpResponse {
     let reason = format!(
         "/api/events/in does not take {}: open a WebSocket there, or send a JSON list of events with \
@@ -113,30 +110,15 @@ pub(super) fn offers_subprotocol(request: &HttpRequest) -> bool {
 }
 
 struct Connection {
-    reader: Reader,
-    writer: Writer,
+    reader: MessageReader,
+    writer: FrameWriter,
     shared: Arc<RouteState>,
-    peer: Peer,
-    /// Whether it has shown that it may send events.
+    peer: String,
     is_admitted: bool,
 }
 
-/// The address of the client; not known where the host's listener has none.
-struct Peer(Option<SocketAddr>);
-
-impl std::fmt::Display for Peer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Some(address) => address.fmt(f),
-            None => f.write_str("unknown"),
-        }
-    }
-}
-
-/// Why a connection is over.
 #[derive(Debug)]
 enum End {
-    /// The client is not there any more.
     Gone,
     ClosedByClient(Option<CloseReason>),
     Close(CloseCode, String),
@@ -153,7 +135,7 @@ impl From<FrameError> for End {
         let code = match error {
             FrameError::TooLarge { .. } => CloseCode::Size,
             FrameError::Protocol(_) => CloseCode::Protocol,
-            FrameError::Stalled { .. } | FrameError::Slow { .. } => CloseCode::Again,
+            FrameError::Late(_) => CloseCode::Again,
         };
         Self::Close(code, error.to_string())
     }
@@ -193,8 +175,8 @@ impl Connection {
             .unwrap_or_else(|_| Err(refused("the 'auth' message did not come in time")))
     }
 
-    /// Takes the first message. Pings that come before it are answered at once: Prefect's client
-    /// tries its connection in this way.
+    /// Takes the first message. Pings before it are answered at once: Prefect's client tries its
+    /// connection so.
     async fn authenticate(&mut self) -> Result<(), End> {
         let message = loop {
             match self.reader.next().await? {
@@ -216,14 +198,11 @@ impl Connection {
         Ok(())
     }
 
-    /// Takes events until the connection is over.
     async fn receive(&mut self) -> End {
         self.reader
             .set_limit(self.shared.settings.max_frame_bytes.get());
-        match self.exchange().await {
-            Ok(never) => match never {},
-            Err(end) => end,
-        }
+        let Err(end) = self.exchange().await;
+        end
     }
 
     async fn exchange(&mut self) -> Result<std::convert::Infallible, End> {
@@ -307,20 +286,19 @@ impl Connection {
             .await
             .unwrap_or(());
     }
-}
 
-impl Connection {
-    /// Logs why we end it. A client that was not let in can come again as fast as it likes, so that is
-    /// rate-limited.
+    /// Logs why we end it; rate-limited before it was let in, since such a client may come again at
+    /// once.
     fn say(&self, code: CloseCode, reason: &str) {
         let (peer, code) = (&self.peer, u16::from(code));
         if self.is_admitted {
             log::info!("websocket closed peer={peer} code={code} reason={reason:?}");
             return;
         }
-        match self.shared.refused.happened(Instant::now()) {
-            Some(others) => log::info!(
-                "websocket not let in peer={peer} code={code} reason={reason:?} others={others}"
+        match lock(&self.shared.refused).add(1, Instant::now()) {
+            Some(num) => log::info!(
+                "websocket not let in peer={peer} code={code} reason={reason:?} others={}",
+                num - 1
             ),
             None => log::debug!("websocket not let in peer={peer} code={code} reason={reason:?}"),
         }
@@ -341,12 +319,10 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// The outcome of a submission.
 enum Submitted {
     Event(Commit),
-    /// Authentication once more: when Prefect's client loses its connection while it waits for two
-    /// pongs, it reconnects twice at once and authenticates twice on the same connection. It is
-    /// answered, and its token must not become a dead letter.
+    /// Authentication once more: Prefect's client may reconnect twice at once and authenticate
+    /// twice on one connection. The token is answered, and must not become a dead letter.
     Auth(Auth),
 }
 

@@ -3,10 +3,12 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use tokio::sync::oneshot;
+
+use crate::lock::lock;
 
 /// The intake was closed before the entries were durable. They may be all the same: send again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -37,7 +39,6 @@ impl Future for Commit {
     }
 }
 
-/// One submission: how many of its entries are not yet durable, and whom to tell.
 pub(super) struct Waiter {
     remaining: AtomicUsize,
     dead_letters: AtomicUsize,
@@ -58,7 +59,6 @@ impl Waiter {
         (Commit(receiver), Arc::new(waiter))
     }
 
-    /// One of the entries is durable, as an event or as a dead letter.
     pub(super) fn one_is_durable(&self, is_dead_letter: bool) {
         if is_dead_letter {
             self.dead_letters.fetch_add(1, Ordering::AcqRel);
@@ -69,7 +69,7 @@ impl Waiter {
     }
 
     fn tell(&self) {
-        let sender = self.lock().take();
+        let sender = lock(&self.done).take();
         if let Some(sender) = sender {
             // The client may have gone: then nobody needs to know.
             let dead_letters = self.dead_letters.load(Ordering::Acquire);
@@ -78,10 +78,8 @@ impl Waiter {
     }
 
     pub(super) fn is_abandoned(&self) -> bool {
-        self.lock().as_ref().is_none_or(oneshot::Sender::is_closed)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<oneshot::Sender<Committed>>> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.done)
+            .as_ref()
+            .is_none_or(oneshot::Sender::is_closed)
     }
 }

@@ -39,7 +39,6 @@ impl Bounds {
         num_bytes.min(self.max_bytes)
     }
 
-    /// Gives no more room, and wakes those who wait for it.
     pub(super) fn close(&self) {
         self.events.close();
         self.bytes.close();
@@ -65,7 +64,6 @@ impl Bounds {
         })
     }
 
-    /// Room for one, in turn.
     pub(super) async fn room(&self, num_bytes: usize) -> Result<Room, SubmitError> {
         let take = async |semaphore: &Arc<Semaphore>, num: usize| {
             Arc::clone(semaphore)
@@ -94,7 +92,6 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// The place of one entry out of the place of many.
     pub(super) fn split(&mut self, num_bytes: usize) -> Self {
         Self {
             events: self.events.as_mut().and_then(|events| events.split(1)),

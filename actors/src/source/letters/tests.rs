@@ -4,8 +4,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::*;
-use crate::batch::{Batch, BatchId};
-use crate::delivery::{Content, Rejection};
+use crate::delivery::{Batch, BatchId, Content, Rejection};
 use crate::source::Message;
 use crate::store::{EventStore as _, Outcome, RefusalReason, Stage};
 use crate::testing::{ManualClock, MemoryStore, rejected_entry};

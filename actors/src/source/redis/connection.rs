@@ -1,45 +1,62 @@
-//! The two connections: one for reads that wait, one for everything else.
+//! The two connections, and the commands that are sent, each with its reply parsed.
 //!
 //! A read that waits holds up everything behind it on its connection, so acknowledgements and
 //! heartbeats have their own. After any failure both are made anew: the reply to a read that nobody waits
 //! for any more must not be mistaken for the reply to something else.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, ErrorKind, RedisConnectionInfo, RedisError, RedisResult};
+use redis::streams::{
+    StreamAutoClaimOptions, StreamAutoClaimReply, StreamClaimOptions, StreamPendingCountReply,
+    StreamReadOptions, StreamTrimOptions, StreamTrimmingMode,
+};
+use redis::{
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, RedisConnectionInfo, RedisError,
+    RedisResult, Value, from_redis_value,
+};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::entry_reader::EntryReader;
-use super::failure::{self, timed_out};
-use super::settings::RedisSettings;
+use crate::source::{SourceError, lock};
 use crate::tls;
 
-/// How long reaching the server and greeting it may take.
+use super::entry_reader::{EntriesRead, EntryReader, Reply, Room};
+use super::failure::{self, timed_out};
+use super::scripts;
+use super::sentinel::Watch;
+use super::settings::{OWN_PREFIX, RedisSettings};
+use super::snapshot::{StreamSnapshot, ids};
+use super::stream_id::StreamId;
+use super::url::Place;
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long an answer may take, beyond the time for which the command itself waits. Shorter takes
 /// a pause of a busy server for an outage; longer notices an outage later.
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The name of this client in the server's list of clients.
 pub(super) const LIBRARY: &str = "event-persister";
 
-/// A connection, encrypted or not.
+/// Ids in one command at most: more would hold up the server's other clients.
+const IDS_AT_ONCE: usize = 1000;
+
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// Makes connections, and makes them anew.
 pub(super) struct Connections {
-    settings: RedisSettings,
+    pub(super) settings: RedisSettings,
+    /// Where others say who the master is.
+    pub(super) watch: Option<Watch>,
     open: Mutex<OpenConnections>,
     /// Held while connecting, so that one connection is made and not several.
     connecting: tokio::sync::Mutex<()>,
@@ -48,25 +65,19 @@ pub(super) struct Connections {
 #[derive(Default)]
 struct OpenConnections {
     commands: Option<Connection>,
-    /// Unless it is in use.
-    reader: Option<EntryReader>,
-    /// The server's id of the one for reads.
+    /// With its epoch; unless it is in use.
+    reader: Option<(EntryReader, u64)>,
     reader_id: Option<i64>,
     /// Tells those that were let go of from the present ones.
     generation: u64,
 }
 
-/// An open connection for commands; cheap to clone.
 #[derive(Clone)]
 pub(super) struct Connection {
     pub(super) redis: MultiplexedConnection,
+    /// Of the master that it leads to; 0 where nobody names one.
+    epoch: u64,
     _driver: Arc<Driver>,
-}
-
-/// The connection for reads while it is in use; it ends unless it is given back.
-pub(super) struct ReaderInUse {
-    pub(super) reader: EntryReader,
-    generation: u64,
 }
 
 /// Ends the task that drives a connection, whatever it still waits for.
@@ -79,68 +90,109 @@ impl Drop for Driver {
 }
 
 impl Connections {
-    pub(super) fn new(settings: &RedisSettings) -> Self {
+    pub(super) fn new(settings: RedisSettings) -> Self {
+        let watch = match &settings.url.place {
+            Place::Sentinels(sentinels) => Some(Watch::new(&settings, sentinels)),
+            Place::Host(..) | Place::Socket(_) => None,
+        };
         Self {
-            settings: settings.clone(),
+            settings,
+            watch,
             open: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
         }
     }
 
-    /// The open connection for commands, or a new one.
-    pub(super) async fn commands(&self) -> RedisResult<Connection> {
-        let current = || self.lock().commands.clone();
-        if let Some(connection) = current() {
-            return Ok(connection);
+    pub(super) async fn commands(&self) -> RedisResult<Commands<'_>> {
+        let current = || {
+            let connection = self.lock().commands.clone()?;
+            Some(Commands {
+                connection,
+                settings: &self.settings,
+            })
+        };
+        if let Some(commands) = current() {
+            return Ok(commands);
         }
         let _connecting = self.connecting.lock().await;
-        if let Some(connection) = current() {
-            return Ok(connection);
+        if let Some(commands) = current() {
+            return Ok(commands);
         }
-        // Boxed: it is rare, and would make everything large that may connect.
-        let connection = Box::pin(within_time(self.connect_for_commands())).await?;
-        log::debug!(
-            "connected to Redis redis.server={} redis.use=commands",
-            self.settings.url
-        );
+        let connection = self.open("commands", self.connect_for_commands()).await?;
         self.lock().commands = Some(connection.clone());
-        Ok(connection)
+        Ok(Commands {
+            connection,
+            settings: &self.settings,
+        })
     }
 
-    /// The connection for reads, or a new one. One caller at a time.
-    pub(super) async fn reader(&self) -> RedisResult<ReaderInUse> {
-        let generation = {
-            let mut open = self.lock();
-            let generation = open.generation;
-            if let Some(reader) = open.reader.take() {
-                return Ok(ReaderInUse { reader, generation });
+    /// Reads entries, of one epoch or of any, through the connection for that, opened if need be. One caller at a
+    /// time.
+    ///
+    /// The connection is kept unless nobody can tell what is under way on it, as after a future that was
+    /// dropped.
+    pub(super) async fn read(
+        &self,
+        command: &Cmd,
+        reply: Reply,
+        room: &mut Room,
+        patience: Duration,
+        epoch: Option<u64>,
+    ) -> RedisResult<EntriesRead> {
+        let (mut reader, epoch, generation) = self.reader(epoch).await?;
+        let read = {
+            let reading = pin!(reader.read(command, reply, room, patience));
+            match select(reading, pin!(self.another_master())).await {
+                Either::Left((read, _)) => read,
+                // A master that is no more may be silent, or wait for what nobody will send it.
+                Either::Right(_) => return Err(failure::another_master()),
             }
-            generation
         };
-        let reader = Box::pin(within_time(self.connect_for_reads())).await?;
-        log::debug!(
-            "connected to Redis redis.server={} redis.use=reads",
-            self.settings.url
-        );
-        let mut open = self.lock();
-        if open.generation == generation {
-            open.reader_id = reader.id();
-        }
-        Ok(ReaderInUse { reader, generation })
-    }
-
-    /// Gives the connection for reads back after a read, unless nobody can tell what is under way on it.
-    /// A future that is dropped instead ends it.
-    pub(super) fn give_back<T>(&self, in_use: ReaderInUse, read: RedisResult<T>) -> RedisResult<T> {
         let mut open = self.lock();
         let is_sound = read.as_ref().err().is_none_or(failure::is_answer);
-        if is_sound && open.generation == in_use.generation {
-            open.reader = Some(in_use.reader);
+        if is_sound && open.generation == generation {
+            open.reader = Some((reader, epoch));
         }
         read
     }
 
-    /// The server's id of the open connection for reads.
+    async fn reader(&self, epoch: Option<u64>) -> RedisResult<(EntryReader, u64, u64)> {
+        let is_right = |of: u64| epoch.is_none_or(|epoch| epoch == of);
+        let generation = {
+            let mut open = self.lock();
+            if let Some((reader, of)) = open.reader.take_if(|(_, of)| is_right(*of)) {
+                return Ok((reader, of, open.generation));
+            }
+            open.generation
+        };
+        let (reader, of) = self.open("reads", self.connect_for_reads()).await?;
+        if !is_right(of) {
+            // Its groups are looked at first.
+            return Err(failure::another_master());
+        }
+        let mut open = self.lock();
+        if open.generation == generation {
+            open.reader_id = reader.id;
+        }
+        Ok((reader, of, generation))
+    }
+
+    async fn open<T>(
+        &self,
+        used_for: &str,
+        connecting: impl Future<Output = RedisResult<T>>,
+    ) -> RedisResult<T> {
+        // Boxed: it is rare, and would make everything large that may connect.
+        let connected = Box::pin(timeout(CONNECT_TIMEOUT, connecting)).await;
+        let connection = connected
+            .unwrap_or_else(|_| Err(timed_out("no greeting within the connect time-out")))?;
+        log::debug!(
+            "connected to Redis redis.server={} redis.use={used_for}",
+            self.settings.url
+        );
+        Ok(connection)
+    }
+
     pub(super) fn reader_id(&self) -> Option<i64> {
         self.lock().reader_id
     }
@@ -153,58 +205,409 @@ impl Connections {
         };
     }
 
+    /// Asks who the master is. If it is another one the connections are made anew.
+    pub(super) async fn follow(&self) -> RedisResult<()> {
+        let Some(watch) = &self.watch else {
+            return Ok(());
+        };
+        let master = watch.master().await?;
+        let epoch = self.lock().commands.as_ref().map(|open| open.epoch);
+        if epoch.is_some_and(|epoch| epoch != master.epoch) {
+            self.reset();
+        }
+        Ok(())
+    }
+
+    /// Returns when there is another master than now.
+    async fn another_master(&self) {
+        match &self.watch {
+            Some(watch) => watch.renewed.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// After a failure: new connections, and the error of the port.
+    pub(super) fn failed(&self, doing: &str, error: RedisError) -> SourceError {
+        self.reset();
+        failure::unavailable(&self.settings.url.to_string(), doing, error)
+    }
+
     async fn connect_for_commands(&self) -> RedisResult<Connection> {
         let url = &self.settings.url;
-        let mut info = RedisConnectionInfo::default()
-            .set_db(url.database)
-            .set_lib_name(LIBRARY, env!("CARGO_PKG_VERSION"));
-        if let Some(username) = &url.username {
-            info = info.set_username(username);
+        let (stream, epoch) = self.connect().await?;
+        let mut connection = Connection::greet(stream, url.login(), url.database, epoch).await?;
+        if epoch > 0 {
+            let role: RedisResult<Value> =
+                redis::cmd("ROLE").query_async(&mut connection.redis).await;
+            must_be_master(role)?;
         }
-        if let Some(password) = &url.password {
-            info = info.set_password(password);
-        }
-        let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
-        let stream = self.connect().await?;
-        let (redis, driver) = MultiplexedConnection::new_with_config(&info, stream, config).await?;
-        let driver = Arc::new(Driver(tokio::spawn(driver).abort_handle()));
-        Ok(Connection {
-            redis,
-            _driver: driver,
-        })
+        Ok(connection)
     }
 
-    async fn connect_for_reads(&self) -> RedisResult<EntryReader> {
-        EntryReader::greet(self.connect().await?, &self.settings.url).await
+    async fn connect_for_reads(&self) -> RedisResult<(EntryReader, u64)> {
+        // A replica refuses to read for a group.
+        let (stream, epoch) = self.connect().await?;
+        let reader = EntryReader::greet(stream, &self.settings.url).await?;
+        Ok((reader, epoch))
     }
 
-    async fn connect(&self) -> RedisResult<Box<dyn Stream>> {
-        let url = &self.settings.url;
-        let stream = TcpStream::connect((url.host.as_str(), url.port)).await?;
-        stream.set_nodelay(true)?;
-        if !url.tls {
-            return Ok(Box::new(stream));
-        }
-        let name = ServerName::try_from(url.host.clone()).map_err(refused_by_tls)?;
-        let (check, files) = self.settings.encryption();
-        let config = tls::client(check, files).map_err(refused_by_tls)?;
-        let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
-        Ok(Box::new(connecting.await.map_err(refused_by_tls)?))
+    /// To the server, or to the master of the moment, with its epoch.
+    async fn connect(&self) -> RedisResult<(Box<dyn Stream>, u64)> {
+        let stream: Box<dyn Stream> = match (&self.settings.url.place, &self.watch) {
+            (Place::Host(host, port), _) => connect_to(&self.settings, host, *port).await?,
+            (Place::Socket(path), _) => Box::new(UnixStream::connect(path).await?),
+            (Place::Sentinels(_), Some(watch)) => {
+                let master = watch.master().await?;
+                let stream = connect_to(&self.settings, &master.host, master.port).await?;
+                return Ok((stream, master.epoch));
+            }
+            (Place::Sentinels(_), None) => return Err(failure::another_master()),
+        };
+        Ok((stream, 0))
     }
 
     fn lock(&self) -> MutexGuard<'_, OpenConnections> {
-        // Every change is complete before anything that could panic.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 }
 
-async fn within_time<T>(connecting: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
-    timeout(CONNECT_TIMEOUT, connecting)
-        .await
-        .unwrap_or_else(|_| Err(timed_out("no greeting within the connect time-out")))
+impl Connection {
+    pub(super) async fn greet(
+        stream: Box<dyn Stream>,
+        login: Option<(Option<&str>, &str)>,
+        database: i64,
+        epoch: u64,
+    ) -> RedisResult<Self> {
+        let mut info = RedisConnectionInfo::default()
+            .set_db(database)
+            .set_lib_name(LIBRARY, env!("CARGO_PKG_VERSION"));
+        if let Some((username, password)) = login {
+            info = info.set_password(password);
+            if let Some(username) = username {
+                info = info.set_username(username);
+            }
+        }
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
+        let (redis, driver) = MultiplexedConnection::new_with_config(&info, stream, config).await?;
+        let driver = Arc::new(Driver(tokio::spawn(driver).abort_handle()));
+        Ok(Self {
+            redis,
+            epoch,
+            _driver: driver,
+        })
+    }
+}
+
+/// Connects to one server, encrypted if the URL says so.
+pub(super) async fn connect_to(
+    settings: &RedisSettings,
+    host: &str,
+    port: u16,
+) -> RedisResult<Box<dyn Stream>> {
+    let url = &settings.url;
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    if !url.tls {
+        return Ok(Box::new(stream));
+    }
+    let name = ServerName::try_from(host.to_owned()).map_err(refused_by_tls)?;
+    let files = tls::Files {
+        ca: settings.ca_file.as_deref(),
+        cert: settings.cert_file.as_deref(),
+        key: settings.key_file.as_deref(),
+    };
+    let config = tls::client(url.check, files, url.tls_versions).map_err(refused_by_tls)?;
+    let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
+    Ok(Box::new(connecting.await.map_err(refused_by_tls)?))
+}
+
+/// Where a user may not ask, the sentinels are believed: on a replica every command fails that changes anything.
+fn must_be_master(role: RedisResult<Value>) -> RedisResult<()> {
+    let role = match role {
+        Err(error) if failure::code(&error).as_deref() == Some("NOPERM") => return Ok(()),
+        role => role?,
+    };
+    let name = match &role {
+        Value::Array(parts) => parts.first(),
+        _ => None,
+    };
+    match name {
+        Some(Value::BulkString(name)) if name == b"master" => Ok(()),
+        Some(Value::SimpleString(name)) if name == "master" => Ok(()),
+        _ => Err(failure::another_master()),
+    }
 }
 
 fn refused_by_tls(error: impl std::fmt::Display) -> RedisError {
     let what = "no encrypted connection";
     RedisError::from((ErrorKind::InvalidClientConfig, what, error.to_string()))
+}
+
+pub(super) struct Made {
+    pub(super) guard: bool,
+    pub(super) group: bool,
+    pub(super) moved: bool,
+}
+
+pub(super) struct Commands<'a> {
+    connection: Connection,
+    pub(super) settings: &'a RedisSettings,
+}
+
+impl Commands<'_> {
+    pub(super) fn epoch(&self) -> u64 {
+        self.connection.epoch
+    }
+
+    pub(super) async fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
+        let mut reply: Value = command.query_async(&mut self.connection.redis).await?;
+        make_text(&mut reply);
+        Ok(from_redis_value(reply)?)
+    }
+
+    pub(super) fn about(self, settings: &RedisSettings) -> Commands<'_> {
+        Commands {
+            connection: self.connection,
+            settings,
+        }
+    }
+
+    pub(super) fn script(&self, script: &str) -> Cmd {
+        script_command(self.settings, script)
+    }
+
+    /// Ends the wait of another connection, as if its time were over. It still gets what the read took.
+    pub(super) async fn unblock(&mut self, connection_id: i64) -> RedisResult<()> {
+        let mut command = redis::cmd("CLIENT");
+        command.arg("UNBLOCK").arg(connection_id);
+        self.query(&command).await
+    }
+
+    pub(super) async fn own_pending(&mut self) -> RedisResult<Vec<StreamId>> {
+        let consumer = Some(self.settings.consumer_name.as_str());
+        self.pending(StreamId::ZERO, usize::MAX, consumer).await
+    }
+
+    /// The ids of pending entries from an id on, in order, so many at most; of one consumer or all.
+    pub(super) async fn pending(
+        &mut self,
+        from: StreamId,
+        max: usize,
+        consumer: Option<&str>,
+    ) -> RedisResult<Vec<StreamId>> {
+        let mut all: Vec<StreamId> = Vec::new();
+        let mut start = from.to_string();
+        loop {
+            let count = IDS_AT_ONCE.min(max - all.len());
+            let RedisSettings { stream, group, .. } = self.settings;
+            let command = Cmd::xpending_consumer_count(stream, group, &start, "+", count, consumer);
+            let page: StreamPendingCountReply = self.query(&command).await?;
+            all.extend(ids(page.ids.iter().map(|entry| &entry.id))?);
+            match all.last() {
+                Some(last) if page.ids.len() == count && all.len() < max => {
+                    start = format!("({last}");
+                }
+                _ => return Ok(all),
+            }
+        }
+    }
+
+    /// Takes over entries that their consumer has not touched for too long. Answers where to go on, zero at
+    /// the end; the ids; and those whose text is gone, which are pending for nobody any more.
+    pub(super) async fn claim_idle(
+        &mut self,
+        from: StreamId,
+        count: usize,
+    ) -> RedisResult<(StreamId, Vec<StreamId>, Vec<StreamId>)> {
+        let RedisSettings { stream, group, .. } = self.settings;
+        let (consumer, idle) = (&self.settings.consumer_name, self.settings.claim_idle);
+        let options = StreamAutoClaimOptions::default().count(count).with_justid();
+        let command = Cmd::xautoclaim_options(stream, group, consumer, millis(idle), from, options);
+        let reply: StreamAutoClaimReply = self.query(&command).await?;
+        let claimed = ids(reply.claimed.iter().map(|entry| &entry.id))?;
+        let next = reply.next_stream_id.parse()?;
+        Ok((next, claimed, ids(&reply.deleted_ids)?))
+    }
+
+    /// Marks entries as ours and in work, without transferring them.
+    pub(super) async fn keep(&mut self, ids: &[StreamId]) -> RedisResult<()> {
+        let RedisSettings { stream, group, .. } = self.settings;
+        let consumer = &self.settings.consumer_name;
+        for ids in ids.chunks(IDS_AT_ONCE) {
+            let options = StreamClaimOptions::default().with_justid();
+            let command = Cmd::xclaim_options(stream, group, consumer, 0, ids, options);
+            self.query::<Value>(&command).await?;
+        }
+        Ok(())
+    }
+
+    /// Acknowledges one portion of ids; returns how many it took.
+    pub(super) async fn acknowledge(&mut self, ids: &[StreamId]) -> RedisResult<usize> {
+        // One command for a batch; only what is far larger than any batch is split.
+        let portion = &ids[..ids.len().min(10 * IDS_AT_ONCE)];
+        let command = Cmd::xack(&self.settings.stream, &self.settings.group, portion);
+        self.query::<Value>(&command).await?;
+        Ok(portion.len())
+    }
+
+    /// The stream and its groups at one moment; without the stream's end where nothing is ahead of the known.
+    pub(super) async fn look(
+        &mut self,
+        known_end: Option<StreamId>,
+    ) -> RedisResult<StreamSnapshot> {
+        let mut command = self.script(scripts::LOOK);
+        command.arg(&self.settings.guard_group).arg(known_end);
+        self.query(&command).await
+    }
+
+    /// How many entries there are behind one id and up to another; of very many only some.
+    pub(super) async fn count_entries(
+        &mut self,
+        mut behind: StreamId,
+        last: StreamId,
+    ) -> RedisResult<u64> {
+        const STEPS: usize = 100;
+        let mut num = 0;
+        for _ in 0..STEPS {
+            let mut command = self.script(scripts::COUNT_ENTRIES);
+            command.arg(behind).arg(last);
+            let (counted_up_to, counted): (StreamId, u64) = self.query(&command).await?;
+            if counted == 0 {
+                break;
+            }
+            num += counted;
+            behind = counted_up_to;
+        }
+        Ok(num)
+    }
+
+    pub(super) async fn first_behind(&mut self, last: StreamId) -> RedisResult<Option<StreamId>> {
+        let mut command = self.script(scripts::FIRST_BEHIND);
+        command.arg(last);
+        self.query(&command).await
+    }
+
+    /// Sets the guard; answers where it stands then, which is nowhere ahead of the stream.
+    pub(super) async fn set_guard(
+        &mut self,
+        position: StreamId,
+        known_end: Option<StreamId>,
+    ) -> RedisResult<StreamId> {
+        let mut command = self.script(scripts::MOVE_GUARD);
+        command.arg(&self.settings.guard_group);
+        command.arg(position).arg(known_end);
+        self.query(&command).await
+    }
+
+    pub(super) async fn trim(&mut self, position: StreamId) -> RedisResult<u64> {
+        // In whole nodes, and not too much at once: exact trimming holds up everyone else.
+        let options = StreamTrimOptions::minid(StreamTrimmingMode::Approx, position.to_string());
+        let command = Cmd::xtrim_options(&self.settings.stream, &options.limit(100_000));
+        self.query(&command).await
+    }
+
+    /// How many of these ids, in their order, are not in the stream, of those that were not trimmed.
+    pub(super) async fn count_missing(&mut self, ids: &[StreamId]) -> RedisResult<usize> {
+        let mut num = 0;
+        for ids in ids.chunks(IDS_AT_ONCE) {
+            let mut command = self.script(scripts::COUNT_MISSING);
+            command.arg(ids);
+            num += self.query::<usize>(&command).await?;
+        }
+        Ok(num)
+    }
+
+    pub(super) async fn make_groups(&mut self) -> RedisResult<Made> {
+        let mut command = self.script(scripts::MAKE_GROUPS);
+        command.arg(self.settings.guard.then_some(&self.settings.guard_group));
+        let (guard, group, moved) = self.query(&command).await?;
+        Ok(Made {
+            guard,
+            group,
+            moved,
+        })
+    }
+
+    pub(super) async fn count_losses(&mut self) -> RedisResult<usize> {
+        let command = self.script(scripts::COUNT_LOSSES);
+        self.query(&command).await
+    }
+
+    /// Has Redis write down how many entries the group has read. If that is known beyond doubt, answers how
+    /// many fewer it was in Redis.
+    pub(super) async fn record_read(
+        &mut self,
+        known_end: Option<StreamId>,
+    ) -> RedisResult<Option<usize>> {
+        let mut command = self.script(scripts::RECORD_READ);
+        command.arg(known_end);
+        let (is_known, missing): (bool, usize) = self.query(&command).await?;
+        Ok(is_known.then_some(missing))
+    }
+
+    /// Shows that our consumer lives. A read that waits is no sign of life, a question for pending entries is.
+    pub(super) async fn show_life(&mut self) -> RedisResult<()> {
+        let behind_all = StreamId {
+            millis: u64::MAX,
+            number: 0,
+        };
+        let command = read_pending(self.settings, behind_all, 1);
+        self.query(&command).await
+    }
+
+    pub(super) async fn remove_dead_consumers(&mut self) -> RedisResult<usize> {
+        let mut command = self.script(scripts::REMOVE_CONSUMERS);
+        command.arg(millis(self.settings.consumer_idle_removal));
+        command.arg(&self.settings.consumer_name).arg("");
+        command.arg(millis(self.settings.dead_after()));
+        command.arg(OWN_PREFIX);
+        self.query(&command).await
+    }
+
+    pub(super) async fn remove_own_consumer(&mut self) -> RedisResult<bool> {
+        let mut command = self.script(scripts::REMOVE_CONSUMERS);
+        command.arg(0).arg("").arg(&self.settings.consumer_name);
+        command.arg(0).arg(OWN_PREFIX);
+        let num_removed: usize = self.query(&command).await?;
+        Ok(num_removed > 0)
+    }
+}
+
+pub(super) fn read_new(settings: &RedisSettings, count: usize, waits: bool) -> Cmd {
+    let mut options = read_group(settings, count);
+    if waits {
+        options = options.block(millis(settings.block));
+    }
+    Cmd::xread_options(&[&settings.stream], &[">"], &options)
+}
+
+pub(super) fn read_pending(settings: &RedisSettings, behind: StreamId, count: usize) -> Cmd {
+    Cmd::xread_options(&[&settings.stream], &[behind], &read_group(settings, count))
+}
+
+fn read_group(settings: &RedisSettings, count: usize) -> StreamReadOptions {
+    let options = StreamReadOptions::default().count(count);
+    options.group(&settings.group, &settings.consumer_name)
+}
+
+pub(super) fn script_command(settings: &RedisSettings, script: &str) -> Cmd {
+    let mut command = redis::cmd("EVAL");
+    command.arg(script).arg(1).arg(&settings.stream);
+    command.arg(&settings.group);
+    command
+}
+
+/// Names of groups and consumers may be any bytes, and are only compared and shown.
+fn make_text(reply: &mut Value) {
+    match reply {
+        Value::BulkString(bytes) if std::str::from_utf8(bytes).is_err() => {
+            *bytes = String::from_utf8_lossy(bytes).into_owned().into();
+        }
+        Value::Array(values) => values.iter_mut().for_each(make_text),
+        _ => {}
+    }
+}
+
+fn millis(time: Duration) -> usize {
+    usize::try_from(time.as_millis()).unwrap_or(usize::MAX)
 }

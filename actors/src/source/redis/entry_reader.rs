@@ -1,17 +1,11 @@
 //! The connection that entries are read through: their reply is taken in as it arrives.
 //!
-//! The size of an entry shows only when it comes, and thousands of small ones may be followed by a
-//! backlog of huge ones. So a reply is never in memory as a whole. Entries are kept while there is room
-//! for them. The rest is skipped and only its ids and sizes are kept: these entries are pending for this
-//! consumer then, and are read again in their turn.
+//! The size of an entry shows only when it comes, and thousands of small ones may be followed by huge ones.
+//! So a reply is never in memory as a whole: entries are kept while there is room, and of the rest only ids
+//! and sizes. Those are pending for this consumer then, and are read again in their turn.
 //!
-//! The source, the shadow and the audit all read through this one.
-//!
-//! # Why not the client's connection
-//!
-//! It hands out a reply once it has all of it, and then needs several times the memory of its content.
-//! A script in Redis that looks at sizes before it takes anything costs Redis three times as much as
-//! the read itself, since all texts pass through the script.
+//! The client's own connection hands out a reply once it has all of it, and needs several times the memory
+//! of its content. A script that looks at sizes first costs Redis three times as much as the read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,15 +38,13 @@ const MAX_AHEAD: usize = 64 * 1024 * 1024;
 /// A connection on which one command at a time is sent, and nothing but reads of entries.
 pub(super) struct EntryReader {
     stream: Box<dyn Stream>,
-    /// Bytes that have arrived and are not parsed yet.
     buffer: BytesMut,
-    /// How long the next piece of a reply may take.
     patience: Duration,
-    id: Option<i64>,
+    /// The server's id of this connection; `None` if it does not say, or not to us.
+    pub(super) id: Option<i64>,
 }
 
 /// How much of a reply may be kept; less with each entry.
-#[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
     pub(super) permit: Permit,
     /// Nothing is kept yet: one entry is, however large.
@@ -60,7 +52,6 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// Room for what a permit allows, or for one larger entry.
     pub(super) fn new(permit: Permit) -> Self {
         Self {
             permit,
@@ -69,19 +60,29 @@ impl Room {
     }
 }
 
-/// One entry of the stream.
+#[derive(Clone, Copy)]
+pub(super) enum Reply {
+    /// As XREADGROUP of one stream.
+    Streams,
+    /// A number of lost entries, and then as XREADGROUP.
+    LostAndStreams,
+    /// Entries, and the ids of those that are pending.
+    Page,
+}
+
 pub(super) struct StreamEntry {
     pub(super) id: StreamId,
     /// `None` if its text is gone and only its id is still pending.
     pub(super) body: Option<Body>,
 }
 
-/// The entries of one reply.
 #[derive(Default)]
 pub(super) struct EntriesRead {
     pub(super) entries: Vec<StreamEntry>,
     /// Those behind them for which there was no room, with their sizes.
     pub(super) skipped: Vec<(StreamId, usize)>,
+    pub(super) num_lost: usize,
+    pub(super) pending: Vec<StreamId>,
 }
 
 impl EntriesRead {
@@ -91,7 +92,6 @@ impl EntriesRead {
 }
 
 /// The beginning of a part of a reply; a length is `None` for nil.
-#[derive(Debug, PartialEq)]
 enum Head {
     List(Option<usize>),
     Text(Option<usize>),
@@ -100,7 +100,6 @@ enum Head {
 }
 
 impl EntryReader {
-    /// Introduces itself on a new connection.
     pub(super) async fn greet(stream: Box<dyn Stream>, url: &RedisUrl) -> RedisResult<Self> {
         let mut reader = Self {
             stream,
@@ -108,120 +107,83 @@ impl EntryReader {
             patience: RESPONSE_TIMEOUT,
             id: None,
         };
-        if let Some(password) = &url.password {
+        if let Some((username, password)) = url.login() {
             let mut command = redis::cmd("AUTH");
-            command.arg(url.username.as_deref()).arg(password);
+            command.arg(username).arg(password);
             reader.ask(&command).await?;
         }
         if url.database != 0 {
             reader.ask(redis::cmd("SELECT").arg(url.database)).await?;
         }
-        let about_us = [
-            ("LIB-NAME", LIBRARY),
-            ("LIB-VER", env!("CARGO_PKG_VERSION")),
-        ];
-        for (what, value) in about_us {
+        let version = env!("CARGO_PKG_VERSION");
+        for (what, value) in [("LIB-NAME", LIBRARY), ("LIB-VER", version)] {
             let mut command = redis::cmd("CLIENT");
-            reader
-                .try_ask(command.arg("SETINFO").arg(what).arg(value))
-                .await?;
+            command.arg("SETINFO").arg(what).arg(value);
+            reader.try_ask(&command).await?;
         }
-        let id = reader.try_ask(redis::cmd("CLIENT").arg("ID")).await?;
-        reader.id = match id {
-            Value::Int(id) => Some(id),
-            // Not to us.
-            _ => None,
-        };
+        if let Value::Int(id) = reader.try_ask(redis::cmd("CLIENT").arg("ID")).await? {
+            reader.id = Some(id);
+        }
         Ok(reader)
     }
 
-    /// The server's id of this connection; `None` if it does not say, or not to us.
-    pub(super) fn id(&self) -> Option<i64> {
-        self.id
-    }
-
-    /// Sends an XREADGROUP of one stream and takes in what it brings. The first piece of the reply may
-    /// take as long as `patience`; each further one as long as any reply.
-    ///
-    /// # Errors
-    ///
-    /// The connection cannot be used any more, unless the error is the server's reply.
-    pub(super) async fn entries(
+    /// Sends a command and takes in the entries that it brings. The first piece of the reply may take as
+    /// long as `patience`; each further one as long as any reply. After an error that is not the server's
+    /// reply the connection cannot be used any more.
+    pub(super) async fn read(
         &mut self,
         command: &Cmd,
+        reply: Reply,
         room: &mut Room,
         patience: Duration,
     ) -> RedisResult<EntriesRead> {
         self.send(command, patience).await?;
-        let num_streams = self.reply().await?;
-        self.streams(num_streams, room).await
-    }
-
-    /// Sends a script that answers a number and the reply of an XREADGROUP.
-    ///
-    /// # Errors
-    ///
-    /// As [`EntryReader::entries`].
-    pub(super) async fn number_and_entries(
-        &mut self,
-        command: &Cmd,
-        room: &mut Room,
-    ) -> RedisResult<(usize, EntriesRead)> {
-        self.send(command, RESPONSE_TIMEOUT).await?;
-        if self.reply().await? != Some(2) {
-            return Err(unexpected("a pair"));
-        }
-        let Head::Whole(Value::Int(number)) = self.head().await? else {
-            return Err(unexpected("a number"));
-        };
-        let num_streams = self.list().await?;
-        let read = self.streams(num_streams, room).await?;
-        Ok((usize::try_from(number).unwrap_or_default(), read))
-    }
-
-    /// Sends a script that answers entries and some of their ids.
-    ///
-    /// # Errors
-    ///
-    /// As [`EntryReader::entries`].
-    pub(super) async fn entries_and_ids(
-        &mut self,
-        command: &Cmd,
-        room: &mut Room,
-    ) -> RedisResult<(EntriesRead, Vec<StreamId>)> {
-        self.send(command, RESPONSE_TIMEOUT).await?;
-        if self.reply().await? != Some(2) {
-            return Err(unexpected("a pair"));
-        }
         let mut read = EntriesRead::default();
-        for _ in 0..self.list().await?.unwrap_or(0) {
-            self.entry(&mut read, room).await?;
-        }
-        let mut ids = Vec::new();
-        for _ in 0..self.list().await?.unwrap_or(0) {
-            ids.push(self.entry_id().await?);
-        }
-        Ok((read, ids))
-    }
-
-    /// Entries by stream, of which one was asked for.
-    async fn streams(
-        &mut self,
-        num_streams: Option<usize>,
-        room: &mut Room,
-    ) -> RedisResult<EntriesRead> {
-        let mut read = EntriesRead::default();
-        for _ in 0..num_streams.unwrap_or(0) {
-            self.pair().await?;
-            self.text().await?;
-            for _ in 0..self.list().await?.unwrap_or(0) {
-                self.entry(&mut read, room).await?;
+        let num = self.reply().await?;
+        match reply {
+            Reply::Streams => self.streams(num, &mut read, room).await?,
+            Reply::LostAndStreams | Reply::Page if num != Some(2) => {
+                return Err(unexpected("a pair"));
+            }
+            Reply::LostAndStreams => {
+                let Head::Whole(Value::Int(num_lost)) = self.head().await? else {
+                    return Err(unexpected("a number"));
+                };
+                read.num_lost = usize::try_from(num_lost).unwrap_or_default();
+                let num_streams = self.list().await?;
+                self.streams(num_streams, &mut read, room).await?;
+            }
+            Reply::Page => {
+                self.entries(&mut read, room).await?;
+                for _ in 0..self.list().await?.unwrap_or(0) {
+                    read.pending.push(self.entry_id().await?);
+                }
             }
         }
         Ok(read)
     }
 
-    /// Takes in one entry, or skips it.
+    async fn streams(
+        &mut self,
+        num_streams: Option<usize>,
+        read: &mut EntriesRead,
+        room: &mut Room,
+    ) -> RedisResult<()> {
+        for _ in 0..num_streams.unwrap_or(0) {
+            self.pair().await?;
+            self.text().await?;
+            self.entries(read, room).await?;
+        }
+        Ok(())
+    }
+
+    async fn entries(&mut self, read: &mut EntriesRead, room: &mut Room) -> RedisResult<()> {
+        for _ in 0..self.list().await?.unwrap_or(0) {
+            self.entry(read, room).await?;
+        }
+        Ok(())
+    }
+
     async fn entry(&mut self, read: &mut EntriesRead, room: &mut Room) -> RedisResult<()> {
         self.pair().await?;
         let id = self.entry_id().await?;
@@ -267,7 +229,6 @@ impl EntryReader {
         id.ok_or_else(|| unexpected("an id"))
     }
 
-    /// A command that must succeed.
     async fn ask(&mut self, command: &Cmd) -> RedisResult<Value> {
         match self.try_ask(command).await? {
             Value::ServerError(error) => Err(error.into()),
@@ -275,7 +236,7 @@ impl EntryReader {
         }
     }
 
-    /// A command whose answer is a number, a status or an error.
+    /// A command that may fail, and whose answer is a number, a status or an error.
     async fn try_ask(&mut self, command: &Cmd) -> RedisResult<Value> {
         self.send(command, RESPONSE_TIMEOUT).await?;
         match self.head().await? {
@@ -296,17 +257,13 @@ impl EntryReader {
         Ok(())
     }
 
-    /// The list that a reply is, unless it is an error.
     async fn reply(&mut self) -> RedisResult<Option<usize>> {
         match self.head().await? {
-            Head::List(num) => Ok(num),
-            Head::Text(None) => Ok(None),
             Head::Whole(Value::ServerError(error)) => Err(error.into()),
-            Head::Text(Some(_)) | Head::Whole(_) => Err(unexpected("a list")),
+            head => list(&head),
         }
     }
 
-    /// The list that stands for a pair.
     async fn pair(&mut self) -> RedisResult<()> {
         match self.list().await? {
             Some(2) => Ok(()),
@@ -315,11 +272,7 @@ impl EntryReader {
     }
 
     async fn list(&mut self) -> RedisResult<Option<usize>> {
-        match self.head().await? {
-            Head::List(num) => Ok(num),
-            Head::Text(None) => Ok(None),
-            Head::Text(Some(_)) | Head::Whole(_) => Err(unexpected("a list")),
-        }
+        list(&self.head().await?)
     }
 
     async fn text(&mut self) -> RedisResult<Bytes> {
@@ -368,7 +321,6 @@ impl EntryReader {
         }
     }
 
-    /// The bytes that have arrived, at least one.
     async fn some(&mut self) -> RedisResult<&[u8]> {
         if self.buffer.is_empty() {
             self.fill().await?;
@@ -405,6 +357,14 @@ fn head(bytes: &[u8]) -> RedisResult<Option<(Head, usize)>> {
         _ => Head::Whole(redis::parse_redis_value(line)?),
     };
     Ok(Some((head, line.len())))
+}
+
+fn list(head: &Head) -> RedisResult<Option<usize>> {
+    match head {
+        Head::List(num) => Ok(*num),
+        Head::Text(None) => Ok(None),
+        Head::Text(Some(_)) | Head::Whole(_) => Err(unexpected("a list")),
+    }
 }
 
 /// A length; -1 is nil.

@@ -23,7 +23,11 @@ pub(super) fn timed_out(what: &'static str) -> RedisError {
     io::Error::new(io::ErrorKind::TimedOut, what).into()
 }
 
-/// A reply of another form than documented.
+/// What was asked for belongs to a master that is no more, or that is none yet.
+pub(super) fn another_master() -> RedisError {
+    RedisError::from((ErrorKind::Client, "another server becomes the master"))
+}
+
 pub(super) fn unexpected(wanted: &'static str) -> RedisError {
     let what = "the answer has another form than Redis documents";
     RedisError::from((
@@ -44,7 +48,6 @@ pub(super) fn code(error: &RedisError) -> Option<String> {
     errors.first().map(|(_, error)| error.code().to_owned())
 }
 
-/// Whether the server answered, with a refusal.
 pub(super) fn is_answer(error: &RedisError) -> bool {
     code(error).is_some()
 }
@@ -55,14 +58,13 @@ pub(super) fn leaves_connections_sound(error: &RedisError) -> bool {
     code(error).is_some_and(|code| code != "READONLY" && code != "MASTERDOWN")
 }
 
-/// Whether the stream or our group is gone.
 pub(super) fn has_vanished(error: &RedisError) -> bool {
     // `UNBLOCKED`: the stream was deleted while a read waited for it.
     matches!(code(error).as_deref(), Some("NOGROUP" | "UNBLOCKED"))
 }
 
-/// The remedy for an error, for the operator.
 pub(super) fn remedy(error: &RedisError) -> &'static str {
+    let says = |words| error.detail().is_some_and(|text| text.contains(words));
     match code(error).as_deref() {
         Some("NOAUTH") => "it wants a password: add it to the URL",
         Some("WRONGPASS") => "user or password is wrong: correct the URL",
@@ -70,7 +72,9 @@ pub(super) fn remedy(error: &RedisError) -> &'static str {
             "the user may not do this: allow it the stream's key, EVAL and all X commands (ACL SETUSER)"
         }
         Some("LOADING") => "it is loading its data and will answer when it is done",
-        Some("READONLY") => "this is a replica, which takes no writes: give the URL of the primary",
+        Some("READONLY") => {
+            "this is a replica, which takes no writes: give the URL of the primary, or of its sentinels"
+        }
         Some("MASTERDOWN") => "this is a replica without its primary: give the URL of the primary",
         Some("MISCONF") => {
             "it cannot save to its disk and takes no writes: see its log, free its disk"
@@ -81,26 +85,15 @@ pub(super) fn remedy(error: &RedisError) -> &'static str {
             "it is a node of a Redis Cluster, which is not supported yet: use a single server"
         }
         Some("BUSY") => "it is busy with a script of someone else: wait, or SCRIPT KILL",
-        Some("ERR") if is_about_the_database(error) => {
+        Some("ERR") if says("DB index") || says("invalid DB") => {
             "it has no database of that number: correct the URL"
         }
-        Some("ERR")
-            if error
-                .detail()
-                .is_some_and(|text| text.contains("unknown command")) =>
-        {
+        Some("ERR") if says("unknown command") => {
             "it is older than Redis 6.2, or the command is disabled there: use 6.2 or newer"
         }
         Some(_) => "see what it answered",
         None => without_answer(error),
     }
-}
-
-/// These two have no code of their own.
-fn is_about_the_database(error: &RedisError) -> bool {
-    error
-        .detail()
-        .is_some_and(|text| text.contains("DB index") || text.contains("invalid DB"))
 }
 
 fn without_answer(error: &RedisError) -> &'static str {
@@ -117,6 +110,7 @@ fn without_answer(error: &RedisError) -> &'static str {
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
             "the answer is not one of Redis: see what listens there, and whether it wants TLS"
         }
+        ErrorKind::Client => "it is tried again; if it goes on, see the sentinels and their log",
         _ => "see that it runs and that host, port and TLS of the URL are right",
     }
 }

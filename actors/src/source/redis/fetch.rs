@@ -1,50 +1,162 @@
 //! One fetch at a time, which ends with entries, with nothing, or with an error.
 //!
-//! A fetch runs on its own and not within the future of a read. When that is dropped, the entries that the
-//! fetch brings wait for the next read, and no second command is sent that waits in Redis.
+//! A fetch runs on its own. When the future of a read is dropped, the entries that the fetch brings wait for
+//! the next read, and no second command is sent that waits in Redis.
 
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use redis::{Cmd, RedisResult};
 use tokio::time::{Instant, sleep};
 
-use crate::source::{More, Permit};
+use crate::source::{More, Permit, SourceError};
 
-use super::commands::{self, Commands};
-use super::connection::RESPONSE_TIMEOUT;
-use super::entry_reader::{EntriesRead, Room, StreamEntry};
+use super::connection::{Commands, RESPONSE_TIMEOUT, read_new, read_pending};
+use super::entry_reader::{EntriesRead, Reply, Room, StreamEntry};
 use super::failure;
-use super::member::{Member, Outcome, Reading};
-use super::pending::PendingRun;
+use super::member::{Member, Note};
+use super::pending::{PendingEntries, PendingRun};
+use super::sizes::Sizes;
 use super::stream_id::StreamId;
 
 /// Own pending entries are looked through this often, even if nothing failed that we know of.
 const RECOVER_EVERY: Duration = Duration::from_secs(60);
 
-/// And once more this long after a failure: a server that was stalled may carry out a read of a
-/// connection that is long gone.
+/// And so long after a failure: a stalled server may carry out a read of a connection that is gone.
 const RECOVER_AFTER_FAILURE: Duration = Duration::from_secs(6);
 
-/// While events trickle in, reads are this far apart: each takes what gathered meanwhile, instead
-/// of one command an event. Longer saves commands, at the price of that much delay.
+/// While events trickle in, reads are this far apart. Longer saves commands, at the price of the delay.
 const PACE: Duration = Duration::from_millis(15);
 
-/// From so many entries on, how much was read is written down at once. Fewer would make that the most
-/// part of what Redis has to do; more could be taken for lost after a restart.
+/// From so many entries on, how much was read is written down at once. Fewer would make that most of what
+/// Redis has to do; more could be taken for lost after a restart.
 const MANY: usize = 16;
 
 /// After a pause of this length losses are counted before anything is read.
 const LONG_PAUSE: Duration = Duration::from_secs(10);
 
 /// A replica that died may have stored them.
-const TRIMMED_WHILE_PENDING: &str =
-    "while they were pending in the group (up to so many, where a replica died just before)";
+const TRIMMED_WHILE_PENDING: Note = Note::Lost(
+    "while they were pending in the group (up to so many, where a replica died just before)",
+);
 
-/// Begins a fetch for a permit, which leaves its outcome for the next read.
-///
-/// The fetch counts as over also if its task ends before its first poll.
+const TRIMMED_UNREAD: Note =
+    Note::Lost("before they were read (up to so many, where Redis restarted just before)");
+
+/// How far the reads are: what was read and is not acknowledged, and what is to be read next.
+pub(super) struct Reading {
+    pub(super) pending: PendingEntries,
+    pub(super) sizes: Sizes,
+    /// Of the last fetch, for the next read.
+    pub(super) outcome: Option<Result<Outcome, SourceError>>,
+    pub(super) more: More,
+    pub(super) is_fetching: bool,
+    pub(super) is_stopping: bool,
+    pub(super) is_closed: bool,
+    /// The last fetch failed, and the read that took its outcome says so.
+    pub(super) fetch_failed: bool,
+    /// The groups were found or made on the present connections.
+    pub(super) has_joined: bool,
+    /// Of the master that all of this is about, and of the one that was told of.
+    pub(super) epoch: u64,
+    pub(super) greeted: u64,
+    /// They were found or made before: if they have to be made again, something happened.
+    pub(super) had_joined: bool,
+    pub(super) must_count_losses: bool,
+    pub(super) recovery: Recovery,
+    pub(super) claims: Claims,
+    pub(super) last_new_read: Instant,
+    /// The last read of new entries brought some, and left none.
+    pub(super) last_was_short: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Some,
+    Nothing,
+    /// Nothing new may be read, for the group stands where it cannot be right; with what to do.
+    Misplaced(String),
+}
+
+pub(super) struct Recovery {
+    pub(super) is_due: bool,
+    pub(super) due_at: Instant,
+    pub(super) runs: Option<VecDeque<PendingRun>>,
+}
+
+pub(super) struct Claims {
+    pub(super) due_at: Instant,
+    pub(super) cursor: Option<StreamId>,
+}
+
+impl Reading {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            pending: PendingEntries::default(),
+            sizes: Sizes::default(),
+            outcome: None,
+            more: More::Later,
+            is_fetching: false,
+            is_stopping: false,
+            is_closed: false,
+            fetch_failed: false,
+            has_joined: false,
+            had_joined: false,
+            epoch: 0,
+            greeted: 0,
+            must_count_losses: true,
+            recovery: Recovery {
+                is_due: true,
+                due_at: now,
+                runs: None,
+            },
+            claims: Claims {
+                due_at: now,
+                cursor: None,
+            },
+            last_new_read: now,
+            last_was_short: false,
+        }
+    }
+
+    /// Has all own pending entries looked through before anything new is read.
+    pub(super) fn recover(&mut self) {
+        self.recovery.is_due = true;
+        self.recovery.runs = None;
+    }
+
+    /// Lets go of all that was read from the master before this one.
+    pub(super) fn begin_epoch(&mut self, epoch: u64) {
+        self.epoch = epoch;
+        self.pending.clear();
+        self.more = More::Later;
+        self.has_joined = false;
+        self.must_count_losses = true;
+        self.recover();
+        self.claims.cursor = None;
+    }
+
+    /// Ends the recovery, unless it was asked for anew meanwhile.
+    fn ends_recovery(&mut self) -> bool {
+        if self.recovery.runs.is_none() {
+            return false;
+        }
+        self.pending.recovered();
+        self.recovery.is_due = false;
+        self.recovery.runs = None;
+        // An earlier appointment, made by a failure, stands.
+        let now = Instant::now();
+        if self.recovery.due_at <= now {
+            self.recovery.due_at = now + RECOVER_EVERY;
+        }
+        true
+    }
+}
+
+/// Begins a fetch, which leaves its outcome for the next read. It counts as over also if its task ends before
+/// its first poll.
 pub(super) fn begin(member: Arc<Member>, permit: Permit) -> impl Future<Output = ()> + Send {
     member.reading().pending.begin_replies();
     let fetching = Fetching(member);
@@ -77,26 +189,7 @@ impl Drop for Fetching {
     }
 }
 
-/// The step that failed, and why.
 type Failed = (&'static str, redis::RedisError);
-
-impl Reading {
-    /// Ends the recovery, unless it was asked for anew meanwhile.
-    fn ends_recovery(&mut self) -> bool {
-        if self.recovery.runs.is_none() {
-            return false;
-        }
-        self.pending.recovered();
-        self.recovery.is_due = false;
-        self.recovery.runs = None;
-        // An earlier appointment, made by a failure, stands.
-        let now = Instant::now();
-        if self.recovery.due_at <= now {
-            self.recovery.due_at = now + RECOVER_EVERY;
-        }
-        true
-    }
-}
 
 impl Member {
     /// A stream or a group that has vanished is made again at once, within the same fetch.
@@ -145,9 +238,17 @@ impl Member {
         if let Some(what) = self.misplaced() {
             return Ok(Outcome::Misplaced(what));
         }
-        self.read_new(permit)
+        self.read_new(permit, commands.epoch())
             .await
             .map_err(while_doing("reading the stream"))
+    }
+
+    /// The state, unless it is about another master by now.
+    fn reading_of(&self, epoch: u64) -> RedisResult<MutexGuard<'_, Reading>> {
+        match self.reading() {
+            reading if reading.epoch == epoch => Ok(reading),
+            _ => Err(failure::another_master()),
+        }
     }
 
     fn must_recover(&self) -> bool {
@@ -171,9 +272,12 @@ impl Member {
                 reading.recovery.runs = Some(runs);
             }
             while let Some((run, count)) = self.next_run(permit) {
-                let command = commands::read_pending(&self.settings, run.first.previous(), count);
+                let command = read_pending(&self.settings, run.first.previous(), count);
                 let mut room = Room::new(permit);
-                let read = self.read(&command, &mut room, RESPONSE_TIMEOUT).await?;
+                let epoch = commands.epoch();
+                let read = self
+                    .read(&command, &mut room, RESPONSE_TIMEOUT, epoch)
+                    .await?;
                 let rest = rest_of(run, count, &read);
                 let num = self.take_pending(commands, read.entries).await?;
                 self.run_is_read(rest);
@@ -221,7 +325,7 @@ impl Member {
         }
         let now = Instant::now();
         let mut num = 0;
-        let mut reading = self.reading();
+        let mut reading = self.reading_of(commands.epoch())?;
         for &id in &gone {
             reading.pending.forget(id);
         }
@@ -233,11 +337,10 @@ impl Member {
         }
         reading.more = More::Ready;
         drop(reading);
-        self.note_lost(gone.len(), TRIMMED_WHILE_PENDING);
+        self.note(TRIMMED_WHILE_PENDING, gone.len());
         Ok(num)
     }
 
-    /// How many of these we do not have.
     fn num_unknown(&self, ids: &[StreamId]) -> usize {
         let reading = self.reading();
         ids.iter().filter(|id| !reading.pending.has(**id)).count()
@@ -251,10 +354,7 @@ impl Member {
         if is_due {
             let lost = commands.count_losses().await?;
             self.reading().must_count_losses = false;
-            self.note_lost(
-                lost,
-                "before they were read (up to so many, where Redis restarted just before)",
-            );
+            self.note(TRIMMED_UNREAD, lost);
         }
         Ok(())
     }
@@ -267,8 +367,8 @@ impl Member {
         reading.claims.cursor.is_some() || Instant::now() >= reading.claims.due_at
     }
 
-    /// Takes over what others left. Returns whether there was any: it is pending for us then, and is read
-    /// next. The search goes on after that.
+    /// Takes over what others left. Returns whether there was any: it is pending for us then and read next,
+    /// before the search goes on.
     async fn claim(&self, commands: &mut Commands<'_>, permit: Permit) -> RedisResult<bool> {
         loop {
             let (cursor, count) = {
@@ -278,19 +378,19 @@ impl Member {
                 // Entries that are not read soon look idle to others.
                 (cursor, reading.sizes.at_least_one(permit))
             };
-            let claimed = commands.claim_idle(cursor, count).await?;
-            self.note_lost(self.num_unknown(&claimed.deleted), TRIMMED_WHILE_PENDING);
-            let num = self.num_unknown(&claimed.ids);
-            let is_end = claimed.next == StreamId::ZERO;
+            let (next, claimed, deleted) = commands.claim_idle(cursor, count).await?;
+            self.note(TRIMMED_WHILE_PENDING, self.num_unknown(&deleted));
+            let num = self.num_unknown(&claimed);
+            let is_end = next == StreamId::ZERO;
             {
                 let mut reading = self.reading();
-                reading.claims.cursor = (!is_end).then_some(claimed.next);
+                reading.claims.cursor = (!is_end).then_some(next);
                 if num > 0 {
                     reading.recover();
                 }
             }
             if num > 0 {
-                self.note_takeover(num);
+                self.note(Note::TakenOver, num);
                 return Ok(true);
             }
             if is_end {
@@ -299,11 +399,9 @@ impl Member {
         }
     }
 
-    /// Waits for new entries, and takes as many as there are and the permit allows for.
-    ///
-    /// In several reads, since none asks for very many. Their entries are handed out together: each part
-    /// on its own would have to wait for a processor as often.
-    async fn read_new(&self, permit: Permit) -> RedisResult<Outcome> {
+    /// Waits for new entries, and takes as many as there are and the permit allows for: in several reads,
+    /// since none asks for very many, whose entries are handed out together.
+    async fn read_new(&self, permit: Permit, epoch: u64) -> RedisResult<Outcome> {
         self.keep_the_pace().await;
         let mut room = Room::new(permit);
         let mut num_taken = 0;
@@ -321,12 +419,12 @@ impl Member {
                 None if !waits => break,
                 expected => expected.map_or(1, NonZeroUsize::get),
             };
-            let command = commands::read_new(&self.settings, count, waits);
+            let command = read_new(&self.settings, count, waits);
             let patience = self.settings.block + RESPONSE_TIMEOUT;
-            let read = self.read(&command, &mut room, patience).await?;
+            let read = self.read(&command, &mut room, patience, epoch).await?;
             let is_full = read.num() == count && read.skipped.is_empty();
             num_taken += read.entries.len();
-            self.take_new(read, is_full).await?;
+            self.take_new(read, is_full, epoch).await?;
             if !is_full {
                 break;
             }
@@ -341,18 +439,19 @@ impl Member {
         })
     }
 
-    /// Takes in entries that were delivered just now.
-    async fn take_new(&self, read: EntriesRead, has_more: bool) -> RedisResult<()> {
+    async fn take_new(&self, read: EntriesRead, has_more: bool, epoch: u64) -> RedisResult<()> {
+        drop(self.reading_of(epoch)?);
         let num = read.num();
         let last = read.entries.last().map(|entry| entry.id);
         let last = read.skipped.last().map(|(id, _)| *id).or(last);
         if let Some(last) = last {
             self.keeping().positions.read_up_to(last);
         }
+        self.remember(read.entries.iter().map(|entry| entry.id));
         let now = Instant::now();
         let mut gone = Vec::new();
         {
-            let mut reading = self.reading();
+            let mut reading = self.reading_of(epoch)?;
             for StreamEntry { id, body } in read.entries {
                 match body {
                     Some(body) => {
@@ -378,22 +477,22 @@ impl Member {
         }
         if !gone.is_empty() {
             // One without text is unheard of, but must not stay pending.
-            self.commands().await?.acknowledge(&gone).await?;
-            self.note_lost(gone.len(), "while they were read");
+            self.commands_of(epoch).await?.acknowledge(&gone).await?;
+            self.note(Note::Lost("while they were read"), gone.len());
         }
         Ok(())
     }
 
-    /// Reads entries through the connection for that.
     async fn read(
         &self,
         command: &Cmd,
         room: &mut Room,
         patience: Duration,
+        epoch: u64,
     ) -> RedisResult<EntriesRead> {
-        let mut in_use = self.connections.reader().await?;
-        let read = in_use.reader.entries(command, room, patience).await;
-        let read = self.connections.give_back(in_use, read)?;
+        let epoch = Some(epoch);
+        let read = (self.connections).read(command, Reply::Streams, room, patience, epoch);
+        let read = read.await?;
         let mut reading = self.reading();
         for &(_, num_bytes) in &read.skipped {
             reading.sizes.saw(num_bytes);

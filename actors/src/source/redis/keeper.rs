@@ -1,14 +1,14 @@
 //! The task beside the reads: says that entries are ours, moves the guard, tidies up.
 //!
-//! While the pipeline is full nobody reads, and the entries in flight must still be marked as ours. So this
-//! runs on its own, from the first read until the source is closed or dropped; it keeps nothing alive.
+//! It runs from the first read until the source is closed or dropped, and keeps nothing alive: while the
+//! pipeline is full nobody reads, and entries in flight must be marked as ours all the same.
 //!
 //! Each duty has its own turns, time-out and failures: one that is refused or hangs keeps no other
-//! from its turn. Where the user may not claim entries the guard must move all the same, or the server's
+//! from its turn. Where the user may not claim entries the guard must still move, or the server's
 //! memory would fill up as well.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::{join_all, join4};
@@ -25,15 +25,17 @@ use super::stats::GUARD_ALARM_AFTER;
 mod duties;
 mod failure_log;
 
-use failure_log::FailureLog;
+pub(super) use failure_log::FailureLog;
 
 /// How often the guard is moved at most, and the stream looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// How often the sentinels are asked: longer reads from an old master for as long, shorter costs them more.
+const FOLLOW_EVERY: Duration = Duration::from_millis(500);
+
 /// How long a duty may take: longer than any of its commands, of which there may be several.
 const DUTY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A task that comes again and again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Duty {
     Hold,
@@ -44,13 +46,21 @@ enum Duty {
     Oldest,
     Record,
     Trim,
+    /// Where sentinels say who the master is.
+    Follow,
     Tidy,
 }
 
 impl Duty {
     const NUM: usize = Self::Tidy as usize + 1;
     /// Those that have turns of their own.
-    const ROUNDS: [Self; 4] = [Self::Hold, Self::Confirm, Self::Look, Self::Tidy];
+    const ROUNDS: [Self; 5] = [
+        Self::Hold,
+        Self::Confirm,
+        Self::Look,
+        Self::Follow,
+        Self::Tidy,
+    ];
 
     /// For the error: "… failed".
     const fn doing(self) -> &'static str {
@@ -62,6 +72,7 @@ impl Duty {
             Self::Oldest => "looking for the oldest entry",
             Self::Record => "writing down how much was read",
             Self::Trim => "trimming the stream",
+            Self::Follow => "asking the sentinels for the master",
             Self::Tidy => "removing consumers that are gone",
         }
     }
@@ -72,14 +83,11 @@ impl Duty {
     }
 }
 
-/// Runs until the source is closed or gone.
 async fn keep(member: Weak<Member>) {
-    let failures = Mutex::default();
-    let rounds = Duty::ROUNDS.map(|duty| repeat(&member, duty, &failures));
-    join_all(rounds).await;
+    join_all(Duty::ROUNDS.map(|duty| repeat(&member, duty))).await;
 }
 
-async fn repeat(member: &Weak<Member>, duty: Duty, failures: &Mutex<FailureLog>) {
+async fn repeat(member: &Weak<Member>, duty: Duty) {
     let mut due = Instant::now();
     loop {
         sleep_until(due).await;
@@ -99,14 +107,13 @@ async fn repeat(member: &Weak<Member>, duty: Duty, failures: &Mutex<FailureLog>)
             member.tell_what_is_due();
         }
         // Before the first read has found or made the groups there is nothing to keep.
-        if has_joined {
-            member.run(duty, failures).await;
+        if has_joined || duty == Duty::Follow {
+            member.run(duty).await;
         }
     }
 }
 
 impl Member {
-    /// Starts the task on the runtime of the caller.
     pub(super) fn start_keeper(self: &Arc<Self>) -> tokio::task::AbortHandle {
         tokio::spawn(keep(Arc::downgrade(self))).abort_handle()
     }
@@ -115,36 +122,34 @@ impl Member {
         match duty {
             Duty::Hold | Duty::Confirm => self.settings.heartbeat_every,
             Duty::Tidy => self.settings.tidy_every(),
+            Duty::Follow => FOLLOW_EVERY,
             Duty::Look | Duty::Guard | Duty::Oldest | Duty::Record | Duty::Trim => LOOK_EVERY,
         }
     }
 
-    async fn run(&self, duty: Duty, failures: &Mutex<FailureLog>) {
+    async fn run(&self, duty: Duty) {
         match duty {
-            Duty::Hold => drop(self.run_duty(duty, self.hold(), failures).await),
-            Duty::Confirm => drop(self.run_duty(duty, self.confirm(), failures).await),
-            Duty::Tidy => drop(self.run_duty(duty, self.tidy(), failures).await),
+            Duty::Hold => drop(self.run_duty(duty, self.hold()).await),
+            Duty::Confirm => drop(self.run_duty(duty, self.confirm()).await),
+            Duty::Tidy => drop(self.run_duty(duty, self.tidy()).await),
+            Duty::Follow => drop(self.run_duty(duty, self.connections.follow()).await),
             Duty::Look | Duty::Guard | Duty::Oldest | Duty::Record | Duty::Trim => {
-                self.watch_stream(failures).await;
+                self.watch_stream().await;
             }
         }
     }
 
-    /// Looks, and does what follows from it.
-    async fn watch_stream(&self, failures: &Mutex<FailureLog>) {
-        let Some(snapshot) = self
-            .run_duty(Duty::Look, self.look_or_rejoin(), failures)
-            .await
-        else {
-            return;
-        };
-        join4(
-            self.run_duty(Duty::Guard, self.move_guard(&snapshot), failures),
-            self.run_duty(Duty::Oldest, self.find_oldest(&snapshot), failures),
-            self.run_duty(Duty::Record, self.record_read(&snapshot), failures),
-            self.run_duty(Duty::Trim, self.trim(&snapshot), failures),
-        )
-        .await;
+    async fn watch_stream(&self) {
+        let looking = self.run_duty(Duty::Look, self.look_or_rejoin());
+        if let Some(snapshot) = looking.await {
+            join4(
+                self.run_duty(Duty::Guard, self.move_guard(&snapshot)),
+                self.run_duty(Duty::Oldest, self.find_oldest(&snapshot)),
+                self.run_duty(Duty::Record, self.record_read(&snapshot)),
+                self.run_duty(Duty::Trim, self.trim(&snapshot)),
+            )
+            .await;
+        }
     }
 
     /// Runs one duty, for so long at most, and logs how it went where that is news.
@@ -152,30 +157,28 @@ impl Member {
         &self,
         duty: Duty,
         work: impl Future<Output = RedisResult<T>>,
-        failures: &Mutex<FailureLog>,
     ) -> Option<T> {
         let result = timeout(DUTY_TIMEOUT, work)
             .await
             .unwrap_or_else(|_| Err(failure::timed_out("not done within its time")));
-        // Every change is complete before anything that could panic.
-        let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok(done) => {
-                self.note_success(duty, &mut failures);
+                self.note_success(duty);
                 Some(done)
             }
             Err(error) => {
-                self.note_failure(duty, error, &mut failures);
+                self.note_failure(duty, error);
                 None
             }
         }
     }
 
-    fn note_success(&self, duty: Duty, failures: &mut FailureLog) {
+    fn note_success(&self, duty: Duty) {
         if duty == Duty::Guard {
             self.stats.saw_guard_error(None);
         }
-        if let Some(failures) = failures.succeeded(duty) {
+        let failures = self.keeping().failures.succeeded(duty);
+        if let Some(failures) = failures {
             log::info!(
                 "{} works again failures={failures} redis.server={}",
                 duty.doing(),
@@ -184,12 +187,14 @@ impl Member {
         }
     }
 
-    fn note_failure(&self, duty: Duty, error: redis::RedisError, failures: &mut FailureLog) {
+    fn note_failure(&self, duty: Duty, error: redis::RedisError) {
         // A group that has vanished is made again at once, which is logged.
         let is_refusal = failure::is_answer(&error) && !failure::has_vanished(&error);
-        let aloud = failures.failed(duty, is_refusal, self.reading().fetch_failed);
+        let fetch_failed = self.reading().fetch_failed;
+        let aloud = (self.keeping().failures).failed(duty, is_refusal, fetch_failed);
         // A refusal of something here must not disturb the reads.
-        let error = if failure::leaves_connections_sound(&error) {
+        let is_elsewhere = duty == Duty::Follow;
+        let error = if is_elsewhere || failure::leaves_connections_sound(&error) {
             failure::unavailable(&self.server, duty.doing(), error)
         } else {
             self.failed(duty.doing(), error)
@@ -201,15 +206,15 @@ impl Member {
         };
         log::log!(level, "{}", error_chain(&error));
         if duty.moves_guard() {
-            self.note_old_guard(&error, failures);
+            self.note_old_guard(&error);
         }
     }
 
-    fn note_old_guard(&self, error: &SourceError, failures: &mut FailureLog) {
+    fn note_old_guard(&self, error: &SourceError) {
         let error = error_chain(error);
         self.stats.saw_guard_error(Some(error.clone()));
         let age = self.stats.guard_age().unwrap_or_default();
-        if age < GUARD_ALARM_AFTER || !failures.guard_is_old() {
+        if age < GUARD_ALARM_AFTER || !self.keeping().failures.guard_is_old() {
             return;
         }
         log::error!(
@@ -235,11 +240,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_guard_that_was_not_moved_for_long_is_told_of_until_it_is() {
         let member = Member::new(RedisSettings::default());
-        let failures = Mutex::default();
         let warned_after = async |time| {
             advance(time).await;
             let failing = async { RedisResult::<()>::Err(timed_out("no answer")) };
-            member.run_duty(Duty::Look, failing, &failures).await;
+            member.run_duty(Duty::Look, failing).await;
             member.stats.warnings()
         };
         let without_guard = warned_after(2 * GUARD_ALARM_AFTER).await;
@@ -250,27 +254,26 @@ mod tests {
         let late = warned_after(GUARD_ALARM_AFTER / 2).await;
         assert!(late[0].contains("not been moved for 60 s"), "{late:?}");
         assert!(late[0].contains("no answer"), "{late:?}");
-        assert!(!failures.lock().unwrap().guard_is_old(), "said already");
+        assert!(!member.keeping().failures.guard_is_old(), "said already");
         let moving = async {
             member.stats.kept_guard();
             RedisResult::Ok(())
         };
-        member.run_duty(Duty::Guard, moving, &failures).await;
+        member.run_duty(Duty::Guard, moving).await;
         assert!(member.stats.warnings().is_empty());
-        assert!(failures.lock().unwrap().guard_is_old(), "to be said anew");
+        assert!(member.keeping().failures.guard_is_old(), "to be said anew");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_duty_that_hangs_ends_in_its_time_and_is_told_of() {
         let member = Member::new(RedisSettings::default());
-        let failures = Mutex::default();
         let began = Instant::now();
         for _ in 0..2 {
             let hanging = pending::<RedisResult<()>>();
-            assert_eq!(member.run_duty(Duty::Hold, hanging, &failures).await, None);
+            assert_eq!(member.run_duty(Duty::Hold, hanging).await, None);
         }
         assert_eq!(began.elapsed(), 2 * DUTY_TIMEOUT);
-        let said_after = failures.lock().unwrap().succeeded(Duty::Hold);
+        let said_after = member.keeping().failures.succeeded(Duty::Hold);
         assert_eq!(said_after, Some(2));
     }
 }

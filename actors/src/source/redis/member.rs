@@ -2,33 +2,34 @@
 //! share.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use redis::{RedisError, RedisResult};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::rate_limited_log::RateLimitedLog;
-use crate::source::{More, SourceError};
+use crate::source::{More, SourceError, lock};
 
-use super::commands::{Commands, Made};
-use super::connection::Connections;
+use super::connection::{Commands, Connections, Made};
 use super::failure;
-use super::pending::{PendingEntries, PendingRun};
+use super::fetch::Reading;
+use super::keeper::FailureLog;
 use super::position::{PassedOver, Positions, WentBack};
+use super::sentinel::Watch;
 use super::settings::RedisSettings;
-use super::sizes::Sizes;
 use super::snapshot::{StreamSnapshot, as_u64};
 use super::stats::RedisStats;
 use super::stream_id::StreamId;
 
+/// More than a master can have taken that its replicas lack, unless they were cut off from it for long.
+const REMEMBERED: usize = 5_000;
+
 pub(super) struct Member {
     pub(super) settings: RedisSettings,
-    /// Host, port and database, for errors and logs.
     pub(super) server: String,
     pub(super) stats: RedisStats,
     pub(super) connections: Connections,
-    /// Something has changed for the one reader.
     pub(super) changed: Notify,
     /// Held during a look, so that looks are taken in in the order in which they were made.
     looking: tokio::sync::Mutex<()>,
@@ -37,66 +38,26 @@ pub(super) struct Member {
     keeping: Mutex<Keeping>,
 }
 
-/// How far the reads are: what was read and is not acknowledged, and what is to be read next.
-pub(super) struct Reading {
-    pub(super) pending: PendingEntries,
-    pub(super) sizes: Sizes,
-    /// The outcome of the last fetch, for the next read.
-    pub(super) outcome: Option<Result<Outcome, SourceError>>,
-    /// Whether there is more behind the messages that wait.
-    pub(super) more: More,
-    pub(super) is_fetching: bool,
-    /// Nothing more is to be taken from the stream.
-    pub(super) is_stopping: bool,
-    pub(super) is_closed: bool,
-    /// The last fetch failed, and the read that took its outcome says so.
-    pub(super) fetch_failed: bool,
-    /// The groups were found or made on the present connections.
-    pub(super) has_joined: bool,
-    /// They were found or made before: if they have to be made again, something happened.
-    pub(super) had_joined: bool,
-    /// Whether losses have to be counted before anything new is read.
-    pub(super) must_count_losses: bool,
-    pub(super) recovery: Recovery,
-    pub(super) claims: Claims,
-    pub(super) last_new_read: Instant,
-    /// The last read of new entries brought some, and left none.
-    pub(super) last_was_short: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Outcome {
-    Some,
-    Nothing,
-    /// Nothing new may be read, for the group stands where it cannot be right; with what to do.
-    Misplaced(String),
-}
-
-/// When own pending entries are read again, and which.
-pub(super) struct Recovery {
-    pub(super) is_due: bool,
-    pub(super) due_at: Instant,
-    pub(super) runs: Option<VecDeque<PendingRun>>,
-}
-
-/// How far the search for entries of dead consumers is.
-pub(super) struct Claims {
-    pub(super) due_at: Instant,
-    pub(super) cursor: Option<StreamId>,
-}
-
-/// The state of the group, and how much of it was logged.
 #[derive(Default)]
 pub(super) struct Keeping {
     pub(super) positions: Positions,
     pub(super) recorded: RecordedReads,
-    takeovers: RateLimitedLog,
-    /// By how they came about.
-    losses: BTreeMap<&'static str, RateLimitedLog>,
+    pub(super) failures: FailureLog,
+    /// The ids of the last entries that were read, where the master may change.
+    given: VecDeque<StreamId>,
+    notes: BTreeMap<Note, RateLimitedLog>,
 }
 
-/// Where Redis has written down how many entries the group has read; empty after anything that may have
-/// undone it, such as a restart of Redis.
+/// Entries of which the log tells at once or later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Note {
+    /// They were another consumer's and are ours now.
+    TakenOver,
+    /// They are gone and were never read; with how they came about.
+    Lost(&'static str),
+}
+
+/// Where Redis has written down how many entries the group has read; empty where that may be undone.
 #[derive(Default)]
 pub(super) struct RecordedReads {
     pub(super) last: Option<StreamId>,
@@ -104,47 +65,12 @@ pub(super) struct RecordedReads {
     pub(super) is_exact: bool,
 }
 
-impl Reading {
-    fn new(now: Instant) -> Self {
-        Self {
-            pending: PendingEntries::default(),
-            sizes: Sizes::default(),
-            outcome: None,
-            more: More::Later,
-            is_fetching: false,
-            is_stopping: false,
-            is_closed: false,
-            fetch_failed: false,
-            has_joined: false,
-            had_joined: false,
-            must_count_losses: true,
-            recovery: Recovery {
-                is_due: true,
-                due_at: now,
-                runs: None,
-            },
-            claims: Claims {
-                due_at: now,
-                cursor: None,
-            },
-            last_new_read: now,
-            last_was_short: false,
-        }
-    }
-
-    /// Has all own pending entries looked through before anything new is read.
-    pub(super) fn recover(&mut self) {
-        self.recovery.is_due = true;
-        self.recovery.runs = None;
-    }
-}
-
 impl Member {
     pub(super) fn new(settings: RedisSettings) -> Self {
         Self {
             server: settings.url.to_string(),
             stats: RedisStats::default(),
-            connections: Connections::new(&settings),
+            connections: Connections::new(settings.clone()),
             changed: Notify::new(),
             looking: tokio::sync::Mutex::default(),
             reading: Mutex::new(Reading::new(Instant::now())),
@@ -154,26 +80,100 @@ impl Member {
     }
 
     pub(super) fn reading(&self) -> MutexGuard<'_, Reading> {
-        // Every change is complete before anything that could panic.
-        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.reading)
     }
 
     pub(super) fn keeping(&self) -> MutexGuard<'_, Keeping> {
-        // Every change is complete before anything that could panic.
-        self.keeping.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.keeping)
     }
 
-    /// Commands on their connection, opened if need be.
     pub(super) async fn commands(&self) -> RedisResult<Commands<'_>> {
-        Ok(Commands {
-            connection: self.connections.commands().await?,
-            settings: &self.settings,
-        })
+        let commands = self.connections.commands().await?;
+        self.enter(commands.epoch())?;
+        Ok(commands)
     }
 
-    /// Makes stream and groups where they are missing.
+    /// Commands for the master of this epoch and no other.
+    pub(super) async fn commands_of(&self, epoch: u64) -> RedisResult<Commands<'_>> {
+        let commands = self.commands().await?;
+        match commands.epoch() == epoch {
+            true => Ok(commands),
+            false => Err(failure::another_master()),
+        }
+    }
+
+    /// Takes note of the master that a connection leads to.
+    ///
+    /// A new one may have lost entries, acknowledgements and groups, and may give ids to other entries. So nothing
+    /// that was read from the one before is acknowledged there: its receipts mean nothing any more. What it hands
+    /// out again the store finds to be there.
+    fn enter(&self, epoch: u64) -> RedisResult<()> {
+        let mut reading = self.reading();
+        if epoch < reading.epoch {
+            return Err(failure::another_master());
+        }
+        if epoch > reading.epoch {
+            reading.begin_epoch(epoch);
+            drop(reading);
+            let mut keeping = self.keeping();
+            keeping.recorded = RecordedReads::default();
+            keeping.positions.begin_anew();
+        }
+        Ok(())
+    }
+
+    /// Remembers what was read, as far back as a failover may undo it.
+    pub(super) fn remember(&self, ids: impl Iterator<Item = StreamId>) {
+        if self.connections.watch.is_none() {
+            return;
+        }
+        let mut keeping = self.keeping();
+        keeping.given.extend(ids);
+        let surplus = keeping.given.len().saturating_sub(REMEMBERED);
+        keeping.given.drain(..surplus);
+    }
+
+    /// Tells once of a new master, and of what it lacks.
+    async fn greet_master(&self, commands: &mut Commands<'_>) -> RedisResult<()> {
+        let given: Vec<StreamId> = self.keeping().given.drain(..).collect();
+        let Some(master) = self.connections.watch.as_ref().and_then(Watch::known) else {
+            return Ok(());
+        };
+        if commands.epoch() == 1 {
+            log::info!(
+                "the sentinels name the master redis.server={} redis.master={master}",
+                self.server
+            );
+            return Ok(());
+        }
+        let num = commands.count_missing(&given).await?;
+        if num == 0 {
+            log::warn!(
+                "Redis has a new master redis.server={} redis.master={master}",
+                self.server
+            );
+        } else {
+            log::error!(
+                "Redis has a new master, which lacks entries that this process had read; these are stored or \
+                 will be, but what nobody had read of the old master's is lost num_missing={num} \
+                 redis.server={} redis.master={master}",
+                self.server
+            );
+        }
+        Ok(())
+    }
+
     pub(super) async fn join(&self, commands: &mut Commands<'_>) -> RedisResult<()> {
         let made = commands.make_groups().await?;
+        let is_new = {
+            let mut reading = self.reading();
+            let is_new = reading.greeted != commands.epoch();
+            reading.greeted = commands.epoch();
+            is_new
+        };
+        if is_new && let Err(error) = self.greet_master(commands).await {
+            log::warn!("what the new master lacks could not be counted error={error}");
+        }
         if made.group {
             // Another stream, with ids of its own.
             let mut keeping = self.keeping();
@@ -181,19 +181,21 @@ impl Member {
             keeping.positions = Positions::default();
         }
         let mut reading = self.reading();
+        if reading.epoch != commands.epoch() {
+            return Err(failure::another_master());
+        }
         reading.has_joined = true;
         if made.guard || (self.settings.guard && !reading.had_joined) {
             self.stats.kept_guard();
         }
         let again = std::mem::replace(&mut reading.had_joined, true);
         if made.group && again {
-            // Entries that were in flight are pending no more. Ids may be used again by a new stream, so
-            // nothing may be known by its id; all that is left in the stream comes again.
+            // A new stream may use ids again, so nothing may be known by its id.
             reading.pending.clear();
             reading.more = More::Later;
             // If the keeper made it, the reader may have taken of it before this was known.
             reading.recover();
-            self.stats.rejoined();
+            self.stats.update(|seen| seen.num_rejoined += 1);
         }
         drop(reading);
         self.log_made(made, again);
@@ -259,14 +261,15 @@ impl Member {
         failure::unavailable(&self.server, doing, error)
     }
 
-    /// Looks at the stream and its groups, and takes in where they stand.
     pub(super) async fn look(&self, commands: &mut Commands<'_>) -> RedisResult<StreamSnapshot> {
         let _looking = self.looking.lock().await;
         let (known_end, end_before) = {
             let positions = &self.keeping().positions;
             (positions.known_end(), positions.end())
         };
-        let snapshot = commands.look(known_end).await?;
+        let mut snapshot = commands.look(known_end).await?;
+        snapshot.epoch = commands.epoch();
+        self.enter(snapshot.epoch)?;
         let (went_back, passed_over) = {
             let positions = &mut self.keeping().positions;
             let went_back = positions.see(&snapshot, end_before, &self.settings);
@@ -287,7 +290,6 @@ impl Member {
         Ok(snapshot)
     }
 
-    /// Why nothing new may be read; `None` if all is well.
     pub(super) fn misplaced(&self) -> Option<String> {
         let ahead = self.keeping().positions.ahead()?;
         let what_and_remedy = ahead.what_and_remedy(&self.settings);
@@ -309,7 +311,7 @@ impl Member {
         if num == 0 {
             return;
         }
-        self.stats.lost(usize::try_from(num).unwrap_or(usize::MAX));
+        self.stats.update(|seen| seen.num_lost += num);
         let RedisSettings { stream, group, .. } = &self.settings;
         log::error!(
             "events were passed over: the consumer group was set ahead of them, and nobody read what \
@@ -321,88 +323,82 @@ impl Member {
         );
     }
 
-    /// Sends what is committed, one command for all of it unless that is huge.
     pub(super) async fn acknowledge(
         &self,
         commands: &mut Commands<'_>,
         ids: &[StreamId],
     ) -> RedisResult<()> {
-        let mut rest = ids;
+        // Of another master's entries none is acknowledged: the same id may be another entry's here.
+        let epoch = commands.epoch();
+        let ids = match self.reading() {
+            reading if reading.epoch == epoch => reading.pending.still_committed(ids),
+            _ => Vec::new(),
+        };
+        let mut rest = &ids[..];
         while !rest.is_empty() {
             let num = commands.acknowledge(rest).await?;
             let (confirmed, behind) = rest.split_at(num);
-            self.reading().pending.confirm(confirmed);
+            let mut reading = self.reading();
+            if reading.epoch != epoch {
+                break;
+            }
+            reading.pending.confirm(confirmed);
             rest = behind;
         }
         Ok(())
     }
 
-    /// Entries of others that are ours now: counted, and told at once or later.
-    pub(super) fn note_takeover(&self, num: usize) {
-        self.stats.claimed(num);
-        let told = self.keeping().takeovers.add(as_u64(num), Instant::now());
-        self.tell_of_takeovers(told);
-    }
-
-    /// Entries that are gone and were never read: counted, and told at once or later.
-    pub(super) fn note_lost(&self, num: usize, how: &'static str) {
+    pub(super) fn note(&self, note: Note, num: usize) {
         if num == 0 {
             return;
         }
-        self.stats.lost(num);
-        let told = {
-            let mut keeping = self.keeping();
-            let losses = keeping.losses.entry(how).or_default();
-            losses.add(as_u64(num), Instant::now())
-        };
-        self.tell_of_losses(told, how);
+        let num = as_u64(num);
+        self.stats.update(|seen| match note {
+            Note::TakenOver => seen.num_claimed += num,
+            Note::Lost(_) => seen.num_lost += num,
+        });
+        let mut keeping = self.keeping();
+        let told = (keeping.notes.entry(note).or_default()).add(num, Instant::now());
+        drop(keeping);
+        self.tell(note, told);
     }
 
-    /// Tells of what came since the last line, once that is long enough ago.
     pub(super) fn tell_what_is_due(&self) {
         let now = Instant::now();
-        self.tell(|untold| untold.due(now));
+        self.tell_all(|untold| untold.due(now));
     }
 
-    /// Tells of all of it: nobody will later.
     pub(super) fn tell_the_rest(&self) {
-        self.tell(RateLimitedLog::rest);
+        self.tell_all(RateLimitedLog::rest);
     }
 
-    fn tell(&self, mut take: impl FnMut(&mut RateLimitedLog) -> Option<u64>) {
-        let (takeovers, losses) = {
-            let keeping = &mut *self.keeping();
-            let takeovers = take(&mut keeping.takeovers);
-            let losses = keeping.losses.iter_mut();
-            let losses: Vec<_> = losses.map(|(how, untold)| (*how, take(untold))).collect();
-            (takeovers, losses)
+    fn tell_all(&self, mut take: impl FnMut(&mut RateLimitedLog) -> Option<u64>) {
+        let taken: Vec<_> = {
+            let notes = &mut self.keeping().notes;
+            notes
+                .iter_mut()
+                .map(|(note, untold)| (*note, take(untold)))
+                .collect()
         };
-        self.tell_of_takeovers(takeovers);
-        for (how, num) in losses {
-            self.tell_of_losses(num, how);
+        for (note, num) in taken {
+            self.tell(note, num);
         }
     }
 
-    fn tell_of_takeovers(&self, num: Option<u64>) {
-        if let Some(num) = num {
-            log::info!(
+    fn tell(&self, note: Note, num: Option<u64>) {
+        let Some(num) = num else { return };
+        let RedisSettings { stream, group, .. } = &self.settings;
+        let server = &self.server;
+        match note {
+            Note::TakenOver => log::info!(
                 "took over entries that their consumer had not touched for too long \
-                 num_entries={num} redis.server={} redis.group={}",
-                self.server,
-                self.settings.group
-            );
-        }
-    }
-
-    fn tell_of_losses(&self, num: Option<u64>, how: &str) {
-        if let Some(num) = num {
-            let RedisSettings { stream, group, .. } = &self.settings;
-            log::error!(
+                 num_entries={num} redis.server={server} redis.group={group}"
+            ),
+            Note::Lost(how) => log::error!(
                 "events are lost: entries were removed from the stream {how}; see who trims it, and \
-                 keep the trim guard on num_lost={num} redis.server={} redis.stream={stream} \
-                 redis.group={group}",
-                self.server
-            );
+                 keep the trim guard on num_lost={num} redis.server={server} redis.stream={stream} \
+                 redis.group={group}"
+            ),
         }
     }
 }
@@ -417,28 +413,27 @@ mod tests {
         let member = Member::new(RedisSettings::default());
         let untold = || {
             let mut keeping = member.keeping();
-            let takeovers = keeping.takeovers.rest();
-            let losses = keeping.losses.values_mut().map(RateLimitedLog::rest);
-            (takeovers, losses.collect::<Vec<_>>())
+            let notes = keeping.notes.values_mut().map(RateLimitedLog::rest);
+            notes.collect::<Vec<_>>()
         };
-        member.note_takeover(3);
-        member.note_lost(0, "in a way");
-        assert_eq!(untold(), (None, vec![]), "told at once");
-        member.note_lost(2, "in a way");
+        member.note(Note::TakenOver, 3);
+        member.note(Note::Lost("in a way"), 0);
+        assert_eq!(untold(), [None], "told at once");
+        member.note(Note::Lost("in a way"), 2);
         for _ in 0..10 {
-            member.note_takeover(16);
-            member.note_lost(1, "in a way");
-            member.note_lost(1, "in another way");
+            member.note(Note::TakenOver, 16);
+            member.note(Note::Lost("in a way"), 1);
+            member.note(Note::Lost("in another way"), 1);
         }
         member.tell_what_is_due();
-        assert_eq!(untold(), (Some(160), vec![Some(10), Some(9)]));
-        member.note_takeover(1);
+        assert_eq!(untold(), [Some(160), Some(10), Some(9)]);
+        member.note(Note::TakenOver, 1);
         tokio::time::advance(LOG_EVERY).await;
         member.tell_what_is_due();
-        assert_eq!(untold().0, None, "told after a minute");
-        member.note_takeover(1);
+        assert_eq!(untold()[0], None, "told after a minute");
+        member.note(Note::TakenOver, 1);
         member.tell_the_rest();
-        assert_eq!(untold().0, None, "told at the end");
+        assert_eq!(untold()[0], None, "told at the end");
         let status = member.stats.status();
         assert_eq!((status.num_claimed, status.num_lost), (165, 22));
     }

@@ -1,48 +1,38 @@
 //! The operator's tools of a Redis stream: inspection, trim guard, audit and shadow.
 //!
-//! They stand beside the path of an event. They use its connections, commands and reader; the path uses
-//! nothing of theirs.
+//! They use the connections, commands and reader of the path; the path uses nothing of theirs.
 
 use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
-use redis::{RedisError, RedisResult};
+use redis::RedisResult;
 
 use crate::finding::Finding;
 use crate::source::SourceError;
-use crate::source::operator::{BusOperator, GuardReport, StreamShadow, StreamWalk};
+use crate::source::operator::{BusOperator, GroupProgress, GuardReport, StreamShadow, StreamWalk};
 
-use super::commands::Commands;
 use super::connection::Connections;
 use super::failure;
+use super::position::GroupAhead;
 use super::settings::{RedisSettings, RedisSettingsError};
 use super::stream_id::StreamId;
 
 mod audit;
 mod commands;
-mod guard;
 mod inspection;
 mod shadow;
 
 /// The operator's side of the stream of a source. Connects when it is first used.
 pub struct RedisOperator {
-    settings: RedisSettings,
     connections: Connections,
 }
 
 impl RedisOperator {
-    /// For a source with these settings.
-    ///
-    /// # Errors
-    ///
-    /// The settings cannot work.
+    /// For a source with these settings; an error says why they cannot work.
     pub fn new(settings: RedisSettings) -> Result<Self, RedisSettingsError> {
         settings.check()?;
-        let connections = Connections::new(&settings);
-        Ok(Self {
-            settings,
-            connections,
-        })
+        let connections = Connections::new(settings);
+        Ok(Self { connections })
     }
 
     /// The position before an entry's: a group that is set to it is given that entry next.
@@ -51,26 +41,64 @@ impl RedisOperator {
         Some(id.previous().to_string())
     }
 
-    async fn commands(&self) -> RedisResult<Commands<'_>> {
-        Ok(Commands {
-            connection: self.connections.commands().await?,
-            settings: &self.settings,
-        })
+    fn settings(&self) -> &RedisSettings {
+        &self.connections.settings
     }
 
-    fn failed(&self, doing: &str, error: RedisError) -> SourceError {
-        self.connections.reset();
-        failure::unavailable(&self.settings.url.to_string(), doing, error)
+    async fn server_version(&self) -> RedisResult<Option<String>> {
+        self.connections.commands().await?.server_version().await
+    }
+
+    async fn guard_report(&self) -> RedisResult<GuardReport> {
+        let settings = self.settings();
+        let mut commands = self.connections.commands().await?;
+        let mut report = GuardReport {
+            stream: settings.stream.clone(),
+            stream_length: None,
+            guard_group: settings.guard_group.clone(),
+            guard_position: None,
+            last_id: None,
+            misplaced: None,
+            group: settings.group.clone(),
+            group_progress: None,
+        };
+        let Some(snapshot) = commands.look_from_outside().await? else {
+            return Ok(report);
+        };
+        let ahead = GroupAhead::of(&snapshot, settings);
+        let guard = snapshot.group(&settings.guard_group);
+        let group = snapshot.group(&settings.group);
+        report.stream_length = Some(snapshot.length);
+        report.misplaced = ahead.map(|ahead| ahead.what_and_remedy(settings));
+        report.last_id = snapshot.end.map(|id| id.to_string());
+        report.guard_position = guard.map(|guard| guard.last_delivered.to_string());
+        report.group_progress = group.map(|group| GroupProgress {
+            last_delivered: group.last_delivered.to_string(),
+            smallest_pending: snapshot.pending.smallest.map(|id| id.to_string()),
+            num_pending: snapshot.pending.num,
+            num_consumers: group.num_consumers,
+            lag: group.lag,
+        });
+        Ok(report)
+    }
+
+    async fn destroy_guard(&self) -> RedisResult<bool> {
+        let mut commands = self.connections.commands().await?;
+        commands.destroy_group(&self.settings().guard_group).await
+    }
+
+    fn done<T>(&self, doing: &str, result: RedisResult<T>) -> Result<T, SourceError> {
+        result.map_err(|error| self.connections.failed(doing, error))
     }
 }
 
 impl BusOperator for RedisOperator {
     fn stream(&self) -> &str {
-        &self.settings.stream
+        &self.settings().stream
     }
 
     fn group(&self) -> &str {
-        &self.settings.group
+        &self.settings().group
     }
 
     fn inspect(&self, retention: Option<Duration>) -> LocalBoxFuture<'_, Vec<Finding>> {
@@ -79,42 +107,29 @@ impl BusOperator for RedisOperator {
 
     fn server_version(&self) -> LocalBoxFuture<'_, Result<Option<String>, SourceError>> {
         Box::pin(async move {
-            let asked = async { self.commands().await?.server_version().await };
-            match asked.await {
+            match self.server_version().await {
                 Err(error) if failure::is_answer(&error) => Ok(None),
-                asked => asked.map_err(|error| self.failed("asking for the version", error)),
+                version => self.done("asking for the version", version),
             }
         })
     }
 
     fn show_guard(&self) -> LocalBoxFuture<'_, Result<GuardReport, SourceError>> {
-        Box::pin(async move {
-            let report = self.guard_report().await;
-            report.map_err(|error| self.failed("looking at the groups", error))
-        })
+        Box::pin(async move { self.done("looking at the groups", self.guard_report().await) })
     }
 
     fn remove_guard(&self) -> LocalBoxFuture<'_, Result<bool, SourceError>> {
-        Box::pin(async move {
-            let removed = async {
-                let mut commands = self.commands().await?;
-                commands.destroy_group(&self.settings.guard_group).await
-            };
-            removed
-                .await
-                .map_err(|error| self.failed("removing the trim guard", error))
-        })
+        Box::pin(async move { self.done("removing the trim guard", self.destroy_guard().await) })
     }
 
     fn walk(&self) -> LocalBoxFuture<'_, Result<Box<dyn StreamWalk + '_>, SourceError>> {
         Box::pin(async move {
-            let walk = self.begin_walk().await;
-            let walk = walk.map_err(|error| self.failed("looking at the groups", error))?;
+            let walk = self.done("looking at the groups", self.begin_walk().await)?;
             Ok(Box::new(walk) as Box<dyn StreamWalk + '_>)
         })
     }
 
     fn shadow(&self) -> Box<dyn StreamShadow> {
-        Box::new(shadow::RedisShadow::new(self.settings.clone()))
+        Box::new(shadow::RedisShadow::new(self.settings().clone()))
     }
 }

@@ -14,7 +14,6 @@ use crate::source::{Body, Chunk, Message, More, Permit};
 
 use super::stream_id::StreamId;
 
-/// Consecutive own pending entries that have to be read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PendingRun {
     pub(super) first: StreamId,
@@ -24,7 +23,6 @@ pub(super) struct PendingRun {
 #[derive(Default)]
 pub(super) struct PendingEntries {
     in_flight: BTreeMap<StreamId, InFlight>,
-    /// The receipts of all in flight.
     by_receipt: HashMap<Receipt, StreamId>,
     committed: BTreeSet<StreamId>,
     /// Confirmed while a reply was under way that may still show them as pending.
@@ -67,15 +65,13 @@ impl PendingEntries {
         });
     }
 
-    /// An entry that the group delivered for the first time was skipped. An older entry with the same id is
-    /// void as well, or this one would not be read again.
+    /// A new entry was skipped. An older one with its id is void, or this one would not be read again.
     pub(super) fn skip_new(&mut self, id: StreamId) {
         self.forget(id);
         self.confirmed_meanwhile.remove(&id);
     }
 
-    /// Takes in an entry that was pending, ours or claimed, unless it is here already. Returns whether
-    /// it was not.
+    /// Takes in an entry that was pending, ours or claimed, unless it is here already; whether it was not.
     pub(super) fn add_again(&mut self, id: StreamId, body: Body, now: Instant) -> bool {
         if self.has(id) {
             return false;
@@ -105,12 +101,10 @@ impl PendingEntries {
         receipt
     }
 
-    /// Whether it is acknowledged, confirmed or not.
     fn is_done_with(&self, id: StreamId) -> bool {
         self.committed.contains(&id) || self.confirmed_meanwhile.contains(&id)
     }
 
-    /// Lets go of an entry, such as one whose text is gone from the stream. Returns whether it was known.
     pub(super) fn forget(&mut self, id: StreamId) -> bool {
         let known = self.in_flight.remove(&id);
         if let Some(known) = &known {
@@ -120,8 +114,7 @@ impl PendingEntries {
         self.committed.remove(&id) || known.is_some()
     }
 
-    /// Hands out what waits, within the permit; `None` if nothing does, or if something that was
-    /// rewound has to be read first.
+    /// What waits, within the permit; `None` if nothing does, or if what was rewound must be read first.
     pub(super) fn hand_out(&mut self, permit: Permit, when_empty: More) -> Option<Chunk> {
         let mut messages = Vec::new();
         let mut num_bytes = 0_usize;
@@ -141,8 +134,7 @@ impl PendingEntries {
         (!messages.is_empty()).then_some(Chunk { messages, more })
     }
 
-    /// The queue whose first message is the next, and what is known of that one. Messages that were
-    /// acknowledged or superseded meanwhile are dropped.
+    /// The queue whose first message is next, and what is known of it. What is void meanwhile is dropped.
     fn next_waiting(&mut self) -> Option<(&mut VecDeque<Message>, &mut InFlight)> {
         let by_receipt = &self.by_receipt;
         for queue in [&mut self.again, &mut self.fresh] {
@@ -162,8 +154,7 @@ impl PendingEntries {
         Some((queue, self.in_flight.get_mut(id)?))
     }
 
-    /// Moves what is durable to the committed, and returns all of these: one command takes in
-    /// what an earlier one could not.
+    /// Returns all that is committed: one command takes in what an earlier one could not.
     pub(super) fn commit(&mut self, receipts: &[Receipt]) -> Vec<StreamId> {
         for receipt in receipts {
             if let Some(id) = self.by_receipt.remove(receipt) {
@@ -174,9 +165,14 @@ impl PendingEntries {
         self.committed()
     }
 
-    /// The entries whose acknowledgement Redis has not confirmed.
     pub(super) fn committed(&self) -> Vec<StreamId> {
         self.committed.iter().copied().collect()
+    }
+
+    /// Those of these ids whose acknowledgement is still to be sent.
+    pub(super) fn still_committed(&self, ids: &[StreamId]) -> Vec<StreamId> {
+        let ids = ids.iter().copied();
+        ids.filter(|id| self.committed.contains(id)).collect()
     }
 
     pub(super) fn confirm(&mut self, ids: &[StreamId]) {
@@ -192,7 +188,6 @@ impl PendingEntries {
         self.reply_is_under_way = true;
     }
 
-    /// Those replies have been taken in.
     pub(super) fn end_replies(&mut self) {
         self.reply_is_under_way = false;
         self.confirmed_meanwhile.clear();
@@ -208,8 +203,8 @@ impl PendingEntries {
         }
     }
 
-    /// Which of our pending entries, in their order, have to be read again. An entry that was rewound and
-    /// is no longer ours is forgotten: another consumer has it, or it is acknowledged.
+    /// Which of our pending entries, in their order, have to be read again. What was rewound and is no longer
+    /// ours is forgotten.
     pub(super) fn plan_recovery(&mut self, pending: &[StreamId]) -> VecDeque<PendingRun> {
         let gone: Vec<StreamId> = self
             .in_flight
@@ -237,7 +232,6 @@ impl PendingEntries {
         runs
     }
 
-    /// All that was rewound has been read again.
     pub(super) fn recovered(&mut self) {
         self.is_rewinding = false;
     }

@@ -1,17 +1,15 @@
 //! Where the consumer group and the trim guard may stand, and whether they do.
 //!
-//! The group stands nowhere ahead of the stream's last id. `XGROUP SETID` takes any id. A group that was
-//! set ahead of all that was ever published is given nothing until the ids have reached it, and what is
-//! published until then is never read. Nobody can want that, and Redis says nothing. So the source stops
-//! reading, says so, and leaves the trim guard where it is: then all of it is still in the stream when
-//! somebody sets the group back. A group that is set anywhere *within* the stream is believed: it is how
-//! somebody has entries read again, or passed over.
+//! The group stands nowhere ahead of the stream's last id, though `XGROUP SETID` takes any id: it would be
+//! given nothing until the ids have reached it, and what is published until then would never be read. So the
+//! source stops reading, says so, and leaves the trim guard where it is until somebody sets the group back.
+//! A group that is set anywhere *within* the stream is believed.
 //!
 //! The trim guard is a second group that keeps others from trimming what is not committed. Prefect's
 //! consumers trim the stream behind the smallest id that was *delivered* in each group, committed or not,
-//! and pass over groups whose consumers were idle for too long. A group without consumers they never pass
-//! over. The guard stands where nothing uncommitted is behind it, and any replica moves it: what was true
-//! when it looked stays true, so it needs no leader.
+//! and pass over groups whose consumers were idle for too long, but never a group without consumers. The
+//! guard stands where nothing uncommitted is behind it. Any replica moves it: what was true when it looked
+//! stays true, so it needs no leader.
 
 use std::time::Duration;
 
@@ -27,8 +25,7 @@ pub(super) const BEGINNING: StreamId = StreamId {
     number: 1,
 };
 
-/// The stream's end may go back without any group being set. To ask for it costs Redis as much as the
-/// stream's first and last entries are large.
+/// The stream's end may go back. To ask for it costs as much as the first and the last entry are large.
 const ASK_END_EVERY: Duration = Duration::from_secs(10);
 
 /// Behind this nothing is uncommitted; `None` if the group is not there.
@@ -52,14 +49,12 @@ pub(super) fn guard_position(safe: StreamId) -> StreamId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct GroupAhead {
     pub(super) at: StreamId,
-    /// The last id of the stream.
     pub(super) end: StreamId,
     /// Behind this is everything that may be unread.
     pub(super) back_to: StreamId,
 }
 
 impl GroupAhead {
-    /// Of a group that was seen only now, with the stream's end.
     pub(super) fn of(snapshot: &StreamSnapshot, settings: &RedisSettings) -> Option<Self> {
         let at = snapshot.group(&settings.group)?.last_delivered;
         // Where groups are made, also on a stream that nothing was ever published to.
@@ -71,8 +66,8 @@ impl GroupAhead {
         })
     }
 
-    /// Where the group belongs: at the guard, which stayed behind all that was not stored, and no
-    /// further than it was seen itself; else at the beginning.
+    /// At the guard, which stayed behind all that was not stored, and no further than the group was seen
+    /// itself; else at the beginning.
     fn back_to(
         snapshot: &StreamSnapshot,
         end: StreamId,
@@ -121,7 +116,6 @@ impl GroupAhead {
 /// The group's position and the stream's end, as far as they are known from one look to the next.
 #[derive(Debug, Default)]
 pub(super) struct Positions {
-    /// How far the stream had come when that was last seen.
     end: Option<StreamId>,
     end_seen_at: Option<Instant>,
     /// Where the group stood when it stood right.
@@ -130,14 +124,12 @@ pub(super) struct Positions {
     passed_over: Option<PassedOver>,
 }
 
-/// Entries that nobody was given, since the group was set ahead of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PassedOver {
     pub(super) behind: StreamId,
     pub(super) up_to: StreamId,
 }
 
-/// The stream's last id is smaller than it was: what was published last is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct WentBack {
     pub(super) from: StreamId,
@@ -145,7 +137,6 @@ pub(super) struct WentBack {
 }
 
 impl Positions {
-    /// The group that stands ahead of its stream, while it does.
     pub(super) fn ahead(&self) -> Option<GroupAhead> {
         self.ahead
     }
@@ -155,8 +146,7 @@ impl Positions {
         self.end
     }
 
-    /// The stream is known to have come this far, so that Redis need not be asked for its last id as
-    /// long as nothing stands further ahead.
+    /// As far as the stream surely came: its last id matters only where something stands further ahead.
     pub(super) fn known_end(&self) -> Option<StreamId> {
         let is_fresh = |at: Instant| at.elapsed() < ASK_END_EVERY;
         // While something is wrong, every look is a whole one.
@@ -169,8 +159,16 @@ impl Positions {
         self.end_seen_at = None;
     }
 
-    /// Takes in what was seen by a look; `end_before` is what was known when the look began, since
-    /// reads may have brought later entries meanwhile.
+    /// The group stands on another server from here on. How far the stream had come stays known, to tell whether it
+    /// has gone back.
+    pub(super) fn begin_anew(&mut self) {
+        *self = Self {
+            end: self.end,
+            ..Self::default()
+        };
+    }
+
+    /// Takes in a look; `end_before` was known when it began, and reads may have brought more meanwhile.
     pub(super) fn see(
         &mut self,
         snapshot: &StreamSnapshot,
@@ -218,7 +216,6 @@ impl Positions {
         went_back
     }
 
-    /// Entries that were passed over and are not counted yet.
     pub(super) fn passed_over(&self) -> Option<PassedOver> {
         self.passed_over
     }

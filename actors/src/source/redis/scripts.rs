@@ -1,16 +1,13 @@
 //! Scripts for what must happen in one step in Redis: to check, and then to change.
 //!
-//! Errors are returned rather than raised, so that their codes are the same in every version.
-//!
-//! They are sent with EVAL. EVALSHA would save a kilobyte a second, and needs two more rights (EVALSHA and
-//! SCRIPT LOAD) that users of our ACL rule were not given.
+//! Errors are returned rather than raised, so that their codes are the same in every version. Scripts are
+//! sent with EVAL: `redis::Script` needs EVALSHA, which our documented ACL rule does not give.
 
 /// Lets a script do what it has to do for a stream although memory is full.
 ///
-/// Redis then refuses a script's commands that may need memory, such as XGROUP (in 6.2 in all its
-/// forms), but never behind a first write, since it does not stop scripts halfway. This first write
-/// needs no memory and changes nothing: no entry has that id. If nobody could move the guard, nobody
-/// could trim, and memory would stay full.
+/// Redis then refuses commands that may need memory, such as XGROUP, but never behind a first write of the
+/// script. This one needs no memory and changes nothing: no entry has that id. If nobody could move the
+/// guard, nobody could trim, and memory would stay full.
 macro_rules! though_full {
     ($($script:tt)+) => {
         concat!("redis.pcall('XACK', KEYS[1], ARGV[1], '0-0')", $($script)+)
@@ -30,8 +27,8 @@ end
     };
 }
 
-/// A function for scripts: whether one id is smaller than another. Compared as texts, since both
-/// parts of an id may be larger than the numbers that scripts calculate with.
+/// A function for scripts: whether one id is smaller than another. As texts, since the parts of an id may be
+/// larger than the numbers of Lua.
 macro_rules! less {
     () => {
         "
@@ -74,7 +71,7 @@ local function make(name)
 end
 
 local guarded = 0
-if guard ~= '' then
+if guard then
   guarded = make(guard)
   if type(guarded) == 'table' then return guarded end
 end
@@ -100,10 +97,9 @@ return {guarded, made, moved}
 /// Looks at the groups of a stream, what is pending in one of them, the stream's length, and where
 /// it ends, all at one moment.
 ///
-/// XINFO STREAM brings the first and the last entry as well, which may be huge. So where the stream
-/// ends is asked for only if our group or the guard stands ahead of where it is known to have come.
-///
-/// Not as a transaction: when memory is full, Redis refuses to queue whatever it is.
+/// XINFO STREAM brings the first and the last entry as well, which may be huge. So it is sent only if our
+/// group or the guard stands ahead of where the stream is known to have come. Not as a transaction: when
+/// memory is full, Redis refuses to queue anything.
 pub(super) const LOOK: &str = concat!(
     named!(),
     less!(),
@@ -113,7 +109,7 @@ local groups = redis.pcall('XINFO', 'GROUPS', stream)
 if groups.err then return groups end
 local pending = redis.pcall('XPENDING', stream, group)
 if pending.err then return pending end
-local is_known = known ~= ''
+local is_known = known ~= nil
 for _, info in ipairs(groups) do
   info = named(info)
   local is_ours = info['name'] == group or info['name'] == guard
@@ -129,14 +125,14 @@ return {groups, pending, redis.call('XLEN', stream), last}
 "#
 );
 
-/// Moves the guard, and never past the end of the stream, wherever it is told to stand. Answers where
-/// it stands then. As in [`LOOK`], the end is asked for only if it is not known to be far enough.
+/// Moves the guard, but never past the end of the stream, which is asked for as in [`LOOK`]. Answers where it
+/// stands then.
 pub(super) const MOVE_GUARD: &str = though_full!(
     named!(),
     less!(),
     r#"
 local stream, guard, position, known = KEYS[1], ARGV[2], ARGV[3], ARGV[4]
-if known == '' or less(known, position) then
+if not known or less(known, position) then
   local info = redis.pcall('XINFO', 'STREAM', stream)
   if info.err then return info end
   local last = named(info)['last-generated-id']
@@ -153,32 +149,34 @@ return position
 
 /// Writes down how many entries the group has read, where that is known.
 ///
-/// Redis does not write this number into its append-only file, nor tell its replicas, when entries
-/// are read: there it stands still until a group is set. After a restart or a failover all that was
-/// read since would seem to be unread, and lost once it is trimmed. Where the group was given
-/// everything that was ever added the number is known, whatever Redis says; if it says less, and was
-/// not restarted, what is missing was removed between two reads.
+/// When entries are read, this number reaches neither the append-only file nor a replica. After a restart or
+/// a failover all that was read since would seem unread, and lost once it is trimmed. Where the group was
+/// given everything that was ever added the number is known; if Redis has less and was not restarted, what is
+/// missing was removed between two reads.
 ///
-/// Answers whether the number is known so, and then how many are missing.
+/// As in [`LOOK`], the stream's end is asked for only if the group may have come to it. Answers whether the
+/// number is known so, and then how many are missing.
 pub(super) const RECORD_READ: &str = though_full!(
     named!(),
+    less!(),
     r#"
-local stream, group = KEYS[1], ARGV[1]
+local stream, group, end_known = KEYS[1], ARGV[1], ARGV[2]
 
-local info = redis.pcall('XINFO', 'STREAM', stream)
-if info.err then return info end
-info = named(info)
-if not info['entries-added'] then return {0, 0} end
 local groups = redis.pcall('XINFO', 'GROUPS', stream)
 if groups.err then return groups end
 for _, ours in ipairs(groups) do
   ours = named(ours)
   if ours['name'] == group then
     local last, num, known, missing = ours['last-delivered-id'], ours['entries-read'], 0, 0
-    if last == info['last-generated-id'] then
+    if not end_known or not less(last, end_known) then
+      local info = redis.pcall('XINFO', 'STREAM', stream)
+      if info.err then return info end
+      info = named(info)
       local added = info['entries-added']
-      known, missing = 1, math.max(0, added - (num or added))
-      num = added
+      if added and last == info['last-generated-id'] then
+        known, missing = 1, math.max(0, added - (num or added))
+        num = added
+      end
     end
     if not num then return {0, 0} end
     local set = redis.pcall('XGROUP', 'SETID', stream, group, last, 'ENTRIESREAD', string.format('%.0f', num))
@@ -193,10 +191,9 @@ return {0, 0}
 /// Counts what was removed from the stream before the group could read it, and moves the group
 /// behind it, so that no replica counts it twice. There is nothing to be read in between.
 ///
-/// Redis counts what was added, what is there and what the group has read: once everything that
-/// the group read is gone too, what is missing was never read. Before 7.0 it does not count. After a
-/// restart from its append-only file, or on a replica that took over, it knows of no reads since the
-/// last [`RECORD_READ`], and this counts as many too many, unless the group was given everything.
+/// Redis (since 7.0) counts what was added, what is there and what the group has read: once everything that
+/// the group read is gone too, what is missing was never read. After a restart or a failover it knows of no
+/// reads since the last [`RECORD_READ`], and this counts as many too many.
 pub(super) const COUNT_LOSSES: &str = concat!(
     named!(),
     less!(),
@@ -240,7 +237,6 @@ return lost
 "#
 );
 
-/// Answers the id of the first entry behind a given one, without its text.
 pub(super) const FIRST_BEHIND: &str = r#"
 local entries = redis.pcall('XRANGE', KEYS[1], '(' .. ARGV[2], '+', 'COUNT', 1)
 if entries.err then return entries end
@@ -249,11 +245,8 @@ return entries[1][1]
 "#;
 
 /// Removes consumers with nothing pending that were idle for longer than given, those of our replicas
-/// after another time: all but one, or one alone. To remove a consumer discards what it has pending,
-/// hence check and removal in one. Answers the names.
-///
-/// A replica that only seemed dead loses nothing by it: its next read, also one that waits already, makes
-/// its consumer again.
+/// after another time: all but one, or one alone. Check and removal are one, since to remove a consumer
+/// discards what it has pending. One that only seemed dead is made again by its next read. Answers how many.
 pub(super) const REMOVE_CONSUMERS: &str = though_full!(
     named!(),
     r#"
@@ -262,7 +255,7 @@ local idle, except, only = tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local idle_of_ours, prefix = tonumber(ARGV[5]), ARGV[6]
 local consumers = redis.pcall('XINFO', 'CONSUMERS', stream, group)
 if consumers.err then return consumers end
-local removed = {}
+local removed = 0
 for _, consumer in ipairs(consumers) do
   consumer = named(consumer)
   local name = consumer['name']
@@ -271,17 +264,31 @@ for _, consumer in ipairs(consumers) do
   local allowed = is_ours and idle_of_ours or idle
   if chosen and consumer['pending'] == 0 and consumer['idle'] >= allowed then
     redis.call('XGROUP', 'DELCONSUMER', stream, group, name)
-    table.insert(removed, name)
+    removed = removed + 1
   end
 end
 return removed
 "#
 );
 
-/// Counts entries behind one id and up to another, as far as some steps lead. Answers the id of the last
-/// that was counted, and how many there are.
-///
-/// In small steps with an end, since their texts are in memory while they are counted.
+/// Counts those of the given ids that are not in the stream, from its first entry on.
+pub(super) const COUNT_MISSING: &str = concat!(
+    less!(),
+    r#"
+local first = redis.pcall('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
+if first.err then return first end
+local num = 0
+for i = 2, #ARGV do
+  local id = ARGV[i]
+  local is_trimmed = first[1] and less(id, first[1][1])
+  if not is_trimmed and #redis.call('XRANGE', KEYS[1], id, id) == 0 then num = num + 1 end
+end
+return num
+"#
+);
+
+/// Counts entries behind one id and up to another, in small steps with an end, since their texts are in
+/// memory meanwhile. Answers the id of the last that was counted, and how many there are.
 pub(super) const COUNT_ENTRIES: &str = r#"
 local after, last, num, bytes = ARGV[2], ARGV[3], 0, 0
 while num < 1000 and bytes < 4194304 do

@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use super::url::RedisUrl;
 use crate::address::said;
 use crate::settings::{As, Count, File, InvalidUrl, LongerThanZero, Text, Toggle};
-use crate::tls;
 
 /// How a Redis stream is read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -115,39 +114,10 @@ pub fn consumer_name(hostname: &str) -> String {
     format!("{OWN_PREFIX}{hostname}:{pid}:{:08x}", fastrand::u32(..))
 }
 
-/// Settings that cannot work together.
+/// Which settings cannot work, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RedisSettingsError {
-    /// A name is missing.
-    #[error("the {0} needs a name")]
-    Empty(&'static str),
-    /// Prefect would delete the guard.
-    #[error(
-        "the guard group must not be called {0:?}: Prefect deletes groups whose names begin with \
-         `ephemeral`"
-    )]
-    EphemeralGuard(String),
-    /// The guard would be the group that it protects.
-    #[error("the guard group and the consumer group must have different names, both are {0:?}")]
-    SameGroup(String),
-    /// A time that must pass is none.
-    #[error("{0} must be at least a millisecond")]
-    Zero(&'static str),
-    /// Others would claim what we still hold.
-    #[error(
-        "heartbeat_every ({heartbeat_every:?}) must be less than half of claim_idle \
-         ({claim_idle:?}), or replicas take each other's events"
-    )]
-    SlowHeartbeat {
-        /// The setting.
-        heartbeat_every: Duration,
-        /// The setting that it must stay below.
-        claim_idle: Duration,
-    },
-    /// There is no guard to trim behind.
-    #[error("trim_stream trims behind the guard: set guard on, or trim_stream off")]
-    TrimWithoutGuard,
-}
+#[error("{0}")]
+pub struct RedisSettingsError(String);
 
 impl RedisSettings {
     /// The defaults, but for what a URL `redis://user:password@host:port/database?parameters` says.
@@ -159,21 +129,6 @@ impl RedisSettings {
         let url: RedisUrl = url.parse()?;
         let settings = said(url.settings())?;
         Ok(Self { url, ..settings })
-    }
-
-    /// What of the server's certificate is checked, and by which files.
-    pub(super) fn encryption(&self) -> (tls::Check, tls::Files<'_>) {
-        let check = if self.url.insecure {
-            tls::Check::Nothing
-        } else {
-            tls::Check::AuthorityAndName
-        };
-        let files = tls::Files {
-            ca: self.ca_file.as_deref(),
-            cert: self.cert_file.as_deref(),
-            key: self.key_file.as_deref(),
-        };
-        (check, files)
     }
 
     /// How long one of our replicas may show no sign of life before its consumer is removed, if it has
@@ -188,13 +143,13 @@ impl RedisSettings {
         self.claim_every.min(self.dead_after() / 4)
     }
 
-    /// Whether a source can work with these.
-    ///
-    /// # Errors
-    ///
-    /// Says which settings cannot work, and why.
+    /// Whether a source can work with these; an error says which of them cannot, and why.
     pub fn check(&self) -> Result<(), RedisSettingsError> {
-        use RedisSettingsError as E;
+        self.fault()
+            .map_or(Ok(()), |fault| Err(RedisSettingsError(fault)))
+    }
+
+    fn fault(&self) -> Option<String> {
         let names = [
             ("stream", &self.stream),
             ("consumer group", &self.group),
@@ -202,34 +157,42 @@ impl RedisSettings {
             ("guard group", &self.guard_group),
         ];
         if let Some((what, _)) = names.into_iter().find(|(_, name)| name.is_empty()) {
-            return Err(E::Empty(what));
+            return Some(format!("the {what} needs a name"));
         }
-        if self.guard_group.starts_with("ephemeral") {
-            return Err(E::EphemeralGuard(self.guard_group.clone()));
+        let guard_group = &self.guard_group;
+        if guard_group.starts_with("ephemeral") {
+            return Some(format!(
+                "the guard group must not be called {guard_group:?}: Prefect deletes groups whose names \
+                 begin with `ephemeral`"
+            ));
         }
-        if self.guard_group == self.group {
-            return Err(E::SameGroup(self.group.clone()));
+        if *guard_group == self.group {
+            return Some(format!(
+                "the guard group and the consumer group must have different names, both are \
+                 {guard_group:?}"
+            ));
         }
+        let (heartbeat_every, claim_idle) = (self.heartbeat_every, self.claim_idle);
         let times = [
             ("block", self.block),
-            ("claim_idle", self.claim_idle),
+            ("claim_idle", claim_idle),
             ("claim_every", self.claim_every),
-            ("heartbeat_every", self.heartbeat_every),
+            ("heartbeat_every", heartbeat_every),
             ("consumer_idle_removal", self.consumer_idle_removal),
         ];
         if let Some((what, _)) = times.into_iter().find(|(_, time)| time.as_millis() == 0) {
-            return Err(E::Zero(what));
+            return Some(format!("{what} must be at least a millisecond"));
         }
-        if self.heartbeat_every * 2 > self.claim_idle {
-            return Err(E::SlowHeartbeat {
-                heartbeat_every: self.heartbeat_every,
-                claim_idle: self.claim_idle,
-            });
+        // Others would claim what we still hold.
+        if heartbeat_every * 2 > claim_idle {
+            return Some(format!(
+                "heartbeat_every ({heartbeat_every:?}) must be less than half of claim_idle \
+                 ({claim_idle:?}), or replicas take each other's events"
+            ));
         }
-        if self.trim_stream && !self.guard {
-            return Err(E::TrimWithoutGuard);
-        }
-        Ok(())
+        (self.trim_stream && !self.guard).then(|| {
+            "trim_stream trims behind the guard: set guard on, or trim_stream off".to_owned()
+        })
     }
 }
 

@@ -4,11 +4,10 @@ use std::num::NonZeroUsize;
 
 use crate::source::Permit;
 
-/// Entries of one read at most. Should all of them be huge, Redis would have to hold as many once more
-/// until they are sent; with fewer, both sides wait for a processor more often.
+/// Entries of one read at most. More might all be huge, and Redis holds them until they are sent; with
+/// fewer, both sides wait for a processor more often.
 const MAX_COUNT: usize = 256;
 
-/// The size that is assumed before any event was seen.
 const FIRST_GUESS: usize = 256 * 1024;
 
 /// The average is over about so many events. Fewer, and it follows chance; more, and it is late to see
@@ -49,7 +48,6 @@ impl Sizes {
         }
     }
 
-    /// The same, but at least one.
     pub(super) fn at_least_one(&self, permit: Permit) -> usize {
         self.expected(permit).map_or(1, NonZeroUsize::get)
     }

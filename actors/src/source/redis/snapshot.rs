@@ -7,7 +7,6 @@ use redis::{FromRedisValue, ParsingError, Value, from_redis_value};
 
 use super::stream_id::StreamId;
 
-/// The result of one look at the stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct StreamSnapshot {
     pub(super) groups: Vec<Group>,
@@ -16,9 +15,10 @@ pub(super) struct StreamSnapshot {
     /// The last id of the stream; `None` if it was not asked for, since the groups are not ahead of
     /// where it was before.
     pub(super) end: Option<StreamId>,
+    /// Of the master that was looked at.
+    pub(super) epoch: u64,
 }
 
-/// A group as XINFO GROUPS shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Group {
     pub(super) name: String,
@@ -28,7 +28,6 @@ pub(super) struct Group {
     pub(super) lag: Option<u64>,
 }
 
-/// The pending entries of our group, as the short form of XPENDING shows them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct PendingSummary {
     pub(super) num: u64,
@@ -46,22 +45,21 @@ pub(super) fn find<'a>(groups: &'a [Group], name: &str) -> Option<&'a Group> {
     groups.iter().find(|group| group.name == name)
 }
 
-/// The reply of the script [`LOOK`](super::scripts::LOOK).
 impl FromRedisValue for StreamSnapshot {
     fn from_redis_value(reply: Value) -> Result<Self, ParsingError> {
         let (groups, pending, length, end): (Groups, PendingSummary, u64, String) =
             from_redis_value(reply)?;
-        let end = (!end.is_empty()).then(|| id(&end)).transpose()?;
+        let end = (!end.is_empty()).then(|| end.parse()).transpose()?;
         Ok(Self {
             groups: groups.0,
             pending,
             length,
             end,
+            epoch: 0,
         })
     }
 }
 
-/// The reply of XINFO GROUPS.
 pub(super) struct Groups(pub(super) Vec<Group>);
 
 impl FromRedisValue for Groups {
@@ -70,7 +68,7 @@ impl FromRedisValue for Groups {
         let group = |group: StreamInfoGroup| {
             Ok(Group {
                 num_consumers: as_u64(group.consumers),
-                last_delivered: id(&group.last_delivered_id)?,
+                last_delivered: group.last_delivered_id.parse()?,
                 lag: group.lag.map(as_u64),
                 name: group.name,
             })
@@ -88,7 +86,7 @@ impl FromRedisValue for PendingSummary {
         let consumers = pending.consumers.into_iter();
         Ok(Self {
             num: as_u64(pending.count),
-            smallest: Some(id(&pending.start_id)?),
+            smallest: Some(pending.start_id.parse()?),
             by_consumer: consumers
                 .map(|consumer| (consumer.name, as_u64(consumer.pending)))
                 .collect(),
@@ -96,15 +94,10 @@ impl FromRedisValue for PendingSummary {
     }
 }
 
-/// The ids out of a reply of the crate's.
 pub(super) fn ids<'a>(
     texts: impl IntoIterator<Item = &'a String>,
 ) -> Result<Vec<StreamId>, ParsingError> {
-    texts.into_iter().map(|text| id(text)).collect()
-}
-
-pub(super) fn id(text: &str) -> Result<StreamId, ParsingError> {
-    text.parse().map_err(|()| "not an entry's id".into())
+    texts.into_iter().map(|text| text.parse()).collect()
 }
 
 pub(super) fn as_u64(num: usize) -> u64 {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use redis::{FromRedisValue, ParsingError, Value};
+use redis::{FromRedisValue, ParsingError, RedisWrite, ToRedisArgs, Value};
 
 /// Milliseconds and a number within them, compared as Redis compares them: as numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,21 +41,29 @@ impl fmt::Display for StreamId {
 }
 
 impl FromStr for StreamId {
-    type Err = ();
+    type Err = ParsingError;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (millis, number) = text.split_once('-').ok_or(())?;
-        Ok(Self {
-            millis: millis.parse().map_err(|_| ())?,
-            number: number.parse().map_err(|_| ())?,
-        })
+    fn from_str(text: &str) -> Result<Self, ParsingError> {
+        let parts = text.split_once('-');
+        let id = parts.and_then(|(millis, number)| {
+            Some(Self {
+                millis: millis.parse().ok()?,
+                number: number.parse().ok()?,
+            })
+        });
+        id.ok_or_else(|| "not an entry's id".into())
+    }
+}
+
+impl ToRedisArgs for StreamId {
+    fn write_redis_args<W: RedisWrite + ?Sized>(&self, out: &mut W) {
+        out.write_arg_fmt(self);
     }
 }
 
 impl FromRedisValue for StreamId {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let text = String::from_redis_value(value)?;
-        text.parse().map_err(|()| "not an entry's id".into())
+        String::from_redis_value(value)?.parse()
     }
 }
 

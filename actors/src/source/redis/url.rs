@@ -1,24 +1,34 @@
-//! Where a Redis server is, as a URL. The password in it never reaches a log or an error.
+//! Where a Redis server is, as a URL of redis-py or of prefect-redis. The password in it never reaches a log or an
+//! error.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::address::{Parts, encode, host_and_port, unknown_parameter};
-use crate::settings::InvalidUrl;
+use percent_encoding::percent_decode_str;
 
-const EXPECTED: &str = "give redis://USER:PASSWORD@HOST:PORT/DATABASE, or rediss:// for TLS";
+use crate::address::{Parts, encode, host_and_port, port, unknown_parameter};
+use crate::settings::InvalidUrl;
+use crate::tls::{Check, Versions};
+
+const EXPECTED: &str = "give redis://USER:PASSWORD@HOST:PORT/DATABASE, rediss:// for TLS, unix:///PATH for a \
+     socket, or redis+sentinel://USER:PASSWORD@SENTINEL,SENTINEL/SERVICE/DATABASE";
 const DEFAULT_PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
 
 /// Parameters of Python's client that tune that client.
-const HARMLESS: [&str; 16] = [
+const HARMLESS: [&str; 18] = [
     "client_name",
     "decode_responses",
     "encoding",
     "encoding_errors",
     "health_check_interval",
+    "legacy_responses",
     "lib_name",
     "lib_version",
     "max_connections",
+    // At least half of the sentinels must agree here in any case.
+    "min_other_sentinels",
     "protocol",
     "retry_on_error",
     "retry_on_timeout",
@@ -26,37 +36,104 @@ const HARMLESS: [&str; 16] = [
     "socket_keepalive",
     "socket_read_size",
     "socket_timeout",
-    "timeout",
+    "path",
+];
+
+/// Those of them that are a number.
+const NUMBERS: [&str; 5] = [
+    "health_check_interval",
+    "max_connections",
+    "socket_connect_timeout",
+    "socket_read_size",
+    "socket_timeout",
+];
+
+/// What protects a connection in Python and cannot be done here, each with the way round it.
+const NOT_DONE: [(&str, &str); 10] = [
+    (
+        "ssl_ca_path",
+        "name one file with all authorities as ssl_ca_certs",
+    ),
+    (
+        "ssl_ca_data",
+        "put it into a file and name that as ssl_ca_certs",
+    ),
+    (
+        "ssl_password",
+        "decrypt the key with `openssl pkey`, and name the file as ssl_keyfile",
+    ),
+    (
+        "ssl_ciphers",
+        "only safe ones are spoken here; leave it out",
+    ),
+    ("ssl_include_verify_flags", "leave it out"),
+    ("ssl_exclude_verify_flags", "leave it out"),
+    ("ssl_validate_ocsp", "leave it out"),
+    ("ssl_validate_ocsp_stapled", "leave it out"),
+    ("ssl_ocsp_context", "leave it out"),
+    ("ssl_ocsp_expected_cert", "leave it out"),
 ];
 
 /// Where a Redis server is and as whom it is used.
 ///
 /// `redis://` or `rediss://` (TLS), then `user:password@`, host, port and `/database`, each of which may
-/// be missing.
+/// be missing; `unix:///path`; or `redis+sentinel://` and `rediss+sentinel://`, whose hosts are sentinels that
+/// know the master of the service.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
-    pub(super) host: String,
-    pub(super) port: u16,
+    pub(super) place: Place,
     pub(super) database: i64,
     pub(super) username: Option<String>,
     pub(super) password: Option<String>,
     pub(super) tls: bool,
-    /// Trusts any certificate of anyone: protects from nobody who can redirect traffic.
-    pub(super) insecure: bool,
+    /// What is checked of a server's certificate.
+    pub(super) check: Check,
+    pub(super) tls_versions: Versions,
     settings: Vec<(&'static str, String)>,
+    ignored: Vec<String>,
+}
+
+/// How the server is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A host, with its port.
+    Host(String, u16),
+    /// A socket of this machine.
+    Socket(PathBuf),
+    /// By asking others.
+    Sentinels(Sentinels),
+}
+
+/// Those who know where the master of a service is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Sentinels {
+    /// Each with its port.
+    pub members: Vec<(String, u16)>,
+    /// The name under which they watch the master.
+    pub service: String,
+    pub(super) username: Option<String>,
+    pub(super) password: Option<String>,
+}
+
+/// Without its password.
+impl fmt::Debug for Sentinels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by {}", self.service, hosts(&self.members))
+    }
 }
 
 impl Default for RedisUrl {
     fn default() -> Self {
         Self {
-            host: "localhost".to_owned(),
-            port: DEFAULT_PORT,
+            place: Place::Host("localhost".to_owned(), DEFAULT_PORT),
             database: 0,
             username: None,
             password: None,
             tls: false,
-            insecure: false,
+            check: Check::AuthorityAndName,
+            tls_versions: Versions::default(),
             settings: Vec::new(),
+            ignored: Vec::new(),
         }
     }
 }
@@ -65,35 +142,212 @@ impl FromStr for RedisUrl {
     type Err = InvalidUrl;
 
     fn from_str(text: &str) -> Result<Self, InvalidUrl> {
-        let (scheme, rest) = text.split_once("://").ok_or(EXPECTED)?;
-        let tls = check_scheme(&scheme.to_ascii_lowercase())?;
-        let (rest, insecure) = match rest.strip_suffix("#insecure") {
-            Some(rest) => (rest, true),
-            None => (rest, false),
+        let (scheme, rest) = text.split_once(':').ok_or(EXPECTED)?;
+        let scheme = Scheme::of(&scheme.to_ascii_lowercase())?;
+        let is_relative = scheme == Scheme::Socket && !rest.starts_with('/');
+        let rest = match rest.strip_prefix("//") {
+            Some(rest) => rest.to_owned(),
+            None if is_relative => format!("/{rest}"),
+            None if scheme == Scheme::Socket => rest.to_owned(),
+            None => return Err(EXPECTED.into()),
         };
-        let parts = Parts::of(rest)?;
-        if parts.hosts.contains(',') {
-            return Err(unsupported("a list of Redis servers"));
-        }
+        let (rest, is_insecure) = match rest.strip_suffix("#insecure") {
+            Some(rest) => (rest, true),
+            None => (&rest[..], false),
+        };
         let mut url = Self {
-            username: parts.user.clone(),
-            password: parts.password.clone(),
-            tls,
-            insecure,
+            tls: matches!(
+                scheme,
+                Scheme::Host { tls: true } | Scheme::Sentinel { tls: true }
+            ),
             ..Self::default()
         };
-        if !parts.hosts.is_empty() {
-            (url.host, url.port) = host_and_port(parts.hosts, DEFAULT_PORT)?;
-        }
-        if !parts.path.is_empty() {
-            url.database = database(parts.path.trim_end_matches('/'))?;
-        }
+        let parts = Parts::of(rest)?;
+        let mut given = Given::default();
         for parameter in parts.parameters() {
-            let (name, value) = parameter?;
-            url.take(name, value)?;
+            // Empty is unset.
+            if let (name, Some(value)) = parameter? {
+                given.take(&mut url, name, value)?;
+            }
+        }
+        let path = parts.path.split('#').next().unwrap_or_default();
+        let (place, database) = match scheme {
+            Scheme::Host { .. } => given.host(&mut url, parts.hosts, path)?,
+            Scheme::Socket => {
+                let path = percent_decode_str(path).decode_utf8_lossy();
+                let root = if is_relative { "" } else { "/" };
+                (Place::Socket(format!("{root}{path}").into()), None)
+            }
+            Scheme::Sentinel { .. } => given.sentinels(parts.hosts, path)?,
+        };
+        url.place = place;
+        url.database = given.database.or(database).unwrap_or(0);
+        url.username = parts.user.clone().or(given.username);
+        url.password = parts.password.clone().or(given.password);
+        if is_insecure || given.trusts_anyone {
+            url.check = Check::Nothing;
         }
         Ok(url)
     }
+}
+
+/// What the parameters say that does not count alone.
+#[derive(Default)]
+struct Given {
+    seen: Vec<(String, String)>,
+    host: Option<String>,
+    port: Option<u16>,
+    database: Option<i64>,
+    username: Option<String>,
+    password: Option<String>,
+    trusts_anyone: bool,
+    of_sentinels: [Option<String>; 2],
+}
+
+impl Given {
+    fn take(&mut self, url: &mut RedisUrl, name: &str, value: String) -> Result<(), InvalidUrl> {
+        match self.seen.iter().find(|(seen, _)| seen == name) {
+            Some((_, first)) if *first == value => return Ok(()),
+            Some(_) => return Err(format!("{name} is given twice, and not the same").into()),
+            None => self.seen.push((name.to_owned(), value.clone())),
+        }
+        match name {
+            "username" => self.username = Some(value),
+            "password" => self.password = Some(value),
+            "host" => self.host = Some(value),
+            "port" => self.port = Some(port(&value)?),
+            "db" => self.database = Some(database(&value)?),
+            "sentinel_username" => self.of_sentinels[0] = Some(value),
+            "sentinel_password" => self.of_sentinels[1] = Some(value),
+            name if name.starts_with("ssl_") && !url.tls => {
+                return Err(format!("{name} protects nothing without TLS: write rediss").into());
+            }
+            "ssl_cert_reqs" => match value.as_str() {
+                "none" => self.trusts_anyone = true,
+                // A server always shows one, so that both ask for the same.
+                "optional" | "required" => {}
+                _ => return Err("ssl_cert_reqs is none, optional or required".into()),
+            },
+            "ssl_check_hostname" => {
+                // No other word is a no to Python's client.
+                let no = ["0", "F", "FALSE", "N", "NO"];
+                if no.contains(&value.to_ascii_uppercase().as_str()) {
+                    url.check = Check::Authority;
+                }
+            }
+            "ssl_min_version" => {
+                let version = match value.trim() {
+                    "771" => "TLSv1.2",
+                    "772" => "TLSv1.3",
+                    _ => return Err("ssl_min_version is 771 (TLS 1.2) or 772 (TLS 1.3)".into()),
+                };
+                url.tls_versions = Versions::of(Some((name, version)), None)?;
+            }
+            "ssl_ca_certs" => url.settings.push(("ca_file", value)),
+            "ssl_certfile" => url.settings.push(("cert_file", value)),
+            "ssl_keyfile" => url.settings.push(("key_file", value)),
+            "protocol" if !["2", "3"].contains(&value.as_str()) => {
+                return Err("protocol is 2 or 3".into());
+            }
+            name if NUMBERS.contains(&name) && !is_number(name, &value) => {
+                return Err(format!("{name} is a number, not {value:?}").into());
+            }
+            name if HARMLESS.contains(&name) => url.ignored.push(name.to_owned()),
+            name => {
+                let known = NOT_DONE.iter().find(|(known, _)| *known == name);
+                return Err(known.map_or_else(
+                    || unknown_parameter(name),
+                    |(_, way)| format!("{name} is not done here: {way}").into(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn host(
+        &self,
+        url: &mut RedisUrl,
+        hosts: &str,
+        path: &str,
+    ) -> Result<(Place, Option<i64>), InvalidUrl> {
+        if hosts.contains(',') {
+            return Err(format!("one server is named, not a list; {EXPECTED}").into());
+        }
+        let default = self.port.unwrap_or(DEFAULT_PORT);
+        let given = self.host.clone().unwrap_or_else(|| "localhost".to_owned());
+        let (host, port) = match hosts.strip_prefix(':') {
+            Some("") => (given, default),
+            Some(alone) => (given, port(alone)?),
+            None if hosts.is_empty() => (given, default),
+            None => host_and_port(hosts, default)?,
+        };
+        // As Python's client has it.
+        let port = if port == 0 { default } else { port };
+        // As Python's client reads it, which goes to 0 with what is no number.
+        let digits = percent_decode_str(path)
+            .decode_utf8_lossy()
+            .replace('/', "");
+        let database = digits.trim().parse::<i64>().ok();
+        if database.is_none() && !digits.is_empty() {
+            url.ignored
+                .push("the path, which is no number of a database".to_owned());
+        }
+        if database.is_some_and(|number| number < 0) {
+            return Err(no_database(&digits));
+        }
+        Ok((Place::Host(host.to_lowercase(), port), database))
+    }
+
+    fn sentinels(&self, hosts: &str, path: &str) -> Result<(Place, Option<i64>), InvalidUrl> {
+        let mut members = Vec::new();
+        for member in hosts
+            .split(',')
+            .map(str::trim)
+            .filter(|member| !member.is_empty())
+        {
+            members.push(self::member(member)?);
+        }
+        if members.is_empty() {
+            return Err(format!("a sentinel is missing; {EXPECTED}").into());
+        }
+        let mut segments = path.split('/').filter(|segment| !segment.is_empty());
+        let service = segments
+            .next()
+            .ok_or_else(|| format!("the name of the service is missing; {EXPECTED}"))?;
+        let database = segments.next().map(self::database).transpose()?;
+        if segments.next().is_some() {
+            return Err(
+                format!("the path is longer than a service and a database; {EXPECTED}").into(),
+            );
+        }
+        let [username, password] = self.of_sentinels.clone();
+        let sentinels = Sentinels {
+            members,
+            service: service.to_owned(),
+            username,
+            password,
+        };
+        Ok((Place::Sentinels(sentinels), database))
+    }
+}
+
+/// A sentinel with its port; IPv6 stands in brackets.
+fn member(text: &str) -> Result<(String, u16), InvalidUrl> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']').unwrap_or((rest, ""));
+            (host, rest.strip_prefix(':').unwrap_or(rest))
+        }
+        None => text.rsplit_once(':').unwrap_or((text, "")),
+    };
+    let port = match port.trim() {
+        "" => SENTINEL_PORT,
+        port => self::port(port.strip_prefix('+').unwrap_or(port))?,
+    };
+    if host.is_empty() {
+        return Err("the host of a sentinel is missing".into());
+    }
+    Ok((host.to_owned(), port))
 }
 
 impl RedisUrl {
@@ -102,48 +356,99 @@ impl RedisUrl {
         &self.settings
     }
 
+    /// Its parameters that change nothing here.
+    pub fn ignored(&self) -> &[String] {
+        &self.ignored
+    }
+
+    /// How the server is found.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The number of the database.
+    pub fn database(&self) -> i64 {
+        self.database
+    }
+
+    /// Whether the connections are encrypted; whether then a certificate must be trusted, and made out to the host.
+    pub fn encryption(&self) -> Option<(bool, bool)> {
+        let check = self.check;
+        self.tls
+            .then_some((check != Check::Nothing, check == Check::AuthorityAndName))
+    }
+
+    /// A user that is named without a password logs in with an empty one.
+    pub fn login(&self) -> Option<(Option<&str>, &str)> {
+        login(self.username.as_deref(), self.password.as_deref())
+    }
+
     /// The whole URL in one form, however it was written, with the password masked.
     pub fn masked(&self) -> String {
-        let scheme = if self.tls { "rediss" } else { "redis" };
         let user = self.username.as_deref().map(encode).unwrap_or_default();
         let login = match &self.password {
             Some(_) => format!("{user}:***@"),
             None if user.is_empty() => String::new(),
             None => format!("{user}@"),
         };
-        let query = if self.insecure {
-            "?ssl_cert_reqs=none"
-        } else {
-            ""
+        let scheme = self.scheme();
+        let mut query = match self.check {
+            Check::Nothing => "?ssl_cert_reqs=none".to_owned(),
+            Check::Authority => "?ssl_check_hostname=false".to_owned(),
+            Check::AuthorityAndName => String::new(),
         };
-        format!("{scheme}://{login}{self}{query}")
+        let place = match &self.place {
+            Place::Socket(path) => {
+                query = format!("?db={}", self.database);
+                path.display().to_string()
+            }
+            Place::Host(..) => self.to_string(),
+            Place::Sentinels(sentinels) => {
+                let members = hosts(&sentinels.members);
+                format!("{members}/{}/{}", sentinels.service, self.database)
+            }
+        };
+        format!("{scheme}://{login}{place}{query}")
     }
 
-    fn take(&mut self, name: &str, value: Option<String>) -> Result<(), InvalidUrl> {
-        match (name, value) {
-            ("username", value) => self.username = value,
-            ("password", value) => self.password = value,
-            ("ssl_cert_reqs", value) => self.insecure = value.as_deref() == Some("none"),
-            // Empty is unset.
-            (_, None) => {}
-            ("db", Some(value)) => self.database = database(&value)?,
-            ("ssl_ca_certs", Some(file)) => self.settings.push(("ca_file", file)),
-            ("ssl_certfile", Some(file)) => self.settings.push(("cert_file", file)),
-            ("ssl_keyfile", Some(file)) => self.settings.push(("key_file", file)),
-            (name, _) if name.starts_with("ssl_") || HARMLESS.contains(&name) => {}
-            (name, _) => return Err(unknown_parameter(name)),
+    fn scheme(&self) -> &'static str {
+        match (&self.place, self.tls) {
+            (Place::Host(..), false) => "redis",
+            (Place::Host(..), true) => "rediss",
+            (Place::Socket(_), _) => "unix",
+            (Place::Sentinels(_), false) => "redis+sentinel",
+            (Place::Sentinels(_), true) => "rediss+sentinel",
         }
-        Ok(())
     }
 }
 
-/// Host, port and database: what errors and logs may say.
+impl Sentinels {
+    /// As whom they are asked.
+    pub fn login(&self) -> Option<(Option<&str>, &str)> {
+        login(self.username.as_deref(), self.password.as_deref())
+    }
+}
+
+fn login<'a>(
+    user: Option<&'a str>,
+    password: Option<&'a str>,
+) -> Option<(Option<&'a str>, &'a str)> {
+    (user.is_some() || password.is_some()).then(|| (user, password.unwrap_or_default()))
+}
+
+/// The place and the database: what errors and logs may say.
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}/{}", self.host, self.port, self.database)
-        } else {
-            write!(f, "{}:{}/{}", self.host, self.port, self.database)
+        let database = self.database;
+        match &self.place {
+            Place::Host(host, port) => write!(f, "{}/{database}", host_with_port(host, *port)),
+            Place::Socket(path) => write!(f, "{}/{database}", path.display()),
+            Place::Sentinels(sentinels) => write!(
+                f,
+                "{}/{database} (sentinels {})",
+                sentinels.service,
+                hosts(&sentinels.members)
+            ),
         }
     }
 }
@@ -151,33 +456,67 @@ impl fmt::Display for RedisUrl {
 /// The same, so that settings can be printed without their password.
 impl fmt::Debug for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.tls { "rediss" } else { "redis" };
-        write!(f, "{scheme}://{self}")
+        write!(f, "{}://{self}", self.scheme())
     }
 }
 
-/// Whether the scheme asks for TLS.
-fn check_scheme(scheme: &str) -> Result<bool, InvalidUrl> {
-    match scheme {
-        "redis" | "valkey" => Ok(false),
-        "rediss" | "valkeys" => Ok(true),
-        _ if scheme.contains("sentinel") => Err(unsupported("Redis Sentinel")),
-        _ if scheme.contains("cluster") => Err(unsupported("Redis Cluster")),
-        _ if scheme.contains("unix") => Err(unsupported("a Unix socket")),
-        // It may be anything, a password too, and is not repeated.
-        _ => Err(EXPECTED.into()),
+fn hosts(members: &[(String, u16)]) -> String {
+    let members = members.iter();
+    let members: Vec<String> = members
+        .map(|(host, port)| host_with_port(host, *port))
+        .collect();
+    members.join(",")
+}
+
+pub(super) fn host_with_port(host: &str, port: u16) -> String {
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
     }
 }
 
-fn unsupported(what: &str) -> InvalidUrl {
-    format!("{what} is not built in yet; {EXPECTED}, of one server, the master itself").into()
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scheme {
+    Host { tls: bool },
+    Socket,
+    Sentinel { tls: bool },
+}
+
+impl Scheme {
+    fn of(scheme: &str) -> Result<Self, InvalidUrl> {
+        match scheme {
+            "redis" => Ok(Self::Host { tls: false }),
+            "rediss" => Ok(Self::Host { tls: true }),
+            "unix" => Ok(Self::Socket),
+            "redis+sentinel" => Ok(Self::Sentinel { tls: false }),
+            "rediss+sentinel" => Ok(Self::Sentinel { tls: true }),
+            _ if scheme.contains("cluster") => {
+                let who = "Redis Cluster is used neither by Prefect nor here";
+                Err(format!("{who}; {EXPECTED}").into())
+            }
+            // It may be anything, a password too, and is not repeated.
+            _ => Err(EXPECTED.into()),
+        }
+    }
+}
+
+fn is_number(name: &str, value: &str) -> bool {
+    match value.trim().parse::<f64>() {
+        Ok(number) => name != "max_connections" || number >= 1.0,
+        Err(_) => false,
+    }
 }
 
 fn database(text: &str) -> Result<i64, InvalidUrl> {
-    text.parse()
-        .ok()
+    let number = text.trim().parse().ok();
+    number
         .filter(|number| *number >= 0)
-        .ok_or_else(|| format!("{text:?} is not the number of a database; {EXPECTED}").into())
+        .ok_or_else(|| no_database(text))
+}
+
+fn no_database(text: &str) -> InvalidUrl {
+    format!("{text:?} is not the number of a database; {EXPECTED}").into()
 }
 
 #[cfg(test)]
@@ -196,7 +535,7 @@ mod tests {
         let url = parsed("rediss://ann:p%40s%2Fs@[::1]:7000/3?ssl_cert_reqs=none");
         assert_eq!(url.username.as_deref(), Some("ann"));
         assert_eq!(url.password.as_deref(), Some("p@s/s"));
-        assert!(url.tls && url.insecure);
+        assert!(url.tls && url.check == Check::Nothing);
         assert_eq!(url.to_string(), "[::1]:7000/3");
         assert_eq!(parsed("redis://:secret@host").username, None);
         assert_eq!(
@@ -204,7 +543,7 @@ mod tests {
             parsed("redis://:p%2Fq%40s@r:1")
         );
         assert_eq!(parsed("redis://host?db=4&socket_timeout=3").database, 4);
-        assert!(parsed("rediss://host/1#insecure").insecure);
+        assert_eq!(parsed("rediss://host/1#insecure").check, Check::Nothing);
         let files = "rediss://h?ssl_ca_certs=/etc/ca.pem&ssl_certfile=/cert&ssl_keyfile=/key";
         let expected = [
             ("ca_file", "/etc/ca.pem"),
@@ -221,7 +560,15 @@ mod tests {
             ("redis://r", "redis://r:6379/0"),
             ("redis://", "redis://localhost:6379/0"),
             ("REDISS://u:p@r:6380/2", "rediss://u:***@r:6380/2"),
-            ("valkey://u@r", "redis://u@r:6379/0"),
+            ("redis://u@r", "redis://u@r:6379/0"),
+            (
+                "unix://u:p@/run/r.sock?db=2",
+                "unix://u:***@/run/r.sock?db=2",
+            ),
+            (
+                "REDIS+Sentinel://:p@a,[::1]:1/m/2",
+                "redis+sentinel://:***@a:26379,[::1]:1/m/2",
+            ),
             ("redis://:p@r", "redis://:***@r:6379/0"),
             ("redis://[::1]:7/", "redis://[::1]:7/0"),
             ("redis://r?db=3&socket_timeout=5", "redis://r:6379/3"),
@@ -237,17 +584,24 @@ mod tests {
     #[test]
     fn refuses_what_it_cannot_do_and_says_so() {
         for (text, expected) in [
-            (
-                "redis+sentinel://a,b/mymaster",
-                "Redis Sentinel is not built in yet",
-            ),
-            ("sentinel://a", "Redis Sentinel"),
+            ("redis+sentinel://a,b", "the name of the service"),
+            ("redis+sentinel://,/m", "a sentinel is missing"),
+            ("redis+sentinel://a/m/1/2", "the path is longer"),
+            ("valkey://a", "redis://"),
             ("redis+cluster://a", "Redis Cluster"),
-            ("redis://a:1,b:2", "a list of Redis servers"),
-            ("unix:///run/redis.sock", "a Unix socket"),
+            ("redis://a:1,b:2", "not a list"),
+            ("rediss://a?ssl_ca_path=/etc", "ssl_ca_certs"),
+            ("redis://a?ssl_cert_reqs=none", "rediss"),
+            (
+                "rediss://a?ssl_cert_reqs=none&ssl_cert_reqs=required",
+                "twice",
+            ),
             ("http://a", "redis://"),
             ("redis:6379", "redis://"),
-            ("redis://a/one", "\"one\" is not the number of a database"),
+            (
+                "redis://a?db=one",
+                "\"one\" is not the number of a database",
+            ),
             ("redis://a?colour=red", "\"colour\""),
             ("redis://a:x", "not a port"),
         ] {
@@ -263,9 +617,9 @@ mod tests {
         for text in [
             "redis://ann:secret@host:port",
             "ann:secret@host",
-            "redis://ann:secret@host/x",
+            "redis://ann:secret@host/?db=x",
             "ann-secret-password://host",
-            "redis://ann:sec#secret@host:1/x",
+            "redis://ann:sec#secret@host:1/?db=x",
         ] {
             let error = text.parse::<RedisUrl>().unwrap_err().to_string();
             assert!(!error.contains("secret"), "{error}");

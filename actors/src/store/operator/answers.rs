@@ -10,8 +10,6 @@ use super::{
     Compared, CurableLetter, EventRows, LetterCounts, LetterVersion, StoreOperator, Strays,
     UNKNOWN_RECEIVED,
 };
-#[cfg(feature = "postgres")]
-use super::{Cursor, Page};
 use crate::delivery::Entry;
 use crate::finding::Finding;
 use crate::store::{StoreError, as_count};
@@ -66,56 +64,6 @@ pub(in crate::store) const EVENTS_ON_A_PAGE: i64 = 2_000;
 /// smaller.
 pub(in crate::store) const PAGE_TAKES: Duration = Duration::from_millis(500);
 
-/// How many events the next page is to have, after one that was to have so many and took so long.
-#[cfg(feature = "postgres")]
-pub(in crate::store) fn next_page_size(page_size: i64, took: Duration) -> i64 {
-    let next = if took > PAGE_TAKES {
-        page_size / 2
-    } else if took < PAGE_TAKES / 4 {
-        page_size.saturating_mul(2)
-    } else {
-        page_size
-    };
-    next.clamp(1, EVENTS_ON_A_PAGE)
-}
-
-/// One row of a page's answer: an event that is suspicious, or the last of the page, or both.
-#[cfg(feature = "postgres")]
-#[derive(diesel::QueryableByName)]
-pub(in crate::store) struct PageRow {
-    #[diesel(sql_type = diesel::sql_types::Text)]
-    event_id: String,
-    #[diesel(sql_type = diesel::sql_types::Text)]
-    occurred: String,
-    #[diesel(sql_type = diesel::sql_types::Bool)]
-    suspicious: bool,
-    /// Its place on the page, from 1.
-    #[diesel(sql_type = diesel::sql_types::BigInt)]
-    number: i64,
-}
-
-#[cfg(feature = "postgres")]
-impl Page {
-    /// Of the rows in the order of their numbers, of a page that was to have so many events.
-    pub(in crate::store) fn of(rows: Vec<PageRow>, page_size: i64, next_page_size: i64) -> Self {
-        let Some(last) = rows.last() else {
-            return Self::default();
-        };
-        let num_events = last.number;
-        let next = (num_events >= page_size).then(|| Cursor {
-            occurred: last.occurred.clone(),
-            event_id: last.event_id.clone(),
-            page_size: next_page_size,
-        });
-        let suspects = rows.into_iter().filter(|row| row.suspicious);
-        Self {
-            num_events: as_count(num_events),
-            suspects: suspects.map(|row| row.event_id).collect(),
-            next,
-        }
-    }
-}
-
 /// One row of an answer that names some of many: their number stands in each row.
 #[derive(diesel::QueryableByName)]
 pub(in crate::store) struct StrayRow {
@@ -134,7 +82,6 @@ impl Strays {
     }
 }
 
-/// The rows of one event, as both dialects answer.
 #[derive(diesel::QueryableByName)]
 pub(in crate::store) struct CountsRow {
     #[diesel(sql_type = diesel::sql_types::Text)]
@@ -186,7 +133,6 @@ impl LetterCounts {
     }
 }
 
-/// The answer for an event that is there, with the columns that differ.
 pub(in crate::store) fn of_columns(received: DateTime<Utc>, mut columns: Vec<String>) -> Compared {
     if received == UNKNOWN_RECEIVED {
         columns.retain(|column| column != "received");
@@ -243,16 +189,5 @@ mod tests {
         );
         let received = vec!["received".to_owned()];
         assert_eq!(of_columns(UNKNOWN_RECEIVED, received), Compared::Identical);
-    }
-
-    #[cfg(feature = "postgres")]
-    #[test]
-    fn pages_shrink_while_they_take_long_and_never_to_nothing() {
-        let (slow, quick) = (PAGE_TAKES * 3, PAGE_TAKES / 10);
-        assert_eq!(next_page_size(EVENTS_ON_A_PAGE, quick), EVENTS_ON_A_PAGE);
-        assert_eq!(next_page_size(EVENTS_ON_A_PAGE, slow), EVENTS_ON_A_PAGE / 2);
-        assert_eq!(next_page_size(100, PAGE_TAKES / 2), 100);
-        assert_eq!(next_page_size(100, quick), 200);
-        assert_eq!(next_page_size(1, slow), 1);
     }
 }

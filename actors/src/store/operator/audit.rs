@@ -1,48 +1,36 @@
 //! The findings of an audit of the tables. They name columns, never values.
 //!
-//! # What fits together
-//!
 //! `resource_id` is the id of `resource`, and `related_resource_ids` are those of `related` in order.
-//! The rows of `event_resources` are made of these two: each has the event's `occurred`, the id, the
-//! role, which is empty for the event's own resource, and the other labels. The order of labels does not
-//! matter.
+//! The rows of `event_resources` are made of these two: the event's `occurred`, the id, the role, which is
+//! empty for the event's own resource, and the other labels, in any order.
 
 use chrono::{DateTime, Utc};
 
-/// The rows of one event.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventRows {
     /// Its id: lower case, with hyphens.
     pub event_id: String,
-    /// Rows of `events` with this id.
     pub num_events: u64,
     /// Rows of `event_resources` that the event should have by its own columns: one for its
     /// resource and one for each related one.
     pub num_expected: u64,
-    /// Rows of `event_resources` that are there.
     pub num_resources: u64,
     /// When the event was received, where its row tells that.
     pub received: Option<DateTime<Utc>>,
     /// Columns that do not fit `resource` and `related`, or
     /// [`RESOURCES`](super::RESOURCES).
     pub contradicting: Vec<String>,
-    /// Why the event cannot be read.
     pub unreadable: Option<Unreadable>,
 }
 
-/// Why a row of `events` cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unreadable {
     /// Python reads no integer of more than 4,300 digits, and so Prefect's page that meets the event
     /// fails as a whole.
     LongInteger,
-    /// The text of the payload is longer than the 1 GB that PostgreSQL can send.
     LongText,
-    /// A time beyond the year 9999, which Python does not know either.
     LateTime,
-    /// The payload is no JSON.
     NoJson,
-    /// The database fails when it is asked for the row.
     Damaged,
 }
 
@@ -62,10 +50,8 @@ impl Unreadable {
     }
 }
 
-/// A fault in the rows of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flaw {
-    /// More rows than it should have.
     Doubled,
     /// Less rows than it should have, or resources alone.
     HalfWritten,
@@ -76,7 +62,6 @@ pub enum Flaw {
 }
 
 impl EventRows {
-    /// The fault, if there is one.
     pub fn flaw(&self) -> Option<Flaw> {
         match self.num_events {
             0 if self.num_resources == 0 => None,
@@ -108,29 +93,22 @@ pub struct Cursor {
     pub(in crate::store) page_size: i64,
 }
 
-/// One page of a walk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
     pub num_events: u64,
-    /// The ids of those whose rows do not fit together, or cannot be read.
     pub suspects: Vec<String>,
-    /// Where the next page begins; `None` after the last.
     pub next: Option<Cursor>,
 }
 
-/// Events that are not as they should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Strays {
     pub total: u64,
-    /// The ids of the first of them.
     pub event_ids: Vec<String>,
 }
 
-/// The dead letters as a whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LetterCounts {
     pub total: u64,
-    /// Those whose event is stored meanwhile.
     pub num_curable: u64,
     pub curable: Vec<CurableLetter>,
 }
@@ -139,7 +117,6 @@ pub struct LetterCounts {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct CurableLetter {
     pub id: i64,
-    /// The event that both are about.
     pub event_id: String,
 }
 

@@ -12,22 +12,17 @@ pub const RESOURCES: &str = "event_resources";
 /// The same where only the number of rows differs: some are there more than once.
 pub const NUM_RESOURCES: &str = "event_resources (number of rows)";
 
-/// An entry, held against what is in the tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compared {
-    /// The rows are those that would be written.
     Identical,
     /// The event is there, and these columns of it hold something else; also [`RESOURCES`] and
     /// [`NUM_RESOURCES`].
     Differing(Vec<String>),
-    /// The event is not there and would be written.
     Absent,
     /// The event is not there, and only an attempt would show whether it would be written: its ids
     /// are longer than an index takes, unless they can be compressed.
     Unclear,
-    /// It would not be written, but become a dead letter.
     Refused {
-        /// Whether the event is there.
         is_there: bool,
     },
 }

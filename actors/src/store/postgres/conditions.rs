@@ -3,7 +3,8 @@
 //! A store that starts, the probe behind `/api/ready` and `event-persister check` all walk it. The first
 //! two stop at the first fault; the last tells of all of them.
 
-use diesel::prelude::QueryableByName;
+use diesel::dsl::sql;
+use diesel::prelude::{OptionalExtension as _, QueryableByName};
 use diesel::sql_query;
 use diesel::sql_types::{Array, Bool, Nullable, Oid, Text};
 use diesel_async::RunQueryDsl as _;
@@ -13,19 +14,18 @@ use super::failure::Failure;
 use super::settings::Place;
 use crate::finding::Finding;
 use crate::store::CreateSchema;
+use crate::store::tables::{
+    Column, LETTERS, LETTERS_VERSION, Remedies, TIMESTAMP, WRITTEN, fault_of_unknown,
+    fault_of_written, unknown_column,
+};
 
-/// The ids of its findings.
 pub(super) const SCHEMA: &str = "postgres.schema";
-/// Of our own table and function.
 pub(super) const OWN_TABLES: &str = "postgres.own_tables";
 pub(super) const PRIVILEGES: &str = "postgres.privileges";
 pub(super) const INDEXES: &str = "postgres.indexes";
 
-const LETTERS: &str = "event_persister_dead_letters";
 /// The function that writes; the two places in SQL that name it have it as a literal.
 const FUNCTION: &str = "event_persister_store_v1";
-/// The migrations that make them.
-const LETTERS_VERSION: &str = "00000000000101";
 const FUNCTION_VERSION: &str = "00000000000102";
 /// The migration that changes a word of the function after that.
 const ASSERTS_VERSION: &str = "00000000000103";
@@ -33,66 +33,9 @@ const TELLS_ERRORS: [&str; 2] = [
     "WHEN OTHERS OR query_canceled THEN",
     "WHEN OTHERS OR query_canceled OR assert_failure THEN",
 ];
-/// The text that makes the function.
 const FUNCTION_SQL: &str =
     include_str!("../../../../migrations/postgres/own/00000000000102_create_store_function/up.sql");
 
-const TIMESTAMP: &str = "timestamp with time zone";
-/// A shorter type refuses what is too long for it, one event at a time.
-const TEXT: &str = "text or character varying";
-
-/// The columns that are written, table by table, and their types.
-const WRITTEN: [(&str, &[(&str, &str)]); 3] = [
-    (
-        "events",
-        &[
-            ("occurred", TIMESTAMP),
-            ("event", TEXT),
-            ("resource_id", TEXT),
-            ("resource", "jsonb"),
-            ("related_resource_ids", "jsonb"),
-            ("related", "jsonb"),
-            ("payload", "jsonb"),
-            ("received", TIMESTAMP),
-            ("recorded", TIMESTAMP),
-            ("follows", "uuid"),
-            ("id", "uuid"),
-            ("created", TIMESTAMP),
-            ("updated", TIMESTAMP),
-        ],
-    ),
-    (
-        "event_resources",
-        &[
-            ("occurred", TIMESTAMP),
-            ("resource_id", TEXT),
-            ("resource_role", TEXT),
-            ("resource", "json"),
-            ("event_id", "uuid"),
-            ("id", "uuid"),
-            ("created", TIMESTAMP),
-            ("updated", TIMESTAMP),
-        ],
-    ),
-    (
-        LETTERS,
-        &[
-            ("source", TEXT),
-            ("position", TEXT),
-            ("raw", "bytea"),
-            ("raw_hash", "bytea"),
-            ("event_id", "uuid"),
-            ("stage", TEXT),
-            ("reason", TEXT),
-            ("sqlstate", TEXT),
-            ("attempts", "bigint"),
-            ("first_seen", TIMESTAMP),
-            ("last_seen", TIMESTAMP),
-        ],
-    ),
-];
-
-/// The tables and functions that the database has already.
 #[derive(QueryableByName)]
 pub(super) struct Found {
     #[diesel(sql_type = Bool)]
@@ -135,7 +78,6 @@ impl Found {
     }
 }
 
-/// The use of a privilege.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// Nothing can be stored without it.
@@ -159,25 +101,25 @@ const PRIVILEGES_WANTED: [(Purpose, &str, &str); 10] = [
     (Purpose::Letters, "DELETE", LETTERS),
 ];
 
-/// Something that a privilege is needed for.
-#[derive(Debug, PartialEq, Eq, QueryableByName)]
-struct LackingRow {
+#[derive(QueryableByName)]
+pub(super) struct Lacking {
     #[diesel(sql_type = Text)]
-    privilege: String,
+    pub(super) privilege: String,
     /// A table, or something else with its word before it.
     #[diesel(sql_type = Text)]
-    object: String,
+    pub(super) object: String,
     #[diesel(sql_type = Text)]
-    role: String,
+    pub(super) role: String,
 }
 
-/// A privilege that the role lacks.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Lacking {
-    pub(super) purpose: Purpose,
-    pub(super) privilege: String,
-    pub(super) object: String,
-    pub(super) role: String,
+impl Lacking {
+    pub(super) fn purpose(&self) -> Purpose {
+        let wanted = PRIVILEGES_WANTED
+            .iter()
+            .find(|(_, privilege, object)| *privilege == self.privilege && *object == self.object);
+        // The function and the sequence are for every batch.
+        wanted.map_or(Purpose::Writing, |(purpose, ..)| *purpose)
+    }
 }
 
 /// A column with a sequence of its own kind needs no privilege for it; one with a default does.
@@ -196,35 +138,17 @@ const LACKING: &str = "SELECT privilege, object, current_user::text AS role \
     AND attname = 'id' AND attidentity = '') AS sequence \
     WHERE name IS NOT NULL AND NOT has_sequence_privilege(name, 'USAGE')";
 
-/// The privileges that the role lacks for what is there.
 pub(super) async fn lacking(connection: &mut Connection) -> Result<Vec<Lacking>, Failure> {
     let privileges: Vec<&str> = PRIVILEGES_WANTED.iter().map(|wanted| wanted.1).collect();
     let objects: Vec<&str> = PRIVILEGES_WANTED.iter().map(|wanted| wanted.2).collect();
-    let rows: Vec<LackingRow> = sql_query(LACKING)
+    let lacking = sql_query(LACKING)
         .bind::<Array<Text>, _>(privileges)
-        .bind::<Array<Text>, _>(objects)
-        .load(&mut connection.pg)
-        .await?;
-    let lacking = rows.into_iter().map(|row| {
-        let wanted = PRIVILEGES_WANTED
-            .iter()
-            .find(|(_, privilege, object)| *privilege == row.privilege && *object == row.object);
-        Lacking {
-            // The function and the sequence are for every batch.
-            purpose: wanted.map_or(Purpose::Writing, |wanted| wanted.0),
-            privilege: row.privilege,
-            object: row.object,
-            role: row.role,
-        }
-    });
-    Ok(lacking.collect())
+        .bind::<Array<Text>, _>(objects);
+    Ok(lacking.load(&mut connection.pg).await?)
 }
 
-/// The result of a look at all conditions.
 pub(super) struct Looked {
-    /// Everything that keeps us from writing.
     pub(super) faults: Vec<Finding>,
-    /// Whether our own table and function are there.
     pub(super) has_own: bool,
 }
 
@@ -246,10 +170,9 @@ pub(super) async fn look(
             "create a database with ENCODING 'UTF8'",
         ));
     }
-    let columns: Vec<Column> = sql_query(COLUMNS).load(&mut connection.pg).await?;
     for (table, written) in WRITTEN {
         if table != LETTERS || found.letters {
-            faults.extend(table_fault(table, written, &columns, place));
+            faults.extend(table_fault(connection, table, written, place).await?);
         }
         // Where Prefect has been, both of its tables are there or neither.
         if table == "events" && !found.events {
@@ -261,7 +184,7 @@ pub(super) async fn look(
     if create != CreateSchema::Nothing {
         let lacking = lacking(connection).await?;
         let lacking = lacking.iter();
-        let for_writing = lacking.filter(|lacking| lacking.purpose == Purpose::Writing);
+        let for_writing = lacking.filter(|lacking| lacking.purpose() == Purpose::Writing);
         faults.extend(privileges_fault(for_writing, place));
     }
     if found.function {
@@ -272,14 +195,6 @@ pub(super) async fn look(
     Ok(Looked {
         faults,
         has_own: found.has_own(),
-    })
-}
-
-/// A fault as an error that says what is wrong and what to do.
-pub(super) fn as_failure(fault: Finding) -> Failure {
-    Failure::Unfit(match fault.remedy {
-        Some(remedy) => format!("{}: {remedy}", fault.what),
-        None => fault.what,
     })
 }
 
@@ -299,96 +214,49 @@ fn privileges_fault<'a>(
     })
 }
 
-#[derive(QueryableByName)]
-struct Column {
-    #[diesel(sql_type = Text)]
-    table_name: String,
-    /// `None` where there is no such table.
-    #[diesel(sql_type = Nullable<Text>)]
-    name: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    type_name: Option<String>,
-    /// Whether an insert that leaves it out fails.
-    #[diesel(sql_type = Bool)]
-    required: bool,
-    /// Whether an insert that names it fails.
-    #[diesel(sql_type = Bool)]
-    generated: bool,
-}
+const COLUMNS: &str = "SELECT attname::text AS name, format_type(atttypid, NULL) AS type_name, \
+    attnotnull AND NOT atthasdef AND attidentity = '' AS required, \
+    attgenerated <> '' OR attidentity = 'a' AS generated \
+    FROM pg_catalog.pg_attribute \
+    WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
 
-const COLUMNS: &str = "SELECT wanted.name AS table_name, attname::text AS name, \
-    format_type(atttypid, NULL) AS type_name, \
-    coalesce(attnotnull AND NOT atthasdef AND attidentity = '', false) AS required, \
-    coalesce(attgenerated <> '' OR attidentity = 'a', false) AS generated \
-    FROM (VALUES ('events'), ('event_resources'), ('event_persister_dead_letters')) AS wanted (name) \
-    LEFT JOIN pg_catalog.pg_attribute \
-    ON attrelid = to_regclass(wanted.name) AND attnum > 0 AND NOT attisdropped";
+const REMEDIES: Remedies = Remedies {
+    missing: "bring the schema up to date, with Prefect's migrations where the database is Prefect's, \
+        else with `event-persister migrate`",
+    generated: "ALTER TABLE … ALTER COLUMN … DROP EXPRESSION, or DROP IDENTITY",
+};
 
-/// The first fault of a table.
-fn table_fault(
+async fn table_fault(
+    connection: &mut Connection,
     table: &str,
     written: &[(&str, &str)],
-    columns: &[Column],
     place: &Place,
-) -> Option<Finding> {
-    let of_table: Vec<(&str, &Column)> = columns
-        .iter()
-        .filter(|column| column.table_name == table)
-        .filter_map(|column| Some((column.name.as_deref()?, column)))
-        .collect();
-    let fault = |what: String, remedy: &str| Some(Finding::error(SCHEMA, what, remedy));
-    if of_table.is_empty() {
-        return fault(
+) -> Result<Option<Finding>, Failure> {
+    let columns = sql_query(COLUMNS).bind::<Text, _>(table);
+    let columns: Vec<Column> = columns.load(&mut connection.pg).await?;
+    if columns.is_empty() {
+        return Ok(Some(Finding::error(
+            SCHEMA,
             format!("{place} has no table {table}"),
             "waiting for Prefect's migrations; for a database without Prefect run \
              `event-persister migrate`",
-        );
+        )));
     }
-    for (name, types) in written {
-        let Some((_, column)) = of_table.iter().find(|(found, _)| found == name) else {
-            return fault(
-                format!("the table {table} of {place} has no column {name}"),
-                "bring the schema up to date, with Prefect's migrations where the database is Prefect's, \
-                 else with `event-persister migrate`",
-            );
-        };
-        let type_name = column.type_name.as_deref().unwrap_or_default();
-        if !types.split(" or ").any(|wanted| wanted == type_name) {
-            return Some(Finding::error(
-                SCHEMA,
-                format!(
-                    "the column {name} of the table {table} of {place} is of type {type_name}, which what \
-                     is written does not fit"
-                ),
-                format!("make it {types}: ALTER TABLE {table} ALTER COLUMN {name} TYPE …"),
-            ));
-        }
-        if column.generated {
-            return fault(
-                format!(
-                    "the column {name} of the table {table} of {place} is generated, and may not be written"
-                ),
-                "ALTER TABLE … ALTER COLUMN … DROP EXPRESSION, or DROP IDENTITY",
-            );
-        }
+    let of = format!("the table {table} of {place}");
+    if let Some(fault) = fault_of_written(SCHEMA, &of, written, &columns, &REMEDIES) {
+        return Ok(Some(fault));
     }
-    let is_written = |name: &str| written.iter().any(|(written, _)| *written == name);
-    let (unknown, _) =
-        (of_table.iter()).find(|(name, column)| column.required && !is_written(name))?;
-    if table == LETTERS {
-        return fault(
-            format!("the column {unknown} of the table {table} of {place} has no value by default"),
+    Ok(unknown_column(written, &columns).map(|unknown| {
+        if table != LETTERS {
+            return fault_of_unknown(SCHEMA, &of, unknown);
+        }
+        Finding::error(
+            SCHEMA,
+            format!("the column {unknown} of {of} has no value by default"),
             "ALTER TABLE … ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY; if it is another column, drop it \
              or give it a default",
-        );
-    }
-    fault(
-        format!(
-            "the table {table} of {place} has a column {unknown} that must be written, and this version \
-             does not know it"
-        ),
-        "upgrade event-persister",
-    )
+        )
+    }))
 }
 
 /// Our own table and function, where they are not there and nothing will make them.
@@ -444,42 +312,20 @@ async fn own_faults(
     Ok(objects.into_iter().filter_map(fault).collect())
 }
 
-#[derive(QueryableByName)]
-struct Version {
-    #[diesel(sql_type = Text)]
-    version: String,
-}
-
 /// The migrations that were run; `None` where there is no list, or not for us.
 pub(super) async fn recorded(connection: &mut Connection) -> Result<Option<Vec<String>>, Failure> {
-    #[derive(QueryableByName)]
-    struct Readable {
-        #[diesel(sql_type = Bool)]
-        readable: bool,
-    }
     const READABLE: &str = "SELECT coalesce(has_table_privilege(\
-        to_regclass('__diesel_schema_migrations'), 'SELECT'), false) AS readable";
-    let Readable { readable } = sql_query(READABLE).get_result(&mut connection.pg).await?;
-    if !readable {
+        to_regclass('__diesel_schema_migrations'), 'SELECT'), false)";
+    const VERSIONS: &str = "SELECT version::text FROM __diesel_schema_migrations ORDER BY 1";
+    let is_readable: bool = (sql::<Bool>(READABLE).get_result(&mut connection.pg)).await?;
+    if !is_readable {
         return Ok(None);
     }
-    const VERSIONS: &str =
-        "SELECT version::text AS version FROM __diesel_schema_migrations ORDER BY 1";
-    let versions: Vec<Version> = sql_query(VERSIONS).load(&mut connection.pg).await?;
-    Ok(Some(versions.into_iter().map(|row| row.version).collect()))
-}
-
-/// A key that is looked for and not there.
-#[derive(QueryableByName)]
-struct MissingKey {
-    #[diesel(sql_type = Text)]
-    table_name: String,
-    #[diesel(sql_type = Text)]
-    column_names: String,
+    Ok(Some(sql::<Text>(VERSIONS).load(&mut connection.pg).await?))
 }
 
 /// These keys tell what comes twice; a partial, deferred or half-built one does not serve.
-const MISSING_KEYS: &str = "SELECT table_name, array_to_string(column_names, ', ') AS column_names \
+const MISSING_KEYS: &str = "SELECT table_name, array_to_string(column_names, ', ') \
     FROM (VALUES ('events', ARRAY['id']), \
     ('event_persister_dead_letters', ARRAY['position', 'raw_hash', 'source'])) \
     AS wanted (table_name, column_names) \
@@ -492,12 +338,9 @@ const MISSING_KEYS: &str = "SELECT table_name, array_to_string(column_names, ', 
     WHERE ordinal <= indnkeyatts))";
 
 async fn index_faults(connection: &mut Connection) -> Result<Vec<Finding>, Failure> {
-    let missing: Vec<MissingKey> = sql_query(MISSING_KEYS).load(&mut connection.pg).await?;
-    let fault = |missing: &MissingKey| {
-        let MissingKey {
-            table_name,
-            column_names,
-        } = missing;
+    let missing = sql::<(Text, Text)>(MISSING_KEYS);
+    let missing: Vec<(String, String)> = missing.load(&mut connection.pg).await?;
+    let fault = |(table_name, column_names): &(String, String)| {
         let constraint = match table_name.as_str() {
             LETTERS => "UNIQUE",
             _ => "PRIMARY KEY",
@@ -513,20 +356,8 @@ async fn index_faults(connection: &mut Connection) -> Result<Vec<Finding>, Failu
     Ok(missing.iter().map(fault).collect())
 }
 
-/// The function as it stands.
-#[derive(QueryableByName)]
-struct Function {
-    #[diesel(sql_type = Text)]
-    body: String,
-    #[diesel(sql_type = Text)]
-    arguments: String,
-    #[diesel(sql_type = Text)]
-    language: String,
-}
-
-const FUNCTION_THERE: &str = "SELECT prosrc AS body, \
-    pg_get_function_arguments(oid) AS arguments, \
-    (SELECT lanname::text FROM pg_catalog.pg_language WHERE pg_language.oid = prolang) AS language \
+const FUNCTION_THERE: &str = "SELECT prosrc, pg_get_function_arguments(oid), \
+    (SELECT lanname::text FROM pg_catalog.pg_language WHERE pg_language.oid = prolang) \
     FROM pg_catalog.pg_proc WHERE oid = to_regproc('event_persister_store_v1')::oid";
 
 /// Whether the function is the one that this version made: what it does to a batch is half of what is
@@ -535,15 +366,20 @@ async fn body_fault(
     connection: &mut Connection,
     place: &Place,
 ) -> Result<Option<Finding>, Failure> {
-    let there: Vec<Function> = sql_query(FUNCTION_THERE).load(&mut connection.pg).await?;
-    let (Some(there), Some(wanted)) = (there.into_iter().next(), Wanted::of(FUNCTION_SQL)) else {
+    let there = sql::<(Text, Text, Text)>(FUNCTION_THERE);
+    let there: Option<(String, String, String)> =
+        there.get_result(&mut connection.pg).await.optional()?;
+    let (Some((body, arguments, language)), Some((made_body, made_arguments))) =
+        (there, made_function())
+    else {
         return Ok(None);
     };
     // Without its last migration it does all but tell the code of a failed ASSERT. A service whose role may
     // brings it up to date when it starts.
-    let is_right = (there.body == wanted.body() || there.body == wanted.body)
-        && there.arguments == wanted.arguments
-        && there.language == "plpgsql";
+    let [made, told] = TELLS_ERRORS;
+    let is_right = (body == made_body.replace(made, told) || body == made_body)
+        && arguments == made_arguments
+        && language == "plpgsql";
     Ok((!is_right).then(|| {
         Finding::error(
             OWN_TABLES,
@@ -556,53 +392,29 @@ async fn body_fault(
     }))
 }
 
-/// The function as its migration makes it.
-struct Wanted {
-    body: &'static str,
-    arguments: String,
-}
-
-impl Wanted {
-    /// The text once all migrations were run.
-    fn body(&self) -> String {
-        let [made, told] = TELLS_ERRORS;
-        self.body.replace(made, told)
-    }
-
-    fn of(sql: &'static str) -> Option<Self> {
-        let (_, rest) = sql.split_once("\nCREATE FUNCTION ")?;
-        let (_, rest) = rest.split_once('(')?;
-        let (arguments, rest) = rest.split_once(") RETURNS")?;
-        let body = rest.split("$function$").nth(1)?;
-        let arguments: Vec<&str> = arguments.split_whitespace().collect();
-        let arguments = arguments.join(" ").replace("timestamptz", TIMESTAMP);
-        Some(Self { body, arguments })
-    }
+/// The body and the arguments of the function as its first migration makes it.
+fn made_function() -> Option<(&'static str, String)> {
+    let (_, rest) = FUNCTION_SQL.split_once("\nCREATE FUNCTION ")?;
+    let (_, rest) = rest.split_once('(')?;
+    let (arguments, rest) = rest.split_once(") RETURNS")?;
+    let body = rest.split("$function$").nth(1)?;
+    let arguments: Vec<&str> = arguments.split_whitespace().collect();
+    let arguments = arguments.join(" ").replace("timestamptz", TIMESTAMP);
+    Some((body, arguments))
 }
 
 /// The tables that a search path leads to.
-#[derive(PartialEq, Eq, QueryableByName)]
-struct Targets {
-    #[diesel(sql_type = Nullable<Oid>)]
-    events: Option<u32>,
-    #[diesel(sql_type = Nullable<Oid>)]
-    event_resources: Option<u32>,
+async fn targets(connection: &mut Connection) -> Result<(Option<u32>, Option<u32>), Failure> {
+    let targets = sql::<(Nullable<Oid>, Nullable<Oid>)>(
+        "SELECT to_regclass('events')::oid, to_regclass('event_resources')::oid",
+    );
+    Ok(targets.get_result(&mut connection.pg).await?)
 }
 
-const TARGETS: &str = "SELECT to_regclass('events')::oid AS events, \
-    to_regclass('event_resources')::oid AS event_resources";
-
-#[derive(QueryableByName)]
-struct OfFunction {
-    #[diesel(sql_type = Text)]
-    schema: String,
-    #[diesel(sql_type = Text)]
-    search_path: String,
-}
-
-/// The setting that the store function goes by; from here to the end of the transaction so does everything else.
-const FOLLOW_FUNCTION: &str = "SELECT pronamespace::regnamespace::text AS schema, \
-    set_config('search_path', substr(setting, 13), true) AS search_path \
+/// The function's schema, and the search path that it goes by; from here to the end of the transaction so
+/// does everything else.
+const FOLLOW_FUNCTION: &str = "SELECT pronamespace::regnamespace::text, \
+    set_config('search_path', substr(setting, 13), true) \
     FROM pg_catalog.pg_proc, unnest(proconfig) AS setting \
     WHERE oid = to_regproc('event_persister_store_v1')::oid AND setting LIKE 'search\\_path=%'";
 
@@ -612,17 +424,16 @@ async fn target_fault(
     connection: &mut Connection,
     place: &Place,
 ) -> Result<Option<Finding>, Failure> {
-    let ours: Targets = sql_query(TARGETS).get_result(&mut connection.pg).await?;
-    let of_function: Vec<OfFunction> = sql_query(FOLLOW_FUNCTION).load(&mut connection.pg).await?;
-    let Some(of_function) = of_function.into_iter().next() else {
+    let ours = targets(connection).await?;
+    let of_function = sql::<(Text, Text)>(FOLLOW_FUNCTION);
+    let of_function: Option<(String, String)> = of_function
+        .get_result(&mut connection.pg)
+        .await
+        .optional()?;
+    let Some((schema, search_path)) = of_function else {
         return Ok(None);
     };
-    let targets: Targets = sql_query(TARGETS).get_result(&mut connection.pg).await?;
-    let OfFunction {
-        schema,
-        search_path,
-    } = of_function;
-    Ok((targets != ours).then(|| {
+    Ok((targets(connection).await? != ours).then(|| {
         Finding::error(
             OWN_TABLES,
             format!(
@@ -639,35 +450,33 @@ async fn target_fault(
 
 #[cfg(test)]
 mod tests {
+    use diesel::pg::Pg;
+
     use super::*;
+    use crate::store::postgres::schema;
+    use crate::store::tables::newer_migrations;
 
     #[test]
     fn the_function_is_known_from_its_migration() {
-        let wanted = Wanted::of(FUNCTION_SQL).unwrap();
+        let (body, arguments) = made_function().unwrap();
         assert!(FUNCTION_SQL.contains(&format!("\nCREATE FUNCTION {FUNCTION}(")));
-        assert!(
-            wanted
-                .arguments
-                .starts_with("ids uuid[], occurred_at timestamp with time zone[], ")
-        );
-        assert!(wanted.arguments.ends_with(", expects_duplicates boolean"));
-        assert!(wanted.body.starts_with("\nDECLARE") && wanted.body.ends_with("END\n"));
+        assert!(arguments.starts_with("ids uuid[], occurred_at timestamp with time zone[], "));
+        assert!(arguments.ends_with(", expects_duplicates boolean"));
+        assert!(body.starts_with("\nDECLARE") && body.ends_with("END\n"));
         const CHANGES: &str = include_str!(
             "../../../../migrations/postgres/own/00000000000103_tell_failed_asserts/up.sql"
         );
         assert!(TELLS_ERRORS.iter().all(|text| CHANGES.contains(text)));
         assert!(FIND.contains(TELLS_ERRORS[0]));
-        assert_ne!(wanted.body(), wanted.body);
+        assert!(body.contains(TELLS_ERRORS[0]));
     }
 
     #[test]
     fn the_migrations_are_those_that_make_what_is_ours() {
         assert!(FIND.contains(LETTERS) && FIND.contains(FUNCTION));
-        let known = super::super::schema::known_versions().unwrap();
-        assert!(
-            [LETTERS_VERSION, FUNCTION_VERSION, ASSERTS_VERSION]
-                .iter()
-                .all(|version| known.contains(*version))
-        );
+        let versions = [LETTERS_VERSION, FUNCTION_VERSION, ASSERTS_VERSION].map(str::to_owned);
+        let ours = [&schema::EVENTS, &schema::OWN];
+        let unknown = newer_migrations::<Pg>(versions, ours).unwrap();
+        assert_eq!(unknown, [""; 0]);
     }
 }

@@ -5,171 +5,33 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
-use rustls::Error as TlsError;
 use tokio::time::Instant;
-use tokio_postgres::config::SslMode;
-use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, NoTls, Socket};
-use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::copy_rows::CopyRows;
-use super::copying::{Copied, Copier};
+use super::copying::Copying;
 use super::driver::Driver;
 use super::failure::{Failure, connect_error};
-use super::settings::{PostgresSettings, TlsMode};
-use crate::status::error_chain;
+use super::reach::{ConnectError, Resolved, reach};
+use super::settings::PostgresSettings;
 use crate::store::StoreError;
-use crate::tls;
 
-/// Where no connection for COPY can be had, the next attempt is made this much later: longer leaves the
-/// store slow after a moment without connections, shorter says so too often.
-const TRY_COPYING_AGAIN_AFTER: Duration = Duration::from_secs(600);
-
-/// A batch waits for that connection, and must not take it for an outage.
-const COPYING_CONNECTS_WITHIN: Duration = Duration::from_secs(3);
-
-/// A connection with our settings.
 pub(super) struct Connection {
     pub(super) pg: AsyncPgConnection,
     pub(super) driver: Driver,
+    /// The server that it leads to.
+    pub(super) address: Resolved,
     pub(super) configure: String,
-    /// Whether the last batch held events that were there already.
     pub(super) expects_duplicates: bool,
-    /// For batches that hold nothing special.
     pub(super) copying: Copying,
-}
-
-pub(super) enum Copying {
-    /// As soon as one is large enough, but not before this moment.
-    From(Instant),
-    /// Through this connection, unless the batch before it held something special.
-    Possible {
-        copier: Box<Copier>,
-        is_due: bool,
-    },
-    Impossible,
-}
-
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
-    #[error(transparent)]
-    Postgres(#[from] tokio_postgres::Error),
-    #[error(transparent)]
-    Diesel(#[from] diesel::ConnectionError),
-    #[error("nothing was heard of it for {0:?}")]
-    Late(Duration),
-    #[error("{0}")]
-    Tls(String),
-}
-
-impl ConnectError {
-    pub(super) fn code(&self) -> Option<&SqlState> {
-        match self {
-            Self::Postgres(error) => error.code(),
-            _ => None,
-        }
-    }
-
-    /// Whether encryption may be the reason, so that the other way is worth a try.
-    fn may_be_encryption(&self) -> bool {
-        self.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) || self.is_tls()
-    }
-
-    /// Whether the two could not agree on encryption.
-    pub(super) fn is_tls(&self) -> bool {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(error) = cause {
-            let inner = error
-                .downcast_ref::<std::io::Error>()
-                .and_then(|io| io.get_ref());
-            if error.is::<TlsError>() || inner.is_some_and(|inner| inner.is::<TlsError>()) {
-                return true;
-            }
-            cause = error.source();
-        }
-        matches!(self, Self::Tls(_))
-    }
-}
-
-impl Copying {
-    async fn open(settings: &PostgresSettings) -> Self {
-        let limit = settings.connect_timeout.min(COPYING_CONNECTS_WITHIN);
-        let opened = tokio::time::timeout(limit, Copier::open(settings)).await;
-        let (why, otherwise) = match opened.unwrap_or(Err(ConnectError::Late(limit))) {
-            Ok(Some(copier)) => {
-                return Self::Possible {
-                    copier: Box::new(copier),
-                    is_due: true,
-                };
-            }
-            Ok(None) => {
-                let why = "a rule on events or event_resources would not be heeded";
-                (why.to_owned(), Self::Impossible)
-            }
-            Err(error) => {
-                let later = Self::From(Instant::now() + TRY_COPYING_AGAIN_AFTER);
-                (error_chain(&error), later)
-            }
-        };
-        let place = settings.place();
-        log::info!(
-            "large batches are written by the store function, which is slower than COPY \
-             store.host={} store.database={} reason={why}",
-            place.host,
-            place.database,
-        );
-        otherwise
-    }
 }
 
 impl Connection {
     /// Connects; the transaction that it was set up in is over when this returns.
     pub(super) async fn open(settings: &PostgresSettings) -> Result<Self, StoreError> {
         let place = settings.place();
-        let num_hosts = u32::try_from(settings.url.config.get_hosts().len()).unwrap_or(u32::MAX);
-        let limit = settings
-            .connect_timeout
-            .saturating_mul(num_hosts.saturating_mul(2));
-        let established = tokio::time::timeout(limit, for_diesel(settings)).await;
-        established
-            .unwrap_or(Err(ConnectError::Late(limit)))
-            .map_err(|error| connect_error(&place, error))
-    }
-
-    /// Copies a batch, if that is possible and promises to succeed.
-    pub(super) async fn copy(
-        &mut self,
-        settings: &PostgresSettings,
-        rows: CopyRows,
-        now: DateTime<Utc>,
-    ) -> Result<Copied, Failure> {
-        if matches!(self.copying, Copying::From(moment) if moment <= Instant::now()) {
-            self.copying = Copying::open(settings).await;
-        }
-        let copied = match &self.copying {
-            Copying::Possible {
-                copier,
-                is_due: true,
-            } => copier.copy(rows, now).await?,
-            Copying::Possible { .. } | Copying::From(_) | Copying::Impossible => Copied::Refused,
-        };
-        match copied {
-            Copied::All | Copied::NothingNew | Copied::Refused => {}
-            Copied::Impossible => self.copying = Copying::Impossible,
-            Copied::Lost => self.copying = Copying::From(Instant::now()),
-        }
-        Ok(copied)
-    }
-
-    /// A batch with something special is seldom alone: the store function then finds it sooner.
-    pub(super) fn copies_next(&mut self, was_clean: bool) {
-        if let Copying::Possible { is_due, .. } = &mut self.copying {
-            *is_due = was_clean;
-        }
+        let opened = for_diesel(settings).await;
+        opened.map_err(|error| connect_error(&place, error))
     }
 
     pub(super) async fn begin(&mut self) -> Result<(), Failure> {
@@ -211,7 +73,6 @@ impl Connection {
         !matches!(answer, Ok(Ok(())))
     }
 
-    /// Ends the transaction and undoes what it did.
     pub(super) async fn roll_back(&mut self) -> Result<(), Failure> {
         Ok(self.pg.batch_execute("ROLLBACK").await?)
     }
@@ -221,19 +82,16 @@ impl Connection {
         self.driver.commit(self.pg.batch_execute("COMMIT")).await
     }
 
-    /// As [`Self::commit`], for a transaction that goes by rows that others have committed: from here on
-    /// these are as durable as its own.
+    /// As [`Self::commit`], and the rows of others that the transaction went by are as durable as its own.
     ///
-    /// A standby may not have them yet, where the wait for it was cancelled, nor the disk, where the session that wrote
-    /// them did not wait for it. A transaction that has written nothing waits for neither, not even with an id
-    /// of its own; one with a record in the log waits for all that was logged before it. That costs what any
-    /// commit costs, so it is done whatever the server's settings are.
+    /// A standby, or the disk, may not have them yet. A transaction that has written nothing waits for neither;
+    /// one with a record in the log waits for all that was logged before it. That costs what any commit costs,
+    /// so it is done whatever the server's settings are.
     pub(super) async fn commit_behind_others(&mut self) -> Result<(), Failure> {
         const COMMIT: &str = "SELECT pg_logical_emit_message(true, 'event_persister', ''); COMMIT";
         self.driver.commit(self.pg.batch_execute(COMMIT)).await
     }
 
-    /// Tells of a connection that was lost what ended it.
     pub(super) fn explain(&self, failure: Failure) -> Failure {
         if !failure.is_loss() {
             return failure;
@@ -285,28 +143,12 @@ fn lock_timeout(settings: &PostgresSettings) -> Duration {
     }
 }
 
-/// Opens a connection with our settings, and makes of it what is wanted.
-pub(super) async fn establish<A: Adopt>(
-    settings: &PostgresSettings,
-    adopt: A,
-) -> Result<A::Adopted, ConnectError> {
-    let mut config = settings.url.config.clone();
-    config
-        .application_name(&settings.application_name)
-        .connect_timeout(settings.connect_timeout)
-        // A peer that is gone without a word is noticed within a minute.
-        .keepalives_idle(Duration::from_secs(30))
-        .keepalives_interval(Duration::from_secs(10))
-        .keepalives_retries(3);
-    if config.get_tcp_user_timeout().is_none() {
-        config.tcp_user_timeout(Duration::from_secs(60));
-    }
-    encrypted_or_not(config, settings, adopt).await
-}
-
 async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectError> {
     let configure = configure(settings);
-    let (mut pg, driver) = establish(settings, ForDiesel).await?;
+    let (client, driver, address) = reach(settings).await?;
+    // Inside the transaction: diesel prepares statements of its own here, which PgBouncer must not spread
+    // over several servers.
+    let mut pg = AsyncPgConnection::try_from(client).await?;
     if !settings.prepared_statements {
         use diesel_async::AsyncConnection as _;
         pg.set_prepared_statement_cache_size(diesel::connection::CacheSize::Disabled);
@@ -317,6 +159,7 @@ async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectEr
     Ok(Connection {
         pg,
         driver,
+        address,
         configure,
         expects_duplicates: false,
         copying: if settings.prepared_statements {
@@ -325,98 +168,4 @@ async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectEr
             Copying::Impossible
         },
     })
-}
-
-/// Tries the ways that the mode allows, one after another.
-async fn encrypted_or_not<A: Adopt>(
-    mut config: Config,
-    settings: &PostgresSettings,
-    adopt: A,
-) -> Result<A::Adopted, ConnectError> {
-    let (first, second) = match settings.tls {
-        TlsMode::Disable => (SslMode::Disable, None),
-        TlsMode::Allow => (SslMode::Disable, Some(SslMode::Require)),
-        TlsMode::Prefer => (SslMode::Prefer, Some(SslMode::Disable)),
-        TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => (SslMode::Require, None),
-    };
-    let tls = match settings.tls {
-        TlsMode::Disable => None,
-        _ => {
-            let (check, files) = settings.encryption();
-            let config =
-                tls::client(check, files).map_err(|fault| ConnectError::Tls(fault.to_string()))?;
-            Some(MakeRustlsConnect::new(config))
-        }
-    };
-    let begin = begin(&configure(settings));
-    config.ssl_mode(first);
-    match (connect(&config, tls.clone(), adopt, &begin).await, second) {
-        (Err(error), Some(second)) if error.may_be_encryption() => {
-            config.ssl_mode(second);
-            // The first answer tells more than that the other way is barred too.
-            connect(&config, tls, adopt, &begin)
-                .await
-                .map_err(|_| error)
-        }
-        (connected, _) => connected,
-    }
-}
-
-async fn connect<A: Adopt>(
-    config: &Config,
-    tls: Option<MakeRustlsConnect>,
-    adopt: A,
-    begin: &str,
-) -> Result<A::Adopted, ConnectError> {
-    match tls {
-        None => {
-            let (client, connection) = config.connect(NoTls).await?;
-            adopt.adopt(client, connection, begin).await
-        }
-        Some(tls) => {
-            let (client, connection) = config.connect(tls).await?;
-            adopt.adopt(client, connection, begin).await
-        }
-    }
-}
-
-/// The use of a connection that was made.
-pub(super) trait Adopt: Copy {
-    type Adopted;
-
-    /// Sets it up in a transaction that begins with `begin`.
-    async fn adopt<S>(
-        self,
-        client: Client,
-        connection: tokio_postgres::Connection<Socket, S>,
-        begin: &str,
-    ) -> Result<Self::Adopted, ConnectError>
-    where
-        S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static;
-}
-
-#[derive(Clone, Copy)]
-struct ForDiesel;
-
-impl Adopt for ForDiesel {
-    type Adopted = (AsyncPgConnection, Driver);
-
-    /// Makes it diesel's, inside a transaction that is left open: diesel prepares statements of its own
-    /// here, which PgBouncer must not spread over several servers.
-    async fn adopt<S>(
-        self,
-        client: Client,
-        connection: tokio_postgres::Connection<Socket, S>,
-        begin: &str,
-    ) -> Result<Self::Adopted, ConnectError>
-    where
-        S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
-    {
-        let driver = Driver::start(connection);
-        if let Err(error) = client.batch_execute(begin).await {
-            let end = error.is_closed().then(|| driver.take_end());
-            return Err(end.flatten().unwrap_or(error).into());
-        }
-        Ok((AsyncPgConnection::try_from(client).await?, driver))
-    }
 }

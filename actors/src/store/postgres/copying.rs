@@ -1,44 +1,60 @@
 //! Large batches without anything special about them, by COPY.
 //!
-//! COPY puts many rows into a page at once and keeps the server's buffers for the indexes, so that it costs
-//! the server an eighth less than INSERTs of the same rows, and leaves more of that the larger the tables
-//! are. It isolates no culprit: the first one ends it, with nothing written. So it is only tried where
-//! nothing speaks against it, and whatever PostgreSQL refuses is written by the store function, which finds
-//! out whose fault it is.
+//! COPY puts many rows into a page at once, and costs the server an eighth less than INSERTs of the same
+//! rows. It isolates no culprit: the first one ends it, with nothing written. Whatever PostgreSQL refuses
+//! is then written by the store function, which finds out whose fault it is.
 //!
-//! # Why a connection of its own
-//!
-//! diesel speaks no COPY and hands its connection to nobody. A writer has two, then: this one is made with
-//! the first large batch. Where it cannot be had, the store function writes everything.
+//! diesel speaks no COPY and hands its connection to nobody. So a writer has a second connection, made
+//! with the first large batch. Where it cannot be had, the store function writes everything.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::SinkExt as _;
 use futures_util::future::join;
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, Statement};
 
-use super::connection::{Adopt, ConnectError, begin, configure, establish};
-use super::copy_rows::{CopyRows, INTO_EVENTS, INTO_RESOURCES, Sent};
+use super::connection::{begin, configure};
 use super::driver::Driver;
 use super::failure::Failure;
+use super::reach::{ConnectError, Resolved, reach_at};
+use super::rows::{COPY_EVENTS, COPY_RESOURCES, CopyRows, Rows};
 use super::settings::PostgresSettings;
 use crate::failpoint;
+use crate::status::error_chain;
 
 /// As much as is sent at once: the server works on it while the next part is made ready. Larger parts
 /// are held in memory twice for longer; smaller ones cost more of both sides.
 const PART: usize = 64 * 1024;
 
-/// The server, its tables and what it can, all at one moment.
 const LOOK: &str = "SELECT \
      EXISTS (SELECT FROM pg_catalog.pg_settings WHERE name = 'default_toast_compression' \
          AND 'lz4' = ANY (enumvals)), \
      EXISTS (SELECT FROM pg_catalog.pg_class WHERE relhasrules \
          AND oid IN (to_regclass('events'), to_regclass('event_resources')))";
 
-/// A connection for nothing else.
+/// Where no connection for COPY can be had, the next attempt is made this much later: longer leaves the
+/// store slow after a moment without connections, shorter says so too often.
+const TRY_COPYING_AGAIN_AFTER: Duration = Duration::from_secs(600);
+
+/// A batch waits for that connection, and must not take it for an outage.
+const COPYING_CONNECTS_WITHIN: Duration = Duration::from_secs(3);
+
+pub(super) enum Copying {
+    /// As soon as one is large enough, but not before this moment.
+    From(Instant),
+    /// Through this connection, unless the batch before it held something special.
+    Possible {
+        copier: Box<Copier>,
+        is_due: bool,
+    },
+    Impossible,
+}
+
 pub(super) struct Copier {
     client: Client,
     into_events: Statement,
@@ -47,7 +63,6 @@ pub(super) struct Copier {
     driver: Driver,
 }
 
-/// The result of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Copied {
     All,
@@ -61,52 +76,108 @@ pub(super) enum Copied {
     Lost,
 }
 
-/// How a connection becomes one for COPY.
-#[derive(Clone, Copy)]
-struct ForCopy<'a>(&'a PostgresSettings);
+impl Copying {
+    async fn open(settings: &PostgresSettings, address: &Resolved) -> Self {
+        let limit = settings.connect_timeout.min(COPYING_CONNECTS_WITHIN);
+        let opened = tokio::time::timeout(limit, Copier::open(settings, address)).await;
+        let (why, otherwise) = match opened.unwrap_or(Err(ConnectError::Late(limit))) {
+            Ok(Some(copier)) => {
+                return Self::Possible {
+                    copier: Box::new(copier),
+                    is_due: true,
+                };
+            }
+            Ok(None) => {
+                let why = "a rule on events or event_resources would not be heeded";
+                (why.to_owned(), Self::Impossible)
+            }
+            Err(error) => {
+                let later = Self::From(Instant::now() + TRY_COPYING_AGAIN_AFTER);
+                (error_chain(&error), later)
+            }
+        };
+        let place = settings.place();
+        log::info!(
+            "large batches are written by the store function, which is slower than COPY \
+             store.host={} store.database={} reason={why}",
+            place.host,
+            place.database,
+        );
+        otherwise
+    }
 
-impl Adopt for ForCopy<'_> {
-    type Adopted = Option<Copier>;
+    pub(super) async fn copy(
+        &mut self,
+        settings: &PostgresSettings,
+        address: &Resolved,
+        rows: &Rows<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<Copied, Failure> {
+        if matches!(self, Self::From(moment) if *moment <= Instant::now()) {
+            *self = Self::open(settings, address).await;
+        }
+        let Self::Possible {
+            copier,
+            is_due: true,
+        } = self
+        else {
+            return Ok(Copied::Refused);
+        };
+        let tables = (
+            CopyRows::of_events(rows, now),
+            CopyRows::of_resources(rows, now),
+        );
+        let (Ok(events), Ok(resources)) = tables else {
+            // What is too long is told by the store function.
+            return Ok(Copied::Refused);
+        };
+        let copied = copier.copy(events, resources).await?;
+        match copied {
+            Copied::All | Copied::NothingNew | Copied::Refused => {}
+            Copied::Impossible => *self = Self::Impossible,
+            Copied::Lost => *self = Self::From(Instant::now()),
+        }
+        Ok(copied)
+    }
 
-    async fn adopt<S>(
-        self,
-        client: Client,
-        connection: tokio_postgres::Connection<tokio_postgres::Socket, S>,
-        begin_of_settings: &str,
-    ) -> Result<Self::Adopted, ConnectError>
-    where
-        S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
-    {
-        let driver = Driver::start(connection);
-        client.batch_execute(begin_of_settings).await?;
+    /// A batch with something special is seldom alone: the store function then finds it sooner.
+    pub(super) fn goes_on(&mut self, was_clean: bool) {
+        if let Self::Possible { is_due, .. } = self {
+            *is_due = was_clean;
+        }
+    }
+}
+
+impl Copier {
+    /// A connection for COPY; `None` where COPY would do something else than INSERT.
+    ///
+    /// It leads to the same server: a batch goes one way or the other, and must not go elsewhere.
+    async fn open(
+        settings: &PostgresSettings,
+        address: &Resolved,
+    ) -> Result<Option<Self>, ConnectError> {
+        let (client, driver) = reach_at(settings, address).await?;
         let look = client.query_one(LOOK, &[]).await?;
         let (knows_lz4, has_rules) = (look.try_get(0)?, look.try_get::<_, bool>(1)?);
         if has_rules {
             // COPY would pass them by.
             return Ok(None);
         }
-        let into_events = client.prepare(INTO_EVENTS).await?;
-        let into_resources = client.prepare(INTO_RESOURCES).await?;
+        let into_events = client.prepare(COPY_EVENTS).await?;
+        let into_resources = client.prepare(COPY_RESOURCES).await?;
         client.batch_execute("COMMIT").await?;
-        let mut configure = configure(self.0);
+        let mut configure = configure(settings);
         if knows_lz4 {
             // As the store function has it.
             configure.push_str(", set_config('default_toast_compression', 'lz4', true)");
         }
-        Ok(Some(Copier {
+        Ok(Some(Self {
             client,
             into_events,
             into_resources,
             begin: begin(&configure),
             driver,
         }))
-    }
-}
-
-impl Copier {
-    /// A connection for COPY; `None` where COPY would do something else than INSERT.
-    pub(super) async fn open(settings: &PostgresSettings) -> Result<Option<Self>, ConnectError> {
-        establish(settings, ForCopy(settings)).await
     }
 
     /// Writes all rows in one transaction, or none.
@@ -115,8 +186,8 @@ impl Copier {
     ///
     /// It is not an event's fault, or the commit may have happened all the same. The copier must be
     /// dropped then.
-    pub(super) async fn copy(&self, rows: CopyRows, now: DateTime<Utc>) -> Result<Copied, Failure> {
-        let copied = match self.copy_both(rows.at(now)).await {
+    async fn copy(&self, events: CopyRows, resources: CopyRows) -> Result<Copied, Failure> {
+        let copied = match self.copy_both(events, resources).await {
             Ok(true) => {
                 failpoint::pass("postgres::before-commit");
                 return self.commit().await.map(|()| Copied::All);
@@ -134,7 +205,7 @@ impl Copier {
     ///
     /// Each step is awaited: without its transaction one of them would be durable alone, and an error
     /// before the server expects rows is more than the client's library can take behind others.
-    async fn copy_both(&self, [events, resources]: [Sent; 2]) -> Result<bool, Error> {
+    async fn copy_both(&self, events: CopyRows, resources: CopyRows) -> Result<bool, Error> {
         let expected = (events.num_rows, resources.num_rows);
         self.client.batch_execute(&self.begin).await?;
         let num_events = self.send(&self.into_events, events).await?;
@@ -156,8 +227,7 @@ impl Copier {
         self.driver.commit(commit).await
     }
 
-    /// Returns how many rows the server took.
-    async fn send(&self, into: &Statement, rows: Sent) -> Result<u64, Error> {
+    async fn send(&self, into: &Statement, rows: CopyRows) -> Result<u64, Error> {
         let mut sink = pin!(self.client.copy_in::<_, Bytes>(into).await?);
         let mut rest = rows.bytes;
         while !rest.is_empty() {

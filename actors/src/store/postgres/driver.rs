@@ -3,28 +3,22 @@
 //! # A commit that is only half durable
 //!
 //! With synchronous replication, COMMIT waits until a standby has the transaction. Where that wait is
-//! cancelled (`pg_cancel_backend`, `pg_terminate_backend`, a shutdown), the transaction stays committed here,
-//! perhaps not there, and COMMIT *succeeds with a warning*. So a commit that came with any warning is one of
-//! an unknown outcome: it is not acknowledged, and its batch is written again. That finds duplicates, and a
-//! commit that has written nothing waits for nothing. So a batch in which events were there already commits
-//! through `Connection::commit_behind_others`, which writes a record to the log; the log is replicated in
-//! order.
+//! cancelled, the transaction stays committed here, perhaps not there, and COMMIT *succeeds with a warning*.
+//! So a commit that came with any warning is one of an unknown outcome: it is not acknowledged, and its batch
+//! is written again. That finds duplicates, and a commit that has written nothing waits for nothing. So a
+//! batch with duplicates commits through `Connection::commit_behind_others`, which writes to the log.
 //!
 //! Whether a warning is about replication only its words could tell, and words are translated. What else
-//! may warn at COMMIT is rare (a queue of notifications that is half full), and costs one more write.
+//! may warn at COMMIT is rare, and costs one more write.
 //!
 //! # Which commits must heed it
 //!
-//! Those of batches, with events or dead letters, since something is acknowledged after them. All others
-//! go the same way, and none of them would lose anything:
-//! - A replayed letter is removed after its event was committed, so wherever the removal is, the event is.
-//!   A removal that was lost brings the letter back, and its event is a duplicate. The same goes for a purge,
-//!   which fails then and says why.
-//! - Retention commits with `synchronous_commit = off` and never waits. What comes back is removed again.
-//! - Halves of events that were removed and come back are found again.
+//! Those of batches, since something is acknowledged after them. All others go the same way, and would lose
+//! nothing:
+//! - A letter is removed after its event was committed. A removal that was lost brings it back as a duplicate.
+//! - What retention or a removal of half events loses is removed again.
 //! - Migrations are diesel's own transaction, whose warnings nobody hears: every new connection looks at the
 //!   tables before it is used, and makes what is missing or says so.
-//! - What only reads waits for nothing.
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,19 +36,10 @@ pub(super) struct Driver {
     task: AbortHandle,
 }
 
-/// Messages of the server since they were last asked for.
 #[derive(Default)]
 struct Heard {
-    warning: Option<Warned>,
+    warning: Option<String>,
     end: Option<Error>,
-}
-
-/// The server committed, but not without a warning.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the server committed with a warning, so a standby may not have it ({code}: {message})")]
-struct Warned {
-    code: String,
-    message: String,
 }
 
 impl Driver {
@@ -69,7 +54,7 @@ impl Driver {
             let end = loop {
                 match poll_fn(|context| connection.poll_message(context)).await {
                     Some(Ok(AsyncMessage::Notice(notice))) if is_warning(&notice) => {
-                        lock(&hearing).warning = Some(Warned::new(&notice));
+                        lock(&hearing).warning = Some(warned(&notice));
                     }
                     Some(Ok(_)) => {}
                     Some(Err(error)) => break Some(error),
@@ -95,7 +80,7 @@ impl Driver {
         lock(&self.heard).warning = None;
         let committed = commit.await;
         match (lock(&self.heard).warning.take(), committed) {
-            (Some(warned), _) => Err(Failure::commit(warned)),
+            (Some(warning), _) => Err(Failure::commit(warning)),
             (None, committed) => committed.map_err(Failure::commit),
         }
     }
@@ -112,13 +97,12 @@ impl Drop for Driver {
     }
 }
 
-impl Warned {
-    fn new(notice: &DbError) -> Self {
-        Self {
-            code: notice.code().code().to_owned(),
-            message: notice.message().to_owned(),
-        }
-    }
+fn warned(notice: &DbError) -> String {
+    format!(
+        "the server committed with a warning, so a standby may not have it ({}: {})",
+        notice.code().code(),
+        notice.message()
+    )
 }
 
 /// Whether it is more than a note; one without a known severity counts as more.

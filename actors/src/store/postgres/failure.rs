@@ -1,21 +1,19 @@
 //! Failures as the port tells them: what was tried, where, and what to do next.
 //!
-//! Decisions never hang on these texts: whatever the store function did not return as an event's own
-//! fault means "again, later". The SQLSTATE chooses the advice, and how much has to be seen before an event
-//! is held responsible.
+//! The SQLSTATE chooses the advice, and how much has to be seen before an event is held responsible.
 
 use std::time::Duration;
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use tokio_postgres::error::SqlState;
 
-use super::connection::{ConnectError, Connection};
+use super::connection::Connection;
+use super::reach::ConnectError;
 use super::settings::Place;
 use crate::store::{Fault, FaultKind, StoreError};
 
 pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why something could not be done.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// PostgreSQL or diesel said no, and nothing was written.
@@ -26,7 +24,6 @@ pub(super) enum Failure {
     Copy(tokio_postgres::Error),
     /// COMMIT failed: it may have happened all the same.
     Commit(Cause),
-    /// Nothing was heard for this long.
     Late(Duration),
     /// A call ended without saying what it did.
     Lost(tokio::task::JoinError),
@@ -45,7 +42,6 @@ impl Failure {
         Self::Commit(error.into())
     }
 
-    /// The code of a failure before the commit.
     fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Database(error) => sqlstate(error),
@@ -56,7 +52,6 @@ impl Failure {
         }
     }
 
-    /// Whether the connection ended before an answer came.
     pub(super) fn is_loss(&self) -> bool {
         matches!(
             self,
@@ -79,12 +74,10 @@ impl Failure {
         }
     }
 
-    /// Whether it came before anything could be committed.
     pub(super) fn is_before_commit(&self) -> bool {
         matches!(self, Self::Database(_) | Self::Ended(_) | Self::Copy(_))
     }
 
-    /// Whether a lock was not given in time.
     pub(super) fn is_lock_timeout(&self) -> bool {
         self.sqlstate() == Some("55P03")
     }
@@ -106,21 +99,22 @@ impl Failure {
             code => code,
         };
         let code = code.map(str::to_owned);
-        let kind = Kind::of(code.as_deref());
         let undone = |cause: Cause| {
             let what = format!(
                 "cannot {doing} {place}: {advice}{}",
                 holders.unwrap_or_default()
             );
             let source = Some(cause);
-            match kind {
-                Kind::TooSlow => StoreError::TooSlow { what, code, source },
-                Kind::OutcomeUnknown => StoreError::OutcomeUnknown {
+            match code.as_deref() {
+                // query_canceled: by statement_timeout, for the most part.
+                Some("57014") => StoreError::TooSlow { what, code, source },
+                // statement_completion_unknown and transaction_resolution_unknown.
+                Some("40003" | "08007") => StoreError::OutcomeUnknown {
                     what,
                     fault: Some(fault(code)),
                     source,
                 },
-                Kind::Unavailable => StoreError::Unavailable {
+                _ => StoreError::Unavailable {
                     what,
                     fault: Some(fault(code)),
                     source,
@@ -162,7 +156,6 @@ impl Failure {
 /// SQLSTATE of a connection that ended before an answer came, as the server itself would tell it.
 const CONNECTION_FAILURE: &str = "08006";
 
-/// The likely cause of a failure of a whole call.
 fn fault(sqlstate: Option<String>) -> Fault {
     let kind = match sqlstate.as_deref() {
         // lock_not_available, deadlock_detected
@@ -180,28 +173,6 @@ fn fault(sqlstate: Option<String>) -> Fault {
     Fault {
         kind,
         code: sqlstate,
-    }
-}
-
-/// The meaning of a failure of a whole call. The store function has decided before what is the fault of
-/// single events, and told these as refused: that is its business, since only it sees every SQLSTATE.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    TooSlow,
-    OutcomeUnknown,
-    /// Everything else, known or not.
-    Unavailable,
-}
-
-impl Kind {
-    fn of(sqlstate: Option<&str>) -> Self {
-        match sqlstate {
-            // query_canceled: by statement_timeout, for the most part.
-            Some("57014") => Self::TooSlow,
-            // statement_completion_unknown and transaction_resolution_unknown.
-            Some("40003" | "08007") => Self::OutcomeUnknown,
-            _ => Self::Unavailable,
-        }
     }
 }
 
@@ -247,22 +218,17 @@ fn advice(sqlstate: Option<&str>, is_loss: bool, place: &Place) -> String {
 }
 
 /// A connection was lost at work, and no other could be made: the work may be the reason for both.
-pub(super) fn after_loss(error: StoreError) -> StoreError {
-    match error {
-        StoreError::Unavailable {
-            what,
-            fault: None,
-            source,
-        } => StoreError::Unavailable {
-            what,
-            fault: Some(fault(Some(CONNECTION_FAILURE.to_owned()))),
-            source,
-        },
-        error => error,
+pub(super) fn after_loss(mut error: StoreError) -> StoreError {
+    if let StoreError::Unavailable {
+        fault: unknown @ None,
+        ..
+    } = &mut error
+    {
+        *unknown = Some(fault(Some(CONNECTION_FAILURE.to_owned())));
     }
+    error
 }
 
-/// Why a connection could not be made.
 pub(super) fn connect_error(place: &Place, error: ConnectError) -> StoreError {
     let advice = match error.code() {
         Some(code) if code.code().starts_with("28") => {

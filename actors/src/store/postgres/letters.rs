@@ -3,9 +3,7 @@
 use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
-use diesel::pg::Pg;
-use diesel::prelude::QueryResult;
-use diesel::query_builder::{AstPass, QueryFragment, QueryId};
+use diesel::sql_query;
 use diesel::sql_types::{Array, BigInt, Binary, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 use sha2::{Digest as _, Sha256};
@@ -25,7 +23,6 @@ const MANY_BYTES: usize = 1 << 20;
 const TAKE_YOUR_TIME: &str = "SELECT set_config('statement_timeout', (10 * setting::bigint)::text, true) \
      FROM pg_catalog.pg_settings WHERE name = 'statement_timeout' AND setting::bigint < 100000000";
 
-/// A letter with its texts as the columns hold them.
 struct Row<'a> {
     letter: NewLetter<'a>,
     source: Cow<'a, str>,
@@ -103,77 +100,40 @@ pub(super) async fn insert(
         same
     });
     let letters = || rows.iter().map(|row| &row.letter);
-    let insert = InsertLetters {
-        sources: rows.iter().map(|row| &*row.source).collect(),
-        positions: rows.iter().map(|row| &*row.position).collect(),
-        raws: letters().map(|letter| letter.entry.raw()).collect(),
-        raw_hashes: letters().map(|letter| &letter.raw_hash[..]).collect(),
-        event_ids: letters().map(|letter| letter.entry.event_id()).collect(),
-        stages: letters().map(|letter| letter.stage.as_str()).collect(),
-        reasons: rows.iter().map(|row| &*row.reason).collect(),
-        sqlstates: letters().map(|letter| letter.code).collect(),
-        attempts: rows.iter().map(|row| row.attempts).collect(),
-        now,
-    };
-    insert.execute(&mut connection.pg).await?;
+    let sources: Vec<&str> = rows.iter().map(|row| &*row.source).collect();
+    let positions: Vec<&str> = rows.iter().map(|row| &*row.position).collect();
+    let raws: Vec<&[u8]> = letters().map(|letter| letter.entry.raw()).collect();
+    let raw_hashes: Vec<&[u8]> = letters().map(|letter| &letter.raw_hash[..]).collect();
+    let event_ids: Vec<Option<Uuid>> = letters().map(|letter| letter.entry.event_id()).collect();
+    let stages: Vec<&str> = letters().map(|letter| letter.stage.as_str()).collect();
+    let reasons: Vec<&str> = rows.iter().map(|row| &*row.reason).collect();
+    let codes: Vec<Option<&str>> = letters().map(|letter| letter.code).collect();
+    let attempts: Vec<i64> = rows.iter().map(|row| row.attempts).collect();
+    sql_query(INSERT)
+        .bind::<Array<Text>, _>(sources)
+        .bind::<Array<Text>, _>(positions)
+        .bind::<Array<Binary>, _>(raws)
+        .bind::<Array<Binary>, _>(raw_hashes)
+        .bind::<Array<Nullable<SqlUuid>>, _>(event_ids)
+        .bind::<Array<Text>, _>(stages)
+        .bind::<Array<Text>, _>(reasons)
+        .bind::<Array<Nullable<Text>>, _>(codes)
+        .bind::<Array<BigInt>, _>(attempts)
+        .bind::<Timestamptz, _>(now)
+        .execute(&mut connection.pg)
+        .await?;
     Ok(())
 }
 
 /// Inserts letters, or notes that they came again and what is wrong with them now.
-struct InsertLetters<'a> {
-    sources: Vec<&'a str>,
-    positions: Vec<&'a str>,
-    raws: Vec<&'a [u8]>,
-    raw_hashes: Vec<&'a [u8]>,
-    event_ids: Vec<Option<Uuid>>,
-    stages: Vec<&'a str>,
-    reasons: Vec<&'a str>,
-    sqlstates: Vec<Option<&'a str>>,
-    attempts: Vec<i64>,
-    now: DateTime<Utc>,
-}
-
-impl QueryId for InsertLetters<'_> {
-    type QueryId = InsertLetters<'static>;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
-
-impl QueryFragment<Pg> for InsertLetters<'_> {
-    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        out.push_sql(
-            "INSERT INTO event_persister_dead_letters AS kept (source, position, raw, raw_hash, \
-             event_id, stage, reason, sqlstate, attempts, first_seen, last_seen) SELECT unnest(",
-        );
-        out.push_bind_param::<Array<Text>, _>(&self.sources)?;
-        out.push_sql("), unnest(");
-        out.push_bind_param::<Array<Text>, _>(&self.positions)?;
-        out.push_sql("), unnest(");
-        out.push_bind_param::<Array<Binary>, _>(&self.raws)?;
-        out.push_sql("), unnest(");
-        out.push_bind_param::<Array<Binary>, _>(&self.raw_hashes)?;
-        out.push_sql("), unnest(");
-        out.push_bind_param::<Array<Nullable<SqlUuid>>, _>(&self.event_ids)?;
-        out.push_sql("), unnest(");
-        out.push_bind_param::<Array<Text>, _>(&self.stages)?;
-        out.push_sql("), unnest(");
-        out.push_bind_param::<Array<Text>, _>(&self.reasons)?;
-        out.push_sql("), unnest(");
-        out.push_bind_param::<Array<Nullable<Text>>, _>(&self.sqlstates)?;
-        out.push_sql("), unnest(");
-        out.push_bind_param::<Array<BigInt>, _>(&self.attempts)?;
-        out.push_sql("), ");
-        out.push_bind_param::<Timestamptz, _>(&self.now)?;
-        out.push_sql(", ");
-        out.push_bind_param::<Timestamptz, _>(&self.now)?;
-        out.push_sql(
-            " ON CONFLICT (source, position, raw_hash) DO UPDATE SET \
-             attempts = kept.attempts + excluded.attempts, last_seen = excluded.last_seen, \
-             event_id = excluded.event_id, stage = excluded.stage, reason = excluded.reason, \
-             sqlstate = excluded.sqlstate",
-        );
-        Ok(())
-    }
-}
+const INSERT: &str = "INSERT INTO event_persister_dead_letters AS kept (source, position, raw, raw_hash, \
+    event_id, stage, reason, sqlstate, attempts, first_seen, last_seen) \
+    SELECT unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($6), unnest($7), unnest($8), \
+    unnest($9), $10, $10 \
+    ON CONFLICT (source, position, raw_hash) DO UPDATE SET \
+    attempts = kept.attempts + excluded.attempts, last_seen = excluded.last_seen, \
+    event_id = excluded.event_id, stage = excluded.stage, reason = excluded.reason, \
+    sqlstate = excluded.sqlstate";
 
 #[cfg(test)]
 mod tests {

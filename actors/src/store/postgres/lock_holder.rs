@@ -1,20 +1,11 @@
 //! The sessions in the way when a lock is not given in time.
 
-use diesel::prelude::QueryableByName;
-use diesel::sql_query;
+use diesel::dsl::sql;
 use diesel::sql_types::{Integer, Nullable, Text};
 use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
 
 use super::connection::Connection;
 use super::failure::Failure;
-
-#[derive(QueryableByName)]
-struct Holder {
-    #[diesel(sql_type = Integer)]
-    pid: i32,
-    #[diesel(sql_type = Nullable<Text>)]
-    application_name: Option<String>,
-}
 
 /// Locks that keep rows from being inserted.
 const HOLDERS: &str = "SELECT DISTINCT pid, nullif(application_name, '') AS application_name \
@@ -32,18 +23,14 @@ pub(super) async fn describe(connection: &mut Connection, failure: &Failure) -> 
     }
     connection.pg.batch_execute("ROLLBACK").await.ok()?;
     connection.begin().await.ok()?;
-    let holders: Vec<Holder> = sql_query(HOLDERS).load(&mut connection.pg).await.ok()?;
+    let holders = sql::<(Integer, Nullable<Text>)>(HOLDERS);
+    let holders: Vec<(i32, Option<String>)> = holders.load(&mut connection.pg).await.ok()?;
     let holders: Vec<_> = holders
         .into_iter()
-        .map(
-            |Holder {
-                 pid,
-                 application_name,
-             }| match application_name {
-                Some(name) => format!("{pid} ({name})"),
-                None => pid.to_string(),
-            },
-        )
+        .map(|(pid, application_name)| match application_name {
+            Some(name) => format!("{pid} ({name})"),
+            None => pid.to_string(),
+        })
         .collect();
     (!holders.is_empty()).then(|| {
         let pids = holders.join(", ");

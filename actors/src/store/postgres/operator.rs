@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use diesel::prelude::QueryableByName;
+use diesel::dsl::sql;
 use diesel::sql_query;
 use diesel::sql_types::{Nullable, Text};
 use diesel_async::RunQueryDsl as _;
@@ -22,6 +22,7 @@ use crate::store::operator::{
     Answer, Compared, Cursor, DatabaseInfo, DeadLetter, EventRows, HalfEvents, LetterCounts,
     LetterFilter, LetterVersion, Needs, OpenLetter, Page, StoreOperator, Strays,
 };
+use crate::store::prefect::REVISIONS_ON_POSTGRES;
 use crate::store::{CreateSchema, Cutoffs, StoreError, Trimmed};
 
 mod audit;
@@ -32,9 +33,6 @@ mod half_events;
 mod inspection;
 
 use comparison::MakeArrays;
-
-/// The last revisions of Prefect 3.8.0 and 3.8.8.
-const TESTED_REVISIONS: [&str; 2] = ["9e9dadc36797", "d4a7e1c93f52"];
 
 const READ_LETTERS: &str = "read dead letters of";
 
@@ -71,12 +69,10 @@ impl StoreOperator for PostgresStore {
         before: Option<i64>,
         limit: NonZeroUsize,
     ) -> Answer<'a, Vec<DeadLetter>> {
-        Box::pin(async move {
-            let list = async |connection: &mut Connection| {
-                dead_letters::list(connection, filter, before, limit).await
-            };
-            self.with_connection(READ_LETTERS, self.limit(), list).await
-        })
+        let list = async move |connection: &mut Connection| {
+            dead_letters::list(connection, filter, before, limit).await
+        };
+        Box::pin(self.in_transaction(READ_LETTERS, list))
     }
 
     fn count_letters<'a>(
@@ -84,38 +80,29 @@ impl StoreOperator for PostgresStore {
         filter: &'a LetterFilter,
         before: Option<i64>,
     ) -> Answer<'a, u64> {
-        Box::pin(async move {
-            let count = async |connection: &mut Connection| {
-                dead_letters::count(connection, filter, before).await
-            };
-            self.with_connection(READ_LETTERS, self.limit(), count)
-                .await
-        })
+        let count = async move |connection: &mut Connection| {
+            dead_letters::count(connection, filter, before).await
+        };
+        Box::pin(self.in_transaction(READ_LETTERS, count))
     }
 
     fn open_letters<'a>(&'a self, ids: &'a [i64]) -> Answer<'a, Vec<OpenLetter>> {
-        Box::pin(async move {
-            let open =
-                async |connection: &mut Connection| dead_letters::open(connection, ids).await;
-            self.with_connection(READ_LETTERS, self.limit(), open).await
-        })
+        let open =
+            async move |connection: &mut Connection| dead_letters::open(connection, ids).await;
+        Box::pin(self.in_transaction(READ_LETTERS, open))
     }
 
     fn remove_letters<'a>(&'a self, letters: &'a [LetterVersion]) -> Answer<'a, u64> {
-        Box::pin(async move {
-            let remove =
-                async |connection: &mut Connection| dead_letters::remove(connection, letters).await;
-            self.with_connection("remove dead letters from", self.limit(), remove)
-                .await
-        })
+        let remove = async move |connection: &mut Connection| {
+            dead_letters::remove(connection, letters).await
+        };
+        Box::pin(self.in_transaction("remove dead letters from", remove))
     }
 
     fn count_curable_letters(&self, limit: usize) -> Answer<'_, LetterCounts> {
-        Box::pin(async move {
-            let count =
-                async |connection: &mut Connection| audit::count_curable(connection, limit).await;
-            self.with_connection(READ_LETTERS, None, count).await
-        })
+        let count =
+            async move |connection: &mut Connection| audit::count_curable(connection, limit).await;
+        Box::pin(self.in_snapshot(READ_LETTERS, None, count))
     }
 
     fn letters_at<'a>(
@@ -123,20 +110,16 @@ impl StoreOperator for PostgresStore {
         source: &'a str,
         positions: Vec<String>,
     ) -> Answer<'a, Vec<String>> {
-        Box::pin(async move {
-            let find = async |connection: &mut Connection| {
-                audit::letters_at(connection, source, &positions).await
-            };
-            self.with_connection(READ_LETTERS, self.limit(), find).await
-        })
+        let find = async move |connection: &mut Connection| {
+            audit::letters_at(connection, source, &positions).await
+        };
+        Box::pin(self.in_snapshot(READ_LETTERS, self.limit(), find))
     }
 
     fn look_up(&self, event_ids: Vec<String>) -> Answer<'_, Vec<EventRows>> {
-        Box::pin(async move {
-            let look_up =
-                async |connection: &mut Connection| audit::look_up(connection, &event_ids).await;
-            self.with_connection("read", self.limit(), look_up).await
-        })
+        let look_up =
+            async move |connection: &mut Connection| audit::look_up(connection, &event_ids).await;
+        Box::pin(self.with_connection("read", self.limit(), look_up))
     }
 
     fn walk<'a>(
@@ -144,27 +127,22 @@ impl StoreOperator for PostgresStore {
         since: Option<DateTime<Utc>>,
         from: Option<&'a Cursor>,
     ) -> Answer<'a, Page> {
-        Box::pin(async move {
-            let walk =
-                async |connection: &mut Connection| audit::walk(connection, since, from).await;
-            self.with_connection("read", None, walk).await
-        })
+        let walk =
+            async move |connection: &mut Connection| audit::walk(connection, since, from).await;
+        Box::pin(self.with_connection("read", None, walk))
     }
 
     fn orphans(&self, since: Option<DateTime<Utc>>, limit: NonZeroUsize) -> Answer<'_, Strays> {
-        Box::pin(async move {
-            let find =
-                async |connection: &mut Connection| audit::orphans(connection, since, limit).await;
-            self.with_connection("read", None, find).await
-        })
+        let find =
+            async move |connection: &mut Connection| audit::orphans(connection, since, limit).await;
+        Box::pin(self.in_snapshot("read", None, find))
     }
 
     fn repeated(&self, since: Option<DateTime<Utc>>, limit: NonZeroUsize) -> Answer<'_, Strays> {
-        Box::pin(async move {
-            let find =
-                async |connection: &mut Connection| audit::repeated(connection, since, limit).await;
-            self.with_connection("read", None, find).await
-        })
+        let find = async move |connection: &mut Connection| {
+            audit::repeated(connection, since, limit).await
+        };
+        Box::pin(self.in_snapshot("read", None, find))
     }
 
     fn compare<'a>(&'a self, entries: &'a [Arc<Entry>]) -> Answer<'a, Vec<Compared>> {
@@ -181,13 +159,13 @@ impl StoreOperator for PostgresStore {
             let count = async |connection: &mut Connection| {
                 expired::count(connection, cutoffs, self.clock.now()).await
             };
-            self.with_connection("read", None, count).await
+            self.in_snapshot("read", None, count).await
         })
     }
 
     fn half_events(&self) -> Answer<'_, Option<HalfEvents>> {
         Box::pin(async move {
-            let counted = self.with_connection("read", None, half_events::count);
+            let counted = self.in_snapshot("read", None, half_events::count);
             counted.await.map(Some)
         })
     }
@@ -215,16 +193,6 @@ impl PostgresStore {
     }
 }
 
-#[derive(QueryableByName)]
-struct Described {
-    #[diesel(sql_type = Text)]
-    server_version: String,
-    #[diesel(sql_type = Nullable<Text>)]
-    schema: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    prefect_revision: Option<String>,
-}
-
 async fn describe(connection: &mut Connection) -> Result<DatabaseInfo, Failure> {
     connection.begin().await?;
     let found: Found = sql_query(FIND).get_result(&mut connection.pg).await?;
@@ -234,16 +202,18 @@ async fn describe(connection: &mut Connection) -> Result<DatabaseInfo, Failure> 
         "NULL::text"
     };
     let query = format!(
-        "SELECT current_setting('server_version') AS server_version, \
+        "SELECT current_setting('server_version'), \
          (SELECT relnamespace::regnamespace::text FROM pg_catalog.pg_class \
-         WHERE oid = to_regclass('events')) AS schema, {revision} AS prefect_revision"
+         WHERE oid = to_regclass('events')), {revision}"
     );
-    let described: Described = sql_query(query).get_result(&mut connection.pg).await?;
+    let described = sql::<(Text, Nullable<Text>, Nullable<Text>)>(&query);
+    let (version, schema, prefect_revision): (String, _, _) =
+        described.get_result(&mut connection.pg).await?;
     connection.commit().await?;
     Ok(DatabaseInfo {
-        server: Some(format!("PostgreSQL {}", described.server_version)),
-        schema: described.schema,
-        prefect_revision: described.prefect_revision,
-        tested_revisions: &TESTED_REVISIONS,
+        server: Some(format!("PostgreSQL {version}")),
+        schema,
+        prefect_revision,
+        tested_revisions: &REVISIONS_ON_POSTGRES,
     })
 }

@@ -5,18 +5,19 @@
 
 use chrono::{DateTime, Utc};
 use diesel::data_types::PgTimestamp;
+use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Bool, Nullable, Timestamptz};
+use diesel::sql_types::{Bool, Nullable, Timestamptz};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 
 use super::PostgresStore;
-use super::columns::Moment;
 use super::connection::Connection;
 use super::failure::Failure;
+use super::rows::Moment;
 use super::schema::events;
-use super::trim::{Bounds, ahead};
-use crate::store::{Cutoffs, EventCounts, LastPass, StoreError, as_count};
+use super::trim::{ahead, bounds};
+use crate::store::{Bounds, Cutoffs, EventCounts, LastPass, StoreError, as_count};
 
 #[derive(QueryableByName)]
 struct Found {
@@ -44,18 +45,7 @@ const MAKE: &str = "CREATE TABLE IF NOT EXISTS event_persister_retention (\
 const NOTE: &str = "INSERT INTO event_persister_retention (last_pass) VALUES ($1) \
     ON CONFLICT (one) DO UPDATE SET last_pass = excluded.last_pass";
 
-const READ: &str = "SELECT max(last_pass) AS at FROM event_persister_retention";
-
-/// When the newest event was stored of those that were there before, or when it occurred, by whichever
-/// clock: events of other machines tell what the time is, where nobody has stored any for a while.
-const NEWEST: &str = "SELECT greatest((SELECT max(updated) FROM events WHERE updated < $1), \
-    (SELECT max(occurred) FROM events WHERE occurred <= $2)) AS at";
-
-#[derive(QueryableByName)]
-struct At {
-    #[diesel(sql_type = Nullable<Timestamptz>)]
-    at: Option<PgTimestamp>,
-}
+const READ: &str = "SELECT max(last_pass) FROM event_persister_retention";
 
 impl PostgresStore {
     pub(super) async fn read_last_pass(
@@ -63,37 +53,29 @@ impl PostgresStore {
         before: DateTime<Utc>,
     ) -> Result<LastPass, StoreError> {
         let read = async |connection: &mut Connection| {
-            connection.begin().await?;
             let found: Found = sql_query(FIND).get_result(&mut connection.pg).await?;
             let now = PgTimestamp(found.now.0.min(Moment::new(self.clock.now()).0));
             let mut noted: Option<PgTimestamp> = None;
             if found.is_there {
-                let row: At = sql_query(READ).get_result(&mut connection.pg).await?;
-                noted = row.at;
+                let read = sql::<Nullable<Timestamptz>>(READ);
+                noted = read.get_result(&mut connection.pg).await?;
             }
-            let mut at = noted;
-            if at.is_none() {
-                let row: At = sql_query(NEWEST)
-                    .bind::<Timestamptz, _>(PgTimestamp(Moment::new(before).0))
-                    .bind::<Timestamptz, _>(now)
-                    .get_result(&mut connection.pg)
-                    .await?;
-                at = row.at;
-            }
-            connection.commit().await?;
+            let at = match noted {
+                Some(at) => Some(at),
+                None => newest(connection, before, now).await?,
+            };
             Ok(LastPass {
                 now: Moment(now.0).to_utc().unwrap_or_else(|| self.clock.now()),
                 at: at.and_then(|at| Moment(at.0).to_utc()),
                 is_noted: noted.is_some(),
             })
         };
-        self.with_connection("read", self.limit(), read).await
+        self.in_transaction("read", read).await
     }
 
     pub(super) async fn write_last_pass(&self, at: DateTime<Utc>) -> Result<(), StoreError> {
         let at = PgTimestamp(Moment::new(at).0);
         let write = async |connection: &mut Connection| {
-            connection.begin().await?;
             let found: Found = sql_query(FIND).get_result(&mut connection.pg).await?;
             if found.may_make {
                 connection.pg.batch_execute(MAKE).await?;
@@ -102,10 +84,9 @@ impl PostgresStore {
                 let note = sql_query(NOTE).bind::<Timestamptz, _>(at);
                 note.execute(&mut connection.pg).await?;
             }
-            connection.commit().await
+            Ok(())
         };
-        self.with_connection("note a retention pass in", self.limit(), write)
-            .await
+        self.in_transaction("note a retention pass in", write).await
     }
 
     pub(super) async fn count_events_until(
@@ -115,64 +96,61 @@ impl PostgresStore {
     ) -> Result<EventCounts, StoreError> {
         let until = PgTimestamp(Moment::new(until).0);
         let count = async |connection: &mut Connection| {
-            connection.begin_snapshot().await?;
             let found: Found = sql_query(FIND).get_result(&mut connection.pg).await?;
-            let bounds = Bounds::new(cutoffs, ahead(self.clock.now(), found.now));
+            let bounds = bounds(cutoffs, ahead(self.clock.now(), found.now));
             let earlier = events::table.filter(events::updated.le(until));
             let num_events: i64 = earlier.count().get_result(&mut connection.pg).await?;
             // From the indexes: all that has expired, without what was stored later.
             let expired = num_expired(connection, &bounds, None).await?;
             let later = num_expired(connection, &bounds, Some(until)).await?;
-            connection.commit().await?;
             Ok(EventCounts {
                 num_events: as_count(num_events),
                 num_expired: as_count(expired - later),
             })
         };
-        self.with_connection("read", None, count).await
+        self.in_snapshot("read", None, count).await
     }
+}
+
+/// When the newest event was stored of those that were there before, or when it occurred, by whichever
+/// clock: events of other machines tell what the time is, where nobody has stored any for a while.
+async fn newest(
+    connection: &mut Connection,
+    before: DateTime<Utc>,
+    now: PgTimestamp,
+) -> Result<Option<PgTimestamp>, Failure> {
+    let newest = sql::<Nullable<Timestamptz>>(
+        "SELECT greatest((SELECT max(updated) FROM events WHERE updated < ",
+    )
+    .bind::<Timestamptz, _>(PgTimestamp(Moment::new(before).0))
+    .sql("), (SELECT max(occurred) FROM events WHERE occurred <= ")
+    .bind::<Timestamptz, _>(now)
+    .sql("))");
+    Ok(newest.get_result(&mut connection.pg).await?)
 }
 
 /// How many events are expired, or how many of those that were stored after a moment.
 async fn num_expired(
     connection: &mut Connection,
-    bounds: &Bounds,
+    bounds: &Bounds<PgTimestamp>,
     after: Option<PgTimestamp>,
 ) -> Result<i64, Failure> {
-    let mut expired = count(connection, None, bounds.default(), after).await?;
-    for (name, cutoff) in bounds.overrides() {
-        expired += count(connection, Some(name), cutoff, after).await?;
-        expired -= count(connection, Some(name), bounds.default(), after).await?;
+    let mut count = async |name: Option<&str>, cutoff: PgTimestamp| {
+        let mut query = events::table
+            .filter(events::occurred.lt(cutoff))
+            .count()
+            .into_boxed();
+        if let Some(name) = name {
+            query = query.filter(events::event.eq(name));
+        }
+        if let Some(after) = after {
+            query = query.filter(events::updated.gt(after));
+        }
+        query.get_result::<i64>(&mut connection.pg).await
+    };
+    let mut expired = count(None, bounds.default).await?;
+    for (name, cutoff) in &bounds.overrides {
+        expired += count(Some(name), *cutoff).await? - count(Some(name), bounds.default).await?;
     }
     Ok(expired)
-}
-
-const COUNT: &str = "SELECT count(*) AS number FROM events WHERE occurred < $1";
-
-async fn count(
-    connection: &mut Connection,
-    name: Option<&str>,
-    cutoff: PgTimestamp,
-    after: Option<PgTimestamp>,
-) -> Result<i64, Failure> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = BigInt)]
-        number: i64,
-    }
-    let mut query = sql_query(COUNT).into_boxed().bind::<Timestamptz, _>(cutoff);
-    let mut next = 2;
-    if let Some(name) = name {
-        query = query
-            .sql(format!(" AND event = ${next}"))
-            .bind::<diesel::sql_types::Text, _>(name);
-        next += 1;
-    }
-    if let Some(after) = after {
-        query = query
-            .sql(format!(" AND updated > ${next}"))
-            .bind::<Timestamptz, _>(after);
-    }
-    let row: Row = query.get_result(&mut connection.pg).await?;
-    Ok(row.number)
 }

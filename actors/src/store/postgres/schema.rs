@@ -1,11 +1,10 @@
 //! The tables: which there are, which may be made here, and whether they are what is written.
 
 use std::collections::BTreeSet;
-use std::error::Error;
 
 use diesel::Connection as _;
 use diesel::connection::SimpleConnection as _;
-use diesel::migration::{Migration, MigrationConnection as _, MigrationSource as _};
+use diesel::migration::{Migration, MigrationConnection as _};
 use diesel::pg::Pg;
 use diesel::prelude::QueryResult;
 use diesel::sql_query;
@@ -17,13 +16,12 @@ use super::conditions::{self, FIND, Found};
 use super::connection::Connection;
 use super::failure::Failure;
 use super::settings::Place;
-use crate::finding::Finding;
 use crate::store::CreateSchema;
+use crate::store::tables::{migrations, query_error, unfit};
 
 /// Prefect's tables, to the letter. Never run on a database that is or may become Prefect's.
-const EVENTS: EmbeddedMigrations = embed_migrations!("../migrations/postgres/events");
-/// Our own tables and the store function.
-const OWN: EmbeddedMigrations = embed_migrations!("../migrations/postgres/own");
+pub(super) const EVENTS: EmbeddedMigrations = embed_migrations!("../migrations/postgres/events");
+pub(super) const OWN: EmbeddedMigrations = embed_migrations!("../migrations/postgres/own");
 
 /// Held while the schema is changed, so that replicas may start together. Any number that no one else
 /// uses in the same database.
@@ -66,7 +64,6 @@ diesel::table! {
 diesel::allow_tables_to_appear_in_same_query!(events, event_resources);
 
 impl Found {
-    /// Whether Prefect's tables are to be made.
     fn wants_events(&self, create: CreateSchema) -> bool {
         create == CreateSchema::Everything && !self.events && !self.alembic
     }
@@ -101,24 +98,11 @@ async fn run_pending(
     connection: Connection,
     create: CreateSchema,
 ) -> Result<(Connection, Vec<String>), Failure> {
-    let Connection {
-        pg,
-        driver,
-        configure,
-        expects_duplicates,
-        copying,
-    } = connection;
     let migrated = tokio::task::spawn_blocking(move || {
-        let mut wrapper = AsyncConnectionWrapper::<AsyncPgConnection>::from(pg);
-        let run = wrapper.transaction(|wrapper| migrate(wrapper, &configure, create))?;
-        let connection = Connection {
-            pg: wrapper.into_inner(),
-            driver,
-            configure,
-            expects_duplicates,
-            copying,
-        };
-        Ok((connection, run))
+        let mut wrapper = Wrapper::from(connection.pg);
+        let run = wrapper.transaction(|wrapper| migrate(wrapper, &connection.configure, create))?;
+        let pg = wrapper.into_inner();
+        Ok((Connection { pg, ..connection }, run))
     });
     migrated.await.map_err(Failure::Lost)?
 }
@@ -134,7 +118,7 @@ fn migrate(
     wrapper.batch_execute(&format!("SELECT pg_advisory_xact_lock({SCHEMA_LOCK})"))?;
     // Another replica may have made everything while this one waited.
     let found: Found = diesel::RunQueryDsl::get_result(sql_query(FIND), wrapper)?;
-    let mut wanted = Vec::new();
+    let mut wanted = Vec::<Box<dyn Migration<Pg>>>::new();
     if found.wants_events(create) {
         wanted.extend(migrations(&EVENTS)?);
     }
@@ -158,29 +142,6 @@ fn migrate(
     Ok(run)
 }
 
-fn migrations(embedded: &EmbeddedMigrations) -> QueryResult<Vec<Box<dyn Migration<Pg>>>> {
-    let mut migrations = embedded.migrations().map_err(query_error)?;
-    migrations.sort_by_key(|migration| migration.name().version().as_owned());
-    Ok(migrations)
-}
-
-/// The versions of all migrations that this program knows.
-pub(super) fn known_versions() -> QueryResult<BTreeSet<String>> {
-    let mut versions = BTreeSet::new();
-    for migration in migrations(&EVENTS)?.iter().chain(&migrations(&OWN)?) {
-        versions.insert(migration.name().version().to_string());
-    }
-    Ok(versions)
-}
-
-fn query_error(error: Box<dyn Error + Send + Sync>) -> diesel::result::Error {
-    match error.downcast::<diesel::result::Error>() {
-        Ok(error) => *error,
-        Err(error) => diesel::result::Error::QueryBuilderError(error),
-    }
-}
-
-/// Whether everything is as it must be to write here.
 pub(super) async fn check(
     connection: &mut Connection,
     create: CreateSchema,
@@ -188,11 +149,8 @@ pub(super) async fn check(
 ) -> Result<(), Failure> {
     connection.begin().await?;
     let looked = conditions::look(connection, create, place).await?;
-    // A store that only looks needs no more than the columns.
-    let only_looks = create == CreateSchema::Nothing;
-    let matters = |fault: &Finding| !only_looks || fault.id == conditions::SCHEMA;
-    if let Some(fault) = looked.faults.into_iter().find(matters) {
-        return Err(conditions::as_failure(fault));
+    if let Some(what) = unfit(looked.faults, create, conditions::SCHEMA) {
+        return Err(Failure::Unfit(what));
     }
     connection.commit().await
 }

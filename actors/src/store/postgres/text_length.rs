@@ -1,13 +1,11 @@
 //! How long a row becomes as text, and how long it may be.
 //!
-//! PostgreSQL has no exponents in `jsonb`: it gives `1e308` back as 309 digits, 62 times as long as it was sent, and
-//! what is longer than 1 GiB it does not give back at all. Then no page that the event stands on can be read, and
-//! `pg_dump` and every logical replica stop at the row. Prefect stores such events, and cannot read them. Its search
-//! for a text stops even earlier: `lower()` takes four times the length of all of an event's texts together, and
-//! where that is more than 1 GiB, a search fails for every event of the time that is searched.
+//! PostgreSQL gives `1e308` in `jsonb` back as 309 digits, and a value of more than 1 GiB not at all: then no
+//! page with the event can be read, and `pg_dump` and every logical replica stop at the row. Prefect's search
+//! for a text stops even earlier: `lower()` takes four times the length of all of an event's texts together,
+//! and where that is more than 1 GiB, a search fails for every event of the time that is searched.
 //!
-//! So an event that is longer is refused, as PostgreSQL refuses what is too long for `jsonb`: it becomes a dead
-//! letter, and harms no other.
+//! So an event that is longer is refused, as PostgreSQL refuses what is too long for `jsonb`.
 
 use memchr::memchr;
 

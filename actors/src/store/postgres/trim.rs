@@ -7,6 +7,7 @@
 use std::num::NonZeroUsize;
 
 use chrono::{DateTime, Utc};
+use diesel::dsl::sql;
 use diesel::pg::data_types::PgTimestamp;
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -15,10 +16,10 @@ use diesel_async::RunQueryDsl;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::columns::Moment;
 use super::connection::Connection;
 use super::failure::Failure;
-use crate::store::{Cutoffs, Removed, TrimStep, Trimmed};
+use super::rows::Moment;
+use crate::store::{Bounds, Cutoffs, Removed, TrimStep, Trimmed, as_count, at_most};
 
 /// The statements of a step that may take long, where it looks again for what came late.
 pub(super) const NUM_STATEMENTS: u32 = 5;
@@ -46,7 +47,7 @@ impl Search {
     /// One that begins now, with whatever came late still to be found.
     async fn from_the_beginning(
         connection: &mut Connection,
-        bounds: &Bounds,
+        bounds: &Bounds<PgTimestamp>,
         began: PgTimestamp,
     ) -> Result<Self, Failure> {
         Ok(Self {
@@ -85,66 +86,31 @@ impl Candidate {
 }
 
 /// The cutoffs by the slower of two clocks: ours, by which they were made, and the server's.
-pub(super) struct Bounds {
-    default: PgTimestamp,
-    /// The names that are kept longer or shorter.
-    names: Vec<String>,
-    cutoffs: Vec<PgTimestamp>,
+pub(super) fn bounds(cutoffs: &Cutoffs, ahead: i64) -> Bounds<PgTimestamp> {
+    cutoffs.bounds(|cutoff| PgTimestamp(Moment::new(cutoff).0 - ahead))
 }
 
-impl Bounds {
-    pub(super) fn new(cutoffs: &Cutoffs, ahead: i64) -> Self {
-        let bound = |cutoff: &DateTime<Utc>| PgTimestamp(Moment::new(*cutoff).0 - ahead);
-        let overrides = cutoffs.different_overrides();
-        let (names, bounds) = overrides
-            .map(|(name, cutoff)| (name.to_owned(), bound(&cutoff)))
-            .unzip();
-        Self {
-            default: bound(&cutoffs.default),
-            names,
-            cutoffs: bounds,
-        }
-    }
-
-    pub(super) fn default(&self) -> PgTimestamp {
-        self.default
-    }
-
-    pub(super) fn names(&self) -> &[String] {
-        &self.names
-    }
-
-    pub(super) fn overrides(&self) -> impl Iterator<Item = (&String, PgTimestamp)> {
-        self.names.iter().zip(self.cutoffs.iter().copied())
-    }
-
+impl Bounds<PgTimestamp> {
     pub(super) fn earliest(&self) -> PgTimestamp {
-        let cutoffs = self.cutoffs.iter().map(|cutoff| cutoff.0);
-        PgTimestamp(cutoffs.fold(self.default.0, i64::min))
+        let all = self.all().map(|cutoff| cutoff.0);
+        PgTimestamp(all.min().unwrap_or(self.default.0))
     }
 
     fn latest(&self) -> PgTimestamp {
-        let cutoffs = self.cutoffs.iter().map(|cutoff| cutoff.0);
-        PgTimestamp(cutoffs.fold(self.default.0, i64::max))
+        let all = self.all().map(|cutoff| cutoff.0);
+        PgTimestamp(all.max().unwrap_or(self.default.0))
     }
-}
-
-#[derive(QueryableByName)]
-struct Locked {
-    #[diesel(sql_type = Bool)]
-    is_ours: bool,
-    #[diesel(sql_type = Timestamptz)]
-    now: PgTimestamp,
 }
 
 /// Both numbers are ours: a word of its own, and the table, since a database may hold several.
 const TRY_LOCK: &str = "SELECT pg_try_advisory_xact_lock(1953655149, \
-    hashoid('events'::regclass::oid)) AS is_ours, clock_timestamp() AS now";
+    hashoid('events'::regclass::oid)), clock_timestamp()";
 
 /// The server's time; `None` where another one trims.
 async fn try_lock(connection: &mut Connection) -> Result<Option<PgTimestamp>, Failure> {
-    let locked: Locked = sql_query(TRY_LOCK).get_result(&mut connection.pg).await?;
-    Ok(locked.is_ours.then_some(locked.now))
+    let try_lock = sql::<(Bool, Timestamptz)>(TRY_LOCK);
+    let (is_ours, now): (bool, PgTimestamp) = try_lock.get_result(&mut connection.pg).await?;
+    Ok(is_ours.then_some(now))
 }
 
 /// How far our clock is ahead of the server's, in microseconds.
@@ -166,7 +132,7 @@ pub(super) async fn step(
         connection.commit().await?;
         return Ok(TrimStep::TakenByAnother);
     };
-    let bounds = Bounds::new(cutoffs, ahead(now, server_now));
+    let bounds = bounds(cutoffs, ahead(now, server_now));
     let earlier = resume.take();
     let mut search = match earlier {
         Some(search) => search,
@@ -232,13 +198,10 @@ struct Expired {
     id: Option<Uuid>,
 }
 
-/// Statements of their own: as parts of one that counts what they return, they take a fifth longer. A
-/// list that the planner cannot see into keeps it from reading whole tables when its statistics are
-/// old.
+/// As parts of one statement they take a fifth longer. A list that the planner cannot see into keeps it from
+/// reading whole tables when its statistics are old.
 ///
-/// Resources go first: nobody adds any to an event that is there. Where somebody who does not take turns
-/// deletes the event in between, and it is delivered once more, its new resources may stay; they go with
-/// those of no event.
+/// Resources go first: nobody adds any to an event that is there.
 const DELETE_RESOURCES: &str =
     "DELETE FROM event_resources WHERE event_id = ANY (ARRAY(SELECT unnest($1)))";
 const DELETE_EVENTS: &str = "DELETE FROM events WHERE id = ANY (ARRAY(SELECT unnest($1)))";
@@ -246,15 +209,17 @@ const DELETE_EVENTS: &str = "DELETE FROM events WHERE id = ANY (ARRAY(SELECT unn
 /// Deletes the oldest expired events, with their resources; `None` if the search found none.
 async fn delete_expired(
     connection: &mut Connection,
-    bounds: &Bounds,
+    bounds: &Bounds<PgTimestamp>,
     max_events: NonZeroUsize,
     search: &mut Search,
 ) -> Result<Option<Trimmed>, Failure> {
     let from = search.last;
+    let names: Vec<&String> = bounds.names().collect();
+    let cutoffs: Vec<PgTimestamp> = bounds.overrides.iter().map(|(_, cutoff)| *cutoff).collect();
     let expired: Expired = sql_query(FIND_EXPIRED)
-        .bind::<Array<Text>, _>(&bounds.names)
-        .bind::<Array<Timestamptz>, _>(&bounds.cutoffs)
-        .bind::<BigInt, _>(i64::try_from(max_events.get()).unwrap_or(i64::MAX))
+        .bind::<Array<Text>, _>(names)
+        .bind::<Array<Timestamptz>, _>(cutoffs)
+        .bind::<BigInt, _>(at_most(max_events.get()))
         .bind::<Timestamptz, _>(bounds.default)
         .bind::<Timestamptz, _>(from.occurred)
         .bind::<SqlUuid, _>(from.id)
@@ -277,56 +242,43 @@ async fn delete_expired(
     Ok(Some(Trimmed { events, resources }))
 }
 
-/// Counts what is to go, before it goes: in an index, while its rows are alive, that takes a fifth of what
-/// it takes to look for resources of no event past the rows that were deleted.
-const COUNT_RESOURCES: &str = "SELECT count(*) AS number FROM (SELECT FROM event_resources \
-    WHERE occurred < $1 ORDER BY occurred LIMIT $2) AS expired";
 /// Beyond so many they are not counted.
 const MAX_COUNTED: i64 = 500_000;
 
-/// `None` where they are too many, or belong to events that are kept longer too.
+/// Counts what is to go, before it goes: in an index, while its rows are alive, that takes a fifth of what
+/// it takes to look for resources of no event past the rows that were deleted. `None` where they are too
+/// many, or belong to events that are kept longer too.
 async fn count_resources(
     connection: &mut Connection,
-    bounds: &Bounds,
+    bounds: &Bounds<PgTimestamp>,
 ) -> Result<Option<u64>, Failure> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = BigInt)]
-        number: i64,
-    }
-    if !bounds.names.is_empty() {
+    if !bounds.overrides.is_empty() {
         return Ok(None);
     }
-    let row: Row = sql_query(COUNT_RESOURCES)
-        .bind::<Timestamptz, _>(bounds.default)
-        .bind::<BigInt, _>(MAX_COUNTED + 1)
-        .get_result(&mut connection.pg)
-        .await?;
-    let is_exact = row.number <= MAX_COUNTED;
-    Ok(is_exact.then(|| u64::try_from(row.number).unwrap_or_default()))
+    let number: i64 =
+        sql::<BigInt>("SELECT count(*) FROM (SELECT FROM event_resources WHERE occurred < ")
+            .bind::<Timestamptz, _>(bounds.default)
+            .sql(" ORDER BY occurred LIMIT ")
+            .bind::<BigInt, _>(MAX_COUNTED + 1)
+            .sql(") AS expired")
+            .get_result(&mut connection.pg)
+            .await?;
+    Ok((number <= MAX_COUNTED).then(|| as_count(number)))
 }
 
 /// Whether an event that is expired already has come since a search began; of so many that it costs less
 /// to search again it is not asked.
-const CAME_LATE: &str = "SELECT count(*) = 10000 OR coalesce(bool_or(occurred < $2), false) AS came_late \
-    FROM (SELECT occurred FROM events WHERE updated >= $1 ORDER BY updated DESC LIMIT 10000) AS new";
-
 async fn came_late(
     connection: &mut Connection,
-    bounds: &Bounds,
+    bounds: &Bounds<PgTimestamp>,
     search: &Search,
 ) -> Result<bool, Failure> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = Bool)]
-        came_late: bool,
-    }
-    let row: Row = sql_query(CAME_LATE)
-        .bind::<Timestamptz, _>(search.misses_from())
+    let came_late = sql::<Bool>("SELECT count(*) = 10000 OR coalesce(bool_or(occurred < ")
         .bind::<Timestamptz, _>(bounds.latest())
-        .get_result(&mut connection.pg)
-        .await?;
-    Ok(row.came_late)
+        .sql("), false) FROM (SELECT occurred FROM events WHERE updated >= ")
+        .bind::<Timestamptz, _>(search.misses_from())
+        .sql(" ORDER BY updated DESC LIMIT 10000) AS new");
+    Ok(came_late.get_result(&mut connection.pg).await?)
 }
 
 /// Resources of no event, older than anything that is kept: halves of events that someone else wrote.
@@ -340,12 +292,12 @@ const DELETE_ORPHANS: &str = "DELETE FROM event_resources WHERE id = ANY (ARRAY(
 
 async fn delete_orphans(
     connection: &mut Connection,
-    bounds: &Bounds,
+    bounds: &Bounds<PgTimestamp>,
     max_rows: NonZeroUsize,
 ) -> Result<Option<Trimmed>, Failure> {
     let deleted = sql_query(DELETE_ORPHANS)
         .bind::<Timestamptz, _>(bounds.earliest())
-        .bind::<BigInt, _>(i64::try_from(max_rows.get()).unwrap_or(i64::MAX))
+        .bind::<BigInt, _>(at_most(max_rows.get()))
         .execute(&mut connection.pg)
         .await?;
     Ok((deleted > 0).then_some(Trimmed {

@@ -1,19 +1,32 @@
 //! URLs of PostgreSQL: libpq's form, and SQLAlchemy's with the parameters of its driver.
 
 use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
 use std::str::FromStr;
 
 use tokio_postgres::Config;
-use tokio_postgres::config::Host;
+use tokio_postgres::config::SslNegotiation;
 
+use super::environment::PgEnvironment;
 use super::settings::TlsMode;
 use crate::address::{Parts, decode, host_and_port, port, unknown_parameter};
 use crate::settings::{InvalidUrl, OneOf, Spelling as _};
+use crate::tls::Versions;
 
 const DEFAULT_PORT: u16 = 5432;
 
+/// Where a server of this machine is looked for when nothing says where it is.
+const LOCAL: [&str; 5] = [
+    "/run/postgresql",
+    "/var/run/postgresql",
+    "/tmp",
+    "/private/tmp",
+    "localhost",
+];
+
 /// Parameters of Python's driver and of libpq that tune these, or that change nothing here.
-const HARMLESS: [&str; 12] = [
+const HARMLESS: [&str; 15] = [
     "async_fallback",
     "client_encoding",
     "command_timeout",
@@ -22,16 +35,18 @@ const HARMLESS: [&str; 12] = [
     "gssencmode",
     "gsslib",
     "krbsrvname",
+    "loop",
     "max_cacheable_statement_size",
     "max_cached_statement_lifetime",
     "prepared_statement_name_func",
+    "service",
+    "servicefile",
     "timeout",
 ];
 
 /// Parameters that the driver here reads itself.
-const OF_THE_DRIVER: [&str; 11] = [
+const OF_THE_DRIVER: [&str; 9] = [
     "channel_binding",
-    "hostaddr",
     "keepalives",
     "keepalives_idle",
     "keepalives_interval",
@@ -39,64 +54,89 @@ const OF_THE_DRIVER: [&str; 11] = [
     "load_balance_hosts",
     "options",
     "sslnegotiation",
-    "target_session_attrs",
     "tcp_user_timeout",
 ];
 
 /// Where a PostgreSQL server is and as whom it is used:
 /// `postgresql://user:password@host:port/database?parameters`.
 ///
-/// More hosts than one stand between commas. A driver's name behind a `+`, as SQLAlchemy has it, is
-/// ignored. Without a host it is this machine.
+/// More hosts than one stand between commas, or as `?host=a:1&host=b:2` or `?host=a,b&port=1,2`; a host that
+/// begins with a slash is the folder of a socket. A driver's name behind a `+`, as SQLAlchemy has it, is
+/// ignored. Without a host it is this machine: its sockets, then `localhost`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PostgresUrl {
+    /// All but the addresses.
     pub(super) config: Config,
+    /// In the order of trying.
+    pub(super) addresses: Vec<Address>,
+    pub(super) target: Target,
+    pub(super) tls_versions: Versions,
     settings: Vec<(&'static str, String)>,
+    ignored: Vec<String>,
 }
 
-impl PostgresUrl {
-    /// What its parameters say about fields of [`PostgresSettings`](super::PostgresSettings), by key.
-    pub fn settings(&self) -> &[(&'static str, String)] {
-        &self.settings
-    }
-
-    /// The hosts with their ports, the database, and the user.
-    pub(super) fn place(&self) -> (String, String, String) {
-        let ports = self.config.get_ports();
-        let hosts = self.config.get_hosts().iter().enumerate();
-        let hosts: Vec<_> = hosts
-            .map(|(index, host)| {
-                let port = ports.get(index).or(ports.first()).copied();
-                let port = port.unwrap_or(DEFAULT_PORT);
-                match host {
-                    Host::Tcp(name) => format!("{name}:{port}"),
-                    #[cfg(unix)]
-                    Host::Unix(path) => format!("{}:{port}", path.display()),
-                }
-            })
-            .collect();
-        let user = self.config.get_user().unwrap_or("the system's user");
-        // The server takes the user's name where no database is named.
-        let database = self.config.get_dbname().unwrap_or(user).to_owned();
-        (hosts.join(","), database, user.to_owned())
-    }
+/// One of the places where the server may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// A name, a number, or a folder with a socket in it.
+    pub host: String,
+    /// The port, or the number in the name of the socket.
+    pub port: u16,
+    /// The number that the host's name stands for, where the URL says so.
+    pub(super) number: Option<IpAddr>,
 }
 
-impl Default for PostgresUrl {
-    fn default() -> Self {
-        let mut config = Config::new();
-        config.host("localhost").port(DEFAULT_PORT);
-        Self {
-            config,
-            settings: Vec::new(),
+/// What a server must be like to be the one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Target {
+    /// Any that answers.
+    #[default]
+    Any,
+    /// One that follows no other.
+    Primary,
+    /// The same, and transactions may write there unless they say otherwise.
+    ReadWrite,
+}
+
+impl Address {
+    pub(super) fn is_socket(&self) -> bool {
+        self.host.starts_with('/')
+    }
+
+    /// Of a folder; or of a socket itself, whose name says its number.
+    fn new(host: String, port: u16) -> Result<Self, InvalidUrl> {
+        let path = Path::new(&host);
+        let name = path.file_name().and_then(|name| name.to_str());
+        let number = name.and_then(|name| name.strip_prefix(".s.PGSQL."));
+        match (number, path.parent()) {
+            (Some(number), Some(folder)) if host.starts_with('/') => Ok(Self {
+                host: folder.display().to_string(),
+                port: self::port(number)?,
+                number: None,
+            }),
+            _ => Ok(Self {
+                host,
+                port,
+                number: None,
+            }),
         }
     }
 }
 
-impl FromStr for PostgresUrl {
-    type Err = InvalidUrl;
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port, .. } = self;
+        write!(f, "{host}:{port}")
+    }
+}
 
-    fn from_str(text: &str) -> Result<Self, InvalidUrl> {
+impl PostgresUrl {
+    /// Of a URL, and of what the environment says beside it.
+    ///
+    /// # Errors
+    ///
+    /// It is no such URL, or the two say what cannot be done here.
+    pub fn in_environment(text: &str, environment: &PgEnvironment) -> Result<Self, InvalidUrl> {
         let (scheme, rest) = text.split_once("://").unwrap_or_default();
         let dialect = scheme.split('+').next().unwrap_or_default();
         if !["postgresql", "postgres"].contains(&dialect.to_ascii_lowercase().as_str()) {
@@ -104,9 +144,7 @@ impl FromStr for PostgresUrl {
         }
         let mut found = Found::default();
         let parts = Parts::of(rest)?;
-        for host in parts.hosts.split(',').filter(|host| !host.is_empty()) {
-            found.hosts.push(host_and_port(host, DEFAULT_PORT)?);
-        }
+        found.authority = parts.hosts.to_owned();
         let database = decode(parts.path)?;
         for (name, value) in [
             ("user", &parts.user),
@@ -123,29 +161,105 @@ impl FromStr for PostgresUrl {
                 found.take(name, value)?;
             }
         }
-        Ok(Self {
-            config: found.config()?,
-            settings: found.settings,
-        })
+        found.url(environment)
+    }
+
+    /// What its parameters say about fields of [`PostgresSettings`](super::PostgresSettings), by key.
+    pub fn settings(&self) -> &[(&'static str, String)] {
+        &self.settings
+    }
+
+    /// Its parameters that change nothing here.
+    pub fn ignored(&self) -> &[String] {
+        &self.ignored
+    }
+
+    /// The places, in the order of trying.
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// What the server must be like.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
+    /// User, password and database.
+    pub fn login(&self) -> (Option<&str>, Option<&[u8]>, Option<&str>) {
+        let config = &self.config;
+        (
+            config.get_user(),
+            config.get_password(),
+            config.get_dbname(),
+        )
+    }
+
+    /// The hosts with their ports, the database, and the user.
+    pub(super) fn place(&self) -> (String, String, String) {
+        let hosts: Vec<String> = if is_local(&self.addresses) {
+            let last = self.addresses.last();
+            last.map(ToString::to_string).into_iter().collect()
+        } else {
+            self.addresses.iter().map(ToString::to_string).collect()
+        };
+        let user = self.config.get_user().unwrap_or("the system's user");
+        // The server takes the user's name where no database is named.
+        let database = self.config.get_dbname().unwrap_or(user).to_owned();
+        (hosts.join(","), database, user.to_owned())
     }
 }
 
-/// What a URL says, by the part that it is for.
+/// Whether nothing said where the server is.
+fn is_local(addresses: &[Address]) -> bool {
+    addresses.iter().map(|address| &address.host).eq(LOCAL)
+}
+
+impl Default for PostgresUrl {
+    fn default() -> Self {
+        let local = LOCAL.map(|host| Address {
+            host: host.to_owned(),
+            port: DEFAULT_PORT,
+            number: None,
+        });
+        Self {
+            config: Config::new(),
+            addresses: local.into(),
+            target: Target::Any,
+            tls_versions: Versions::default(),
+            settings: Vec::new(),
+            ignored: Vec::new(),
+        }
+    }
+}
+
+impl FromStr for PostgresUrl {
+    type Err = InvalidUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUrl> {
+        Self::in_environment(text, &PgEnvironment::default())
+    }
+}
+
 #[derive(Default)]
 struct Found {
-    hosts: Vec<(String, u16)>,
+    /// Hosts with their ports before the path.
+    authority: String,
+    /// Each parameter `host`.
+    hosts: Vec<String>,
+    /// Those of the parameters `port`.
+    ports: Vec<u16>,
+    numbers: Vec<IpAddr>,
+    target: Option<String>,
+    passfile: Option<String>,
     driver: Vec<(&'static str, String)>,
     settings: Vec<(&'static str, String)>,
+    ignored: Vec<String>,
 }
 
 impl Found {
     fn take(&mut self, name: &str, value: String) -> Result<(), InvalidUrl> {
         let setting = match name {
-            "ssl" | "sslmode" => {
-                OneOf::<TlsMode>::read(&value.as_str().into())
-                    .map_err(|expected| format!("{name}: {expected}"))?;
-                ("tls", value)
-            }
+            "ssl" | "sslmode" => ("tls", tls_mode(name, &value)?),
             "sslrootcert" => ("tls_ca_file", value),
             "sslcert" => ("tls_cert_file", value),
             "sslkey" => ("tls_key_file", value),
@@ -154,63 +268,182 @@ impl Found {
                 Ok(seconds) if seconds > 0 => ("connect_timeout", format!("{seconds}s")),
                 _ => return Err(format!("{name} is a number of seconds of at least 1").into()),
             },
-            "statement_cache_size" | "prepared_statement_cache_size" if value == "0" => {
-                ("prepared_statements", "off".to_owned())
+            "statement_cache_size" | "prepared_statement_cache_size" => {
+                let size = value.trim().parse::<u64>();
+                match size.map_err(|_| format!("{name} is a number, not {value:?}"))? {
+                    0 => ("prepared_statements", "off".to_owned()),
+                    _ => {
+                        self.ignored.push(name.to_owned());
+                        return Ok(());
+                    }
+                }
             }
-            "statement_cache_size" | "prepared_statement_cache_size" => return Ok(()),
-            _ => return self.take_for_driver(name, value),
+            _ => return self.take_elsewhere(name, value),
         };
+        if self
+            .settings
+            .iter()
+            .any(|(key, value)| *key == setting.0 && *value != setting.1)
+        {
+            return Err(format!("{name} is given twice, and not the same").into());
+        }
         self.settings.push(setting);
         Ok(())
     }
 
-    fn take_for_driver(&mut self, name: &str, value: String) -> Result<(), InvalidUrl> {
-        let name = match name {
-            "host" => {
-                for host in value.split(',') {
-                    self.hosts.push(host_and_port(host, DEFAULT_PORT)?);
-                }
-                return Ok(());
-            }
+    fn take_elsewhere(&mut self, name: &str, value: String) -> Result<(), InvalidUrl> {
+        match name {
+            "host" => self.hosts.push(value),
             "port" => {
-                let port = port(&value)?;
-                if self.hosts.is_empty() {
-                    self.hosts.push(("localhost".to_owned(), port));
-                }
-                self.hosts.iter_mut().for_each(|host| host.1 = port);
-                return Ok(());
+                let ports = value.split(',').map(str::trim).map(port);
+                self.ports.extend(ports.collect::<Result<Vec<_>, _>>()?);
             }
-            "user" => "user",
-            "password" | "passwd" => "password",
-            "dbname" | "database" => "dbname",
-            name if HARMLESS.contains(&name) => return Ok(()),
-            name => OF_THE_DRIVER
-                .into_iter()
-                .find(|known| *known == name)
-                .ok_or_else(|| unknown_parameter(name))?,
-        };
-        self.driver.push((name, value));
+            "hostaddr" => {
+                let numbers = value.split(',').map(str::parse);
+                let numbers: Result<Vec<_>, _> = numbers.collect();
+                self.numbers = numbers.map_err(|_| format!("{name} is the number of a host"))?;
+            }
+            "target_session_attrs" if self.target.is_none() => self.target = Some(value),
+            "passfile" => self.passfile = Some(value),
+            "user" => self.driver.push(("user", value)),
+            "password" | "passwd" => self.driver.push(("password", value)),
+            "dbname" | "database" => self.driver.push(("dbname", value)),
+            // Any word is a yes to Python's driver.
+            "direct_tls" => self.driver.push(("sslnegotiation", "direct".to_owned())),
+            "gsslib" if !["gssapi", "sspi"].contains(&value.as_str()) => {
+                return Err("gsslib is gssapi or sspi".into());
+            }
+            name if HARMLESS.contains(&name) => self.ignored.push(name.to_owned()),
+            name => {
+                let mut known = OF_THE_DRIVER.into_iter();
+                let known = known.find(|known| *known == name);
+                let known = known.ok_or_else(|| unknown_parameter(name))?;
+                self.driver.push((known, value));
+            }
+        }
         Ok(())
+    }
+
+    fn url(mut self, environment: &PgEnvironment) -> Result<PostgresUrl, InvalidUrl> {
+        let addresses = self.addresses(environment)?;
+        let target = self
+            .target
+            .as_deref()
+            .map(|value| ("target_session_attrs", value));
+        let target = target.or_else(|| variable(environment, "PGTARGETSESSIONATTRS"));
+        let target = target.map_or(Ok(Target::Any), |(name, value)| self::target(name, value))?;
+        if !self.settings.iter().any(|(key, _)| *key == "tls")
+            && let Some((name, value)) = variable(environment, "PGSSLMODE")
+        {
+            self.settings.push(("tls", tls_mode(name, value)?));
+        }
+        let mut config = self.config()?;
+        self.log_in(&mut config, environment, &addresses)?;
+        self.negotiate(&mut config, environment)?;
+        Ok(PostgresUrl {
+            config,
+            addresses,
+            target,
+            tls_versions: Versions::of(
+                variable(environment, "PGSSLMINPROTOCOLVERSION"),
+                variable(environment, "PGSSLMAXPROTOCOLVERSION"),
+            )?,
+            settings: self.settings,
+            ignored: self.ignored,
+        })
+    }
+
+    /// As SQLAlchemy and asyncpg have it: a parameter before the part in front of the path, and both before the
+    /// environment. There, ports of the URL hold for its hosts too.
+    fn addresses(&self, environment: &PgEnvironment) -> Result<Vec<Address>, InvalidUrl> {
+        // A parameter in place of the hosts leaves the port before the path.
+        let mut authority = Vec::new();
+        let mut behind = None;
+        match self.authority.strip_prefix(':') {
+            Some("") => {}
+            Some(alone) => behind = Some(port(alone)?),
+            None => {
+                for host in self.authority.split(',').filter(|host| !host.is_empty()) {
+                    authority.push(split(host)?);
+                }
+                if let [(_, port)] = authority[..] {
+                    behind = port;
+                }
+            }
+        }
+        let mut ports = self.ports.clone();
+        let mut hosts = match &self.hosts[..] {
+            [] if ports.is_empty() => authority,
+            // A parameter counts more than what stands before the path.
+            [] => authority
+                .into_iter()
+                .map(|(host, _)| (host, None))
+                .collect(),
+            [alone]
+                if ports.is_empty()
+                    && alone.starts_with(':')
+                    && alone.parse::<IpAddr>().is_err() =>
+            {
+                ports.push(port(&alone[1..])?);
+                Vec::new()
+            }
+            [one] => of_one_parameter(one, !self.ports.is_empty())?,
+            several => several
+                .iter()
+                .map(|host| of_several(host))
+                .collect::<Result<_, _>>()?,
+        };
+        if ports.is_empty() && hosts.len() < 2 {
+            ports.extend(behind.filter(|_| hosts.iter().all(|(_, port)| port.is_none())));
+        }
+        if hosts.is_empty() {
+            let numbers = self.numbers.iter();
+            hosts.extend(numbers.map(|number| (number.to_string(), None)));
+        }
+        if hosts.is_empty()
+            && let Some((name, value)) = variable(environment, "PGHOST")
+        {
+            for host in value.split(',') {
+                let (host, port) = of_variable(host).map_err(|error| format!("{name}: {error}"))?;
+                hosts.push((host, port.filter(|_| ports.is_empty())));
+            }
+        }
+        let lacks_port = hosts.is_empty() || hosts.iter().any(|(_, port)| port.is_none());
+        if ports.is_empty()
+            && lacks_port
+            && let Some((name, value)) = variable(environment, "PGPORT")
+        {
+            let read = value.split(',').map(str::trim).map(port);
+            let read = read.collect::<Result<Vec<_>, _>>();
+            ports = read.map_err(|error| format!("{name}: {error}"))?;
+        }
+        if hosts.is_empty() {
+            hosts = LOCAL.map(|host| (host.to_owned(), None)).into();
+        }
+        if ports.len() > 1 && ports.len() != hosts.len() {
+            return Err(
+                format!("{} hosts and {} ports are given", hosts.len(), ports.len()).into(),
+            );
+        }
+        let numbered = hosts.into_iter().enumerate();
+        let addresses = numbered.map(|(index, (host, own))| {
+            let given = ports
+                .get(index)
+                .or(ports.first().filter(|_| ports.len() == 1));
+            let address = Address::new(host, own.or(given.copied()).unwrap_or(DEFAULT_PORT))?;
+            let number = self.numbers.get(index).copied();
+            Ok(Address { number, ..address })
+        });
+        addresses.collect()
     }
 
     /// In the driver's own form of pairs, where every value can be quoted and a later one counts.
     fn config(&self) -> Result<Config, InvalidUrl> {
-        let (hosts, ports) = if self.hosts.is_empty() {
-            ("localhost".to_owned(), DEFAULT_PORT.to_string())
-        } else {
-            let hosts: Vec<&str> = self.hosts.iter().map(|(host, _)| host.as_str()).collect();
-            let ports: Vec<String> = self.hosts.iter().map(|host| host.1.to_string()).collect();
-            (hosts.join(","), ports.join(","))
-        };
-        let places = [("host", &hosts), ("port", &ports)].into_iter();
-        let others = self.driver.iter().map(|(name, value)| (*name, value));
-        let pairs: Vec<String> = places
-            .chain(others)
-            .map(|(name, value)| {
-                let value = value.replace('\\', r"\\").replace('\'', r"\'");
-                format!("{name}='{value}'")
-            })
-            .collect();
+        let pairs = self.driver.iter().map(|(name, value)| {
+            let value = value.replace('\\', r"\\").replace('\'', r"\'");
+            format!("{name}='{value}'")
+        });
+        let pairs: Vec<String> = pairs.collect();
         pairs
             .join(" ")
             .parse()
@@ -219,6 +452,145 @@ impl Found {
                 cause.unwrap_or_else(|| error.to_string()).into()
             })
     }
+
+    /// What the URL leaves open.
+    fn log_in(
+        &self,
+        config: &mut Config,
+        environment: &PgEnvironment,
+        addresses: &[Address],
+    ) -> Result<(), InvalidUrl> {
+        if let (None, Some(user)) = (config.get_user(), environment.user()) {
+            config.user(user);
+        }
+        if let (None, Some(database)) = (config.get_dbname(), environment.get("PGDATABASE")) {
+            config.dbname(database);
+        }
+        if config.get_password().is_none() {
+            let user = config.get_user();
+            let database = config.get_dbname().or(user);
+            let password = match environment.get("PGPASSWORD") {
+                Some(password) => Some(password.to_owned()),
+                None => {
+                    environment.password(self.passfile.as_deref(), addresses, database, user)?
+                }
+            };
+            if let Some(password) = password {
+                config.password(password);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether TLS begins without a question, which only makes sense where it must begin.
+    fn negotiate(
+        &self,
+        config: &mut Config,
+        environment: &PgEnvironment,
+    ) -> Result<(), InvalidUrl> {
+        if let Some((name, value)) = variable(environment, "PGSSLNEGOTIATION") {
+            match value {
+                "postgres" => {}
+                "direct" => {
+                    config.ssl_negotiation(SslNegotiation::Direct);
+                }
+                _ => return Err(format!("{name} is postgres or direct").into()),
+            }
+        }
+        let mode = self.settings.iter().find(|(key, _)| *key == "tls");
+        let mode = mode.map_or("prefer", |(_, mode)| mode);
+        if config.get_ssl_negotiation() == SslNegotiation::Direct
+            && ["disable", "allow", "prefer"].contains(&mode)
+        {
+            return Err("TLS without asking first needs sslmode=require or more".into());
+        }
+        Ok(())
+    }
+}
+
+/// The value of a variable with its name, for errors.
+fn variable<'a>(
+    environment: &'a PgEnvironment,
+    name: &'static str,
+) -> Option<(&'static str, &'a str)> {
+    Some((name, environment.get(name)?))
+}
+
+fn tls_mode(name: &str, value: &str) -> Result<String, InvalidUrl> {
+    let mode = value.replace('_', "-");
+    match OneOf::<TlsMode>::read(&mode.as_str().into()) {
+        Ok(_) => Ok(mode),
+        Err(expected) => Err(format!("{name}: {expected}").into()),
+    }
+}
+
+/// A writer is of no use on a standby: where one is asked for, that is said at once. `prefer-standby` is
+/// satisfied by a primary, and by nothing else here.
+fn target(name: &str, value: &str) -> Result<Target, InvalidUrl> {
+    match value {
+        "any" => Ok(Target::Any),
+        "primary" | "prefer-standby" => Ok(Target::Primary),
+        "read-write" => Ok(Target::ReadWrite),
+        "standby" | "read-only" => Err(format!(
+            "{name}={value} asks for a server that takes no events; give primary or read-write"
+        )
+        .into()),
+        _ => Err(format!("{name} is any, primary, read-write or prefer-standby").into()),
+    }
+}
+
+/// A host and its port, as they stand before the path.
+fn split(text: &str) -> Result<(String, Option<u16>), InvalidUrl> {
+    let (host, port) = host_and_port(text, 0)?;
+    // None that is written is 0, and none that is 0 can be reached.
+    Ok((host, Some(port).filter(|port| *port != 0)))
+}
+
+/// The only parameter `host`: a list between commas, or one host that may have its port behind it.
+fn of_one_parameter(text: &str, has_ports: bool) -> Result<Vec<(String, Option<u16>)>, InvalidUrl> {
+    if !text.contains(',') {
+        let is_name = |host: &str| {
+            host.chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-.".contains(c))
+        };
+        return match text.rsplit_once(':') {
+            Some((host, _)) if is_name(host) && !has_ports => Ok(vec![split(text)?]),
+            _ if text.starts_with('[') => Ok(vec![split(text)?]),
+            _ => Ok(vec![(text.to_owned(), None)]),
+        };
+    }
+    let hosts = text.split(',').map(str::trim).map(|host| match host {
+        "" => Err("a host is missing between the commas".into()),
+        host if host.starts_with('/') || has_ports => Ok((host.to_owned(), None)),
+        host => split(host),
+    });
+    hosts.collect()
+}
+
+/// One of several parameters `host`: its port stands behind the one colon that is in it.
+fn of_several(text: &str) -> Result<(String, Option<u16>), InvalidUrl> {
+    match text.split_once(':') {
+        Some((host, port)) if !port.contains(':') => Ok((host.to_owned(), Some(self::port(port)?))),
+        _ if text.contains(',') => Err(
+            "give several hosts as host=a,b&port=1,2 or as host=a:1&host=b:2, not both ways".into(),
+        ),
+        _ if text.starts_with('[') => split(text),
+        _ => Ok((text.to_owned(), None)),
+    }
+}
+
+/// One of the hosts in a variable, where IPv6 stands in brackets.
+fn of_variable(text: &str) -> Result<(String, Option<u16>), InvalidUrl> {
+    if text.is_empty() {
+        return Err("a host is missing between the commas".into());
+    }
+    if text.starts_with('/') {
+        return Ok((text.to_owned(), None));
+    }
+    if !text.starts_with('[') && text.matches(':').count() > 1 {
+        return Err("an IPv6 address stands in brackets".into());
+    }
+    split(text)
 }
 
 /// Everything but what may be secret.
@@ -238,12 +610,10 @@ mod tests {
     }
 
     fn login(rest: &str) -> (String, String, String) {
-        let config = parse(rest).config;
+        let url = parse(rest);
+        let config = &url.config;
         let password = config.get_password().unwrap_or_default().to_owned();
-        let host = match &config.get_hosts()[0] {
-            Host::Tcp(name) => name.clone(),
-            Host::Unix(path) => path.display().to_string(),
-        };
+        let host = url.addresses[0].host.clone();
         let user = config.get_user().unwrap_or_default().to_owned();
         (user, String::from_utf8(password).unwrap(), host)
     }
@@ -280,6 +650,7 @@ mod tests {
             ("u:'a\\@h/d", ("u", "'a\\", "h")),
             ("u@h", ("u", "", "h")),
             ("h/d?application_name=a@b", ("", "", "h")),
+            ("h/d?user=q&password=p%40s+s%2B", ("q", "p@s s+", "h")),
         ] {
             let expected = (user.to_owned(), password.to_owned(), host.to_owned());
             assert_eq!(login(rest), expected, "{rest}");

@@ -1,11 +1,9 @@
 //! One batch in one transaction.
 //!
 //! A large batch without anything special about it is copied. All others, and those of which COPY did not
-//! take everything and so nothing, are written by the store function.
-//!
-//! The store function writes the events and tells which ones the database refuses; only then, and
-//! for what the parser rejected, dead letters are written. The start of the transaction and the call
-//! travel together, so that a batch costs two round trips: one to write, one to commit.
+//! take everything and so nothing, are written by the store function. It tells which events the database
+//! refuses; only then, and for what the parser rejected, dead letters are written. The start of the
+//! transaction and the call travel together, so that a batch costs two round trips.
 
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
@@ -19,14 +17,12 @@ use uuid::Uuid;
 use super::arrays::Arrays;
 use super::connection::{Connection, begin};
 use super::copying::Copied;
-use super::encoded::{Call, Encoded};
 use super::failure::Failure;
 use super::letters;
-use super::rows::Refusal;
+use super::rows::{EventRow, Refusal, Rows};
 use super::schema::events;
 use super::settings::PostgresSettings;
-use crate::batch::{Batch, Condemned};
-use crate::delivery::Content;
+use crate::delivery::{Batch, Condemned, Content};
 use crate::failpoint;
 use crate::store::Outcome;
 use crate::store::new_letter::NewLetter;
@@ -55,17 +51,18 @@ pub(super) async fn write(
     if let Some(condemned) = batch.condemned() {
         return keep_all(connection, batch, condemned, now).await;
     }
-    let call = match Encoded::new(batch) {
-        Encoded::Call(call) => *call,
-        Encoded::Rows(rows) => match connection.copy(settings, rows, now).await? {
+    let rows = Rows::new(batch.entries());
+    if rows.can_be_copied(batch.len()) {
+        match connection
+            .copying
+            .copy(settings, &connection.address, &rows, now)
+            .await?
+        {
             Copied::All => return Ok(vec![Outcome::Stored; batch.len()]),
-            copied => {
-                connection.expects_duplicates |= copied == Copied::NothingNew;
-                Call::new(batch)
-            }
-        },
-    };
-    let outcomes = call_function(connection, batch, call, Begin::WithCall, now).await?;
+            copied => connection.expects_duplicates |= copied == Copied::NothingNew,
+        }
+    }
+    let outcomes = call_function(connection, batch, rows, Begin::WithCall, now).await?;
     let duplicates = outcomes.iter().filter(|one| **one == Outcome::Duplicate);
     let num_duplicates = duplicates.count();
     failpoint::pass("postgres::before-commit");
@@ -76,23 +73,21 @@ pub(super) async fn write(
     }
     connection.expects_duplicates = num_duplicates * EXPECT_DUPLICATES_FROM > batch.len();
     let is_clean = outcomes.iter().all(|outcome| *outcome == Outcome::Stored);
-    connection.copies_next(is_clean);
+    connection.copying.goes_on(is_clean);
     Ok(outcomes)
 }
 
-/// The outcomes that the batch would have; nothing of it stays.
 pub(super) async fn rehearse(
     connection: &mut Connection,
     batch: &Batch,
     now: DateTime<Utc>,
 ) -> Result<Vec<Outcome>, Failure> {
-    let call = Call::new(batch);
-    let outcomes = call_function(connection, batch, call, Begin::First, now).await?;
+    let rows = Rows::new(batch.entries());
+    let outcomes = call_function(connection, batch, rows, Begin::First, now).await?;
     connection.roll_back().await?;
     Ok(outcomes)
 }
 
-/// Writes all of a batch as dead letters.
 async fn keep_all(
     connection: &mut Connection,
     batch: &Batch,
@@ -131,7 +126,6 @@ async fn keep_all(
     Ok(outcomes)
 }
 
-/// When the start of a transaction is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Begin {
     /// Together with the call, which saves a round trip.
@@ -144,28 +138,21 @@ enum Begin {
 async fn call_function(
     connection: &mut Connection,
     batch: &Batch,
-    call: Call,
+    rows: Rows<'_>,
     begin: Begin,
     now: DateTime<Utc>,
 ) -> Result<Vec<Outcome>, Failure> {
-    let Call {
-        arrays,
-        indexes,
-        num_resources,
-        repeats_ids,
-        mut refused,
-    } = call;
-    if begin == Begin::First || indexes.is_empty() {
+    if begin == Begin::First || rows.events.is_empty() {
         connection.begin().await?;
     }
-    let not_written = if indexes.is_empty() {
+    let not_written = if rows.events.is_empty() {
         Vec::new()
     } else {
         let ids = ResourceIds::new(now);
         let call = StoreEvents {
-            arrays,
-            resource_ids: (0..num_resources).map(|at| ids.get(at)).collect(),
-            expects_duplicates: connection.expects_duplicates || repeats_ids,
+            arrays: Arrays::new(&rows),
+            resource_ids: (0..rows.resources.len()).map(|at| ids.get(at)).collect(),
+            expects_duplicates: connection.expects_duplicates || rows.repeats_ids,
         };
         match begin {
             Begin::WithCall => begin_and_call(connection, call).await?,
@@ -180,8 +167,9 @@ async fn call_function(
             Content::Rejected(_) => Outcome::RejectedAtParse,
         })
         .collect();
+    let mut refused = rows.refused;
     for (number, code, reason) in not_written {
-        let index = index_of(number, &indexes)?;
+        let index = index_of(number, &rows.events)?;
         match code {
             None => {
                 if let Some(outcome) = outcomes.get_mut(index) {
@@ -204,7 +192,6 @@ async fn call_function(
     Ok(outcomes)
 }
 
-/// Starts the transaction and writes the events.
 async fn begin_and_call(
     connection: &Connection,
     call: StoreEvents,
@@ -224,11 +211,11 @@ async fn begin_and_call(
     Ok(written?)
 }
 
-fn index_of(number: i32, indexes: &[usize]) -> Result<usize, Failure> {
-    let index = usize::try_from(number - 1)
+fn index_of(number: i32, events: &[EventRow<'_>]) -> Result<usize, Failure> {
+    let row = usize::try_from(number - 1)
         .ok()
-        .and_then(|at| indexes.get(at));
-    index.copied().ok_or_else(|| {
+        .and_then(|at| events.get(at));
+    row.map(|row| row.index).ok_or_else(|| {
         Failure::Unfit(
             "the function event_persister_store_v1 answered for an event that it was not given: \
              someone replaced it; drop it and its row in __diesel_schema_migrations"

@@ -4,11 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection as _;
+use diesel::sql_types::Text;
 use diesel::{QueryResult, RunQueryDsl as _, SqliteConnection};
 use libsqlite3_sys as ffi;
 use tokio::time::Instant;
 
-use super::result_code::{Class, CodedConnection, Failed, ResultCode};
+use super::result_code::{CodedConnection, Failed, ResultCode};
 use super::{SqliteSettings, lock_holder, log_size};
 use crate::store::StoreError;
 
@@ -17,10 +18,8 @@ use crate::store::StoreError;
 /// writer and the trimmer may come to hold as much.
 pub(super) const CACHE_KIB: u32 = 8_000;
 
-/// Why something could not be done.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// SQLite or diesel said no.
     Database(Failed),
     /// COMMIT failed: it may have happened all the same.
     Commit(Failed),
@@ -41,7 +40,6 @@ impl From<Failed> for Failure {
     }
 }
 
-/// Whether a file that is not there may be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Missing {
     Create,
@@ -50,7 +48,6 @@ pub(super) enum Missing {
     Await,
 }
 
-/// A connection with our settings.
 pub(super) struct Connection {
     coded: CodedConnection,
     /// Named by every error: the absolute path, and how long is waited for a lock.
@@ -58,7 +55,6 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Opens the file and sets what a connection needs.
     pub(super) fn open(settings: &SqliteSettings, missing: Missing) -> Result<Self, StoreError> {
         let path = std::path::absolute(&settings.path).unwrap_or_else(|_| settings.path.clone());
         inspect_path(&path, missing)?;
@@ -128,13 +124,8 @@ impl Connection {
     }
 
     pub(super) fn journal_mode(&mut self, pragma: &str) -> Result<String, Failure> {
-        #[derive(diesel::QueryableByName)]
-        struct Row {
-            #[diesel(sql_type = diesel::sql_types::Text)]
-            journal_mode: String,
-        }
-        let row: Row = self.run(|connection| diesel::sql_query(pragma).get_result(connection))?;
-        Ok(row.journal_mode)
+        let mode = diesel::dsl::sql::<Text>(pragma);
+        Ok(self.run(|connection| mode.get_result(connection))?)
     }
 
     /// Runs one call through diesel, or several of which the first that fails is the last.
@@ -145,7 +136,6 @@ impl Connection {
         self.coded.run(call)
     }
 
-    /// Runs SQL text without parameters.
     pub(super) fn execute_batch(&mut self, sql: &str) -> Result<(), Failed> {
         self.run(|connection| connection.batch_execute(sql))
     }
@@ -226,7 +216,6 @@ impl Connection {
         self.settings.path.display()
     }
 
-    /// The longest text or blob that can be bound.
     pub(super) fn max_length(&self) -> usize {
         self.coded.max_length()
     }
@@ -289,23 +278,22 @@ fn inspect_path(path: &Path, missing: Missing) -> Result<(), StoreError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let directory = path.parent().unwrap_or(Path::new("/"));
             if !directory.is_dir() {
-                unavailable(format!(
+                return unavailable(format!(
                     "the SQLite database {shown} cannot be opened: there is no directory {}; create \
                      it, or correct the path",
                     directory.display()
-                ))
-            } else {
-                match missing {
-                    Missing::Create => Ok(()),
-                    Missing::Refuse => unavailable(format!(
-                        "there is no SQLite database {shown}: correct the path, or let \
-                         `event-persister migrate` make it"
-                    )),
-                    Missing::Await => unavailable(format!(
-                        "there is no SQLite database {shown}: waiting for Prefect's migrations; for a \
-                         database without Prefect run `event-persister migrate`"
-                    )),
-                }
+                ));
+            }
+            match missing {
+                Missing::Create => Ok(()),
+                Missing::Refuse => unavailable(format!(
+                    "there is no SQLite database {shown}: correct the path, or let \
+                     `event-persister migrate` make it"
+                )),
+                Missing::Await => unavailable(format!(
+                    "there is no SQLite database {shown}: waiting for Prefect's migrations; for a \
+                     database without Prefect run `event-persister migrate`"
+                )),
             }
         }
         // Whatever it is, SQLite will say so too.
@@ -332,7 +320,7 @@ fn uri(path: &Path, missing: Missing) -> String {
 }
 
 fn remedy_for(code: ResultCode, settings: &SqliteSettings) -> String {
-    if code.class() == Class::Rejected {
+    if code.refuses_values() {
         return "a row of ours was refused; compare the schema with `event-persister check`"
             .to_owned();
     }

@@ -1,16 +1,14 @@
 //! Whether an open connection still writes to the file that stands at its path.
 //!
-//! SQLite goes on with a file that was moved or removed as if nothing had happened: what is
-//! committed there is acknowledged, and nobody finds it. And as long as one connection of this
-//! process is open on the old file, no other may be opened at the path: both would use the `-wal`
-//! and `-shm` files that stand beside it, and damage one another's database.
+//! SQLite goes on with a file that was moved or removed: what is committed there is acknowledged, and nobody
+//! finds it. While one connection of this process is open on the old file, no other may be opened at the path:
+//! both would use the same `-wal` and `-shm` files, and damage one another's database.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::store::StoreError;
 
-/// The file that the open connections of one process use.
 #[derive(Default)]
 pub(super) struct OpenFile(Mutex<Weak<FileId>>);
 
@@ -21,21 +19,25 @@ pub(super) type Token = Arc<FileId>;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct FileId(Option<(u64, u64)>);
 
+/// The device and the inode of a file.
+#[cfg(unix)]
+pub(super) fn numbers(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(not(unix))]
+pub(super) fn numbers(_path: &Path) -> Option<(u64, u64)> {
+    None
+}
+
 impl FileId {
-    #[cfg(unix)]
     fn at(path: &Path) -> Self {
-        use std::os::unix::fs::MetadataExt;
-
-        let metadata = std::fs::metadata(path).ok();
-        Self(metadata.map(|metadata| (metadata.dev(), metadata.ino())))
+        Self(numbers(path))
     }
 
-    #[cfg(not(unix))]
-    fn at(_path: &Path) -> Self {
-        Self(None)
-    }
-
-    /// Whether it is the file at the path.
     pub(super) fn is_at(&self, path: &Path) -> bool {
         *self == Self::at(path)
     }

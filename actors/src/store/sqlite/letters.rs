@@ -1,7 +1,7 @@
 //! Dead letters, written with their batch.
 
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, QueryFragment, QueryId};
+use diesel::query_builder::{AstPass, QueryFragment};
 use diesel::sql_types::{Binary, Nullable, Text};
 use diesel::sqlite::Sqlite;
 use uuid::Uuid;
@@ -44,12 +44,7 @@ struct InsertLetter<'a> {
     now: &'a str,
 }
 
-impl QueryId for InsertLetter<'_> {
-    type QueryId = InsertLetter<'static>;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
-
-impl RunQueryDsl<SqliteConnection> for InsertLetter<'_> {}
+prepared_once!(InsertLetter);
 
 impl QueryFragment<Sqlite> for InsertLetter<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {

@@ -1,12 +1,14 @@
 //! Which processes hold locks of a database, where the system shows it.
 //!
-//! Only `stat` and `/proc` are used. The database's own files must never be opened here: closing any
-//! descriptor of a file gives up all POSIX locks that the process has on it, SQLite's included.
+//! Only `stat` and `/proc` are used; a system without the latter names nobody. The database's own files must
+//! never be opened here: closing any descriptor of a file gives up all POSIX locks that the process has on it,
+//! SQLite's included.
 
 use std::fmt;
 use std::path::Path;
 
-/// A process that holds the lock.
+use super::in_place::numbers;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Holder {
     pid: u32,
@@ -14,7 +16,6 @@ pub(super) struct Holder {
 }
 
 impl Holder {
-    /// With its name, where that can be seen.
     pub(super) fn new(pid: u32) -> Self {
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
         Self {
@@ -40,7 +41,6 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Stands for a process of another namespace.
 const HIDDEN: u32 = 0;
 
 /// The bytes of the `-shm` file of which each reader in WAL mode locks one for its transaction.
@@ -51,7 +51,6 @@ const WAL_WRITE_LOCK: u64 = 120;
 const RESERVED_LOCK: u64 = 0x4000_0001;
 
 /// The process that holds the write lock at this moment; `None` where nobody does or the system does not tell.
-#[cfg(target_os = "linux")]
 pub(super) fn find(database: &Path) -> Option<Holder> {
     // SQLite puts its files beside what a symbolic link points to.
     let database = std::fs::canonicalize(database).ok()?;
@@ -63,20 +62,18 @@ pub(super) fn find(database: &Path) -> Option<Holder> {
     ];
     places.into_iter().find_map(|(file, byte)| {
         let (device, inode) = numbers(file)?;
-        let pids = pids_of_locks(&locks, device, inode, Kind::Write, byte..=byte);
+        let pids = pids_of_locks(&locks, device, inode, "WRITE", byte..=byte);
         let pid = pids.into_iter().find(|pid| *pid != HIDDEN)?;
         Some(Holder::new(pid))
     })
 }
 
-/// Which other processes are in a read transaction at this moment.
-#[cfg(target_os = "linux")]
 pub(super) fn readers(database: &Path) -> Vec<Holder> {
     let find = || {
         let database = std::fs::canonicalize(database).ok()?;
         let locks = std::fs::read_to_string("/proc/locks").ok()?;
         let (device, inode) = numbers(&shm_of(&database))?;
-        let mut pids = pids_of_locks(&locks, device, inode, Kind::Read, WAL_READ_LOCKS);
+        let mut pids = pids_of_locks(&locks, device, inode, "READ", WAL_READ_LOCKS);
         pids.sort_unstable();
         pids.dedup();
         Some(pids)
@@ -86,61 +83,27 @@ pub(super) fn readers(database: &Path) -> Vec<Holder> {
     others.map(Holder::new).collect()
 }
 
-#[cfg(target_os = "linux")]
 fn shm_of(database: &Path) -> std::path::PathBuf {
     let mut shm = database.to_owned().into_os_string();
     shm.push("-shm");
     shm.into()
 }
 
-/// By which a file is known in the list of locks: its device and inode.
-#[cfg(target_os = "linux")]
-fn numbers(file: &Path) -> Option<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt;
-
-    let metadata = std::fs::metadata(file).ok()?;
-    Some((metadata.dev(), metadata.ino()))
-}
-
-/// Other systems do not show it.
-#[cfg(not(target_os = "linux"))]
-pub(super) fn find(_database: &Path) -> Option<Holder> {
-    None
-}
-
-/// Other systems do not show it.
-#[cfg(not(target_os = "linux"))]
-pub(super) fn readers(_database: &Path) -> Vec<Holder> {
-    Vec::new()
-}
-
-#[cfg(target_os = "linux")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Read,
-    Write,
-}
-
-/// The processes with a POSIX lock of this kind on any of these bytes of a file, from the text of
+/// The processes with a POSIX lock of this kind on any of these bytes of a file, both as they stand in
 /// `/proc/locks`.
 ///
 /// Some file systems report another device to `stat` than the kernel's list shows; then the only
 /// process with a lock on those bytes of a file with that inode is taken for it.
-#[cfg(target_os = "linux")]
 fn pids_of_locks(
     locks: &str,
     device: u64,
     inode: u64,
-    kind: Kind,
+    kind: &str,
     bytes: std::ops::RangeInclusive<u64>,
 ) -> Vec<u32> {
     let major = (device >> 8 & 0xfff) | (device >> 32 & !0xfff);
     let minor = (device & 0xff) | (device >> 12 & 0xffff_ff00);
     let device = format!("{major:02x}:{minor:02x}");
-    let kind = match kind {
-        Kind::Read => "READ",
-        Kind::Write => "WRITE",
-    };
     let candidates: Vec<(bool, u32)> = locks
         .lines()
         .filter_map(|line| {
@@ -175,7 +138,7 @@ fn pids_of_locks(
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -190,7 +153,7 @@ mod tests {
 ";
 
     fn pid_of_lock(locks: &str, device: u64, inode: u64, byte: u64) -> Option<u32> {
-        let pids = pids_of_locks(locks, device, inode, Kind::Write, byte..=byte);
+        let pids = pids_of_locks(locks, device, inode, "WRITE", byte..=byte);
         pids.into_iter().find(|pid| *pid != HIDDEN)
     }
 
@@ -205,7 +168,7 @@ mod tests {
 6: POSIX  ADVISORY  READ 15 08:02:77 124 124
 7: OFDLCK ADVISORY  READ 16 08:01:77 124 124
 ";
-        let of = |device, inode| pids_of_locks(LOCKS, device, inode, Kind::Read, WAL_READ_LOCKS);
+        let of = |device, inode| pids_of_locks(LOCKS, device, inode, "READ", WAL_READ_LOCKS);
         assert_eq!(of(0x801, 77), [11, 12, HIDDEN]);
         assert_eq!(of(0x802, 77), [15]);
         assert_eq!(of(0x801, 78), [] as [u32; 0]);

@@ -1,12 +1,8 @@
 //! How large the write-ahead log has become, and which readers keep it from being given back.
 //!
-//! A checkpoint writes the log back into the file, and the next transaction begins it anew; what it has
-//! beyond [`LIMIT`] is then given back to the file system. A reader whose transaction began before sees the
-//! log as it was then, so it can neither be written back beyond that point nor begun anew: it grows by all
-//! that is written, for as long as that transaction lasts.
-//!
-//! Which ones do shows in their locks. A lock that is seen again and again, while the log is large, is one
-//! of them; readers that come and go let theirs go.
+//! After a checkpoint the next transaction begins the log anew, and what it has beyond [`LIMIT`] is given back
+//! to the file system. A reader whose transaction began before prevents that: the log grows by all that is
+//! written. Such a reader holds its lock each time when it is looked at; others let theirs go.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -25,14 +21,11 @@ const MIB: u64 = 1 << 20;
 /// How long a reader may hold its lock before it is named.
 const NAMED_AFTER: Duration = Duration::from_secs(10);
 
-/// How often it is looked at most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The log of one database, as it was seen by those who write.
 #[derive(Debug, Default)]
 pub(super) struct LogWatch(Mutex<Option<Large>>);
 
-/// A log that is large, since when, and who has read ever since.
 #[derive(Debug)]
 struct Large {
     since: Instant,
@@ -49,16 +42,18 @@ impl Large {
         if lasted < NAMED_AFTER || self.readers.is_empty() {
             return None;
         }
-        Some(pinned(self.num_bytes, &self.readers))
+        let pinned = pinned(self.num_bytes, &self.readers);
+        Some(format!(
+            "{pinned}; end that transaction, and the next events give the log back"
+        ))
     }
 }
 
-/// The warning about a log that readers keep.
 pub(super) fn pinned(num_bytes: u64, readers: &[Holder]) -> String {
     let readers: Vec<String> = readers.iter().map(ToString::to_string).collect();
     format!(
         "the write-ahead log has {} MiB and grows with all that is written, since an open read \
-         transaction keeps it: {}; end that transaction, and the next events give the log back",
+         transaction keeps it: {}",
         num_bytes / MIB,
         readers.join(", ")
     )
@@ -88,14 +83,12 @@ impl LogWatch {
         }
     }
 
-    /// The warning, if there is one.
     pub(super) fn warning(&self) -> Option<String> {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.as_ref()?.warning(Instant::now())
     }
 }
 
-/// A message for the log of this process.
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
     Pinned(String),

@@ -15,6 +15,7 @@ use crate::store::operator::{
     Answer, Compared, Cursor, DatabaseInfo, DeadLetter, EventRows, LetterCounts, LetterFilter,
     LetterVersion, Needs, OpenLetter, Page, StoreOperator, Strays,
 };
+use crate::store::prefect::REVISIONS_ON_SQLITE;
 use crate::store::{CreateSchema, Cutoffs, StoreError, Trimmed};
 
 mod audit;
@@ -23,9 +24,6 @@ mod content;
 mod dead_letters;
 mod expired;
 mod inspection;
-
-/// The last revisions of Prefect 3.8.0 and 3.8.8.
-const TESTED_REVISIONS: [&str; 2] = ["f416ea180ae1", "a3b9c7d2e5f1"];
 
 const READ_LETTERS: &str = "read dead letters of";
 
@@ -40,7 +38,7 @@ impl StoreOperator for SqliteStore {
         Box::pin(self.on_file(Missing::Refuse, "read", |connection| {
             Ok(DatabaseInfo {
                 prefect_revision: schema::prefect_revision(connection)?,
-                tested_revisions: &TESTED_REVISIONS,
+                tested_revisions: &REVISIONS_ON_SQLITE,
                 ..DatabaseInfo::default()
             })
         }))

@@ -3,7 +3,7 @@
 //! The table is made by the first one that is noted, and not by a migration: nothing but a pass needs it.
 
 use chrono::{DateTime, Utc};
-use diesel::dsl::max;
+use diesel::dsl::{max, sql};
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Bool, Text};
@@ -12,10 +12,10 @@ use super::SqliteStore;
 use super::connection::{Connection, Failure};
 use super::schema::events;
 use super::text::{read_timestamp, timestamp_bound};
-use crate::store::{Cutoffs, EventCounts, LastPass, StoreError, as_count};
+use crate::store::{Bounds, Cutoffs, EventCounts, LastPass, StoreError, as_count};
 
 const IS_THERE: &str = "SELECT EXISTS (SELECT 1 FROM sqlite_master \
-    WHERE type = 'table' AND name = 'event_persister_retention') AS is_there";
+    WHERE type = 'table' AND name = 'event_persister_retention')";
 
 /// One row.
 const MAKE: &str = "CREATE TABLE IF NOT EXISTS event_persister_retention (\
@@ -23,18 +23,6 @@ const MAKE: &str = "CREATE TABLE IF NOT EXISTS event_persister_retention (\
 
 const NOTE: &str = "INSERT INTO event_persister_retention (one, last_pass) VALUES (1, ?) \
     ON CONFLICT (one) DO UPDATE SET last_pass = excluded.last_pass";
-
-#[derive(QueryableByName)]
-struct IsThere {
-    #[diesel(sql_type = Bool)]
-    is_there: bool,
-}
-
-#[derive(QueryableByName)]
-struct Noted {
-    #[diesel(sql_type = Text)]
-    last_pass: String,
-}
 
 impl SqliteStore {
     pub(super) async fn read_last_pass(
@@ -75,7 +63,7 @@ impl SqliteStore {
         cutoffs: &Cutoffs,
         until: DateTime<Utc>,
     ) -> Result<EventCounts, StoreError> {
-        let cutoffs = cutoffs.clone();
+        let bounds = cutoffs.bounds(timestamp_bound);
         // Not in the way of those who write: it may take a while.
         let counted = self.with_connection("read", move |connection| {
             let until = timestamp_bound(until);
@@ -83,8 +71,8 @@ impl SqliteStore {
             let earlier = events::table.filter(events::updated.le(&until));
             let num_events = connection.run(|connection| earlier.count().get_result(connection))?;
             // From the indexes: all that has expired, without what was stored later.
-            let expired = num_expired(connection, &cutoffs, None)?;
-            let later = num_expired(connection, &cutoffs, Some(&until))?;
+            let expired = num_expired(connection, &bounds, None)?;
+            let later = num_expired(connection, &bounds, Some(&until))?;
             connection.commit()?;
             Ok(EventCounts {
                 num_events: as_count(num_events),
@@ -98,13 +86,12 @@ impl SqliteStore {
 }
 
 fn noted(connection: &mut Connection) -> Result<Option<DateTime<Utc>>, Failure> {
-    let row: IsThere = connection.run(|connection| sql_query(IS_THERE).get_result(connection))?;
-    if !row.is_there {
+    if !connection.run(|connection| sql::<Bool>(IS_THERE).get_result(connection))? {
         return Ok(None);
     }
-    const READ: &str = "SELECT last_pass FROM event_persister_retention";
-    let rows: Vec<Noted> = connection.run(|connection| sql_query(READ).load(connection))?;
-    Ok((rows.into_iter().next()).and_then(|row| read_timestamp(&row.last_pass)))
+    let read = sql::<Text>("SELECT last_pass FROM event_persister_retention");
+    let noted: Option<String> = connection.run(|c| read.get_result(c).optional())?;
+    Ok(noted.and_then(|text| read_timestamp(&text)))
 }
 
 /// When the newest event was stored of those that were there before.
@@ -121,26 +108,25 @@ fn newest(
 /// How many events are expired, or how many of those that were stored after a moment.
 fn num_expired(
     connection: &mut Connection,
-    cutoffs: &Cutoffs,
+    bounds: &Bounds<String>,
     after: Option<&str>,
 ) -> Result<i64, Failure> {
-    let default = timestamp_bound(cutoffs.default);
     let mut count = |name: Option<&str>, cutoff: &str| {
         let mut query = events::table
-            .filter(events::occurred.lt(cutoff.to_owned()))
+            .filter(events::occurred.lt(cutoff))
             .count()
             .into_boxed();
         if let Some(name) = name {
-            query = query.filter(events::event.eq(name.to_owned()));
+            query = query.filter(events::event.eq(name));
         }
         if let Some(after) = after {
-            query = query.filter(events::updated.gt(after.to_owned()));
+            query = query.filter(events::updated.gt(after));
         }
         connection.run(|connection| query.get_result::<i64>(connection))
     };
-    let mut expired = count(None, &default)?;
-    for (name, cutoff) in cutoffs.different_overrides() {
-        expired += count(Some(name), &timestamp_bound(cutoff))? - count(Some(name), &default)?;
+    let mut expired = count(None, &bounds.default)?;
+    for (name, cutoff) in &bounds.overrides {
+        expired += count(Some(name), cutoff)? - count(Some(name), &bounds.default)?;
     }
     Ok(expired)
 }

@@ -1,10 +1,9 @@
 //! SQLite's extended result codes, and the one place that decides what a failure means.
 //!
-//! Diesel shows the text of an error and a coarse kind, and text must not decide. The code can be asked of
-//! SQLite only between the failed call and the next one on the same connection; diesel makes that
-//! next call itself, when it unbinds the parameters. So the question is asked where diesel reports
-//! a failed statement, from its instrumentation, with the connection's handle, which diesel does
-//! not show either: an automatic extension sees it while the connection is opened.
+//! Diesel shows the text of an error, and text must not decide. The code can be asked of SQLite only before
+//! the next call on the same connection, which diesel itself makes when it unbinds the parameters. So the
+//! question is asked from diesel's instrumentation, with the connection's handle, which an automatic
+//! extension sees while the connection is opened.
 //!
 //! This file holds all unsafe code of the crate.
 #![allow(unsafe_code)]
@@ -25,15 +24,6 @@ use crate::store::{Fault, FaultKind, RefusalReason};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ResultCode(c_int);
 
-/// The meaning of a failed statement for the event that it carried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Class {
-    /// These values can never be stored: the event becomes a dead letter.
-    Rejected,
-    /// Anything else, known or not: the same values may be stored later.
-    Unavailable,
-}
-
 impl ResultCode {
     /// No code is known: the failure was diesel's, or its code was gone before it could be asked.
     pub(super) const NONE: Self = Self(ffi::SQLITE_OK);
@@ -45,23 +35,21 @@ impl ResultCode {
         self.0 & 0xff
     }
 
-    /// The meaning of a failure with this code.
+    /// Whether the values of the failed statement can never be stored: the event becomes a dead letter.
     ///
     /// A primary key that is taken is not the event's fault: events are inserted with a conflict
     /// clause for it, and the keys of resources are made anew at every attempt. Neither is a column
     /// that must not be null: we fill every column that we know, so the schema has grown.
-    pub(super) fn class(self) -> Class {
-        match self.0 {
+    pub(super) fn refuses_values(self) -> bool {
+        !matches!(
+            self.0,
             ffi::SQLITE_CONSTRAINT_NOTNULL
-            | ffi::SQLITE_CONSTRAINT_PRIMARYKEY
-            | ffi::SQLITE_CONSTRAINT_ROWID => Class::Unavailable,
-            _ => match self.primary() {
-                ffi::SQLITE_CONSTRAINT | ffi::SQLITE_TOOBIG | ffi::SQLITE_MISMATCH => {
-                    Class::Rejected
-                }
-                _ => Class::Unavailable,
-            },
-        }
+                | ffi::SQLITE_CONSTRAINT_PRIMARYKEY
+                | ffi::SQLITE_CONSTRAINT_ROWID
+        ) && matches!(
+            self.primary(),
+            ffi::SQLITE_CONSTRAINT | ffi::SQLITE_TOOBIG | ffi::SQLITE_MISMATCH
+        )
     }
 
     /// The likely cause of a failure that is not for sure an event's fault.
@@ -85,7 +73,6 @@ impl ResultCode {
         }
     }
 
-    /// Why a failure that is the event's fault is.
     pub(super) fn refusal(self) -> RefusalReason {
         match (self.0, self.primary()) {
             (ffi::SQLITE_CONSTRAINT_TRIGGER, _) => RefusalReason::Raised,
@@ -132,14 +119,12 @@ const NAMES: &[(c_int, &str)] = names! {
     SQLITE_CANTOPEN_ISDIR SQLITE_CANTOPEN_SYMLINK
 };
 
-/// The connection's notes of a statement that failed.
 #[derive(Debug)]
 struct Noted {
     code: AtomicI32,
     in_transaction: AtomicBool,
 }
 
-/// A failed call, with what SQLite said about it at that moment.
 #[derive(Debug)]
 pub(super) struct Failed {
     pub(super) code: ResultCode,
@@ -148,7 +133,6 @@ pub(super) struct Failed {
     pub(super) error: diesel::result::Error,
 }
 
-/// A connection that knows the result code of a failed call.
 pub(super) struct CodedConnection {
     connection: SqliteConnection,
     noted: Arc<Noted>,
@@ -181,7 +165,6 @@ impl CodedConnection {
         })
     }
 
-    /// Runs one call, or several of which the first that fails is the last.
     pub(super) fn run<T>(
         &mut self,
         call: impl FnOnce(&mut SqliteConnection) -> QueryResult<T>,
@@ -255,14 +238,12 @@ impl Instrumentation for NoteCodes {
     }
 }
 
-/// The handle of an open connection, kept by that connection's own instrumentation.
 struct Handle(NonNull<ffi::sqlite3>);
 
 // SAFETY: the handle moves only together with the connection that it belongs to, which is `Send`,
 // and is used only by calls that hold that connection exclusively.
 unsafe impl Send for Handle {}
 
-/// The connection that the automatic extension saw.
 #[derive(Clone, Copy)]
 struct Opened {
     handle: NonNull<ffi::sqlite3>,
@@ -270,7 +251,6 @@ struct Opened {
 }
 
 thread_local! {
-    /// The connection that this thread opened last.
     static OPENED: Cell<Option<Opened>> = const { Cell::new(None) };
 }
 
@@ -344,20 +324,15 @@ mod tests {
     fn knows_the_extended_code_of_each_failure() {
         let mut connection = connection();
         insert(&mut connection, "a", Some("b")).unwrap();
-        for (a, b, name, class) in [
-            ("c", Some("no"), "SQLITE_CONSTRAINT_CHECK", Class::Rejected),
-            ("c", Some("b"), "SQLITE_CONSTRAINT_UNIQUE", Class::Rejected),
-            ("c", None, "SQLITE_CONSTRAINT_NOTNULL", Class::Unavailable),
-            (
-                "a",
-                Some("c"),
-                "SQLITE_CONSTRAINT_PRIMARYKEY",
-                Class::Unavailable,
-            ),
+        for (a, b, name, refuses_values) in [
+            ("c", Some("no"), "SQLITE_CONSTRAINT_CHECK", true),
+            ("c", Some("b"), "SQLITE_CONSTRAINT_UNIQUE", true),
+            ("c", None, "SQLITE_CONSTRAINT_NOTNULL", false),
+            ("a", Some("c"), "SQLITE_CONSTRAINT_PRIMARYKEY", false),
         ] {
             let failed = insert(&mut connection, a, b).unwrap_err();
             assert_eq!(failed.code.name(), name);
-            assert_eq!(failed.code.class(), class, "{name}");
+            assert_eq!(failed.code.refuses_values(), refuses_values, "{name}");
             assert!(!failed.in_transaction, "{name}");
         }
         insert(&mut connection, "d", Some("d")).unwrap();
@@ -430,7 +405,7 @@ mod tests {
             ffi::SQLITE_CONSTRAINT_UNIQUE,
             ffi::SQLITE_CONSTRAINT_VTAB,
         ] {
-            assert_eq!(ResultCode(code).class(), Class::Rejected, "{code}");
+            assert!(ResultCode(code).refuses_values(), "{code}");
         }
         for code in [
             ffi::SQLITE_OK,
@@ -469,7 +444,7 @@ mod tests {
             ffi::SQLITE_CONSTRAINT_ROWID,
             12_345,
         ] {
-            assert_eq!(ResultCode(code).class(), Class::Unavailable, "{code}");
+            assert!(!ResultCode(code).refuses_values(), "{code}");
         }
     }
 

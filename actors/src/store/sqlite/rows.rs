@@ -6,21 +6,19 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, QueryFragment, QueryId};
+use diesel::query_builder::{AstPass, QueryFragment};
 use diesel::sql_types::{Nullable, Text};
 use diesel::sqlite::Sqlite;
 use uuid::Uuid;
 
 use super::result_code::{Failed, ResultCode};
 use super::text::write_timestamp;
-use crate::batch::Condemned;
-use crate::delivery::{Content, Entry};
+use crate::delivery::{Condemned, Content, Entry};
 use crate::event::ReceivedEvent;
 use crate::store::RefusalReason;
 use crate::store::python_json::{rewrite, write_array, write_object, write_string};
 use crate::store::resource_ids::ResourceIds;
 
-/// Why the database does not take an event.
 pub(super) struct Refusal {
     pub(super) kind: RefusalReason,
     pub(super) reason: String,
@@ -36,7 +34,6 @@ impl Refusal {
         }
     }
 
-    /// For an event that was refused while others were stored.
     pub(super) fn condemned(condemned: &Condemned) -> Self {
         Self {
             kind: RefusalReason::Other,
@@ -80,7 +77,6 @@ struct EventRanges {
     other_labels: Vec<Range<usize>>,
 }
 
-/// The texts of one event.
 pub(super) struct EventTexts<'a> {
     texts: &'a RowTexts,
     ranges: &'a EventRanges,
@@ -185,7 +181,6 @@ impl EventRanges {
 }
 
 impl EventTexts<'_> {
-    /// Why a column cannot hold the event, where one is longer than the database takes.
     pub(super) fn too_long(&self, event: &ReceivedEvent, max_length: usize) -> Option<Refusal> {
         let ranges = self.ranges;
         let lengths = [
@@ -256,7 +251,6 @@ fn written(
     done.map(|()| start..out.len())
 }
 
-/// The same for what can always be written.
 fn appended(out: &mut String, write: impl FnOnce(&mut String)) -> Range<usize> {
     let start = out.len();
     write(out);
@@ -267,18 +261,12 @@ fn write_uuid(id: Uuid, out: &mut String) {
     out.push_str(id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
 }
 
-/// Inserts one event unless its id is there.
 pub(super) struct InsertEvent<'a> {
     pub(super) event: &'a ReceivedEvent,
     pub(super) texts: &'a EventTexts<'a>,
 }
 
-impl QueryId for InsertEvent<'_> {
-    type QueryId = InsertEvent<'static>;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
-
-impl RunQueryDsl<SqliteConnection> for InsertEvent<'_> {}
+prepared_once!(InsertEvent);
 
 impl QueryFragment<Sqlite> for InsertEvent<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
@@ -315,23 +303,16 @@ impl QueryFragment<Sqlite> for InsertEvent<'_> {
     }
 }
 
-/// Inserts one row for one of an event's resources.
 pub(super) struct InsertResource<'a> {
     /// The row's own. A new one at every attempt: one that is taken, if that can be, is not met again.
     pub(super) row_id: &'a str,
     pub(super) resource_id: &'a str,
     pub(super) role: &'a str,
     pub(super) texts: &'a EventTexts<'a>,
-    /// Which of the event's resources it is.
     pub(super) number: usize,
 }
 
-impl QueryId for InsertResource<'_> {
-    type QueryId = InsertResource<'static>;
-    const HAS_STATIC_QUERY_ID: bool = true;
-}
-
-impl RunQueryDsl<SqliteConnection> for InsertResource<'_> {}
+prepared_once!(InsertResource);
 
 impl QueryFragment<Sqlite> for InsertResource<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {

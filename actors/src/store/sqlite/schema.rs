@@ -1,18 +1,22 @@
 //! The tables: which there are, which may be made here, and whether they are what is written.
 
 use std::collections::BTreeSet;
-use std::error::Error;
 
-use diesel::migration::{Migration, MigrationConnection as _, MigrationSource as _};
+use diesel::dsl::sql;
+use diesel::migration::{Migration, MigrationConnection as _};
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{Bool, Text};
+use diesel::sql_types::Text;
 use diesel::sqlite::Sqlite;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _, embed_migrations};
 
 use super::connection::{Connection, Failure};
 use crate::finding::Finding;
 use crate::store::CreateSchema;
+use crate::store::tables::{
+    self, Column, LETTERS, LETTERS_VERSION, Remedies, WRITTEN, fault_of_unknown, fault_of_written,
+    migrations, query_error, unfit, unknown_column,
+};
 
 /// Prefect's tables, to the letter. Never run on a database that is or may become Prefect's.
 pub(super) const EVENTS: EmbeddedMigrations = embed_migrations!("../migrations/sqlite/events");
@@ -68,68 +72,9 @@ diesel::table! {
 
 diesel::allow_tables_to_appear_in_same_query!(events, event_resources);
 
-/// The columns that are written, table by table.
-const WRITTEN: [(&str, &[&str]); 3] = [
-    (
-        "events",
-        &[
-            "occurred",
-            "event",
-            "resource_id",
-            "resource",
-            "related_resource_ids",
-            "related",
-            "payload",
-            "received",
-            "recorded",
-            "follows",
-            "id",
-            "created",
-            "updated",
-        ],
-    ),
-    (
-        "event_resources",
-        &[
-            "occurred",
-            "resource_id",
-            "resource_role",
-            "resource",
-            "event_id",
-            "id",
-            "created",
-            "updated",
-        ],
-    ),
-    (
-        "event_persister_dead_letters",
-        &[
-            "id",
-            "source",
-            "position",
-            "raw",
-            "raw_hash",
-            "event_id",
-            "stage",
-            "reason",
-            "sqlstate",
-            "attempts",
-            "first_seen",
-            "last_seen",
-        ],
-    ),
-];
-
-/// The tables that a database has already.
 struct Found {
     tables: BTreeSet<String>,
     applied: BTreeSet<String>,
-}
-
-#[derive(QueryableByName)]
-struct Name {
-    #[diesel(sql_type = Text)]
-    name: String,
 }
 
 impl Found {
@@ -137,10 +82,7 @@ impl Found {
         let tables = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')";
         let tables = names(connection, tables)?;
         let applied = if tables.contains("__diesel_schema_migrations") {
-            names(
-                connection,
-                "SELECT version AS name FROM __diesel_schema_migrations",
-            )?
+            names(connection, "SELECT version FROM __diesel_schema_migrations")?
         } else {
             BTreeSet::new()
         };
@@ -156,14 +98,13 @@ impl Found {
         self.applied.contains(&version)
     }
 
-    /// The migrations that are still to be run, in order.
     fn pending(&self, create: CreateSchema) -> QueryResult<Vec<Box<dyn Migration<Sqlite>>>> {
         let mut pending = Vec::new();
         if create == CreateSchema::Nothing {
             return Ok(pending);
         }
         if create == CreateSchema::Everything {
-            let events = migrations(EVENTS)?;
+            let events = migrations(&EVENTS)?;
             // Tables that Prefect made are not in our list of migrations; and where it has begun to
             // make some, it will make these too.
             let is_ours = events
@@ -176,29 +117,17 @@ impl Found {
                 pending.extend(events);
             }
         }
-        pending.extend(migrations(OWN)?);
+        pending.extend(migrations(&OWN)?);
         pending.retain(|migration| !self.has_run(migration.as_ref()));
         Ok(pending)
     }
 }
 
-fn names(connection: &mut SqliteConnection, sql: &str) -> QueryResult<BTreeSet<String>> {
-    let rows: Vec<Name> = sql_query(sql).load(connection)?;
-    Ok(rows.into_iter().map(|row| row.name).collect())
-}
-
-fn migrations(set: EmbeddedMigrations) -> QueryResult<Vec<Box<dyn Migration<Sqlite>>>> {
-    let mut migrations = set.migrations().map_err(query_error)?;
-    migrations.sort_unstable_by(|a, b| a.name().version().cmp(&b.name().version()));
-    Ok(migrations)
-}
-
-/// The error of a migration, as diesel's own where it is one.
-fn query_error(error: Box<dyn Error + Send + Sync>) -> diesel::result::Error {
-    match error.downcast::<diesel::result::Error>() {
-        Ok(error) => *error,
-        Err(error) => diesel::result::Error::QueryBuilderError(error),
-    }
+fn names(connection: &mut SqliteConnection, text: &str) -> QueryResult<BTreeSet<String>> {
+    Ok(sql::<Text>(text)
+        .load::<String>(connection)?
+        .into_iter()
+        .collect())
 }
 
 /// Makes what is missing and may be made, and checks all that is written; returns the names of the
@@ -238,37 +167,17 @@ fn run_pending(
     Ok(run)
 }
 
-#[derive(QueryableByName)]
-struct Column {
-    #[diesel(sql_type = Text)]
-    name: String,
-    /// Whether an insert that leaves it out fails.
-    #[diesel(sql_type = Bool)]
-    required: bool,
-    /// Whether an insert that names it fails.
-    #[diesel(sql_type = Bool)]
-    generated: bool,
-}
-
-/// Migrations of our numbering that this program does not know.
 pub(super) fn newer_migrations(connection: &mut Connection) -> Result<Vec<String>, Failure> {
-    const OURS: &str = "0000000000";
     let newer = connection.run(|connection| {
-        let mut applied = Found::in_database(connection)?.applied;
-        for migration in migrations(EVENTS)?.iter().chain(&migrations(OWN)?) {
-            applied.remove(&migration.name().version().to_string());
-        }
-        Ok(applied)
-    })?;
-    let ours = newer
-        .into_iter()
-        .filter(|version| version.starts_with(OURS));
-    Ok(ours.collect())
+        let applied = Found::in_database(connection)?.applied;
+        tables::newer_migrations::<Sqlite>(applied, [&EVENTS, &OWN])
+    });
+    Ok(newer?)
 }
 
 /// Triggers that have a say in what is inserted, as `name on table`.
 pub(super) fn triggers(connection: &mut Connection) -> Result<Vec<String>, Failure> {
-    const TRIGGERS: &str = "SELECT name || ' on ' || tbl_name AS name FROM sqlite_master \
+    const TRIGGERS: &str = "SELECT name || ' on ' || tbl_name FROM sqlite_master \
         WHERE type = 'trigger' \
         AND tbl_name IN ('events', 'event_resources', 'event_persister_dead_letters')";
     let triggers = connection.run(|connection| names(connection, TRIGGERS))?;
@@ -278,7 +187,7 @@ pub(super) fn triggers(connection: &mut Connection) -> Result<Vec<String>, Failu
 /// Looks through all pages: the first fault, or nothing. Reads the
 /// whole file.
 pub(super) fn damage(connection: &mut Connection) -> Result<Option<String>, Failure> {
-    const FIRST: &str = "SELECT quick_check AS name FROM pragma_quick_check LIMIT 1";
+    const FIRST: &str = "SELECT quick_check FROM pragma_quick_check LIMIT 1";
     let found = connection.run(|connection| names(connection, FIRST))?;
     Ok(found.into_iter().find(|found| found != "ok"))
 }
@@ -287,7 +196,7 @@ pub(super) fn damage(connection: &mut Connection) -> Result<Option<String>, Fail
 pub(super) fn missing_indexes(connection: &mut Connection) -> Result<Vec<String>, Failure> {
     const MISSING: &str = "WITH wanted (table_name, column_name) AS (VALUES \
         ('events', 'occurred'), ('event_resources', 'event_id'), ('event_resources', 'occurred')) \
-        SELECT table_name || '.' || column_name AS name FROM wanted \
+        SELECT table_name || '.' || column_name FROM wanted \
         WHERE EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = table_name) \
         AND NOT EXISTS (SELECT 1 FROM pragma_index_list(table_name) AS list, \
         pragma_index_info(list.name) AS info \
@@ -300,10 +209,7 @@ pub(super) fn missing_indexes(connection: &mut Connection) -> Result<Vec<String>
 pub(super) fn prefect_revision(connection: &mut Connection) -> Result<Option<String>, Failure> {
     let revisions = connection.run(|connection| {
         if Found::in_database(connection)?.has("alembic_version") {
-            names(
-                connection,
-                "SELECT version_num AS name FROM alembic_version",
-            )
+            names(connection, "SELECT version_num FROM alembic_version")
         } else {
             Ok(BTreeSet::new())
         }
@@ -311,35 +217,21 @@ pub(super) fn prefect_revision(connection: &mut Connection) -> Result<Option<Str
     Ok(revisions.into_iter().next_back())
 }
 
-/// The ids of the findings below.
 pub(super) const SCHEMA: &str = "sqlite.schema";
 pub(super) const INDEXES: &str = "sqlite.indexes";
 
-const LETTERS: &str = "event_persister_dead_letters";
-/// The migration that makes it.
-const LETTERS_VERSION: &str = "00000000000101";
-
-/// Whether everything is as it must be to write here.
 pub(super) fn check(connection: &mut Connection, create: CreateSchema) -> Result<(), Failure> {
-    // A store that only looks needs no more than the columns.
-    let only_looks = create == CreateSchema::Nothing;
-    let matters = |fault: &Finding| !only_looks || fault.id == SCHEMA;
     let is_prefects = create == CreateSchema::OwnOnly;
     let faults = faults(connection, create, is_prefects)?;
-    let fault = faults.into_iter().find(matters);
-    fault.map_or(Ok(()), |Finding { what, remedy, .. }| {
-        Err(Failure::Unfit(match remedy {
-            Some(remedy) => format!("{what}: {remedy}"),
-            None => what,
-        }))
-    })
+    match unfit(faults, create, SCHEMA) {
+        Some(what) => Err(Failure::Unfit(what)),
+        None => Ok(()),
+    }
 }
 
-/// Everything that keeps us from writing, in one list for all that ask: a store that starts and
-/// the probe behind `/api/ready`, which stop at the first, and `event-persister check`, which tells of
-/// all. A store that only looks does not mind that our own table is not there yet: a writer makes it.
-///
-/// Only where Prefect is, or may come to be, its migrations are waited for.
+/// Everything that keeps us from writing, in one list for all that ask: a store that starts, the probe behind
+/// `/api/ready`, and `event-persister check`. A store that only looks does not mind that our own table is not
+/// there yet: a writer makes it. Only where Prefect is, or may come to be, its migrations are waited for.
 pub(super) fn faults(
     connection: &mut Connection,
     create: CreateSchema,
@@ -355,91 +247,68 @@ pub(super) fn faults(
             faults.extend(key_fault(connection, table)?);
             continue;
         }
-        let is_recorded = found.applied.contains(LETTERS_VERSION);
+        let what = format!("the SQLite database {path} has no table {table}");
         if table != LETTERS {
-            faults.push(Finding::error(
-                SCHEMA,
-                format!("the SQLite database {path} has no table {table}"),
-                if is_prefects {
-                    "waiting for Prefect's migrations; for a database without Prefect run \
-                     `event-persister migrate`"
-                } else {
-                    "`event-persister migrate` makes those that are missing"
-                },
-            ));
+            let remedy = if is_prefects {
+                "waiting for Prefect's migrations; for a database without Prefect run \
+                 `event-persister migrate`"
+            } else {
+                "`event-persister migrate` makes those that are missing"
+            };
+            faults.push(Finding::error(SCHEMA, what, remedy));
             // Where Prefect has been, both of its tables are there or neither.
             break;
-        } else if is_recorded {
-            faults.push(Finding::error(
-                SCHEMA,
-                format!(
-                    "the SQLite database {path} has no table {table}, though its migration is recorded"
-                ),
-                format!(
-                    "DELETE FROM __diesel_schema_migrations WHERE version = '{LETTERS_VERSION}', and start \
-                     `event-persister`, which makes it"
-                ),
-            ));
+        } else if found.applied.contains(LETTERS_VERSION) {
+            let what = format!("{what}, though its migration is recorded");
+            let remedy = format!(
+                "DELETE FROM __diesel_schema_migrations WHERE version = '{LETTERS_VERSION}', and start \
+                 `event-persister`, which makes it"
+            );
+            faults.push(Finding::error(SCHEMA, what, remedy));
         } else if create != CreateSchema::Nothing {
-            faults.push(Finding::error(
-                SCHEMA,
-                format!("the SQLite database {path} has no table {table}"),
-                "start `event-persister`, which makes it",
-            ));
+            let remedy = "start `event-persister`, which makes it";
+            faults.push(Finding::error(SCHEMA, what, remedy));
         }
     }
     Ok(faults)
 }
 
-/// The first fault of the columns of a table.
 fn table_fault(
     connection: &mut Connection,
     table: &str,
-    written: &[&str],
+    written: &[(&str, &str)],
     is_prefects: bool,
 ) -> Result<Option<Finding>, Failure> {
     let columns: Vec<Column> = connection.run(|connection| {
         sql_query(
-            "SELECT name, \"notnull\" AND dflt_value IS NULL AND pk = 0 AS required, \
+            "SELECT name, NULL AS type_name, \"notnull\" AND dflt_value IS NULL AND pk = 0 AS required, \
              hidden IN (2, 3) AS generated FROM pragma_table_xinfo(?)",
         )
         .bind::<Text, _>(table)
         .load(connection)
     })?;
-    let path = connection.path();
-    let fault = |what: String, remedy: &str| Ok(Some(Finding::error(SCHEMA, what, remedy)));
-    let of = format!("the table {table} of the SQLite database {path}");
-    for name in written {
-        let Some(column) = columns.iter().find(|column| column.name == *name) else {
-            return fault(
-                format!("{of} has no column {name}"),
-                if is_prefects {
-                    "bring the schema up to date, with Prefect's migrations"
-                } else {
-                    "bring the schema up to date, with `event-persister migrate`"
-                },
-            );
-        };
-        if column.generated {
-            return fault(
-                format!("{of} has a column {name} that is generated, and may not be written"),
-                "make it a plain column",
-            );
-        }
+    let remedies = Remedies {
+        missing: if is_prefects {
+            "bring the schema up to date, with Prefect's migrations"
+        } else {
+            "bring the schema up to date, with `event-persister migrate`"
+        },
+        generated: "make it a plain column",
+    };
+    let mut written = written.to_vec();
+    if table == LETTERS {
+        // PostgreSQL alone may have it generated.
+        written.push(("id", "bigint"));
     }
-    let unknown = columns
-        .iter()
-        .find(|column| column.required && !written.contains(&column.name.as_str()));
-    match unknown {
-        None => Ok(None),
-        Some(unknown) => fault(
-            format!(
-                "{of} has a column {} that must be written, and this version does not know it",
-                unknown.name
-            ),
-            "upgrade event-persister",
-        ),
-    }
+    let of = format!(
+        "the table {table} of the SQLite database {}",
+        connection.path()
+    );
+    let fault = fault_of_written(SCHEMA, &of, &written, &columns, &remedies);
+    Ok(fault.or_else(|| {
+        let unknown = unknown_column(&written, &columns)?;
+        Some(fault_of_unknown(SCHEMA, &of, unknown))
+    }))
 }
 
 /// These keys tell what comes twice.
@@ -449,14 +318,15 @@ fn key_fault(connection: &mut Connection, table: &str) -> Result<Option<Finding>
         LETTERS => "position, raw_hash, source",
         _ => return Ok(None),
     };
-    const KEYS: &str = "SELECT (SELECT group_concat(name, ', ') FROM (\
-        SELECT info.name AS name FROM pragma_index_info(list.name) AS info ORDER BY info.name)) AS name \
-        FROM pragma_index_list(?) AS list WHERE list.\"unique\" AND NOT list.partial";
-    let keys: Vec<Name> = connection.run(|connection| {
-        let keys = sql_query(KEYS).bind::<Text, _>(table);
-        keys.load(connection)
-    })?;
-    if keys.iter().any(|found| found.name == key) {
+    let keys = sql::<Text>(
+        "SELECT (SELECT group_concat(name, ', ') FROM (\
+         SELECT info.name AS name FROM pragma_index_info(list.name) AS info ORDER BY info.name)) \
+         FROM pragma_index_list(",
+    )
+    .bind::<Text, _>(table)
+    .sql(") AS list WHERE list.\"unique\" AND NOT list.partial");
+    let keys: Vec<String> = connection.run(|connection| keys.load(connection))?;
+    if keys.iter().any(|found| found == key) {
         return Ok(None);
     }
     Ok(Some(Finding::error(
@@ -466,14 +336,12 @@ fn key_fault(connection: &mut Connection, table: &str) -> Result<Option<Finding>
     )))
 }
 
-/// Whether there is no table at all.
-pub(super) fn is_empty(connection: &mut Connection) -> Result<bool, Failure> {
-    let found = connection.run(Found::in_database)?;
-    Ok(found.tables.is_empty())
+pub(super) fn is_empty(connection: &mut Connection) -> bool {
+    let found = connection.run(Found::in_database);
+    found.is_ok_and(|found| found.tables.is_empty())
 }
 
-/// Whether there is a table of dead letters to read.
 pub(super) fn has_letters(connection: &mut Connection) -> Result<bool, Failure> {
     let found = connection.run(Found::in_database)?;
-    Ok(found.has("event_persister_dead_letters"))
+    Ok(found.has(LETTERS))
 }

@@ -13,9 +13,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::*;
-use crate::batch::BatchId;
 use crate::clock::SystemClock;
-use crate::delivery::Entry;
+use crate::delivery::{BatchId, Entry};
 use crate::event::ReceivedEvent;
 use crate::store::operator::{DeadLetter, LetterFilter, StoreOperator as _};
 use crate::store::{RefusalReason, Trimmed};

@@ -1,11 +1,10 @@
 //! Deletes what retention no longer keeps, a bounded number of events at a time.
 //!
-//! Expired events are found without the write lock; only the deletion holds it. Nobody changes when
-//! an event occurred, so what was read stays true. Each step ends with a checkpoint, which does not hold
-//! the lock.
+//! Expired events are found without the write lock; only the deletion holds it, and not the checkpoint after
+//! it. Nobody changes when an event occurred, so what was read stays true.
 //!
-//! While another process holds the lock, the step waits for it in short turns and gives the connection back
-//! between them: a trimmer is in no hurry, and a probe of the store would wait with it.
+//! While another process holds the lock, the step waits in short turns and gives the connection back between
+//! them: a trimmer is in no hurry, and a probe of the store would wait with it.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -23,7 +22,7 @@ use super::SqliteStore;
 use super::connection::{CACHE_KIB, Connection, Failure};
 use super::schema::{event_resources, events};
 use super::text::timestamp_bound;
-use crate::store::{Cutoffs, Removed, StoreError, TrimStep, Trimmed};
+use crate::store::{Bounds, Cutoffs, Removed, StoreError, TrimStep, Trimmed, at_most};
 
 /// How long a step keeps the connection while it waits for another process's lock.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
@@ -36,7 +35,6 @@ const LARGE_CACHE_KIB: u32 = 32_000;
 /// After how many pages a commit writes the log back into the file; as SQLite has it.
 const CHECKPOINT_PAGES: u32 = 1_000;
 
-/// Remembered from one step to the next.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Progress {
     resume: Resume,
@@ -57,33 +55,12 @@ struct Candidate {
     id: String,
 }
 
-pub(super) struct Bounds {
-    pub(super) default: String,
-    pub(super) overrides: Vec<(String, String)>,
-}
-
-impl Bounds {
-    pub(super) fn new(cutoffs: &Cutoffs) -> Self {
-        Self {
-            default: timestamp_bound(cutoffs.default),
-            overrides: cutoffs
-                .different_overrides()
-                .map(|(name, cutoff)| (name.to_owned(), timestamp_bound(cutoff)))
-                .collect(),
-        }
-    }
-
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.overrides.iter().map(|(name, _)| name.as_str())
-    }
-
+impl Bounds<String> {
     pub(super) fn earliest(&self) -> &str {
-        let overrides = self.overrides.iter().map(|(_, cutoff)| cutoff);
-        overrides.fold(&self.default, |earliest, cutoff| earliest.min(cutoff))
+        self.all().min().unwrap_or(&self.default)
     }
 }
 
-/// How long a step may wait for another process.
 #[derive(Debug, Clone, Copy)]
 struct LockWait {
     patience: Duration,
@@ -134,7 +111,7 @@ fn step(
     let others_write = progress.version != version;
     progress.version = version;
     connection.keep_many_pages(!others_write)?;
-    let bounds = Bounds::new(cutoffs);
+    let bounds = cutoffs.bounds(timestamp_bound);
     let resume = &mut progress.resume;
     let mut expired = oldest_expired(connection, &bounds, max_events, resume)?;
     if expired.is_empty() && resume.take().is_some() {
@@ -168,11 +145,11 @@ fn step(
 
 fn oldest_expired(
     connection: &mut Connection,
-    bounds: &Bounds,
+    bounds: &Bounds<String>,
     max_events: NonZeroUsize,
     resume: &mut Resume,
 ) -> Result<Vec<Candidate>, Failure> {
-    let limit = i64::try_from(max_events.get()).unwrap_or(i64::MAX);
+    let limit = at_most(max_events.get());
     let mut expired = Vec::new();
     for (name, cutoff) in &bounds.overrides {
         let query = expired_of_name(name, cutoff, limit);
@@ -180,7 +157,7 @@ fn oldest_expired(
         expired.append(&mut of_name);
     }
     let from = resume.clone().unwrap_or_default();
-    let names = bounds.names().collect();
+    let names = bounds.names().map(String::as_str).collect();
     let query = expired_of_others(names, &bounds.default, &from, limit);
     let mut others: Vec<Candidate> = connection.run(|connection| query.load(connection))?;
     expired.extend(others.iter().cloned());
@@ -196,7 +173,6 @@ fn oldest_expired(
     Ok(expired)
 }
 
-/// The oldest expired events of a name that has a cutoff of its own.
 fn expired_of_name<'a>(
     name: &'a str,
     cutoff: &'a str,
@@ -209,7 +185,6 @@ fn expired_of_name<'a>(
         .select((events::occurred, events::id))
 }
 
-/// The oldest expired events of all other names, after `from`.
 fn expired_of_others<'a>(
     names: Vec<&'a str>,
     cutoff: &'a str,
@@ -241,13 +216,11 @@ fn delete_resources(event_ids: &str) -> impl ExecuteDsl<SqliteConnection> + Quer
     .bind::<Text, _>(event_ids)
 }
 
-/// Deletes events, whose ids are a JSON array of texts.
 fn delete_only_events(ids: &str) -> impl ExecuteDsl<SqliteConnection> + QueryFragment<Sqlite> {
     diesel::sql_query("DELETE FROM events WHERE id IN (SELECT value FROM json_each(?))")
         .bind::<Text, _>(ids)
 }
 
-/// Finds one resource without its event.
 fn orphan<'a>(
     earliest: &'a str,
 ) -> impl LoadQuery<'a, SqliteConnection, String> + QueryFragment<Sqlite> + QueryId {
@@ -259,7 +232,6 @@ fn orphan<'a>(
         .limit(1)
 }
 
-/// Deletes events, after their resources.
 fn delete_events(connection: &mut Connection, expired: &[Candidate]) -> Result<Trimmed, Failure> {
     let ids: serde_json::Value = expired.iter().map(|expired| expired.id.as_str()).collect();
     let ids = ids.to_string();
@@ -276,7 +248,7 @@ fn delete_events(connection: &mut Connection, expired: &[Candidate]) -> Result<T
 /// Resources of no event, older than anything that is kept: halves of events that someone else wrote.
 ///
 /// Only asked when no expired event is left, so that rows older than every cutoff are few.
-fn has_orphans(connection: &mut Connection, bounds: &Bounds) -> Result<bool, Failure> {
+fn has_orphans(connection: &mut Connection, bounds: &Bounds<String>) -> Result<bool, Failure> {
     let query = orphan(bounds.earliest());
     let found: Vec<String> = connection.run(|connection| query.load(connection))?;
     Ok(!found.is_empty())
@@ -284,10 +256,9 @@ fn has_orphans(connection: &mut Connection, bounds: &Bounds) -> Result<bool, Fai
 
 fn delete_orphans(
     connection: &mut Connection,
-    bounds: &Bounds,
+    bounds: &Bounds<String>,
     max_rows: NonZeroUsize,
 ) -> Result<Trimmed, Failure> {
-    let max_rows = i64::try_from(max_rows.get()).unwrap_or(i64::MAX);
     let deleted = connection.run(|connection| {
         diesel::sql_query(
             "DELETE FROM event_resources WHERE id IN (\
@@ -296,7 +267,7 @@ fn delete_orphans(
              ORDER BY orphan.occurred LIMIT ?)",
         )
         .bind::<Text, _>(bounds.earliest())
-        .bind::<BigInt, _>(max_rows)
+        .bind::<BigInt, _>(at_most(max_rows.get()))
         .execute(connection)
     })?;
     Ok(Trimmed {
@@ -327,19 +298,11 @@ impl Connection {
         }
     }
 
-    /// A number that changes with every commit of another connection.
     fn data_version(&mut self) -> Result<i64, Failure> {
-        #[derive(diesel::QueryableByName)]
-        struct Row {
-            #[diesel(sql_type = diesel::sql_types::BigInt)]
-            data_version: i64,
-        }
-        let query = || diesel::sql_query("PRAGMA data_version");
-        let row: Row = self.run(|connection| query().get_result(connection))?;
-        Ok(row.data_version)
+        let version = diesel::dsl::sql::<BigInt>("PRAGMA data_version");
+        Ok(self.run(|connection| version.get_result(connection))?)
     }
 
-    /// Whether to keep more pages in memory than a writer does.
     fn keep_many_pages(&mut self, many: bool) -> Result<(), Failure> {
         let kib = if many { LARGE_CACHE_KIB } else { CACHE_KIB };
         Ok(self.execute_batch(&format!("PRAGMA cache_size = -{kib}"))?)

@@ -1,15 +1,14 @@
 //! One batch in one transaction.
 //!
-//! Everything that can be done without the database, the texts of the rows, is done before the batch
-//! takes its turn to write, so that it goes on while another batch is being written.
+//! The texts of the rows are made before the batch takes its turn to write, so that this goes on while
+//! another batch is being written.
 //!
-//! The happy path has no savepoints: they make SQLite keep copies of the pages that it changes. When
-//! the database refuses an event, the attempt is undone and made again with a savepoint around each
-//! event, so that exactly the culprits are left out. Rows go in one by one through prepared
-//! statements, which no form with several rows outdoes.
+//! There are no savepoints at first: they make SQLite keep copies of the pages that it changes. When the
+//! database refuses an event, the attempt is undone and made again with a savepoint around each event. Rows go
+//! in one by one through prepared statements, which no form with several rows outdoes.
 //!
-//! `INSERT OR IGNORE` would not do: it also ignores rows that a CHECK or NOT NULL constraint refuses,
-//! and they would pass for duplicates.
+//! `INSERT OR IGNORE` would also ignore rows that a CHECK or NOT NULL constraint refuses, and they would pass
+//! for duplicates.
 
 use std::collections::HashMap;
 
@@ -18,44 +17,39 @@ use uuid::Uuid;
 
 use super::connection::{Connection, Failure};
 use super::letters;
-use super::result_code::{Class, Failed};
+use super::result_code::Failed;
 use super::rows::{EventTexts, InsertEvent, InsertResource, Refusal, RowTexts};
 use super::schema::events;
-use crate::batch::{Batch, Condemned};
-use crate::delivery::{Content, Entry};
+use crate::delivery::{Batch, Condemned, Content, Entry};
 use crate::event::ReceivedEvent;
 use crate::failpoint;
 use crate::store::new_letter::NewLetter;
 use crate::store::{Outcome, RefusalReason};
 
-/// The outcome of one event.
 enum Written {
     Stored,
     Duplicate,
     Refused(Refusal),
 }
 
-/// Why an event was not written.
 enum Stop {
     /// It cannot be stored; what was written of it must be undone.
     Refused(Refusal),
     /// It cannot be stored, and the database has undone the whole transaction.
     Undone(Refusal),
-    /// The batch cannot be written now.
     Failed(Failure),
 }
 
 impl From<Failed> for Stop {
     fn from(failed: Failed) -> Self {
-        match (failed.code.class(), failed.in_transaction) {
-            (Class::Rejected, true) => Self::Refused(Refusal::by_database(&failed)),
-            (Class::Rejected, false) => Self::Undone(Refusal::by_database(&failed)),
-            (Class::Unavailable, _) => Self::Failed(failed.into()),
+        match (failed.code.refuses_values(), failed.in_transaction) {
+            (true, true) => Self::Refused(Refusal::by_database(&failed)),
+            (true, false) => Self::Undone(Refusal::by_database(&failed)),
+            (false, _) => Self::Failed(failed.into()),
         }
     }
 }
 
-/// How an attempt deals with an event that the database refuses.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Care {
     /// Gives up: most batches hold none.
@@ -66,15 +60,12 @@ enum Care {
 
 /// Why an attempt gave up, with nothing written.
 enum GaveUp {
-    /// An event was refused: isolate.
     NeedsCare,
     /// This entry makes the database undo the whole transaction: leave it out.
     Poison(usize, Refusal),
-    /// The batch cannot be written now.
     Failed(Failure),
 }
 
-/// How the transaction of a batch ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     Commit,
@@ -125,7 +116,6 @@ pub(super) fn write(
     }
 }
 
-/// Writes all of a batch as dead letters.
 fn keep_all(
     connection: &mut Connection,
     batch: &Batch,
@@ -139,15 +129,9 @@ fn keep_all(
     let mut letters = Vec::new();
     for entry in batch.entries() {
         // An attempt that nobody heard of again may have stored it.
-        let id = entry.event().map(|event| event.id.to_string());
-        let stored = match &id {
-            Some(id) => connection.run(|connection| {
-                let found = events::table.find(id).select(events::id);
-                found.first::<String>(connection).optional()
-            })?,
-            None => None,
-        };
-        if stored.is_some() {
+        if let Some(event) = entry.event()
+            && is_stored(connection, &event.id.to_string())?
+        {
             outcomes.push(Outcome::Duplicate);
             continue;
         }
@@ -250,16 +234,10 @@ fn insert(
     let insert = InsertEvent { event, texts };
     if connection.run(|connection| insert.execute(connection))? == 0 {
         // A trigger can make an insert do nothing; that must not pass for a duplicate.
-        let there = connection.run(|connection| {
-            events::table
-                .find(texts.id())
-                .select(events::id)
-                .first::<String>(connection)
-                .optional()
-        })?;
-        return match there {
-            Some(_) => Ok(Written::Duplicate),
-            None => Err(Stop::Refused(ignored("events"))),
+        return if is_stored(connection, texts.id())? {
+            Ok(Written::Duplicate)
+        } else {
+            Err(Stop::Refused(ignored("events")))
         };
     }
     failpoint::pass("sqlite::between-inserts");
@@ -282,6 +260,12 @@ fn insert(
         }
     }
     Ok(Written::Stored)
+}
+
+fn is_stored(connection: &mut Connection, id: &str) -> Result<bool, Failed> {
+    let found = events::table.find(id).select(events::id);
+    let found = connection.run(|connection| found.first::<String>(connection).optional())?;
+    Ok(found.is_some())
 }
 
 fn ignored(table: &str) -> Refusal {

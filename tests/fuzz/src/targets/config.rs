@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 
-use crate::config::{Config, Flags};
+use crate::cli::Flags;
+use crate::config::Config;
 
 /// Stands between the file and the environment.
 const SEPARATOR: &str = "\n---\n";

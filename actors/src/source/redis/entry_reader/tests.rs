@@ -67,7 +67,8 @@ async fn understood_in(answer: &[u8], at_once: usize, room: &mut Room) -> RedisR
         }
         peer
     });
-    let read = reader.entries(&redis::cmd("PING"), room, PATIENCE).await;
+    let ping = redis::cmd("PING");
+    let read = reader.read(&ping, Reply::Streams, room, PATIENCE).await;
     drop(peer.await.unwrap());
     if read.as_ref().err().is_none_or(failure::is_answer) {
         assert!(reader.buffer.is_empty(), "all of it was understood");
@@ -136,6 +137,16 @@ fn an_entry_without_data_is_kept_whole() {
     assert_eq!(entry.raw(), br#"[["a","\"1\""],[{"hex":"ff"},"2"]]"#);
 }
 
+async fn answered(
+    reader: &mut EntryReader,
+    reply: Reply,
+    room: &mut Room,
+) -> RedisResult<EntriesRead> {
+    reader
+        .read(&redis::cmd("PING"), reply, room, PATIENCE)
+        .await
+}
+
 /// What the scripts of the shadow and of the audit answer.
 #[tokio::test]
 async fn entries_come_with_a_number_or_with_ids() {
@@ -144,34 +155,32 @@ async fn entries_come_with_a_number_or_with_ids() {
     peer.write_all(&list(&[b":3\r\n".to_vec(), one_stream]))
         .await
         .unwrap();
-    let command = redis::cmd("PING");
     let mut small = room(10, true);
-    let (number, read) = reader
-        .number_and_entries(&command, &mut small)
+    let read = answered(&mut reader, Reply::LostAndStreams, &mut small)
         .await
         .unwrap();
-    assert_eq!((number, read.entries.len(), read.skipped.len()), (3, 1, 1));
+    assert_eq!(
+        (read.num_lost, read.entries.len(), read.skipped.len()),
+        (3, 1, 1)
+    );
     peer.write_all(&list(&[b":0\r\n".to_vec(), b"$-1\r\n".to_vec()]))
         .await
         .unwrap();
-    let (number, read) = reader
-        .number_and_entries(&command, &mut small)
+    let read = answered(&mut reader, Reply::LostAndStreams, &mut small)
         .await
         .unwrap();
-    assert_eq!((number, read.num()), (0, 0));
+    assert_eq!((read.num_lost, read.num()), (0, 0));
     let page = list(&[
         list(&[entry(1, b"{}")]),
         list(&[text(b"5-1"), text(b"6-0")]),
     ]);
     peer.write_all(&page).await.unwrap();
-    let (read, ids) = reader
-        .entries_and_ids(&command, &mut room(10, true))
+    let read = answered(&mut reader, Reply::Page, &mut room(10, true))
         .await
         .unwrap();
-    assert_eq!((read.entries.len(), ids.len()), (1, 2));
+    assert_eq!((read.entries.len(), read.pending.len()), (1, 2));
     peer.write_all(b"-ERR no\r\n").await.unwrap();
-    let error = reader
-        .entries_and_ids(&command, &mut small)
+    let error = answered(&mut reader, Reply::Page, &mut small)
         .await
         .err()
         .unwrap();
@@ -224,10 +233,10 @@ async fn what_has_another_form_is_no_answer() {
 }
 
 async fn failure_of(reader: &mut EntryReader) -> redis::RedisError {
-    let command = redis::cmd("PING");
-    let mut room = room(10, true);
-    let read = reader.entries(&command, &mut room, PATIENCE);
-    read.await.err().unwrap()
+    answered(reader, Reply::Streams, &mut room(10, true))
+        .await
+        .err()
+        .unwrap()
 }
 
 #[tokio::test(start_paused = true)]
@@ -255,7 +264,7 @@ async fn greeted(url: RedisUrl, answers: &[&str]) -> (RedisResult<Option<i64>>, 
     peer.write_all(answers.concat().as_bytes()).await.unwrap();
     let id = EntryReader::greet(Box::new(stream), &url)
         .await
-        .map(|reader| reader.id());
+        .map(|reader| reader.id);
     let mut asked = String::new();
     peer.read_to_string(&mut asked).await.unwrap();
     (id, asked.replace("\r\n", " "))
@@ -332,7 +341,7 @@ proptest! {
             let (mut reader, mut peer) = connected();
             peer.write_all(&bytes).await.unwrap();
             peer.shutdown().await.unwrap();
-            drop(reader.entries(&redis::cmd("PING"), &mut room(100, true), PATIENCE).await);
+            drop(answered(&mut reader, Reply::Streams, &mut room(100, true)).await);
         });
     }
 }

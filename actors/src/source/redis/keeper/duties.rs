@@ -4,29 +4,30 @@ use redis::RedisResult;
 use tokio::time::Instant;
 
 use super::super::failure;
-use super::super::member::Member;
+use super::super::member::{Member, Note};
 use super::super::position::{guard_position, safe_id};
 use super::super::snapshot::StreamSnapshot;
 use super::super::stream_id::StreamId;
 
 impl Member {
-    /// Tells Redis that what is held is in work.
     pub(super) async fn hold(&self) -> RedisResult<()> {
         let now = Instant::now();
         // A younger one would wait for the next beat, and be idle for nearly twice the time by then:
         // too close to the 5 s of Prefect's consumers for a beat that comes late.
         let younger_than = self.settings.heartbeat_every / 2;
-        let held = self.reading().pending.to_keep(now, younger_than);
+        let (held, epoch) = {
+            let reading = self.reading();
+            (reading.pending.to_keep(now, younger_than), reading.epoch)
+        };
         if held.is_empty() {
             return Ok(());
         }
-        let mut commands = self.commands().await?;
+        let mut commands = self.commands_of(epoch).await?;
         commands.keep(&held).await?;
         self.reading().pending.kept(&held, now);
         Ok(())
     }
 
-    /// Tells Redis once more what is done and not confirmed.
     pub(super) async fn confirm(&self) -> RedisResult<()> {
         let committed = self.reading().pending.committed();
         if committed.is_empty() {
@@ -36,7 +37,6 @@ impl Member {
         self.acknowledge(&mut commands, &committed).await
     }
 
-    /// Looks at the stream and its groups, which are made again if they are gone.
     pub(super) async fn look_or_rejoin(&self) -> RedisResult<StreamSnapshot> {
         let mut commands = self.commands().await?;
         let snapshot = match self.look(&mut commands).await {
@@ -59,7 +59,8 @@ impl Member {
             self.note_stray_guard(standing.is_some());
             return Ok(());
         }
-        let mut commands = self.commands().await?;
+        // What was seen of one master says nothing about another's group.
+        let mut commands = self.commands_of(snapshot.epoch).await?;
         let Some(standing) = standing.map(|guard| guard.last_delivered) else {
             return self.join(&mut commands).await;
         };
@@ -71,7 +72,8 @@ impl Member {
             position = commands.set_guard(position, known_end).await?;
         }
         self.stats.kept_guard();
-        self.stats.saw_guard(Some(position.to_string()));
+        let position = Some(position.to_string());
+        self.stats.update(|seen| seen.guard_position = position);
         Ok(())
     }
 
@@ -88,33 +90,27 @@ impl Member {
         }
     }
 
-    /// Finds the oldest entry that is not acknowledged.
     pub(super) async fn find_oldest(&self, snapshot: &StreamSnapshot) -> RedisResult<()> {
         let group = snapshot.group(&self.settings.group);
         let ahead = self.keeping().positions.ahead();
-        // Of what stands behind that place nobody can tell what was read.
-        if let Some(ahead) = ahead {
-            let mut commands = self.commands().await?;
-            let oldest = commands.first_behind(ahead.back_to).await?;
-            self.stats.saw_oldest(oldest.map(|id| id.millis));
-            return Ok(());
-        }
-        let oldest = match (snapshot.pending.smallest, group) {
-            // Pending entries were delivered, and stand before all that were not.
-            (Some(smallest), _) => Some(smallest),
-            (None, None) => None,
-            (None, Some(group)) if group.lag == Some(0) => None,
-            (None, Some(group)) => {
-                let mut commands = self.commands().await?;
-                commands.first_behind(group.last_delivered).await?
-            }
+        let behind = match (ahead, group) {
+            // Of what stands behind that place nobody can tell what was read.
+            (Some(ahead), _) => Some(ahead.back_to),
+            (None, Some(group)) if group.lag != Some(0) => Some(group.last_delivered),
+            (None, _) => None,
         };
-        self.stats.saw_oldest(oldest.map(|id| id.millis));
+        // Pending entries were delivered, and stand before all that were not.
+        let smallest = snapshot.pending.smallest.filter(|_| ahead.is_none());
+        let oldest = match (smallest, behind) {
+            (None, Some(behind)) => self.commands().await?.first_behind(behind).await?,
+            (smallest, _) => smallest,
+        };
+        let oldest = oldest.map(|id| id.millis);
+        self.stats.update(|seen| seen.oldest_millis = oldest);
         Ok(())
     }
 
-    /// Writes down how many entries the group has read, when it has read some: or Redis would not
-    /// know after a restart. Counts those that went missing on the way.
+    /// Writes down how many entries the group has read, if it has read some, and counts the missing.
     pub(super) async fn record_read(&self, snapshot: &StreamSnapshot) -> RedisResult<()> {
         let group = snapshot.group(&self.settings.group);
         let last = group.map(|group| group.last_delivered);
@@ -128,17 +124,16 @@ impl Member {
 
     pub(in super::super) async fn write_down_what_was_read(&self) -> RedisResult<()> {
         let mut commands = self.commands().await?;
-        let missing = commands.record_read().await?;
+        let known_end = self.keeping().positions.known_end();
+        let missing = commands.record_read(known_end).await?;
         let was_exact = {
             let recorded = &mut self.keeping().recorded;
             let was_exact = recorded.is_exact;
             recorded.is_exact |= missing.is_some();
             was_exact
         };
-        self.note_lost(
-            missing.filter(|_| was_exact).unwrap_or_default(),
-            "between two reads",
-        );
+        let missing = missing.filter(|_| was_exact).unwrap_or_default();
+        self.note(Note::Lost("between two reads"), missing);
         Ok(())
     }
 
@@ -153,7 +148,7 @@ impl Member {
         let Some(position) = self.where_the_guard_belongs(snapshot, standing) else {
             return Ok(());
         };
-        let mut commands = self.commands().await?;
+        let mut commands = self.commands_of(snapshot.epoch).await?;
         let num = commands.trim(position.min(standing)).await?;
         if num > 0 {
             log::debug!(
@@ -164,7 +159,6 @@ impl Member {
         Ok(())
     }
 
-    /// Shows that our consumer lives, and removes those that do not.
     pub(super) async fn tidy(&self) -> RedisResult<()> {
         let mut commands = self.commands().await?;
         // A consumer that leaves must not be made again.
@@ -175,12 +169,11 @@ impl Member {
         if !is_leaving {
             commands.show_life().await?;
         }
-        let removed = commands.remove_dead_consumers().await?;
-        if !removed.is_empty() {
+        let num_removed = commands.remove_dead_consumers().await?;
+        if num_removed > 0 {
             log::info!(
-                "removed consumers that had been idle with nothing pending num_consumers={} \
+                "removed consumers that had been idle with nothing pending num_consumers={num_removed} \
                  redis.server={} redis.group={}",
-                removed.len(),
                 self.server,
                 self.settings.group
             );
@@ -191,7 +184,10 @@ impl Member {
     /// A guard that nobody moves keeps the stream from being trimmed, for ever.
     fn note_stray_guard(&self, is_there: bool) {
         let position = is_there.then(|| "abandoned".to_owned());
-        if self.stats.saw_guard(position) && is_there {
+        let was_known = self.stats.update(|seen| {
+            std::mem::replace(&mut seen.guard_position, position.clone()) == position
+        });
+        if is_there && !was_known {
             log::warn!(
                 "the trim guard is off, but one is there that keeps others from trimming; remove \
                  it (event-persister guard remove) or set it on redis.server={} redis.stream={} \
@@ -205,14 +201,19 @@ impl Member {
 
     fn note_snapshot(&self, snapshot: &StreamSnapshot) {
         let settings = &self.settings;
-        let own = snapshot.pending.by_consumer.get(&settings.consumer_name);
-        self.stats
-            .saw_pending(own.copied().unwrap_or_default(), snapshot.pending.num);
+        let own_pending = snapshot.pending.by_consumer.get(&settings.consumer_name);
         let lag = snapshot.group(&settings.group).and_then(|group| group.lag);
         // Redis counts from where the group stands.
         let lag = lag.filter(|_| self.keeping().positions.ahead().is_none());
         let alarm = snapshot.length > settings.guard_max_entries.get();
-        if !self.stats.saw_stream(snapshot.length, lag, alarm) {
+        let was_alarm = self.stats.update(|seen| {
+            seen.own_pending = own_pending.copied().unwrap_or_default();
+            seen.group_pending = snapshot.pending.num;
+            seen.stream_length = snapshot.length;
+            seen.lag = lag;
+            std::mem::replace(&mut seen.alarm, alarm)
+        });
+        if alarm == was_alarm {
             return;
         }
         let (length, limit) = (snapshot.length, settings.guard_max_entries);

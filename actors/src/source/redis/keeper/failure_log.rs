@@ -3,7 +3,7 @@
 use super::Duty;
 
 #[derive(Default)]
-pub(super) struct FailureLog {
+pub(in crate::source::redis) struct FailureLog {
     each: [DutyFailures; Duty::NUM],
     /// Said already by one of them: the server is away for all.
     outage_said: bool,
@@ -18,8 +18,8 @@ struct DutyFailures {
 }
 
 impl FailureLog {
-    /// Whether this failure is to be logged as a warning. A refusal is. A lost connection is logged by the
-    /// reads as well, unless nobody reads, so it is logged here only when it comes a second time.
+    /// Whether this failure is to be logged as a warning. A lost connection is logged by the reads, if anybody
+    /// reads, so it is logged here only when it comes a second time.
     pub(super) fn failed(&mut self, duty: Duty, is_refusal: bool, reader_fails: bool) -> bool {
         let outage_is_news = !reader_fails && !self.outage_said;
         let DutyFailures { in_a_row, said } = &mut self.each[duty as usize];

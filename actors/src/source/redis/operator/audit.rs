@@ -1,11 +1,8 @@
 //! Reads the stream as it stands, to be compared with the database: takes nothing and changes nothing.
 //!
-//! # Why the order matters
-//!
 //! How far the group was given entries is asked first, and which of them are pending together with each
-//! page. So an entry of a page that is not pending was acknowledged, hence committed, before the page
-//! is here: it must be found in the database afterwards. The other way round, an entry that
-//! is delivered and committed between the two questions would be missed.
+//! page. So an entry of a page that is not pending was committed before the page is here, and must be found
+//! in the database afterwards. The other way round, one that is committed in between would be missed.
 
 use std::collections::HashSet;
 
@@ -13,10 +10,10 @@ use futures_util::future::LocalBoxFuture;
 use redis::RedisResult;
 
 use crate::source::operator::{StreamPage, StreamWalk};
-use crate::source::redis::entry_reader::Room;
+use crate::source::redis::connection::RESPONSE_TIMEOUT;
+use crate::source::redis::entry_reader::{Reply, Room};
 use crate::source::redis::position::GroupAhead;
 use crate::source::redis::sizes::Sizes;
-use crate::source::redis::snapshot::find;
 use crate::source::redis::stream_id::StreamId;
 use crate::source::{Permit, SourceError};
 
@@ -41,7 +38,6 @@ pub(super) struct RedisWalk<'a> {
 
 impl RedisOperator {
     pub(super) async fn begin_walk(&self) -> RedisResult<RedisWalk<'_>> {
-        let settings = &self.settings;
         let mut walk = RedisWalk {
             operator: self,
             behind: StreamId::ZERO,
@@ -51,15 +47,11 @@ impl RedisOperator {
             misplaced: None,
             sizes: Sizes::default(),
         };
-        let mut commands = self.commands().await?;
-        if !commands.stream_exists().await? {
+        let mut commands = self.connections.commands().await?;
+        let Some(snapshot) = commands.look_from_outside().await? else {
             return Ok(walk);
-        }
-        if find(&commands.all_groups().await?, &settings.group).is_none() {
-            walk.length = commands.length().await?;
-            return Ok(walk);
-        }
-        let snapshot = commands.look(None).await?;
+        };
+        let settings = self.settings();
         let group = snapshot.group(&settings.group);
         walk.last = group.map_or(StreamId::ZERO, |group| group.last_delivered);
         walk.length = snapshot.length;
@@ -73,14 +65,11 @@ impl RedisWalk<'_> {
     async fn read_on(&mut self) -> RedisResult<Option<StreamPage>> {
         let Self { behind, last, .. } = *self;
         let count = self.sizes.at_least_one(PAGE);
-        let command = read_page(&self.operator.settings, behind, last, count);
         let connections = &self.operator.connections;
-        let mut in_use = connections.reader().await?;
-        let read = in_use
-            .reader
-            .entries_and_ids(&command, &mut Room::new(PAGE))
-            .await;
-        let (read, pending) = connections.give_back(in_use, read)?;
+        let command = read_page(&connections.settings, behind, last, count);
+        let mut room = Room::new(PAGE);
+        let read = connections.read(&command, Reply::Page, &mut room, RESPONSE_TIMEOUT, None);
+        let read = read.await?;
         // The next page begins with what was skipped.
         for (_, num_bytes) in &read.skipped {
             self.sizes.saw(*num_bytes);
@@ -90,7 +79,7 @@ impl RedisWalk<'_> {
         };
         self.behind = newest.id;
         self.num_seen += read.entries.len() as u64;
-        let pending: HashSet<StreamId> = pending.into_iter().collect();
+        let pending: HashSet<StreamId> = read.pending.into_iter().collect();
         let mut page = StreamPage::default();
         for entry in read.entries {
             let Some(body) = entry.body else { continue };
@@ -113,7 +102,7 @@ impl StreamWalk for RedisWalk<'_> {
             }
             let operator = self.operator;
             let page = self.read_on().await;
-            page.map_err(|error| operator.failed("reading the stream", error))
+            page.map_err(|error| operator.connections.failed("reading the stream", error))
         })
     }
 

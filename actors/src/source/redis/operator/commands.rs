@@ -1,15 +1,14 @@
 //! The commands that only the operator's tools send.
 
-use redis::streams::{StreamInfoConsumer, StreamInfoConsumersReply, StreamPendingCountReply};
+use redis::streams::{StreamInfoConsumer, StreamInfoConsumersReply};
 use redis::{Cmd, RedisResult};
 
-use crate::source::redis::commands::{Commands, IDS_AT_ONCE, script_command};
+use crate::source::redis::connection::{Commands, script_command};
 use crate::source::redis::scripts::{COUNT_LOSSES, named};
 use crate::source::redis::settings::RedisSettings;
-use crate::source::redis::snapshot::{Group, Groups, ids};
+use crate::source::redis::snapshot::{Group, Groups, StreamSnapshot, find};
 use crate::source::redis::stream_id::StreamId;
 
-/// Answers the last id of a stream that is there.
 const LAST_ID: &str = concat!(
     named!(),
     r#"
@@ -22,9 +21,8 @@ return named(info)['last-generated-id']
 /// Makes a group with its consumer on a stream that is there, behind an id or at the end. Answers the
 /// id that it begins behind, or nil where there is no stream.
 ///
-/// At the end it is told how many entries there were, or it could not tell later what it lost. A
-/// group that is there already, since an answer was lost, begins where it began. The consumer is made
-/// with it: Prefect deletes such groups while they have none.
+/// At the end it is told how many entries there were, or it could not tell later what it lost. A group that
+/// is there already, since an answer was lost, stays. Without a consumer Prefect would delete the group.
 const JOIN_BESIDE: &str = concat!(
     named!(),
     r#"
@@ -53,10 +51,8 @@ return position
 "#
 );
 
-/// Reads a page of the stream and takes nothing: so many entries, and the ids of those on the page that
-/// are pending in the group.
-///
-/// Both in one step, so that an entry that is not pending was acknowledged before anyone sees the page.
+/// Reads a page of the stream and takes nothing: so many entries, and the ids of those that are pending, in
+/// one step, so that the others were acknowledged before anyone sees the page.
 const READ_PAGE: &str = r#"
 local stream, group = KEYS[1], ARGV[1]
 local page = redis.pcall('XRANGE', stream, '(' .. ARGV[2], ARGV[3], 'COUNT', ARGV[4])
@@ -74,8 +70,6 @@ end
 return {page, pending}
 "#;
 
-/// Reads so many entries of the stream behind one id and up to another, and takes none; with the ids of
-/// those that are pending.
 pub(super) fn read_page(
     settings: &RedisSettings,
     behind: StreamId,
@@ -83,16 +77,13 @@ pub(super) fn read_page(
     count: usize,
 ) -> Cmd {
     let mut command = script_command(settings, READ_PAGE);
-    command.arg(behind.to_string()).arg(last.to_string());
-    command.arg(count);
+    command.arg(behind).arg(last).arg(count);
     command
 }
 
 /// Counts what was removed before the group could read it, then takes so many entries that nobody was
-/// given yet; at one moment: entries that are removed in between would be passed over uncounted.
-///
-/// Not as a transaction: when memory is full, Redis refuses to queue whatever it is. Losses are answered
-/// also where the read fails, since nobody counts them again.
+/// given yet; at one moment, or what is removed in between would be passed over uncounted. Losses are
+/// answered also where the read fails, since nobody counts them again.
 pub(super) fn count_losses_and_read(settings: &RedisSettings, count: usize) -> Cmd {
     let script = format!(
         "local function count() {COUNT_LOSSES} end\n\
@@ -112,13 +103,6 @@ pub(super) fn count_losses_and_read(settings: &RedisSettings, count: usize) -> C
 }
 
 impl Commands<'_> {
-    /// The last id of a stream that is there.
-    pub(super) async fn last_id(&mut self) -> RedisResult<StreamId> {
-        self.query(&self.script(LAST_ID)).await
-    }
-
-    /// Makes the group and our consumer behind an id, or at the end of the stream; never the stream.
-    /// Answers the id that it begins behind, or `None` if there is no stream.
     pub(super) async fn join_beside(
         &mut self,
         behind: Option<StreamId>,
@@ -129,40 +113,14 @@ impl Commands<'_> {
         self.query(&command).await
     }
 
-    /// Removes a group; whether it was there, and its stream.
     pub(super) async fn destroy_group(&mut self, group: &str) -> RedisResult<bool> {
         if !self.stream_exists().await? {
             return Ok(false);
         }
-        let mut command = redis::cmd("XGROUP");
-        command.arg("DESTROY").arg(&self.settings.stream).arg(group);
+        let command = Cmd::xgroup_destroy(&self.settings.stream, group);
         self.query(&command).await
     }
 
-    /// The ids of the group's pending entries from an id on, in order, so many at most.
-    pub(super) async fn pending_from(
-        &mut self,
-        from: StreamId,
-        max: usize,
-    ) -> RedisResult<Vec<StreamId>> {
-        let mut all: Vec<StreamId> = Vec::new();
-        let mut start = from.to_string();
-        loop {
-            let count = IDS_AT_ONCE.min(max - all.len());
-            let mut command = self.group_command("XPENDING");
-            command.arg(&start).arg("+").arg(count);
-            let page: StreamPendingCountReply = self.query(&command).await?;
-            all.extend(ids(page.ids.iter().map(|entry| &entry.id))?);
-            match all.last() {
-                Some(last) if page.ids.len() == count && all.len() < max => {
-                    start = format!("({last}");
-                }
-                _ => return Ok(all),
-            }
-        }
-    }
-
-    /// The server's version; `None` if it does not say.
     pub(super) async fn server_version(&mut self) -> RedisResult<Option<String>> {
         let info: String = self.query(redis::cmd("INFO").arg("server")).await?;
         let version = info
@@ -171,28 +129,42 @@ impl Commands<'_> {
         Ok(version.map(|version| version.trim().to_owned()))
     }
 
-    pub(super) async fn stream_exists(&mut self) -> RedisResult<bool> {
-        self.query(&self.stream_command("EXISTS")).await
+    async fn stream_exists(&mut self) -> RedisResult<bool> {
+        self.query(&Cmd::exists(&self.settings.stream)).await
     }
 
-    /// All groups of the stream, whether ours is among them or not.
+    /// All groups of the stream, whether ours is among them or not; none without a stream.
     pub(super) async fn all_groups(&mut self) -> RedisResult<Vec<Group>> {
-        let mut command = redis::cmd("XINFO");
-        command.arg("GROUPS").arg(&self.settings.stream);
+        if !self.stream_exists().await? {
+            return Ok(Vec::new());
+        }
+        let command = Cmd::xinfo_groups(&self.settings.stream);
         let groups: Groups = self.query(&command).await?;
         Ok(groups.0)
     }
 
-    pub(super) async fn consumers(&mut self) -> RedisResult<Vec<StreamInfoConsumer>> {
-        let mut command = redis::cmd("XINFO");
-        command.arg("CONSUMERS").arg(&self.settings.stream);
-        command.arg(&self.settings.group);
-        let reply: StreamInfoConsumersReply = self.query(&command).await?;
-        Ok(reply.consumers)
+    /// The stream, whether our group is there or not; `None` without a stream.
+    pub(super) async fn look_from_outside(&mut self) -> RedisResult<Option<StreamSnapshot>> {
+        if !self.stream_exists().await? {
+            return Ok(None);
+        }
+        let groups = self.all_groups().await?;
+        if find(&groups, &self.settings.group).is_some() {
+            // All at one moment, since a guard is compared with what is pending.
+            return self.look(None).await.map(Some);
+        }
+        Ok(Some(StreamSnapshot {
+            groups,
+            length: self.query(&Cmd::xlen(&self.settings.stream)).await?,
+            end: Some(self.query(&self.script(LAST_ID)).await?),
+            ..StreamSnapshot::default()
+        }))
     }
 
-    pub(super) async fn length(&mut self) -> RedisResult<u64> {
-        self.query(&self.stream_command("XLEN")).await
+    pub(super) async fn consumers(&mut self) -> RedisResult<Vec<StreamInfoConsumer>> {
+        let command = Cmd::xinfo_consumers(&self.settings.stream, &self.settings.group);
+        let reply: StreamInfoConsumersReply = self.query(&command).await?;
+        Ok(reply.consumers)
     }
 
     pub(super) async fn info(&mut self) -> RedisResult<String> {

@@ -7,15 +7,15 @@ use std::time::Duration;
 use redis::{RedisError, RedisResult};
 
 use crate::finding::Finding;
-use crate::source::redis::commands::Commands;
+use crate::source::redis::connection::Commands;
 use crate::source::redis::failure;
 use crate::source::redis::position::GroupAhead;
-use crate::source::redis::snapshot::find;
 use crate::source::redis::stream_id::StreamId;
 
 use super::RedisOperator;
 
 mod permissions;
+mod sentinels;
 mod server;
 mod stream;
 
@@ -24,21 +24,35 @@ use stream::StreamFacts;
 
 impl RedisOperator {
     pub(super) async fn look_for_trouble(&self, retention: Option<Duration>) -> Vec<Finding> {
-        let server = self.settings.url.to_string();
-        let mut commands = match self.commands().await {
-            Ok(commands) => commands,
-            Err(error) => return vec![unreachable(&server, "connecting", &error)],
-        };
+        let settings = self.settings();
+        let server = settings.url.to_string();
         let mut findings = Vec::new();
+        let watch = self.connections.watch.as_ref();
+        if let Some(watch) = watch {
+            findings.extend(sentinels::judge(&watch.ask_all().await));
+        }
+        let mut commands = match self.connections.commands().await {
+            Ok(commands) => commands,
+            Err(error) => {
+                findings.push(unreachable(&server, "connecting", &error));
+                return findings;
+            }
+        };
         match commands.info().await {
-            Ok(info) => findings.extend(ServerFacts::of(&info).judge(&server)),
+            Ok(info) => {
+                findings.extend(ServerFacts::of(&info).judge(&server));
+                findings.extend(watch.map(|_| sentinels::judge_master(&info)));
+            }
             Err(error) if failure::is_answer(&error) => findings.push(server::unknown(&error)),
-            Err(error) => return vec![unreachable(&server, "asking", &error)],
+            Err(error) => {
+                findings.push(unreachable(&server, "asking", &error));
+                return findings;
+            }
         }
         let forbidden = permissions::forbidden(&mut commands).await;
-        findings.push(permissions::judge(&forbidden, &self.settings));
+        findings.push(permissions::judge(&forbidden, settings));
         match stream_facts(&mut commands).await {
-            Ok(facts) => findings.extend(facts.judge(&self.settings, retention)),
+            Ok(facts) => findings.extend(facts.judge(settings, retention)),
             // A missing right was told already, and is why.
             Err(_) if !forbidden.is_empty() => {}
             Err(error) => findings.push(unreachable(&server, "looking at the stream", &error)),
@@ -60,30 +74,20 @@ async fn stream_facts(commands: &mut Commands<'_>) -> RedisResult<StreamFacts> {
         now: commands.now().await?,
         ..StreamFacts::default()
     };
-    if !commands.stream_exists().await? {
+    let Some(snapshot) = commands.look_from_outside().await? else {
         return Ok(facts);
-    }
-    facts.length = Some(commands.length().await?);
-    facts.groups = commands.all_groups().await?;
-    let behind = match find(&facts.groups, &commands.settings.group) {
-        None => {
-            facts.end = Some(commands.last_id().await?);
-            StreamId::ZERO
-        }
-        Some(_) => {
-            // All at one moment, since a guard is compared with what is pending.
-            let snapshot = commands.look(None).await?;
-            let ahead = GroupAhead::of(&snapshot, commands.settings);
-            facts.end = snapshot.end;
-            facts.ahead = ahead;
-            facts.groups = snapshot.groups;
-            facts.pending = snapshot.pending;
-            facts.consumers = commands.consumers().await?;
-            let group = find(&facts.groups, &commands.settings.group);
-            let last = group.map_or(StreamId::ZERO, |group| group.last_delivered);
-            ahead.map_or(last, |ahead| ahead.back_to)
-        }
     };
+    let ahead = GroupAhead::of(&snapshot, commands.settings);
+    let mut behind = StreamId::ZERO;
+    if let Some(group) = snapshot.group(&commands.settings.group) {
+        behind = ahead.map_or(group.last_delivered, |ahead| ahead.back_to);
+        facts.consumers = commands.consumers().await?;
+    }
     facts.oldest_unread = commands.first_behind(behind).await?;
+    facts.length = Some(snapshot.length);
+    facts.end = snapshot.end;
+    facts.ahead = ahead;
+    facts.groups = snapshot.groups;
+    facts.pending = snapshot.pending;
     Ok(facts)
 }

@@ -1,28 +1,27 @@
 //! Reads the tables for a comparison: each question in a snapshot of its own that only reads.
 //!
-//! Rows are compared on the server, which costs a fraction of sending them. A row that the
-//! server cannot read fails the whole question. So the part that fails is asked again without any
-//! event, which fails too where something else is wrong; only if that succeeds it is made smaller until
-//! the culprit stands alone.
+//! Rows are compared on the server, which costs a fraction of sending them. A row that the server cannot
+//! read fails the whole question, so the culprit is looked for.
 
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 use tokio::time::Instant;
 
-use crate::store::as_count;
 use crate::store::operator::answers::{
-    CountsRow, EVENTS_ON_A_PAGE, LetterRow, NEWEST, NEWEST_TAKE, Newest, PageRow, StrayRow,
-    next_page_size,
+    CountsRow, EVENTS_ON_A_PAGE, LetterRow, NEWEST, NEWEST_TAKE, Newest, PAGE_TAKES, StrayRow,
 };
 use crate::store::operator::{Cursor, EventRows, LetterCounts, Page, Strays, Unreadable};
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::failure::Failure;
 use crate::store::postgres::schema::event_persister_dead_letters as letters;
+use crate::store::{as_count, at_most};
 
 /// The related resources of `events`; none where the column holds something else.
 macro_rules! related {
@@ -31,7 +30,6 @@ macro_rules! related {
     };
 }
 
-/// How many resources an event has by its own columns.
 macro_rules! expected {
     () => {
         concat!("(1 + jsonb_array_length(", related!(), "))::bigint")
@@ -141,7 +139,6 @@ const LOOK_UP: &str = concat!(
     " AS unreadable FROM events WHERE events.id = wanted.id::uuid LIMIT 1) AS told ON true"
 );
 
-/// The same of one event whose columns cannot be read.
 const COUNT: &str = "SELECT wanted.id AS event_id, \
     (SELECT count(*) FROM events WHERE events.id = wanted.id::uuid) AS num_events, \
     num_resources, num_resources AS num_expected \
@@ -207,24 +204,21 @@ const ORPHANS: &str = "SELECT event_id::text AS event_id, count(*) OVER () AS to
 const IDS_ARE_UNIQUE: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index \
     JOIN pg_catalog.pg_attribute ON attrelid = indrelid AND attnum = indkey[0] \
     WHERE indrelid = to_regclass('events') AND indisunique AND indisvalid AND indpred IS NULL \
-    AND indnkeyatts = 1 AND attname = 'id') AS is_true";
+    AND indnkeyatts = 1 AND attname = 'id')";
 
 const REPEATED: &str = "SELECT id::text AS event_id, count(*) OVER () AS total \
     FROM events WHERE occurred >= $1::timestamptz \
     GROUP BY events.id HAVING count(*) > 1 ORDER BY events.id LIMIT $2";
 
-const LETTERS_ARE_THERE: &str =
-    "SELECT to_regclass('event_persister_dead_letters') IS NOT NULL AS is_true";
+const LETTERS_ARE_THERE: &str = "SELECT to_regclass('event_persister_dead_letters') IS NOT NULL";
 
 const CURABLE: &str = "SELECT letters.id, letters.event_id::text AS event_id, \
     count(*) OVER () AS total FROM event_persister_dead_letters AS letters \
     WHERE EXISTS (SELECT FROM events WHERE events.id = letters.event_id) \
     ORDER BY letters.id LIMIT $1";
 
-/// Before everything that PostgreSQL can hold.
 const FIRST_MOMENT: &str = "-infinity";
 const FIRST_ID: &str = "00000000-0000-0000-0000-000000000000";
-/// Behind it.
 const LAST_MOMENT: &str = "infinity";
 const LAST_ID: &str = "ffffffff-ffff-ffff-ffff-ffffffffffff";
 
@@ -232,79 +226,60 @@ fn bound(since: Option<DateTime<Utc>>) -> String {
     since.map_or_else(|| FIRST_MOMENT.to_owned(), |since| since.to_rfc3339())
 }
 
-#[derive(QueryableByName)]
-struct Answer {
-    #[diesel(sql_type = Bool)]
-    is_true: bool,
-}
-
 async fn is_true(connection: &mut Connection, question: &str) -> Result<bool, Failure> {
-    let answer: Answer = sql_query(question).get_result(&mut connection.pg).await?;
-    Ok(answer.is_true)
+    Ok(sql::<Bool>(question).get_result(&mut connection.pg).await?)
 }
 
-/// At which of these positions of a source a message became a dead letter.
 pub(super) async fn letters_at(
     connection: &mut Connection,
     source: &str,
     positions: &[String],
 ) -> Result<Vec<String>, Failure> {
-    connection.begin_snapshot().await?;
-    let mut found = Vec::new();
-    if is_true(connection, LETTERS_ARE_THERE).await? {
-        found = letters::table
-            .filter(letters::source.eq(source))
-            .filter(letters::position.eq_any(positions))
-            .select(letters::position)
-            .distinct()
-            .load(&mut connection.pg)
-            .await?;
+    if !is_true(connection, LETTERS_ARE_THERE).await? {
+        return Ok(Vec::new());
     }
-    connection.commit().await?;
-    Ok(found)
+    let at_positions = letters::table
+        .filter(letters::source.eq(source))
+        .filter(letters::position.eq_any(positions))
+        .select(letters::position)
+        .distinct();
+    Ok(at_positions.load(&mut connection.pg).await?)
 }
 
 pub(super) async fn count_curable(
     connection: &mut Connection,
     limit: usize,
 ) -> Result<LetterCounts, Failure> {
-    connection.begin_snapshot().await?;
-    let mut counts = LetterCounts::default();
-    if is_true(connection, LETTERS_ARE_THERE).await? {
-        counts = letter_counts(connection, limit).await?;
+    if !is_true(connection, LETTERS_ARE_THERE).await? {
+        return Ok(LetterCounts::default());
     }
-    connection.commit().await?;
-    Ok(counts)
+    let total = letters::table.count().get_result(&mut connection.pg);
+    let total: i64 = total.await?;
+    // One at least, which tells the number of all.
+    let query = sql_query(CURABLE).bind::<BigInt, _>(at_most(limit.max(1)));
+    let rows: Vec<LetterRow> = query.load(&mut connection.pg).await?;
+    Ok(LetterCounts::of(total, rows, limit))
 }
 
-/// Events of which only resources are there.
 pub(super) async fn orphans(
     connection: &mut Connection,
     since: Option<DateTime<Utc>>,
     limit: NonZeroUsize,
 ) -> Result<Strays, Failure> {
-    connection.begin_snapshot().await?;
-    let found = strays(connection, ORPHANS, since, limit).await?;
-    connection.commit().await?;
-    Ok(found)
+    strays(connection, ORPHANS, since, limit).await
 }
 
-/// Events that stand in `events` more than once.
 pub(super) async fn repeated(
     connection: &mut Connection,
     since: Option<DateTime<Utc>>,
     limit: NonZeroUsize,
 ) -> Result<Strays, Failure> {
-    connection.begin_snapshot().await?;
-    let mut found = Strays::default();
-    if !is_true(connection, IDS_ARE_UNIQUE).await? {
-        found = strays(connection, REPEATED, since, limit).await?;
+    if is_true(connection, IDS_ARE_UNIQUE).await? {
+        return Ok(Strays::default());
     }
-    connection.commit().await?;
-    Ok(found)
+    strays(connection, REPEATED, since, limit).await
 }
 
-/// The rows of an event, and what is wrong with them.
 #[derive(QueryableByName)]
 struct HeldRow {
     #[diesel(embed)]
@@ -332,23 +307,36 @@ impl From<HeldRow> for EventRows {
     }
 }
 
-/// The rows of each of these events.
 pub(super) async fn look_up(
     connection: &mut Connection,
     event_ids: &[String],
 ) -> Result<Vec<EventRows>, Failure> {
-    let mut held = Vec::with_capacity(event_ids.len());
-    let mut parts = vec![event_ids];
+    let count = async |connection: &mut Connection, event_id: &String| {
+        count_damaged(connection, event_id).await
+    };
+    in_parts(connection, event_ids, look_up_part, count).await
+}
+
+/// Asks about all of them, in their order. A part that fails is made smaller until the culprit stands
+/// alone, unless a question about nothing fails too.
+pub(super) async fn in_parts<T, R>(
+    connection: &mut Connection,
+    all: &[T],
+    ask: impl AsyncFn(&mut Connection, &[T]) -> Result<Vec<R>, Failure>,
+    of_culprit: impl AsyncFn(&mut Connection, &T) -> Result<R, Failure>,
+) -> Result<Vec<R>, Failure> {
+    let mut answers = Vec::with_capacity(all.len());
+    let mut parts = vec![all];
     while let Some(part) = parts.pop() {
-        match look_up_part(connection, part).await {
-            Ok(rows) => held.extend(rows.into_iter().map(EventRows::from)),
+        match ask(connection, part).await {
+            Ok(found) => answers.extend(found),
             Err(failure) if is_of_a_row(&failure, connection).await => {
-                if look_up_part(connection, &[]).await.is_err() {
+                if ask(connection, &[]).await.is_err() {
                     return Err(failure);
                 }
                 match part {
                     [] => return Err(failure),
-                    [event_id] => held.push(count_damaged(connection, event_id).await?),
+                    [culprit] => answers.push(of_culprit(connection, culprit).await?),
                     _ => {
                         let (first, second) = part.split_at(part.len() / 2);
                         parts.extend([second, first]);
@@ -358,7 +346,7 @@ pub(super) async fn look_up(
             Err(failure) => return Err(failure),
         }
     }
-    Ok(held)
+    Ok(answers)
 }
 
 /// Whether a row may be the cause; ends the transaction.
@@ -369,12 +357,12 @@ async fn is_of_a_row(failure: &Failure, connection: &mut Connection) -> bool {
 async fn look_up_part(
     connection: &mut Connection,
     event_ids: &[String],
-) -> Result<Vec<HeldRow>, Failure> {
+) -> Result<Vec<EventRows>, Failure> {
     connection.begin_page().await?;
     let query = sql_query(LOOK_UP).bind::<Array<Text>, _>(event_ids);
-    let rows = query.load(&mut connection.pg).await?;
+    let rows: Vec<HeldRow> = query.load(&mut connection.pg).await?;
     connection.commit().await?;
-    Ok(rows)
+    Ok(rows.into_iter().map(EventRows::from).collect())
 }
 
 async fn count_damaged(connection: &mut Connection, event_id: &str) -> Result<EventRows, Failure> {
@@ -406,7 +394,7 @@ pub(super) async fn walk(
         match read_page(connection, WALK, cursor, is_behind, page_size).await {
             Ok(rows) => {
                 let next = next_page_size(page_size, asked.elapsed());
-                return Ok(Page::of(rows, page_size, next));
+                return Ok(page_of(rows, page_size, next));
             }
             Err(failure) if is_of_a_row(&failure, connection).await => {
                 let empty = read_page(connection, WALK, cursor, is_behind, 0).await;
@@ -415,12 +403,56 @@ pub(super) async fn walk(
                 }
                 if page_size == 1 {
                     let rows = read_page(connection, NAME, cursor, is_behind, 1).await?;
-                    return Ok(Page::of(rows, 1, 2));
+                    return Ok(page_of(rows, 1, 2));
                 }
                 page_size /= 2;
             }
             Err(failure) => return Err(failure),
         }
+    }
+}
+
+/// How many events the next page is to have, after one that was to have so many and took so long.
+fn next_page_size(page_size: i64, took: Duration) -> i64 {
+    let next = if took > PAGE_TAKES {
+        page_size / 2
+    } else if took < PAGE_TAKES / 4 {
+        page_size.saturating_mul(2)
+    } else {
+        page_size
+    };
+    next.clamp(1, EVENTS_ON_A_PAGE)
+}
+
+/// One row of a page's answer: an event that is suspicious, or the last of the page, or both.
+#[derive(QueryableByName)]
+struct PageRow {
+    #[diesel(sql_type = Text)]
+    event_id: String,
+    #[diesel(sql_type = Text)]
+    occurred: String,
+    #[diesel(sql_type = Bool)]
+    suspicious: bool,
+    #[diesel(sql_type = BigInt)]
+    number: i64,
+}
+
+/// Of the rows in the order of their numbers, of a page that was to have so many events.
+fn page_of(rows: Vec<PageRow>, page_size: i64, next_page_size: i64) -> Page {
+    let Some(last) = rows.last() else {
+        return Page::default();
+    };
+    let num_events = last.number;
+    let next = (num_events >= page_size).then(|| Cursor {
+        occurred: last.occurred.clone(),
+        event_id: last.event_id.clone(),
+        page_size: next_page_size,
+    });
+    let suspects = rows.into_iter().filter(|row| row.suspicious);
+    Page {
+        num_events: as_count(num_events),
+        suspects: suspects.map(|row| row.event_id).collect(),
+        next,
     }
 }
 
@@ -502,19 +534,22 @@ async fn strays(
 ) -> Result<Strays, Failure> {
     let query = sql_query(query)
         .bind::<Text, _>(bound(since))
-        .bind::<BigInt, _>(i64::try_from(limit.get()).unwrap_or(i64::MAX));
+        .bind::<BigInt, _>(at_most(limit.get()));
     let rows: Vec<StrayRow> = query.load(&mut connection.pg).await?;
     Ok(Strays::of(rows))
 }
 
-async fn letter_counts(connection: &mut Connection, limit: usize) -> Result<LetterCounts, Failure> {
-    let total: i64 = letters::table
-        .count()
-        .get_result(&mut connection.pg)
-        .await?;
-    // One at least, which tells the number of all.
-    let query =
-        sql_query(CURABLE).bind::<BigInt, _>(i64::try_from(limit.max(1)).unwrap_or(i64::MAX));
-    let rows: Vec<LetterRow> = query.load(&mut connection.pg).await?;
-    Ok(LetterCounts::of(total, rows, limit))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_shrink_while_they_take_long_and_never_to_nothing() {
+        let (slow, quick) = (PAGE_TAKES * 3, PAGE_TAKES / 10);
+        assert_eq!(next_page_size(EVENTS_ON_A_PAGE, quick), EVENTS_ON_A_PAGE);
+        assert_eq!(next_page_size(EVENTS_ON_A_PAGE, slow), EVENTS_ON_A_PAGE / 2);
+        assert_eq!(next_page_size(100, PAGE_TAKES / 2), 100);
+        assert_eq!(next_page_size(100, quick), 200);
+        assert_eq!(next_page_size(1, slow), 1);
+    }
 }

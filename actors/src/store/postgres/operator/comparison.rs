@@ -1,11 +1,9 @@
 //! Holds rows against those that would be written, on the server: `jsonb` is compared by value, `json`
 //! by its text, as the columns hold them.
 //!
-//! JSON that `jsonb` does not take fails the whole question, and diesel does not show the SQLSTATE. So
-//! the part that fails is asked again without any event, which fails too where something else is
-//! wrong; only if that succeeds it is split until the culprits stand alone. They would be refused.
+//! JSON that `jsonb` does not take fails the whole question, and diesel does not show the SQLSTATE. The
+//! culprits are looked for; they would be refused.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use diesel::pg::Pg;
@@ -14,6 +12,7 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Array, BigInt, Bool, Text};
 use diesel_async::RunQueryDsl;
 
+use super::audit::in_parts;
 use crate::delivery::Entry;
 use crate::event::{ReceivedEvent, Resource};
 use crate::store::operator::answers::of_columns;
@@ -29,7 +28,6 @@ const INDEX_TAKES: usize = 2_600;
 /// An event's number, whether it is there, and the columns that differ.
 type Row = (i64, bool, Vec<String>);
 
-/// How the rows become parameters.
 pub(super) type MakeArrays = for<'r> fn(&Rows<'r>) -> Arrays;
 
 /// One answer for each entry; none where it would be refused.
@@ -38,62 +36,41 @@ pub(super) async fn compare(
     entries: &[Arc<Entry>],
     arrays: MakeArrays,
 ) -> Result<Vec<Option<Compared>>, Failure> {
-    let mut compared = vec![None; entries.len()];
-    let whole: Range<usize> = 0..entries.len();
-    let mut parts = vec![whole];
-    while let Some(part) = parts.pop() {
-        let given = entries.get(part.clone()).unwrap_or_default();
-        match compare_part(connection, given, arrays).await {
-            Ok(found) => {
-                for (index, found) in found {
-                    if let Some(compared) = compared.get_mut(part.start + index) {
-                        *compared = Some(found);
-                    }
-                }
-            }
-            Err(failure) if !failure.is_before_commit() || connection.is_lost().await => {
-                return Err(failure);
-            }
-            Err(failure) => {
-                if compare_part(connection, &[], arrays).await.is_err() {
-                    return Err(failure);
-                }
-                let middle = part.start + part.len() / 2;
-                if part.len() > 1 {
-                    parts.push(part.start..middle);
-                    parts.push(middle..part.end);
-                }
-            }
-        }
-    }
-    Ok(compared)
+    let compare = async |connection: &mut Connection, part: &[Arc<Entry>]| {
+        compare_part(connection, part, arrays).await
+    };
+    in_parts(connection, entries, compare, async |_, _| Ok(None)).await
 }
 
-/// Answers by the index of their entry; none for those that would be refused without being sent.
+/// None also for those that would be refused without being sent.
 async fn compare_part(
     connection: &mut Connection,
     entries: &[Arc<Entry>],
     arrays: MakeArrays,
-) -> Result<Vec<(usize, Compared)>, Failure> {
+) -> Result<Vec<Option<Compared>>, Failure> {
     let rows = Rows::new(entries);
     let question = CompareEvents(arrays(&rows));
     connection.begin_page().await?;
     let answers: Vec<Row> = question.load(&mut connection.pg).await?;
     connection.commit().await?;
-    let compared = answers
-        .into_iter()
-        .filter_map(|(number, is_there, columns)| {
-            let row = rows.events.get(usize::try_from(number - 1).ok()?)?;
-            let compared = if is_there {
-                of_columns(row.event.received, columns)
-            } else if may_exceed_an_index(row.event) {
-                Compared::Unclear
-            } else {
-                Compared::Absent
-            };
-            Some((row.index, compared))
+    let mut compared = vec![None; entries.len()];
+    for (number, is_there, columns) in answers {
+        let row = usize::try_from(number - 1)
+            .ok()
+            .and_then(|at| rows.events.get(at));
+        let Some((row, compared)) = row.and_then(|row| Some((row, compared.get_mut(row.index)?)))
+        else {
+            continue;
+        };
+        *compared = Some(if is_there {
+            of_columns(row.event.received, columns)
+        } else if may_exceed_an_index(row.event) {
+            Compared::Unclear
+        } else {
+            Compared::Absent
         });
-    Ok(compared.collect())
+    }
+    Ok(compared)
 }
 
 /// Of the columns in Prefect's B-trees those without a bound.

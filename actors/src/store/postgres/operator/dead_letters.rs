@@ -9,13 +9,13 @@ use diesel::sql_types::{Binary, Bool, Text};
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
-use crate::store::Stage;
 use crate::store::operator::answers::ids_by_attempts;
 use crate::store::operator::{DeadLetter, LetterFilter, LetterVersion, OpenLetter};
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::failure::Failure;
 use crate::store::postgres::letters::without_nul;
 use crate::store::postgres::schema::event_persister_dead_letters::{self as table, dsl};
+use crate::store::{Stage, as_count, at_most};
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = table)]
@@ -55,16 +55,13 @@ impl Row {
 }
 
 diesel::define_sql_function! {
-    /// The length of a value in bytes.
     fn octet_length(value: Binary) -> Integer;
 }
 
 diesel::define_sql_function! {
-    /// Where a part begins in a text, from 1; 0 if nowhere.
     fn strpos(text: Text, part: Text) -> Integer;
 }
 
-/// A condition on letters, for reading and for removing them.
 type Condition<'a> = Box<dyn BoxableExpression<table::table, Pg, SqlType = Bool> + 'a>;
 
 fn matching<'a>(filter: &'a LetterFilter, before: Option<i64>) -> Condition<'a> {
@@ -102,73 +99,56 @@ fn matching<'a>(filter: &'a LetterFilter, before: Option<i64>) -> Condition<'a> 
     all
 }
 
-/// The newest letters, largest id first.
 pub(super) async fn list(
     connection: &mut Connection,
     filter: &LetterFilter,
     before: Option<i64>,
     limit: NonZeroUsize,
 ) -> Result<Vec<DeadLetter>, Failure> {
-    let limit = i64::try_from(limit.get()).unwrap_or(i64::MAX);
-    connection.begin().await?;
     let rows: Vec<(Row, i32)> = dsl::event_persister_dead_letters
         .filter(matching(filter, before))
         .order(table::id.desc())
-        .limit(limit)
+        .limit(at_most(limit.get()))
         .select((Row::as_select(), octet_length(table::raw)))
         .load(&mut connection.pg)
         .await?;
-    connection.commit().await?;
-    let letter = |(row, num_bytes): (Row, i32)| {
-        row.into_letter(u64::try_from(num_bytes).unwrap_or_default())
-    };
+    let letter = |(row, num_bytes): (Row, i32)| row.into_letter(as_count(num_bytes.into()));
     Ok(rows.into_iter().map(letter).collect())
 }
 
-/// How many letters there are.
 pub(super) async fn count(
     connection: &mut Connection,
     filter: &LetterFilter,
     before: Option<i64>,
 ) -> Result<u64, Failure> {
-    connection.begin().await?;
-    let count: i64 = dsl::event_persister_dead_letters
-        .filter(matching(filter, before))
-        .count()
-        .get_result(&mut connection.pg)
-        .await?;
-    connection.commit().await?;
-    Ok(u64::try_from(count).unwrap_or_default())
+    let letters = dsl::event_persister_dead_letters.filter(matching(filter, before));
+    let count = letters.count().get_result(&mut connection.pg);
+    Ok(as_count(count.await?))
 }
 
 pub(super) async fn open(
     connection: &mut Connection,
     ids: &[i64],
 ) -> Result<Vec<OpenLetter>, Failure> {
-    connection.begin().await?;
     let rows: Vec<(Row, Vec<u8>)> = dsl::event_persister_dead_letters
         .filter(table::id.eq_any(ids))
         .order(table::id.desc())
         .select((Row::as_select(), table::raw))
         .load(&mut connection.pg)
         .await?;
-    connection.commit().await?;
     let letter = |(row, raw): (Row, Vec<u8>)| (row.into_letter(raw.len() as u64), raw);
     Ok(rows.into_iter().map(letter).collect())
 }
 
-/// Removes letters that have not come again.
 pub(super) async fn remove(
     connection: &mut Connection,
     letters: &[LetterVersion],
 ) -> Result<u64, Failure> {
     let mut num_removed = 0;
-    connection.begin().await?;
     for (attempts, ids) in ids_by_attempts(letters) {
         let unchanged = table::attempts.eq(attempts).and(table::id.eq_any(ids));
         let remove = diesel::delete(dsl::event_persister_dead_letters.filter(unchanged));
         num_removed += remove.execute(&mut connection.pg).await?;
     }
-    connection.commit().await?;
     Ok(num_removed as u64)
 }

@@ -9,7 +9,7 @@ use diesel_async::RunQueryDsl;
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::failure::Failure;
 use crate::store::postgres::schema::{event_resources, events};
-use crate::store::postgres::trim::{Bounds, ahead};
+use crate::store::postgres::trim::{ahead, bounds};
 use crate::store::{Cutoffs, Trimmed, as_count};
 
 diesel::define_sql_function! {
@@ -17,19 +17,17 @@ diesel::define_sql_function! {
     fn clock_timestamp() -> Timestamptz;
 }
 
-/// Counts what a pass would remove.
 pub(super) async fn count(
     connection: &mut Connection,
     cutoffs: &Cutoffs,
     now: DateTime<Utc>,
 ) -> Result<Trimmed, Failure> {
-    connection.begin_snapshot().await?;
     let server_now: PgTimestamp = diesel::select(clock_timestamp())
         .get_result(&mut connection.pg)
         .await?;
-    let bounds = Bounds::new(cutoffs, ahead(now, server_now));
+    let bounds = bounds(cutoffs, ahead(now, server_now));
     let (mut num_events, mut num_resources) = (0, 0);
-    for (name, cutoff) in bounds.overrides() {
+    for (name, cutoff) in &bounds.overrides {
         let of_name = events::event.eq(name).and(events::occurred.lt(cutoff));
         let expired = events::table.filter(of_name);
         num_events += expired
@@ -41,7 +39,7 @@ pub(super) async fn count(
         num_resources += of_expired.get_result::<i64>(&mut connection.pg).await?;
     }
     let of_others = events::occurred
-        .lt(bounds.default())
+        .lt(bounds.default)
         .and(events::event.ne_all(bounds.names()));
     let expired = events::table.filter(of_others);
     num_events += (expired.clone().count())
@@ -56,7 +54,6 @@ pub(super) async fn count(
         .filter(not(exists(of_event)))
         .count();
     num_resources += orphans.get_result::<i64>(&mut connection.pg).await?;
-    connection.commit().await?;
     Ok(Trimmed {
         events: as_count(num_events),
         resources: as_count(num_resources),

@@ -1,6 +1,6 @@
 //! Halves of events. This store makes none when it writes.
 
-use diesel::prelude::QueryableByName;
+use diesel::dsl::sql;
 use diesel::sql_query;
 use diesel::sql_types::BigInt;
 use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
@@ -10,18 +10,10 @@ use crate::store::operator::HalfEvents;
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::failure::Failure;
 
-#[derive(QueryableByName)]
-struct Row {
-    #[diesel(sql_type = BigInt)]
-    events: i64,
-    #[diesel(sql_type = BigInt)]
-    resources: i64,
-}
-
 /// One join tells both, so that each table is read once.
 const COUNT: &str = "SELECT \
-    count(*) FILTER (WHERE resource.event_id IS NULL AND events.id IS NOT NULL) AS events, \
-    count(*) FILTER (WHERE events.id IS NULL) AS resources \
+    count(*) FILTER (WHERE resource.event_id IS NULL AND events.id IS NOT NULL), \
+    count(*) FILTER (WHERE events.id IS NULL) \
     FROM events FULL JOIN event_resources AS resource ON resource.event_id = events.id";
 
 const REMOVE_EVENTS: &str = "DELETE FROM events WHERE NOT EXISTS \
@@ -32,12 +24,11 @@ const REMOVE_RESOURCES: &str = "DELETE FROM event_resources WHERE NOT EXISTS \
 
 /// Counts the halves, all of the same moment. Reads both tables as a whole.
 pub(super) async fn count(connection: &mut Connection) -> Result<HalfEvents, Failure> {
-    connection.begin_snapshot().await?;
-    let row: Row = sql_query(COUNT).get_result(&mut connection.pg).await?;
-    connection.commit().await?;
+    let counts = sql::<(BigInt, BigInt)>(COUNT);
+    let (events, resources) = counts.get_result(&mut connection.pg).await?;
     Ok(HalfEvents {
-        events: as_count(row.events),
-        resources: as_count(row.resources),
+        events: as_count(events),
+        resources: as_count(resources),
     })
 }
 

@@ -4,7 +4,6 @@
 
 use chrono::{DateTime, Utc};
 use diesel_async::RunQueryDsl as _;
-use futures_util::future::LocalBoxFuture;
 
 use super::audit;
 use crate::clock::Clock;
@@ -40,16 +39,14 @@ pub(super) async fn inspect(
         findings: vec![Finding::ok("postgres.reachable", place.to_string())],
     };
     let asked = clock.now();
-    let facts = inspection
-        .ask("postgres.server", |c| Box::pin(server::facts(c)))
-        .await;
+    let facts = inspection.ask("postgres.server", server::facts).await;
     let answered = clock.now();
     if let Some(facts) = &facts {
         let findings = facts.judge(needs, (asked, answered));
         inspection.findings.extend(findings);
     }
     let replication = inspection
-        .ask("postgres.replication", |c| Box::pin(replication::look(c)))
+        .ask("postgres.replication", replication::look)
         .await;
     let replication = replication.and_then(|replication| replication.judge());
     inspection.findings.extend(replication);
@@ -71,18 +68,19 @@ impl Inspection<'_> {
     async fn ask<T>(
         &mut self,
         id: &'static str,
-        question: impl for<'c> FnOnce(&'c mut Connection) -> LocalBoxFuture<'c, Result<T, Failure>>,
+        question: impl AsyncFnOnce(&mut Connection) -> Result<T, Failure>,
     ) -> Option<T> {
         let asked = async {
             self.connection.begin().await?;
             let answer = question(&mut self.connection).await?;
             self.connection.commit().await?;
-            Ok(answer)
+            Ok::<T, Failure>(answer)
         };
         match asked.await {
             Ok(answer) => Some(answer),
             Err(failure) => {
-                self.report(id, failure);
+                let error = failure.into_store_error("read", &self.settings.place(), None);
+                self.findings.push(Finding::of_error(id, &error));
                 if let Err(failure) = self.connection.roll_back().await {
                     log::debug!("cannot end the transaction of a question error={failure:?}");
                 }
@@ -91,61 +89,48 @@ impl Inspection<'_> {
         }
     }
 
-    fn report(&mut self, id: &'static str, failure: Failure) {
-        let error = failure.into_store_error("read", &self.settings.place(), None);
-        self.findings.push(Finding::of_error(id, &error));
-    }
-
     async fn look_at_tables(&mut self, needs: Needs, facts: Option<&ServerFacts>) {
         let place = self.settings.place();
-        let looked = self.ask(conditions::SCHEMA, |c| {
-            Box::pin(async move { conditions::look(c, CreateSchema::Nothing, &place).await })
-        });
+        let look = async |connection: &mut Connection| {
+            conditions::look(connection, CreateSchema::Nothing, &place).await
+        };
         let mut is_keyed = true;
         let mut is_readable = false;
-        if let Some(Looked { faults, has_own }) = looked.await {
+        if let Some(Looked { faults, has_own }) = self.ask(conditions::SCHEMA, look).await {
             let is_faulty = |id| faults.iter().any(|fault| fault.id == id);
             is_keyed = !is_faulty(conditions::INDEXES);
-            let (is_formed, is_ours) = (
-                !is_faulty(conditions::SCHEMA),
-                !is_faulty(conditions::OWN_TABLES),
-            );
+            is_readable = !is_faulty(conditions::SCHEMA);
+            let is_ours = !is_faulty(conditions::OWN_TABLES);
             self.findings.extend(faults);
-            is_readable = is_formed;
-            if is_formed {
+            if is_readable {
                 let what =
                     "all columns are there that are written, in their types, and no other must be";
                 self.findings.push(Finding::ok(conditions::SCHEMA, what));
             }
-            if is_formed && is_ours {
+            if is_readable && is_ours {
                 let can_create = facts.is_none_or(|facts| facts.can_create);
                 self.findings.push(tables::of_own(has_own, can_create));
             }
         }
-        let lacking = self.ask(conditions::PRIVILEGES, |c| Box::pin(conditions::lacking(c)));
-        if let Some(lacking) = lacking.await {
+        if let Some(lacking) = self.ask(conditions::PRIVILEGES, conditions::lacking).await {
             self.findings.push(tables::of_privileges(&lacking, needs));
-            if is_readable && tables::may_read_events(&lacking) {
-                let newest = self.ask("postgres.unreadable", |c| Box::pin(audit::newest(c)));
-                if let Some(newest) = newest.await {
-                    self.findings.push(newest.judge("postgres.unreadable"));
-                }
+            if is_readable
+                && tables::may_read_events(&lacking)
+                && let Some(newest) = self.ask("postgres.unreadable", audit::newest).await
+            {
+                self.findings.push(newest.judge("postgres.unreadable"));
             }
         }
-        let missing = self.ask(conditions::INDEXES, |c| {
-            Box::pin(tables::missing_indexes(c))
-        });
-        if let Some(missing) = missing.await {
+        if let Some(missing) = self.ask(conditions::INDEXES, tables::missing_indexes).await {
             self.findings.extend(tables::of_indexes(&missing, is_keyed));
         }
-        let others = self.ask("postgres.triggers", |c| Box::pin(tables::others(c)));
-        if let Some(others) = others.await {
+        if let Some(others) = self.ask("postgres.triggers", tables::others).await {
             self.findings.extend(tables::of_others(&others));
         }
-        let unknown = self.ask("postgres.migrations", |c| {
-            Box::pin(tables::newer_migrations(c))
-        });
-        if let Some(newer) = unknown.await {
+        if let Some(newer) = self
+            .ask("postgres.migrations", tables::newer_migrations)
+            .await
+        {
             self.findings
                 .push(Finding::of_newer_migrations("postgres.migrations", &newer));
         }
@@ -164,7 +149,6 @@ fn apart(ours: (DateTime<Utc>, DateTime<Utc>), theirs: DateTime<Utc>) -> chrono:
     }
 }
 
-/// One row of a question.
 async fn row<T>(connection: &mut Connection, sql: &str) -> Result<T, Failure>
 where
     T: diesel::QueryableByName<diesel::pg::Pg> + Send + 'static,
@@ -172,12 +156,4 @@ where
     Ok(diesel::sql_query(sql)
         .get_result(&mut connection.pg)
         .await?)
-}
-
-/// All rows of a question.
-async fn rows<T>(connection: &mut Connection, sql: &str) -> Result<Vec<T>, Failure>
-where
-    T: diesel::QueryableByName<diesel::pg::Pg> + Send + 'static,
-{
-    Ok(diesel::sql_query(sql).load(&mut connection.pg).await?)
 }

@@ -3,12 +3,14 @@
 use std::num::NonZeroUsize;
 
 use chrono::{DateTime, Utc};
+use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Text};
 use tokio::time::Instant;
 
 use super::content::Content;
+use crate::store::at_most;
 use crate::store::operator::answers::{
     CountsRow, EVENTS_ON_A_PAGE, LetterRow, NEWEST, NEWEST_TAKE, Newest, PAGE_TAKES, StrayRow,
 };
@@ -38,7 +40,6 @@ const LOOK_UP: &str = concat!(
 const NEXT: &str = "SELECT id, occurred FROM events WHERE (occurred, id) > (?, ?) \
     ORDER BY occurred, id LIMIT ?";
 
-/// The newest first.
 const NEWEST_FIRST: &str =
     "SELECT id, occurred FROM events ORDER BY occurred DESC, id DESC LIMIT ?";
 
@@ -48,7 +49,7 @@ const ORPHANS: &str = "SELECT event_id, count(*) OVER () AS total FROM event_res
 
 const IDS_ARE_UNIQUE: &str = "SELECT EXISTS (SELECT 1 FROM pragma_index_list('events') AS list \
     WHERE list.\"unique\" AND NOT list.partial \
-    AND (SELECT group_concat(name) FROM pragma_index_info(list.name)) = 'id') AS is_true";
+    AND (SELECT group_concat(name) FROM pragma_index_info(list.name)) = 'id')";
 
 const REPEATED: &str = "SELECT id AS event_id, count(*) OVER () AS total FROM events \
     WHERE occurred >= ? GROUP BY id HAVING count(*) > 1 ORDER BY id LIMIT ?";
@@ -62,7 +63,6 @@ fn bound(since: Option<DateTime<Utc>>) -> String {
     since.map(timestamp_bound).unwrap_or_default()
 }
 
-/// At which of these positions of a source a message became a dead letter.
 pub(super) fn letters_at(
     connection: &mut Connection,
     source: &str,
@@ -89,13 +89,11 @@ pub(super) fn count_curable(
     let total = letters::table.count();
     let total: i64 = connection.run(|connection| total.get_result(connection))?;
     // One at least, which tells the number of all.
-    let at_most = i64::try_from(limit.max(1)).unwrap_or(i64::MAX);
-    let query = sql_query(CURABLE).bind::<BigInt, _>(at_most);
+    let query = sql_query(CURABLE).bind::<BigInt, _>(at_most(limit.max(1)));
     let rows: Vec<LetterRow> = connection.run(|connection| query.load(connection))?;
     Ok(LetterCounts::of(total, rows, limit))
 }
 
-/// Events of which only resources are there.
 pub(super) fn orphans(
     connection: &mut Connection,
     since: Option<DateTime<Utc>>,
@@ -104,27 +102,18 @@ pub(super) fn orphans(
     strays(connection, ORPHANS, since, limit)
 }
 
-/// Events that stand in `events` more than once.
 pub(super) fn repeated(
     connection: &mut Connection,
     since: Option<DateTime<Utc>>,
     limit: NonZeroUsize,
 ) -> Result<Strays, Failure> {
-    let unique: Unique =
-        connection.run(|connection| sql_query(IDS_ARE_UNIQUE).get_result(connection))?;
-    if unique.is_true {
+    let is_unique = sql::<Bool>(IDS_ARE_UNIQUE);
+    if connection.run(|connection| is_unique.get_result(connection))? {
         return Ok(Strays::default());
     }
     strays(connection, REPEATED, since, limit)
 }
 
-#[derive(QueryableByName)]
-struct Unique {
-    #[diesel(sql_type = Bool)]
-    is_true: bool,
-}
-
-/// When an event occurred, and its id.
 #[derive(QueryableByName)]
 struct Listed {
     #[diesel(sql_type = Text)]
@@ -144,30 +133,25 @@ fn in_snapshot<T>(
     Ok(answer)
 }
 
-/// The rows of each of these events.
 pub(super) fn look_up(
     connection: &mut Connection,
     event_ids: &[String],
 ) -> Result<Vec<EventRows>, Failure> {
-    in_snapshot(connection, |connection| look_up_now(connection, event_ids))
-}
-
-fn look_up_now(
-    connection: &mut Connection,
-    event_ids: &[String],
-) -> Result<Vec<EventRows>, Failure> {
-    let query = sql_query(LOOK_UP).bind::<Text, _>(as_json(event_ids));
-    let rows: Vec<CountsRow> = connection.run(|connection| query.load(connection))?;
-    let mut held: Vec<EventRows> = rows.into_iter().map(EventRows::from).collect();
-    for rows in &mut held {
-        if let Some(content) = Content::read(connection, &rows.event_id)? {
-            rows.received = content.received;
-            let contradicting = content.contradicting.into_iter();
-            rows.contradicting = contradicting.map(str::to_owned).collect();
-            rows.unreadable = content.unreadable;
+    let event_ids = serde_json::Value::from(event_ids).to_string();
+    in_snapshot(connection, |connection| {
+        let query = sql_query(LOOK_UP).bind::<Text, _>(event_ids);
+        let rows: Vec<CountsRow> = connection.run(|connection| query.load(connection))?;
+        let mut held: Vec<EventRows> = rows.into_iter().map(EventRows::from).collect();
+        for rows in &mut held {
+            if let Some(content) = Content::read(connection, &rows.event_id)? {
+                rows.received = content.received;
+                let contradicting = content.contradicting.into_iter();
+                rows.contradicting = contradicting.map(str::to_owned).collect();
+                rows.unreadable = content.unreadable;
+            }
         }
-    }
-    Ok(held)
+        Ok(held)
+    })
 }
 
 /// Counts the newest events that cannot be read, as far back as there is time for.
@@ -234,11 +218,6 @@ fn read_page(connection: &mut Connection, cursor: &Cursor) -> Result<Page, Failu
     Ok(page)
 }
 
-/// A list of any length as one parameter.
-fn as_json(texts: &[String]) -> String {
-    serde_json::Value::from(texts).to_string()
-}
-
 fn strays(
     connection: &mut Connection,
     query: &str,
@@ -247,7 +226,7 @@ fn strays(
 ) -> Result<Strays, Failure> {
     let query = sql_query(query)
         .bind::<Text, _>(bound(since))
-        .bind::<BigInt, _>(i64::try_from(limit.get()).unwrap_or(i64::MAX));
+        .bind::<BigInt, _>(at_most(limit.get()));
     let rows: Vec<StrayRow> = connection.run(|connection| query.load(connection))?;
     Ok(Strays::of(rows))
 }

@@ -8,6 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Nullable, Text};
 
+use super::content::{ResourceColumns, ResourcesOf};
 use crate::delivery::{Content, Entry};
 use crate::event::{ReceivedEvent, Resource};
 use crate::store::operator::answers::of_columns;
@@ -15,51 +16,12 @@ use crate::store::operator::{Compared, NUM_RESOURCES, RESOURCES};
 use crate::store::sqlite::connection::{Connection, Failure};
 use crate::store::sqlite::rows::{EventTexts, RowTexts};
 
-/// The columns of a row of `events` that come from the event.
+/// The names of the columns of a row of `events` that differ, with commas between.
 #[derive(QueryableByName)]
-struct StoredEvent {
-    #[diesel(sql_type = Nullable<Text>)]
-    occurred: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    received: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    event: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    resource_id: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    resource: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    related: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    related_resource_ids: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    payload: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    follows: Option<String>,
+struct Differing {
+    #[diesel(sql_type = Text)]
+    columns: String,
 }
-
-const EVENT: &str = "SELECT CAST(occurred AS TEXT) AS occurred, CAST(received AS TEXT) AS received, \
-    CAST(event AS TEXT) AS event, CAST(resource_id AS TEXT) AS resource_id, \
-    CAST(resource AS TEXT) AS resource, CAST(related AS TEXT) AS related, \
-    CAST(related_resource_ids AS TEXT) AS related_resource_ids, CAST(payload AS TEXT) AS payload, \
-    CAST(follows AS TEXT) AS follows FROM events WHERE id = ?";
-
-/// The columns of a row of `event_resources` that come from the event.
-#[derive(QueryableByName, PartialEq, Eq, PartialOrd, Ord)]
-struct ResourceRow {
-    #[diesel(sql_type = Nullable<Text>)]
-    occurred: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    resource_id: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    resource_role: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    resource: Option<String>,
-}
-
-const RESOURCES_OF_EVENT: &str = "SELECT CAST(occurred AS TEXT) AS occurred, \
-    CAST(resource_id AS TEXT) AS resource_id, CAST(resource_role AS TEXT) AS resource_role, \
-    CAST(resource AS TEXT) AS resource FROM event_resources WHERE event_id = ?";
 
 /// One answer for each entry; none for a rejection, and for an event that would be refused.
 pub(super) fn compare(
@@ -85,56 +47,46 @@ fn compare_event(
     event: &ReceivedEvent,
     texts: &EventTexts<'_>,
 ) -> Result<Compared, Failure> {
-    let query = sql_query(EVENT).bind::<Text, _>(texts.id());
-    let stored: Option<StoredEvent> =
+    let given = [
+        ("event", Some(event.event.as_str())),
+        ("resource_id", Some(event.resource.id())),
+    ];
+    let ours = texts.columns().into_iter().chain(given);
+    let names = ours.clone().map(|(column, _)| {
+        format!("CASE WHEN CAST({column} AS TEXT) IS NOT ? THEN '{column}' END")
+    });
+    let names: Vec<String> = names.collect();
+    let mut query = sql_query(format!(
+        "SELECT concat_ws(',', {}) AS columns FROM events WHERE id = ?",
+        names.join(", ")
+    ))
+    .into_boxed();
+    for (_, text) in ours {
+        query = query.bind::<Nullable<Text>, _>(text);
+    }
+    let query = query.bind::<Text, _>(texts.id());
+    let differing: Option<Differing> =
         connection.run(|connection| query.get_result(connection).optional())?;
-    let Some(stored) = stored else {
+    let Some(differing) = differing else {
         return Ok(Compared::Absent);
     };
-    let mut columns = stored.differing(event, texts);
-    let query = sql_query(RESOURCES_OF_EVENT).bind::<Text, _>(texts.id());
-    let theirs: Vec<ResourceRow> = connection.run(|connection| query.load(connection))?;
-    columns.extend(differing_resources(ours(event, texts), theirs));
-    let columns = columns.into_iter().map(str::to_owned).collect();
+    let columns = differing
+        .columns
+        .split(',')
+        .filter(|column| !column.is_empty());
+    let mut columns: Vec<String> = columns.map(str::to_owned).collect();
+    let theirs = ResourcesOf(texts.id());
+    let theirs: Vec<ResourceColumns> = connection.run(|connection| theirs.load(connection))?;
+    let resources = differing_resources(resources(event, texts), theirs);
+    columns.extend(resources.map(str::to_owned));
     Ok(of_columns(event.received, columns))
 }
 
-impl StoredEvent {
-    fn differing(&self, event: &ReceivedEvent, texts: &EventTexts<'_>) -> Vec<&'static str> {
-        let made = texts.columns().into_iter();
-        let given = [
-            ("event", Some(event.event.as_str())),
-            ("resource_id", Some(event.resource.id())),
-        ];
-        let differing = made
-            .chain(given)
-            .filter(|(column, ours)| self.column(column) != *ours);
-        differing.map(|(column, _)| column).collect()
-    }
-
-    fn column(&self, name: &str) -> Option<&str> {
-        let text = match name {
-            "occurred" => &self.occurred,
-            "received" => &self.received,
-            "event" => &self.event,
-            "resource_id" => &self.resource_id,
-            "resource" => &self.resource,
-            "related" => &self.related,
-            "related_resource_ids" => &self.related_resource_ids,
-            "payload" => &self.payload,
-            "follows" => &self.follows,
-            _ => &None,
-        };
-        text.as_deref()
-    }
-}
-
-/// The rows of `event_resources` that would be written.
-fn ours(event: &ReceivedEvent, texts: &EventTexts<'_>) -> Vec<ResourceRow> {
+fn resources(event: &ReceivedEvent, texts: &EventTexts<'_>) -> Vec<ResourceColumns> {
     let related = event.related.iter();
     let related = related.map(|resource| (resource.role().unwrap_or_default(), resource));
     let resources = std::iter::once(("", &event.resource)).chain(related);
-    let row = |(number, (role, resource)): (usize, (&str, &Resource))| ResourceRow {
+    let row = |(number, (role, resource)): (usize, (&str, &Resource))| ResourceColumns {
         occurred: Some(texts.occurred().to_owned()),
         resource_id: Some(resource.id().to_owned()),
         resource_role: Some(role.to_owned()),
@@ -144,8 +96,8 @@ fn ours(event: &ReceivedEvent, texts: &EventTexts<'_>) -> Vec<ResourceRow> {
 }
 
 fn differing_resources(
-    mut ours: Vec<ResourceRow>,
-    mut theirs: Vec<ResourceRow>,
+    mut ours: Vec<ResourceColumns>,
+    mut theirs: Vec<ResourceColumns>,
 ) -> Option<&'static str> {
     ours.sort();
     theirs.sort();
@@ -165,8 +117,8 @@ fn differing_resources(
 mod tests {
     use super::*;
 
-    fn row(role: &str) -> ResourceRow {
-        ResourceRow {
+    fn row(role: &str) -> ResourceColumns {
+        ResourceColumns {
             occurred: None,
             resource_id: Some("a".to_owned()),
             resource_role: Some(role.to_owned()),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::query_builder::{AstPass, Query, QueryFragment};
 use diesel::sql_types::{Bool, Nullable, Text};
 use diesel::sqlite::Sqlite;
 
@@ -16,7 +16,6 @@ use crate::store::sqlite::connection::Connection;
 use crate::store::sqlite::result_code::Failed;
 use crate::store::sqlite::text::read_timestamp;
 
-/// The columns of a row of `events`.
 #[derive(Debug, Default, Queryable)]
 struct EventColumns {
     occurred: Option<String>,
@@ -30,19 +29,17 @@ struct EventColumns {
     payload_is_json: bool,
 }
 
-/// The columns of a row of `event_resources`.
-#[derive(Debug, Queryable)]
-struct ResourceColumns {
-    occurred: Option<String>,
-    resource_id: Option<String>,
-    resource_role: Option<String>,
-    resource: Option<String>,
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Queryable)]
+pub(super) struct ResourceColumns {
+    pub(super) occurred: Option<String>,
+    pub(super) resource_id: Option<String>,
+    pub(super) resource_role: Option<String>,
+    pub(super) resource: Option<String>,
 }
 
 /// Labels without those that are columns of their own, whatever their order.
 type Labels = BTreeMap<String, String>;
 
-/// One row of `event_resources`, to be compared with others.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct ComparableRow {
     occurred: Option<String>,
@@ -52,7 +49,6 @@ struct ComparableRow {
     labels: Option<Labels>,
 }
 
-/// The findings about the content of an event's rows.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Content {
     pub(super) received: Option<DateTime<Utc>>,
@@ -63,7 +59,6 @@ pub(super) struct Content {
 }
 
 impl Content {
-    /// Of the event with this id; `None` where there is none.
     pub(super) fn read(connection: &mut Connection, id: &str) -> Result<Option<Self>, Failed> {
         let event = EventOf(id);
         let event: Option<EventColumns> =
@@ -75,14 +70,12 @@ impl Content {
         Ok(Some(Self::of(event, resources)))
     }
 
-    /// Whether all rows are there, fit together, and can be read.
     pub(super) fn is_sound(&self) -> bool {
         self.num_expected == self.num_resources
             && self.contradicting.is_empty()
             && self.unreadable.is_none()
     }
 
-    /// Why an event cannot be read, if it cannot.
     pub(super) fn unreadable(
         connection: &mut Connection,
         id: &str,
@@ -94,9 +87,9 @@ impl Content {
     }
 
     fn of(event: EventColumns, resources: Vec<ResourceColumns>) -> Self {
-        let labels = event.resource.as_deref().and_then(read_labels);
-        let related = event.related.as_deref().and_then(read_list::<Labels>);
-        let ids = event.related_resource_ids.as_deref().and_then(read_list);
+        let labels: Option<Labels> = event.resource.as_deref().and_then(read);
+        let related = event.related.as_deref().and_then(read::<Vec<Labels>>);
+        let ids = event.related_resource_ids.as_deref().and_then(read);
         let id_of = |labels: &Labels| labels.get(ID_LABEL).cloned();
         let mut contradicting = Vec::new();
         if labels.as_ref().and_then(id_of) != event.resource_id {
@@ -112,13 +105,15 @@ impl Content {
         }
         let num_expected = 1 + related.len() as u64;
         let num_resources = resources.len() as u64;
-        let mut expected: Vec<ComparableRow> = std::iter::once(ComparableRow::own(&event, labels))
-            .chain(
-                related
-                    .into_iter()
-                    .map(|labels| ComparableRow::related(&event, labels)),
-            )
+        let own = ComparableRow {
+            role: Some(String::new()),
+            ..ComparableRow::told(&event, labels)
+        };
+        let related = related.into_iter();
+        let mut expected: Vec<ComparableRow> = related
+            .map(|labels| ComparableRow::told(&event, Some(labels)))
             .collect();
+        expected.push(own);
         let mut held: Vec<ComparableRow> = resources.into_iter().map(ComparableRow::held).collect();
         expected.sort();
         held.sort();
@@ -149,19 +144,8 @@ impl EventColumns {
 }
 
 impl ComparableRow {
-    /// Of the event's own resource.
-    fn own(event: &EventColumns, labels: Option<Labels>) -> Self {
-        let told = Self::of(event, labels);
-        let role = Some(String::new());
-        Self { role, ..told }
-    }
-
-    fn related(event: &EventColumns, labels: Labels) -> Self {
-        Self::of(event, Some(labels))
-    }
-
-    fn of(event: &EventColumns, labels: Option<Labels>) -> Self {
-        let mut labels = labels;
+    /// By the event's own columns.
+    fn told(event: &EventColumns, mut labels: Option<Labels>) -> Self {
         let mut take = |key| labels.as_mut().and_then(|labels| labels.remove(key));
         let (resource_id, role) = (take(ID_LABEL), take(ROLE_LABEL));
         Self {
@@ -177,38 +161,26 @@ impl ComparableRow {
             occurred: row.occurred,
             resource_id: row.resource_id,
             role: row.resource_role,
-            labels: row.resource.as_deref().and_then(read_labels),
+            labels: row.resource.as_deref().and_then(read),
         }
     }
 }
 
-fn read_labels(json: &str) -> Option<Labels> {
+fn read<T: serde::de::DeserializeOwned>(json: &str) -> Option<T> {
     serde_json::from_str(json).ok()
 }
 
-fn read_list<T: serde::de::DeserializeOwned>(json: &str) -> Option<Vec<T>> {
-    serde_json::from_str(json).ok()
-}
-
-/// The row of `events` with this id.
 struct EventOf<'a>(&'a str);
 
-/// The rows of `event_resources` of this event.
-struct ResourcesOf<'a>(&'a str);
+pub(super) struct ResourcesOf<'a>(pub(super) &'a str);
 
-/// Prepared once, not for each event.
-macro_rules! prepared {
+macro_rules! question {
     ($question:ident, $row:ty, $sql:expr) => {
-        impl QueryId for $question<'_> {
-            type QueryId = $question<'static>;
-            const HAS_STATIC_QUERY_ID: bool = true;
-        }
+        prepared_once!($question);
 
         impl Query for $question<'_> {
             type SqlType = $row;
         }
-
-        impl RunQueryDsl<SqliteConnection> for $question<'_> {}
 
         impl QueryFragment<Sqlite> for $question<'_> {
             fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
@@ -226,7 +198,7 @@ type Texts4 = (
     Nullable<Text>,
 );
 
-prepared!(
+question!(
     EventOf,
     (
         Nullable<Text>,
@@ -244,7 +216,7 @@ prepared!(
      json_valid(CAST(payload AS TEXT)) FROM events WHERE id = "
 );
 
-prepared!(
+question!(
     ResourcesOf,
     Texts4,
     "SELECT CAST(occurred AS TEXT), CAST(resource_id AS TEXT), CAST(resource_role AS TEXT), \

@@ -8,12 +8,12 @@ use diesel::prelude::*;
 use diesel::sql_types::{Binary, Bool, Text};
 use diesel::sqlite::Sqlite;
 
-use crate::store::Stage;
 use crate::store::operator::answers::ids_by_attempts;
 use crate::store::operator::{DeadLetter, LetterFilter, LetterVersion, OpenLetter};
 use crate::store::sqlite::connection::{Connection, Failure};
 use crate::store::sqlite::schema::event_persister_dead_letters::{self as table, dsl};
 use crate::store::sqlite::text::{read_timestamp, timestamp_bound};
+use crate::store::{Stage, as_count, at_most};
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = table)]
@@ -31,7 +31,7 @@ struct Row {
 }
 
 impl Row {
-    fn into_letter(self, num_bytes: i64, connection: &Connection) -> Result<DeadLetter, Failure> {
+    fn into_letter(self, num_bytes: u64, connection: &Connection) -> Result<DeadLetter, Failure> {
         let stage = match self.stage.as_str() {
             "store" => Stage::Store,
             _ => Stage::Parse,
@@ -57,22 +57,19 @@ impl Row {
             sqlstate: self.sqlstate,
             event_id: self.event_id.and_then(|id| id.parse().ok()),
             attempts: self.attempts,
-            num_bytes: u64::try_from(num_bytes).unwrap_or_default(),
+            num_bytes,
         })
     }
 }
 
 diesel::define_sql_function! {
-    /// The length of a blob in bytes.
     fn length(value: Binary) -> BigInt;
 }
 
 diesel::define_sql_function! {
-    /// Where a part begins in a text, from 1; 0 if nowhere.
     fn instr(text: Text, part: Text) -> BigInt;
 }
 
-/// A condition on letters, for reading and for removing them.
 type Condition<'a> = Box<dyn BoxableExpression<table::table, Sqlite, SqlType = Bool> + 'a>;
 
 fn matching<'a>(filter: &'a LetterFilter, before: Option<i64>) -> Condition<'a> {
@@ -118,28 +115,25 @@ fn is_one_of(ids: &[i64]) -> Condition<'static> {
     Box::new(is_in.sql("))"))
 }
 
-/// The newest letters, largest id first.
 pub(super) fn list(
     connection: &mut Connection,
     filter: &LetterFilter,
     before: Option<i64>,
     limit: NonZeroUsize,
 ) -> Result<Vec<DeadLetter>, Failure> {
-    let limit = i64::try_from(limit.get()).unwrap_or(i64::MAX);
     let rows: Vec<(Row, i64)> = connection.run(|connection| {
         dsl::event_persister_dead_letters
             .filter(matching(filter, before))
             .order(table::id.desc())
-            .limit(limit)
+            .limit(at_most(limit.get()))
             .select((Row::as_select(), length(table::raw)))
             .load(connection)
     })?;
     rows.into_iter()
-        .map(|(row, num_bytes)| row.into_letter(num_bytes, connection))
+        .map(|(row, num_bytes)| row.into_letter(as_count(num_bytes), connection))
         .collect()
 }
 
-/// How many letters there are.
 pub(super) fn count(
     connection: &mut Connection,
     filter: &LetterFilter,
@@ -151,7 +145,7 @@ pub(super) fn count(
             .count()
             .get_result(connection)
     })?;
-    Ok(u64::try_from(count).unwrap_or_default())
+    Ok(as_count(count))
 }
 
 pub(super) fn open(connection: &mut Connection, ids: &[i64]) -> Result<Vec<OpenLetter>, Failure> {
@@ -163,13 +157,12 @@ pub(super) fn open(connection: &mut Connection, ids: &[i64]) -> Result<Vec<OpenL
             .load(connection)
     })?;
     let letter = |(row, raw): (Row, Vec<u8>)| {
-        let num_bytes = i64::try_from(raw.len()).unwrap_or(i64::MAX);
-        Ok((row.into_letter(num_bytes, connection)?, raw))
+        let letter = row.into_letter(raw.len() as u64, connection)?;
+        Ok((letter, raw))
     };
     rows.into_iter().map(letter).collect()
 }
 
-/// Removes letters that have not come again.
 pub(super) fn remove(
     connection: &mut Connection,
     letters: &[LetterVersion],

@@ -5,12 +5,11 @@ use diesel::prelude::*;
 
 use crate::store::sqlite::connection::{Connection, Failure};
 use crate::store::sqlite::schema::{event_resources, events};
-use crate::store::sqlite::trim::Bounds;
+use crate::store::sqlite::text::timestamp_bound;
 use crate::store::{Cutoffs, Trimmed, as_count};
 
-/// Counts what a pass would remove.
 pub(super) fn count(connection: &mut Connection, cutoffs: &Cutoffs) -> Result<Trimmed, Failure> {
-    let bounds = Bounds::new(cutoffs);
+    let bounds = cutoffs.bounds(timestamp_bound);
     // One transaction, so that all counts are of the same moment.
     connection.execute_batch("BEGIN")?;
     let (mut events, mut resources) = (0, 0);

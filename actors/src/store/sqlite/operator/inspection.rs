@@ -61,7 +61,7 @@ fn look_inside(connection: &mut Connection, create: CreateSchema, findings: &mut
     let mut is_readable = false;
     let is_prefects = create == CreateSchema::OwnOnly;
     match schema::faults(connection, CreateSchema::Nothing, is_prefects) {
-        Ok(_) if create == CreateSchema::Everything && is_empty(connection) => {
+        Ok(_) if create == CreateSchema::Everything && schema::is_empty(connection) => {
             let what = "there are no tables yet; `serve` makes them";
             findings.push(Finding::ok(schema::SCHEMA, what));
         }
@@ -77,30 +77,33 @@ fn look_inside(connection: &mut Connection, create: CreateSchema, findings: &mut
         }
         Err(failure) => findings.push(of_failure(connection, schema::SCHEMA, "read", failure)),
     }
-    findings.push(match schema::triggers(connection) {
-        Ok(triggers) => of_triggers(&triggers),
-        Err(failure) => of_failure(connection, "sqlite.triggers", "read", failure),
-    });
+    let answer = schema::triggers(connection).map(|triggers| of_triggers(&triggers));
+    findings.push(answered(connection, "sqlite.triggers", answer));
     if is_readable {
-        findings.push(match audit::newest(connection) {
-            Ok(newest) => newest.judge("sqlite.unreadable"),
-            Err(failure) => of_failure(connection, "sqlite.unreadable", "read", failure),
-        });
+        let answer = audit::newest(connection).map(|newest| newest.judge("sqlite.unreadable"));
+        findings.push(answered(connection, "sqlite.unreadable", answer));
     }
-    findings.push(match connection.journal_mode("PRAGMA journal_mode") {
-        Ok(mode) => of_journal(&mode),
-        Err(failure) => of_failure(connection, "sqlite.wal", "read", failure),
-    });
+    let answer = connection
+        .journal_mode("PRAGMA journal_mode")
+        .map(|mode| of_journal(&mode));
+    findings.push(answered(connection, "sqlite.wal", answer));
     match schema::missing_indexes(connection) {
         // A key that is missing is told already.
         Ok(missing) if missing.is_empty() && !is_keyed => {}
         Ok(missing) => findings.push(of_indexes(&missing)),
         Err(failure) => findings.push(of_failure(connection, schema::INDEXES, "read", failure)),
     }
-    findings.push(match schema::newer_migrations(connection) {
-        Ok(newer) => Finding::of_newer_migrations("sqlite.migrations", &newer),
-        Err(failure) => of_failure(connection, "sqlite.migrations", "read", failure),
-    });
+    let answer = schema::newer_migrations(connection)
+        .map(|newer| Finding::of_newer_migrations("sqlite.migrations", &newer));
+    findings.push(answered(connection, "sqlite.migrations", answer));
+}
+
+fn answered(
+    connection: &Connection,
+    id: &'static str,
+    answer: Result<Finding, Failure>,
+) -> Finding {
+    answer.unwrap_or_else(|failure| of_failure(connection, id, "read", failure))
 }
 
 fn of_failure(connection: &Connection, id: &'static str, doing: &str, failure: Failure) -> Finding {
@@ -149,12 +152,6 @@ fn integrity(settings: &SqliteSettings) -> Finding {
     )
 }
 
-/// Whether there is no table of anybody.
-fn is_empty(connection: &mut Connection) -> bool {
-    schema::is_empty(connection).unwrap_or(false)
-}
-
-/// Takes the write lock and gives it back.
 fn lock(connection: &mut Connection) -> Finding {
     const ID: &str = "sqlite.lock";
     match connection.begin().and_then(|()| connection.roll_back()) {
@@ -181,13 +178,9 @@ fn log(path: &Path) -> Finding {
     if readers.is_empty() {
         return Finding::ok(ID, format!("{what}; the next events give it back"));
     }
-    let readers: Vec<String> = readers.iter().map(ToString::to_string).collect();
     Finding::warning(
         ID,
-        format!(
-            "{what} and grows with all that is written, since an open read transaction keeps it: {}",
-            readers.join(", ")
-        ),
+        log_size::pinned(num_bytes, &readers),
         "end that transaction; the next events then give the log back",
     )
 }

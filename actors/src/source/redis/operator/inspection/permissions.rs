@@ -1,17 +1,15 @@
 //! Whether the user may send everything that a source sends.
 //!
 //! Redis looks whether a command is allowed before it looks whether it makes sense, so each is sent
-//! in a form that changes nothing: with a group that does not exist, or a number that is none. This
-//! asks for no right that a source would not need itself.
+//! in a form that changes nothing: with a group that does not exist, or a number that is none.
 
 use redis::{Cmd, RedisError, Value};
 
 use crate::finding::Finding;
-use crate::source::redis::commands::Commands;
+use crate::source::redis::connection::Commands;
 use crate::source::redis::failure;
 use crate::source::redis::settings::RedisSettings;
 
-/// No group of anybody.
 const NO_GROUP: &str = "event-persister-check-no-such-group";
 const NOBODY: &str = "nobody";
 const NO_ID: &str = "no-id";
@@ -37,7 +35,6 @@ const NEEDED: [(&str, &[&str]); 14] = [
     ("TIME", &[]),
 ];
 
-/// Only where we trim the stream ourselves.
 const TRIM: (&str, &[&str]) = ("XTRIM", &["*", "MAXLEN", NO_ID]);
 
 fn command(name: &str, words: &[&str], stream: &str) -> Cmd {
@@ -48,12 +45,10 @@ fn command(name: &str, words: &[&str], stream: &str) -> Cmd {
     command
 }
 
-/// Whether it was refused for want of a right.
 fn is_refusal(error: &RedisError) -> bool {
     failure::code(error).is_some_and(|code| code == "NOPERM")
 }
 
-/// The commands that are refused, each once.
 pub(super) async fn forbidden(commands: &mut Commands<'_>) -> Vec<&'static str> {
     let settings = commands.settings;
     let trim = settings.trim_stream.then_some(TRIM);

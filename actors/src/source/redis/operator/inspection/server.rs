@@ -15,10 +15,8 @@ const NEARLY_FULL_PERCENT: u64 = 80;
 /// Beyond this it is a matter of minutes.
 const FULL_PERCENT: u64 = 95;
 
-/// The fields of INFO, by name.
 pub(super) struct ServerFacts<'a>(HashMap<&'a str, &'a str>);
 
-/// The finding where INFO is refused.
 pub(super) fn unknown(error: &RedisError) -> Finding {
     Finding::warning(
         "redis.info",
@@ -41,7 +39,6 @@ impl<'a> ServerFacts<'a> {
         self.text(name).parse().unwrap_or_default()
     }
 
-    /// Findings, as they matter for a stream that nobody may lose.
     pub(super) fn judge(&self, server: &str) -> Vec<Finding> {
         vec![
             self.version(server),
@@ -73,10 +70,15 @@ impl<'a> ServerFacts<'a> {
                 "this is a replica, which takes no writes",
                 "give the URL of the primary",
             ),
-            (_, mode @ ("cluster" | "sentinel")) => Finding::error(
+            (_, "sentinel") => Finding::error(
                 ID,
-                format!("this is a server in {mode} mode, which is not supported yet"),
-                "give the URL of a single server",
+                "this is a sentinel, which holds no stream",
+                "write redis+sentinel://HOST:PORT/SERVICE, where SERVICE is the name that it watches",
+            ),
+            (_, "cluster") => Finding::error(
+                ID,
+                "this is a server in cluster mode, which neither Prefect nor this uses",
+                "give the URL of a single server, or of sentinels",
             ),
             _ => Finding::ok(ID, "a primary of its own"),
         }

@@ -22,24 +22,18 @@ const ACTIVE_WITHIN: Duration = Duration::from_secs(5 * 60);
 /// Prefect's consumers ask for more every second: one that did not for so long has ended, or hangs.
 const LIVES_WITHIN: Duration = Duration::from_secs(60);
 
-/// The end of a guard's name, unless someone chose another.
 const GUARD_SUFFIX: &str = "-guard";
 
-/// The stream, at about one moment.
 #[derive(Default)]
 pub(super) struct StreamFacts {
-    /// The server's clock, in milliseconds.
     pub(super) now: u64,
-    /// `None` where there is no stream.
     pub(super) length: Option<u64>,
     pub(super) groups: Vec<Group>,
     pub(super) pending: PendingSummary,
     pub(super) consumers: Vec<StreamInfoConsumer>,
-    /// The last id of the stream.
     pub(super) end: Option<StreamId>,
     /// Our group, if it stands where it cannot be right.
     pub(super) ahead: Option<GroupAhead>,
-    /// The first entry that our group was not given.
     pub(super) oldest_unread: Option<StreamId>,
 }
 
@@ -98,18 +92,24 @@ impl StreamFacts {
         Finding::ok(ID, what)
     }
 
-    /// How long ago an entry was published.
     fn age(&self, id: StreamId) -> Duration {
         Duration::from_millis(self.now.saturating_sub(id.millis))
     }
 
     fn group(&self, group: &Group, settings: &RedisSettings) -> Finding {
-        match self.ahead {
-            None => of_group(group),
-            Some(ahead) => {
-                Finding::error("redis.group", ahead.what(settings), ahead.remedy(settings))
-            }
+        const ID: &str = "redis.group";
+        let (name, at) = (&group.name, group.last_delivered);
+        if let Some(ahead) = self.ahead {
+            return Finding::error(ID, ahead.what(settings), ahead.remedy(settings));
         }
+        if at == StreamId::ZERO {
+            return Finding::warning(
+                ID,
+                format!("the group {name} stands at 0-0, where Prefect's consumers pass it over"),
+                "start `event-persister`, which sets it to 0-1",
+            );
+        }
+        Finding::ok(ID, format!("{name} was given all up to {at}"))
     }
 
     fn lag(&self, group: &Group) -> Finding {
@@ -119,13 +119,12 @@ impl StreamFacts {
         };
         let age = self.age(oldest);
         // Redis counts from where the group stands.
-        let what = match group.lag.filter(|_| self.ahead.is_none()) {
-            Some(lag) => format!(
-                "{lag} entries are unread, the oldest for {} s",
-                age.as_secs()
-            ),
-            None => format!("entries are unread, the oldest for {} s", age.as_secs()),
-        };
+        let lag = group.lag.filter(|_| self.ahead.is_none());
+        let num = lag.map_or_else(String::new, |lag| format!("{lag} "));
+        let what = format!(
+            "{num}entries are unread, the oldest for {} s",
+            age.as_secs()
+        );
         if age > LONG {
             return Finding::warning(
                 ID,
@@ -159,20 +158,17 @@ impl StreamFacts {
         Finding::ok(ID, what)
     }
 
-    /// The consumers that asked for something within this time.
     fn active(&self, within: Duration) -> impl Iterator<Item = &StreamInfoConsumer> {
         let within = usize::try_from(within.as_millis()).unwrap_or(usize::MAX);
         (self.consumers.iter()).filter(move |consumer| consumer.idle < within)
     }
 
     fn consumers(&self) -> Finding {
-        let num = self.consumers.len();
-        let num_active = self.active(ACTIVE_WITHIN).count();
+        let (num, num_active) = (self.consumers.len(), self.active(ACTIVE_WITHIN).count());
         let what = format!("{num} consumers, {num_active} of them active");
         Finding::ok("redis.consumers", what)
     }
 
-    /// Prefect's own persister, at work in the same group.
     fn prefects(&self) -> Option<Finding> {
         let of_prefect = (self.active(LIVES_WITHIN)).filter(|consumer| is_prefects(&consumer.name));
         let of_prefect: Vec<&StreamInfoConsumer> = of_prefect.collect();
@@ -224,7 +220,6 @@ impl StreamFacts {
         guards.map(finding).collect()
     }
 
-    /// Events that retention would delete as soon as they are stored.
     fn retention(&self, retention: Duration) -> Option<Finding> {
         let oldest = self.oldest_unread.into_iter().chain(self.pending.smallest);
         let age = self.age(oldest.min()?);
@@ -337,27 +332,6 @@ impl StreamFacts {
         }
         Finding::ok(ID, format!("others trim nothing from {at} on"))
     }
-}
-
-fn of_group(group: &Group) -> Finding {
-    const ID: &str = "redis.group";
-    if group.last_delivered == StreamId::ZERO {
-        return Finding::warning(
-            ID,
-            format!(
-                "the group {} stands at 0-0, where Prefect's consumers pass it over",
-                group.name
-            ),
-            "start `event-persister`, which sets it to 0-1",
-        );
-    }
-    Finding::ok(
-        ID,
-        format!(
-            "{} was given all up to {}",
-            group.name, group.last_delivered
-        ),
-    )
 }
 
 fn is_prefects(name: &str) -> bool {

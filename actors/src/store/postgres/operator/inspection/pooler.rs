@@ -6,19 +6,18 @@
 
 use std::time::Duration;
 
-use diesel::QueryableByName;
+use diesel::dsl::sql;
 use diesel::sql_types::Integer;
 use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
 use tokio::time::timeout;
 
-use super::{Connection, Failure, PostgresSettings, row};
+use super::{Connection, Failure, PostgresSettings};
 use crate::finding::Finding;
 
 /// A pool of one connection never gives a second; then nothing is found out.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 diesel::define_sql_function! {
-    /// The process behind a connection.
     fn pg_backend_pid() -> Integer;
 }
 
@@ -28,13 +27,6 @@ const FORGET: &str = "DO $$ DECLARE prepared text; BEGIN \
     WHERE statement = 'SELECT pg_backend_pid()' LOOP \
     EXECUTE format('DEALLOCATE %I', prepared); END LOOP; END $$";
 
-#[derive(QueryableByName)]
-struct Backend {
-    #[diesel(sql_type = Integer)]
-    pid: i32,
-}
-
-/// The pooler between this process and the server, if any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Between {
     /// Every transaction has the same server connection.
@@ -59,9 +51,10 @@ pub(super) async fn look(
         };
         other.begin().await?;
         connection.begin().await?;
-        let second: Result<Backend, _> = row(connection, "SELECT pg_backend_pid() AS pid").await;
+        let unprepared = sql::<Integer>("SELECT pg_backend_pid()");
+        let second: Result<i32, _> = unprepared.get_result(&mut connection.pg).await;
         let between = match second {
-            Ok(second) if second.pid == first => Between::Nothing,
+            Ok(second) if second == first => Between::Nothing,
             Ok(_) if prepared(connection).await.is_ok() => Between::Pooler,
             // It may have met a statement that somebody else prepared under the same name.
             Ok(_) | Err(_) => Between::ForgetfulPooler,

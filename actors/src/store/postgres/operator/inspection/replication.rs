@@ -19,13 +19,11 @@ pub(super) struct Replication {
     /// Whether this role is told which of them are synchronous.
     #[diesel(sql_type = Bool)]
     is_told: bool,
-    /// All that follow the log.
     #[diesel(sql_type = BigInt)]
     followers: i64,
     /// Those that could take over: neither backups nor subscribers.
     #[diesel(sql_type = BigInt)]
     standbys: i64,
-    /// Those that a commit waits for, if this role is told.
     #[diesel(sql_type = BigInt)]
     synchronous: i64,
 }

@@ -1,13 +1,15 @@
 //! The tables: what may be done with them, what finds rows in them, and which program made them.
 
-use diesel::QueryableByName;
+use diesel::dsl::sql;
+use diesel::pg::Pg;
 use diesel::sql_types::Text;
+use diesel_async::RunQueryDsl as _;
 
-use super::{Connection, Failure, Needs, conditions, rows, schema};
+use super::{Connection, Failure, Needs, conditions, schema};
 use crate::finding::{Finding, Severity};
 use crate::store::postgres::conditions::{Lacking, Purpose};
+use crate::store::tables;
 
-/// Whether the rows of `events` may be looked at.
 pub(super) fn may_read_events(lacking: &[Lacking]) -> bool {
     let is_of_reading = |lacking: &Lacking| lacking.privilege == "SELECT";
     !(lacking.iter()).any(|lacking| is_of_reading(lacking) && lacking.object == "events")
@@ -16,7 +18,7 @@ pub(super) fn may_read_events(lacking: &[Lacking]) -> bool {
 impl Lacking {
     /// Deleting is for retention, and for the commands that look after dead letters.
     fn severity(&self, needs: Needs) -> Severity {
-        match self.purpose {
+        match self.purpose() {
             Purpose::Writing => Severity::Error,
             Purpose::Retention if needs.trims => Severity::Error,
             Purpose::Retention => Severity::Ok,
@@ -46,7 +48,6 @@ pub(super) fn of_privileges(lacking: &[Lacking], needs: Needs) -> Finding {
                 privilege,
                 object,
                 role,
-                purpose: _,
             } = lacking;
             format!("GRANT {privilege} ON {object} TO \"{role}\"")
         })
@@ -55,7 +56,6 @@ pub(super) fn of_privileges(lacking: &[Lacking], needs: Needs) -> Finding {
     Finding::bad(worst, ID, what, grants.join("; "))
 }
 
-/// Our own table and function.
 pub(super) fn of_own(there: bool, can_create: bool) -> Finding {
     const ID: &str = "postgres.own_tables";
     if there {
@@ -78,14 +78,8 @@ pub(super) fn of_own(there: bool, can_create: bool) -> Finding {
     )
 }
 
-/// An index that is looked for and not there.
-#[derive(Debug, PartialEq, Eq, QueryableByName)]
-pub(super) struct MissingIndex {
-    #[diesel(sql_type = Text)]
-    table_name: String,
-    #[diesel(sql_type = Text)]
-    column_name: String,
-}
+/// The table and the column of an index that is looked for and not there.
+type MissingIndex = (String, String);
 
 /// Only the first column counts; a partial or half-built index finds too little.
 const MISSING_INDEXES: &str = "SELECT table_name, column_name FROM (VALUES \
@@ -99,7 +93,8 @@ const MISSING_INDEXES: &str = "SELECT table_name, column_name FROM (VALUES \
 pub(super) async fn missing_indexes(
     connection: &mut Connection,
 ) -> Result<Vec<MissingIndex>, Failure> {
-    rows(connection, MISSING_INDEXES).await
+    let missing = sql::<(Text, Text)>(MISSING_INDEXES);
+    Ok(missing.load(&mut connection.pg).await?)
 }
 
 /// `is_keyed` unless a key is missing that batches need, which is told already.
@@ -108,11 +103,7 @@ pub(super) fn of_indexes(missing: &[MissingIndex], is_keyed: bool) -> Vec<Findin
     if missing.is_empty() && is_keyed {
         return vec![Finding::ok(ID, "all that is looked for has an index")];
     }
-    let findings = missing.iter().map(|missing| {
-        let MissingIndex {
-            table_name,
-            column_name,
-        } = missing;
+    let findings = missing.iter().map(|(table_name, column_name)| {
         Finding::warning(
             ID,
             format!(
@@ -125,17 +116,8 @@ pub(super) fn of_indexes(missing: &[MissingIndex], is_keyed: bool) -> Vec<Findin
     findings.collect()
 }
 
-/// Something of somebody else's that has a say in what is written.
-#[derive(Debug, PartialEq, Eq, QueryableByName)]
-pub(super) struct Other {
-    /// A trigger, a rule, or row-level security.
-    #[diesel(sql_type = Text)]
-    kind: String,
-    #[diesel(sql_type = Text)]
-    name: String,
-    #[diesel(sql_type = Text)]
-    table_name: String,
-}
+/// A trigger, a rule, or row-level security of somebody else's; its name, and its table.
+type Other = (String, String, String);
 
 const OTHERS: &str = "WITH written AS (SELECT name AS table_name, to_regclass(name) AS relation \
     FROM (VALUES ('events'), ('event_resources'), ('event_persister_dead_letters')) AS of (name) \
@@ -151,38 +133,32 @@ const OTHERS: &str = "WITH written AS (SELECT name AS table_name, to_regclass(na
     ORDER BY 1, 3, 2";
 
 pub(super) async fn others(connection: &mut Connection) -> Result<Vec<Other>, Failure> {
-    rows(connection, OTHERS).await
+    let others = sql::<(Text, Text, Text)>(OTHERS);
+    Ok(others.load(&mut connection.pg).await?)
 }
 
 /// It may be meant. But what it refuses or swallows is told of only once an event meets it.
 pub(super) fn of_others(others: &[Other]) -> Vec<Finding> {
-    let finding = |other: &Other| {
-        let Other {
-            kind,
-            name,
-            table_name,
-        } = other;
-        match kind.as_str() {
-            "security" => Finding::warning(
-                "postgres.row_security",
-                format!(
-                    "row-level security holds for this role on {table_name}: rows that its policies \
+    let finding = |(kind, name, table_name): &Other| match kind.as_str() {
+        "security" => Finding::warning(
+            "postgres.row_security",
+            format!(
+                "row-level security holds for this role on {table_name}: rows that its policies \
                      refuse are not stored, and those that they hide are not found"
-                ),
-                "ALTER ROLE … BYPASSRLS, or give the role policies that let all of its rows through",
             ),
-            _ => Finding::warning(
-                "postgres.triggers",
-                format!(
-                    "the {kind} {name} on {table_name} has a say in every row that is inserted: what it \
+            "ALTER ROLE … BYPASSRLS, or give the role policies that let all of its rows through",
+        ),
+        _ => Finding::warning(
+            "postgres.triggers",
+            format!(
+                "the {kind} {name} on {table_name} has a say in every row that is inserted: what it \
                      refuses is not stored"
-                ),
-                format!(
-                    "see that it is meant, and quick; if not: DROP {} {name} ON {table_name}",
-                    kind.to_uppercase()
-                ),
             ),
-        }
+            format!(
+                "see that it is meant, and quick; if not: DROP {} {name} ON {table_name}",
+                kind.to_uppercase()
+            ),
+        ),
     };
     if others.is_empty() {
         return vec![Finding::ok(
@@ -193,17 +169,8 @@ pub(super) fn of_others(others: &[Other]) -> Vec<Finding> {
     others.iter().map(finding).collect()
 }
 
-/// Those of our numbering; others may keep migrations of their own in the same list.
-const OURS: &str = "0000000000";
-
-/// Migrations of ours that this program does not know.
 pub(super) async fn newer_migrations(connection: &mut Connection) -> Result<Vec<String>, Failure> {
-    let Some(versions) = conditions::recorded(connection).await? else {
-        return Ok(Vec::new());
-    };
-    let known = schema::known_versions()?;
-    let newer = versions.into_iter();
-    Ok(newer
-        .filter(|version| version.starts_with(OURS) && !known.contains(version))
-        .collect())
+    let run = conditions::recorded(connection).await?.unwrap_or_default();
+    let ours = [&schema::EVENTS, &schema::OWN];
+    Ok(tables::newer_migrations::<Pg>(run, ours)?)
 }

@@ -14,7 +14,6 @@ const TOO_LITTLE: u64 = 64 * MIB;
 /// With less than this and a tenth of the disk, somebody should look.
 const LITTLE: u64 = 1024 * MIB;
 
-/// Whether this user may write the file and what SQLite puts beside it.
 pub(super) fn writable(path: &Path, directory: &Path) -> Finding {
     const ID: &str = "sqlite.writable";
     let mut refused = Vec::new();
@@ -73,14 +72,12 @@ fn of_space(free: u64, total: u64) -> Finding {
     Finding::ok(ID, what)
 }
 
-/// Judges the kind of file system.
 pub(super) fn kind(directory: &Path) -> Finding {
     // Other systems than Linux have no such list.
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     of_kind(kind_of(&mounts, directory))
 }
 
-/// The type of the file system that a directory is on, from the text of `mountinfo`.
 fn kind_of<'a>(mounts: &'a str, directory: &Path) -> Option<&'a str> {
     mounts
         .lines()
@@ -105,23 +102,12 @@ fn unescaped(path: &str) -> String {
 
 fn of_kind(kind: Option<&str>) -> Finding {
     const ID: &str = "sqlite.file_system";
-    const REMOTE: [&str; 12] = [
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "fuse.glusterfs",
-        "fuse.sshfs",
-        "lustre",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "smb3",
-    ];
     match kind {
         None => Finding::ok(ID, "unknown"),
-        Some(kind) if REMOTE.contains(&kind) => Finding::error(
+        Some(
+            kind @ ("9p" | "afs" | "beegfs" | "ceph" | "cifs" | "fuse.glusterfs" | "fuse.sshfs"
+            | "lustre" | "ncpfs" | "nfs" | "nfs4" | "smb3"),
+        ) => Finding::error(
             ID,
             format!(
                 "the file is on {kind}, whose locks SQLite cannot rely on: two writers may destroy it"

@@ -1,0 +1,160 @@
+//! Masters that come and go, as the sentinels say.
+
+use std::time::Duration;
+
+use event_persister_actors::source::EventSource as _;
+use event_persister_actors::source::operator::BusOperator as _;
+use event_persister_actors::source::redis::{RedisOperator, RedisSettings, consumer_name};
+use event_persister_actors::status::error_chain;
+
+use super::{
+    GUARD, acknowledge, consume_all, next_error, numbered, raws, read_num, receipts, source, until,
+};
+use crate::support::redis::TestStream;
+use crate::support::sentinels::{Sentinels, role};
+
+fn settings(url: &str) -> RedisSettings {
+    RedisSettings {
+        url: url.parse().unwrap(),
+        consumer_name: consumer_name("test"),
+        block: Duration::from_millis(100),
+        ..RedisSettings::default()
+    }
+}
+
+fn replicated(stream: &TestStream) {
+    let num: usize = stream.command("WAIT 2 5000");
+    assert_eq!(num, 2, "the replicas follow");
+}
+
+#[actix_web::test]
+async fn goes_on_with_the_next_master_after_a_kill() {
+    let mut sentinels = Sentinels::start().await;
+    let first = sentinels.master().unwrap();
+    let source = source(settings(&sentinels.url()));
+    let stream = sentinels.stream(first);
+    stream.publish(&numbered(0..100));
+    let held = read_num(&source, 100).await;
+    acknowledge(&source, &held[..40]).await;
+    replicated(&stream);
+    sentinels.kill(first);
+    let second = sentinels.until_replaced(first).await;
+    let stream = sentinels.stream(second);
+    stream.publish(&numbered(100..200));
+    // What was not acknowledged comes again, and what the old one was given means nothing here.
+    acknowledge(&source, &held[40..]).await;
+    let wanted = numbered(40..200);
+    assert_eq!(consume_all(&source, &wanted).await, 160, "each once");
+    assert_eq!(stream.num_pending(), 0);
+    // The old one comes back, as a master at first.
+    sentinels.launch(first);
+    sentinels.until_settled().await;
+    let third = numbered(200..210);
+    stream.publish(&third);
+    consume_all(&source, &third).await;
+    source.close().await.unwrap();
+}
+
+#[actix_web::test]
+async fn a_master_that_was_frozen_and_wakes_is_not_read() {
+    let mut sentinels = Sentinels::start().await;
+    let first = sentinels.master().unwrap();
+    let source = source(settings(&sentinels.url()));
+    sentinels.stream(first).publish(&numbered(0..10));
+    consume_all(&source, &numbered(0..10)).await;
+    sentinels.stall(first);
+    let second = sentinels.until_replaced(first).await;
+    let stream = sentinels.stream(second);
+    stream.publish(&numbered(10..20));
+    consume_all(&source, &numbered(10..20)).await;
+    sentinels.resume(first);
+    stream.publish(&numbered(20..30));
+    consume_all(&source, &numbered(20..30)).await;
+    until("told to follow: the old master", || role(first) == "slave").await;
+    stream.publish(&numbered(30..40));
+    assert_eq!(consume_all(&source, &numbered(30..40)).await, 10);
+}
+
+#[actix_web::test]
+async fn goes_on_after_failovers_without_a_reason() {
+    let sentinels = Sentinels::start().await;
+    let source = source(settings(&sentinels.url()));
+    let mut master = sentinels.master().unwrap();
+    for round in 0..3 {
+        let events = numbered(10 * round..10 * (round + 1));
+        let stream = sentinels.stream(master);
+        stream.publish(&events);
+        consume_all(&source, &events).await;
+        replicated(&stream);
+        master = sentinels.fail_over(master).await;
+        sentinels.until_settled().await;
+    }
+}
+
+/// The id that is held means another event to the next master: that one is handed out, and an
+/// acknowledgement of the first never reaches it.
+#[actix_web::test]
+async fn ids_that_are_given_again_are_other_entries() {
+    let mut sentinels = Sentinels::start().await;
+    let first = sentinels.master().unwrap();
+    let source = source(settings(&sentinels.url()));
+    let add = |stream: &TestStream, text: &str| {
+        stream.command::<String>(&format!("XADD events 9000000000000-1 data {text}"));
+    };
+    sentinels.cut_off_replicas(first);
+    add(&sentinels.stream(first), "old");
+    let old = read_num(&source, 1).await;
+    assert_eq!(raws(&old), ["old"]);
+    sentinels.kill(first);
+    for port in sentinels.replicas(first) {
+        sentinels.resume(port);
+    }
+    // Whether it can be sent or not: it is for the old one.
+    drop(source.acknowledge(&receipts(&old)).await);
+    let second = sentinels.until_replaced(first).await;
+    let stream = sentinels.stream(second);
+    assert_eq!(stream.len(), 0, "it was never replicated");
+    add(&stream, "new");
+    let new = read_num(&source, 1).await;
+    assert_eq!(raws(&new), ["new"]);
+    assert!(
+        stream.last_delivered(GUARD).is_some(),
+        "before the first read"
+    );
+    acknowledge(&source, &old).await;
+    drop(source.acknowledge(&[]).await);
+    assert_eq!(stream.num_pending(), 1, "it is the new one that is pending");
+    acknowledge(&source, &new).await;
+    assert_eq!(stream.num_pending(), 0);
+}
+
+#[actix_web::test]
+async fn says_that_no_sentinel_answers() {
+    let nobody = settings("redis+sentinel://:hush@127.0.0.1:1,127.0.0.1:2/events");
+    let source = source(nobody);
+    let error = error_chain(&next_error(&source).await);
+    assert!(error.contains("the sentinels name no master"), "{error}");
+    assert!(error.contains("127.0.0.1:2"), "{error}");
+    assert!(!error.contains("hush"), "{error}");
+}
+
+#[actix_web::test]
+async fn check_looks_at_the_sentinels_too() {
+    let sentinels = Sentinels::start().await;
+    let operator = RedisOperator::new(settings(&sentinels.url())).unwrap();
+    let findings = operator.inspect(None).await;
+    let what = |id: &str| {
+        let finding = findings.iter().find(|finding| finding.id == id);
+        finding
+            .unwrap_or_else(|| panic!("{id}: {findings:?}"))
+            .what
+            .clone()
+    };
+    let master = sentinels.master().unwrap();
+    let agreed = what("redis.sentinels");
+    assert_eq!(
+        agreed,
+        format!("3 sentinels name the master 127.0.0.1:{master}")
+    );
+    assert!(what("redis.min_replicas").contains("no replica gets them"));
+}
