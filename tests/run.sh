@@ -12,14 +12,16 @@
 #   tests/run.sh              all checks and tests, faults in their short form
 #   tests/run.sh --faults     every fault at full length; writes tests/FAULTS.md
 #   tests/run.sh --kills 1000 kills replicas, PostgreSQL and Redis with SIGKILL, that many rounds
-#   tests/run.sh --mutants    changes the actor core in every small way, and sees whether a unit test fails
+#   tests/run.sh --mutants    changes the actor core in every small way, and sees whether a unit test fails;
+#                             takes an hour or two, or less with arguments of cargo-mutants, as -f trim.rs
+#   tests/run.sh --mutants-of-the-day   another hundredth of that each day, in a few minutes
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 mode=${1:-all}
 rounds=${2:-1000}
 case "$mode" in
-all | --faults | --kills | --mutants) ;;
+all | --faults | --kills | --mutants | --mutants-of-the-day) ;;
 *)
   sed -n 's/^#   \(tests\/run.sh\)/\1/p' "$0" >&2
   exit 2
@@ -41,7 +43,7 @@ as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 # By apt and by cargo.
 missing=() programs=()
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
-if [ "$mode" != --mutants ]; then
+if [[ "$mode" != --mutants* ]]; then
   if [ -z "${TEST_DATABASE_URL:-}" ] && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
     && ! command -v pg_config >/dev/null; then
     missing+=(postgresql)
@@ -54,7 +56,7 @@ fi
 if [ "$mode" = all ]; then
   command -v cargo-machete >/dev/null || programs+=(cargo-machete)
 fi
-if [ "$mode" = all ] || [ "$mode" = --mutants ]; then
+if [[ "$mode" = --mutants* ]]; then
   command -v cargo-mutants >/dev/null || programs+=(cargo-mutants)
 fi
 
@@ -100,6 +102,13 @@ mutants() {
 if [ "$mode" = --mutants ]; then
   step "every mutant of the actor core; what became of each is in target/mutants.out"
   mutants "${@:2}"
+  exit
+fi
+
+if [ "$mode" = --mutants-of-the-day ]; then
+  shard=$(($(date +%s) / 86400 % 100))
+  step "mutants of the actor core, today those of shard $shard/100"
+  mutants --shard "$shard/100" --sharding round-robin
   exit
 fi
 
@@ -160,11 +169,6 @@ RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --all-features --no-dep
 
 step "tests of the library without features"
 limited cargo test -p event-persister-actors --no-default-features
-
-# Another hundredth each day.
-shard=$(($(date +%s) / 86400 % 100))
-step "mutants of the actor core, today those of shard $shard/100"
-mutants --shard "$shard/100" --sharding round-robin
 
 step "the example of a host"
 limited cargo test --quiet -p event-persister-actors --features http,sqlite --example embedded
