@@ -30,6 +30,7 @@ pub(super) enum Value {
     Text(String),
     Moment(DateTime<Utc>),
     Id(Uuid),
+    #[cfg(feature = "postgres")]
     Number(i64),
     Float(f64),
 }

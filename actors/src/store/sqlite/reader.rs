@@ -250,6 +250,7 @@ fn bound(statement: Statement) -> BoxedSqlQuery<'static, Sqlite, diesel::query_b
             Value::Text(text) => query.bind::<Text, _>(text),
             Value::Moment(moment) => query.bind::<Text, _>(timestamp_bound(moment)),
             Value::Id(id) => query.bind::<Text, _>(id.to_string()),
+            #[cfg(feature = "postgres")]
             Value::Number(number) => query.bind::<BigInt, _>(number),
             Value::Float(number) => query.bind::<Double, _>(number),
         })
