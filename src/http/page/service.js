@@ -26,7 +26,7 @@ function retention(said, now, database) {
     ["Keeps", format.duration(said.keeps), "after they occurred"],
     ["Oldest event", when(database.oldest), ago(database.oldest, now)],
     ["Goes next", when(said.next_pass), `what occurred before ${format.moment(Date.parse(said.next_before))}`],
-    ["Last pass", last ? when(last.at) : "none yet", last ? OUTCOMES[last.outcome] : ""],
+    last && ["Last pass", when(last.at), OUTCOMES[last.outcome]],
     last && ["Removed", `${format.number(last.events)} events`, `${format.number(last.resources)} resources in ${format.duration(last.seconds)}`],
     ["Since start", `${format.number(said.removed)} events`],
   ]));
