@@ -90,7 +90,10 @@ fn values_that_are_wrong_are_refused_without_their_secrets() {
             "EVENT_PERSISTER_REDIS_URL",
             "redis://bob:hunter2@host:port/0",
         ),
-        ("EVENT_PERSISTER_REDIS_URL", "redis://bob:hunter2@host/x"),
+        (
+            "EVENT_PERSISTER_REDIS_URL",
+            "redis://bob:hunter2@host/0?nonsense=1",
+        ),
         ("EVENT_PERSISTER_REDIS_URL", "http://bob:hunter2@host/0"),
         ("EVENT_PERSISTER_REDIS_URL", "hunter2"),
     ] {
