@@ -22,7 +22,7 @@ mod show;
 pub(crate) use {list::page, show::describe};
 
 /// Letters that are read, or removed in one transaction, at a time.
-const PAGE: NonZeroUsize = NonZeroUsize::new(1_000).unwrap();
+pub(crate) const PAGE: NonZeroUsize = NonZeroUsize::new(1_000).unwrap();
 
 /// Runs one of the commands; whether it did all that it was asked.
 pub(crate) async fn run(

@@ -107,6 +107,15 @@ pub struct Overview {
 /// Up to so many events are counted where only their number is asked for; to count more takes time.
 pub const COUNTED: u64 = 10_000;
 
+/// The number of events, and whether it is an estimate, from a count that stops behind [`COUNTED`].
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(crate) fn counted_or_estimated(count: u64, estimate: u64) -> (u64, bool) {
+    match count {
+        0..=COUNTED => (count, false),
+        _ => (estimate.max(count), true),
+    }
+}
+
 /// Finds stored events by a filter. All that is asked in one call is of one moment.
 pub trait EventReader: Send + Sync {
     /// Some of the events, in the filter's order.

@@ -12,13 +12,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Shared, fresh, refuse};
+use crate::dead_letters::PAGE;
 
 /// The most letters of one answer.
 const MAX_PAGE: usize = 1_000;
 /// Of a message so much is shown.
 const SHOWN_BYTES: usize = 64 * 1024;
-/// Letters that are removed in one transaction.
-const PAGE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(999);
 
 #[derive(Deserialize)]
 pub(super) struct Listed {

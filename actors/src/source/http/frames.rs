@@ -9,7 +9,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use actix_codec::Encoder;
-use actix_http::ws::{CloseReason, Codec, Message as Outgoing, OpCode, Parser, ProtocolError};
+use actix_http::ws::{
+    CloseCode, CloseReason, Codec, Message as Outgoing, OpCode, Parser, ProtocolError,
+};
 use actix_web::web;
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, stream};
@@ -39,6 +41,17 @@ pub(super) enum FrameError {
     Late(#[from] Late),
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
+}
+
+impl FrameError {
+    /// The code of the close that tells the client of it.
+    pub(super) fn close_code(&self) -> CloseCode {
+        match self {
+            Self::TooLarge { .. } => CloseCode::Size,
+            Self::Protocol(_) => CloseCode::Protocol,
+            Self::Late(_) => CloseCode::Again,
+        }
+    }
 }
 
 /// The next step of the reader.

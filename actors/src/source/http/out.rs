@@ -203,7 +203,7 @@ impl Connection {
             Ok(Some(Incoming::Pong)) => {}
             Ok(Some(Incoming::Close(reason))) => return Err(End::Closed(reason)),
             Ok(None) => return Err(End::Gone),
-            Err(error) => return Err(End::Close(CloseCode::Protocol, error.to_string())),
+            Err(error) => return Err(End::Close(error.close_code(), error.to_string())),
         }
         Ok(None)
     }

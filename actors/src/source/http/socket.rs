@@ -132,12 +132,7 @@ impl From<Gone> for End {
 
 impl From<FrameError> for End {
     fn from(error: FrameError) -> Self {
-        let code = match error {
-            FrameError::TooLarge { .. } => CloseCode::Size,
-            FrameError::Protocol(_) => CloseCode::Protocol,
-            FrameError::Late(_) => CloseCode::Again,
-        };
-        Self::Close(code, error.to_string())
+        Self::Close(error.close_code(), error.to_string())
     }
 }
 

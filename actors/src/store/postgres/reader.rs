@@ -21,8 +21,8 @@ use super::connection::Connection;
 use super::failure::Failure;
 use super::settings::PostgresSettings;
 use crate::reader::{
-    Answer, COUNTED, Countable, EventCount, EventFilter, EventPage, EventReader, MAX_READ_TIME,
-    MAX_READERS, Overview, Part, StoredEvent,
+    Answer, Countable, EventCount, EventFilter, EventPage, EventReader, MAX_READ_TIME, MAX_READERS,
+    Overview, Part, StoredEvent, counted_or_estimated,
 };
 use crate::store::filter_sql::{Dialect, Statement, Value};
 use crate::store::{StoreError, as_count};
@@ -181,17 +181,14 @@ impl EventReader for PostgresReader {
     fn overview(&self) -> Answer<'_, Overview> {
         Box::pin(self.read(async |connection: &mut Connection| {
             let row: OverviewRow = sql_query(OVERVIEW).get_result(&mut connection.pg).await?;
-            let (few, estimate) = (as_count(row.few), as_count(row.estimate));
+            let (num_events, is_estimate) =
+                counted_or_estimated(as_count(row.few), as_count(row.estimate));
             Ok(Overview {
                 kind: "PostgreSQL",
                 version: row.version,
                 name: row.name,
-                num_events: if few <= COUNTED {
-                    few
-                } else {
-                    estimate.max(few)
-                },
-                is_estimate: few > COUNTED,
+                num_events,
+                is_estimate,
                 num_bytes: as_count(row.num_bytes),
                 oldest: row.oldest,
                 newest: row.newest,

@@ -20,8 +20,8 @@ use super::in_place::OpenFile;
 use super::text::{read_timestamp, timestamp_bound};
 use super::{OpenConnection, SqliteSettings, blocking};
 use crate::reader::{
-    Answer, COUNTED, Countable, EventCount, EventFilter, EventPage, EventReader, MAX_READ_TIME,
-    MAX_READERS, Overview, Part, StoredEvent,
+    Answer, Countable, EventCount, EventFilter, EventPage, EventReader, MAX_READ_TIME, MAX_READERS,
+    Overview, Part, StoredEvent, counted_or_estimated,
 };
 use crate::store::filter_sql::{Dialect, Statement, Value};
 use crate::store::{StoreError, as_count};
@@ -202,17 +202,14 @@ impl EventReader for SqliteReader {
             let row: OverviewRow =
                 connection.run(|connection| sql_query(OVERVIEW).get_result(connection))?;
             let moment = |text: Option<String>| text.and_then(|text| read_timestamp(&text));
-            let (few, estimate) = (as_count(row.few), as_count(row.estimate));
+            let (num_events, is_estimate) =
+                counted_or_estimated(as_count(row.few), as_count(row.estimate));
             Ok(Overview {
                 kind: "SQLite",
                 version: row.version,
                 name,
-                num_events: if few <= COUNTED {
-                    few
-                } else {
-                    estimate.max(few)
-                },
-                is_estimate: few > COUNTED,
+                num_events,
+                is_estimate,
                 num_bytes: as_count(row.num_bytes),
                 oldest: moment(row.oldest),
                 newest: moment(row.newest),
