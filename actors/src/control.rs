@@ -120,6 +120,18 @@ mod tests {
     }
 
     #[test]
+    fn controls_where_room_is_short_are_fewer_where_they_are_large() {
+        let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        for (num_mib, num_controls) in [(3, 2), (5, 1)] {
+            let mut event = event(Uuid::new_v4());
+            event.text = "x".repeat(num_mib << 20).into();
+            let entry = event_entry(event);
+            let controls = beside(&entry, FaultKind::Resources, now).unwrap();
+            assert_eq!(controls.len(), num_controls, "{num_mib} MiB");
+        }
+    }
+
+    #[test]
     fn samples_are_small_events_that_were_stored_or_refused() {
         let entries: Vec<_> = (0..3)
             .map(|id| event_entry(event(Uuid::from_u128(id))))

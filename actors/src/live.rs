@@ -5,7 +5,6 @@
 //! are found by looking, twice a second, as long as somebody watches.
 
 use std::collections::{HashMap, VecDeque};
-use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -20,10 +19,7 @@ use crate::delivery::Batch;
 use crate::delivery::Content;
 use crate::event::{EventLimits, Received, ReceivedEvent};
 use crate::reader::{EventFilter, EventReader, MAX_PAGE, Occurred, Part, StoredEvent};
-use crate::store::{
-    Contention, Cutoffs, EventCounts, EventStore, LastPass, OpenStore, Outcome, StoreError,
-    TrimStep,
-};
+use crate::store::{EventStore, OpenStore, Outcome, StoreError, StoreLayer};
 
 /// So many events are kept for those who come to them later: a few seconds of a busy service.
 const MAX_KEPT_EVENTS: usize = 10_000;
@@ -314,7 +310,11 @@ struct Telling {
     live: LiveEvents,
 }
 
-impl EventStore for Telling {
+impl StoreLayer for Telling {
+    fn below(&self) -> &dyn EventStore {
+        self.store.as_ref()
+    }
+
     fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move {
             let outcomes = self.store.write(Arc::clone(&batch)).await?;
@@ -329,50 +329,6 @@ impl EventStore for Telling {
             }
             Ok(outcomes)
         })
-    }
-
-    fn rehearse(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
-        self.store.rehearse(batch)
-    }
-
-    fn trim<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-        max_events: NonZeroUsize,
-    ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
-        self.store.trim(cutoffs, max_events)
-    }
-
-    fn contention(&self) -> Contention {
-        self.store.contention()
-    }
-
-    fn last_pass(&self, before: DateTime<Utc>) -> LocalBoxFuture<'_, Result<LastPass, StoreError>> {
-        self.store.last_pass(before)
-    }
-
-    fn note_pass(&self, at: DateTime<Utc>) -> LocalBoxFuture<'_, Result<(), StoreError>> {
-        self.store.note_pass(at)
-    }
-
-    fn count_events<'a>(
-        &'a self,
-        cutoffs: &'a Cutoffs,
-        until: DateTime<Utc>,
-    ) -> LocalBoxFuture<'a, Result<EventCounts, StoreError>> {
-        self.store.count_events(cutoffs, until)
-    }
-
-    fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
-        self.store.check()
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        self.store.warnings()
-    }
-
-    fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
-        self.store.close()
     }
 }
 

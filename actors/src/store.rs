@@ -386,6 +386,66 @@ pub trait EventStore: Send + Sync {
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>>;
 }
 
+/// A layer over another store, with a part in writing. All else goes to the store below, the methods with
+/// a default too.
+pub trait StoreLayer: Send + Sync {
+    /// The store below.
+    fn below(&self) -> &dyn EventStore;
+
+    /// As [`EventStore::write`].
+    fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>>;
+}
+
+impl<T: StoreLayer> EventStore for T {
+    fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
+        StoreLayer::write(self, batch)
+    }
+
+    fn rehearse(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
+        self.below().rehearse(batch)
+    }
+
+    fn trim<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+        max_events: NonZeroUsize,
+    ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
+        self.below().trim(cutoffs, max_events)
+    }
+
+    fn contention(&self) -> Contention {
+        self.below().contention()
+    }
+
+    fn last_pass(&self, before: DateTime<Utc>) -> LocalBoxFuture<'_, Result<LastPass, StoreError>> {
+        self.below().last_pass(before)
+    }
+
+    fn note_pass(&self, at: DateTime<Utc>) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        self.below().note_pass(at)
+    }
+
+    fn count_events<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+        until: DateTime<Utc>,
+    ) -> LocalBoxFuture<'a, Result<EventCounts, StoreError>> {
+        self.below().count_events(cutoffs, until)
+    }
+
+    fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        self.below().check()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.below().warnings()
+    }
+
+    fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        self.below().close()
+    }
+}
+
 /// Makes one store for each writer and one for the trimmer.
 pub type OpenStore = Arc<dyn Fn() -> Arc<dyn EventStore> + Send + Sync>;
 

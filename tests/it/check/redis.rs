@@ -85,7 +85,7 @@ async fn a_service_of_ours_at_work_is_no_fault_nor_is_one_that_has_ended() {
     bus.until_settled(&server).await;
     let checked = check(&bus.folder, &bus.variables());
     finds_nothing(&checked);
-    checked.prints(&["1 consumers, 1 of them active"]);
+    checked.prints(&["1 consumer, 1 of them active"]);
     server.terminate().in_good_order();
     finds_nothing(&check(&bus.folder, &bus.variables()));
 }

@@ -165,7 +165,8 @@ impl StreamFacts {
 
     fn consumers(&self) -> Finding {
         let (num, num_active) = (self.consumers.len(), self.active(ACTIVE_WITHIN).count());
-        let what = format!("{num} consumers, {num_active} of them active");
+        let consumers = if num == 1 { "consumer" } else { "consumers" };
+        let what = format!("{num} {consumers}, {num_active} of them active");
         Finding::ok("redis.consumers", what)
     }
 
