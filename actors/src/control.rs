@@ -46,18 +46,22 @@ impl Samples {
 
 /// Controls beside an entry that failed so; as large as it where the store is short of room.
 pub(crate) fn beside(entry: &Entry, fault: FaultKind, now: DateTime<Utc>) -> Option<Arc<Batch>> {
-    let (num_events, num_bytes) = match fault {
+    let (num_events, num_bytes) = size(entry.num_bytes(), fault);
+    let entries: Option<Vec<_>> = (0..num_events).map(|_| made(num_bytes, now)).collect();
+    Some(Arc::new(Batch::new(BatchId(0), entries?)))
+}
+
+/// How many controls, of how many bytes each.
+fn size(num_bytes: usize, fault: FaultKind) -> (usize, usize) {
+    match fault {
         FaultKind::Resources => {
-            let num_bytes = entry.num_bytes();
             let that_fit = (MAX_BYTES / num_bytes.max(1)).clamp(1, NUM_WHERE_ROOM_IS_SHORT);
             (that_fit, num_bytes)
         }
         // A network may let small packets through and no large ones.
-        FaultKind::Transient => (1, entry.num_bytes().min(MAX_SAMPLE_BYTES)),
+        FaultKind::Transient => (1, num_bytes.min(MAX_SAMPLE_BYTES)),
         FaultKind::Contention | FaultKind::Lasting => (1, 0),
-    };
-    let entries: Option<Vec<_>> = (0..num_events).map(|_| made(num_bytes, now)).collect();
-    Some(Arc::new(Batch::new(BatchId(0), entries?)))
+    }
 }
 
 /// A control like an event that was stored, which kept whatever rules there are.
@@ -120,15 +124,17 @@ mod tests {
     }
 
     #[test]
-    fn controls_where_room_is_short_are_fewer_where_they_are_large() {
-        let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
-        for (num_mib, num_controls) in [(3, 2), (5, 1)] {
-            let mut event = event(Uuid::new_v4());
-            event.text = "x".repeat(num_mib << 20).into();
-            let entry = event_entry(event);
-            let controls = beside(&entry, FaultKind::Resources, now).unwrap();
-            assert_eq!(controls.len(), num_controls, "{num_mib} MiB");
-        }
+    fn controls_are_as_large_as_what_failed_where_that_may_matter() {
+        let resources = |num_bytes| size(num_bytes, FaultKind::Resources);
+        assert_eq!(resources(0), (16, 0));
+        assert_eq!(resources(512 << 10), (16, 512 << 10));
+        assert_eq!(resources(3 << 20), (2, 3 << 20));
+        assert_eq!(resources(5 << 20), (1, 5 << 20));
+        assert_eq!(resources(60 << 20), (1, 60 << 20));
+        let transient = |num_bytes| size(num_bytes, FaultKind::Transient);
+        assert_eq!(transient(1_000), (1, 1_000));
+        assert_eq!(transient(60 << 20), (1, 64 << 10));
+        assert_eq!(size(60 << 20, FaultKind::Lasting), (1, 0));
     }
 
     #[test]
