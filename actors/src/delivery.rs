@@ -250,3 +250,28 @@ impl fmt::Debug for Batch {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{event, event_entry, rejected_entry};
+
+    #[test]
+    fn an_entry_tells_its_events_id_where_that_could_be_read() {
+        let id = Uuid::from_u128(7);
+        assert_eq!(event_entry(event(id)).event_id(), Some(id));
+        assert_eq!(rejected_entry("1", b"{", "no JSON").event_id(), None);
+        let mut rejected = Entry::clone(&rejected_entry("2", b"{}", "occurred: missing"));
+        if let Content::Rejected(rejection) = &mut rejected.content {
+            rejection.event_id = Some(id);
+        }
+        assert_eq!(rejected.event_id(), Some(id));
+    }
+
+    #[test]
+    fn a_batch_without_entries_is_empty() {
+        assert!(Batch::new(BatchId(1), Vec::new()).is_empty());
+        let entries = vec![event_entry(event(Uuid::from_u128(7)))];
+        assert!(!Batch::new(BatchId(1), entries).is_empty());
+    }
+}

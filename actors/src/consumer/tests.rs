@@ -204,6 +204,33 @@ async fn keeps_reading_after_errors_with_the_same_permit() {
 }
 
 #[actix::test]
+async fn waits_longer_after_each_read_that_fails() {
+    let mut bench = Bench::start().await;
+    bench.source.fail_reads(5);
+    bench.source.push(EVENT);
+    let begun = Instant::now();
+    bench.chunk().await;
+    let backoff = Backoff::default();
+    let least: Duration = (1..=5).map(|attempt| backoff.delay(attempt, 0.0)).sum();
+    assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
+}
+
+#[actix::test]
+async fn a_source_that_hands_out_its_rest_is_back() {
+    let mut bench = Bench::start().await;
+    bench.source.hands_out_the_rest(true);
+    bench.source.fail_reads(1);
+    bench.source.push(EVENT);
+    settle().await; // Now it waits for the end of a back-off.
+    assert_eq!(bench.component.snapshot().state, ComponentState::Failing);
+    let stopped = actix_rt::spawn(bench.consumer.send(StopReading));
+    let rest = bench.chunk().await;
+    assert_eq!(bench.component.snapshot().state, ComponentState::Ok);
+    rest.answer(Ok(PERMIT));
+    stopped.await.unwrap().unwrap();
+}
+
+#[actix::test]
 async fn a_read_that_succeeds_does_not_hide_that_acknowledgements_fail() {
     let mut bench = Bench::start().await;
     let pushed = bench.source.push(EVENT);
