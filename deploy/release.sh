@@ -23,14 +23,13 @@ root=$PWD
 out=target/packages parts=target/release-parts tools=target/release-tools
 cargo_deb=3.8.0
 python=target/python # as deep as deploy/python, whose paths it has
-platform=x86_64-unknown-linux-gnu
 version=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 export SOURCE_DATE_EPOCH
 
 step() { printf '\n== %s\n' "$*"; }
 
-# Files of one time and nobody's, in one order. The owner of what the service writes is the exception.
+# Files of one time and one owner, in one order.
 archive() {
   local name=$1 folder=$2
   shift 2
@@ -50,27 +49,35 @@ mkdir -p $out $parts/completions
 step "licences"
 python3 deploy/third_party.py >$parts/THIRD-PARTY.txt
 
-step "the wheel, and in it the program"
+step "the program, and what it is made of"
 cp -RL deploy/python $python
 cp $parts/THIRD-PARTY.txt $python/LICENSE-THIRD-PARTY.txt
 cargo=${CARGO_HOME:-$HOME/.cargo}
-(
+wheel() (
   # No path of this machine stands in the program.
-  maps="$root=/src $cargo=/cargo $(rustc --print sysroot)=/rust"
-  for map in $maps; do
+  for map in "$root=/src" "$cargo=/cargo" "$(rustc --print sysroot)=/rust"; do
     RUSTFLAGS+=" --remap-path-prefix=$map" CFLAGS+=" -ffile-prefix-map=$map"
   done
   export RUSTFLAGS CFLAGS CARGO_TARGET_DIR=$root/target
   cd $python
-  maturin build --locked --profile dist --target $platform --zig --compatibility manylinux_2_17 \
-    --out "$root/$out"
+  maturin build --locked --profile dist --target x86_64-unknown-linux-gnu --zig \
+    --compatibility manylinux_2_17 --out "$root/$1"
 )
-wheel=$(echo $out/*.whl)
-unpacked=$parts/wheel
-python3 -m zipfile -e "$wheel" $unpacked
-install -m 0755 $unpacked/event_persister-"$version".data/scripts/event-persister $parts/
-cp $unpacked/event_persister-"$version".dist-info/sboms/*.json "$out/event-persister-$version.cdx.json"
+wheel $parts/wheel
+python3 -m zipfile -e $parts/wheel/*.whl $parts/unpacked
 program=$parts/event-persister
+install -m 0755 $parts/unpacked/event_persister-*.data/scripts/event-persister $program
+sbom=$out/event-persister-$version.cdx.json
+sed "s#$root#/src#g" $parts/unpacked/event_persister-*.dist-info/sboms/event-persister.cyclonedx.json >"$sbom"
+
+step "the wheel"
+cp "$sbom" $python/event-persister.cdx.json
+printf '\n[tool.maturin.sbom]\nrust = false\ninclude = ["event-persister.cdx.json"]\n' >>$python/pyproject.toml
+wheel $out
+cmp $program <(python3 -c 'import sys, zipfile
+wheel = zipfile.ZipFile(sys.argv[1])
+name, = (name for name in wheel.namelist() if name.endswith("/scripts/event-persister"))
+sys.stdout.buffer.write(wheel.read(name))' $out/*.whl)
 
 step "the Debian package"
 $program config example >$parts/event-persister.toml
