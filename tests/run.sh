@@ -151,7 +151,7 @@ packages() {
   $tools/bin/pip install --quiet --disable-pip-version-check -r tests/packages/tools.txt
   rm -rf target/chart
   mkdir target/chart
-  tar -xzf $out/event-persister-[0-9]*.[0-9].tgz -C target/chart
+  tar -xzf $out/event-persister-*.tgz -C target/chart
   $tools/bin/python tests/packages/chart.py target/chart/event-persister
   step "pip"
   tests/packages/wheel.sh $out/*.whl ${TEST_PREFECT:+"$TEST_PREFECT"}
