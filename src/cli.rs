@@ -9,10 +9,12 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 mod completions;
 mod events;
 mod letters;
+mod manual;
 
 pub(crate) use completions::completions;
 pub(crate) use events::{EventFlags, EventsCommand};
 pub(crate) use letters::{DeadLettersCommand, LetterFlags, Letters, Moment};
+pub(crate) use manual::manual;
 
 /// Moves event messages to a database as fast as the database can take them, and never loses one.
 ///
@@ -214,6 +216,15 @@ pub(crate) enum Command {
         shell: clap_complete::Shell,
     },
 
+    /// Write the manual's pages, one to each command, into a folder
+    #[command(after_help = "Examples:
+  event-persister manual ~/.local/share/man/man1")]
+    Manual {
+        /// The folder, which is made if it is missing
+        #[arg(value_name = "FOLDER")]
+        folder: PathBuf,
+    },
+
     /// Compare stream, tables and dead letters, content included
     ///
     /// Every acknowledged entry that is still in the stream must be in the database with the same
@@ -368,7 +379,7 @@ const ALL: &[&str] = &[
 const WITH_DATABASE: &[&str] = &["config", "database_url", "log_format"];
 
 /// Which settings a command uses, and its own commands with it; `serve` and `check` use all.
-const OBEYED: [(&str, &[&str]); 13] = [
+const OBEYED: [(&str, &[&str]); 14] = [
     (
         "import",
         &["config", "database_url", "writers", "log_format"],
@@ -390,6 +401,7 @@ const OBEYED: [(&str, &[&str]); 13] = [
     ("config example", &[]),
     ("config schema", &[]),
     ("completions", &[]),
+    ("manual", &[]),
     ("help", &[]),
 ];
 

@@ -62,6 +62,7 @@ fn run() -> i32 {
     // These need no configuration.
     let printed = match &command {
         Command::Completions { shell } => Some(output::bytes(&cli::completions(*shell))),
+        Command::Manual { folder } => Some(cli::manual(folder)),
         Command::Config(ConfigCommand::Example) => {
             Some(output::bytes(config::example().as_bytes()))
         }
@@ -125,7 +126,7 @@ async fn execute(
         Command::Events(command) => events::run(config, command).await?,
         Command::Guard(command) => guard::run(config, command).await?,
         // They were done before, since they need no more than the configuration.
-        Command::Completions { .. } | Command::Config(_) => {}
+        Command::Completions { .. } | Command::Manual { .. } | Command::Config(_) => {}
         Command::Verify(flags) => return verify::run(config, *flags).await,
     }
     Ok(true)

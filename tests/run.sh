@@ -5,6 +5,7 @@
 #   by apt      gcc and libc6-dev for the bundled SQLite; postgresql, pgbouncer, redis-server, openssl
 #               and sqlite3 for the tests, which start servers of their own
 #   by cargo    cargo-machete and cargo-mutants, into cargo's folder of programs
+#   for --packages besides, by apt: dpkg-dev, lintian, debootstrap, systemd-container, podman, runc
 # Besides, cargo keeps the crates that it downloads in its own folder, and the tests use the system's
 # temporary folder. Nothing else outside the repository is written to. cargo-deny and promtool are
 # used if they are there.
@@ -15,13 +16,16 @@
 #   tests/run.sh --mutants    changes the actor core in every small way, and sees whether a unit test fails;
 #                             takes an hour or two, or less with arguments of cargo-mutants, as -f trim.rs
 #   tests/run.sh --mutants-of-the-day   another hundredth of that each day, in a few minutes
+#   tests/run.sh --packages   builds the packages, installs and uses each on a fresh system; as root. With
+#                             TEST_PREFECT, a Python environment that has Prefect, also beside Prefect
+#   tests/run.sh --packages twice   builds them in two places, and compares
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 mode=${1:-all}
 rounds=${2:-1000}
 case "$mode" in
-all | --faults | --kills | --mutants | --mutants-of-the-day) ;;
+all | --faults | --kills | --mutants | --mutants-of-the-day | --packages) ;;
 *)
   sed -n 's/^#   \(tests\/run.sh\)/\1/p' "$0" >&2
   exit 2
@@ -43,7 +47,13 @@ as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 # By apt and by cargo.
 missing=() programs=()
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
-if [[ "$mode" != --mutants* ]]; then
+if [ "$mode" = --packages ]; then
+  # A program, and the package that has it.
+  for pair in dpkg-shlibdeps:dpkg-dev lintian:lintian debootstrap:debootstrap \
+    systemd-nspawn:systemd-container podman:podman runc:runc curl:curl; do
+    command -v "${pair%:*}" >/dev/null || missing+=("${pair#*:}")
+  done
+elif [[ "$mode" != --mutants* ]]; then
   if [ -z "${TEST_DATABASE_URL:-}" ] && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
     && ! command -v pg_config >/dev/null; then
     missing+=(postgresql)
@@ -130,6 +140,57 @@ fi
 if [ "$mode" = --kills ]; then
   step "$rounds rounds of SIGKILL"
   TEST_KILLS=$rounds it --ignored --exact --nocapture faults::kills::as_often_as_asked
+  exit
+fi
+
+# Each package on a system that has never seen it: from nothing to a stored event and an open page.
+packages() {
+  local out=target/packages root=target/debian tools=target/chart-tools
+  step "the packages"
+  deploy/release.sh
+  step "the Debian package, by lintian"
+  lintian --fail-on error,warning --tag-display-limit 0 $out/*.deb
+  step "the chart"
+  [ -x $tools/bin/python ] || python3 -m venv $tools
+  $tools/bin/pip install --quiet --disable-pip-version-check -r tests/packages/tools.txt
+  rm -rf target/chart
+  mkdir target/chart
+  tar -xzf $out/event-persister-*.tgz -C target/chart
+  $tools/bin/python tests/packages/chart.py target/chart/event-persister
+  step "pip"
+  tests/packages/wheel.sh $out/*.whl ${TEST_PREFECT:+"$TEST_PREFECT"}
+  if [ ! -e $root/ready ]; then
+    step "a fresh Debian, in $root"
+    rm -rf $root
+    mkdir -p $root
+    debootstrap --variant=minbase --include=ca-certificates,curl,dbus,systemd bookworm $root/root >$root/log
+    touch $root/ready
+  fi
+  step "apt"
+  tests/packages/debian.sh $out/*.deb $root/root
+  step "the image, without an engine and with one"
+  tests/packages/image.sh $out/*-image.tar.gz $root/root
+  tests/packages/engine.sh $out/*-image.tar.gz $root/root
+}
+
+# The same commit, elsewhere, from nothing.
+packages_twice() {
+  local tree
+  deploy/release.sh
+  tree=$(mktemp -d)
+  # shellcheck disable=SC2064
+  trap "rm -rf '$tree'" EXIT
+  git archive HEAD | tar -xf - -C "$tree"
+  mkdir "$tree/target"
+  cp -R target/release-tools "$tree/target/"
+  SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) "$tree/deploy/release.sh"
+  step "the same in both places?"
+  diff target/packages/SHA256SUMS "$tree/target/packages/SHA256SUMS"
+  echo "all files are the same"
+}
+
+if [ "$mode" = --packages ]; then
+  if [ "${2:-}" = twice ]; then packages_twice; else packages; fi
   exit
 fi
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use crate::cli::{self, Command};
 use crate::config::Config;
+use crate::config::environment::CONFIG_VARIABLE;
 use crate::config::keys::{self, PREFIX};
 
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 10] = [
     ("Dockerfile", include_str!("../../../deploy/Dockerfile")),
     ("compose.yaml", include_str!("../../../deploy/compose.yaml")),
     (
@@ -24,12 +25,32 @@ const FILES: [(&str, &str); 6] = [
         include_str!("../../../deploy/kubernetes.yaml"),
     ),
     ("README.md", include_str!("../../../deploy/README.md")),
+    (
+        "debian/environment",
+        include_str!("../../../deploy/debian/environment"),
+    ),
+    (
+        "chart/Chart.yaml",
+        include_str!("../../../deploy/chart/Chart.yaml"),
+    ),
+    (
+        "chart/templates/deployment.yaml",
+        include_str!("../../../deploy/chart/templates/deployment.yaml"),
+    ),
+    (
+        "python/README.md",
+        include_str!("../../../deploy/python/README.md"),
+    ),
 ];
 
 /// What waits before it kills, and in which file.
-const PATIENCE: [(&str, &str); 4] = [
+const PATIENCE: [(&str, &str); 5] = [
     ("event-persister.service", "TimeoutStopSec="),
     ("kubernetes.yaml", "terminationGracePeriodSeconds: "),
+    (
+        "chart/templates/deployment.yaml",
+        "terminationGracePeriodSeconds: ",
+    ),
     ("compose.yaml", "stop_grace_period: "),
     ("compose.prefect.yaml", "stop_grace_period: "),
 ];
@@ -53,6 +74,7 @@ fn every_variable_sets_something() {
     let known: BTreeSet<String> = keys::all()
         .iter()
         .flat_map(keys::Setting::variables)
+        .chain([CONFIG_VARIABLE.to_owned()])
         .collect();
     let mut num_seen = 0;
     for (file, text) in FILES {
@@ -85,6 +107,27 @@ fn health_is_asked_by_a_command_that_there_is() {
             "{file}"
         );
         assert_eq!(ours.next(), None, "{file}");
+    }
+}
+
+#[test]
+fn versions_are_the_programs() {
+    let version = env!("CARGO_PKG_VERSION");
+    for (file, before, num_expected) in [
+        ("chart/Chart.yaml", "\nversion: ", 1),
+        ("chart/Chart.yaml", "\nappVersion: ", 1),
+        (
+            "kubernetes.yaml",
+            "image: registry.example/event-persister:",
+            2,
+        ),
+    ] {
+        let found: Vec<&str> = text(file)
+            .split(before)
+            .skip(1)
+            .filter_map(|rest| rest.lines().next())
+            .collect();
+        assert_eq!(found, vec![version; num_expected], "{file}: {before}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Secrets that come from files, and completions, which want no configuration at all.
+//! Secrets that come from files; completions and the manual, which want no configuration at all.
 
 use super::*;
 use crate::support::server::Server;
@@ -105,4 +105,30 @@ fn completions_need_no_configuration_and_are_right() {
         .status();
     assert!(parsed.unwrap().success());
     folder.run(&["completions", "tcsh"]).exits(2);
+}
+
+#[test]
+fn the_manual_has_a_page_for_each_command() {
+    let folder = Folder::new();
+    let wrong = [("EVENT_PERSISTER_NONSENSE", "1")];
+    folder.run_with(&["manual", "pages"], &wrong).exits(0);
+    let page = |name: &str| {
+        let path = folder.path().join("pages").join(name);
+        std::fs::read_to_string(path).unwrap()
+    };
+    let front = page("event-persister.1");
+    assert!(front.contains(".TH event-persister 1"), "{front}");
+    assert!(
+        front.contains("event\\-persister\\-dead\\-letters(1)"),
+        "{front}"
+    );
+    let replay = page("event-persister-dead-letters-replay.1");
+    assert!(replay.contains("\\-\\-database\\-url"), "{replay}");
+    assert!(!replay.contains("\\-\\-listen"), "{replay}");
+
+    folder.write("file", "");
+    folder
+        .run_with(&["manual", "file/pages"], &[])
+        .exits(1)
+        .complains(&["cannot write to file/pages"]);
 }

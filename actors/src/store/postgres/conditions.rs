@@ -34,7 +34,7 @@ const TELLS_ERRORS: [&str; 2] = [
     "WHEN OTHERS OR query_canceled OR assert_failure THEN",
 ];
 const FUNCTION_SQL: &str =
-    include_str!("../../../../migrations/postgres/own/00000000000102_create_store_function/up.sql");
+    include_str!("../../../migrations/postgres/own/00000000000102_create_store_function/up.sql");
 
 #[derive(QueryableByName)]
 pub(super) struct Found {
@@ -464,7 +464,7 @@ mod tests {
         assert!(arguments.ends_with(", expects_duplicates boolean"));
         assert!(body.starts_with("\nDECLARE") && body.ends_with("END\n"));
         const CHANGES: &str = include_str!(
-            "../../../../migrations/postgres/own/00000000000103_tell_failed_asserts/up.sql"
+            "../../../migrations/postgres/own/00000000000103_tell_failed_asserts/up.sql"
         );
         assert!(TELLS_ERRORS.iter().all(|text| CHANGES.contains(text)));
         assert!(FIND.contains(TELLS_ERRORS[0]));

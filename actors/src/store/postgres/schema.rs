@@ -20,8 +20,8 @@ use crate::store::CreateSchema;
 use crate::store::tables::{migrations, query_error, unfit};
 
 /// Prefect's tables, to the letter. Never run on a database that is or may become Prefect's.
-pub(super) const EVENTS: EmbeddedMigrations = embed_migrations!("../migrations/postgres/events");
-pub(super) const OWN: EmbeddedMigrations = embed_migrations!("../migrations/postgres/own");
+pub(super) const EVENTS: EmbeddedMigrations = embed_migrations!("migrations/postgres/events");
+pub(super) const OWN: EmbeddedMigrations = embed_migrations!("migrations/postgres/own");
 
 /// Held while the schema is changed, so that replicas may start together. Any number that no one else
 /// uses in the same database.

@@ -19,8 +19,8 @@ use crate::store::tables::{
 };
 
 /// Prefect's tables, to the letter. Never run on a database that is or may become Prefect's.
-pub(super) const EVENTS: EmbeddedMigrations = embed_migrations!("../migrations/sqlite/events");
-pub(super) const OWN: EmbeddedMigrations = embed_migrations!("../migrations/sqlite/own");
+pub(super) const EVENTS: EmbeddedMigrations = embed_migrations!("migrations/sqlite/events");
+pub(super) const OWN: EmbeddedMigrations = embed_migrations!("migrations/sqlite/own");
 
 diesel::table! {
     events (id) {
