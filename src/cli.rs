@@ -11,7 +11,7 @@ mod events;
 mod letters;
 
 pub(crate) use completions::completions;
-pub(crate) use events::{EventFlags, EventsCommand};
+pub(crate) use events::{EventFlags, EventsCommand, Followed, ServiceUrl};
 pub(crate) use letters::{DeadLettersCommand, LetterFlags, Letters, Moment};
 
 /// Moves event messages to a database as fast as the database can take them, and never loses one.
