@@ -11,16 +11,7 @@ command -v pngquant >/dev/null || { echo "pngquant is missing" >&2; exit 1; }
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cat >"$work/fonts.conf" <<END
-<?xml version="1.0"?>
-<fontconfig>
-  <include ignore_missing="yes">/etc/fonts/fonts.conf</include>
-  <match><test name="family"><string>system-ui</string></test>
-    <edit name="family" mode="prepend" binding="strong"><string>Inter</string></edit></match>
-</fontconfig>
-END
-
-TEST_EVENTS=$events TEST_BROWSER=required TEST_SCREENSHOTS=$work FONTCONFIG_FILE=$work/fonts.conf \
+TEST_EVENTS=$events TEST_BROWSER=required TEST_SCREENSHOTS=$work \
   cargo test --all-features --test it -- --ignored --exact page::pictures::of_the_readme
 for name in events event; do
   pngquant --force --speed 1 --strip --quality 70-100 --output ".assets/page-$name.png" "$work/readme-$name.png"

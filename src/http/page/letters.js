@@ -138,6 +138,7 @@ export function letters(root, told) {
     }
   }
 
+  buttons();
   return {
     show: () => load(true),
     /** How many there are now: says so, and moves nothing. */

@@ -72,6 +72,10 @@ async fn of_the_readme() {
     browser.resize(1280, 760).await;
     page.open("").await;
     browser.until(ROWS).await;
+    // As on a desktop, where the system has a font of its own.
+    let font =
+        "document.documentElement.style.setProperty('--sans', 'Inter, system-ui, sans-serif')";
+    browser.script(font).await;
     let come = async |live: &[Value]| {
         for events in live.chunks(4) {
             let mut events = events.to_vec();
