@@ -51,6 +51,8 @@ export function letters(root, told) {
   function line(letter) {
     const last = Date.parse(letter.last_seen);
     const id = `letter-${letter.id}`;
+    // The line counts, and is at the end of a path.
+    const place = letter.position.slice(letter.position.lastIndexOf("/") + 1) || letter.position;
     const toggle = h("button.quiet.reason", { type: "button", "aria-expanded": "false", "aria-controls": id, onclick: () => open(letter, toggle, holder) },
       h("span.chevron", { "aria-hidden": "true" }, "›"), h("span", {}, visible(letter.reason)));
     const holder = h("tr.payload", { id, hidden: true }, h("td", { colspan: COLUMNS }));
@@ -59,7 +61,7 @@ export function letters(root, told) {
       h("td.when", {}, h("time", { datetime: letter.last_seen, title: format.utc(letter.last_seen) }, format.moment(last))),
       h("td.by", {}, h("span.stage", { data: { stage: letter.stage } }, letter.stage === "parse" ? "parser" : "database"), letter.code ? h("code", {}, ` ${letter.code}`) : null),
       h("td.wide", {}, toggle),
-      h("td.position", { title: visible(letter.position) }, visible(letter.position)),
+      h("td.position", { title: visible(letter.position) }, visible(place)),
       h("td.num", {}, format.number(letter.attempts)), h("td.num", {}, format.bytes(letter.bytes))), holder);
   }
 
