@@ -13,7 +13,7 @@ use event_persister_actors::store::operator::StoreOperator;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::wiring::{AuthString, OutRoutes};
+use crate::wiring::OutRoutes;
 
 mod letters;
 mod replays;
@@ -103,7 +103,7 @@ impl Api {
 impl Shared {
     /// The answer to a request that only looks, where it may not.
     fn refuse_reader(&self, request: &HttpRequest) -> Option<HttpResponse> {
-        (!self.access.allows(request)).then(AuthString::unauthorized)
+        self.access.refuse(request)
     }
 
     /// The same for one that changes something.

@@ -12,7 +12,7 @@ mod letters;
 mod manual;
 
 pub(crate) use completions::completions;
-pub(crate) use events::{EventFlags, EventsCommand};
+pub(crate) use events::{EventFlags, EventsCommand, Followed, ServiceUrl};
 pub(crate) use letters::{DeadLettersCommand, LetterFlags, Letters, Moment};
 pub(crate) use manual::manual;
 

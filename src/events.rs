@@ -13,6 +13,7 @@ use crate::cli::{EventFlags, EventsCommand};
 use crate::config::Config;
 use crate::{output, wiring};
 
+mod follow;
 mod list;
 mod tail;
 
@@ -48,9 +49,10 @@ pub(crate) async fn run(config: &Config, command: &EventsCommand) -> anyhow::Res
             let event: serde_json::Value = serde_json::from_str(&event.to_json())?;
             output::json(&event)
         }
-        EventsCommand::Tail { jsonl, filter } => {
-            tail::run(reader, filter_of(filter)?, *jsonl).await
-        }
+        EventsCommand::Tail { url, jsonl, filter } => match url {
+            None => tail::run(reader, filter_of(filter)?, *jsonl).await,
+            Some(url) => follow::run(config, url, filter_of(filter)?, *jsonl).await,
+        },
         EventsCommand::Export { filter } => {
             let mut filter = filter_of(filter)?;
             filter.order = Order::Asc;
@@ -144,12 +146,23 @@ async fn each(
 /// One event for people: when, which and about what.
 fn row(event: &StoredEvent) -> Vec<String> {
     let resource: serde_json::Value = serde_json::from_str(&event.resource).unwrap_or_default();
-    let id = resource["prefect.resource.id"].as_str().unwrap_or_default();
+    let id = event.id.to_string();
+    row_of(event.occurred, &event.event, &resource, &id)
+}
+
+fn row_of(
+    occurred: DateTime<Utc>,
+    event: &str,
+    resource: &serde_json::Value,
+    id: &str,
+) -> Vec<String> {
+    let resource = resource["prefect.resource.id"].as_str().unwrap_or_default();
+    let occurred = output::time(occurred);
     vec![
-        output::time(event.occurred),
-        event.event.clone(),
+        occurred,
+        event.to_owned(),
+        resource.to_owned(),
         id.to_owned(),
-        event.id.to_string(),
     ]
 }
 

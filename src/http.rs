@@ -9,12 +9,12 @@ use std::sync::Arc;
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 use anyhow::{Context as _, bail};
+use event_persister_actors::access::Access;
 use event_persister_actors::health::{HEALTH_PATH, HealthRoutes, READY_PATH, read_only};
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use serde_json::json;
 
 use crate::metrics::Refusals;
-use crate::wiring::AuthString;
 
 mod binding;
 pub(crate) mod client;
@@ -47,8 +47,9 @@ pub(crate) trait Served: Send + Sync {
 #[derive(Clone)]
 pub(crate) struct ListenerParts {
     pub(crate) served: Arc<dyn Served>,
-    /// The auth string of all requests but those for the two health paths.
-    pub(crate) auth: Option<AuthString>,
+    /// Guards all paths but the two of health, and those that take events in, which have the auth string of
+    /// their own.
+    pub(crate) access: Access,
     pub(crate) registry: Registry,
     pub(crate) refusals: Refusals,
 }
@@ -78,8 +79,8 @@ impl ListenAddress {
     }
 
     /// Whether more than the two health paths is served.
-    fn is_open(&self, auth: Option<&AuthString>) -> bool {
-        self.is_loopback() || auth.is_some()
+    fn is_open(&self, access: &Access) -> bool {
+        self.is_loopback() || access.wants_auth()
     }
 }
 
@@ -98,11 +99,10 @@ fn configure(config: &mut web::ServiceConfig, listener: &ListenerParts, is_open:
     }
 }
 
-/// The metrics as text, for clients that have the auth string.
+/// The metrics as text.
 async fn metrics(request: HttpRequest, listener: web::Data<ListenerParts>) -> HttpResponse {
-    let auth = listener.auth.as_ref();
-    if auth.is_some_and(|auth| !auth.allows(request.headers())) {
-        return AuthString::unauthorized();
+    if let Some(refused) = listener.access.refuse(&request) {
+        return refused;
     }
     let encoder = TextEncoder::new();
     let mut text = Vec::new();

@@ -1,19 +1,17 @@
 //! The service: the pipeline, the listener in front of it, and an end in good order.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use actix::{Addr, AsyncContext as _, Context};
 use actix_web::web;
 use anyhow::{Context as _, bail};
-use event_persister_actors::access::Access;
 use event_persister_actors::health::HealthRoutes;
 use event_persister_actors::live::LiveEvents;
 use event_persister_actors::messages::{Drain, Status};
 use event_persister_actors::metrics::Metrics;
 use event_persister_actors::pipeline::PipelineActor;
 use event_persister_actors::read_routes::ReadRoutes;
-use event_persister_actors::settings::Spelling as _;
 use event_persister_actors::source::EventSource;
 use prometheus::Registry;
 
@@ -54,20 +52,31 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
     let context = Context::new();
     let pipeline = context.address();
     let api = config.http.listener.read_api;
+    let address = Arc::new(OnceLock::new());
     let listener = ListenerParts {
         served: Arc::new(Service {
             pipeline: pipeline.clone(),
             events: intake.routes.clone(),
-            api: api.then(|| make_api(config, &stores, &live, pipeline.clone(), &registry)),
+            api: api.then(|| {
+                make_api(
+                    config,
+                    &stores,
+                    &live,
+                    pipeline.clone(),
+                    &registry,
+                    &address,
+                )
+            }),
             has_page: api && config.http.listener.page,
         }),
-        auth: config.http.routes.auth.clone(),
+        access: wiring::access(config),
         registry,
         refusals,
     };
     let opened = setup.map(|setup| setup.open(&listener));
     let mut listening = opened.transpose()?;
     let listen = RunningListener::addresses(listening.as_ref());
+    address.get_or_init(|| listen.clone());
     context.run(PipelineActor::new(config.pipeline.clone(), parts));
     announce(config, &names, &listen);
     warn(config, listening.as_ref());
@@ -132,9 +141,10 @@ fn make_api(
     live: &LiveEvents,
     pipeline: Addr<PipelineActor>,
     registry: &Registry,
+    address: &Arc<OnceLock<String>>,
 ) -> Api {
     let clock = wiring::clock();
-    let access = Access::new(config.http.routes.auth.clone(), Arc::clone(&clock));
+    let access = wiring::access(config);
     let (reader, letters) = (Arc::clone(&stores.reader), Arc::clone(&stores.operator));
     let open_store = live.told_by(Arc::clone(&stores.open_store));
     let replays = Replays::start(config, Arc::clone(&letters), open_store);
@@ -144,10 +154,7 @@ fn make_api(
         reader: Arc::clone(&reader),
         letters: Arc::clone(&letters),
         clock: Arc::clone(&clock),
-        address: Listen::write(&config.http.listener.listen)
-            .as_str()
-            .unwrap_or_default()
-            .to_owned(),
+        address: Arc::clone(address),
     };
     let state = StateSource::new(config, state);
     let looking = live.clone();

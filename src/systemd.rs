@@ -173,6 +173,7 @@ fn without_file(_: &[u8]) -> io::Result<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use event_persister_actors::metrics::LedgerCounts;
+    use event_persister_actors::status::RetentionStatus;
 
     use super::*;
 
@@ -187,6 +188,7 @@ mod tests {
             warnings: Vec::new(),
             ledger: LedgerCounts::default(),
             oldest_unflushed: None,
+            retention: RetentionStatus::default(),
         }
     }
 

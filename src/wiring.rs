@@ -4,6 +4,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use event_persister_actors::access::Access;
 use event_persister_actors::clock::{Clock, SystemClock};
 use event_persister_actors::event::EventLimits;
 use event_persister_actors::metrics::Metrics;
@@ -11,7 +12,7 @@ use event_persister_actors::pipeline::{PipelineParts, PipelineSettings};
 use event_persister_actors::source::EventSource;
 pub(crate) use event_persister_actors::source::file::FileProgress;
 use event_persister_actors::source::file::{DEFAULT_MAX_LINE_BYTES, FileSource};
-pub(crate) use event_persister_actors::source::http::{AuthString, EventRoutes, OutRoutes};
+pub(crate) use event_persister_actors::source::http::{EventRoutes, OutRoutes};
 use event_persister_actors::source::letters::LetterSource;
 use event_persister_actors::store::OpenStore;
 use event_persister_actors::store::operator::{LetterFilter, StoreOperator};
@@ -36,6 +37,11 @@ pub(crate) use stores::{
 
 pub(crate) fn clock() -> Arc<dyn Clock> {
     Arc::new(SystemClock)
+}
+
+/// For all that can be asked of the listener beside health.
+pub(crate) fn access(config: &Config) -> Access {
+    Access::new(config.http.routes.auth.clone(), clock())
 }
 
 /// How a pipeline works whose sources come to an end. It trims nothing: what is imported or replayed stays

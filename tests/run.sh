@@ -3,9 +3,11 @@
 #
 # It installs what is missing, and lists that before it begins:
 #   by apt      gcc and libc6-dev for the bundled SQLite; postgresql, pgbouncer, redis-server, openssl
-#               and sqlite3 for the tests, which start servers of their own
+#               and sqlite3 for the tests, which start servers of their own; chromium, chromium-driver,
+#               curl and npm for those of the page, which look at it in a browser
 #   by cargo    cargo-machete and cargo-mutants, into cargo's folder of programs
 #   for --packages besides, by apt: dpkg-dev, lintian, debootstrap, systemd-container, podman, runc
+#   by npm      axe-core, which judges the page, into target/
 # Besides, cargo keeps the crates that it downloads in its own folder, and the tests use the system's
 # temporary folder. Nothing else outside the repository is written to. cargo-deny and promtool are
 # used if they are there.
@@ -64,6 +66,10 @@ elif [[ "$mode" != --mutants* ]]; then
   done
 fi
 if [ "$mode" = all ]; then
+  for program in chromium curl npm; do
+    command -v "$program" >/dev/null || missing+=("$program")
+  done
+  command -v chromedriver >/dev/null || missing+=(chromium-driver)
   command -v cargo-machete >/dev/null || programs+=(cargo-machete)
 fi
 if [[ "$mode" = --mutants* ]]; then
@@ -85,6 +91,22 @@ if [ "${#programs[@]}" -gt 0 ]; then
   cargo install --quiet --locked "${programs[@]}"
 fi
 PATH="$PATH:/usr/sbin"
+
+# The rules by which the page is judged. It is no part of what is built, so it is fetched, not kept.
+axe=4.14.1
+axe_sha512=1477dafa598d8d065f273d6af302aa203c02e83131707b7fa648cd41bd3d6b734f8c22a0dab86ee6a6f64b8afbe804b214d36db85a2826965edfb3a0b9d546b5
+axe_file=$PWD/target/axe-core-$axe/package/axe.min.js
+if [ "$mode" = all ]; then
+  if [ ! -f "$axe_file" ]; then
+    step "axe-core $axe, from npm into target/"
+    folder=${axe_file%/package/*}
+    mkdir -p "$folder"
+    (cd "$folder" && npm pack --silent "axe-core@$axe" >/dev/null)
+    sha512sum --check --quiet <<<"$axe_sha512  $folder/axe-core-$axe.tgz"
+    tar -xzf "$folder/axe-core-$axe.tgz" -C "$folder" package/axe.min.js
+  fi
+  export TEST_AXE=$axe_file TEST_BROWSER=required
+fi
 
 it() { cargo test --all-features --test it -- "$@"; }
 

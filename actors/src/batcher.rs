@@ -165,6 +165,7 @@ impl BatcherActor {
             }
         }
         self.show_oldest();
+        self.show_load();
         self.answer_drained();
     }
 
@@ -621,6 +622,12 @@ impl BatcherActor {
         let held_up = failed.min_by_key(|held| held.oldest);
         let held_up = held_up.filter(|held| Some(held.oldest) == oldest);
         self.parts.held_up.set(held_up.map(ToString::to_string));
+    }
+
+    fn show_load(&self) {
+        let num_busy = self.writers.iter().filter_map(Writer::held).count();
+        let num_bytes = self.permits.credit.num_bytes() + self.suspects.num_bytes();
+        self.parts.metrics.set_load(num_busy, num_bytes);
     }
 
     fn answer_drained(&mut self) {

@@ -57,6 +57,11 @@ impl Credit {
         self.used_bytes += num_bytes;
     }
 
+    /// Bytes of what is in use.
+    pub fn num_bytes(&self) -> usize {
+        self.used_bytes
+    }
+
     pub fn give_back(&mut self, num_messages: usize, num_bytes: usize) {
         self.used_messages = self.used_messages.saturating_sub(num_messages);
         self.used_bytes = self.used_bytes.saturating_sub(num_bytes);

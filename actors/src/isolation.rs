@@ -144,6 +144,11 @@ impl Allowance {
         has_room
     }
 
+    /// Bytes of the suspects.
+    pub(crate) fn num_bytes(&self) -> usize {
+        self.num_bytes
+    }
+
     pub(crate) fn give_back(&mut self, num_bytes: usize) {
         self.num_events = self.num_events.saturating_sub(1);
         self.num_bytes = self.num_bytes.saturating_sub(num_bytes);

@@ -23,7 +23,8 @@ mod numbers;
 
 pub use ledger::LedgerCounts;
 use numbers::Numbers;
-pub(crate) use numbers::{PassOutcome, RetryKind};
+pub use numbers::PassOutcome;
+pub(crate) use numbers::RetryKind;
 
 /// The numbers of one pipeline, over all of its generations.
 ///
@@ -144,12 +145,25 @@ impl Metrics {
         counts.released += released;
         drop(counts);
         self.set_oldest(None, None);
+        self.set_load(0, 0);
         released
     }
 
     pub(crate) fn set_oldest(&self, oldest: Option<Instant>, but_suspects: Option<Instant>) {
         *lock(&self.0.oldest) = oldest;
         *lock(&self.0.oldest_but_suspects) = but_suspects;
+    }
+
+    /// How many writers are at work, and how many bytes are held.
+    pub(crate) fn set_load(&self, num_busy: usize, num_bytes: usize) {
+        let numbers = &self.0.numbers;
+        let gauges = [
+            (&numbers.writers_busy, num_busy),
+            (&numbers.in_flight_bytes, num_bytes),
+        ];
+        for (gauge, value) in gauges {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
     }
 
     /// How many events came when retention no longer kept what is as old.

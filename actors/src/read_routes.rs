@@ -49,7 +49,6 @@ use crate::reader::{
     CountRequest, EventPage, EventReader, MAX_PAGE_BYTES, MAX_READERS, PageRequest, PageToken,
     Part, Problems,
 };
-use crate::source::http::AuthString;
 use crate::store::StoreError;
 
 /// The largest body of a request: a filter of some thousand names.
@@ -167,8 +166,8 @@ async fn filter(
 }
 
 async fn next(request: HttpRequest, shared: web::Data<Shared>) -> HttpResponse {
-    if !shared.access.allows(&request) {
-        return AuthString::unauthorized();
+    if let Some(refused) = shared.access.refuse(&request) {
+        return refused;
     }
     let query = web::Query::<HashMap<String, String>>::from_query(request.query_string());
     let given = query
@@ -232,8 +231,8 @@ async fn one(
     id: web::Path<String>,
     shared: web::Data<Shared>,
 ) -> HttpResponse {
-    if !shared.access.allows(&request) {
-        return AuthString::unauthorized();
+    if let Some(refused) = shared.access.refuse(&request) {
+        return refused;
     }
     let Ok(id) = Uuid::try_parse(&id) else {
         return sentence(StatusCode::NOT_FOUND, "this is no id of an event");
@@ -254,8 +253,8 @@ impl Shared {
         request: &HttpRequest,
         payload: web::Payload,
     ) -> Result<Bytes, HttpResponse> {
-        if !self.access.allows(request) {
-            return Err(AuthString::unauthorized());
+        if let Some(refused) = self.access.refuse(request) {
+            return Err(refused);
         }
         let body = timeout(BODY_TIMEOUT, payload.to_bytes_limited(MAX_BODY_BYTES));
         match body.await {

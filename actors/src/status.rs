@@ -10,7 +10,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::lock::lock;
-use crate::metrics::LedgerCounts;
+use crate::metrics::{LedgerCounts, PassOutcome};
+use crate::store::Trimmed;
 
 /// How one part of the pipeline is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -64,6 +65,49 @@ pub struct PipelineStatus {
     /// How long the oldest message that is not durable has been held.
     #[serde(serialize_with = "as_seconds")]
     pub oldest_unflushed: Option<Duration>,
+    /// What retention does; not part of `/api/ready`.
+    #[serde(skip)]
+    pub retention: RetentionStatus,
+}
+
+/// The passes of retention.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RetentionStatus {
+    /// When the next pass begins by itself; `None` where none will, and while one is under way.
+    pub next_pass: Option<DateTime<Utc>>,
+    /// The pass that ended last.
+    pub last_pass: Option<Pass>,
+}
+
+/// A retention pass that has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pass {
+    /// When it began.
+    pub began: DateTime<Utc>,
+    /// How long it took.
+    pub took: Duration,
+    /// How it ended.
+    pub outcome: PassOutcome,
+    /// The rows that it removed, also where it failed.
+    pub removed: Trimmed,
+}
+
+/// The entry of retention: the trimmer writes it, and the pipeline's status reads it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Passes(Arc<Mutex<RetentionStatus>>);
+
+impl Passes {
+    pub(crate) fn plan(&self, next_pass: Option<DateTime<Utc>>) {
+        lock(&self.0).next_pass = next_pass;
+    }
+
+    pub(crate) fn ended(&self, pass: Pass) {
+        lock(&self.0).last_pass = Some(pass);
+    }
+
+    pub(crate) fn get(&self) -> RetentionStatus {
+        lock(&self.0).clone()
+    }
 }
 
 fn as_seconds<S: serde::Serializer>(

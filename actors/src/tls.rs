@@ -93,6 +93,15 @@ pub fn trusting_anyone() -> Result<ClientConfig, TlsFault> {
     client(Check::Nothing, Files::default(), Versions::Safe)
 }
 
+/// For a server whose certificate an authority of this system vouches for.
+///
+/// # Errors
+///
+/// This system trusts no authority.
+pub fn trusting_authorities() -> Result<ClientConfig, TlsFault> {
+    client(Check::AuthorityAndName, Files::default(), Versions::Safe)
+}
+
 /// How to connect. The files are read now, so that a renewed one counts from the next connection on.
 pub(crate) fn client(
     check: Check,

@@ -22,7 +22,7 @@ use crate::messages::{Drain, Drained, Trim, TrimError, stops_when_retired};
 use crate::metrics::{Metrics, PassOutcome};
 use crate::retention::Retention;
 use crate::settings::{As, ByEvent, Count, Interval, LongerThanZero};
-use crate::status::{Component, error_chain};
+use crate::status::{Component, Pass, Passes, error_chain};
 use crate::store::{Cutoffs, EventStore, StoreError, TrimStep, Trimmed};
 
 mod caution;
@@ -170,6 +170,7 @@ fn put_forward(by: TimeDelta) -> TrimError {
 #[derive(Clone)]
 pub(crate) struct TrimParts {
     pub(crate) component: Component,
+    pub(crate) passes: Passes,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Arc<dyn Clock>,
 }
@@ -214,7 +215,12 @@ impl TrimActor {
             return;
         };
         let delay = every.mul_f64(1.0 - 0.2 * fastrand::f64());
+        let next = TimeDelta::from_std(delay).ok();
+        let now = self.parts.clock.now();
+        let passes = &self.parts.passes;
+        passes.plan(next.and_then(|delay| now.checked_add_signed(delay)));
         ctx.run_later(delay, |actor, ctx| {
+            actor.parts.passes.plan(None);
             let pass = actor.pass();
             ctx.spawn(pass.map(|_, actor, ctx| actor.schedule(ctx)));
         });
@@ -257,24 +263,42 @@ impl TrimActor {
         let pace = Pace::beside_writers(store.contention(), batch_size, metrics.clone());
         let caution = self.caution;
         let pass = async move {
-            believed.map_err(put_forward)?;
-            let cutoffs = cutoffs(&settings, now)?;
-            let looked = caution.look(store.as_ref(), &cutoffs).await?;
-            let last = looked.map_err(TrimError::HeldBack)?;
-            let note = |trimmed: &Trimmed| metrics.trimmed(trimmed);
-            let trimmed = run_pass_at(pace, store.as_ref(), &cutoffs, note).await?;
-            note_pass(store.as_ref(), last.now).await;
-            Ok((trimmed, last.now))
+            let mut removed = Trimmed::default();
+            let note = |trimmed: &Trimmed| {
+                metrics.trimmed(trimmed);
+                removed += *trimmed;
+            };
+            let pass = async {
+                believed.map_err(put_forward)?;
+                let cutoffs = cutoffs(&settings, now)?;
+                let looked = caution.look(store.as_ref(), &cutoffs).await?;
+                let last = looked.map_err(TrimError::HeldBack)?;
+                let trimmed = run_pass_at(pace, store.as_ref(), &cutoffs, note).await?;
+                note_pass(store.as_ref(), last.now).await;
+                Ok((trimmed, last.now))
+            };
+            (pass.await, removed)
         };
-        Box::pin(pass.into_actor(self).map(move |result, actor, _| {
-            actor.under_way = false;
-            let result = result.map(|(trimmed, passed)| {
-                actor.caution.passed = Some(passed);
-                trimmed
-            });
-            actor.note(&result, started.elapsed());
-            result
-        }))
+        Box::pin(
+            pass.into_actor(self)
+                .map(move |(result, removed), actor, _| {
+                    actor.under_way = false;
+                    let result = result.map(|(trimmed, passed)| {
+                        actor.caution.passed = Some(passed);
+                        trimmed
+                    });
+                    let (outcome, took) = (PassOutcome::of(&result), started.elapsed());
+                    actor.parts.metrics.trim_pass(outcome, took);
+                    actor.parts.passes.ended(Pass {
+                        began: now,
+                        took,
+                        outcome,
+                        removed,
+                    });
+                    actor.note(&result, took);
+                    result
+                }),
+        )
     }
 
     fn succeeded(&self) {
@@ -286,10 +310,8 @@ impl TrimActor {
     }
 
     fn note(&self, result: &Result<Trimmed, TrimError>, took: Duration) {
-        let metrics = &self.parts.metrics;
         match result {
             Ok(trimmed) => {
-                metrics.trim_pass(PassOutcome::Done, took);
                 self.succeeded();
                 let level = if *trimmed == Trimmed::default() {
                     log::Level::Debug
@@ -305,12 +327,10 @@ impl TrimActor {
                 );
             }
             Err(TrimError::TakenByAnother(_) | TrimError::UnderWay) => {
-                metrics.trim_pass(PassOutcome::LeftToAnother, took);
                 self.succeeded();
                 log::debug!("left trimming to another");
             }
             Err(TrimError::HeldBack(held_back)) => {
-                metrics.trim_pass(PassOutcome::Failed, took);
                 let what = held_back.to_string();
                 let at = self.parts.clock.now();
                 if self.parts.component.failed(what.clone(), at) {
@@ -318,7 +338,6 @@ impl TrimActor {
                 }
             }
             Err(error @ (TrimError::Off | TrimError::AbsurdCutoff(_) | TrimError::Store(_))) => {
-                metrics.trim_pass(PassOutcome::Failed, took);
                 let error = error_chain(error);
                 let at = self.parts.clock.now();
                 let level = if self.parts.component.failed(error.clone(), at) {
@@ -331,6 +350,21 @@ impl TrimActor {
                     "a retention pass failed; the next one makes up for it error={error}"
                 );
             }
+        }
+    }
+}
+
+impl PassOutcome {
+    fn of(result: &Result<Trimmed, TrimError>) -> Self {
+        match result {
+            Ok(_) => Self::Done,
+            Err(TrimError::TakenByAnother(_) | TrimError::UnderWay) => Self::LeftToAnother,
+            Err(
+                TrimError::Off
+                | TrimError::AbsurdCutoff(_)
+                | TrimError::HeldBack(_)
+                | TrimError::Store(_),
+            ) => Self::Failed,
         }
     }
 }
@@ -358,6 +392,7 @@ impl Handler<Drain> for TrimActor {
 
     /// Stops at once: a transaction under way is rolled back or committed whole.
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
+        self.parts.passes.plan(None);
         close_and_stop(self, Arc::clone(&self.store), log::Level::Debug)
     }
 }

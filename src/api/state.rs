@@ -2,17 +2,17 @@
 //! looks, so the numbers come out of memory, and the database is asked at most that often.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use actix::Addr;
 use actix_web::{HttpRequest, HttpResponse, web};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use event_persister_actors::clock::Clock;
 use event_persister_actors::messages::Status;
 use event_persister_actors::pipeline::PipelineActor;
 use event_persister_actors::reader::{EventReader, Overview};
-use event_persister_actors::status::PipelineStatus;
+use event_persister_actors::status::{PipelineStatus, RetentionStatus};
 use event_persister_actors::store::Stage;
 use event_persister_actors::store::operator::{LetterFilter, StoreOperator};
 use prometheus::Registry;
@@ -36,7 +36,8 @@ pub(crate) struct StateParts {
     pub(crate) reader: Arc<dyn EventReader>,
     pub(crate) letters: Arc<dyn StoreOperator>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) address: String,
+    /// Where it listens, once it does.
+    pub(crate) address: Arc<OnceLock<String>>,
 }
 
 /// The source of the answers, kept between them.
@@ -103,7 +104,7 @@ impl StateSource {
                 "version": env!("CARGO_PKG_VERSION"),
                 "started": self.started,
                 "uptime": self.since.elapsed().as_secs_f64(),
-                "address": self.parts.address,
+                "address": self.parts.address.get(),
                 "has_auth": has_auth,
                 "has_session": has_session,
             },
@@ -256,23 +257,32 @@ impl StateSource {
         let Some((keeps, every)) = self.settings.retention else {
             return json!({ "is_on": false, "removed": removed });
         };
-        let passes = numbers
-            .sum("event_persister_trim_passes_total")
-            .unwrap_or_default();
         let warnings = pipeline
             .map(|pipeline| &pipeline.warnings[..])
             .unwrap_or_default();
         let waits = warnings.iter().any(|warning| warning.starts_with("trim"));
-        // A pass begins with the service, and then as often as it is to.
-        let next = self.started + every.saturating_mul(passes as u32 + 1);
+        let passes = pipeline.map(|pipeline| pipeline.retention.clone());
+        let RetentionStatus {
+            next_pass,
+            last_pass,
+        } = passes.unwrap_or_default();
+        let last_pass = last_pass.map(|pass| {
+            json!({
+                "at": pass.began,
+                "outcome": pass.outcome.as_ref(),
+                "events": pass.removed.events,
+                "resources": pass.removed.resources,
+                "seconds": pass.took.as_secs_f64(),
+            })
+        });
         json!({
             "is_on": true,
             "keeps": keeps.as_secs_f64(),
             "every": every.as_secs_f64(),
-            "next_pass": next,
-            "next_before": next - keeps,
+            "next_pass": next_pass,
+            "next_before": next_pass.and_then(|next| next.checked_sub_signed(TimeDelta::from_std(keeps).ok()?)),
             "waits_for_person": waits,
-            "last_pass": null,
+            "last_pass": last_pass,
             "removed": removed,
         })
     }

@@ -1,19 +1,21 @@
-//! Asks a listener on this machine how it is. No certificate is refused: nothing secret is sent or
-//! believed, and certificates name the machine as others reach it.
+//! Asks listeners of ours. One on this machine is known by its place, or by the certificate that it is
+//! configured to show: certificates name the machine as others reach it.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use anyhow::{Context as _, bail};
 use event_persister_actors::tls;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 
 use super::connection::Stream;
-use super::{HEALTH_PATH, READY_PATH};
+use super::{CertificateFiles, HEALTH_PATH, READY_PATH};
 
 /// More than any answer of ours: whoever else is there may send without end.
 const MAX_BYTES: u64 = 64 * 1024;
@@ -43,6 +45,7 @@ impl Question {
         }
     }
 
+    /// No certificate is refused: nothing secret is sent or believed.
     pub(crate) async fn ask(self, at: SocketAddr, encrypted: bool) -> io::Result<Answer> {
         let stream = TcpStream::connect(at).await?;
         let mut stream: Box<dyn Stream> = if encrypted {
@@ -86,6 +89,42 @@ impl Question {
             _ => Answer::Foreign,
         }
     }
+}
+
+/// A connection over which something secret may be sent.
+pub(crate) type SafeStream = Box<dyn Stream>;
+
+/// Connects to a listener on this machine that shows this certificate, where it has one.
+pub(crate) async fn connect_here(
+    at: SocketAddr,
+    certificate: Option<&CertificateFiles>,
+) -> anyhow::Result<SafeStream> {
+    let stream = TcpStream::connect(at).await?;
+    let Some(files) = certificate else {
+        return Ok(Box::new(stream));
+    };
+    let own = CertificateDer::from_pem_file(&files.cert)
+        .with_context(|| format!("cannot read {}", files.cert.display()))?;
+    let connector = TlsConnector::from(Arc::new(tls::trusting_anyone()?));
+    let name = ServerName::IpAddress(at.ip().into());
+    let stream = connector.connect(name, stream).await?;
+    let (_, session) = stream.get_ref();
+    let shown = session.peer_certificates().and_then(<[_]>::first);
+    if shown != Some(&own) {
+        bail!("it shows another certificate than the one that is configured");
+    }
+    Ok(Box::new(stream))
+}
+
+/// Connects to any host. Its certificate must be made out to it.
+pub(crate) async fn connect(host: &str, port: u16, encrypted: bool) -> anyhow::Result<SafeStream> {
+    let stream = TcpStream::connect((host, port)).await?;
+    if !encrypted {
+        return Ok(Box::new(stream));
+    }
+    let name = ServerName::try_from(host.to_owned()).context("no certificate has such a name")?;
+    let connector = TlsConnector::from(Arc::new(tls::trusting_authorities()?));
+    Ok(Box::new(connector.connect(name, stream).await?))
 }
 
 /// Where to ask who listens at this address: who listens at all of them is asked at loopback.

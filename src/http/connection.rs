@@ -20,7 +20,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::framing::{Body, RequestFraming};
 
-pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 

@@ -54,7 +54,7 @@ pub(super) fn start(
     certificate: Option<&Arc<Certificate>>,
     listener: &ListenerParts,
 ) -> anyhow::Result<RunningListener> {
-    let is_open = address.is_open(listener.auth.as_ref());
+    let is_open = address.is_open(&listener.access);
     let max_connections = http.listener.max_connections.get();
     allow_files(max_connections + NUM_BEYOND);
     let (closing, closes) = watch::channel(false);

@@ -11,11 +11,12 @@ use super::health::Health;
 use super::metrics::ShadowMetrics;
 use crate::config::Config;
 use crate::http::{ListenerParts, Served};
+use crate::wiring;
 
 pub(super) fn listener(config: &Config, health: &Health, metrics: &ShadowMetrics) -> ListenerParts {
     ListenerParts {
         served: Arc::new(Shadowed(health.clone())),
-        auth: config.http.routes.auth.clone(),
+        access: wiring::access(config),
         registry: metrics.registry(),
         refusals: metrics.refusals(),
     }

@@ -15,6 +15,7 @@ mod http_source;
 mod listener;
 #[cfg(feature = "service-tests")]
 mod operating;
+mod page;
 #[cfg(feature = "service-tests")]
 mod postgres_store;
 mod prefect_environment;

@@ -1,5 +1,9 @@
 //! Stored events, read by HTTP: the lists, who may ask, the page, dead letters, and what is told live.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::Child;
+use std::sync::mpsc::Receiver;
+
 use event_persister_actors::clock::{Clock as _, SystemClock};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
@@ -174,6 +178,40 @@ async fn what_was_sent_is_listed_counted_and_shown() {
     assert_eq!(status["flow"]["sources"][0]["name"], "http");
     assert_eq!(status["flow"]["sources"][0]["received"], 23.0);
     assert_eq!(status["service"]["has_auth"], false);
+    let flow = &status["flow"];
+    assert_eq!(
+        (&flow["writers"]["busy"], &flow["in_flight"]["bytes"]),
+        (&json!(0.0), &json!(0.0))
+    );
+    let next = status["retention"]["next_pass"].as_str().unwrap();
+    let next = next.parse::<chrono::DateTime<chrono::Utc>>().unwrap() - SystemClock.now();
+    assert!((600..=900).contains(&next.num_seconds()), "{next}");
+}
+
+#[tokio::test]
+async fn the_last_retention_pass_is_told() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[("EVENT_PERSISTER_TRIM_EVERY", "100ms")]);
+    let client = Client::of(&server);
+    let mut old = event(1);
+    old["occurred"] = json!("2026-01-01T00:00:00Z");
+    client.send(&[old]).await;
+    let started = tokio::time::Instant::now();
+    loop {
+        let retention = client.get("/api/status").await["retention"].take();
+        let last = &retention["last_pass"];
+        if retention["removed"] == 1.0 && !last.is_null() {
+            assert_eq!(last["outcome"], "done");
+            assert!(last["seconds"].as_f64().unwrap() < 60.0);
+            assert!(last["at"].is_string() && last["events"].is_u64());
+            break;
+        }
+        assert!(
+            started.elapsed() < super::support::wait::PATIENCE,
+            "{retention}"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]
@@ -236,6 +274,69 @@ async fn the_page_is_served_with_a_policy_and_switched_off_by_a_setting() {
             "{setting}"
         );
     }
+}
+
+/// A page of a stranger can have its own name lead to this machine, and is of our origin then.
+#[tokio::test]
+async fn without_an_auth_string_only_this_machine_s_own_names_are_answered() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]);
+    let client = Client::of(&server);
+    let port = server.address().rsplit_once(':').unwrap().1.to_owned();
+    let rebound = format!("rebound.example:{port}");
+    let all = READS
+        .into_iter()
+        .chain(CHANGES.map(|path| (Method::POST, path)))
+        .chain([
+            (Method::GET, "/metrics"),
+            (Method::GET, "/api/openapi.json"),
+        ]);
+    for (method, path) in all {
+        let by_name = |name: &str| {
+            let request = client
+                .request(method.clone(), path)
+                .json(&json!({ "ids": [] }));
+            request
+                .header("host", name.to_owned())
+                .header("origin", format!("http://{name}"))
+        };
+        let refused = by_name(&rebound).send().await.unwrap();
+        assert_eq!(refused.status(), StatusCode::FORBIDDEN, "{path}");
+        let why: Value = refused.json().await.unwrap();
+        let why = why["exception_message"].as_str().unwrap();
+        assert!(why.contains("http.auth_string"), "{why}");
+        let local = by_name(&format!("localhost:{port}")).send().await.unwrap();
+        assert_ne!(local.status(), StatusCode::FORBIDDEN, "{path}");
+    }
+    let by_name = [
+        ("host", &*rebound),
+        ("origin", &format!("http://{rebound}")),
+    ];
+    let refused = socket::connect_to(
+        server.address(),
+        "/api/events/out",
+        Some("prefect"),
+        &by_name,
+    );
+    assert!(refused.await.is_err());
+    // A proxy that passes its own name on loses no event, and is told how it is.
+    let sent = client
+        .request(Method::POST, "/api/events")
+        .header("host", &rebound);
+    let sent = sent.json(&events(0..1)).send().await.unwrap();
+    assert_eq!(sent.status(), StatusCode::NO_CONTENT);
+    let ready = client
+        .request(Method::GET, "/api/ready")
+        .header("host", &rebound);
+    assert_eq!(ready.send().await.unwrap().status(), StatusCode::OK);
+    drop(server);
+    let server = Server::start(&folder, &[AUTH]);
+    let client = Client::of(&server);
+    let named = client
+        .request(Method::GET, "/api/status")
+        .header("host", "events.example");
+    let named = named.basic_auth("ada", Some("hush")).send().await.unwrap();
+    assert_eq!(named.status(), StatusCode::OK);
 }
 
 const READS: [(Method, &str); 7] = [
@@ -687,4 +788,88 @@ fn events_are_listed_shown_and_exported_at_a_terminal() {
         .prints(&["stored 130"]);
     let again = other.run(&["events", "export"]).exits(0);
     assert_eq!(again.stdout, exported.stdout);
+}
+
+/// The lines of a command that goes on, as it prints them.
+fn tail(
+    folder: &Folder,
+    arguments: &[&str],
+    settings: &[(&str, &str)],
+) -> (Ended, Receiver<String>) {
+    let arguments = [&["events", "tail", "--jsonl", "--url"], arguments].concat();
+    let mut child = folder.spawn(&arguments, settings);
+    let (told, lines) = std::sync::mpsc::channel();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    std::thread::spawn(move || {
+        stdout
+            .lines()
+            .map_while(Result::ok)
+            .try_for_each(|line| told.send(line))
+    });
+    (Ended(child), lines)
+}
+
+/// A process that ends with the test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// The number of the next event that is printed.
+fn printed(lines: &Receiver<String>) -> u64 {
+    let line = lines.recv_timeout(super::support::wait::PATIENCE).unwrap();
+    let event: Value = serde_json::from_str(&line).unwrap();
+    event["payload"]["number"].as_u64().unwrap()
+}
+
+#[tokio::test]
+async fn tail_follows_a_service_and_finds_it_again() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[AUTH]);
+    let listen = server.address().to_owned();
+    let settings = [AUTH, ("EVENT_PERSISTER_LISTEN", &*listen)];
+    let url = server.url("");
+    let (_configured, all) = tail(&folder, &[], &settings);
+    let (_named, odd) = tail(&folder, &[&url, "--event", "odd"], &[AUTH]);
+    // Once both are told what comes, no more are sent for that.
+    let client = Client::of(&server);
+    let mut sent = 0;
+    let first = loop {
+        client.send(&events(sent..sent + 2)).await;
+        sent += 2;
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        if let (Ok(all), Ok(odd)) = (all.try_recv(), odd.try_recv()) {
+            break (all, odd);
+        }
+        assert!(sent < 1_000, "nothing is told");
+    };
+    assert!(first.0.contains("\"number\":") && first.1.contains("\"event\":\"odd\""));
+    while all.try_recv().is_ok() {}
+    while odd.try_recv().is_ok() {}
+    drop(client);
+    server.terminate().in_good_order();
+    let server = Server::start(&folder, &settings);
+    // One may be stored before they are back: it is asked for.
+    let client = Client::of(&server);
+    client.send(&events(2_000..2_004)).await;
+    let numbers = |lines, num: usize| -> Vec<u64> {
+        let mut numbers =
+            std::iter::repeat_with(|| printed(lines)).filter(|number| *number >= 2_000);
+        numbers.by_ref().take(num).collect()
+    };
+    assert_eq!(numbers(&all, 4), [2_000, 2_001, 2_002, 2_003]);
+    assert_eq!(numbers(&odd, 2), [2_001, 2_003]);
+
+    let wrong = [("EVENT_PERSISTER_HTTP_AUTH_STRING", "ada:wrong")];
+    let refused = folder.run_with(&["events", "tail", "--url", &url], &wrong);
+    refused.exits(1).complains(&["the token is wrong"]);
+    let nobody = [("EVENT_PERSISTER_LISTEN", "127.0.0.1:1")];
+    let refused = folder.run_with(&["events", "tail", "--url"], &nobody);
+    refused
+        .exits(1)
+        .complains(&["no service answers at 127.0.0.1:1"]);
 }

@@ -3,6 +3,7 @@
 
 pub(crate) mod abuse;
 pub(crate) mod binary;
+pub(crate) mod browser;
 #[cfg(feature = "service-tests")]
 pub(crate) mod bus;
 pub(crate) mod certificates;

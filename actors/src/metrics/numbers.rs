@@ -38,11 +38,15 @@ impl From<&StoreError> for RetryKind {
     }
 }
 
+/// How a retention pass ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, AsRefStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
-pub(crate) enum PassOutcome {
+pub enum PassOutcome {
+    /// Nothing was left to remove.
     Done,
+    /// Another process does it.
     LeftToAnother,
+    /// It could not be made or not be finished; the next one makes up for it.
     Failed,
 }
 
@@ -57,6 +61,8 @@ pub(super) struct Numbers {
     released: IntCounter,
     in_flight: IntGauge,
     oldest_unflushed: Gauge,
+    pub(super) in_flight_bytes: IntGauge,
+    pub(super) writers_busy: IntGauge,
     // How the pipeline is.
     pub(super) generation: IntGauge,
     pub(super) ready: IntGauge,
@@ -115,6 +121,14 @@ impl Numbers {
                 "event_persister_oldest_unflushed_seconds",
                 "How long the oldest message that is not durable has been held.",
             ))?,
+            in_flight_bytes: all.gauge(
+                "event_persister_in_flight_bytes",
+                "Bytes of the messages that the batcher and the writers hold now.",
+            )?,
+            writers_busy: all.gauge(
+                "event_persister_writers_busy",
+                "Writers that are at work on a batch now.",
+            )?,
             generation: all.gauge(
                 "event_persister_generation",
                 "How many times the pipeline was started whole; above 1 a part of it has died.",

@@ -161,6 +161,7 @@ impl Starter {
         let settings = self.settings.trim.clone()?;
         let parts = TrimParts {
             component: self.components.trim.clone()?,
+            passes: self.components.passes.clone(),
             metrics: self.parts.metrics.clone(),
             clock: Arc::clone(&self.parts.clock),
         };

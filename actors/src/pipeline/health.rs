@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::{Phase, PipelineActor, PipelineParts, PipelineSettings};
 use crate::batcher::HELD_UP_AFTER;
 use crate::source::EventSource;
-use crate::status::{Component, ComponentState, HeldUp, PipelineStatus, error_chain};
+use crate::status::{Component, ComponentState, HeldUp, Passes, PipelineStatus, error_chain};
 use crate::store::StoreError;
 
 /// How often readiness is looked at, and the store probed while it is away.
@@ -31,6 +31,7 @@ pub(super) struct Components {
     pub(super) held_up: HeldUp,
     pub(super) sources: Vec<Component>,
     pub(super) trim: Option<Component>,
+    pub(super) passes: Passes,
 }
 
 impl Components {
@@ -43,6 +44,7 @@ impl Components {
             held_up: HeldUp::default(),
             sources: parts.sources.iter().map(named).collect(),
             trim: settings.trim.as_ref().map(|_| Component::new("trim")),
+            passes: Passes::default(),
         }
     }
 
@@ -68,6 +70,7 @@ impl PipelineActor {
             warnings,
             ledger: self.parts.metrics.ledger(),
             oldest_unflushed: self.parts.metrics.oldest_unflushed(),
+            retention: self.components.passes.get(),
         }
     }
 
@@ -85,6 +88,7 @@ impl PipelineActor {
             store,
             refusals,
             trim: _,
+            passes: _,
             held_up: _,
         } = &self.components;
         let needed = sources.iter().chain([store, refusals]);

@@ -56,6 +56,7 @@ fn trimmer_by(
 fn parts(clock: Arc<dyn Clock>) -> TrimParts {
     TrimParts {
         component: Component::new("trim"),
+        passes: Passes::default(),
         metrics: Metrics::new().unwrap(),
         clock,
     }
@@ -419,4 +420,36 @@ async fn drain_closes_the_store_and_ends_the_trimmer() {
     tokio::time::sleep(HOUR).await;
     assert_eq!(ages(&store), [1, 100], "no pass after the end");
     assert!(!trimmer.connected());
+}
+
+#[actix::test]
+async fn the_passes_that_were_and_the_next_one_are_told() {
+    pause_time();
+    let store = store_with("e", [1, 2, 3, 4, 5, 6, 7]).await;
+    let parts = parts(Arc::new(ManualClock::at(now())));
+    let passes = parts.passes.clone();
+    let trimmer = trimmer_of(parts, &store, settings(4 * HOUR));
+    trimmer.send(Trim).await.unwrap().unwrap();
+    let told = passes.get();
+    let next = (told.next_pass.unwrap() - now()).num_seconds();
+    assert!((480..=600).contains(&next), "{next}");
+    let last = told.last_pass.unwrap();
+    assert_eq!((last.began, last.outcome), (now(), PassOutcome::Done));
+    assert_eq!((last.removed.events, last.removed.resources), (3, 6));
+    trimmer.send(Drain { timeout: HOUR }).await.unwrap();
+    assert_eq!(passes.get().next_pass, None);
+    let absurd = trimmer_of(
+        TrimParts {
+            passes: passes.clone(),
+            ..self::parts(Arc::new(ManualClock::at(now())))
+        },
+        &store,
+        settings(Duration::MAX),
+    );
+    absurd.send(Trim).await.unwrap().unwrap_err();
+    let last = passes.get().last_pass.unwrap();
+    assert_eq!(
+        (last.outcome, last.removed),
+        (PassOutcome::Failed, Trimmed::default())
+    );
 }

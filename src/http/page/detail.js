@@ -33,7 +33,7 @@ export function detail(root, told) {
     frame(h("h2", { title: visible(event.event) }, visible(event.event)),
       h("dl.facts", {},
         h("dt", {}, "Occurred"), h("dd", {}, h("time", { datetime: event.occurred, title: format.utc(event.occurred) }, format.date(at), " ", format.time(at)),
-          h("span.soft", {}, ` ${ago(at, now)}`), h("div.soft", {}, format.utc(event.occurred))),
+          h("span.soft", {}, ` ${format.ago(at, now)}`), h("div.soft", {}, format.utc(event.occurred))),
         event.received && h("dt", {}, "Received"), event.received && h("dd", { title: format.utc(event.received) }, late(at, Date.parse(event.received))),
         h("dt", {}, "Id"), h("dd.mono", {}, event.id),
         event.follows && h("dt", {}, "Follows"), event.follows && h("dd.mono", {}, link({ id: event.follows }, event.follows))),
@@ -81,13 +81,9 @@ export function detail(root, told) {
   };
 }
 
-function ago(at, now) {
-  const age = format.age(at, now);
-  return age === "now" || age === "ahead" ? age : `${age} ago`;
-}
-
 function late(occurred, received) {
   const seconds = (received - occurred) / 1000;
+  if (Math.abs(seconds) < 0.001) return "within the same millisecond";
   return seconds >= 0 ? `${format.duration(seconds)} later` : `${format.duration(-seconds)} before it occurred`;
 }
 
@@ -109,9 +105,9 @@ function labels(resource) {
     const shown = visible(value);
     const isId = key === ID;
     const target = isId ? only({ resource: value }) : only({ label: `${key}=${value}` });
-    const text = shown.length > 400 ? `${shown.slice(0, 400)}…` : shown;
+    const text = shown === "" ? h("span.soft", {}, "empty") : shown.length > 400 ? `${shown.slice(0, 400)}…` : shown;
     list.append(h("dt", { title: visible(key) }, visible(key)),
-      h("dd", {}, isPlain(String(value)) && !key.includes("=") ? link(target, text, isId ? "Events of this resource" : "Events with this label") : text));
+      h("dd", {}, shown !== "" && isPlain(String(value)) && !key.includes("=") ? link(target, text, isId ? "Events of this resource" : "Events with this label") : text));
   };
   entries.slice(0, LABELS).forEach(put);
   return h("div", {}, list, all(entries, LABELS, put, "labels"));

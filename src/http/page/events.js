@@ -173,12 +173,15 @@ export function events() {
     count();
   }
 
-  const spans = Object.keys(address.SPANS).map((last) => h("button", { type: "button", data: { last }, onclick: () => {
-    zooms.length = 0;
-    address.go({ last, since: null, until: null, live: true });
-  } }, last === "all" ? "All" : last));
+  const spans = [...byId("spans").children];
+  for (const button of spans) {
+    button.addEventListener("click", () => {
+      zooms.length = 0;
+      address.go({ last: button.dataset.last, since: null, until: null, live: true });
+    });
+  }
   const custom = h("span.custom");
-  fill(byId("spans"), ...spans, custom);
+  byId("spans").append(custom);
 
   const fields = ["text", "event", "resource", "label"].map((word) => byId(`f-${word}`));
   const written = () => Object.fromEntries(fields.map((field) => [field.name, field.value]));
@@ -208,7 +211,7 @@ export function events() {
     for (const button of spans) mark(button, "aria-pressed", button.dataset.last === chosen.last ? "true" : "false");
     say(custom, chosen.since === null ? "" : format.span(chosen.since, chosen.until));
     mark(byId("live"), "aria-pressed", chosen.live ? "true" : "false");
-    mark(byId("live"), "data-state", chosen.live ? byId("live").dataset.state ?? "open" : null);
+    mark(byId("live"), "data-state", chosen.live ? byId("live").dataset.state ?? null : null);
     const wrongLabel = chosen.label.trim() && !/^[^=]+=/.test(chosen.label.trim());
     byId("f-label").setCustomValidity(wrongLabel ? "key=value" : "");
     mark(byId("f-label"), "aria-invalid", wrongLabel ? "true" : null);
@@ -245,7 +248,7 @@ export function events() {
         document.querySelector(".over-time").hidden = true;
       } else if (!isEmpty && emptied) leaveEmpty();
       else if (!isEmpty && rows.isBare && first !== null && !address.isNarrowed(chosen)) {
-        rows.say(`Nothing in this span. The newest event occurred ${format.age(Date.parse(flow.database.newest), Date.now())} ago.`);
+        rows.say(`Nothing in this span. The newest event occurred ${format.ago(Date.parse(flow.database.newest), Date.now())}.`);
       }
     },
     key(key) {

@@ -42,7 +42,8 @@ export function flow(root) {
   const writers = station("Writers", "writers");
   const database = station("Database", "database");
   const spark = svg("path", { class: "spark" });
-  database.element.append(svg("svg", { class: "sparkline", viewBox: `0 0 ${SPARK_WIDTH} ${SPARK_HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" }, spark));
+  database.element.append(svg("svg", { class: "sparkline", viewBox: `0 0 ${SPARK_WIDTH} ${SPARK_HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    svg("path", { class: "spark-base", d: `M0 ${SPARK_HEIGHT - 0.5}H${SPARK_WIDTH}` }), spark));
   const letters = station("Dead letters", "letters");
   letters.element.classList.add("beside");
   const lettersLink = h("a.cover", { href: "#letters", "aria-label": "Show the dead letters" });
@@ -77,7 +78,7 @@ export function flow(root) {
     const step = SPARK_WIDTH / (POINTS - 1);
     const from = POINTS - stored.length;
     const points = stored.map((value, i) => `${((from + i) * step).toFixed(1)} ${(SPARK_HEIGHT - 1 - (value / top) * (SPARK_HEIGHT - 3)).toFixed(1)}`);
-    mark(spark, "d", points.length > 1 ? `M${points.join("L")}` : "");
+    mark(spark, "d", points.length > 4 ? `M${points.join("L")}` : "");
   }
 
   return {
@@ -87,7 +88,9 @@ export function flow(root) {
       const counts = { stored: ledger.stored, in: ledger.received + ledger.redelivered, batches: flow.writers.batches };
       for (const source of flow.sources) counts[`in.${source.name}`] = source.received;
       const rate = rates.between(service.uptime, counts);
-      const part = (name) => pipeline.components.find((one) => one.name === name)?.state ?? "starting";
+      // A part may be to blame without a failure of its own: one that does not answer says no error either.
+      const isBlamed = (name) => !pipeline.ready && pipeline.reason?.startsWith(`${name}: `);
+      const part = (name) => isBlamed(name) ? "failing" : pipeline.components.find((one) => one.name === name)?.state ?? "starting";
 
       const isFailing = flow.sources.some((source) => source.state === "failing");
       mark(sources.element, "data-state", isFailing ? "failing" : "ok");
@@ -110,8 +113,10 @@ export function flow(root) {
       say(writers.num, busy === null ? format.number(num) : `${busy} of ${num}`);
       say(writers.unit, busy === null ? "" : "busy");
       const batches = rate("batches");
-      say(writers.line, `${format.rate(batches)} batches/s of ${format.rate(batches ? rate("stored") / batches : 0)}`);
-      say(writers.second, `p50 ${format.duration(flow.writers.flush_p50)}, p99 ${format.duration(flow.writers.flush_p99)}`);
+      const size = rate("stored") ? ` of ${format.rate(rate("stored") / batches)}` : "";
+      say(writers.line, batches ? `${format.rate(batches)} batches/s${size}` : "no batch now");
+      const { flush_p50: usual, flush_p99: longest } = flow.writers;
+      say(writers.second, usual === null ? "" : `p50 ${format.durations(usual, longest, ", p99 ")}`);
 
       mark(database.element, "data-state", part("store"));
       say(database.num, format.rate(rate("stored")));
@@ -125,7 +130,7 @@ export function flow(root) {
       mark(letters.element, "data-state", dead.num > 0 ? "odd" : "none");
       say(letters.num, format.number(dead.num));
       say(letters.unit, dead.num === 1 ? "message" : "messages");
-      say(letters.line, dead.num ? `last ${format.age(Date.parse(dead.newest), Date.parse(now))} ago` : "nothing was refused");
+      say(letters.line, dead.num ? `last ${format.ago(Date.parse(dead.newest), Date.parse(now))}` : "nothing was refused");
       say(letters.second, dead.num ? `parser ${format.number(dead.parse)}, database ${format.number(dead.store)}` : "");
     },
     /** What it shows is no longer what is. */

@@ -17,15 +17,16 @@ export const rate = (value) => {
   return value < 10 ? tenths.format(value) : whole.format(Math.round(value));
 };
 
-/** `1.5 MB` */
+/** `1.5 MiB`, in the units of the settings. */
 export function bytes(value) {
   if (value === null || value === undefined) return "–";
   let left = value;
-  for (const unit of ["B", "kB", "MB", "GB"]) {
-    if (left < 1000) return unit === "B" || left >= 100 ? `${whole.format(Math.round(left))} ${unit}` : `${tenths.format(left)} ${unit}`;
-    left /= 1000;
+  for (const unit of ["B", "KiB", "MiB", "GiB"]) {
+    const isWhole = unit === "B" || left >= 100 || Number.isInteger(left);
+    if (left < 1000) return `${isWhole ? whole.format(Math.round(left)) : tenths.format(left)} ${unit}`;
+    left /= 1024;
   }
-  return `${tenths.format(left)} TB`;
+  return `${tenths.format(left)} TiB`;
 }
 
 const UNITS = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
@@ -47,6 +48,13 @@ export function duration(seconds) {
   return parts.join(" ") || "0 s";
 }
 
+/** Two of them, with the unit once where it is the same: `16, 128 ms`. */
+export function durations(first, second, between) {
+  const [left, right] = [duration(first), duration(second)];
+  const unit = right.slice(right.lastIndexOf(" "));
+  return `${left.endsWith(unit) ? left.slice(0, -unit.length) : left}${between}${right}`;
+}
+
 /** How long ago, in one unit: `3 min`. A clock that is ahead is no age. */
 export function age(millis, now) {
   const seconds = (now - millis) / 1000;
@@ -56,6 +64,13 @@ export function age(millis, now) {
     if (seconds >= size) return `${Math.floor(seconds / size)} ${unit}`;
   }
   return "now";
+}
+
+/** The same within a sentence: `3 min ago`. */
+export function ago(millis, now) {
+  const passed = age(millis, now);
+  if (passed === "ahead") return "in the future";
+  return passed === "now" ? "just now" : `${passed} ago`;
 }
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3, hourCycle: "h23" });

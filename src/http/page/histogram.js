@@ -42,9 +42,10 @@ export function histogram(root, told) {
   const chosen = svg("rect", { class: "chosen", y: 0, height: HEIGHT, width: 0 });
   const cursor = svg("rect", { class: "cursor", y: 0, height: HEIGHT, width: 0 });
   const base = svg("path", { class: "base" });
+  const high = svg("path", { class: "top" });
   const axis = svg("g", { class: "axis" });
   const most = svg("text", { class: "most", x: 0, y: 10 });
-  const plot = svg("svg", { height: HEIGHT + AXIS, "aria-hidden": "true", focusable: "false" }, cursor, bars, part, base, chosen, axis, most);
+  const plot = svg("svg", { height: HEIGHT + AXIS, "aria-hidden": "true", focusable: "false" }, cursor, high, bars, part, base, chosen, axis, most);
   const field = h("div.plot", {
     tabindex: 0, role: "slider", "aria-label": "Events over time", "aria-valuemin": 0, "aria-valuemax": 1, "aria-valuenow": 0,
     "aria-describedby": "histogram-keys",
@@ -81,7 +82,7 @@ export function histogram(root, told) {
     for (let i = 0; i < num(); i += 1) {
       if (!values[i]) continue;
       // One event among thousands is still there to be seen.
-      const height = Math.max(2, (values[i] / top) * (HEIGHT - 14));
+      const height = Math.max(2, (values[i] / top) * (HEIGHT - 6));
       d += `M${x(i).toFixed(1)} ${HEIGHT}v${(-height).toFixed(1)}H${(x(i + 1) - gap).toFixed(1)}V${HEIGHT}z`;
     }
     return d;
@@ -90,12 +91,14 @@ export function histogram(root, told) {
   function draw() {
     if (!width || !num()) return;
     const top = counts.reduce((a, b) => Math.max(a, b), 1);
+    const isEmpty = counts.every((count) => count === 0);
     mark(bars, "d", path(counts, top));
     mark(part, "d", parts ? path(parts, top) : "");
     mark(base, "d", `M0 ${HEIGHT + 0.5}H${width}`);
+    mark(high, "d", unknown || isEmpty ? "" : `M${10 + 7 * format.compact(top).length} 6.5H${width}`);
     mark(plot, "width", width);
     mark(field, "data-part", parts ? "" : null);
-    say(most, unknown ? "" : format.compact(top));
+    say(most, unknown || isEmpty ? "" : format.compact(top));
     drawAxis();
     drawChoice();
   }

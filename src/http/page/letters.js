@@ -51,15 +51,17 @@ export function letters(root, told) {
   function line(letter) {
     const last = Date.parse(letter.last_seen);
     const id = `letter-${letter.id}`;
+    // The line counts, and is at the end of a path.
+    const place = letter.position.slice(letter.position.lastIndexOf("/") + 1) || letter.position;
     const toggle = h("button.quiet.reason", { type: "button", "aria-expanded": "false", "aria-controls": id, onclick: () => open(letter, toggle, holder) },
       h("span.chevron", { "aria-hidden": "true" }, "›"), h("span", {}, visible(letter.reason)));
     const holder = h("tr.payload", { id, hidden: true }, h("td", { colspan: COLUMNS }));
     body.append(h("tr", {},
       h("td.check", {}, h("input", { type: "checkbox", value: letter.id, "aria-label": `Choose letter ${letter.id}`, onchange: buttons })),
       h("td.when", {}, h("time", { datetime: letter.last_seen, title: format.utc(letter.last_seen) }, format.moment(last))),
-      h("td", {}, h("span.stage", { data: { stage: letter.stage } }, letter.stage === "parse" ? "parser" : "database"), letter.code ? h("code", {}, ` ${letter.code}`) : null),
+      h("td.by", {}, h("span.stage", { data: { stage: letter.stage } }, letter.stage === "parse" ? "parser" : "database"), letter.code ? h("code", {}, ` ${letter.code}`) : null),
       h("td.wide", {}, toggle),
-      h("td.position", { title: visible(letter.position) }, visible(letter.position)),
+      h("td.position", { title: visible(letter.position) }, visible(place)),
       h("td.num", {}, format.number(letter.attempts)), h("td.num", {}, format.bytes(letter.bytes))), holder);
   }
 
@@ -71,13 +73,14 @@ export function letters(root, told) {
     const cell = fill(holder.firstChild, h("p.soft", {}, "…"));
     try {
       const { message } = await api.letter(letter.id);
-      const what = message.is_text ? "" : ", bytes that are no text written as \\x00";
+      const bytes = message.is_text ? "" : "Bytes that are no text are written as \\x00.";
+      const part = message.is_cut || message.text.length > 20000 ? "This is the beginning." : "";
       fill(cell,
         h("dl.facts", {}, h("dt", {}, "Source"), h("dd", {}, `${letter.source}, ${visible(letter.position)}`),
           h("dt", {}, "First seen"), h("dd", { title: format.utc(letter.first_seen) }, format.moment(Date.parse(letter.first_seen))),
+          h("dt", {}, "Size"), h("dd", {}, format.bytes(letter.bytes), h("span.soft", {}, ` ${part} ${bytes}`)),
           letter.event_id && h("dt", {}, "Event"), letter.event_id && h("dd.mono", {}, letter.event_id)),
         h("pre", { tabindex: 0, role: "region", "aria-label": "The message" }, visible(message.text).replaceAll("\\n", "\n").slice(0, 20000)),
-        h("p.soft", {}, message.is_cut || message.text.length > 20000 ? `The beginning of ${format.bytes(letter.bytes)}${what}.` : `${format.bytes(letter.bytes)}${what}.`),
         h("div.actions", {}, h("button", { type: "button", onclick: () => copy(message.text, "Message") }, "Copy message"),
           h("button", { type: "button", onclick: () => act("replay", [letter.id]) }, "Replay this one"),
           h("button.danger", { type: "button", onclick: () => act("purge", [letter.id]) }, "Purge this one")));
@@ -137,6 +140,7 @@ export function letters(root, told) {
     }
   }
 
+  buttons();
   return {
     show: () => load(true),
     /** How many there are now: says so, and moves nothing. */

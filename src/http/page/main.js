@@ -10,6 +10,8 @@ import { service } from "./service.js";
 import { help, signIn } from "./dialogs.js";
 
 const LOOK_EVERY = 2000;
+/** Rates need two looks. */
+const FIRST_LOOK_AGAIN = 700;
 /** While nobody looks. */
 const HIDDEN_EVERY = 30000;
 const LOOK_AT_MOST = 10000;
@@ -27,6 +29,7 @@ function show() {
   const chosen = address.read();
   if (chosen.view !== view) {
     view = chosen.view;
+    document.body.dataset.view = view;
     for (const name of ["events", "letters", "service"]) {
       byId(`view-${name}`).hidden = name !== view;
       mark(byId(`tab-${name}`), "aria-current", name === view ? "page" : null);
@@ -44,6 +47,7 @@ let known = null;
 
 async function look() {
   clearTimeout(lookTimer);
+  const isFirst = !known;
   try {
     known = await api.status();
     if (failures) back();
@@ -52,12 +56,17 @@ async function look() {
   } catch (error) {
     failures += 1;
     if (error.status === 401) state("starting", "Signed out");
+    // It answers, and says why it tells nothing.
+    else if (error.status) {
+      state("failing", "Refused");
+      notice([{ tone: "bad", title: "The service does not tell how it is", what: error.message, remedy: null }]);
+    }
     // One look that fails is a blink; nobody has to be told.
-    else if (failures > 1 || !known) state("lost", error.status ? "No answer" : "Connection lost, trying again");
+    else if (failures > 1 || !known) state("lost", "Connection lost, trying again");
     way.stale(failures > 1);
   }
   lastLook = Date.now();
-  const wait = failures ? Math.min(LOOK_EVERY * 1.5 ** failures, LOOK_AT_MOST) : document.hidden ? HIDDEN_EVERY : LOOK_EVERY;
+  const wait = failures ? Math.min(LOOK_EVERY * 1.5 ** failures, LOOK_AT_MOST) : document.hidden ? HIDDEN_EVERY : isFirst ? FIRST_LOOK_AGAIN : LOOK_EVERY;
   lookTimer = setTimeout(look, wait);
 }
 
@@ -84,7 +93,7 @@ function tell(said) {
   views.events.know(said);
   const dead = said.flow.dead_letters.num;
   const badge = byId("letters-badge");
-  badge.hidden = dead === 0;
+  mark(badge, "data-none", dead === 0 ? "" : null);
   say(badge, dead > 999 ? "999+" : String(dead));
   mark(badge, "aria-label", `${dead} of them`);
   if (view === "letters") views.letters.count(dead);
@@ -101,6 +110,10 @@ function notices({ pipeline, warnings }) {
   if (!pipeline.ready) shown.push({ tone: "bad", title: "Events that are sent now are not stored", what: pipeline.reason ?? "it has not said why", remedy: null });
   if (pipeline.degraded) shown.push({ tone: "odd", title: "An event is held up", what: pipeline.degraded, remedy: null });
   for (const { what, remedy } of warnings) shown.push({ tone: "odd", title: "Warning", what, remedy });
+  notice(shown);
+}
+
+function notice(shown) {
   const text = JSON.stringify(shown);
   if (text === noticed) return;
   noticed = text;

@@ -20,13 +20,14 @@ export function names(root, told) {
   };
 
   function line({ value, count }, most) {
-    const meter = h("meter", { min: 0, max: most, value: count, "aria-hidden": "true" });
-    return h("button", {
+    const button = h("button", {
       type: "button", title: `Only ${visible(value)}`, data: { name: value },
       onclick: () => told.choose(value),
       onpointerenter: (event) => event.pointerType === "mouse" && look(value),
       onpointerleave: () => look(null), onfocus: () => look(value), onblur: () => look(null),
-    }, h("span.name", {}, visible(value)), h("span.count", {}, format.compact(count)), meter);
+    }, h("span.name", {}, visible(value)), h("span.count", {}, format.compact(count)));
+    button.style.setProperty("--part", String(count / most));
+    return button;
   }
 
   return {
@@ -37,7 +38,7 @@ export function names(root, told) {
       const top = sorted.slice(0, SHOWN);
       const rest = sorted.length - top.length;
       fill(root, ...top.map((one) => line(one, sorted[0].count)),
-        h("p.rest", {}, rest > 0 ? `and ${format.number(rest)} more kinds` : sorted.length ? "" : "nothing in this span"));
+        h("p.rest", {}, rest > 0 ? `and ${format.number(rest)} more ${rest === 1 ? "kind" : "kinds"}` : sorted.length ? "" : "nothing in this span"));
       if (focused !== null) [...root.children].find((one) => one.dataset.name === focused)?.focus();
       return sorted;
     },

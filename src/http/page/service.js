@@ -6,9 +6,15 @@ import * as format from "./format.js";
 
 const OUTCOMES = { done: "done", left_to_another: "left to another replica", failed: "failed" };
 
+/** What their names in `/api/ready` mean. */
+const PARTS = {
+  "source.http": "HTTP and WebSocket", "source.redis": "Redis stream", store: "Database",
+  "store.refusals": "Refusals by the database", trim: "Retention",
+};
+
 const when = (text) => (text ? h("time", { datetime: text, title: format.utc(text) }, format.moment(Date.parse(text))) : "–");
 
-const ago = (text, now) => (text ? `${format.age(Date.parse(text), now)} ago` : "");
+const ago = (text, now) => (text ? format.ago(Date.parse(text), now) : "");
 
 function card(title, state, ...children) {
   return h("section.card", { data: state ? { state } : {} }, h("h2", {}, title), ...children);
@@ -25,15 +31,16 @@ function retention(said, now, database) {
   return card("Retention", said.waits_for_person || last?.outcome === "failed" ? "failing" : null, facts([
     ["Keeps", format.duration(said.keeps), "after they occurred"],
     ["Oldest event", when(database.oldest), ago(database.oldest, now)],
-    ["Goes next", when(said.next_pass), `what occurred before ${format.moment(Date.parse(said.next_before))}`],
+    ["Next pass", said.next_pass ? when(said.next_pass) : "under way",
+      said.next_before ? `removes what occurred before ${format.moment(Date.parse(said.next_before))}` : ""],
     last && ["Last pass", when(last.at), OUTCOMES[last.outcome]],
-    last && ["Removed", `${format.number(last.events)} events`, `${format.number(last.resources)} resources in ${format.duration(last.seconds)}`],
-    ["Since start", `${format.number(said.removed)} events`],
+    last && ["It removed", `${format.number(last.events)} events`, `${format.number(last.resources)} resources in ${format.duration(last.seconds)}`],
+    ["Removed", `${format.number(said.removed)} events`, "since it started"],
   ]));
 }
 
 function stream(said) {
-  if (!said) return card("Stream", null, h("p", {}, "No Redis is set: events come by HTTP and WebSocket."));
+  if (!said) return card("Stream", null, h("p.soft", {}, "No Redis is set: events come by HTTP and WebSocket."));
   return card("Stream", null, facts([
     ["Stream", visible(said.name), `group ${visible(said.group)}`],
     ["Lag", said.lag === null ? "not known" : format.number(said.lag), "entries that no replica was given yet"],
@@ -45,8 +52,9 @@ function stream(said) {
   ]));
 }
 
+/** What keeps others from trimming the stream before its entries are committed. */
 function guard(said) {
-  if (!said) return card("Trim guard", null, h("p", {}, "Off."));
+  if (!said) return card("Trim guard", null, h("p.soft", {}, "Off: others may trim what is not committed."));
   const bad = !said.is_there || said.age > 60 || said.is_too_long;
   return card("Trim guard", bad ? "failing" : null, facts([
     ["In place", said.is_there ? "yes" : "no"],
@@ -58,7 +66,7 @@ function guard(said) {
 
 function parts(components) {
   return card("Parts", components.some(({ state }) => state === "failing") ? "failing" : null, h("ul.parts", {}, ...components.map((part) =>
-    h("li", { data: { state: part.state } }, h("span.dot", { "aria-hidden": "true" }), h("span.name", {}, part.name), h("span.soft", {}, part.state === "failing" ? `failing, ${format.number(part.num_failures)} times` : part.state),
+    h("li", { data: { state: part.state } }, h("span.dot", { "aria-hidden": "true" }), h("span.name", {}, PARTS[part.name] ?? part.name, h("span.soft", {}, PARTS[part.name] ? ` ${part.name}` : "")), h("span.soft", {}, part.state === "failing" && part.num_failures > 1 ? `failing, ${format.number(part.num_failures)} times` : part.state),
       part.last_error && h("p.error", {}, visible(part.last_error), part.last_error_at ? h("span.soft", {}, " ", when(part.last_error_at)) : null)))));
 }
 
@@ -82,12 +90,12 @@ export function service(root) {
       if (text === shown || root.contains(document.activeElement) || getSelection().containsNode(root, true) && !getSelection().isCollapsed) return;
       shown = text;
       const at = Date.parse(now);
-      fill(root, h("div.cards", {}, retention(kept, at, flow.database), stream(bus), guard(kept_back), parts(pipeline.components), ledger(pipeline.ledger),
+      fill(root, h("div.cards", {}, retention(kept, at, flow.database), parts(pipeline.components), ledger(pipeline.ledger),
         card("Service", pipeline.generation > 1 ? "odd" : null, facts([
           ["Version", self.version], ["Started", when(self.started), ago(self.started, at)], ["Listens at", self.address],
           ["Pipeline", pipeline.generation === 1 ? "never started over" : `started ${format.number(pipeline.generation)} times`],
           ["Database", `${flow.database.kind} ${flow.database.version}`, visible(flow.database.name)],
-        ]))));
+        ])), stream(bus), bus && guard(kept_back)));
     },
   };
 }

@@ -56,6 +56,8 @@ async fn load_with_poison(bus: &Bus, numbers: &Numbers<'_>) {
             ("ignored_total", 1.0),
             ("released_total", 0.0),
             ("in_flight", 0.0),
+            ("in_flight_bytes", 0.0),
+            ("writers_busy", 0.0),
             ("oldest_unflushed_seconds", 0.0),
             // The empty one is in no batch.
             ("batch_events_sum", 68.0),
@@ -161,6 +163,7 @@ async fn the_database_is_away(bus: &Bus, numbers: &Numbers<'_>) {
         numbers
             .are_above_zero(&[
                 "intake_bytes",
+                "in_flight_bytes",
                 "oldest_unflushed_seconds",
                 "redis_lag_seconds",
                 "retries_total{kind=\"unavailable\"}",

@@ -25,6 +25,11 @@ impl AuthString {
         Self(secret.into())
     }
 
+    /// The text itself, for a client that sends it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
     /// Whether the headers of a request carry it.
     pub fn allows(&self, headers: &HeaderMap) -> bool {
         headers

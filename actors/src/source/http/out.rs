@@ -89,7 +89,8 @@ async fn connect(
     shared: web::Data<OutState>,
 ) -> actix_web::Result<HttpResponse> {
     // Any page could open one, and read what is told.
-    if let Some(refused) = Access::refuse_foreign(&request) {
+    let refused = Access::refuse_foreign(&request);
+    if let Some(refused) = refused.or_else(|| shared.access.refuse_name(&request)) {
         return Ok(refused);
     }
     let mut response = match actix_http::ws::handshake(request.head()) {
@@ -100,8 +101,8 @@ async fn connect(
     if with_handshake {
         let subprotocol = HeaderValue::from_static(SUBPROTOCOL);
         response.insert_header((SEC_WEBSOCKET_PROTOCOL, subprotocol));
-    } else if !shared.access.allows(&request) {
-        return Ok(super::AuthString::unauthorized());
+    } else if let Some(refused) = shared.access.refuse(&request) {
+        return Ok(refused);
     }
     let shared = shared.into_inner();
     let (writer, body) = FrameWriter::new();

@@ -1,0 +1,345 @@
+//! `events tail --url`: events as a running service tells them, by its WebSocket `/api/events/out`.
+//!
+//! A service that was there once is waited for when it is gone. It is asked for what it stored meanwhile.
+
+use std::collections::{HashSet, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use chrono::{DateTime, TimeDelta, Utc};
+use event_persister_actors::backoff::Backoff;
+use event_persister_actors::reader::EventFilter;
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use super::row_of;
+use crate::cli::{Followed, ServiceUrl};
+use crate::config::Config;
+use crate::http::client::{self, SafeStream, reachable};
+use crate::http::{CertificateFiles, Listen, ListenAddress};
+use crate::signals::Signals;
+use crate::{output, wiring};
+
+/// A service pings every 20 s.
+const SILENT_FOR: Duration = Duration::from_secs(60);
+const CONNECTS_WITHIN: Duration = Duration::from_secs(10);
+
+/// How far before the end of a connection is looked back: what it carried may have been lost with it.
+const LOOK_BACK: TimeDelta = TimeDelta::minutes(1);
+/// Events that are known when they are told again.
+const MAX_REMEMBERED: usize = 20_000;
+
+/// Why a service does not tell us anything, and would not the next time either.
+#[derive(Debug)]
+struct Refused(String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+pub(super) async fn run(
+    config: &Config,
+    followed: &Followed,
+    filter: EventFilter,
+    jsonl: bool,
+) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+    let service = Service::find(config, followed).await?;
+    let mut tail = Tail {
+        filter,
+        jsonl,
+        remembered: Remembered::default(),
+        heard: None,
+    };
+    tokio::select! {
+        _ = signals.next() => Ok(()),
+        ended = tail.follow(&service) => ended,
+    }
+}
+
+struct Tail {
+    filter: EventFilter,
+    jsonl: bool,
+    remembered: Remembered,
+    /// When the service was last heard of.
+    heard: Option<DateTime<Utc>>,
+}
+
+impl Tail {
+    async fn follow(&mut self, service: &Service) -> anyhow::Result<()> {
+        let mut failures = 0;
+        loop {
+            let before = self.heard;
+            let Err(error) = self.listen(service).await;
+            if self.heard.is_none() || error.is::<Refused>() {
+                return Err(error.context("cannot follow the service"));
+            }
+            if self.heard != before {
+                failures = 0;
+            }
+            if failures == 0 {
+                log::warn!(
+                    "the service is gone; it is asked again until it is back error=\"{error:#}\""
+                );
+            }
+            failures += 1;
+            sleep(Backoff::default().random_delay(failures)).await;
+        }
+    }
+
+    /// One connection, to its end.
+    async fn listen(&mut self, service: &Service) -> anyhow::Result<std::convert::Infallible> {
+        let connected = timeout(CONNECTS_WITHIN, service.connect()).await;
+        let mut socket = connected.context("it does not answer")??;
+        let auth = json!({ "type": "auth", "token": service.token });
+        socket.send(Message::text(auth.to_string())).await?;
+        let welcome = next(&mut socket).await?;
+        if Told::read(&welcome).kind != "auth_success" {
+            bail!("it speaks another protocol: {}", output::one_line(&welcome));
+        }
+        let filter = json!({
+            "type": "filter",
+            "filter": asked(&self.filter, self.heard)?,
+            "backfill": self.heard.is_some(),
+        });
+        socket.send(Message::text(filter.to_string())).await?;
+        loop {
+            self.heard = Some(wiring::clock().now());
+            let message = next(&mut socket).await?;
+            self.print(&message)?;
+        }
+    }
+
+    fn print(&mut self, message: &str) -> anyhow::Result<()> {
+        let told = Told::read(message);
+        if told.kind == "missed" {
+            log::warn!(
+                "events came faster than they were printed missed={}",
+                told.count
+            );
+        }
+        if told.kind != "event" || !self.remembered.is_new(&told.event["id"]) {
+            return Ok(());
+        }
+        let text = |name: &str| told.event[name].as_str().unwrap_or_default();
+        let line = if self.jsonl {
+            // As it was told: a number that was read and written again may be another one.
+            let whole = message.strip_prefix(r#"{"type":"event","event":"#);
+            let whole = whole.and_then(|rest| rest.strip_suffix('}'));
+            output::plain_json(whole.unwrap_or(&told.event.to_string()))
+        } else {
+            let occurred = text("occurred").parse().unwrap_or_default();
+            row_of(occurred, text("event"), &told.event["resource"], text("id")).join("  ")
+        };
+        output::line(&output::one_line(&line))
+    }
+}
+
+/// The filter that a service is sent, with the times alone that were given.
+fn asked(filter: &EventFilter, heard: Option<DateTime<Utc>>) -> anyhow::Result<Value> {
+    let mut json = serde_json::to_value(filter)?;
+    let occurred = &filter.occurred;
+    let since = heard.map_or(occurred.since, |heard| {
+        occurred.since.max(heard - LOOK_BACK)
+    });
+    json["occurred"] = json!({});
+    for (name, moment) in [("since", since), ("until", occurred.until)] {
+        if ![DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC].contains(&moment) {
+            json["occurred"][name] = json!(moment);
+        }
+    }
+    Ok(json)
+}
+
+/// A message of a service.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Told {
+    #[serde(rename = "type")]
+    kind: String,
+    event: Value,
+    count: u64,
+}
+
+impl Told {
+    fn read(message: &str) -> Self {
+        serde_json::from_str(message).unwrap_or_default()
+    }
+}
+
+/// The last events that were told.
+#[derive(Default)]
+struct Remembered {
+    ids: HashSet<String>,
+    in_order: VecDeque<String>,
+}
+
+impl Remembered {
+    fn is_new(&mut self, id: &Value) -> bool {
+        let id = id.as_str().unwrap_or_default().to_owned();
+        let is_new = self.ids.insert(id.clone());
+        if is_new {
+            self.in_order.push_back(id);
+        }
+        if self.in_order.len() > MAX_REMEMBERED
+            && let Some(oldest) = self.in_order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+        is_new
+    }
+}
+
+struct Service {
+    place: Place,
+    token: Option<String>,
+}
+
+enum Place {
+    /// On this machine, with the certificate that it shows.
+    Here(Vec<SocketAddr>, Option<CertificateFiles>),
+    There(ServiceUrl),
+}
+
+type Socket = WebSocketStream<SafeStream>;
+
+impl Service {
+    async fn find(config: &Config, followed: &Followed) -> anyhow::Result<Self> {
+        let place = match followed {
+            Followed::At(url) => Place::There(url.clone()),
+            Followed::Configured => {
+                let Listen::At(address) = config.http.listener.listen.clone() else {
+                    bail!(
+                        "http.listen is off, so no service can be followed: leave --url out, or name one"
+                    );
+                };
+                let found = tokio::task::spawn_blocking(move || ListenAddress::resolve(&address));
+                let addresses = found.await??.addresses;
+                let addresses = addresses.into_iter().flat_map(reachable).collect();
+                Place::Here(addresses, config.http.listener.certificate())
+            }
+        };
+        let token = config.http.routes.auth.as_ref();
+        let token = token.map(|auth| auth.reveal().to_owned());
+        Ok(Self { place, token })
+    }
+
+    async fn connect(&self) -> anyhow::Result<Socket> {
+        match &self.place {
+            Place::There(url) => {
+                let ServiceUrl {
+                    host, port, path, ..
+                } = url;
+                let name = host.trim_start_matches('[').trim_end_matches(']');
+                let connected = client::connect(name, *port, url.encrypted).await;
+                let stream = connected.with_context(|| format!("cannot reach {host}:{port}"))?;
+                greet(stream, &format!("{host}:{port}{path}")).await
+            }
+            Place::Here(addresses, certificate) => {
+                let mut failure = anyhow::anyhow!("it has no address");
+                for at in addresses {
+                    match client::connect_here(*at, certificate.as_ref()).await {
+                        Ok(stream) => return greet(stream, &at.to_string()).await,
+                        Err(error) => {
+                            failure = error.context(format!("no service answers at {at}"))
+                        }
+                    }
+                }
+                Err(failure)
+            }
+        }
+    }
+}
+
+/// Makes a WebSocket of a connection.
+async fn greet(stream: SafeStream, place: &str) -> anyhow::Result<Socket> {
+    // Whether it is encrypted is decided already.
+    let mut request = format!("ws://{place}/api/events/out").into_client_request()?;
+    let protocol = HeaderValue::from_static("prefect");
+    request
+        .headers_mut()
+        .insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+    match tokio_tungstenite::client_async(request, stream).await {
+        Ok((socket, _)) => Ok(socket),
+        Err(Error::Http(answer)) => {
+            let body = answer.body().as_deref().unwrap_or_default();
+            let said: Value = serde_json::from_slice(body).unwrap_or_default();
+            let why = said["exception_message"].as_str().unwrap_or_default();
+            let why = match answer.status().as_u16() {
+                404 => "it does not tell what is stored (http.read_api)",
+                _ => why,
+            };
+            let refused = format!("{place} answers {}: {why}", answer.status());
+            Err(Refused(refused).into())
+        }
+        Err(error) => Err(error).context(format!("{place} opens no WebSocket")),
+    }
+}
+
+/// The next message that is a text; pings are answered by the way.
+async fn next(socket: &mut Socket) -> anyhow::Result<String> {
+    loop {
+        let message = timeout(SILENT_FOR, socket.next()).await;
+        let message = message.context("it has not been heard of for a minute")?;
+        match message.context("the connection is closed")?? {
+            Message::Text(text) => return Ok(text.to_string()),
+            Message::Close(Some(frame)) => {
+                let why = format!("it ends the connection: {}", frame.reason);
+                // Of the auth string, and of the filter.
+                match u16::from(frame.code) {
+                    1002 | 1008 => bail!(Refused(why)),
+                    _ => bail!(why),
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_sent_with_the_times_that_were_given() {
+        let now = wiring::clock().now();
+        let mut filter = EventFilter::all(now);
+        filter.occurred.since = DateTime::<Utc>::MIN_UTC;
+        filter.occurred.until = DateTime::<Utc>::MAX_UTC;
+        let first = asked(&filter, None).unwrap();
+        assert_eq!(first["occurred"], json!({}));
+        let again = asked(&filter, Some(now)).unwrap();
+        assert_eq!(again["occurred"]["since"], json!(now - LOOK_BACK));
+        filter.occurred.since = now;
+        assert_eq!(
+            asked(&filter, Some(now)).unwrap()["occurred"]["since"],
+            json!(now)
+        );
+    }
+
+    #[test]
+    fn an_event_is_told_once_and_not_remembered_for_ever() {
+        let mut remembered = Remembered::default();
+        let first = json!("first");
+        assert!(remembered.is_new(&first));
+        assert!(!remembered.is_new(&first));
+        for number in 0..MAX_REMEMBERED {
+            assert!(remembered.is_new(&json!(number.to_string())));
+        }
+        assert!(remembered.is_new(&first));
+        assert_eq!(remembered.ids.len(), MAX_REMEMBERED);
+    }
+}
