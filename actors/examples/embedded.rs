@@ -180,6 +180,10 @@ impl EventStore for Telling {
         self.0.warnings()
     }
 
+    fn place(&self) -> Option<String> {
+        self.0.place()
+    }
+
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         self.0.close()
     }

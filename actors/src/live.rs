@@ -371,6 +371,10 @@ impl EventStore for Telling {
         self.store.warnings()
     }
 
+    fn place(&self) -> Option<String> {
+        self.store.place()
+    }
+
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         self.store.close()
     }

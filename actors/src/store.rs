@@ -382,6 +382,11 @@ pub trait EventStore: Send + Sync {
         Vec::new()
     }
 
+    /// The server that was used last, for a person to look at, where there is one.
+    fn place(&self) -> Option<String> {
+        None
+    }
+
     /// Closes the connection; the next call would open it again.
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>>;
 }
