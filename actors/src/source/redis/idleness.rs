@@ -116,18 +116,20 @@ impl Standstill {
 
     /// The same, looked at once more; it begins anew if there was a sign of life.
     fn look(self, entry: &PendingEntry, redis_now: i64, now: Instant) -> Self {
-        let is_same = match (self.delivered, entry.delivered(redis_now)) {
+        let delivered = entry.delivered(redis_now);
+        let is_same = match (self.delivered, delivered) {
             (Some(before), Some(delivered)) => (before - delivered).abs() <= SAME_MOMENT_MS,
             // It still lies in the future, or has just been reached.
             (None, _) => true,
-            // The future is where a moment goes when the clock is set back. Else it was delivered just now.
+            // The future is where a moment goes when the clock is set back, perhaps not the one that was seen
+            // last. Else it was delivered just now.
             (Some(before), None) => before >= redis_now - SAME_MOMENT_MS,
         };
         if !is_same {
             return Self::new(entry, redis_now, now);
         }
         Self {
-            delivered: self.delivered.or(entry.delivered(redis_now)),
+            delivered,
             since: self.since,
             num_looks: self.num_looks.saturating_add(1),
         }
