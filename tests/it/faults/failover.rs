@@ -32,21 +32,18 @@ fn on_both(database: &Database, hosts: [u16; 2]) -> String {
     )
 }
 
-async fn is_told_of(persister: &Persister, port: u16) {
-    let began = Instant::now();
+/// `/api/ready` and the log name the server that is silent.
+async fn is_told_of(persister: &Persister, port: u16, began: Instant) {
     let server = format!("127.0.0.1:{port}");
-    let told = async {
-        let names_it = |reason: &serde_json::Value| {
-            reason
-                .as_str()
-                .is_some_and(|reason| reason.contains(&server))
-        };
-        let answer = persister
-            .until_readiness(|status, answer| status == 503 && names_it(&answer["reason"]));
-        answer.await;
-        within(began, promised(5));
+    let names_it = |reason: &serde_json::Value| {
+        reason
+            .as_str()
+            .is_some_and(|reason| reason.contains(&server))
     };
-    told.await;
+    let answer =
+        persister.until_readiness(|status, answer| status == 503 && names_it(&answer["reason"]));
+    answer.await;
+    within(began, promised(5));
     persister.logged(&format!("nothing was heard of the server {server} for"));
     within(began, promised(5));
 }
@@ -68,13 +65,9 @@ async fn hangs(fault: &'static str, statement_timeout: &str) {
     case.load().await;
     let _frozen = primary.freeze();
     let began = Instant::now();
-    let promoted = std::thread::scope(|scope| {
-        let promoted = scope.spawn(|| pair.standby.promote());
-        promoted.join()
-    });
-    promoted.unwrap();
+    pair.standby.promote();
     case.store = Store::Postgres(&moved);
-    is_told_of(&persister, primary.port()).await;
+    is_told_of(&persister, primary.port(), began).await;
     case.until_more_is_stored().await;
     within(began, promised(15));
     case.cured();
@@ -182,7 +175,7 @@ async fn the_old_primary_comes_back_and_takes_writes() {
         log.lines()
             .any(|line| line.contains(&passed_over) && line.contains(&left_behind))
     };
-    until("passed over", || persisters.iter().any(told)).await;
+    until("passed over", || persisters.iter().any(&told)).await;
     assert_eq!(num_events(&database), "300", "the old one");
     case.cured();
     case.ends_well(persisters.into()).await;
@@ -288,7 +281,7 @@ async fn the_network_loses_everything() {
     let Some(wall) = Wall::around(server.port()) else {
         return;
     };
-    is_told_of(&persister, server.port()).await;
+    is_told_of(&persister, server.port(), began).await;
     // Long enough for the system to wait ever longer between its attempts.
     for_seconds(60).await;
     sleep(Duration::from_secs(10).saturating_sub(began.elapsed())).await;
