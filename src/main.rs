@@ -114,6 +114,22 @@ async fn execute(
     config: &Config,
     screen: &MultiProgress,
 ) -> anyhow::Result<bool> {
+    let is_service = matches!(command, Command::Serve(_) | Command::Health { .. });
+    if !is_service {
+        wiring::follow_the_replicas(config).await;
+    }
+    let done = execute_one(command, config, screen).await;
+    if !is_service && let Some(server) = wiring::server_asked(config) {
+        log::info!("asked the database store.server=\"{server}\"");
+    }
+    done
+}
+
+async fn execute_one(
+    command: &Command,
+    config: &Config,
+    screen: &MultiProgress,
+) -> anyhow::Result<bool> {
     match command {
         Command::Serve(flags) if flags.shadow => return shadow::run(config, flags).await,
         Command::Serve(_) => serve::run(config).await?,

@@ -54,6 +54,7 @@ pub(crate) async fn run(config: &Config, flags: VerifyFlags) -> anyhow::Result<b
     verification.look_again().await?;
     let letters = verification.tables.count_curable_letters(flags.limit).await;
     let report = Report {
+        server: wiring::server_asked(config),
         since,
         stream: bus.as_deref().map(|bus| Stream {
             stream: bus.stream(),

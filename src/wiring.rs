@@ -29,10 +29,11 @@ pub(crate) use event_persister_actors::source::intake::Intake as IntakeHandle;
 pub(crate) use intake::{Intake, intake};
 pub(crate) use redis::{
     BUS_NAME, Bus, BusOperator, GuardReport, RedisStats, RedisStatus, StreamShadow, bus,
-    bus_operator, inspect_bus, position_before,
+    bus_operator, follow_the_replicas, inspect_bus, position_before,
 };
 pub(crate) use stores::{
     Missing, Stores, close, inspect_store, migrate, not_there_yet, open_store, operator, reader,
+    server_asked,
 };
 
 pub(crate) fn clock() -> Arc<dyn Clock> {

@@ -51,6 +51,7 @@ mod lifeline;
 pub mod live;
 mod lock;
 pub mod metrics;
+pub mod primary;
 mod rate_limited_log;
 #[cfg(feature = "http")]
 pub mod read_routes;

@@ -382,6 +382,11 @@ pub trait EventStore: Send + Sync {
         Vec::new()
     }
 
+    /// The server that was used last, for a person to look at, where there is one.
+    fn place(&self) -> Option<String> {
+        None
+    }
+
     /// Closes the connection; the next call would open it again.
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>>;
 }
@@ -439,6 +444,10 @@ impl<T: StoreLayer> EventStore for T {
 
     fn warnings(&self) -> Vec<String> {
         self.below().warnings()
+    }
+
+    fn place(&self) -> Option<String> {
+        self.below().place()
     }
 
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {

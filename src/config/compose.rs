@@ -84,17 +84,20 @@ pub(super) fn compose(
     check_auth_string(&layers)?;
     let trim: TrimSettings = layers.read("trim")?;
     let Shutdown { drain_timeout } = layers.read("pipeline")?;
+    let postgres: PostgresSettings = layers.read("database")?;
+    let primary = postgres.servers.primary();
     Ok(Config {
         database: Database {
             url,
             is_prefects: matches!(layers.origin("database.url"), Origin::Prefect(_)),
             sqlite: layers.read("database")?,
-            postgres: layers.read("database")?,
+            postgres,
         },
         redis: match redis {
             None => None,
             Some(url) => Some(RedisSettings {
                 url,
+                primary,
                 ..layers.read("redis")?
             }),
         },

@@ -17,6 +17,8 @@ pub(crate) struct Stream<'a> {
 }
 
 pub(crate) struct Report<'a> {
+    /// The database's server that was asked, where there are servers.
+    pub(crate) server: Option<String>,
     pub(crate) since: Option<DateTime<Utc>>,
     pub(crate) stream: Option<Stream<'a>>,
     /// Events in the table that were looked at.
@@ -49,6 +51,9 @@ impl Report<'_> {
         for remark in self.remarks() {
             output::line(&remark)?;
         }
+        if let Some(server) = &self.server {
+            output::line(&format!("asked: {server}"))?;
+        }
         if let Some(misplaced) = self.misplaced() {
             output::line(&format!(
                 "{misplaced}. Entries that are missing behind that id are not lost: they were never read"
@@ -73,6 +78,7 @@ impl Report<'_> {
         });
         json!({
             "all_is_well": self.all_is_well(),
+            "server": self.server,
             "since": self.since.map(|since| since.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
             "stream": stream,
             "events": self.num_events,
@@ -220,6 +226,7 @@ mod tests {
 
     fn report(state: &Reconciliation) -> Report<'_> {
         Report {
+            server: None,
             since: None,
             stream: None,
             num_events: 3,

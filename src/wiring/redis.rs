@@ -13,7 +13,7 @@ pub(crate) use event_persister_actors::source::redis::{
     RedisStats, RedisStatus, SOURCE_NAME as BUS_NAME,
 };
 
-use crate::config::Config;
+use crate::config::{Config, DatabaseUrl};
 
 pub(crate) struct Bus {
     pub(crate) source: Arc<dyn EventSource>,
@@ -33,6 +33,25 @@ pub(crate) fn bus(config: &Config) -> anyhow::Result<Option<Bus>> {
 pub(crate) fn bus_operator(config: &Config) -> anyhow::Result<Option<Box<dyn BusOperator>>> {
     let operator = with_settings(config, RedisOperator::new)?;
     Ok(operator.map(|operator| Box::new(operator) as _))
+}
+
+/// Has a command use the server that the replicas write to, as they have agreed on it. Where nobody can say that,
+/// the command uses the one that it finds.
+pub(crate) async fn follow_the_replicas(config: &Config) {
+    let (Some(redis), DatabaseUrl::Postgres { .. }) = (&config.redis, &config.database.url) else {
+        return;
+    };
+    let asked = async {
+        let Some(bus) = bus_operator(config)? else {
+            return Ok(None);
+        };
+        bus.primary().await.map_err(anyhow::Error::from)
+    };
+    match asked.await {
+        Ok(Some(primary)) => redis.primary.agree(primary),
+        Ok(None) => {}
+        Err(error) => log::debug!("nobody says which server the replicas write to error={error:#}"),
+    }
 }
 
 pub(crate) async fn inspect_bus(config: &Config) -> Vec<Finding> {

@@ -168,6 +168,14 @@ pub(crate) async fn migrate(config: &Config) -> anyhow::Result<Vec<String>> {
     migrated.context("cannot create or upgrade the tables")
 }
 
+/// The server that a command has asked, and what it is, where there are servers.
+pub(crate) fn server_asked(config: &Config) -> Option<String> {
+    match config.database.url {
+        DatabaseUrl::Postgres { .. } => config.database.postgres.servers.told(),
+        DatabaseUrl::Sqlite { .. } => None,
+    }
+}
+
 /// Closes a store that was used for one command. A failure costs nothing: the process ends.
 pub(crate) async fn close(store: &dyn EventStore) {
     if let Err(error) = store.close().await {

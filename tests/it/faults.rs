@@ -8,6 +8,7 @@
 
 mod case;
 mod culprits;
+mod failover;
 mod kills;
 mod memory;
 mod network;

@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 use crate::support::redis::TestStream;
 use crate::support::wait::{PATIENCE, in_time, until};
 
+mod clock;
 mod entries;
 mod guard;
 mod keeper;
@@ -18,6 +19,7 @@ mod losses;
 mod outages;
 mod pipeline;
 mod positions;
+mod primary;
 mod sentinel;
 mod sharing;
 

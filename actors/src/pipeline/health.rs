@@ -20,6 +20,9 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// How long the store may take to answer a probe. With the time between two probes this is how late
 /// an outage can show.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+/// How long a probe goes on after that. It may be on the way from a host that is silent to another one, and
+/// must not begin anew with the first.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(30);
 /// How long writers may be at work without a single commit before that counts as an outage, whatever
 /// time-out the store itself has.
 const COMMITS_WITHIN: Duration = Duration::from_secs(4);
@@ -125,10 +128,24 @@ impl PipelineActor {
         let stalled = self.parts.metrics.stalled()?;
         (stalled > COMMITS_WITHIN).then(|| {
             format!(
-                "store: nothing was committed for {} s, though there is something to write",
-                stalled.as_secs()
+                "store: nothing was committed for {} s, though there is something to write{}",
+                stalled.as_secs(),
+                self.at_place()
             )
         })
+    }
+
+    /// Where the store is, as the end of a sentence.
+    fn at_place(&self) -> String {
+        let place = self.probe.place();
+        place.map_or_else(String::new, |place| format!(" ({place})"))
+    }
+
+    fn unanswered(&self, within: Duration) -> StoreError {
+        let at_place = self.at_place();
+        StoreError::unavailable(format!(
+            "the store has not answered for {within:?}{at_place}"
+        ))
     }
 
     fn why_degraded(&self) -> Option<String> {
@@ -186,16 +203,13 @@ impl PipelineActor {
             return;
         }
         let probe = Arc::clone(&self.probe);
-        let check = async move {
-            timeout(ANSWERS_WITHIN, probe.check())
-                .await
-                .unwrap_or_else(|_| {
-                    Err(StoreError::unavailable(format!(
-                        "the store has not answered for {ANSWERS_WITHIN:?}"
-                    )))
-                })
-        };
-        ctx.spawn(check.into_actor(self).map(|result, actor, ctx| {
+        let check = async move { timeout(GIVEN_UP_AFTER, probe.check()).await };
+        let late = ctx.run_later(ANSWERS_WITHIN, |actor, _| {
+            actor.note_probe(Err(actor.unanswered(ANSWERS_WITHIN)));
+        });
+        ctx.spawn(check.into_actor(self).map(move |result, actor, ctx| {
+            ctx.cancel_future(late);
+            let result = result.unwrap_or_else(|_| Err(actor.unanswered(GIVEN_UP_AFTER)));
             let next = if result.is_ok() { PROBE_EVERY } else { TICK };
             actor.note_probe(result);
             ctx.run_later(next, |actor, ctx| actor.watch_store(ctx));

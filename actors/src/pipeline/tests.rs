@@ -245,6 +245,27 @@ async fn a_store_that_does_not_answer_shows_within_five_seconds() {
     assert!(status(&pipeline).await.ready);
 }
 
+/// As the library's README says.
+#[actix::test]
+async fn a_pipeline_goes_on_when_its_last_address_is_dropped() {
+    for is_supervised in [false, true] {
+        let bench = Bench::new();
+        let actor = bench.pipeline(settings(2, 10));
+        let pipeline = if is_supervised {
+            Supervisor::start(|_| actor)
+        } else {
+            actor.start()
+        };
+        bench.push(0..5);
+        bench.source.wait_for_acknowledged(5).await;
+        drop(pipeline);
+        sleep(Duration::from_secs(3600)).await;
+        bench.push(5..15);
+        bench.source.wait_for_acknowledged(15).await;
+        assert_eq!(bench.store.num_events(), 15);
+    }
+}
+
 #[actix::test]
 async fn drain_flushes_what_is_held_and_closes_everything() {
     let bench = Bench::new();

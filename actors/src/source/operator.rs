@@ -8,6 +8,7 @@ use futures_util::future::LocalBoxFuture;
 use serde::Serialize;
 
 use crate::finding::Finding;
+use crate::primary::Primary;
 
 use super::{Body, Permit, SourceError};
 
@@ -23,6 +24,9 @@ pub trait BusOperator: Send + Sync {
     fn server_version(&self) -> LocalBoxFuture<'_, Result<Option<String>, SourceError>>;
 
     fn show_guard(&self) -> LocalBoxFuture<'_, Result<GuardReport, SourceError>>;
+
+    /// The primary of the database on which the replicas have agreed, if they have.
+    fn primary(&self) -> LocalBoxFuture<'_, Result<Option<Primary>, SourceError>>;
 
     /// Removes the trim guard; whether it was there. A source that still runs with it makes it again.
     fn remove_guard(&self) -> LocalBoxFuture<'_, Result<bool, SourceError>>;

@@ -42,6 +42,7 @@ mod connection;
 mod entry_reader;
 mod failure;
 mod fetch;
+mod idleness;
 mod keeper;
 mod member;
 mod operator;

@@ -27,7 +27,10 @@ use futures_util::future::LocalBoxFuture;
 use self::connection::Connection;
 pub use self::environment::PgEnvironment;
 use self::failure::Failure;
+use self::liveness::while_heard_of;
+use self::reach::Resolved;
 pub use self::reader::PostgresReader;
+pub use self::servers::Servers;
 pub use self::settings::{PostgresSettings, TlsMode};
 use self::trim::Resume;
 pub use self::url::{Address, PostgresUrl, Target};
@@ -46,6 +49,7 @@ mod driver;
 mod environment;
 mod failure;
 mod letters;
+mod liveness;
 mod lock_holder;
 mod operator;
 mod passes;
@@ -53,6 +57,7 @@ mod reach;
 mod reader;
 mod rows;
 mod schema;
+mod servers;
 mod settings;
 mod text_length;
 mod trim;
@@ -96,14 +101,12 @@ impl PostgresStore {
 
     async fn connect(&self) -> Result<Connection, StoreError> {
         let connection = Connection::open(&self.settings).await?;
+        let server = connection.address.clone();
         let prepare = self.make_tables(connection, self.settings.create_schema);
-        let (connection, run) = match self.limit() {
-            None => prepare.await?,
-            // A server that stalls in the middle of this must not hold us for ever either.
-            Some(limit) => tokio::time::timeout(limit, prepare)
-                .await
-                .unwrap_or_else(|_| Err(self.store_error("look at", Failure::Late(limit), None)))?,
-        };
+        // A server that stalls in the middle of this must not hold us for ever either.
+        let prepared = self.limited(&server, self.limit(), prepare).await;
+        let prepared = prepared.map_err(|failure| self.store_error("look at", failure, None));
+        let (connection, run) = prepared??;
         if !run.is_empty() {
             let place = self.settings.place();
             log::info!(
@@ -136,20 +139,19 @@ impl PostgresStore {
         work: impl AsyncFn(&mut Connection) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
         let kept = self.lock_idle().take();
+        let kept = kept.filter(|kept| kept.still_counts(&self.settings).is_ok());
         let mut was_kept = kept.is_some();
         let mut connection = match kept {
             Some(connection) => connection,
             None => self.connect().await?,
         };
         loop {
-            let worked = match limit {
-                None => work(&mut connection).await,
-                Some(limit) => tokio::time::timeout(limit, work(&mut connection))
-                    .await
-                    .unwrap_or(Err(Failure::Late(limit))),
-            };
-            match worked {
+            let server = connection.address.clone();
+            let worked = self.limited(&server, limit, work(&mut connection)).await;
+            let counts = || connection.still_counts(&self.settings);
+            match worked.flatten().and_then(|done| counts().map(|()| done)) {
                 Ok(done) => {
+                    self.settings.servers.heard(&server);
                     *self.lock_idle() = Some(connection);
                     return Ok(done);
                 }
@@ -169,6 +171,24 @@ impl PostgresStore {
                 }
             }
         }
+    }
+
+    /// What `work` at a server gives, if it is done in time and the server is there.
+    async fn limited<T>(
+        &self,
+        server: &Resolved,
+        limit: Option<Duration>,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Failure> {
+        let work = async {
+            match limit {
+                None => Ok(work.await),
+                Some(limit) => tokio::time::timeout(limit, work)
+                    .await
+                    .map_err(|_| Failure::Late(limit)),
+            }
+        };
+        while_heard_of(&self.settings, server, work).await.flatten()
     }
 
     /// The same in a transaction.
@@ -285,6 +305,11 @@ impl EventStore for PostgresStore {
             schema::check(connection, create, &place).await
         };
         Box::pin(self.with_connection("read", self.limit(), check))
+    }
+
+    fn place(&self) -> Option<String> {
+        let used = self.settings.servers.used()?;
+        Some(used.to_string())
     }
 
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {

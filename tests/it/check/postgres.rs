@@ -237,6 +237,20 @@ fn standbys_of_every_kind() {
 }
 
 #[test]
+fn a_server_that_does_not_say_which_it_is() {
+    let postgres = Postgres::empty(Server::shared());
+    postgres.migrate();
+    let (_, url) = postgres.database.for_a_role();
+    let ran = postgres.check_at(&url);
+    finds_nothing(&ran);
+    ran.prints(&["is on timeline 1 of system "]);
+    let revoke = "REVOKE EXECUTE ON FUNCTION pg_control_system FROM PUBLIC";
+    postgres.database.execute(revoke);
+    let ran = postgres.check_at(&url);
+    finds_only(&ran, "postgres.primary", "warning", "GRANT EXECUTE");
+}
+
+#[test]
 fn privileges_that_are_missing() {
     for (privilege, severity) in [
         ("INSERT ON events", "error"),

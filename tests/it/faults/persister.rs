@@ -7,6 +7,7 @@ use tokio::time::sleep;
 use super::case::{Case, for_seconds};
 use super::postgresql::CUT_OFF;
 use crate::support::postgres;
+use crate::support::server::Server;
 use crate::support::wait::until;
 
 /// It dies when it has passed a moment often enough to be at work; another takes over.
@@ -128,26 +129,11 @@ async fn a_replica_hangs_and_comes_back() {
     );
     let (hung, other) = (case.start().await, case.start().await);
     case.load().await;
-    // Stopped while it holds something, which takes a few attempts.
+    let name = stop_with_entries(&case, &hung).await;
     let consumers = || case.bus.stream.consumers("event-persister");
-    let mut name = None;
-    while name.is_none() {
-        hung.signal("STOP");
-        sleep(Duration::from_millis(300)).await;
-        let holder = consumers()
-            .into_iter()
-            .find(|(_, pending, idle)| *pending > 0 && *idle > 200);
-        name = holder.map(|(name, _, _)| name);
-        if name.is_none() {
-            hung.signal("CONT");
-            sleep(Duration::from_millis(fastrand::u64(1..50))).await;
-        }
-    }
     // Entries of a consumer that is idle for 4 s are claimed by the other.
     until("the other has taken over", || {
-        let hung = consumers()
-            .into_iter()
-            .find(|(of, _, _)| Some(of) == name.as_ref());
+        let hung = consumers().into_iter().find(|(of, _, _)| *of == name);
         hung.is_none_or(|(_, pending, _)| pending == 0)
     })
     .await;
@@ -156,4 +142,20 @@ async fn a_replica_hangs_and_comes_back() {
     case.cured();
     case.until_more_is_stored().await;
     case.ends_well(vec![hung, other]).await;
+}
+
+/// Stops a replica while it holds something, which takes a few attempts; its name in the group.
+pub(super) async fn stop_with_entries(case: &Case<'_>, replica: &Server) -> String {
+    loop {
+        replica.signal("STOP");
+        sleep(Duration::from_millis(300)).await;
+        let consumers = case.bus.stream.consumers("event-persister");
+        let mut consumers = consumers.into_iter();
+        let holder = consumers.find(|(_, pending, idle)| *pending > 0 && *idle > 200);
+        if let Some((name, _, _)) = holder {
+            return name;
+        }
+        replica.signal("CONT");
+        sleep(Duration::from_millis(fastrand::u64(1..50))).await;
+    }
 }

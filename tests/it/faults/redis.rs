@@ -7,6 +7,7 @@ use tokio::time::sleep;
 
 use super::case::{Case, Store, for_seconds};
 use super::network;
+use super::persister::stop_with_entries;
 use crate::support::bus::Bus;
 use crate::support::postgres;
 use crate::support::proxy::Proxy;
@@ -30,6 +31,32 @@ async fn killed_with_its_file() {
         }
     })
     .await;
+}
+
+/// What the dead one held counts as new by the clock of Redis, for an hour.
+#[tokio::test]
+async fn its_clock_is_set_back_as_a_replica_dies() {
+    let database = postgres::Server::shared().database();
+    let mut bus = Bus::of(ServerOptions {
+        durable: true,
+        own_clock: true,
+        ..ServerOptions::default()
+    });
+    bus.write_to(&database);
+    let mut case = Case::new(
+        "Redis: its clock is set back by an hour as a replica dies",
+        bus,
+        Store::Postgres(&database),
+    );
+    let (dying, heir) = (case.start().await, case.start().await);
+    case.load().await;
+    stop_with_entries(&case, &dying).await;
+    case.bus.redis.set_clock(-3600);
+    drop(dying.kill_9());
+    case.cured();
+    case.until_more_is_stored().await;
+    heir.logged("the clock of Redis was set");
+    case.ends_well(vec![heir]).await;
 }
 
 #[tokio::test]

@@ -13,18 +13,18 @@ use crate::support::server::Server as Persister;
 use crate::support::wait::until;
 
 /// A primary with a database, and its standby.
-struct Pair<'a> {
-    primary: &'a Server,
+pub(super) struct Pair<'a> {
+    pub(super) primary: &'a Server,
     /// As it is on the primary.
     database: &'a Database,
-    standby: Server,
+    pub(super) standby: Server,
     /// From the standby to the primary.
     link: Proxy,
 }
 
 impl<'a> Pair<'a> {
     /// With a standby that commits wait for.
-    async fn synchronous(primary: &'a Server, database: &'a Database) -> Self {
+    pub(super) async fn synchronous(primary: &'a Server, database: &'a Database) -> Self {
         database.execute("ALTER SYSTEM SET synchronous_standby_names = '*'");
         database.execute("SELECT pg_reload_conf()");
         database.until_commits_wait();
@@ -34,7 +34,7 @@ impl<'a> Pair<'a> {
         pair
     }
 
-    fn asynchronous(primary: &'a Server, database: &'a Database) -> Self {
+    pub(super) fn asynchronous(primary: &'a Server, database: &'a Database) -> Self {
         let link = Proxy::to(primary.port());
         Self {
             standby: primary.standby(link.port()),
@@ -68,7 +68,7 @@ impl<'a> Pair<'a> {
     }
 
     /// The database as it is on the standby.
-    fn moved(&self) -> Database {
+    pub(super) fn moved(&self) -> Database {
         let (from, to) = (self.primary.port(), self.standby.port());
         let url = (self.database.url).replace(&format!(":{from}/"), &format!(":{to}/"));
         self.database.at(url)

@@ -4,10 +4,10 @@ use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
-use event_persister_actors::store::EventStore as _;
 use event_persister_actors::store::operator::StoreOperator as _;
 use event_persister_actors::store::postgres::PostgresSettings;
-use tokio::time::Instant;
+use event_persister_actors::store::{EventStore as _, StoreError};
+use tokio::time::{Instant, sleep};
 
 use super::{any_event, chain, of_events, store};
 use crate::cli;
@@ -162,4 +162,43 @@ async fn the_second_host_takes_over_when_the_first_one_dies() {
         "{line}"
     );
     persister.terminate().in_good_order();
+}
+
+#[actix::test]
+async fn a_server_that_says_nothing_is_given_up_and_not_one_that_works() {
+    let database = Server::shared().database();
+    let way = Proxy::to(Server::shared().port());
+    let mut settings = database.at(way.url(&database.url)).settings();
+    settings.connect_timeout = Duration::from_millis(500);
+    settings.lock_timeout = Duration::from_secs(20);
+    let store = store(settings);
+    store.migrate().await.unwrap();
+    store.write(of_events([any_event()])).await.unwrap();
+    let lock = "BEGIN; LOCK TABLE events; SELECT pg_sleep(8)";
+    let holder = std::thread::spawn(move || database.execute(lock));
+    let held = Instant::now();
+    sleep(Duration::from_secs(1)).await;
+    store.write(of_events([any_event()])).await.unwrap();
+    assert!(held.elapsed() > Duration::from_secs(7), "it did not wait");
+    holder.join().unwrap();
+    way.stall();
+    let stalled = Instant::now();
+    let error = store.write(of_events([any_event()])).await.unwrap_err();
+    assert!(
+        stalled.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        stalled.elapsed()
+    );
+    assert!(
+        matches!(error, StoreError::OutcomeUnknown { .. }),
+        "{error:?}"
+    );
+    let told = chain(&error);
+    assert!(
+        told.contains(&format!("127.0.0.1:{}", way.port())),
+        "{told}"
+    );
+    way.refuse();
+    way.pass();
+    store.write(of_events([any_event()])).await.unwrap();
 }

@@ -239,6 +239,23 @@ impl Server {
         run("sh", &["-c", KILL, "sh", text(&data)]);
     }
 
+    /// Stops all of its processes in their tracks: the system takes connections, and nobody answers.
+    pub(crate) fn freeze(&self) -> Frozen<'_> {
+        self.signal_all("STOP");
+        Frozen(self)
+    }
+
+    fn signal_all(&self, signal: &str) {
+        const SIGNAL: &str = r#"
+            postmaster=$(head -n 1 "$1/postmaster.pid")
+            kill "-$2" "$postmaster"
+            kill "-$2" $(pgrep -P "$postmaster") 2> /dev/null
+            true
+        "#;
+        let data = self.directory().unwrap().join("data");
+        run("sh", &["-c", SIGNAL, "sh", text(&data), signal]);
+    }
+
     fn control(&self, arguments: &[&str]) {
         let data = self.directory().unwrap().join("data");
         let program = bin_directory().join("pg_ctl");
@@ -285,6 +302,15 @@ impl Server {
             drop_through: self.directory.is_none().then_some(admin),
             name: name.to_owned(),
         }
+    }
+}
+
+/// A server whose processes go on when this is dropped.
+pub(crate) struct Frozen<'a>(&'a Server);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.0.signal_all("CONT");
     }
 }
 

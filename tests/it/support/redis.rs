@@ -4,6 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use event_persister_actors::source::redis::{RedisSettings, RedisUrl, consumer_name};
@@ -25,6 +26,8 @@ pub(crate) struct ServerOptions {
     pub(crate) tls: bool,
     /// And only from who shows a certificate of the same authority.
     pub(crate) wants_certificate: bool,
+    /// Has a clock that can be set.
+    pub(crate) own_clock: bool,
 }
 
 /// A running server.
@@ -85,6 +88,15 @@ impl RedisServer {
         }
         if let Some(password) = &self.options.password {
             command.args(["--requirepass", password]);
+        }
+        if self.options.own_clock {
+            let ahead = directory.join("ahead");
+            if !ahead.exists() {
+                std::fs::write(&ahead, [0; 8]).unwrap();
+            }
+            command
+                .env("LD_PRELOAD", clock_library())
+                .env("CLOCK_AHEAD", ahead);
         }
         let process = command
             .stdin(Stdio::null())
@@ -153,6 +165,17 @@ impl RedisServer {
         assert!(status.success());
     }
 
+    /// Sets its clock so many seconds ahead of that of this machine, while it runs.
+    pub(crate) fn set_clock(&self, seconds: i64) {
+        assert!(self.options.own_clock, "it has the machine's clock");
+        // In place, since the server has the file mapped.
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .open(self.directory.path().join("ahead"))
+            .unwrap();
+        file.write_all(&seconds.to_ne_bytes()).unwrap();
+    }
+
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
@@ -186,6 +209,47 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Tells a server a time of day that is so many seconds ahead as a file says.
+const CLOCK: &str = r#"
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+static const volatile long *ahead = MAP_FAILED;
+
+__attribute__((constructor)) static void open_file(void) {
+    int file = open(getenv("CLOCK_AHEAD"), O_RDONLY);
+    ahead = mmap(0, sizeof *ahead, PROT_READ, MAP_SHARED, file, 0);
+}
+
+int gettimeofday(struct timeval *restrict time, void *restrict zone) {
+    int result = syscall(SYS_gettimeofday, time, zone);
+    if (ahead != MAP_FAILED) time->tv_sec += *ahead;
+    return result;
+}
+"#;
+
+/// The library that has a server's clock set, made once.
+fn clock_library() -> PathBuf {
+    static MADE: OnceLock<TempDir> = OnceLock::new();
+    let directory = MADE.get_or_init(|| {
+        let directory = TempDir::new().unwrap();
+        let source = directory.path().join("clock.c");
+        std::fs::write(&source, CLOCK).unwrap();
+        let library = directory.path().join("clock.so");
+        let compiler = Command::new("cc")
+            .args(["-shared", "-fPIC", "-o"])
+            .args([library, source])
+            .status();
+        assert!(compiler.unwrap().success());
+        directory
+    });
+    directory.path().join("clock.so")
 }
 
 /// A setting of the tests themselves: `TEST_REDIS_SERVER` is the program to start, for trying

@@ -12,8 +12,8 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use redis::aio::MultiplexedConnection;
 use redis::streams::{
-    StreamAutoClaimOptions, StreamAutoClaimReply, StreamClaimOptions, StreamPendingCountReply,
-    StreamReadOptions, StreamTrimOptions, StreamTrimmingMode,
+    StreamClaimOptions, StreamPendingCountReply, StreamReadOptions, StreamTrimOptions,
+    StreamTrimmingMode,
 };
 use redis::{
     AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, RedisConnectionInfo, RedisError,
@@ -26,11 +26,13 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::primary::Primary;
 use crate::source::{SourceError, lock};
 use crate::tls;
 
 use super::entry_reader::{EntriesRead, EntryReader, Reply, Room};
 use super::failure::{self, timed_out};
+use super::idleness::{Observed, PendingEntry};
 use super::scripts;
 use super::sentinel::Watch;
 use super::settings::{OWN_PREFIX, RedisSettings};
@@ -47,7 +49,7 @@ pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) const LIBRARY: &str = "event-persister";
 
 /// Ids in one command at most: more would hold up the server's other clients.
-const IDS_AT_ONCE: usize = 1000;
+pub(super) const IDS_AT_ONCE: usize = 1000;
 
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
@@ -412,21 +414,37 @@ impl Commands<'_> {
         }
     }
 
-    /// Takes over entries that their consumer has not touched for too long. Answers where to go on, zero at
-    /// the end; the ids; and those whose text is gone, which are pending for nobody any more.
-    pub(super) async fn claim_idle(
+    /// What is pending for others, as far as it may be left.
+    pub(super) async fn look_at_others(&mut self, late: Duration) -> RedisResult<Observed> {
+        type Entries = Vec<(StreamId, String, i64)>;
+        let mut command = self.script(scripts::LOOK_AT_OTHERS);
+        command.arg(&self.settings.consumer_name).arg(OWN_PREFIX);
+        command.arg(millis(late));
+        let (now, firsts, late): (i64, Entries, Entries) = self.query(&command).await?;
+        let pending = |entries: Entries| {
+            let entries = entries.into_iter();
+            let entry = |(id, consumer, idle)| PendingEntry { id, consumer, idle };
+            entries.map(entry).collect()
+        };
+        Ok(Observed {
+            now,
+            first_of_replicas: pending(firsts),
+            late: pending(late),
+        })
+    }
+
+    /// Takes over entries that are left, of a dead replica or one by one: the ids, and those whose text is gone,
+    /// which are pending for nobody any more.
+    pub(super) async fn claim(
         &mut self,
-        from: StreamId,
-        count: usize,
-    ) -> RedisResult<(StreamId, Vec<StreamId>, Vec<StreamId>)> {
-        let RedisSettings { stream, group, .. } = self.settings;
-        let (consumer, idle) = (&self.settings.consumer_name, self.settings.claim_idle);
-        let options = StreamAutoClaimOptions::default().count(count).with_justid();
-        let command = Cmd::xautoclaim_options(stream, group, consumer, millis(idle), from, options);
-        let reply: StreamAutoClaimReply = self.query(&command).await?;
-        let claimed = ids(reply.claimed.iter().map(|entry| &entry.id))?;
-        let next = reply.next_stream_id.parse()?;
-        Ok((next, claimed, ids(&reply.deleted_ids)?))
+        dead: Option<&str>,
+        ids: &[StreamId],
+    ) -> RedisResult<(Vec<StreamId>, Vec<StreamId>)> {
+        let mut command = self.script(scripts::CLAIM);
+        command.arg(&self.settings.consumer_name);
+        command.arg(millis(self.settings.claim_idle));
+        command.arg(dead.unwrap_or_default()).arg(ids);
+        self.query(&command).await
     }
 
     /// Marks entries as ours and in work, without transferring them.
@@ -443,11 +461,35 @@ impl Commands<'_> {
 
     /// Acknowledges one portion of ids; returns how many it took.
     pub(super) async fn acknowledge(&mut self, ids: &[StreamId]) -> RedisResult<usize> {
-        // One command for a batch; only what is far larger than any batch is split.
-        let portion = &ids[..ids.len().min(10 * IDS_AT_ONCE)];
+        let portion = portion(ids);
         let command = Cmd::xack(&self.settings.stream, &self.settings.group, portion);
         self.query::<Value>(&command).await?;
         Ok(portion.len())
+    }
+
+    /// The same for entries that were written to a primary, unless replicas have agreed on another, which is
+    /// the error then.
+    pub(super) async fn acknowledge_on(
+        &mut self,
+        primary: Primary,
+        ids: &[StreamId],
+    ) -> RedisResult<Result<usize, Primary>> {
+        let portion = portion(ids);
+        let mut command = self.script(scripts::ACKNOWLEDGE);
+        command.arg(self.settings.primary_prefix());
+        command.arg(primary.system).arg(primary.timeline);
+        command.arg(portion);
+        let other = self.query(&command).await.map(as_primary)?;
+        Ok(other.map_or(Ok(portion.len()), Err))
+    }
+
+    /// Tells the other replicas which primary we write to, if any; the one that all have agreed on.
+    pub(super) async fn agree(&mut self, own: Option<Primary>) -> RedisResult<Option<Primary>> {
+        let mut command = self.script(scripts::AGREE);
+        command.arg(self.settings.primary_prefix());
+        command.arg(own.map(|own| own.system));
+        command.arg(own.map(|own| own.timeline));
+        self.query(&command).await.map(as_primary)
     }
 
     /// The stream and its groups at one moment; without the stream's end where nothing is ahead of the known.
@@ -595,6 +637,15 @@ pub(super) fn script_command(settings: &RedisSettings, script: &str) -> Cmd {
     command.arg(script).arg(1).arg(&settings.stream);
     command.arg(&settings.group);
     command
+}
+
+/// One command for a batch; only what is far larger than any batch is split.
+fn portion(ids: &[StreamId]) -> &[StreamId] {
+    &ids[..ids.len().min(10 * IDS_AT_ONCE)]
+}
+
+fn as_primary(recorded: Option<(u64, u32)>) -> Option<Primary> {
+    recorded.map(|(system, timeline)| Primary { system, timeline })
 }
 
 /// Names of groups and consumers may be any bytes, and are only compared and shown.

@@ -13,9 +13,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::source::{More, Permit, SourceError};
 
-use super::connection::{Commands, RESPONSE_TIMEOUT, read_new, read_pending};
+use super::connection::{Commands, IDS_AT_ONCE, RESPONSE_TIMEOUT, read_new, read_pending};
 use super::entry_reader::{EntriesRead, Reply, Room, StreamEntry};
 use super::failure;
+use super::idleness::{Idleness, Judged, Limits};
 use super::member::{Member, Note};
 use super::pending::{PendingEntries, PendingRun};
 use super::sizes::Sizes;
@@ -87,8 +88,24 @@ pub(super) struct Recovery {
 }
 
 pub(super) struct Claims {
-    pub(super) due_at: Instant,
-    pub(super) cursor: Option<StreamId>,
+    due_at: Instant,
+    idleness: Idleness,
+    /// Still to be claimed: of a dead replica, or one by one.
+    left: Vec<(Option<String>, VecDeque<StreamId>)>,
+}
+
+impl Claims {
+    /// Some more of what is to be claimed.
+    fn next(&mut self, max: usize) -> Option<(Option<String>, Vec<StreamId>)> {
+        self.left.retain(|(_, ids)| !ids.is_empty());
+        let (dead, ids) = self.left.last_mut()?;
+        let some = ids.drain(..max.min(ids.len())).collect();
+        Some((dead.clone(), some))
+    }
+
+    pub(super) fn begin_anew(&mut self) {
+        self.left.clear();
+    }
 }
 
 impl Reading {
@@ -114,7 +131,8 @@ impl Reading {
             },
             claims: Claims {
                 due_at: now,
-                cursor: None,
+                idleness: Idleness::default(),
+                left: Vec::new(),
             },
             last_new_read: now,
             last_was_short: false,
@@ -130,12 +148,18 @@ impl Reading {
     /// Lets go of all that was read from the master before this one.
     pub(super) fn begin_epoch(&mut self, epoch: u64) {
         self.epoch = epoch;
-        self.pending.clear();
-        self.more = More::Later;
+        self.read_again();
         self.has_joined = false;
         self.must_count_losses = true;
+        self.claims.idleness = Idleness::default();
+        self.claims.begin_anew();
+    }
+
+    /// Lets go of all that was read, which is handed out again.
+    pub(super) fn read_again(&mut self) {
+        self.pending.clear();
+        self.more = More::Later;
         self.recover();
-        self.claims.cursor = None;
     }
 
     /// Ends the recovery, unless it was asked for anew meanwhile.
@@ -364,39 +388,64 @@ impl Member {
         if reading.is_stopping {
             return false;
         }
-        reading.claims.cursor.is_some() || Instant::now() >= reading.claims.due_at
+        !reading.claims.left.is_empty() || Instant::now() >= reading.claims.due_at
     }
 
     /// Takes over what others left. Returns whether there was any: it is pending for us then and read next,
-    /// before the search goes on.
+    /// before more is taken over.
     async fn claim(&self, commands: &mut Commands<'_>, permit: Permit) -> RedisResult<bool> {
+        if self.reading().claims.left.is_empty() {
+            self.look_for_left(commands).await?;
+        }
         loop {
-            let (cursor, count) = {
+            let next = {
                 let mut reading = self.reading();
-                reading.claims.due_at = Instant::now() + self.settings.claim_every;
-                let cursor = reading.claims.cursor.take().unwrap_or(StreamId::ZERO);
                 // Entries that are not read soon look idle to others.
-                (cursor, reading.sizes.at_least_one(permit))
+                let max = reading.sizes.at_least_one(permit).min(IDS_AT_ONCE);
+                reading.claims.next(max)
             };
-            let (next, claimed, deleted) = commands.claim_idle(cursor, count).await?;
-            self.note(TRIMMED_WHILE_PENDING, self.num_unknown(&deleted));
+            let Some((dead, ids)) = next else {
+                return Ok(false);
+            };
+            let (claimed, gone) = commands.claim(dead.as_deref(), &ids).await?;
+            self.note(TRIMMED_WHILE_PENDING, self.num_unknown(&gone));
             let num = self.num_unknown(&claimed);
-            let is_end = next == StreamId::ZERO;
-            {
-                let mut reading = self.reading();
-                reading.claims.cursor = (!is_end).then_some(next);
-                if num > 0 {
-                    reading.recover();
-                }
-            }
             if num > 0 {
+                self.reading().recover();
                 self.note(Note::TakenOver, num);
                 return Ok(true);
             }
-            if is_end {
-                return Ok(false);
-            }
         }
+    }
+
+    async fn look_for_left(&self, commands: &mut Commands<'_>) -> RedisResult<()> {
+        let limits = Limits::of(&self.settings);
+        let observed = commands.look_at_others(limits.late()).await?;
+        let now = Instant::now();
+        let Judged {
+            left,
+            dead,
+            stepped,
+        } = {
+            let claims = &mut self.reading().claims;
+            claims.due_at = now + limits.look_every().min(self.settings.claim_every);
+            claims.idleness.observe(observed, now, limits)
+        };
+        if let Some(millis) = stepped {
+            log::warn!(
+                "the clock of Redis was set, which nothing here depends on step_ms={millis} redis.server={}",
+                self.server
+            );
+        }
+        let mut all = vec![(None, left.into())];
+        for consumer in dead {
+            let of_it = commands
+                .pending(StreamId::ZERO, usize::MAX, Some(&consumer))
+                .await?;
+            all.push((Some(consumer), of_it.into()));
+        }
+        self.reading().claims.left = all;
+        Ok(())
     }
 
     /// Waits for new entries, and takes as many as there are and the permit allows for: in several reads,

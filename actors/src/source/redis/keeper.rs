@@ -11,7 +11,7 @@ use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::future::{join_all, join4};
+use futures_util::future::{join_all, join5};
 use redis::RedisResult;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -41,11 +41,12 @@ enum Duty {
     Hold,
     Confirm,
     Look,
-    /// This and the next three do something about what was seen.
+    /// This and the next four do something about what was seen.
     Guard,
     Oldest,
     Record,
     Trim,
+    Agree,
     /// Where sentinels say who the master is.
     Follow,
     Tidy,
@@ -72,6 +73,7 @@ impl Duty {
             Self::Oldest => "looking for the oldest entry",
             Self::Record => "writing down how much was read",
             Self::Trim => "trimming the stream",
+            Self::Agree => "agreeing on the primary of the database",
             Self::Follow => "asking the sentinels for the master",
             Self::Tidy => "removing consumers that are gone",
         }
@@ -123,7 +125,9 @@ impl Member {
             Duty::Hold | Duty::Confirm => self.settings.heartbeat_every,
             Duty::Tidy => self.settings.tidy_every(),
             Duty::Follow => FOLLOW_EVERY,
-            Duty::Look | Duty::Guard | Duty::Oldest | Duty::Record | Duty::Trim => LOOK_EVERY,
+            Duty::Look | Duty::Guard | Duty::Oldest | Duty::Record | Duty::Trim | Duty::Agree => {
+                LOOK_EVERY
+            }
         }
     }
 
@@ -133,7 +137,7 @@ impl Member {
             Duty::Confirm => drop(self.run_duty(duty, self.confirm()).await),
             Duty::Tidy => drop(self.run_duty(duty, self.tidy()).await),
             Duty::Follow => drop(self.run_duty(duty, self.connections.follow()).await),
-            Duty::Look | Duty::Guard | Duty::Oldest | Duty::Record | Duty::Trim => {
+            Duty::Look | Duty::Guard | Duty::Oldest | Duty::Record | Duty::Trim | Duty::Agree => {
                 self.watch_stream().await;
             }
         }
@@ -142,11 +146,12 @@ impl Member {
     async fn watch_stream(&self) {
         let looking = self.run_duty(Duty::Look, self.look_or_rejoin());
         if let Some(snapshot) = looking.await {
-            join4(
+            join5(
                 self.run_duty(Duty::Guard, self.move_guard(&snapshot)),
                 self.run_duty(Duty::Oldest, self.find_oldest(&snapshot)),
                 self.run_duty(Duty::Record, self.record_read(&snapshot)),
                 self.run_duty(Duty::Trim, self.trim(&snapshot)),
+                self.run_duty(Duty::Agree, self.agree_on_primary(&snapshot)),
             )
             .await;
         }

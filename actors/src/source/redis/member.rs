@@ -8,8 +8,9 @@ use redis::{RedisError, RedisResult};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::primary::Primary;
 use crate::rate_limited_log::RateLimitedLog;
-use crate::source::{More, SourceError, lock};
+use crate::source::{SourceError, lock};
 
 use super::connection::{Commands, Connections, Made};
 use super::failure;
@@ -43,6 +44,8 @@ pub(super) struct Keeping {
     pub(super) positions: Positions,
     pub(super) recorded: RecordedReads,
     pub(super) failures: FailureLog,
+    /// The primary of the database on which the replicas had agreed when they were asked last.
+    agreed: Option<Primary>,
     /// The ids of the last entries that were read, where the master may change.
     given: VecDeque<StreamId>,
     notes: BTreeMap<Note, RateLimitedLog>,
@@ -171,6 +174,8 @@ impl Member {
             reading.greeted = commands.epoch();
             is_new
         };
+        // The keeper tells of what is not allowed here.
+        drop(self.agree(commands).await);
         if is_new && let Err(error) = self.greet_master(commands).await {
             log::warn!("what the new master lacks could not be counted error={error}");
         }
@@ -191,10 +196,8 @@ impl Member {
         let again = std::mem::replace(&mut reading.had_joined, true);
         if made.group && again {
             // A new stream may use ids again, so nothing may be known by its id.
-            reading.pending.clear();
-            reading.more = More::Later;
             // If the keeper made it, the reader may have taken of it before this was known.
-            reading.recover();
+            reading.read_again();
             self.stats.update(|seen| seen.num_rejoined += 1);
         }
         drop(reading);
@@ -256,7 +259,7 @@ impl Member {
         reading.has_joined = false;
         reading.must_count_losses = true;
         reading.recover();
-        reading.claims.cursor = None;
+        reading.claims.begin_anew();
         drop(reading);
         failure::unavailable(&self.server, doing, error)
     }
@@ -323,11 +326,44 @@ impl Member {
         );
     }
 
+    /// Agrees with the other replicas on the primary that the events are written to. Once it is another one,
+    /// nothing is acknowledged that may have been written to the one before alone.
+    pub(super) async fn agree(&self, commands: &mut Commands<'_>) -> RedisResult<()> {
+        let known = &self.settings.primary;
+        let own = known.get();
+        if let Some(common) = commands.agree(own).await? {
+            known.agree(common);
+        }
+        let now = known.get();
+        let agreed = std::mem::replace(&mut self.keeping().agreed, now);
+        if let (Some(before), Some(now)) = (agreed.or(own), now)
+            && before != now
+        {
+            self.reading().read_again();
+            log::warn!(
+                "the replicas write to another primary of the database; what is not acknowledged is read \
+                 once more primary=\"{now}\" before=\"{before}\" redis.server={} redis.group={}",
+                self.server,
+                self.settings.group
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether this is the primary that all have agreed on, as far as this process knows.
+    fn has_agreed_on(&self, primary: Primary) -> bool {
+        self.keeping().agreed == Some(primary)
+    }
+
     pub(super) async fn acknowledge(
         &self,
         commands: &mut Commands<'_>,
         ids: &[StreamId],
     ) -> RedisResult<()> {
+        let primary = self.settings.primary.get();
+        if primary.is_some_and(|primary| !self.has_agreed_on(primary)) {
+            self.agree(commands).await?;
+        }
         // Of another master's entries none is acknowledged: the same id may be another entry's here.
         let epoch = commands.epoch();
         let ids = match self.reading() {
@@ -336,7 +372,16 @@ impl Member {
         };
         let mut rest = &ids[..];
         while !rest.is_empty() {
-            let num = commands.acknowledge(rest).await?;
+            let num = match primary {
+                None => commands.acknowledge(rest).await?,
+                Some(primary) => match commands.acknowledge_on(primary, rest).await? {
+                    Ok(num) => num,
+                    Err(other) => {
+                        self.settings.primary.agree(other);
+                        return self.agree(commands).await;
+                    }
+                },
+            };
             let (confirmed, behind) = rest.split_at(num);
             let mut reading = self.reading();
             if reading.epoch != epoch {

@@ -8,6 +8,7 @@ use futures_util::future::LocalBoxFuture;
 use redis::RedisResult;
 
 use crate::finding::Finding;
+use crate::primary::Primary;
 use crate::source::SourceError;
 use crate::source::operator::{BusOperator, GroupProgress, GuardReport, StreamShadow, StreamWalk};
 
@@ -116,6 +117,13 @@ impl BusOperator for RedisOperator {
 
     fn show_guard(&self) -> LocalBoxFuture<'_, Result<GuardReport, SourceError>> {
         Box::pin(async move { self.done("looking at the groups", self.guard_report().await) })
+    }
+
+    fn primary(&self) -> LocalBoxFuture<'_, Result<Option<Primary>, SourceError>> {
+        Box::pin(async move {
+            let asked = async { self.connections.commands().await?.agree(None).await };
+            self.done("asking for the primary of the database", asked.await)
+        })
     }
 
     fn remove_guard(&self) -> LocalBoxFuture<'_, Result<bool, SourceError>> {

@@ -44,6 +44,74 @@ end
     };
 }
 
+/// A function for scripts: the primaries of the database that are recorded for a group, the latest first.
+///
+/// Each is a group that is named after it and stands at `0-0`, where it counts for nothing and holds nothing. So
+/// it lives and moves with the stream, and needs no more rights than the stream does.
+macro_rules! recorded {
+    () => {
+        "
+local function recorded(stream, prefix)
+  local all = {}
+  local groups = redis.pcall('XINFO', 'GROUPS', stream)
+  if groups.err then return all end
+  for _, group in ipairs(groups) do
+    local name = named(group)['name']
+    if string.sub(name, 1, #prefix) == prefix then
+      local system, timeline = string.match(string.sub(name, #prefix + 1), '^(%d+):(%d+)$')
+      if system then table.insert(all, {system, tonumber(timeline), name}) end
+    end
+  end
+  table.sort(all, function(a, b) return a[2] > b[2] end)
+  return all
+end
+"
+    };
+}
+
+/// Records the primary that we write to, if one is given and no later one is recorded nor one of another system.
+/// Answers the one that is recorded then, if any.
+pub(super) const AGREE: &str = concat!(
+    named!(),
+    recorded!(),
+    r#"
+local stream, group, prefix, system, timeline = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local all = recorded(stream, prefix)
+local latest = all[1]
+if system and (not latest or (latest[1] == system and latest[2] < timeline)) then
+  -- So that it works in full memory.
+  redis.pcall('XACK', stream, group, '0-0')
+  local made = redis.pcall('XGROUP', 'CREATE', stream, prefix .. system .. ':' .. ARGV[4], '0-0')
+  if made.err then return made end
+  latest = {system, timeline}
+end
+if not latest then return false end
+for _, older in ipairs(all) do
+  local is_older = older[1] == latest[1] and older[2] < latest[2]
+  if system and is_older then redis.call('XGROUP', 'DESTROY', stream, older[3]) end
+end
+return {latest[1], latest[2]}
+"#
+);
+
+/// Acknowledges entries that were written to a primary, unless another one is recorded, which it answers then:
+/// they may be lost to that one.
+pub(super) const ACKNOWLEDGE: &str = concat!(
+    named!(),
+    recorded!(),
+    r#"
+local stream, group, prefix, system, timeline = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local latest = recorded(stream, prefix)[1]
+if latest and (latest[1] ~= system or latest[2] > timeline) then return {latest[1], latest[2]} end
+-- Lua passes only so many arguments on.
+for first = 5, #ARGV, 1000 do
+  local acknowledged = redis.pcall('XACK', stream, group, unpack(ARGV, first, math.min(first + 999, #ARGV)))
+  if type(acknowledged) == 'table' and acknowledged.err then return acknowledged end
+end
+return false
+"#
+);
+
 /// Makes the guard and then the group, at an id that Prefect's trimming respects.
 ///
 /// A group at `0-0` counts for nothing there, and one that is made without `ENTRIESREAD` cannot
@@ -242,6 +310,50 @@ local entries = redis.pcall('XRANGE', KEYS[1], '(' .. ARGV[2], '+', 'COUNT', 1)
 if entries.err then return entries end
 if #entries == 0 then return false end
 return entries[1][1]
+"#;
+
+/// Looks at what is pending for others: the first entry of each other replica, and all entries that were not
+/// touched for long, with Redis's clock in milliseconds.
+pub(super) const LOOK_AT_OTHERS: &str = r#"
+local stream, group, me, prefix, late = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local time = redis.call('TIME')
+local summary = redis.pcall('XPENDING', stream, group)
+if summary.err then return summary end
+local firsts = {}
+for _, consumer in ipairs(summary[4] or {}) do
+  local name = consumer[1]
+  if name ~= me and string.sub(name, 1, #prefix) == prefix then
+    local first = redis.call('XPENDING', stream, group, '-', '+', 1, name)[1]
+    if first then table.insert(firsts, {first[1], name, first[3]}) end
+  end
+end
+local lates = {}
+for _, entry in ipairs(redis.call('XPENDING', stream, group, 'IDLE', late, '-', '+', 10000)) do
+  if entry[2] ~= me then table.insert(lates, {entry[1], entry[2], entry[3]}) end
+end
+return {string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)), firsts, lates}
+"#;
+
+/// Takes over entries that are left: all of a consumer that is given, or those that were not touched for so long.
+/// What was touched meanwhile stays with its consumer. Answers the entries, and those whose text is gone, which
+/// are pending for nobody any more.
+pub(super) const CLAIM: &str = r#"
+local stream, group, me, idle, owner = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local claimed, gone = {}, {}
+for i = 5, #ARGV do
+  local id = ARGV[i]
+  local entry = redis.call('XPENDING', stream, group, id, id, 1)[1]
+  local is_left = entry and entry[2] ~= me
+  if is_left and owner ~= '' then is_left = entry[2] == owner
+  elseif is_left then is_left = entry[3] >= idle end
+  if is_left then
+    local taken = redis.pcall('XCLAIM', stream, group, me, 0, id, 'JUSTID')
+    if taken.err then return taken end
+    -- Since 7.0 one without text goes from what is pending instead.
+    table.insert(#taken == 0 and gone or claimed, id)
+  end
+end
+return {claimed, gone}
 "#;
 
 /// Removes consumers with nothing pending that were idle for longer than given, those of our replicas

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::url::RedisUrl;
 use crate::address::said;
+use crate::primary::KnownPrimary;
 use crate::settings::{As, Count, File, InvalidUrl, LongerThanZero, Text, Toggle};
 
 /// How a Redis stream is read.
@@ -28,6 +29,10 @@ pub struct RedisSettings {
     /// Our name within the group; must belong to this process alone. See [`consumer_name`].
     #[serde(skip)]
     pub consumer_name: String,
+    /// The primary that the events are written to, if the store shares what it knows of that; replicas agree
+    /// on it.
+    #[serde(skip)]
+    pub primary: KnownPrimary,
     /// How long a read waits for the first event (1 s). Longer saves commands on a quiet stream
     /// and delays the stop of the process by as much.
     #[serde(skip)]
@@ -36,7 +41,7 @@ pub struct RedisSettings {
     /// from one that only stalls, longer delays the events of a dead one.
     #[serde(with = "As::<LongerThanZero>")]
     pub claim_idle: Duration,
-    /// How often such entries are looked for (5 s).
+    /// How often such entries are looked for, at least (5 s).
     #[serde(skip)]
     pub claim_every: Duration,
     /// How often entries that are held are marked as ours (2 s). Must stay well below the idle
@@ -87,6 +92,7 @@ impl Default for RedisSettings {
             stream: "events".to_owned(),
             group: "event-persister".to_owned(),
             consumer_name: consumer_name("local"),
+            primary: KnownPrimary::default(),
             block: Duration::from_secs(1),
             claim_idle: Duration::from_secs(20),
             claim_every: Duration::from_secs(5),
@@ -131,6 +137,11 @@ impl RedisSettings {
         Ok(Self { url, ..settings })
     }
 
+    /// How the names of groups begin that record the primary of this group's database.
+    pub(super) fn primary_prefix(&self) -> String {
+        format!("{}-primary:", self.group)
+    }
+
     /// How long one of our replicas may show no sign of life before its consumer is removed, if it has
     /// nothing pending any more: until its entries are claimed, and as long again.
     pub(super) fn dead_after(&self) -> Duration {
@@ -151,31 +162,30 @@ impl RedisSettings {
 
     fn fault(&self) -> Option<String> {
         let names = [
-            ("stream", &self.stream),
-            ("consumer group", &self.group),
-            ("consumer", &self.consumer_name),
-            ("guard group", &self.guard_group),
+            ("redis.stream", &self.stream),
+            ("redis.group", &self.group),
+            ("the consumer's name", &self.consumer_name),
+            ("redis.guard_group", &self.guard_group),
         ];
         if let Some((what, _)) = names.into_iter().find(|(_, name)| name.is_empty()) {
-            return Some(format!("the {what} needs a name"));
+            return Some(format!("{what} is empty"));
         }
         let guard_group = &self.guard_group;
         if guard_group.starts_with("ephemeral") {
             return Some(format!(
-                "the guard group must not be called {guard_group:?}: Prefect deletes groups whose names \
-                 begin with `ephemeral`"
+                "redis.guard_group must not be {guard_group:?}: Prefect deletes groups whose names begin \
+                 with `ephemeral`"
             ));
         }
         if *guard_group == self.group {
             return Some(format!(
-                "the guard group and the consumer group must have different names, both are \
-                 {guard_group:?}"
+                "redis.guard_group and redis.group must be different names, both are {guard_group:?}"
             ));
         }
         let (heartbeat_every, claim_idle) = (self.heartbeat_every, self.claim_idle);
         let times = [
             ("block", self.block),
-            ("claim_idle", claim_idle),
+            ("redis.claim_idle", claim_idle),
             ("claim_every", self.claim_every),
             ("heartbeat_every", heartbeat_every),
             ("consumer_idle_removal", self.consumer_idle_removal),
@@ -186,12 +196,14 @@ impl RedisSettings {
         // Others would claim what we still hold.
         if heartbeat_every * 2 > claim_idle {
             return Some(format!(
-                "heartbeat_every ({heartbeat_every:?}) must be less than half of claim_idle \
-                 ({claim_idle:?}), or replicas take each other's events"
+                "redis.claim_idle ({claim_idle:?}) must be at least {:?}: a replica shows every \
+                 {heartbeat_every:?} that it lives, and others would take its events",
+                heartbeat_every * 2
             ));
         }
         (self.trim_stream && !self.guard).then(|| {
-            "trim_stream trims behind the guard: set guard on, or trim_stream off".to_owned()
+            "redis.trim_stream trims behind the guard: set redis.guard on, or redis.trim_stream off"
+                .to_owned()
         })
     }
 }
@@ -214,9 +226,10 @@ mod tests {
         };
         assert!(refused(|s| s.guard_group = "ephemeral-guard".into()).contains("Prefect deletes"));
         assert!(refused(|s| s.guard_group = s.group.clone()).contains("different names"));
-        assert!(refused(|s| s.stream.clear()).contains("stream needs a name"));
+        assert!(refused(|s| s.stream.clear()).contains("redis.stream is empty"));
         assert!(refused(|s| s.block = Duration::ZERO).contains("block"));
-        assert!(refused(|s| s.heartbeat_every = s.claim_idle).contains("each other's events"));
+        let impatient = refused(|s| s.claim_idle = Duration::from_secs(3));
+        assert!(impatient.starts_with("redis.claim_idle (3s) must be at least 4s:"));
         let unguarded = refused(|s| {
             s.guard = false;
             s.trim_stream = true;

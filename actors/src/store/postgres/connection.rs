@@ -8,12 +8,14 @@ use std::time::Duration;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
 use tokio::time::Instant;
+use tokio_postgres::Client;
 
 use super::copying::Copying;
 use super::driver::Driver;
 use super::failure::{Failure, connect_error};
-use super::reach::{ConnectError, Resolved, reach};
+use super::reach::{ConnectError, Reached, Resolved, reach};
 use super::settings::PostgresSettings;
+use crate::primary::Primary;
 use crate::store::StoreError;
 
 pub(super) struct Connection {
@@ -21,6 +23,7 @@ pub(super) struct Connection {
     pub(super) driver: Driver,
     /// The server that it leads to.
     pub(super) address: Resolved,
+    pub(super) primary: Option<Primary>,
     pub(super) configure: String,
     pub(super) expects_duplicates: bool,
     pub(super) copying: Copying,
@@ -32,6 +35,19 @@ impl Connection {
         let place = settings.place();
         let opened = for_diesel(settings).await;
         opened.map_err(|error| connect_error(&place, error))
+    }
+
+    /// An error once events are written to another server than this.
+    pub(super) fn still_counts(&self, settings: &PostgresSettings) -> Result<(), Failure> {
+        let known = settings.servers.primary();
+        match (self.primary, known.get()) {
+            (Some(own), Some(known)) if own != known => Err(Failure::LeftBehind {
+                server: self.address.clone(),
+                own,
+                known,
+            }),
+            _ => Ok(()),
+        }
     }
 
     pub(super) async fn begin(&mut self) -> Result<(), Failure> {
@@ -145,7 +161,33 @@ fn lock_timeout(settings: &PostgresSettings) -> Duration {
 
 async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectError> {
     let configure = configure(settings);
-    let (client, driver, address) = reach(settings).await?;
+    let (reached, address) = reach(settings).await?;
+    let Reached {
+        client,
+        driver,
+        primary,
+    } = reached;
+    let limit = settings.connect_timeout;
+    let set_up = tokio::time::timeout(limit, set_up(client, settings)).await;
+    Ok(Connection {
+        pg: set_up.unwrap_or(Err(ConnectError::Late(limit)))?,
+        driver,
+        address,
+        primary,
+        configure,
+        expects_duplicates: false,
+        copying: if settings.prepared_statements {
+            Copying::From(Instant::now())
+        } else {
+            Copying::Impossible
+        },
+    })
+}
+
+async fn set_up(
+    client: Client,
+    settings: &PostgresSettings,
+) -> Result<AsyncPgConnection, ConnectError> {
     // Inside the transaction: diesel prepares statements of its own here, which PgBouncer must not spread
     // over several servers.
     let mut pg = AsyncPgConnection::try_from(client).await?;
@@ -156,16 +198,5 @@ async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectEr
     pg.batch_execute("COMMIT")
         .await
         .map_err(diesel::ConnectionError::CouldntSetupConfiguration)?;
-    Ok(Connection {
-        pg,
-        driver,
-        address,
-        configure,
-        expects_duplicates: false,
-        copying: if settings.prepared_statements {
-            Copying::From(Instant::now())
-        } else {
-            Copying::Impossible
-        },
-    })
+    Ok(pg)
 }

@@ -21,7 +21,7 @@ use tokio_postgres::{Client, Error, Statement};
 use super::connection::{begin, configure};
 use super::driver::Driver;
 use super::failure::Failure;
-use super::reach::{ConnectError, Resolved, reach_at};
+use super::reach::{ConnectError, Reached, Resolved, reach_at};
 use super::rows::{COPY_EVENTS, COPY_RESOURCES, CopyRows, Rows};
 use super::settings::PostgresSettings;
 use crate::failpoint;
@@ -156,7 +156,7 @@ impl Copier {
         settings: &PostgresSettings,
         address: &Resolved,
     ) -> Result<Option<Self>, ConnectError> {
-        let (client, driver) = reach_at(settings, address).await?;
+        let Reached { client, driver, .. } = reach_at(settings, address).await?;
         let look = client.query_one(LOOK, &[]).await?;
         let (knows_lz4, has_rules) = (look.try_get(0)?, look.try_get::<_, bool>(1)?);
         if has_rules {

@@ -8,8 +8,9 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use tokio_postgres::error::SqlState;
 
 use super::connection::Connection;
-use super::reach::ConnectError;
+use super::reach::{ConnectError, Resolved};
 use super::settings::Place;
+use crate::primary::Primary;
 use crate::store::{Fault, FaultKind, StoreError};
 
 pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -25,6 +26,17 @@ pub(super) enum Failure {
     /// COMMIT failed: it may have happened all the same.
     Commit(Cause),
     Late(Duration),
+    /// Nothing was heard of the server for so long, on a new connection either.
+    Silent {
+        server: Resolved,
+        lasted: Duration,
+    },
+    /// Events are written to another server by now.
+    LeftBehind {
+        server: Resolved,
+        own: Primary,
+        known: Primary,
+    },
     /// A call ended without saying what it did.
     Lost(tokio::task::JoinError),
     /// The database is not what it should be; says what and what to do.
@@ -46,9 +58,13 @@ impl Failure {
         match self {
             Self::Database(error) => sqlstate(error),
             Self::Copy(error) => error.code().map(SqlState::code),
-            Self::Ended(_) | Self::Commit(_) | Self::Late(_) | Self::Lost(_) | Self::Unfit(_) => {
-                None
-            }
+            Self::Ended(_)
+            | Self::Commit(_)
+            | Self::Late(_)
+            | Self::Silent { .. }
+            | Self::LeftBehind { .. }
+            | Self::Lost(_)
+            | Self::Unfit(_) => None,
         }
     }
 
@@ -142,6 +158,24 @@ impl Failure {
                 code: None,
                 source: None,
             },
+            Self::Silent { server, lasted } => StoreError::OutcomeUnknown {
+                what: format!(
+                    "{place}: nothing was heard of the server {server} for {} s, on a new connection \
+                     either, and what was asked of it may have happened all the same; it is made again, \
+                     which doubles nothing: look at the server and the network",
+                    lasted.as_secs()
+                ),
+                fault: None,
+                source: None,
+            },
+            Self::LeftBehind { server, own, known } => StoreError::OutcomeUnknown {
+                what: format!(
+                    "{place}: the server {server} is on {own}, and events are written to {known} by now; \
+                     it is made again there, which doubles nothing"
+                ),
+                fault: None,
+                source: None,
+            },
             Self::Lost(error) => StoreError::OutcomeUnknown {
                 what: format!(
                     "a call to {place} ended before it could say what it did; it is made again"
@@ -229,6 +263,10 @@ pub(super) fn after_loss(mut error: StoreError) -> StoreError {
     error
 }
 
+/// With a process that starts anew it is forgotten, unless replicas have agreed on it in Redis.
+const LEFT_BEHIND: &str = "what is written to a primary that was left behind is lost to the one that took over: \
+    fence it, and lead us to the other; if it is to be used all the same, see the handbook on failover";
+
 pub(super) fn connect_error(place: &Place, error: ConnectError) -> StoreError {
     let advice = match error.code() {
         Some(code) if code.code().starts_with("28") => {
@@ -244,6 +282,7 @@ pub(super) fn connect_error(place: &Place, error: ConnectError) -> StoreError {
             "it is starting or stopping; it is tried again"
         }
         Some(_) => "the server refused",
+        None if error.is_left_behind() => LEFT_BEHIND,
         None if error.is_tls() => {
             "encryption failed: sslmode, the certificates and the host's name must fit together"
         }

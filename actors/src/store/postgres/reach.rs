@@ -2,14 +2,17 @@
 //!
 //! Each address has a time limit of its own, for everything: the connection, encryption, the login, our own
 //! set-up, and the question whether it is the one that is wanted. So one that takes connections and says
-//! nothing costs that time, and the next is tried. A server that answers with a refusal is not passed over,
-//! unless it only says that it cannot yet, or no longer: to write elsewhere what this one was meant to have would be
-//! a surprise.
+//! nothing costs that time, and the next is tried; for a while it is tried last then. A server that answers with
+//! a refusal is not passed over, unless it only says that it cannot yet, or no longer: to write elsewhere what
+//! this one was meant to have would be a surprise.
 
+use std::error::Error;
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use rustls::Error as TlsError;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
@@ -22,8 +25,13 @@ use super::connection::{begin, configure};
 use super::driver::Driver;
 use super::settings::{PostgresSettings, TlsMode};
 use super::url::{Address, Target};
+use crate::primary::Primary;
 use crate::status::error_chain;
 use crate::tls;
+
+/// So long a TCP connection may take before it is begun anew. The system repeats its attempt ever more seldom, and
+/// would notice late that a network is back. Shorter gives up on networks that are only slow.
+const ATTEMPT: Duration = Duration::from_secs(1);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -40,9 +48,19 @@ pub(super) enum ConnectError {
     Unknown(String, std::io::Error),
     #[error("{0} {1}")]
     Unsuitable(Resolved, &'static str),
+    #[error(
+        "the server {place} is on {found}, and events are written to {known}: it was left behind in a \
+         failover, or is another database's"
+    )]
+    LeftBehind {
+        place: Resolved,
+        found: Primary,
+        known: Primary,
+    },
     #[error("{all}")]
     Several {
         first: Box<ConnectError>,
+        any_left_behind: bool,
         all: String,
     },
 }
@@ -56,6 +74,17 @@ impl ConnectError {
         }
     }
 
+    /// Whether no server may take events that could.
+    pub(super) fn is_left_behind(&self) -> bool {
+        match self {
+            Self::LeftBehind { .. } => true,
+            Self::Several {
+                any_left_behind, ..
+            } => *any_left_behind,
+            _ => false,
+        }
+    }
+
     /// Whether a server has answered, and will say the same the next time.
     fn is_final(&self) -> bool {
         let passes = |code: &SqlState| {
@@ -63,6 +92,28 @@ impl ConnectError {
             code.code().starts_with("57P") || code.code().starts_with("53")
         };
         self.code().is_some_and(|code| !passes(code))
+    }
+
+    /// Whether nothing came back, so that nobody may be there.
+    fn is_silence(&self) -> bool {
+        use std::io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+        let kind = self.causes().find_map(io_error).map(io::Error::kind);
+        matches!(self, Self::Late(_))
+            || matches!(kind, Some(TimedOut | HostUnreachable | NetworkUnreachable))
+    }
+
+    /// Whether an attempt at a connection was given up by us, to make it anew.
+    fn was_given_up(&self) -> bool {
+        let mut io_errors = self.causes().filter_map(io_error);
+        io_errors
+            .any(|error| error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none())
+    }
+
+    fn causes(&self) -> impl Iterator<Item = &(dyn Error + 'static)> {
+        fn source<'a>(error: &&'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+            (*error).source()
+        }
+        std::iter::successors(Some(self as &(dyn Error + 'static)), source)
     }
 
     /// Whether encryption may be the reason, so that the other way is worth a try.
@@ -75,18 +126,16 @@ impl ConnectError {
         if let Self::Several { first, .. } = self {
             return first.is_tls();
         }
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(error) = cause {
-            let inner = error
-                .downcast_ref::<std::io::Error>()
-                .and_then(|io| io.get_ref());
-            if error.is::<TlsError>() || inner.is_some_and(|inner| inner.is::<TlsError>()) {
-                return true;
-            }
-            cause = error.source();
-        }
-        matches!(self, Self::Tls(_))
+        let is_tls = |error: &(dyn Error + 'static)| {
+            let inner = io_error(error).and_then(io::Error::get_ref);
+            error.is::<TlsError>() || inner.is_some_and(|inner| inner.is::<TlsError>())
+        };
+        matches!(self, Self::Tls(_)) || self.causes().any(is_tls)
     }
+}
+
+fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
+    error.downcast_ref()
 }
 
 /// An address with the number that its name stands for.
@@ -94,6 +143,19 @@ impl ConnectError {
 pub(super) struct Resolved {
     address: Address,
     number: Option<IpAddr>,
+}
+
+impl Resolved {
+    pub(super) fn new(address: &Address, number: Option<IpAddr>) -> Self {
+        Self {
+            address: address.clone(),
+            number,
+        }
+    }
+
+    pub(super) fn is_at(&self, address: &Address) -> bool {
+        self.address == *address
+    }
 }
 
 impl fmt::Display for Resolved {
@@ -106,40 +168,61 @@ impl fmt::Display for Resolved {
     }
 }
 
-/// A connection in an open transaction with our settings, to the first server that can be had, and which that
-/// is.
+/// A connection in an open transaction with our settings.
+pub(super) struct Reached {
+    pub(super) client: Client,
+    pub(super) driver: Driver,
+    /// What the server is, unless it is a standby or does not say.
+    pub(super) primary: Option<Primary>,
+}
+
+/// A connection to the first server that can be had, and which that is.
 pub(super) async fn reach(
     settings: &PostgresSettings,
-) -> Result<(Client, Driver, Resolved), ConnectError> {
+) -> Result<(Reached, Resolved), ConnectError> {
     let url = &settings.url;
     let mut addresses: Vec<&Address> = url.addresses.iter().collect();
     if url.config.get_load_balance_hosts() == LoadBalanceHosts::Random {
         fastrand::shuffle(&mut addresses);
     }
+    let servers = &settings.servers;
+    let before = servers.primary().get();
+    if addresses.len() > 1 && servers.begin_survey() {
+        survey(settings, &addresses).await;
+    }
+    addresses.sort_by_key(|address| servers.has_silent(address));
     let mut failed: Vec<(Resolved, ConnectError)> = Vec::new();
     for address in addresses {
-        let resolved = match resolve(settings, address).await {
+        let mut resolved = match resolve(settings, address).await {
             Ok(resolved) => resolved,
             Err(error) => {
-                let number = None;
-                failed.push((
-                    Resolved {
-                        address: address.clone(),
-                        number,
-                    },
-                    error,
-                ));
+                failed.push((Resolved::new(address, None), error));
                 continue;
             }
         };
+        resolved.sort_by_key(|place| servers.is_silent(place));
         for place in resolved {
             match reach_at(settings, &place).await {
-                Ok((client, driver)) => {
+                Ok(reached) => {
+                    servers.heard(&place);
                     tell_of(&failed, &place);
-                    return Ok((client, driver, place));
+                    if let (Some(before), Some(now)) = (before, reached.primary)
+                        && before != now
+                    {
+                        log::warn!(
+                            "another server takes the events; connections to the one before are given up \
+                             store.used={place} store.primary=\"{now}\" store.before=\"{before}\""
+                        );
+                    }
+                    return Ok((reached, place));
                 }
                 Err(error) if error.is_final() => return Err(error),
-                Err(error) => failed.push((place, error)),
+                Err(error) => {
+                    if error.is_silence() {
+                        servers.found_silent(&place);
+                    }
+                    failed.push((place, error));
+                }
             }
         }
     }
@@ -147,14 +230,34 @@ pub(super) async fn reach(
     let all: Vec<String> = all
         .map(|(place, error)| format!("{place}: {}", error_chain(error)))
         .collect();
+    let any_left_behind = failed.iter().any(|(_, error)| error.is_left_behind());
     let mut failed = failed.into_iter().map(|(_, error)| error);
     match (failed.next(), failed.next()) {
         (Some(alone), None) => Err(alone),
         (Some(first), Some(_)) => Err(ConnectError::Several {
             first: Box::new(first),
+            any_left_behind,
             all: all.join("; "),
         }),
         (None, _) => Err(ConnectError::Late(Duration::ZERO)),
+    }
+}
+
+/// Looks for the latest primary of several, before the first of them that takes writes is believed.
+async fn survey(settings: &PostgresSettings, addresses: &[&Address]) {
+    let looked = addresses.iter().map(async |address| {
+        for place in resolve(settings, address).await.ok()? {
+            match connect_to(settings, &place, Wanted::Identity).await {
+                Ok(reached) => return reached.primary,
+                Err(error) if error.is_silence() => settings.servers.found_silent(&place),
+                Err(_) => {}
+            }
+        }
+        None
+    });
+    for found in join_all(looked).await.into_iter().flatten() {
+        // One that is not the latest is refused once it is the turn of it.
+        settings.servers.primary().meet(found).ok();
     }
 }
 
@@ -162,12 +265,40 @@ pub(super) async fn reach(
 pub(super) async fn reach_at(
     settings: &PostgresSettings,
     place: &Resolved,
-) -> Result<(Client, Driver), ConnectError> {
+) -> Result<Reached, ConnectError> {
+    connect_to(settings, place, Wanted::Transaction).await
+}
+
+/// Whether somebody who logs in at a server hears nothing of it.
+pub(super) async fn is_silent(settings: &PostgresSettings, place: &Resolved) -> bool {
+    match connect_to(settings, place, Wanted::Login).await {
+        Ok(_) => false,
+        Err(error) => error.is_silence(),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// An open transaction at the right server.
+    Transaction,
+    /// To know which server it is.
+    Identity,
+    /// Nothing but to be let in. A pooler answers that although it has no connection of its own left.
+    Login,
+}
+
+async fn connect_to(
+    settings: &PostgresSettings,
+    place: &Resolved,
+    wanted: Wanted,
+) -> Result<Reached, ConnectError> {
+    let limit = settings.connect_timeout;
     let mut config = settings.url.config.clone();
     config
         .host(&place.address.host)
         .port(place.address.port)
         .application_name(&settings.application_name)
+        .connect_timeout(ATTEMPT.min(limit))
         // A peer that is gone without a word is noticed within a minute.
         .keepalives_idle(Duration::from_secs(30))
         .keepalives_interval(Duration::from_secs(10))
@@ -175,8 +306,15 @@ pub(super) async fn reach_at(
     if config.get_tcp_user_timeout().is_none() {
         config.tcp_user_timeout(Duration::from_secs(60));
     }
-    let limit = settings.connect_timeout;
-    let connected = timeout(limit, encrypted_or_not(config, settings, place)).await;
+    let connected = async {
+        loop {
+            match encrypted_or_not(config.clone(), settings, place, wanted).await {
+                Err(error) if error.was_given_up() => {}
+                connected => return connected,
+            }
+        }
+    };
+    let connected = timeout(limit, connected).await;
     connected.unwrap_or(Err(ConnectError::Late(limit)))
 }
 
@@ -199,10 +337,7 @@ async fn resolve(
     settings: &PostgresSettings,
     address: &Address,
 ) -> Result<Vec<Resolved>, ConnectError> {
-    let resolved = |number| Resolved {
-        address: address.clone(),
-        number,
-    };
+    let resolved = |number| Resolved::new(address, number);
     if address.is_socket() {
         return Ok(vec![resolved(None)]);
     }
@@ -222,7 +357,8 @@ async fn encrypted_or_not(
     mut config: Config,
     settings: &PostgresSettings,
     place: &Resolved,
-) -> Result<(Client, Driver), ConnectError> {
+    wanted: Wanted,
+) -> Result<Reached, ConnectError> {
     // Nobody listens between the two ends of a socket of this machine, and no server encrypts there.
     let mode = if place.address.is_socket() {
         TlsMode::Disable
@@ -247,15 +383,13 @@ async fn encrypted_or_not(
             Some(MakeRustlsConnect::new(config))
         }
     };
-    let target = settings.url.target;
-    let begin = begin(&configure(settings));
     config.ssl_mode(first);
-    let connected = connect(&config, place, tls.clone(), target, &begin).await;
+    let connected = connect(&config, settings, place, tls.clone(), wanted).await;
     match (connected, second) {
         (Err(error), Some(second)) if error.may_be_encryption() => {
             config.ssl_mode(second);
             // The first answer tells more than that the other way is barred too.
-            connect(&config, place, tls, target, &begin)
+            connect(&config, settings, place, tls, wanted)
                 .await
                 .map_err(|_| error)
         }
@@ -265,11 +399,11 @@ async fn encrypted_or_not(
 
 async fn connect(
     config: &Config,
+    settings: &PostgresSettings,
     place: &Resolved,
     tls: Option<MakeRustlsConnect>,
-    target: Target,
-    begin: &str,
-) -> Result<(Client, Driver), ConnectError> {
+    wanted: Wanted,
+) -> Result<Reached, ConnectError> {
     let mut config = config.clone();
     if let Some(number) = place.number {
         config.hostaddr(number);
@@ -284,14 +418,67 @@ async fn connect(
             (client, Driver::start(connection))
         }
     };
-    if let Some(why) = unsuitable(&client, target).await? {
+    let mut reached = Reached {
+        client,
+        driver,
+        primary: None,
+    };
+    if wanted == Wanted::Login {
+        return Ok(reached);
+    }
+    let client = &reached.client;
+    reached.primary = identity(client).await?;
+    if wanted == Wanted::Identity {
+        return Ok(reached);
+    }
+    if let Some(why) = unsuitable(client, settings.url.target).await? {
         return Err(ConnectError::Unsuitable(place.clone(), why));
     }
-    if let Err(error) = client.batch_execute(begin).await {
-        let end = error.is_closed().then(|| driver.take_end());
+    if let Some(found) = reached.primary {
+        let known = settings.servers.primary();
+        known
+            .meet(found)
+            .map_err(|known| ConnectError::LeftBehind {
+                place: place.clone(),
+                found,
+                known,
+            })?;
+    }
+    let begin = begin(&configure(settings));
+    if let Err(error) = client.batch_execute(&begin).await {
+        let end = error.is_closed().then(|| reached.driver.take_end());
         return Err(end.flatten().unwrap_or(error).into());
     }
-    Ok((client, driver))
+    Ok(reached)
+}
+
+/// What tells a primary from others: its system, and the name of the file that it logs to, which begins with the
+/// timeline. Anybody may ask unless somebody has forbidden it.
+const IDENTITY: &str = "SELECT pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), system_identifier \
+    FROM pg_catalog.pg_control_system() WHERE NOT pg_catalog.pg_is_in_recovery()";
+
+/// Which server it is; `None` for a standby, and where the server does not say.
+async fn identity(client: &Client) -> Result<Option<Primary>, ConnectError> {
+    let answers = match client.simple_query(IDENTITY).await {
+        Ok(answers) => answers,
+        Err(error) if error.code().is_some() => {
+            log::debug!("the server does not say which it is error={error}");
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let found = answers.iter().find_map(|answer| match answer {
+        SimpleQueryMessage::Row(row) => parse_identity(row.get(0)?, row.get(1)?),
+        _ => None,
+    });
+    Ok(found)
+}
+
+fn parse_identity(file: &str, system: &str) -> Option<Primary> {
+    let timeline = u32::from_str_radix(file.get(..8)?, 16).ok()?;
+    // PostgreSQL shows it as a signed number.
+    let system = system.parse::<i64>().ok()?.cast_unsigned();
+    Some(Primary { system, timeline })
 }
 
 /// Why this is not the server that is wanted.
@@ -310,4 +497,23 @@ async fn unsuitable(client: &Client, target: Target) -> Result<Option<&'static s
         .iter()
         .any(|answer| matches!(answer, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")));
     Ok(is_so.then_some(why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_known_by_its_system_and_its_log() {
+        let primary = |timeline| Primary {
+            system: 7_713_397_125_707_376_733,
+            timeline,
+        };
+        let system = "7713397125707376733";
+        let parsed = |file| parse_identity(file, system);
+        assert_eq!(parsed("000000010000000000000001"), Some(primary(1)));
+        assert_eq!(parsed("0000001F000000A200000001"), Some(primary(31)));
+        assert_eq!(parsed("0000"), None);
+        assert_eq!(parse_identity("000000010000000000000001", "?"), None);
+    }
 }

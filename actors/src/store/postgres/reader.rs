@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::GRACE;
 use super::connection::Connection;
 use super::failure::Failure;
+use super::liveness::while_heard_of;
 use super::settings::PostgresSettings;
 use crate::reader::{
     Answer, Countable, EventCount, EventFilter, EventPage, EventReader, MAX_READ_TIME, MAX_READERS,
@@ -55,6 +56,7 @@ impl PostgresReader {
             ));
         };
         let kept = self.lock_idle().pop();
+        let kept = kept.filter(|kept| kept.still_counts(&self.settings).is_ok());
         let mut was_kept = kept.is_some();
         let mut connection = match kept {
             Some(connection) => connection,
@@ -63,9 +65,16 @@ impl PostgresReader {
         loop {
             let begun = Instant::now();
             let limit = MAX_READ_TIME + GRACE;
-            let read = tokio::time::timeout(limit, in_transaction(&mut connection, &work)).await;
-            match read.unwrap_or(Err(Failure::Late(limit))) {
+            let server = connection.address.clone();
+            let read = async {
+                let read = in_transaction(&mut connection, &work);
+                let read = tokio::time::timeout(limit, read).await;
+                read.unwrap_or(Err(Failure::Late(limit)))
+            };
+            let read = while_heard_of(&self.settings, &server, read).await;
+            match read.flatten() {
                 Ok(read) => {
+                    self.settings.servers.heard(&server);
                     self.lock_idle().push(connection);
                     return Ok(read);
                 }
@@ -74,6 +83,9 @@ impl PostgresReader {
                 {
                     was_kept = false;
                     connection = Connection::open(&self.settings).await?;
+                }
+                Err(failure @ Failure::Silent { .. }) => {
+                    return Err(failure.into_store_error("read", &self.settings.place(), None));
                 }
                 // diesel does not show the code of a statement that was cancelled.
                 Err(_) if begun.elapsed() >= MAX_READ_TIME => return Err(too_slow()),

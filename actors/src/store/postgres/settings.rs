@@ -7,6 +7,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::servers::Servers;
 use super::url::PostgresUrl;
 use crate::address::said;
 use crate::settings::{As, File, InvalidUrl, LongerThanZero, Named, OneOf, Text, Toggle};
@@ -23,7 +24,11 @@ pub struct PostgresSettings {
     /// Which tables may be made.
     #[serde(skip)]
     pub create_schema: CreateSchema,
-    /// PostgreSQL: how long a connection to each host may take to be made before it is tried again.
+    /// What is known of the servers; clones share it.
+    #[serde(skip)]
+    pub servers: Servers,
+    /// PostgreSQL: how long a connection to each host may take to be made before it is tried again; a
+    /// server at work that is silent for a second, and then to a new connection for so long, is given up.
     #[serde(with = "As::<LongerThanZero>")]
     pub connect_timeout: Duration,
     /// PostgreSQL: how long one statement may take before the batch is tried again; longer suits a slow
@@ -74,7 +79,8 @@ impl Default for PostgresSettings {
         Self {
             url: PostgresUrl::default(),
             create_schema: CreateSchema::OwnOnly,
-            connect_timeout: Duration::from_secs(4),
+            servers: Servers::default(),
+            connect_timeout: Duration::from_secs(3),
             statement_timeout: Duration::from_secs(30),
             lock_timeout: Duration::from_secs(4),
             search_path: None,

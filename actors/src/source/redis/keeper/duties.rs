@@ -137,6 +137,26 @@ impl Member {
         Ok(())
     }
 
+    /// Looks at the groups whether it is news for the others or for us.
+    pub(super) async fn agree_on_primary(&self, snapshot: &StreamSnapshot) -> RedisResult<()> {
+        let prefix = self.settings.primary_prefix();
+        let own = self.settings.primary.get();
+        let is_own = |name: &str| {
+            own.is_some_and(|own| name == format!("{prefix}{}:{}", own.system, own.timeline))
+        };
+        let mut recorded = (snapshot.groups.iter()).filter(|group| group.name.starts_with(&prefix));
+        let is_news = match (recorded.next(), recorded.next()) {
+            (Some(one), None) => !is_own(&one.name),
+            (None, None) => own.is_some(),
+            (_, Some(_)) => true,
+        };
+        if !is_news {
+            return Ok(());
+        }
+        let mut commands = self.commands_of(snapshot.epoch).await?;
+        self.agree(&mut commands).await
+    }
+
     /// Trims the stream behind the guard, as it was seen.
     pub(super) async fn trim(&self, snapshot: &StreamSnapshot) -> RedisResult<()> {
         let standing = snapshot.group(&self.settings.guard_group);

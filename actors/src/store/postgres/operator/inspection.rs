@@ -48,8 +48,11 @@ pub(super) async fn inspect(
     let replication = inspection
         .ask("postgres.replication", replication::look)
         .await;
-    let replication = replication.and_then(|replication| replication.judge());
-    inspection.findings.extend(replication);
+    if let Some(replication) = replication {
+        let primary = replication.judge_primary(&inspection.connection);
+        let findings = [primary, replication.judge()].into_iter().flatten();
+        inspection.findings.extend(findings);
+    }
     inspection.look_at_tables(needs, facts.as_ref()).await;
     if let Some(found) = pooler::look(&mut inspection.connection, settings).await {
         inspection.findings.push(found.judge(settings));

@@ -27,10 +27,10 @@ const NEEDED: [(&str, &[&str]); 14] = [
     ),
     ("XACK", &["*", NO_GROUP, "0-0"]),
     ("XCLAIM", &["*", NO_GROUP, NOBODY, "0", "0-0", "JUSTID"]),
-    ("XAUTOCLAIM", &["*", NO_GROUP, NOBODY, "0", "0-0"]),
     ("XGROUP", &["SETID", "*", NO_GROUP, "0-1"]),
     ("XGROUP", &["CREATE", "*", NO_GROUP, NO_ID]),
     ("XGROUP", &["DELCONSUMER", "*", NO_GROUP, NOBODY]),
+    ("XGROUP", &["DESTROY", "*", NO_GROUP]),
     ("EVAL", &["return 0", "1", "*"]),
     ("TIME", &[]),
 ];

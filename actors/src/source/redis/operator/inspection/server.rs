@@ -6,7 +6,7 @@ use redis::RedisError;
 
 use crate::finding::Finding;
 
-/// XAUTOCLAIM and `XTRIM … MINID` came with it.
+/// `XPENDING … IDLE` and `XTRIM … MINID` came with it.
 const OLDEST: (u64, u64) = (6, 2);
 
 /// Beyond this share of its memory, a burst or a replica's buffer may fill it.

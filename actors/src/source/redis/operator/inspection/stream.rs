@@ -37,6 +37,11 @@ pub(super) struct StreamFacts {
     pub(super) oldest_unread: Option<StreamId>,
 }
 
+/// Whether it is a group of somebody else.
+fn is_others(group: &Group, settings: &RedisSettings) -> bool {
+    group.name != settings.group && !group.name.starts_with(&settings.primary_prefix())
+}
+
 impl StreamFacts {
     /// Findings; none of them goes away by itself while no service runs.
     pub(super) fn judge(
@@ -259,7 +264,7 @@ impl StreamFacts {
                 ),
                 "event-persister guard remove",
             ),
-            (false, None) if self.groups.iter().any(|group| group.name != settings.group) => {
+            (false, None) if self.groups.iter().any(|group| is_others(group, settings)) => {
                 Finding::warning(
                     ID,
                     "redis.guard is off, and others read the stream: Prefect's consumers trim what \

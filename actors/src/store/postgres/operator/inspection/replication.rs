@@ -44,6 +44,25 @@ pub(super) async fn look(connection: &mut Connection) -> Result<Replication, Fai
 }
 
 impl Replication {
+    /// Whether this server can be told from one that was left behind in a failover.
+    pub(super) fn judge_primary(&self, connection: &Connection) -> Option<Finding> {
+        const ID: &str = "postgres.primary";
+        let server = &connection.address;
+        match connection.primary {
+            Some(primary) => Some(Finding::ok(ID, format!("{server} is on {primary}"))),
+            None if self.is_standby => None,
+            None => Some(Finding::warning(
+                ID,
+                format!(
+                    "{server} does not say which system and timeline it is: a primary that was left behind \
+                     in a failover, and takes writes again, could not be told from it"
+                ),
+                "GRANT EXECUTE ON FUNCTION pg_control_system TO the role, if somebody has revoked it; else \
+                 see to it that an old primary is fenced",
+            )),
+        }
+    }
+
     pub(super) fn judge(&self) -> Option<Finding> {
         const ID: &str = "postgres.replication";
         let Self { names, level, .. } = self;
