@@ -177,3 +177,6 @@ timeout --signal=INT --preserve-status --kill-after=30s 3s "${CARGO_TARGET_DIR:-
 
 step "all tests"
 limited cargo test --workspace --all-features
+
+step "the paths for reading, as their own document describes them"
+limited tests/openapi/run.sh

@@ -141,6 +141,38 @@ impl Statement {
         statement
     }
 
+    /// The same statements, for a database that is to tell how it finds what they ask for.
+    #[cfg(feature = "testing")]
+    pub(super) fn explained(
+        dialect: Dialect,
+        filter: &EventFilter,
+        countable: Option<&Countable>,
+    ) -> Vec<Self> {
+        let mut statements = match countable {
+            Some(countable) => vec![Self::counts(dialect, filter, countable)],
+            None => {
+                let part = Part {
+                    limit: crate::reader::MAX_PAGE,
+                    after: None,
+                };
+                vec![
+                    Self::total(dialect, filter),
+                    Self::page(dialect, filter, part),
+                ]
+            }
+        };
+        let explain = match dialect {
+            #[cfg(feature = "postgres")]
+            Dialect::Postgres => "EXPLAIN (ANALYZE, BUFFERS)",
+            #[cfg(feature = "sqlite")]
+            Dialect::Sqlite => "EXPLAIN QUERY PLAN",
+        };
+        for statement in &mut statements {
+            statement.text = format!("{explain} {}", statement.text);
+        }
+        statements
+    }
+
     /// The ids of what was written last.
     pub(super) fn written_since(dialect: Dialect, moment: DateTime<Utc>, limit: usize) -> Self {
         let mut statement = Self::new(dialect);
