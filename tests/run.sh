@@ -5,6 +5,7 @@
 #   by apt      gcc and libc6-dev for the bundled SQLite; postgresql, pgbouncer, redis-server, openssl
 #               and sqlite3 for the tests, which start servers of their own
 #   by cargo    cargo-machete and cargo-mutants, into cargo's folder of programs
+#   by pip      schemathesis, into a virtual environment in target/, where there is python3
 # Besides, cargo keeps the crates that it downloads in its own folder, and the tests use the system's
 # temporary folder. Nothing else outside the repository is written to. cargo-deny and promtool are
 # used if they are there.
