@@ -182,6 +182,7 @@ async fn a_question_that_takes_too_long_is_given_up() {
     let database = postgres::Server::shared().database();
     let folder = Folder::new();
     let url = ("EVENT_PERSISTER_DATABASE_URL", database.url.as_str());
+    folder.run_with(&["migrate"], &[url]).exits(0);
     let server = Server::start(&folder, &[url]).ready().await;
     // Nobody may read the table until this is over: as if there were that much to read.
     let locked = database.url.clone();

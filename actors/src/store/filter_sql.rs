@@ -81,16 +81,19 @@ impl Statement {
             condition = format!("{condition} AND {after}");
         }
         let columns = COLUMNS.map(|column| statement.column(column)).join(", ");
-        // As many as there is room for, but always one: a list of large events has more pages.
+        let num_bytes = ["resource", "related", "payload"].map(|column| statement.size(column));
+        let num_bytes = num_bytes.join(" + ");
+        // As many as there is room for, but always one: a list of large events has more pages. Their texts are read
+        // once it is known which: fifty of them may be any size.
         let limit = part.limit;
         statement.text = format!(
-            "SELECT {names}, found FROM (SELECT *, count(*) OVER () AS found, \
-             sum(octet_length(resource) + octet_length(related) + octet_length(payload)) OVER sorted AS num_bytes, \
-             row_number() OVER sorted AS place \
-             FROM (SELECT {columns} FROM events WHERE {condition} {order} LIMIT {limit}) AS page \
+            "SELECT {columns}, found FROM (SELECT id, occurred, count(*) OVER () AS found, \
+             sum(num_bytes) OVER sorted AS num_bytes, row_number() OVER sorted AS place \
+             FROM (SELECT events.id AS id, events.occurred AS occurred, {num_bytes} AS num_bytes \
+             FROM events WHERE {condition} {order} LIMIT {limit}) AS sized \
              WINDOW sorted AS ({order})) AS page \
-             WHERE num_bytes <= {MAX_PAGE_BYTES} OR place = 1 {order}",
-            names = COLUMNS.join(", "),
+             JOIN events ON events.id = page.id AND events.occurred = page.occurred \
+             WHERE page.num_bytes <= {MAX_PAGE_BYTES} OR page.place = 1 ORDER BY page.place",
         );
         statement
     }
@@ -445,6 +448,17 @@ impl Statement {
         match column {
             "resource" | "related" | "payload" => format!("{} AS {column}", self.column_of(column)),
             _ => format!("events.{column} AS {column}"),
+        }
+    }
+
+    /// How many bytes a column's text has.
+    fn size(&self, column: &str) -> String {
+        match self.dialect {
+            #[cfg(feature = "postgres")]
+            Dialect::Postgres => format!("octet_length({})", self.column_of(column)),
+            // Of a column itself it knows that without reading it.
+            #[cfg(feature = "sqlite")]
+            Dialect::Sqlite => format!("octet_length(events.{column})"),
         }
     }
 
