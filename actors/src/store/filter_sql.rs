@@ -83,16 +83,17 @@ impl Statement {
         let columns = COLUMNS.map(|column| statement.column(column)).join(", ");
         let num_bytes = ["resource", "related", "payload"].map(|column| statement.size(column));
         let num_bytes = num_bytes.join(" + ");
-        // As many as there is room for, but always one: a list of large events has more pages. Their texts are read
-        // once it is known which: fifty of them may be any size.
+        // As many as there is room for, but always one: a list of large events has more pages. What is sorted are ids
+        // alone; sizes are asked of the first fifty, and texts are read once it is known which have room.
         let limit = part.limit;
+        const SAME: &str = "events.id = page.id AND events.occurred = page.occurred";
         statement.text = format!(
             "SELECT {columns}, found FROM (SELECT id, occurred, count(*) OVER () AS found, \
              sum(num_bytes) OVER sorted AS num_bytes, row_number() OVER sorted AS place \
              FROM (SELECT events.id AS id, events.occurred AS occurred, {num_bytes} AS num_bytes \
-             FROM events WHERE {condition} {order} LIMIT {limit}) AS sized \
-             WINDOW sorted AS ({order})) AS page \
-             JOIN events ON events.id = page.id AND events.occurred = page.occurred \
+             FROM (SELECT events.id AS id, events.occurred AS occurred \
+             FROM events WHERE {condition} {order} LIMIT {limit}) AS page JOIN events ON {SAME}) AS sized \
+             WINDOW sorted AS ({order})) AS page JOIN events ON {SAME} \
              WHERE page.num_bytes <= {MAX_PAGE_BYTES} OR page.place = 1 ORDER BY page.place",
         );
         statement
