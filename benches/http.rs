@@ -30,6 +30,7 @@ mod database;
 #[allow(dead_code, reason = "other benchmarks need more of it")]
 #[path = "support/generated.rs"]
 mod generated;
+#[allow(dead_code, reason = "other benchmarks need more of it")]
 #[path = "support/light_client.rs"]
 mod light_client;
 #[allow(dead_code, reason = "other benchmarks need more of it")]

@@ -8,6 +8,7 @@
 #   by cargo    cargo-machete and cargo-mutants, into cargo's folder of programs
 #   for --packages besides, by apt: dpkg-dev, lintian, debootstrap, systemd-container, podman, runc
 #   by npm      axe-core, which judges the page, into target/
+#   by pip      schemathesis, into a virtual environment in target/, where there is python3
 # Besides, cargo keeps the crates that it downloads in its own folder, and the tests use the system's
 # temporary folder. Nothing else outside the repository is written to. cargo-deny and promtool are
 # used if they are there.
@@ -264,3 +265,6 @@ timeout --signal=INT --preserve-status --kill-after=30s 3s "${CARGO_TARGET_DIR:-
 
 step "all tests"
 limited cargo test --workspace --all-features
+
+step "the paths for reading, as their own document describes them"
+limited tests/openapi/run.sh

@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use bytestring::ByteString;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::watch;
@@ -41,24 +42,43 @@ const MAX_FOUND: usize = 20_000;
 pub struct LiveEvent {
     /// The event.
     pub event: ReceivedEvent,
-    json: OnceLock<String>,
+    /// Made once for all who watch.
+    message: OnceLock<ByteString>,
 }
 
 impl LiveEvent {
     fn new(event: ReceivedEvent) -> Arc<Self> {
-        let json = OnceLock::new();
-        Arc::new(Self { event, json })
+        let message = OnceLock::new();
+        Arc::new(Self { event, message })
     }
 
     /// As Prefect's API shows it.
     pub fn json(&self) -> &str {
-        self.json
-            .get_or_init(|| StoredEvent::from(&self.event).to_json())
+        let message = self.message();
+        let end = message.len() - MESSAGE[1].len();
+        message.get(MESSAGE[0].len()..end).unwrap_or_default()
+    }
+
+    /// As it is told on a WebSocket.
+    pub(crate) fn message(&self) -> &ByteString {
+        self.message
+            .get_or_init(|| message_of(&StoredEvent::from(&self.event)))
     }
 
     fn num_bytes(&self) -> usize {
         self.event.text().len()
     }
+}
+
+/// What stands around an event in the message that tells it.
+const MESSAGE: [&str; 2] = [r#"{"type":"event","event":"#, "}"];
+
+/// The message that tells an event.
+pub(crate) fn message_of(event: &StoredEvent) -> ByteString {
+    let mut message = MESSAGE[0].to_owned();
+    event.write_json(&mut message);
+    message.push_str(MESSAGE[1]);
+    message.into()
 }
 
 /// The next message to somebody who watches.
@@ -277,7 +297,7 @@ impl Watching {
     pub async fn next(&mut self) -> Live {
         loop {
             self.next.mark_unchanged();
-            if let Some(live) = self.kept() {
+            if let Some(live) = self.now() {
                 return live;
             }
             if self.next.changed().await.is_err() {
@@ -287,7 +307,19 @@ impl Watching {
         }
     }
 
-    fn kept(&mut self) -> Option<Live> {
+    /// Leaves out all but the newest so many; how many that were.
+    #[cfg(feature = "http")]
+    pub(crate) fn skip(&mut self, but_for: u64) -> u64 {
+        let kept = self.shared.lock();
+        let end = kept.first + kept.events.len() as u64;
+        let next = end.saturating_sub(but_for).max(self.number);
+        let num_skipped = next - self.number;
+        self.number = next;
+        num_skipped
+    }
+
+    /// The next message, if it is there already.
+    pub(crate) fn now(&mut self) -> Option<Live> {
         let kept = self.shared.lock();
         if let Some(missed) = kept
             .first

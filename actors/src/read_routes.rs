@@ -368,6 +368,10 @@ fn unavailable(error: &StoreError) -> HttpResponse {
         "events could not be read error={}",
         crate::status::error_chain(error)
     );
+    // Prefect's client asks again after a 503, and the next time would take as long.
+    if let StoreError::TooSlow { .. } = error {
+        return sentence(StatusCode::GATEWAY_TIMEOUT, &error.to_string());
+    }
     let mut answer = sentence(StatusCode::SERVICE_UNAVAILABLE, &error.to_string());
     answer
         .headers_mut()

@@ -40,7 +40,7 @@ impl Protocol {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         if let Self::Socket(_) = self {
-            shake_hands(&mut stream, address).await;
+            shake_hands(&mut stream, address, "in").await;
         }
         stream
     }
@@ -80,6 +80,19 @@ pub(crate) async fn send_all(
         waits
     };
     join_all((0..num_clients).map(|_| client())).await.concat()
+}
+
+/// A WebSocket on which events are told from now on, so many a second at most.
+pub(crate) async fn follow(address: &str, at_most: Option<u64>) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    shake_hands(&mut stream, address, "out").await;
+    let mut frame = Vec::new();
+    let mut filter = json!({"type": "filter", "filter": {}, "backfill": false, "missed": true});
+    filter["at_most"] = json!(at_most);
+    let filter = filter.to_string();
+    push_frame(TEXT, filter.as_bytes(), &mut frame);
+    stream.write_all(&frame).await.unwrap();
+    stream
 }
 
 fn request(events: &[String]) -> Portion {
@@ -126,9 +139,9 @@ fn push_frame(opcode: u8, payload: &[u8], out: &mut Vec<u8>) {
     out.extend(payload);
 }
 
-async fn shake_hands(stream: &mut TcpStream, address: &str) {
+async fn shake_hands(stream: &mut TcpStream, address: &str, way: &str) {
     let head = format!(
-        "GET /api/events/in HTTP/1.1\r\nhost: {address}\r\nconnection: upgrade\r\n\
+        "GET /api/events/{way} HTTP/1.1\r\nhost: {address}\r\nconnection: upgrade\r\n\
          upgrade: websocket\r\nsec-websocket-version: 13\r\n\
          sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-protocol: prefect\r\n\r\n"
     );

@@ -72,6 +72,11 @@ impl Load {
         (0..num_events).map(|_| self.next_message()).collect()
     }
 
+    /// Lets time pass before the next one.
+    pub(crate) fn pause(&mut self, pause: TimeDelta) {
+        self.start += pause;
+    }
+
     fn next_message(&mut self) -> Message {
         let original = &self.originals[self.next % self.originals.len()];
         let num_spans = i32::try_from(self.next / self.originals.len()).unwrap();

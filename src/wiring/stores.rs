@@ -15,6 +15,7 @@ use event_persister_actors::store::{EventStore, OpenStore};
 
 use super::clock;
 use crate::config::{Config, DatabaseUrl};
+use crate::http::Listen;
 
 /// What to do about a database or tables that are not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,9 +115,11 @@ pub(crate) fn operator(config: &Config, missing: Missing) -> Arc<dyn StoreOperat
 
 /// Looks at the configured database as `serve` would use it, and makes nothing.
 pub(crate) async fn inspect_store(config: &Config) -> Vec<Finding> {
+    let listener = &config.http.listener;
     let needs = Needs {
         writers: config.pipeline.writers.get(),
         trims: config.trim.every.is_some(),
+        reads: listener.read_api && listener.listen != Listen::Off,
     };
     operator(config, Missing::Create).inspect(needs).await
 }

@@ -2,18 +2,31 @@
 
     record.py answer EVENTS                the answers of one database, one case a line
     record.py merge EVENTS SQLITE POSTGRES the answers of two, as they stand in tests/data/filters.jsonl.gz
+    record.py many EVENTS CASES NUM SEED   the answers to so many cases, over so many events that it makes besides
 
 EVENTS is a file of events, one a line (tests/data/prefect-events-dev.jsonl.gz); of those that occurred at one
 moment only the first is taken, since Prefect's order among them is none. The database is that of Prefect's own
 setting, PREFECT_API_DATABASE_CONNECTION_URL; its two tables are emptied. run.sh does all of it.
+
+Where pysqlite3 can be imported it takes the place of Python's own SQLite, which may be years old.
 """
 
 import asyncio
+import copy
 import datetime
 import gzip
 import json
 import random
 import sys
+import uuid
+
+try:
+    import pysqlite3
+    import pysqlite3.dbapi2
+
+    sys.modules.update({"sqlite3": pysqlite3, "sqlite3.dbapi2": pysqlite3.dbapi2})
+except ImportError:
+    pass
 
 NOW = "2026-11-28T12:00:00Z"
 ALL_TIME = {"since": "0001-01-01T00:00:00Z", "until": "9999-12-31T23:59:59.999999Z"}
@@ -70,6 +83,56 @@ def load(path):
                 seen.update((event["occurred"], event["id"]))
                 events.append(event)
     return events
+
+
+ODD_TEXTS = [
+    "", " ", "a", "A", "b_c", "b%c", "100%", "_", "%", "*", "?", "!x", "!", "\\", "a\\b", "/", "it's", 'say "hi"', "[0-9]",
+    "grün", "GRÜN", "日本", "😀", "e\u0301", "tab\tline\n", "null", "true", "17", "1.50", "{}", "$.x", "x" * 300, "İ", "ß",
+]
+ODD_LABELS = [
+    "a", "A", "a.b", 'q"q', "'", "", " ", "%", "$", "[0]", "日本", "back\\slash", "prefect.name", "prefect.resource.name",
+    "null", "-1",
+]
+
+
+def varied_events(events, number, seed):
+    """Events like these, each at a moment and with an id of its own, and some of them odd."""
+    chance = random.Random(seed)
+    taken = {event["occurred"] for event in events}
+    start = datetime.datetime(2026, 10, 1, tzinfo=datetime.timezone.utc)
+    odd = lambda: chance.choice(ODD_TEXTS)  # noqa: E731
+    for _ in range(number):
+        event = copy.deepcopy(chance.choice(events))
+        while True:
+            micros = chance.choice([0, 999_999, 999_500, 999_499, 500_000, chance.randrange(1_000_000)])
+            span = chance.choice([58 * 86_400, 58 * 86_400, 3_600])
+            occurred = start + datetime.timedelta(seconds=chance.randrange(span), microseconds=micros)
+            written = occurred.isoformat(timespec="microseconds").replace("+00:00", "Z")
+            if written not in taken:
+                break
+        taken.add(written)
+        received = occurred + datetime.timedelta(milliseconds=chance.randrange(5_000))
+        event.update(
+            id=str(uuid.UUID(int=chance.getrandbits(128), version=4)), occurred=written, received=received.isoformat()
+        )
+        if chance.random() < 0.1:
+            event["event"] = chance.choice([event["event"].upper(), event["event"] + "." + odd(), odd() or "x"])
+        for resource in [event["resource"], *event["related"]]:
+            if chance.random() < 0.15:
+                resource[chance.choice(ODD_LABELS)] = odd()
+            if chance.random() < 0.05:
+                resource["prefect.resource.id"] += odd() or "."
+        if chance.random() < 0.1:
+            event["related"] = [
+                {"prefect.resource.id": "odd." + (odd() or "x"), "prefect.resource.role": odd() or "r", "a": odd()}
+                for _ in range(chance.randrange(3))
+            ]
+        if chance.random() < 0.1:
+            event["payload"] = chance.choice([
+                {}, {"t": odd()}, {odd(): [odd(), None, True]}, {"n": chance.randrange(-(2**70), 2**70)},
+                {"f": chance.random() * 10 ** chance.randrange(-12, 20)}, {"d": {"d": {"d": [[], {}, odd()]}}},
+            ])
+        yield event
 
 
 # --- Cases ------------------------------------------------------------------------------------------------------
@@ -342,6 +405,88 @@ def made_cases(events, seed, number):
             yield filters(filter, chance.choice([None, 7, 20, 50]))
 
 
+JUNK = [
+    None, True, False, 0, 1, -1, 51, 1.5, 1e300, "", "x", "1", "2026-11-24", "2026-11-24T00:00:00Z", "day", "DESC", [], {},
+    [[]], [None], ["x"], [1], {"a": 1}, {"a": ["x"]}, {"id": ["x"]}, "x" * 250, 10**30,
+]
+
+
+def many_cases(events, seed, number):
+    """So many cases: the written ones, made ones, and made ones in which something was broken."""
+    chance = random.Random(seed)
+    written = list(written_cases())
+    yield from written[:number]
+    made = made_cases(events, seed + 1, number)
+    odd = lambda: chance.choice(ODD_TEXTS)  # noqa: E731
+
+    def places(value, at=()):
+        """Every place in it, as the keys that lead there."""
+        yield at
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, value in inner:
+            yield from places(value, (*at, key))
+
+    def at(body, keys):
+        for key in keys:
+            body = body[key]
+        return body
+
+    def break_it(body):
+        *keys, last = chance.choice([place for place in places(body) if place])
+        parent, kind = at(body, keys), chance.randrange(4)
+        if kind == 0 and isinstance(parent, dict):
+            parent[chance.choice(["surplus", "id", "labels", "name", "since", "order"])] = chance.choice(JUNK)
+        elif kind == 1 and isinstance(parent, dict):
+            del parent[last]
+        elif kind == 2 and isinstance(parent[last], str):
+            text = parent[last]
+            place = chance.randrange(len(text) + 1)
+            parent[last] = text[:place] + chance.choice(["", "*", "?", "0", "-", " ", "Z"]) + text[place + 1 :]
+        else:
+            parent[last] = chance.choice(JUNK)
+
+    def make_odd(filter):
+        kind = chance.randrange(6)
+        label = chance.choice(ODD_LABELS)
+        value = [("!" if chance.random() < 0.3 else "") + odd() for _ in range(chance.randint(1, 2))]
+        if kind == 0:
+            filter["text"] = {"query": " ".join(chance.choice(["", "-", "+", "!", '"']) + odd()[:40] for _ in range(3))[:200]}
+        elif kind == 1:
+            filter["event"] = {chance.choice(["name", "prefix", "exclude_name", "exclude_prefix"]): value}
+        elif kind == 2:
+            filter["resource"] = {"labels": {label: value}, "distinct": chance.random() < 0.2}
+        elif kind == 3:
+            filter["any_resource"] = chance.choice([{"labels": {label: value}}, {"id_prefix": ["odd." + value[0]]}])
+        elif kind == 4:
+            filter["related"] = chance.choice([{"labels": {label: value[0]}}, {"role": value}, [{"role": value}, {"id": value}]])
+        else:
+            filter["id"] = {"id": [chance.choice(events)["id"] for _ in range(chance.randint(1, 60))]}
+
+    def shorten(filter):
+        """Mostly a part of the time, at odd ends."""
+        since = datetime.datetime(2026, 10, 1, tzinfo=datetime.timezone.utc)
+        since += datetime.timedelta(seconds=chance.randrange(57 * 86_400), microseconds=chance.randrange(10**6))
+        until = since + datetime.timedelta(seconds=chance.choice([60, 3_600, 86_400, 10 * 86_400]))
+        filter["occurred"] = {"since": since.isoformat(), "until": until.isoformat()}
+        return (until - since).total_seconds()
+
+    for case in (next(made) for _ in range(max(0, number - len(written)))):
+        filter = case["body"]["filter"]
+        seconds = shorten(filter) if chance.random() < 0.8 else None
+        if chance.random() < 0.4:
+            make_odd(filter)
+        if case["path"] == "count-by/time":
+            unit, size = chance.choice([("second", 1), ("minute", 60), ("hour", 3_600), ("day", 86_400), ("week", 604_800)])
+            least = max(seconds or 60 * 86_400, 1) / size / 900
+            interval = chance.choice([least, least * 3.7, float(int(least) + 1), max(least, 1)])
+            case["body"].update(time_unit=unit, time_interval=max(interval, 0.01))
+            if not seconds:
+                filter["occurred"] = {"since": "2026-10-01T00:00:00Z", "until": "2026-11-28T00:00:00Z"}
+        if chance.random() < 0.15:
+            break_it(case["body"])
+        yield case
+
+
 # --- Answers ----------------------------------------------------------------------------------------------------
 
 
@@ -363,11 +508,11 @@ async def fill(events):
 
     db = provide_database_interface()
     engine = await db.engine()
-    if engine.dialect.name == "sqlite":
+    if engine.dialect.name == "sqlite" and engine.dialect.dbapi.sqlite_version_info < (3, 44):
 
         @sa.event.listens_for(engine.sync_engine, "connect")
         def add_concat(connection, record):
-            # SQLite has it from 3.44 on, and Prefect needs it for a search.
+            # Prefect needs it for a search.
             join = lambda *parts: "".join(str(part) for part in parts if part is not None)  # noqa: E731
             connection.create_function("concat", -1, join)
 
@@ -390,7 +535,7 @@ async def ask(client, case):
     return await client.post(url, json=case["body"])
 
 
-async def answer(client, case, places):
+async def answer(client, case, places, max_pages=12):
     """Status, and what the answer says: ids in order over all pages, counts, or what is wrong."""
     response = await ask(client, case)
     said = {"status": response.status_code}
@@ -407,22 +552,40 @@ async def answer(client, case, places):
     while True:
         said["events"] += [places[event["id"]] for event in body["events"]]
         said["pages"] += 1
-        if not body["next_page"] or not body["events"] or said["pages"] == 12:
+        if not body["next_page"] or not body["events"] or said["pages"] == max_pages:
             said["next"] = body["next_page"] is not None
             return said
         body = (await client.get(body["next_page"])).json()
 
 
-async def answers(path):
+def prefect():
+    """A client of a Prefect server in this process."""
     import httpx
     from prefect.server.api.server import create_app
 
+    transport = httpx.ASGITransport(app=create_app(), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://prefect", timeout=600)
+
+
+async def many_answers(path, num_cases, num_events, seed):
+    max_pages = 3
+    events = load(path)
+    events += varied_events(events, num_events - len(events), seed)
+    dialect = await fill(events)
+    freeze()
+    places = {str(event["id"]): place for place, event in enumerate(events)}
+    print(json.dumps({"now": NOW, "max_pages": max_pages, "ids": list(places)}), flush=True)
+    async with prefect() as client:
+        for case in many_cases(events, seed, num_cases):
+            print(json.dumps({"case": case, dialect: await answer(client, case, places, max_pages)}), flush=True)
+
+
+async def answers(path):
     events = load(path)
     dialect = await fill(events)
     freeze()
     places = {str(event["id"]): place for place, event in enumerate(events)}
-    transport = httpx.ASGITransport(app=create_app(), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://prefect", timeout=60) as client:
+    async with prefect() as client:
         made = made_cases(events, 18, 220)
         for case in [*written_cases(), *made]:
             print(json.dumps({"case": case, dialect: await answer(client, case, places)}))
@@ -453,6 +616,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["answer", path]:
             asyncio.run(answers(path))
+        case ["many", path, num_cases, num_events, seed]:
+            asyncio.run(many_answers(path, int(num_cases), int(num_events), int(seed)))
         case ["merge", path, sqlite, postgresql]:
             merge(path, sqlite, postgresql)
         case _:

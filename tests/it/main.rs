@@ -22,6 +22,7 @@ mod prefect_environment;
 mod read_api;
 mod readable;
 mod reader;
+mod reading;
 #[cfg(feature = "service-tests")]
 mod redis_source;
 #[cfg(feature = "service-tests")]

@@ -10,7 +10,7 @@ use event_persister_actors::delivery::Entry;
 use event_persister_actors::delivery::{Batch, BatchId};
 use event_persister_actors::event::{EventLimits, Received, ReceivedEvent};
 use event_persister_actors::reader::{
-    CountRequest, EventFilter, EventReader, PageRequest, PageToken, Part,
+    CountRequest, EventCount, EventFilter, EventReader, PageRequest, PageToken, Part,
 };
 use event_persister_actors::store::{EventStore, StoreError};
 use serde_json::{Value, json};
@@ -18,6 +18,8 @@ use uuid::Uuid;
 
 use super::support::binary::data;
 
+mod by_prefects_client;
+mod on_a_database_of_prefect;
 #[cfg(feature = "service-tests")]
 mod postgres;
 mod sqlite;
@@ -110,6 +112,59 @@ async fn pages(
     }
 }
 
+/// The body of a case.
+fn body_of(case: &Value) -> String {
+    match case.get("text") {
+        Some(text) => text.as_str().unwrap().to_owned(),
+        None => case["body"].to_string(),
+    }
+}
+
+/// The counts as they are recorded.
+fn recorded_counts(counts: &[EventCount]) -> Vec<Value> {
+    let counts = counts.iter().map(|count| {
+        let count = serde_json::to_value(count).unwrap();
+        let keys = ["value", "label", "count", "start_time", "end_time"];
+        keys.map(|key| count[key].clone()).to_vec().into()
+    });
+    counts.collect()
+}
+
+/// How our answer to a case that Prefect answered with 200 differs, if it does.
+async fn difference(
+    reader: &dyn EventReader,
+    (case, expected): (&Value, &Value),
+    now: DateTime<Utc>,
+    places: &BTreeMap<Uuid, usize>,
+    max_pages: usize,
+) -> Option<String> {
+    let body = body_of(case);
+    let path = case["path"].as_str().unwrap();
+    let Some(what) = path.strip_prefix("count-by/") else {
+        let request = PageRequest::parse(body.as_bytes(), now).unwrap();
+        let (total, pages, has_next) = pages(reader, request, max_pages).await.unwrap();
+        let num_pages = pages.len();
+        let events: Vec<usize> = pages.iter().flatten().map(|id| places[id]).collect();
+        let ours = json!({
+            "status": 200, "total": total, "events": events, "pages": num_pages, "next": has_next,
+        });
+        return (ours != *expected).then(|| format!("{case}\n  ours {ours}\n  theirs {expected}"));
+    };
+    let request = CountRequest::parse(what, body.as_bytes(), now).unwrap();
+    let countable = request.countable(now).unwrap();
+    let counts = reader.count(&request.filter, &countable).await.unwrap();
+    let mut counts = recorded_counts(&counts);
+    let mut theirs = expected["counts"].as_array().unwrap().clone();
+    let is_of_time = path.ends_with("time") || path.ends_with("day");
+    let by_number = |count: &Value| std::cmp::Reverse(count[2].as_u64());
+    assert!(is_of_time || counts.is_sorted_by_key(by_number), "{case}");
+    // Of as many events with the same label either may come first in Prefect.
+    let key = |count: &Value| (by_number(count), count[1].to_string(), count[0].to_string());
+    theirs.sort_by_key(key);
+    counts.sort_by_key(key);
+    (counts != theirs).then(|| format!("{case}\n  ours {counts:?}\n  theirs {theirs:?}"))
+}
+
 /// The answers of a database called `name` in the record.
 async fn answers_as_prefect_does(name: &str, reader: &dyn EventReader, recorded: &Recorded) {
     let places: BTreeMap<Uuid, usize> = recorded
@@ -124,12 +179,8 @@ async fn answers_as_prefect_does(name: &str, reader: &dyn EventReader, recorded:
         let case = &line["case"];
         let expected = line.get("prefect").unwrap_or(&line[name]);
         let path = case["path"].as_str().unwrap();
-        let body = match case.get("text") {
-            Some(text) => text.as_str().unwrap().to_owned(),
-            None => case["body"].to_string(),
-        };
         if let Some(body_of_prefect) = expected.get("body") {
-            let request = PageRequest::parse(body.as_bytes(), recorded.now).unwrap();
+            let request = PageRequest::parse(body_of(case).as_bytes(), recorded.now).unwrap();
             let part = Part {
                 limit: request.limit,
                 after: None,
@@ -147,44 +198,11 @@ async fn answers_as_prefect_does(name: &str, reader: &dyn EventReader, recorded:
         if expected["status"] != 200 {
             continue;
         }
-        if let Some(what) = path.strip_prefix("count-by/") {
-            let request = CountRequest::parse(what, body.as_bytes(), recorded.now).unwrap();
-            let countable = request.countable(recorded.now).unwrap();
-            let counts = reader.count(&request.filter, &countable).await.unwrap();
-            let mut counts: Vec<Value> = counts
-                .iter()
-                .map(|count| {
-                    let count = serde_json::to_value(count).unwrap();
-                    let keys = ["value", "label", "count", "start_time", "end_time"];
-                    keys.map(|key| count[key].clone()).to_vec().into()
-                })
-                .collect();
-            num_counts += 1;
-            let mut theirs = expected["counts"].as_array().unwrap().clone();
-            let is_of_time = path.ends_with("time") || path.ends_with("day");
-            let by_number = |count: &Value| std::cmp::Reverse(count[2].as_u64());
-            assert!(is_of_time || counts.is_sorted_by_key(by_number), "{case}");
-            // Of as many events with the same label either may come first in Prefect.
-            let key =
-                |count: &Value| (by_number(count), count[1].to_string(), count[0].to_string());
-            theirs.sort_by_key(key);
-            counts.sort_by_key(key);
-            if counts != theirs {
-                wrong.push(format!("{case}\n  ours {counts:?}\n  theirs {theirs:?}"));
-            }
-        } else {
-            let request = PageRequest::parse(body.as_bytes(), recorded.now).unwrap();
-            let (total, pages, has_next) = pages(reader, request, 12).await.unwrap();
-            let num_pages = pages.len();
-            let events: Vec<usize> = pages.iter().flatten().map(|id| places[id]).collect();
-            let ours = json!({
-                "status": 200, "total": total, "events": events, "pages": num_pages, "next": has_next,
-            });
-            num_lists += 1;
-            if ours != *expected {
-                wrong.push(format!("{case}\n  ours {ours}\n  theirs {expected}"));
-            }
+        match path.starts_with("count-by/") {
+            true => num_counts += 1,
+            false => num_lists += 1,
         }
+        wrong.extend(difference(reader, (case, expected), recorded.now, &places, 12).await);
     }
     let num_wrong = wrong.len();
     wrong.truncate(10);

@@ -15,6 +15,8 @@ import { empty } from "./empty.js";
 const SHOW_EVERY = 250;
 /** How often all is counted again, since others write too, and late ones come. */
 const COUNT_EVERY = 20000;
+/** The same while more events come than are shown live. */
+const COUNT_MISSED_EVERY = 5000;
 /** A pause in typing. */
 const TYPED = 300;
 /** How many of the last live events are remembered, against seeing one twice. */
@@ -29,6 +31,7 @@ export function events() {
   let oldest = null;
   let coming = [];
   let missed = 0;
+  let counted = 0;
   let recent = new Set();
   let emptied = null;
   const zooms = [];
@@ -87,6 +90,7 @@ export function events() {
     const cut = plan(address.spanOf(chosen, oldest));
     const filter = { ...base, occurred: between(cut) };
     const mine = asked;
+    counted = Date.now();
     bars.busy(true);
     try {
       const [times, kinds] = await Promise.all([
@@ -132,7 +136,7 @@ export function events() {
     for (const { at } of come) bars.add(at);
     rows.come(come);
     // What this page was too slow for is in the database: it is counted again, and searched for.
-    if (missed) {
+    if (missed && Date.now() - counted > COUNT_MISSED_EVERY) {
       announce(`${format.number(missed)} events were too many to be shown live`);
       missed = 0;
       count();

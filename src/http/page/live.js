@@ -1,6 +1,9 @@
 // Events as they are committed, by Prefect's own protocol: subprotocol, auth message, filter. The
 // cookie has signed in already, so the token stays empty.
 
+/** Events a second: more run past a reader, and would hold up those who write. */
+const AT_MOST = 250;
+
 /**
  * Follows until it is closed, and comes back by itself.
  * @param {object} filter
@@ -24,7 +27,7 @@ export function follow(filter, told) {
       else if (message.type === "missed") told.missed(message.count);
       else if (message.type === "auth_success") {
         failures = 0;
-        socket.send(JSON.stringify({ type: "filter", filter, backfill: false }));
+        socket.send(JSON.stringify({ type: "filter", filter, backfill: false, missed: true, at_most: AT_MOST }));
         told.state(true);
       }
     };

@@ -502,6 +502,7 @@ async fn clocks_that_are_apart() {
     let needs = Needs {
         writers: 2,
         trims: true,
+        reads: true,
     };
     let findings = store.inspect(needs).await;
     let bad: Vec<_> = (findings.iter())

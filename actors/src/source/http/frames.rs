@@ -494,9 +494,19 @@ impl FrameWriter {
         self.frames.send(frame).await.map_err(|_| Gone)
     }
 
+    /// Puts a frame behind others, to be sent with them.
+    pub(super) fn push(&mut self, message: Outgoing, frames: &mut BytesMut) -> Result<(), Gone> {
+        self.codec.encode(message, frames).map_err(|_| Gone)
+    }
+
+    /// Sends frames that were put together.
+    pub(super) async fn send_frames(&mut self, frames: Bytes) -> Result<(), Gone> {
+        self.frames.send(frames).await.map_err(|_| Gone)
+    }
+
     fn encode(&mut self, message: Outgoing) -> Result<Bytes, Gone> {
         let mut frame = BytesMut::new();
-        self.codec.encode(message, &mut frame).map_err(|_| Gone)?;
+        self.push(message, &mut frame)?;
         Ok(frame.freeze())
     }
 

@@ -1,8 +1,10 @@
 //! `WS /api/events/out`: events as they are committed, in Prefect's own protocol.
 //!
 //! After the handshake the client sends a filter, and is sent the events that it asks for: first, if it wants, those
-//! of the last quarter of an hour, then new ones. A client that reads too slowly is told how many events, of any
-//! kind, it has missed: `{"type":"missed","count":7}`.
+//! of the last quarter of an hour, then new ones. A client that reads too slowly misses some. If its message with the
+//! filter says `"missed": true`, it is told how many events of any kind: `{"type":"missed","count":7}`. Any other one
+//! is sent away, for Prefect's client knows no such message: it connects again, and looks back. `"at_most": 250` asks
+//! for no more events a second, the newest of them; the others count as missed.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,10 +14,11 @@ use actix_http::ws::{CloseCode, CloseReason, Message as Outgoing};
 use actix_web::body::{BodyStream, MessageBody as _};
 use actix_web::http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::BytesMut;
 use bytestring::ByteString;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use uuid::Uuid;
 
 use super::HttpSettings;
@@ -24,7 +27,7 @@ use super::frames::{FrameWriter, Gone, Incoming, MessageReader};
 use super::socket::{Auth, MAX_AUTH_BYTES, SUBPROTOCOL, no_websocket, offers_subprotocol};
 use crate::access::Access;
 use crate::clock::Clock;
-use crate::live::{Live, LiveEvents, Watching};
+use crate::live::{Live, LiveEvents, Watching, message_of};
 use crate::reader::{EventFilter, EventPage, EventReader, MAX_PAGE, Order, PageToken, Part};
 
 /// How far back a client may look.
@@ -32,6 +35,15 @@ const MAX_BACKFILL: TimeDelta = TimeDelta::minutes(15);
 
 /// Events that may come twice, by looking back and live: more than come while somebody looks back.
 const MAX_REMEMBERED: usize = 20_000;
+
+/// Events that are there already are sent together, up to about this size.
+const PIECE: usize = 32 * 1024;
+
+/// So many are looked at before others have their turn.
+const MAX_SEEN: usize = 256;
+
+/// The time in which a client that asks for a pace is told so many events.
+const PACE: Duration = Duration::from_secs(1);
 
 /// How long a client may take to answer a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -168,14 +180,14 @@ impl Connection {
         let asked = timeout(patience, self.message()).await;
         let asked =
             asked.unwrap_or_else(|_| Err(protocol("the 'filter' message did not come in time")))?;
-        let (filter, wants_backfill) = read_filter(&asked, self.shared.clock.now())?;
+        let asked = Asked::read(&asked, self.shared.clock.now())?;
         // Before looking back, so that nothing falls between the two.
         let watching = self.shared.live.watch();
         let mut told = HashSet::new();
-        if wants_backfill {
-            self.look_back(&filter, &mut told).await?;
+        if asked.wants_backfill {
+            self.look_back(&asked.filter, &mut told).await?;
         }
-        self.follow(&filter, watching, told).await
+        self.follow(&asked, watching, told).await
     }
 
     async fn admit(&mut self) -> Result<(), End> {
@@ -184,7 +196,8 @@ impl Connection {
         if !self.shared.access.allows_token(&self.request, auth.token()) {
             return Err(refused("the token is wrong, or missing"));
         }
-        self.send(r#"{"type":"auth_success"}"#.to_owned()).await
+        self.send(ByteString::from_static(r#"{"type":"auth_success"}"#))
+            .await
     }
 
     /// The client's next message, whatever else comes before it.
@@ -209,11 +222,8 @@ impl Connection {
         Ok(None)
     }
 
-    async fn send(&mut self, json: String) -> Result<(), End> {
-        Ok(self
-            .writer
-            .send(Outgoing::Text(ByteString::from(json)))
-            .await?)
+    async fn send(&mut self, json: ByteString) -> Result<(), End> {
+        Ok(self.writer.send(Outgoing::Text(json)).await?)
     }
 
     /// Sends what occurred before, the oldest first.
@@ -240,7 +250,7 @@ impl Connection {
                 if told.len() < MAX_REMEMBERED {
                     told.insert(event.id);
                 }
-                self.send(event_message(&event.to_json())).await?;
+                self.send(message_of(event)).await?;
             }
             token = asked.behind(&page);
         }
@@ -249,53 +259,147 @@ impl Connection {
 
     async fn follow(
         &mut self,
-        filter: &EventFilter,
-        mut watching: Watching,
+        asked: &Asked,
+        watching: Watching,
         mut told: HashSet<Uuid>,
     ) -> Result<std::convert::Infallible, End> {
         let mut pings = interval(self.shared.settings.ping_every);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut paced = Paced::new(watching, asked.at_most);
         loop {
             tokio::select! {
-                live = watching.next() => match live {
-                    Live::Missed(count) => {
-                        self.send(format!(r#"{{"type":"missed","count":{count}}}"#)).await?;
-                    }
-                    Live::Event(live) if filter.matches(&live.event) => {
-                        if !told.remove(&live.event.id) {
-                            self.send(event_message(live.json())).await?;
-                        }
-                    }
-                    // Others have their turn where many events come that nobody here asked for.
-                    Live::Event(_) => tokio::task::yield_now().await,
-                },
+                live = paced.next() => self.tell(live, asked, &mut paced, &mut told).await?,
                 // A message of the client means nothing now.
                 heard = self.hear() => drop(heard?),
                 _ = pings.tick() => self.writer.ping(),
             }
         }
     }
+
+    /// Tells this one, and those behind it that are there already, in one piece.
+    async fn tell(
+        &mut self,
+        first: Live,
+        asked: &Asked,
+        paced: &mut Paced,
+        told: &mut HashSet<Uuid>,
+    ) -> Result<(), End> {
+        let mut next = Some(first);
+        let mut num_seen = 0;
+        let mut frames = BytesMut::new();
+        while let Some(live) = next {
+            match live {
+                Live::Missed(count) if asked.hears_missed => {
+                    let message = format!(r#"{{"type":"missed","count":{count}}}"#);
+                    self.writer
+                        .push(Outgoing::Text(message.into()), &mut frames)?;
+                }
+                Live::Missed(count) => {
+                    let why = format!("{count} events were missed; connect again and look back");
+                    return Err(End::Close(CloseCode::Again, why));
+                }
+                Live::Event(live) if asked.filter.matches(&live.event) => {
+                    if !told.remove(&live.event.id) {
+                        let message = live.message().clone();
+                        self.writer.push(Outgoing::Text(message), &mut frames)?;
+                        paced.count();
+                    }
+                }
+                Live::Event(_) => {}
+            }
+            num_seen += 1;
+            let has_room = frames.len() < PIECE && num_seen < MAX_SEEN;
+            next = if has_room { paced.now() } else { None };
+        }
+        if frames.is_empty() {
+            // Others have their turn where many events come that nobody here asked for.
+            tokio::task::yield_now().await;
+            return Ok(());
+        }
+        Ok(self.writer.send_frames(frames.freeze()).await?)
+    }
 }
 
-fn event_message(json: &str) -> String {
-    format!(r#"{{"type":"event","event":{json}}}"#)
+/// Who watches, and how much of it may be told in this second.
+struct Paced {
+    watching: Watching,
+    at_most: Option<u64>,
+    num_told: u64,
+    ends: Instant,
 }
 
-/// The filter of a `filter` message, and whether the client wants what was before.
-fn read_filter(message: &[u8], now: DateTime<Utc>) -> Result<(EventFilter, bool), End> {
-    let message: Value = serde_json::from_slice(message).unwrap_or_default();
-    if message["type"] != "filter" {
-        return Err(protocol("Expected 'filter' message"));
+impl Paced {
+    fn new(watching: Watching, at_most: Option<u64>) -> Self {
+        Self {
+            watching,
+            at_most,
+            num_told: 0,
+            ends: Instant::now() + PACE,
+        }
     }
-    let mut filter = EventFilter::parse(&message["filter"], now, "filter")
-        .map_err(|problems| protocol(&format!("Invalid filter: {problems}")))?;
-    // An end that is not given is none: what is to come occurs later than now.
-    if message["filter"]["occurred"]["until"].is_null() {
-        filter.occurred.until = DateTime::<Utc>::MAX_UTC;
+
+    /// The next message. Nothing is lost if the future is dropped.
+    async fn next(&mut self) -> Live {
+        if let Some(at_most) = self.at_most {
+            let is_full = self.num_told >= at_most;
+            if is_full {
+                tokio::time::sleep_until(self.ends).await;
+            }
+            if Instant::now() >= self.ends {
+                self.ends = Instant::now() + PACE;
+                self.num_told = 0;
+            }
+            if is_full {
+                let num_skipped = self.watching.skip(at_most);
+                if num_skipped > 0 {
+                    return Live::Missed(num_skipped);
+                }
+            }
+        }
+        self.watching.next().await
     }
-    filter.occurred.since = filter.occurred.since.max(now - MAX_BACKFILL);
-    filter.order = Order::Asc;
-    Ok((filter, message["backfill"].as_bool().unwrap_or(true)))
+
+    fn now(&mut self) -> Option<Live> {
+        let is_full = self.at_most.is_some_and(|at_most| self.num_told >= at_most);
+        (!is_full).then(|| self.watching.now())?
+    }
+
+    fn count(&mut self) {
+        self.num_told += 1;
+    }
+}
+
+/// What a `filter` message asks for.
+struct Asked {
+    filter: EventFilter,
+    wants_backfill: bool,
+    /// Whether it takes a message about what it has missed.
+    hears_missed: bool,
+    /// Events a second.
+    at_most: Option<u64>,
+}
+
+impl Asked {
+    fn read(message: &[u8], now: DateTime<Utc>) -> Result<Self, End> {
+        let message: Value = serde_json::from_slice(message).unwrap_or_default();
+        if message["type"] != "filter" {
+            return Err(protocol("Expected 'filter' message"));
+        }
+        let mut filter = EventFilter::parse(&message["filter"], now, "filter")
+            .map_err(|problems| protocol(&format!("Invalid filter: {problems}")))?;
+        // An end that is not given is none: what is to come occurs later than now.
+        if message["filter"]["occurred"]["until"].is_null() {
+            filter.occurred.until = DateTime::<Utc>::MAX_UTC;
+        }
+        filter.occurred.since = filter.occurred.since.max(now - MAX_BACKFILL);
+        filter.order = Order::Asc;
+        Ok(Self {
+            filter,
+            wants_backfill: message["backfill"].as_bool().unwrap_or(true),
+            hears_missed: message["missed"] == true,
+            at_most: message["at_most"].as_u64().filter(|num| *num > 0),
+        })
+    }
 }
 
 fn refused(why: &str) -> End {

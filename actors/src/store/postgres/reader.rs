@@ -97,6 +97,29 @@ impl PostgresReader {
         }
     }
 
+    /// How the server finds what is asked for, statement by statement: page and total, or counts.
+    ///
+    /// # Errors
+    ///
+    /// The server cannot be asked.
+    #[cfg(feature = "testing")]
+    pub async fn plans(
+        &self,
+        filter: &EventFilter,
+        countable: Option<&Countable>,
+    ) -> Result<Vec<String>, StoreError> {
+        self.read(async |connection: &mut Connection| {
+            let mut plans = Vec::new();
+            for statement in Statement::explained(Dialect::Postgres, filter, countable) {
+                let lines: Vec<PlanRow> = bound(statement).load(&mut connection.pg).await?;
+                let lines: Vec<_> = lines.into_iter().map(|row| row.line).collect();
+                plans.push(lines.join("\n"));
+            }
+            Ok(plans)
+        })
+        .await
+    }
+
     fn lock_idle(&self) -> MutexGuard<'_, Vec<Connection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -262,6 +285,13 @@ fn within_its_time(moment: DateTime<Utc>) -> DateTime<Utc> {
     const SECONDS: i64 = 365 * 86_400;
     let [first, last] = YEARS.map(|years| DateTime::from_timestamp(years * SECONDS, 0));
     moment.clamp(first.unwrap_or(moment), last.unwrap_or(moment))
+}
+
+#[cfg(feature = "testing")]
+#[derive(QueryableByName)]
+struct PlanRow {
+    #[diesel(sql_type = Text, column_name = "QUERY PLAN")]
+    line: String,
 }
 
 #[derive(QueryableByName)]

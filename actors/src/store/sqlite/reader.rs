@@ -51,6 +51,30 @@ impl SqliteReader {
         }
     }
 
+    /// How SQLite finds what is asked for, statement by statement: page and total, or counts.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read.
+    #[cfg(feature = "testing")]
+    pub async fn plans(
+        &self,
+        filter: &EventFilter,
+        countable: Option<&Countable>,
+    ) -> Result<Vec<String>, StoreError> {
+        let statements = Statement::explained(Dialect::Sqlite, filter, countable);
+        self.read(move |connection| {
+            let mut plans = Vec::new();
+            for statement in statements {
+                let steps: Vec<PlanRow> = load(connection, statement)?;
+                let steps: Vec<_> = steps.into_iter().map(|row| row.detail).collect();
+                plans.push(steps.join("\n"));
+            }
+            Ok(plans)
+        })
+        .await
+    }
+
     async fn turn(&self) -> Result<SemaphorePermit<'_>, StoreError> {
         let turn = tokio::time::timeout(MAX_READ_TIME, self.turns.acquire());
         match turn.await {
@@ -274,6 +298,13 @@ struct OverviewRow {
     oldest: Option<String>,
     #[diesel(sql_type = Nullable<Text>)]
     newest: Option<String>,
+}
+
+#[cfg(feature = "testing")]
+#[derive(QueryableByName)]
+struct PlanRow {
+    #[diesel(sql_type = Text)]
+    detail: String,
 }
 
 #[derive(QueryableByName)]

@@ -6,6 +6,7 @@ use diesel::sql_types::{BigInt, Bool, Integer, Text, Timestamptz};
 
 use super::{Connection, Failure, Needs, apart, row};
 use crate::finding::Finding;
+use crate::reader::MAX_READERS;
 
 /// `gen_random_uuid()` and all that the store function uses came with it.
 const OLDEST: i32 = 130_000;
@@ -161,10 +162,11 @@ impl ServerFacts {
     fn connections(&self, needs: Needs) -> Finding {
         const ID: &str = "postgres.connections";
         // A writer has one for its batches of any kind, and one to copy large ones.
-        let wanted = i64::try_from(needs.writers)
-            .unwrap_or(i64::MAX)
-            .saturating_mul(2)
-            .saturating_add(i64::from(needs.trims));
+        let for_writers = needs.writers.saturating_mul(2);
+        // One more is for dead letters.
+        let for_reading = if needs.reads { MAX_READERS + 1 } else { 0 };
+        let wanted = for_writers.saturating_add(usize::from(needs.trims) + for_reading);
+        let wanted = i64::try_from(wanted).unwrap_or(i64::MAX);
         let what = format!(
             "{} connections are free for this role, and {wanted} are wanted",
             self.free.max(0)
@@ -174,7 +176,7 @@ impl ServerFacts {
                 ID,
                 what,
                 "raise max_connections, or the CONNECTION LIMIT of the role or database, or lower \
-                 pipeline.writers; if a service of ours is running, its connections are in use already",
+                 pipeline.writers, or set http.read_api to off; if a service of ours is running, its connections are in use already",
             );
         }
         Finding::ok(ID, what)
@@ -210,6 +212,7 @@ mod tests {
     const NEEDS: Needs = Needs {
         writers: 2,
         trims: true,
+        reads: true,
     };
 
     fn good() -> ServerFacts {
@@ -222,7 +225,7 @@ mod tests {
             full_page_writes: true,
             synchronous_commit: "on".to_owned(),
             lz4: true,
-            free: 5,
+            free: 8,
             can_create: true,
             now: DateTime::UNIX_EPOCH,
         }
@@ -260,9 +263,25 @@ mod tests {
             [("postgres.compression", Severity::Warning)]
         );
         assert_eq!(
-            bad(|facts| facts.free = 4),
+            bad(|facts| facts.free = 7),
             [("postgres.connections", Severity::Warning)]
         );
+    }
+
+    #[test]
+    fn connections_are_wanted_for_what_is_switched_on() {
+        let wanted = |writers, trims, reads| {
+            let needs = Needs {
+                writers,
+                trims,
+                reads,
+            };
+            let enough = |free| ServerFacts { free, ..good() }.connections(needs);
+            (0..).find(|free| enough(*free).remedy.is_none())
+        };
+        assert_eq!(wanted(1, false, false), Some(2));
+        assert_eq!(wanted(1, true, false), Some(3));
+        assert_eq!(wanted(4, true, true), Some(12));
     }
 
     #[test]

@@ -1,0 +1,229 @@
+//! What those who read may cost: memory, and the time of others.
+
+use std::time::Duration;
+
+use event_persister_actors::clock::{Clock as _, SystemClock};
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+use super::support::binary::Folder;
+use super::support::server::Server;
+use super::support::socket::{self, Socket};
+
+const MIB: usize = 1 << 20;
+
+fn large(number: usize, num_bytes: usize) -> Value {
+    json!({
+        "id": uuid::Uuid::from_u128(number as u128 + 1), "event": "large",
+        "occurred": format!("2026-01-01T00:{:02}:{:02}Z", number / 60, number % 60),
+        "resource": { "prefect.resource.id": format!("large.{number}") },
+        "payload": { "text": "x".repeat(num_bytes) },
+    })
+}
+
+/// All pages of everything that ever was, by HTTP; how many events each has.
+async fn pages(server: &Server) -> Vec<usize> {
+    let client = reqwest::Client::new();
+    let all = json!({ "filter": { "occurred": { "since": "2020-01-01T00:00:00Z" } } });
+    let mut request = client.post(server.url("/api/events/filter")).json(&all);
+    let mut lengths = Vec::new();
+    loop {
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let page: Value = answer.json().await.unwrap();
+        lengths.push(page["events"].as_array().unwrap().len());
+        let Some(next) = page["next_page"].as_str() else {
+            return lengths;
+        };
+        request = client.get(next);
+    }
+}
+
+#[tokio::test]
+async fn pages_of_large_events_take_little_memory() {
+    const NUM: usize = 60;
+    let folder = Folder::new();
+    let events: Vec<_> = (0..NUM)
+        .map(|number| large(number, MIB).to_string())
+        .collect();
+    folder.write("events.jsonl", events.join("\n"));
+    folder.run(&["import", "events.jsonl"]).exits(0);
+    let server = Server::start(&folder, &[]).ready().await;
+    let before = server.memory();
+    let all = join_all((0..6).map(|_| pages(&server))).await;
+    for lengths in all {
+        assert_eq!(lengths.iter().sum::<usize>(), NUM);
+        assert!(lengths.iter().all(|length| *length <= 4), "{lengths:?}");
+    }
+    // Rows and their JSON of two answers, 16 MiB of answers that are being sent, and what SQLite keeps.
+    let grown = server.peak_memory() - before;
+    assert!(grown < 72, "{grown} MiB more than {before}");
+}
+
+async fn subscribed(server: &Server, wants: Value) -> Socket {
+    let connected = socket::connect_to(server.address(), "/api/events/out", Some("prefect"), &[]);
+    let mut socket = connected.await.unwrap();
+    socket::authenticate(&mut socket, Value::Null).await;
+    let mut filter = json!({ "type": "filter", "backfill": false, "filter": {} });
+    for (key, value) in wants.as_object().unwrap() {
+        filter[key] = value.clone();
+    }
+    socket::send(&mut socket, filter.to_string().into()).await;
+    socket::ping(&mut socket, "now").await;
+    socket
+}
+
+async fn next_text(subscriber: &mut Socket) -> String {
+    loop {
+        // Pings come between.
+        if let Message::Text(text) = socket::next(subscriber).await {
+            return text.to_string();
+        }
+    }
+}
+
+/// More than is kept, and than fits into the buffers of two sockets.
+const NUM_FAST: usize = 300;
+
+async fn send_too_many(server: &Server) {
+    for first in (0..NUM_FAST).step_by(10) {
+        let mut events: Vec<_> = (first..first + 10)
+            .map(|number| large(number, MIB / 8))
+            .collect();
+        for event in &mut events {
+            event["occurred"] = json!(SystemClock.now());
+        }
+        assert_eq!(server.post_status(json!(events).to_string()).await, 204);
+    }
+}
+
+#[tokio::test]
+async fn a_subscriber_that_cannot_keep_up_is_told_how_many_it_missed() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]).ready().await;
+    let mut subscriber = subscribed(&server, json!({ "missed": true })).await;
+    send_too_many(&server).await;
+    let (mut told, mut missed) = (0, 0);
+    while told + missed < NUM_FAST as u64 {
+        let message: Value = serde_json::from_str(&next_text(&mut subscriber).await).unwrap();
+        match message["type"].as_str() {
+            Some("event") => told += 1,
+            Some("missed") => missed += message["count"].as_u64().unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(told + missed, NUM_FAST as u64);
+    assert!(missed > 0 && told > 0, "{told} {missed}");
+    // It goes on.
+    let mut last = large(NUM_FAST, 1);
+    last["occurred"] = json!(SystemClock.now());
+    assert_eq!(server.post_status(json!([last]).to_string()).await, 204);
+    assert!(next_text(&mut subscriber).await.contains("large.300"));
+}
+
+#[tokio::test]
+async fn a_subscriber_is_told_no_more_than_it_asks_for() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]).ready().await;
+    let mut subscriber = subscribed(&server, json!({ "missed": true, "at_most": 20 })).await;
+    let sent: Vec<_> = (0..100)
+        .map(|number| {
+            let mut event = large(number, 1);
+            event["occurred"] = json!(SystemClock.now());
+            event
+        })
+        .collect();
+    assert_eq!(server.post_status(json!(sent).to_string()).await, 204);
+    let mut told = Vec::new();
+    let mut missed = 0;
+    while told.len() as u64 + missed < 100 {
+        let message: Value = serde_json::from_str(&next_text(&mut subscriber).await).unwrap();
+        match message["type"].as_str() {
+            Some("event") => told.push(message["event"]["resource"]["prefect.resource.id"].clone()),
+            _ => missed += message["count"].as_u64().unwrap(),
+        }
+    }
+    // The first of this second, and of the next the newest.
+    let newest: Vec<_> = (80..100)
+        .map(|number| json!(format!("large.{number}")))
+        .collect();
+    assert_eq!((told.len(), missed), (40, 60));
+    assert_eq!(told[20..], newest);
+}
+
+#[tokio::test]
+async fn a_subscriber_that_knows_no_such_message_is_sent_away_to_look_back() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]).ready().await;
+    let mut subscriber = subscribed(&server, json!({})).await;
+    send_too_many(&server).await;
+    let mut told = 0;
+    let closed = loop {
+        match socket::next(&mut subscriber).await {
+            Message::Text(text) => {
+                assert!(text.starts_with(r#"{"type":"event""#));
+                told += 1;
+            }
+            Message::Close(frame) => break frame.unwrap(),
+            _ => {}
+        }
+    };
+    assert_eq!(u16::from(closed.code), 1013);
+    assert!(closed.reason.contains("were missed"), "{}", closed.reason);
+    assert!(told < NUM_FAST);
+}
+
+#[cfg(feature = "service-tests")]
+#[tokio::test]
+async fn a_question_that_takes_too_long_is_given_up() {
+    use super::support::postgres;
+
+    let database = postgres::Server::shared().database();
+    let folder = Folder::new();
+    let url = ("EVENT_PERSISTER_DATABASE_URL", database.url.as_str());
+    folder.run_with(&["migrate"], &[url]).exits(0);
+    let server = Server::start(&folder, &[url]).ready().await;
+    // Nobody may read the table until this is over: as if there were that much to read.
+    let locked = database.url.clone();
+    let lock = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        runtime.block_on(async {
+            let connected = tokio_postgres::connect(&locked, tokio_postgres::NoTls).await;
+            let (client, connection) = connected.unwrap();
+            let locking = async {
+                let lock = "BEGIN; LOCK TABLE event_resources IN ACCESS EXCLUSIVE MODE; \
+                    SELECT pg_sleep(12)";
+                client.batch_execute(lock).await.unwrap();
+            };
+            tokio::select! {
+                ended = connection => ended.unwrap(),
+                () = locking => {}
+            }
+        });
+    });
+    let held = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted \
+        AND relation = 'event_resources'::regclass";
+    server
+        .until("the table is locked", || database.value(held) == "1")
+        .await;
+    let filter = json!({ "filter": { "any_resource": { "id": ["x"] } } });
+    let client = reqwest::Client::new();
+    let asked = client.post(server.url("/api/events/filter")).json(&filter);
+    let answer = asked.send().await.unwrap();
+    assert_eq!(answer.status(), 504);
+    assert!(!answer.headers().contains_key("retry-after"));
+    let said: Value = answer.json().await.unwrap();
+    assert_eq!(
+        said["exception_message"],
+        "the database took longer than 10 s to find that; ask for a shorter time or for less"
+    );
+    tokio::task::spawn_blocking(move || lock.join().unwrap())
+        .await
+        .unwrap();
+    // The connection has not suffered.
+    let again = client.post(server.url("/api/events/filter")).json(&filter);
+    let again = again.timeout(Duration::from_secs(5)).send().await.unwrap();
+    assert_eq!(again.status(), 200);
+}
