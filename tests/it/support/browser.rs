@@ -31,7 +31,7 @@ pub(crate) const SHIFT: &str = "\u{e008}";
 /// How soon it is looked again whether something shows.
 const POLL: Duration = Duration::from_millis(20);
 
-/// A browser is a dozen processes: one at a time is fast enough, and has its time.
+/// One at a time: a browser is a dozen processes, and the tests measure how soon something is seen.
 static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Runs in every page before its own scripts: notes what a person would not see.
