@@ -66,9 +66,15 @@ pub(crate) fn setting(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Whether tests must not be left out.
-pub(crate) fn is_demanded() -> bool {
-    setting("TEST_BROWSER").is_some_and(|value| value == "required")
+/// Says that a test is left out; fails it where that must not be.
+#[expect(
+    clippy::print_stderr,
+    reason = "the only word of a test that is left out"
+)]
+pub(crate) fn left_out(why: &str) {
+    let is_demanded = setting("TEST_BROWSER").is_some_and(|value| value == "required");
+    assert!(!is_demanded, "TEST_BROWSER=required, but {why}");
+    eprintln!("LEFT OUT, for {why}");
 }
 
 impl Browser {
@@ -78,11 +84,7 @@ impl Browser {
         let mut process = match chromedriver() {
             Ok(process) => process,
             Err(error) => {
-                assert!(
-                    !is_demanded(),
-                    "TEST_BROWSER=required, and there is no chromedriver: {error}"
-                );
-                eprintln!("LEFT OUT, for there is no chromium with its chromedriver here: {error}");
+                left_out(&format!("there is no chromedriver here: {error}"));
                 return None;
             }
         };
