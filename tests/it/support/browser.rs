@@ -60,7 +60,7 @@ struct Driver {
     session: String,
 }
 
-/// The name of a setting, or nothing where it is empty.
+/// The value of a variable, where it has one.
 #[expect(clippy::disallowed_methods, reason = "the tests' own settings")]
 pub(crate) fn setting(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
