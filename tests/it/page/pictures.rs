@@ -97,7 +97,7 @@ async fn of_the_readme() {
         .await;
     come(rest).await;
     browser
-        .script("document.querySelector('.detail-body').scrollTop = 1e6")
+        .script("document.querySelectorAll('.detail h3')[1].scrollIntoView()")
         .await;
     browser.picture("readme-event").await;
 }
