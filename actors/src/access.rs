@@ -173,9 +173,9 @@ fn asks_a_name(request: &HttpRequest) -> bool {
 
 /// Whether this is `localhost` or an IP address, perhaps with a port.
 fn is_address(host: &str) -> bool {
-    if let Some(rest) = host.strip_prefix('[') {
-        let ip = rest.split_once(']').map(|(ip, _)| ip.parse::<Ipv6Addr>());
-        return ip.is_some_and(|ip| ip.is_ok());
+    let bracketed = host.strip_prefix('[');
+    if let Some((ip, port)) = bracketed.and_then(|host| host.split_once(']')) {
+        return (port.is_empty() || port.starts_with(':')) && ip.parse::<Ipv6Addr>().is_ok();
     }
     let host = host.split_once(':').map_or(host, |(host, _)| host);
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()

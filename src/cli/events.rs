@@ -121,7 +121,7 @@ impl FromStr for ServiceUrl {
         let authority = url.authority().map_or("", |authority| authority.as_str());
         if authority.contains('@') {
             return Err(
-                "who lists processes would see a secret in it: set http.auth_string \
+                "a secret in it is seen by everybody who lists processes: set http.auth_string \
                  (EVENT_PERSISTER_HTTP_AUTH_STRING) instead"
                     .to_owned(),
             );

@@ -4,8 +4,8 @@
 import { h, svg, fill, say, mark } from "./dom.js";
 import * as format from "./format.js";
 
-/** Five minutes of what was stored, one point for each look. */
-const POINTS = 150;
+/** Two minutes of what was stored, one point for each look. */
+const POINTS = 60;
 const [SPARK_WIDTH, SPARK_HEIGHT] = [120, 26];
 
 /** Rates come from two looks at the same counters; a restart begins anew. */

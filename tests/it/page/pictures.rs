@@ -9,7 +9,7 @@ use super::*;
 /// The span that the captured events are laid out over: a little less than the page shows at first.
 const SPAN: f64 = 57.0 * 60.0;
 /// So many come while somebody looks, so that rates are seen.
-const NUM_LIVE: usize = 160;
+const NUM_LIVE: usize = 600;
 
 /// The events of the file that `TEST_EVENTS` names, one JSON text a line, perhaps compressed; the oldest first.
 fn captured() -> Vec<Value> {
@@ -86,7 +86,8 @@ async fn of_the_readme() {
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
     };
-    come(&live[..NUM_LIVE / 2]).await;
+    let (first, rest) = live.split_at(NUM_LIVE - 60);
+    come(first).await;
     browser.picture("readme-events").await;
     browser.prefers("dark").await;
     let failed = "[...document.querySelectorAll('.sizer .row')].find((row) => row.querySelector('.res-name').textContent)";
@@ -94,6 +95,9 @@ async fn of_the_readme() {
     browser
         .until("document.querySelector('.json, .detail-body p.soft')")
         .await;
-    come(&live[NUM_LIVE / 2..]).await;
+    come(rest).await;
+    browser
+        .script("document.querySelectorAll('.detail h3')[1].scrollIntoView()")
+        .await;
     browser.picture("readme-event").await;
 }

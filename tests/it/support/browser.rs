@@ -31,7 +31,7 @@ pub(crate) const SHIFT: &str = "\u{e008}";
 /// How soon it is looked again whether something shows.
 const POLL: Duration = Duration::from_millis(20);
 
-/// A browser is a dozen processes: one at a time is fast enough, and has its time.
+/// One at a time: a browser is a dozen processes, and the tests measure how soon something is seen.
 static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Runs in every page before its own scripts: notes what a person would not see.
@@ -60,15 +60,21 @@ struct Driver {
     session: String,
 }
 
-/// The name of a setting, or nothing where it is empty.
+/// The value of a variable, where it has one.
 #[expect(clippy::disallowed_methods, reason = "the tests' own settings")]
 pub(crate) fn setting(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Whether tests must not be left out.
-pub(crate) fn is_demanded() -> bool {
-    setting("TEST_BROWSER").is_some_and(|value| value == "required")
+/// Says that a test is left out; fails it where that must not be.
+#[expect(
+    clippy::print_stderr,
+    reason = "the only word of a test that is left out"
+)]
+pub(crate) fn left_out(why: &str) {
+    let is_demanded = setting("TEST_BROWSER").is_some_and(|value| value == "required");
+    assert!(!is_demanded, "TEST_BROWSER=required, but {why}");
+    eprintln!("LEFT OUT, for {why}");
 }
 
 impl Browser {
@@ -78,11 +84,7 @@ impl Browser {
         let mut process = match chromedriver() {
             Ok(process) => process,
             Err(error) => {
-                assert!(
-                    !is_demanded(),
-                    "TEST_BROWSER=required, and there is no chromedriver: {error}"
-                );
-                eprintln!("LEFT OUT, for there is no chromium with its chromedriver here: {error}");
+                left_out(&format!("there is no chromedriver here: {error}"));
                 return None;
             }
         };
