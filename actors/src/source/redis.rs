@@ -44,6 +44,7 @@ mod failure;
 mod fetch;
 mod keeper;
 mod member;
+mod old_master;
 mod operator;
 mod pending;
 mod position;
