@@ -35,6 +35,20 @@ impl<'a> Parts<'a> {
         })
     }
 
+    /// Without a `#` and what stands behind it, and whether there was any.
+    pub(crate) fn without_fragment(mut self) -> (Self, bool) {
+        let mut is_behind = false;
+        for part in [&mut self.hosts, &mut self.path, &mut self.query] {
+            if is_behind {
+                *part = "";
+            } else if let Some((before, _)) = part.split_once('#') {
+                *part = before;
+                is_behind = true;
+            }
+        }
+        (self, is_behind)
+    }
+
     /// The parameters; a value that is empty is none. A `+` is a blank, as in a form.
     pub(crate) fn parameters(
         &self,
@@ -117,6 +131,9 @@ pub(crate) fn host_and_port(text: &str, default: u16) -> Result<(String, u16), I
         "" => default,
         port => self::port(port)?,
     };
+    if host.contains(['[', ']']) {
+        return Err("brackets stand around a whole IPv6 address".into());
+    }
     Ok((decode(host)?.ok_or("the host is missing")?, port))
 }
 

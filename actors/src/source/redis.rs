@@ -45,6 +45,7 @@ mod fetch;
 mod idleness;
 mod keeper;
 mod member;
+mod old_master;
 mod operator;
 mod pending;
 mod position;

@@ -112,6 +112,9 @@ async fn repeat(member: &Weak<Member>, duty: Duty) {
         if has_joined || duty == Duty::Follow {
             member.run(duty).await;
         }
+        if duty == Duty::Follow {
+            member.read_old_masters();
+        }
     }
 }
 

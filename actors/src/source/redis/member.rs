@@ -120,7 +120,8 @@ impl Member {
             drop(reading);
             let mut keeping = self.keeping();
             keeping.recorded = RecordedReads::default();
-            keeping.positions.begin_anew();
+            // The stream may end before where the old one's did, which is told with the new master.
+            keeping.positions = Positions::default();
         }
         Ok(())
     }
@@ -158,7 +159,7 @@ impl Member {
         } else {
             log::error!(
                 "Redis has a new master, which lacks entries that this process had read; these are stored or \
-                 will be, but what nobody had read of the old master's is lost num_missing={num} \
+                 will be, but what nobody can read of the old master's is lost num_missing={num} \
                  redis.server={} redis.master={master}",
                 self.server
             );

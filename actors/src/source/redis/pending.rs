@@ -31,6 +31,8 @@ pub(super) struct PendingEntries {
     /// Read before, by us or another consumer; go first.
     again: VecDeque<Message>,
     fresh: VecDeque<Message>,
+    /// Of a master that was replaced. Nothing of it is acknowledged, so only their messages are known.
+    of_old_master: VecDeque<Message>,
     /// Rewound entries have not been read again yet; nothing new goes out before them.
     is_rewinding: bool,
     next_receipt: u64,
@@ -86,11 +88,28 @@ impl PendingEntries {
         true
     }
 
-    fn insert(&mut self, id: StreamId, known: Option<Receipt>, now: Instant) -> Receipt {
-        let receipt = known.unwrap_or_else(|| {
-            self.next_receipt += 1;
-            Receipt(self.next_receipt - 1)
+    /// Takes in what an old master has; its id may be another entry's here.
+    pub(super) fn add_of_old_master(&mut self, body: Body, redelivered: bool) {
+        let receipt = self.new_receipt();
+        self.of_old_master.push_back(Message {
+            receipt,
+            redelivered,
+            body,
         });
+    }
+
+    /// Whether all that was taken in of old masters was handed out.
+    pub(super) fn has_none_of_old_master(&self) -> bool {
+        self.of_old_master.is_empty()
+    }
+
+    fn new_receipt(&mut self) -> Receipt {
+        self.next_receipt += 1;
+        Receipt(self.next_receipt - 1)
+    }
+
+    fn insert(&mut self, id: StreamId, known: Option<Receipt>, now: Instant) -> Receipt {
+        let receipt = known.unwrap_or_else(|| self.new_receipt());
         let entry = InFlight {
             stage: Stage::Waiting,
             receipt,
@@ -128,14 +147,19 @@ impl PendingEntries {
                 break;
             }
             num_bytes = with_this;
-            in_flight.stage = Stage::HandedOut;
+            if let Some(in_flight) = in_flight {
+                in_flight.stage = Stage::HandedOut;
+            }
             messages.extend(queue.pop_front());
         }
         (!messages.is_empty()).then_some(Chunk { messages, more })
     }
 
     /// The queue whose first message is next, and what is known of it. What is void meanwhile is dropped.
-    fn next_waiting(&mut self) -> Option<(&mut VecDeque<Message>, &mut InFlight)> {
+    fn next_waiting(&mut self) -> Option<(&mut VecDeque<Message>, Option<&mut InFlight>)> {
+        if !self.of_old_master.is_empty() {
+            return Some((&mut self.of_old_master, None));
+        }
         let by_receipt = &self.by_receipt;
         for queue in [&mut self.again, &mut self.fresh] {
             let is_over = |first: &Message| !by_receipt.contains_key(&first.receipt);
@@ -151,7 +175,7 @@ impl PendingEntries {
             &mut self.fresh
         };
         let id = by_receipt.get(&queue.front()?.receipt)?;
-        Some((queue, self.in_flight.get_mut(id)?))
+        Some((queue, Some(self.in_flight.get_mut(id)?)))
     }
 
     /// Returns all that is committed: one command takes in what an earlier one could not.
@@ -262,9 +286,11 @@ impl PendingEntries {
                 .is_some_and(|known| known.stage != Stage::Rewound)
     }
 
-    /// Lets go of everything: the group that it was read from is no more, or we are.
+    /// Lets go of everything: the group that it was read from is no more, or we are. What an old master has
+    /// taken is nowhere else.
     pub(super) fn clear(&mut self) {
         *self = Self {
+            of_old_master: std::mem::take(&mut self.of_old_master),
             next_receipt: self.next_receipt,
             reply_is_under_way: self.reply_is_under_way,
             ..Self::default()

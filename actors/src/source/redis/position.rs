@@ -159,15 +159,6 @@ impl Positions {
         self.end_seen_at = None;
     }
 
-    /// The group stands on another server from here on. How far the stream had come stays known, to tell whether it
-    /// has gone back.
-    pub(super) fn begin_anew(&mut self) {
-        *self = Self {
-            end: self.end,
-            ..Self::default()
-        };
-    }
-
     /// Takes in a look; `end_before` was known when it began, and reads may have brought more meanwhile.
     pub(super) fn see(
         &mut self,

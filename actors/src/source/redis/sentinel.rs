@@ -54,6 +54,12 @@ pub(super) struct Master {
     pub(super) epoch: u64,
 }
 
+impl Master {
+    pub(super) fn is_at_the_place_of(&self, other: &Self) -> bool {
+        (&self.host, self.port) == (&other.host, other.port)
+    }
+}
+
 impl fmt::Display for Master {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&host_with_port(&self.host, self.port))
@@ -78,6 +84,8 @@ pub(super) struct Watch {
     /// The open connection to each.
     connections: Vec<tokio::sync::Mutex<Option<Connection>>>,
     known: Mutex<Option<Master>>,
+    /// Those that were the master before, until somebody asks for them.
+    replaced: Mutex<Vec<Master>>,
     /// There is another master.
     pub(super) renewed: Notify,
 }
@@ -90,6 +98,7 @@ impl Watch {
             sentinels: sentinels.clone(),
             connections: connections.map(|_| tokio::sync::Mutex::default()).collect(),
             known: Mutex::default(),
+            replaced: Mutex::default(),
             renewed: Notify::new(),
         }
     }
@@ -97,6 +106,11 @@ impl Watch {
     /// The master as it was last known.
     pub(super) fn known(&self) -> Option<Master> {
         lock(&self.known).clone()
+    }
+
+    /// The masters that were replaced since this was asked last.
+    pub(super) fn take_replaced(&self) -> Vec<Master> {
+        std::mem::take(&mut *lock(&self.replaced))
     }
 
     /// Asks all sentinels for the master.
@@ -117,11 +131,10 @@ impl Watch {
         let mut known = lock(&self.known);
         let chosen = choose(known.as_ref(), &answers, self.connections.len());
         let master = chosen.map_err(|why| no_master(&why.to_string()))?;
-        let is_another = known
-            .as_ref()
-            .is_some_and(|known| known.epoch != master.epoch);
-        *known = Some(master.clone());
-        if is_another {
+        let before = known.replace(master.clone());
+        let replaced = before.filter(|before| before.epoch != master.epoch);
+        if let Some(replaced) = replaced {
+            lock(&self.replaced).push(replaced);
             self.renewed.notify_waiters();
         }
         Ok(master)

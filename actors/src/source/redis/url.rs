@@ -162,7 +162,11 @@ impl FromStr for RedisUrl {
             ),
             ..Self::default()
         };
-        let parts = Parts::of(rest)?;
+        // Python's client reads none of it either.
+        let (parts, has_fragment) = Parts::of(rest)?.without_fragment();
+        if has_fragment {
+            url.ignored.push("what stands behind the #".to_owned());
+        }
         let mut given = Given::default();
         for parameter in parts.parameters() {
             // Empty is unset.
@@ -170,15 +174,14 @@ impl FromStr for RedisUrl {
                 given.take(&mut url, name, value)?;
             }
         }
-        let path = parts.path.split('#').next().unwrap_or_default();
         let (place, database) = match scheme {
-            Scheme::Host { .. } => given.host(&mut url, parts.hosts, path)?,
+            Scheme::Host { .. } => given.host(&mut url, parts.hosts, parts.path)?,
             Scheme::Socket => {
-                let path = percent_decode_str(path).decode_utf8_lossy();
+                let path = percent_decode_str(parts.path).decode_utf8_lossy();
                 let root = if is_relative { "" } else { "/" };
                 (Place::Socket(format!("{root}{path}").into()), None)
             }
-            Scheme::Sentinel { .. } => given.sentinels(parts.hosts, path)?,
+            Scheme::Sentinel { .. } => given.sentinels(parts.hosts, parts.path)?,
         };
         url.place = place;
         url.database = given.database.or(database).unwrap_or(0);
@@ -544,6 +547,10 @@ mod tests {
         );
         assert_eq!(parsed("redis://host?db=4&socket_timeout=3").database, 4);
         assert_eq!(parsed("rediss://host/1#insecure").check, Check::Nothing);
+        let url = parsed("rediss://:a#b@host/1#x?ssl_cert_reqs=none&db=2");
+        assert_eq!(url.check, Check::AuthorityAndName);
+        assert_eq!((url.database, url.password.as_deref()), (1, Some("a#b")));
+        assert_eq!(url.ignored(), ["what stands behind the #"]);
         let files = "rediss://h?ssl_ca_certs=/etc/ca.pem&ssl_certfile=/cert&ssl_keyfile=/key";
         let expected = [
             ("ca_file", "/etc/ca.pem"),
@@ -604,6 +611,7 @@ mod tests {
             ),
             ("redis://a?colour=red", "\"colour\""),
             ("redis://a:x", "not a port"),
+            ("redis://u:p[::1]:1", "whole IPv6 address"),
         ] {
             let refused = text.parse::<RedisUrl>().unwrap_err().to_string();
             assert!(refused.contains(expected), "{text}: {refused}");

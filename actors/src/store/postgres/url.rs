@@ -332,7 +332,7 @@ impl Found {
             .map(|value| ("target_session_attrs", value));
         let target = target.or_else(|| variable(environment, "PGTARGETSESSIONATTRS"));
         let target = target.map_or(Ok(Target::Any), |(name, value)| self::target(name, value))?;
-        if !self.settings.iter().any(|(key, _)| *key == "tls")
+        if self.tls_mode().is_none()
             && let Some((name, value)) = variable(environment, "PGSSLMODE")
         {
             self.settings.push(("tls", tls_mode(name, value)?));
@@ -340,14 +340,16 @@ impl Found {
         let mut config = self.config()?;
         self.log_in(&mut config, environment, &addresses)?;
         self.negotiate(&mut config, environment)?;
+        let limit = |name| variable(environment, name).filter(|_| self.may_encrypt(&addresses));
+        let tls_versions = Versions::of(
+            limit("PGSSLMINPROTOCOLVERSION"),
+            limit("PGSSLMAXPROTOCOLVERSION"),
+        )?;
         Ok(PostgresUrl {
             config,
             addresses,
             target,
-            tls_versions: Versions::of(
-                variable(environment, "PGSSLMINPROTOCOLVERSION"),
-                variable(environment, "PGSSLMAXPROTOCOLVERSION"),
-            )?,
+            tls_versions,
             settings: self.settings,
             ignored: self.ignored,
         })
@@ -366,8 +368,11 @@ impl Found {
                 for host in self.authority.split(',').filter(|host| !host.is_empty()) {
                     authority.push(split(host)?);
                 }
-                if let [(_, port)] = authority[..] {
-                    behind = port;
+                // Only the last one's; else there are several ports, of which none is a parameter's.
+                if let Some(((_, port), others)) = authority.split_last()
+                    && others.iter().all(|(_, port)| port.is_none())
+                {
+                    behind = *port;
                 }
             }
         }
@@ -482,13 +487,28 @@ impl Found {
         Ok(())
     }
 
+    fn tls_mode(&self) -> Option<&str> {
+        let mode = self.settings.iter().find(|(key, _)| *key == "tls")?;
+        Some(&mode.1)
+    }
+
+    /// Whether the variables about TLS are read: not for sockets alone of which nobody says anything.
+    fn may_encrypt(&self, addresses: &[Address]) -> bool {
+        match self.tls_mode() {
+            Some(mode) => mode != "disable",
+            None => addresses.iter().any(|address| !address.is_socket()),
+        }
+    }
+
     /// Whether TLS begins without a question, which only makes sense where it must begin.
     fn negotiate(
         &self,
         config: &mut Config,
         environment: &PgEnvironment,
     ) -> Result<(), InvalidUrl> {
-        if let Some((name, value)) = variable(environment, "PGSSLNEGOTIATION") {
+        if config.get_ssl_negotiation() != SslNegotiation::Direct
+            && let Some((name, value)) = variable(environment, "PGSSLNEGOTIATION")
+        {
             match value {
                 "postgres" => {}
                 "direct" => {
@@ -497,8 +517,7 @@ impl Found {
                 _ => return Err(format!("{name} is postgres or direct").into()),
             }
         }
-        let mode = self.settings.iter().find(|(key, _)| *key == "tls");
-        let mode = mode.map_or("prefer", |(_, mode)| mode);
+        let mode = self.tls_mode().unwrap_or("prefer");
         if config.get_ssl_negotiation() == SslNegotiation::Direct
             && ["disable", "allow", "prefer"].contains(&mode)
         {
@@ -665,6 +684,7 @@ mod tests {
             ("a:1,b/db", "a:1,b:5432"),
             ("/db?host=a:1&host=b:2", "a:1,b:2"),
             ("/db?port=7", "localhost:7"),
+            ("a,b:6000/db?host=::1", "::1:6000"),
         ] {
             assert_eq!(parse(rest).place().0, expected, "{rest}");
         }
@@ -699,6 +719,31 @@ mod tests {
         assert_eq!(url.config.get_options(), Some("-c x=y"));
         assert_eq!(url.config.get_user(), Some("u"));
         assert_eq!(url.config.get_password(), Some(&b"'p"[..]));
+    }
+
+    /// A value that nothing is made of is not looked at.
+    #[test]
+    fn variables_about_tls_are_read_where_something_may_be_encrypted() {
+        for (variable, read, unread) in [
+            (
+                "PGSSLMINPROTOCOLVERSION",
+                &["h/d", "/d?host=/run&ssl=require"][..],
+                &["/d?host=/run", "h/d?ssl=disable"][..],
+            ),
+            (
+                "PGSSLNEGOTIATION",
+                &["h/d?ssl=require"],
+                &["h/d?ssl=require&direct_tls=true"],
+            ),
+        ] {
+            let environment = PgEnvironment::of([(variable, "x")]);
+            let taken = |rest: &&str| {
+                let url = format!("postgresql://{rest}");
+                PostgresUrl::in_environment(&url, &environment).is_ok()
+            };
+            assert!(!read.iter().any(taken), "{variable}");
+            assert!(unread.iter().all(taken), "{variable}");
+        }
     }
 
     #[test]

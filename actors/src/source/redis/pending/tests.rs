@@ -70,6 +70,36 @@ fn hand_out(pending: &mut PendingEntries) -> Vec<(String, bool, Receipt)> {
         .collect()
 }
 
+#[test]
+fn what_an_old_master_has_is_handed_out_though_its_ids_mean_nothing_here() {
+    let mut pending = PendingEntries::default();
+    let now = Instant::now();
+    pending.add_all_new(entries([1]), now);
+    pending.add_of_old_master(entry(1).1, true);
+    pending.add_of_old_master(entry(2).1, false);
+    // Another master, of which nothing else is known.
+    pending.clear();
+    pending.add_all_new(entries([2]), now);
+    assert!(!pending.has_none_of_old_master());
+    let handed_out = hand_out(&mut pending);
+    let (positions, receipts): (Vec<_>, Vec<_>) = handed_out
+        .into_iter()
+        .map(|(position, redelivered, receipt)| ((position, redelivered), receipt))
+        .unzip();
+    let expected = [("1-1", true), ("1-2", false), ("1-2", false)];
+    assert_eq!(
+        positions,
+        expected.map(|(at, again)| (at.to_owned(), again))
+    );
+    assert!(pending.has_none_of_old_master());
+    assert_eq!(
+        pending.commit(&receipts[..2]),
+        [],
+        "nothing is acknowledged"
+    );
+    assert_eq!(pending.commit(&receipts[2..]), [id(2)]);
+}
+
 #[tokio::test]
 async fn is_in_flight_until_committed_and_committed_until_confirmed() {
     let mut pending = PendingEntries::default();
