@@ -25,6 +25,8 @@ pub(crate) struct ServerOptions {
     pub(crate) tls: bool,
     /// And only from who shows a certificate of the same authority.
     pub(crate) wants_certificate: bool,
+    /// Its certificate is made out to [`certificates::ELSEWHERE`] alone.
+    pub(crate) has_other_name: bool,
 }
 
 /// A running server.
@@ -50,6 +52,9 @@ impl RedisServer {
         if server.options.tls {
             certificates::make(server.directory.path());
         }
+        if server.options.has_other_name {
+            certificates::sign_for(server.directory.path(), certificates::ELSEWHERE);
+        }
         server.launch();
         server
     }
@@ -60,7 +65,10 @@ impl RedisServer {
         let directory = self.directory.path();
         let mut command = Command::new(setting("TEST_REDIS_SERVER", "redis-server"));
         command.args(["--bind", "127.0.0.1", "--save", "", "--dir"]);
-        command.arg(directory);
+        command
+            .arg(directory)
+            .arg("--unixsocket")
+            .arg(self.socket());
         let port = self.port.to_string();
         if self.options.tls {
             command.args(["--port", "0", "--tls-port", &port]);
@@ -155,6 +163,11 @@ impl RedisServer {
 
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Where it listens besides its port.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("redis.sock")
     }
 
     /// Whoever trusts this trusts the server.
