@@ -16,6 +16,8 @@
 #   tests/run.sh              all checks and tests, faults in their short form
 #   tests/run.sh --faults     every fault at full length; writes tests/FAULTS.md
 #   tests/run.sh --kills 1000 kills replicas, PostgreSQL and Redis with SIGKILL, that many rounds
+#   tests/run.sh --failovers 200   so many failovers of Redis Sentinel under load, with prefect-redis publishing;
+#                             PREFECT_PYTHON names a Python that has it, else pip installs it into target/
 #   tests/run.sh --mutants    changes the actor core in every small way, and sees whether a unit test fails;
 #                             takes an hour or two, or less with arguments of cargo-mutants, as -f trim.rs
 #   tests/run.sh --mutants-of-the-day   another hundredth of that each day, in a few minutes
@@ -26,9 +28,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 mode=${1:-all}
-rounds=${2:-1000}
 case "$mode" in
-all | --faults | --kills | --mutants | --mutants-of-the-day | --packages) ;;
+all | --faults | --kills | --failovers | --mutants | --mutants-of-the-day | --packages) ;;
 *)
   sed -n 's/^#   \(tests\/run.sh\)/\1/p' "$0" >&2
   exit 2
@@ -160,7 +161,22 @@ if [ "$mode" = --faults ]; then
   exit "$failed"
 fi
 
+if [ "$mode" = --failovers ]; then
+  rounds=${2:-200}
+  python=${PREFECT_PYTHON:-$PWD/target/prefect/bin/python}
+  if [ ! -x "$python" ]; then
+    step "will be installed by pip into target/prefect: tests/addresses/requirements.txt"
+    python3 -m venv target/prefect
+    target/prefect/bin/pip install --quiet -r tests/addresses/requirements.txt
+  fi
+  cargo build --locked --all-features --bin event-persister
+  step "$rounds failovers of Redis Sentinel"
+  "$python" tests/failovers/failovers.py "${CARGO_TARGET_DIR:-target}/debug/event-persister" "$rounds"
+  exit
+fi
+
 if [ "$mode" = --kills ]; then
+  rounds=${2:-1000}
   step "$rounds rounds of SIGKILL"
   TEST_KILLS=$rounds it --ignored --exact --nocapture faults::kills::as_often_as_asked
   exit

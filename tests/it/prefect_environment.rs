@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use crate::support::binary::Folder;
 
 #[cfg(feature = "service-tests")]
+mod addresses;
+#[cfg(feature = "service-tests")]
 mod with_servers;
 
 /// Nobody listens there.

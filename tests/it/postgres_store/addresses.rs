@@ -202,3 +202,28 @@ async fn a_server_that_says_nothing_is_given_up_and_not_one_that_works() {
     way.pass();
     store.write(of_events([any_event()])).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_service_passes_over_a_silent_host_and_names_it() {
+    let server = Server::shared();
+    let database = server.database();
+    let (_listener, silent) = silent();
+    let (name, port) = (name(&database), server.port());
+    let hosts = format!("host=127.0.0.1,127.0.0.1&port={silent},{port}");
+    let url = format!("postgresql://postgres@/{name}?{hosts}&sslmode=disable&connect_timeout=1");
+    let folder = Folder::new();
+    folder.run(&["migrate", "--database-url", &url]).exits(0);
+    let began = Instant::now();
+    let persister = Persister::start(&folder, &[("EVENT_PERSISTER_DATABASE_URL", &url)]);
+    let list = format!("[{}]", cli::event("2999-01-01T00:00:00Z"));
+    assert_eq!(persister.post_status(list).await, 204);
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let line = persister.logged("a host of the database was passed over");
+    assert!(
+        line.contains(&format!("store.host=127.0.0.1:{silent}")),
+        "{line}"
+    );
+    assert!(line.contains("nothing was heard of it for 1s"), "{line}");
+    persister.terminate().in_good_order();
+}

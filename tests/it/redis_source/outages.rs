@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use event_persister_actors::source::EventSource as _;
-use event_persister_actors::source::redis::{RedisSettings, RedisUrl};
+use event_persister_actors::source::redis::{RedisSettings, RedisUrl, consumer_name};
 use event_persister_actors::status::error_chain;
 use tokio::time::{Instant, sleep};
 
@@ -13,7 +13,7 @@ use super::{
     source, until,
 };
 use crate::support::proxy::Proxy;
-use crate::support::redis::{RedisServer, ServerOptions};
+use crate::support::redis::{RedisServer, ServerOptions, TestStream};
 
 #[actix_web::test]
 async fn goes_on_after_a_restart_of_the_server() {
@@ -302,4 +302,78 @@ async fn shows_a_certificate_where_the_server_wants_one() {
     let without_key = with(Some([cert_file, "/nowhere/key.pem".into()]));
     let error = error_chain(&next_error(&without_key).await);
     assert!(error.contains("/nowhere/key.pem cannot be read"), "{error}");
+}
+
+#[actix_web::test]
+async fn a_certificate_of_another_name_is_trusted_where_the_name_is_left_out() {
+    let server = RedisServer::start_with(ServerOptions {
+        tls: true,
+        has_other_name: true,
+        ..ServerOptions::default()
+    });
+    let ca = server.ca_file();
+    let with = |parameters: &str| {
+        let url = format!("{}?{parameters}", server.url());
+        source(RedisSettings {
+            consumer_name: consumer_name("test"),
+            ..RedisSettings::from_url(&url).unwrap()
+        })
+    };
+    let ca = format!("ssl_ca_certs={}", ca.display());
+    let nameless = with(&format!("{ca}&ssl_check_hostname=false"));
+    join(&nameless).await;
+    nameless.close().await.unwrap();
+    let error = error_chain(&next_error(&with(&ca)).await);
+    assert!(error.contains("not valid for name"), "{error}");
+    // The authority is still one that must be known.
+    let error = error_chain(&next_error(&with("ssl_check_hostname=false")).await);
+    assert!(error.to_lowercase().contains("certificate"), "{error}");
+    assert!(!error.contains("name"), "{error}");
+}
+
+#[actix_web::test]
+async fn a_socket_is_used_with_the_database_and_the_login_of_its_url() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    stream.command::<()>("ACL SETUSER ann on >p@ss/word ~* +@all");
+    stream.command::<()>("CONFIG SET requirepass right");
+    let stream = TestStream::at(format!("redis://:right@127.0.0.1:{}/3", server.port()));
+    let socket = server.socket();
+    let socket = socket.display();
+    let by = |url: String| {
+        source(RedisSettings {
+            consumer_name: consumer_name("test"),
+            block: Duration::from_millis(100),
+            ..RedisSettings::from_url(&url).unwrap()
+        })
+    };
+    for (number, url) in [
+        format!("unix://{socket}?db=3&username=ann&password=p%40ss%2Fword"),
+        format!("unix://ann:p%40ss%2Fword@{socket}?db=3"),
+        format!("unix://{socket}?db=3&password=right"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let events = numbered(number..number + 1);
+        stream.publish(&events);
+        let source = by(url);
+        assert_eq!(consume_all(&source, &events).await, 1);
+        source.close().await.unwrap();
+    }
+    for (url, told) in [
+        (
+            format!("unix://{socket}?db=3&username=ann&password=hush"),
+            "user or password is wrong",
+        ),
+        (format!("unix://{socket}"), "it wants a password"),
+        (
+            "unix:///nowhere/redis.sock?password=hush".to_owned(),
+            "/nowhere/redis.sock",
+        ),
+    ] {
+        let error = error_chain(&next_error(&by(url)).await);
+        assert!(error.contains(told), "{error}");
+        assert!(!error.contains("hush"), "{error}");
+    }
 }

@@ -11,14 +11,13 @@ use super::{
     GUARD, acknowledge, consume_all, next_error, numbered, raws, read_num, receipts, source, until,
 };
 use crate::support::redis::TestStream;
-use crate::support::sentinels::{Sentinels, role};
+use crate::support::sentinels::{PASSWORDS, Sentinels, Wanted};
 
 fn settings(url: &str) -> RedisSettings {
     RedisSettings {
-        url: url.parse().unwrap(),
         consumer_name: consumer_name("test"),
         block: Duration::from_millis(100),
-        ..RedisSettings::default()
+        ..RedisSettings::from_url(url).unwrap()
     }
 }
 
@@ -67,7 +66,7 @@ async fn goes_on_with_the_next_master_after_a_kill() {
 }
 
 #[actix_web::test]
-async fn a_master_that_was_frozen_and_wakes_is_not_read() {
+async fn a_master_that_was_frozen_and_wakes_is_none() {
     let mut sentinels = Sentinels::start().await;
     let first = sentinels.master().unwrap();
     let source = source(settings(&sentinels.url()));
@@ -81,7 +80,10 @@ async fn a_master_that_was_frozen_and_wakes_is_not_read() {
     sentinels.resume(first);
     stream.publish(&numbered(20..30));
     consume_all(&source, &numbered(20..30)).await;
-    until("told to follow: the old master", || role(first) == "slave").await;
+    until("told to follow: the old master", || {
+        sentinels.role(first) == "slave"
+    })
+    .await;
     stream.publish(&numbered(30..40));
     assert_eq!(consume_all(&source, &numbered(30..40)).await, 10);
 }
@@ -100,6 +102,37 @@ async fn goes_on_after_failovers_without_a_reason() {
         master = sentinels.fail_over(master).await;
         sentinels.until_settled().await;
     }
+}
+
+/// Clients that were connected to the old one go on publishing there until it is told to follow.
+#[actix_web::test]
+async fn what_an_old_master_still_takes_is_read_too() {
+    let mut sentinels = Sentinels::start().await;
+    let first = sentinels.master().unwrap();
+    let source = source(settings(&sentinels.url()));
+    let old = sentinels.stream(first);
+    old.publish(&numbered(0..10));
+    let held = read_num(&source, 10).await;
+    acknowledge(&source, &held).await;
+    replicated(&old);
+    sentinels.leave_old_masters_alone();
+    let second = sentinels.fail_over(first).await;
+    let new = sentinels.stream(second);
+    new.publish(&numbered(10..20));
+    old.publish(&numbered(20..1_520));
+    consume_all(&source, &numbered(10..1_520)).await;
+    assert_eq!(sentinels.role(first), "master");
+    assert_eq!((new.len(), new.num_pending()), (20, 0));
+    // A second one, which is frozen, and has something when it wakes.
+    let third_events = numbered(1_520..1_530);
+    sentinels.stall(second);
+    let third = sentinels.until_replaced(second).await;
+    sentinels.stream(third).publish(&third_events);
+    consume_all(&source, &third_events).await;
+    sentinels.resume(second);
+    new.publish(&numbered(1_530..1_540));
+    consume_all(&source, &numbered(1_530..1_540)).await;
+    source.close().await.unwrap();
 }
 
 /// The id that is held means another event to the next master: that one is handed out, and an
@@ -137,6 +170,81 @@ async fn ids_that_are_given_again_are_other_entries() {
     assert_eq!(stream.num_pending(), 1, "it is the new one that is pending");
     acknowledge(&source, &new).await;
     assert_eq!(stream.num_pending(), 0);
+}
+
+#[actix_web::test]
+async fn tls_and_passwords_hold_for_servers_and_sentinels() {
+    let mut sentinels = Sentinels::start_with(Wanted {
+        tls: true,
+        passwords: true,
+    })
+    .await;
+    let first = sentinels.master().unwrap();
+    let url = sentinels.url();
+    let source = source(settings(&url));
+    sentinels.stream(first).publish(&numbered(0..10));
+    consume_all(&source, &numbered(0..10)).await;
+    sentinels.kill(first);
+    let second = sentinels.until_replaced(first).await;
+    sentinels.stream(second).publish(&numbered(10..20));
+    consume_all(&source, &numbered(10..20)).await;
+    source.close().await.unwrap();
+
+    let [of_servers, of_sentinels] = PASSWORDS;
+    let ca = format!("ssl_ca_certs={}", sentinels.ca_file().display());
+    let without_login = url.replace(&format!(":{of_servers}@"), "");
+    for (wrong, told) in [
+        (
+            url.replace(of_sentinels, "wrong"),
+            "the sentinels name no master",
+        ),
+        (
+            url.replace(&format!("&sentinel_password={of_sentinels}"), ""),
+            "NOAUTH",
+        ),
+        (
+            url.replace(of_servers, "wrong"),
+            "user or password is wrong",
+        ),
+        (without_login, "it wants a password"),
+        (url.replace(&ca, ""), "certificate"),
+        (
+            url.replace("rediss", "redis").replace(&ca, ""),
+            "the sentinels name no master",
+        ),
+    ] {
+        let error = error_chain(&next_error(&super::source(settings(&wrong))).await);
+        assert!(error.contains(told), "{wrong}: {error}");
+        assert!(!error.contains("of-the-"), "{error}");
+    }
+}
+
+#[actix_web::test]
+async fn one_sentinel_that_is_left_is_enough_and_those_that_are_away_are_named() {
+    let mut sentinels = Sentinels::start().await;
+    let master = sentinels.master().unwrap();
+    let url = sentinels.url();
+    let stream = sentinels.stream(master);
+    let source = source(settings(&url));
+    sentinels.kill_sentinel(0);
+    // It takes connections, and says nothing.
+    sentinels.stall_sentinel(1);
+    stream.publish(&numbered(0..10));
+    consume_all(&source, &numbered(0..10)).await;
+    let findings = RedisOperator::new(settings(&url))
+        .unwrap()
+        .inspect(None)
+        .await;
+    let away = findings
+        .iter()
+        .filter(|finding| finding.id == "redis.sentinels");
+    let away: Vec<&str> = away.map(|finding| &finding.what[..]).collect();
+    assert_eq!(away.len(), 2, "{away:?}");
+    assert!(away[1].contains("it says nothing"), "{away:?}");
+    sentinels.kill_sentinel(2);
+    // Nobody else knows a master, so the one that is known goes on being read.
+    stream.publish(&numbered(10..20));
+    consume_all(&source, &numbered(10..20)).await;
 }
 
 #[actix_web::test]

@@ -3,6 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
+/// A name that no server of a test has.
+pub(crate) const ELSEWHERE: &str = "DNS:elsewhere.example";
+
 /// An authority (`ca.pem`), and a certificate for 127.0.0.1 and localhost that it signed
 /// (`server.pem`, `server.key`).
 pub(crate) fn make(directory: &Path) {
@@ -14,7 +17,12 @@ pub(crate) fn make(directory: &Path) {
 
 /// Another certificate for the same names, signed by the authority that is there.
 pub(crate) fn sign(directory: &Path) {
-    let names = "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n";
+    sign_for(directory, "DNS:localhost,IP:127.0.0.1");
+}
+
+/// The same for other names.
+pub(crate) fn sign_for(directory: &Path, names: &str) {
+    let names = format!("subjectAltName={names}\nbasicConstraints=CA:FALSE\n");
     std::fs::write(directory.join("names"), names).unwrap();
     let request = "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost \
                    -keyout new.key -out server.csr";

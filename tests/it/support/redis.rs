@@ -28,6 +28,8 @@ pub(crate) struct ServerOptions {
     pub(crate) wants_certificate: bool,
     /// Has a clock that can be set.
     pub(crate) own_clock: bool,
+    /// Its certificate is made out to [`certificates::ELSEWHERE`] alone.
+    pub(crate) has_other_name: bool,
 }
 
 /// A running server.
@@ -53,6 +55,9 @@ impl RedisServer {
         if server.options.tls {
             certificates::make(server.directory.path());
         }
+        if server.options.has_other_name {
+            certificates::sign_for(server.directory.path(), certificates::ELSEWHERE);
+        }
         server.launch();
         server
     }
@@ -63,7 +68,10 @@ impl RedisServer {
         let directory = self.directory.path();
         let mut command = Command::new(setting("TEST_REDIS_SERVER", "redis-server"));
         command.args(["--bind", "127.0.0.1", "--save", "", "--dir"]);
-        command.arg(directory);
+        command
+            .arg(directory)
+            .arg("--unixsocket")
+            .arg(self.socket());
         let port = self.port.to_string();
         if self.options.tls {
             command.args(["--port", "0", "--tls-port", &port]);
@@ -178,6 +186,11 @@ impl RedisServer {
 
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Where it listens besides its port.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("redis.sock")
     }
 
     /// Whoever trusts this trusts the server.

@@ -363,7 +363,8 @@ impl Found {
         let mut behind = None;
         match self.authority.strip_prefix(':') {
             Some("") => {}
-            Some(alone) => behind = Some(port(alone)?),
+            // None that is 0 can be reached, and Python's driver takes it for none.
+            Some(alone) => behind = Some(port(alone)?).filter(|port| *port != 0),
             None => {
                 for host in self.authority.split(',').filter(|host| !host.is_empty()) {
                     authority.push(split(host)?);
@@ -685,6 +686,7 @@ mod tests {
             ("/db?host=a:1&host=b:2", "a:1,b:2"),
             ("/db?port=7", "localhost:7"),
             ("a,b:6000/db?host=::1", "::1:6000"),
+            (":0/db", "localhost:5432"),
         ] {
             assert_eq!(parse(rest).place().0, expected, "{rest}");
         }
