@@ -45,6 +45,7 @@ impl Page {
         page.send(&orders(num)).await;
         page.open("").await;
         page.browser.until(ROWS).await;
+        page.browser.until(LIVE).await;
         Some(page)
     }
 
@@ -82,6 +83,9 @@ impl Page {
         }
     }
 }
+
+/// What comes from now on is told.
+const LIVE: &str = "document.querySelector('#live').dataset.state === 'open'";
 
 /// There is a row with an event in it.
 const ROWS: &str = "document.querySelector('.sizer .row:not([data-blank]) .leaf')?.textContent";

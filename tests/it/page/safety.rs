@@ -41,6 +41,7 @@ async fn it_is_signed_in_to_with_the_auth_string() {
     assert_eq!(cookie["sameSite"], "Strict", "{cookie}");
     assert_eq!(browser.value("document.cookie").await, "");
     // It is told how to send events, and follows what comes.
+    browser.until(LIVE).await;
     assert!(browser.text(".snippet").await.contains("-u user:password"));
     let sent = page
         .server

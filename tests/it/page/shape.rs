@@ -57,6 +57,7 @@ async fn an_empty_database_says_how_to_send_the_first_event() {
     let of_page = command.strip_prefix("curl -i ").unwrap();
     let of_page = of_page.strip_prefix(&page.server.url("")).unwrap();
     assert_eq!(of_page.strip_suffix("}]'").unwrap(), of_readme);
+    browser.until(LIVE).await;
     let ran = Command::new("sh").args(["-c", &command]).output().unwrap();
     let said = String::from_utf8_lossy(&ran.stdout);
     assert!(said.contains("204 No Content"), "{ran:?}");
@@ -139,6 +140,7 @@ async fn a_service_that_is_gone_is_told_and_found_again() {
     browser
         .until("document.querySelector('#state').dataset.state === 'ready'")
         .await;
+    browser.until(LIVE).await;
     let sent = json!([event("order.again", "order.1", 0)]).to_string();
     assert_eq!(server.post_status(sent).await, 204);
     browser.until(&format!("{SEEN}[0] === 'order.again'")).await;
