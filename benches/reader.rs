@@ -79,8 +79,10 @@ const WANTED: f64 = 0.1;
 
 /// All messages that are stored before questions are asked, step by step.
 fn stored(num_events: usize, since: DateTime<Utc>) -> impl Iterator<Item = Vec<Message>> {
-    let mut load = Load::new(settings::events_file().as_deref(), since);
     let pause = TimeDelta::days(DAYS) / i32::try_from(num_events.div_ceil(BURST)).unwrap();
+    // The last burst is just over.
+    let first = since + pause - TimeDelta::minutes(1);
+    let mut load = Load::new(settings::events_file().as_deref(), first);
     let num_steps = num_events.div_ceil(STEP);
     (0..num_steps).map(move |_| {
         let mut messages = Vec::with_capacity(STEP);

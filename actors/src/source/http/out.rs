@@ -18,7 +18,7 @@ use bytes::BytesMut;
 use bytestring::ByteString;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use uuid::Uuid;
 
 use super::HttpSettings;
@@ -263,7 +263,8 @@ impl Connection {
         watching: Watching,
         mut told: HashSet<Uuid>,
     ) -> Result<std::convert::Infallible, End> {
-        let mut pings = interval(self.shared.settings.ping_every);
+        let every = self.shared.settings.ping_every;
+        let mut pings = interval_at(Instant::now() + every, every);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut paced = Paced::new(watching, asked.at_most);
         loop {

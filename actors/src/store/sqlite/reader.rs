@@ -100,7 +100,8 @@ impl SqliteReader {
                 Some(kept) => kept,
                 None => file.open(&settings.path, || open(&settings))?,
             };
-            connection.interrupt_at(Some(Instant::now() + MAX_READ_TIME));
+            let deadline = Instant::now() + MAX_READ_TIME;
+            connection.interrupt_at(Some(deadline));
             let done = in_transaction(&mut connection, work);
             match done {
                 Ok(done) => {
@@ -108,7 +109,10 @@ impl SqliteReader {
                     lock(&idle).push((connection, file));
                     Ok(done)
                 }
-                Err(failure) if failure.is_interrupted() => Err(too_slow()),
+                // Between two rows diesel loses the code of an interruption.
+                Err(failure) if failure.is_interrupted() || Instant::now() >= deadline => {
+                    Err(too_slow())
+                }
                 Err(failure) => Err(connection.store_error("read", failure)),
             }
         })
