@@ -246,24 +246,26 @@ async fn a_store_that_does_not_answer_shows_within_five_seconds() {
 }
 
 /// As the library's README says.
+async fn goes_on_without_an_address(start: impl FnOnce(PipelineActor) -> Addr<PipelineActor>) {
+    let bench = Bench::new();
+    let pipeline = start(bench.pipeline(settings(2, 10)));
+    bench.push(0..5);
+    bench.source.wait_for_acknowledged(5).await;
+    drop(pipeline);
+    sleep(Duration::from_secs(3600)).await;
+    bench.push(5..15);
+    bench.source.wait_for_acknowledged(15).await;
+    assert_eq!(bench.store.num_events(), 15);
+}
+
 #[actix::test]
-async fn a_pipeline_goes_on_when_its_last_address_is_dropped() {
-    for is_supervised in [false, true] {
-        let bench = Bench::new();
-        let actor = bench.pipeline(settings(2, 10));
-        let pipeline = if is_supervised {
-            Supervisor::start(|_| actor)
-        } else {
-            actor.start()
-        };
-        bench.push(0..5);
-        bench.source.wait_for_acknowledged(5).await;
-        drop(pipeline);
-        sleep(Duration::from_secs(3600)).await;
-        bench.push(5..15);
-        bench.source.wait_for_acknowledged(15).await;
-        assert_eq!(bench.store.num_events(), 15);
-    }
+async fn goes_on_when_its_last_address_is_dropped() {
+    goes_on_without_an_address(Actor::start).await;
+}
+
+#[actix::test]
+async fn goes_on_when_its_last_address_is_dropped_under_a_supervisor() {
+    goes_on_without_an_address(|actor| Supervisor::start(|_| actor)).await;
 }
 
 #[actix::test]

@@ -238,7 +238,8 @@ fn standbys_of_every_kind() {
 
 #[test]
 fn a_server_that_does_not_say_which_it_is() {
-    let postgres = Postgres::empty(Server::shared());
+    let server = Server::start("");
+    let postgres = Postgres::empty(&server);
     postgres.migrate();
     let (_, url) = postgres.database.for_a_role();
     let ran = postgres.check_at(&url);

@@ -288,7 +288,7 @@ fn prefects_persister_in_the_same_group() {
 fn commands_that_are_forbidden() {
     let bus = Bus::new();
     for (commands, remedy) in [
-        ("-xautoclaim", "+@stream"),
+        ("-xclaim", "+@stream"),
         ("-xreadgroup", "+@stream"),
         ("-eval", "+eval"),
         ("-time", "+time"),
