@@ -71,11 +71,18 @@ async fn what_is_whole_and_what_is_broken(case: Case) {
     let bad = case.bus.stream.publish(&["{", ""]);
     let server = case.settled().await;
 
-    let well = case.verify(0);
+    let mut well = case.verify(0);
+    // Only a server has a place and a timeline.
+    let asked = well["server"].take();
+    let has_server = (case.bus.variables().iter())
+        .any(|(name, value)| *name == "EVENT_PERSISTER_DATABASE_URL" && value.contains("postgres"));
+    let names_it = |asked: &str| asked.contains(", timeline 1 of system ");
+    assert_eq!(asked.as_str().is_some_and(names_it), has_server, "{asked}");
     assert_eq!(
         well,
         json!({
             "all_is_well": true,
+            "server": null,
             "since": null,
             "stream": {
                 "stream": "events", "group": "event-persister",
