@@ -370,17 +370,18 @@ def judge(group, stored, persister, load, survivors, rounds, num_changes, second
     until("read: all", lambda: not pending(master), 60)
     with contextlib.closing(connect(master)) as client:
         survivors.read(client)
-    ids = stored.ids()
-    missing, doubled = survivors.ids - set(ids), len(ids) - len(set(ids))
+    rows = stored.ids()
+    ids = set(rows)
+    missing, doubled = survivors.ids - ids, len(rows) - len(ids)
     lost = [number for id, number in load.taken.items() if id not in survivors.ids]
     nowhere = collections.Counter(rounds[number][0] for id, number in load.taken.items()
-        if id not in survivors.ids and id not in set(ids))
+        if id not in survivors.ids and id not in ids)
     told = persister.told("Redis has a new master")
     masters = [re.search(r"redis\.master=(\S+)", line)[1] for line in told]
     num_told = sum(int(number) for line in told for number in re.findall(r"num_missing=(\d+)", line))
     # Some of these have reached the new one before.
     of_old = sum(int(re.search(r"num_entries=(\d+)", line)[1]) for line in persister.told("an old master was read"))
-    num_only_stored = len(set(ids) - survivors.ids)
+    num_only_stored = len(ids - survivors.ids)
     num_on_demand = sum(kind == "on demand" for kind, _ in rounds)
     times = [seconds for _, seconds in rounds]
 
