@@ -9,8 +9,8 @@
 #   SHA256SUMS
 #
 # One program is in all of them. It is built for glibc 2.17 with zig as the linker, so it runs on any
-# Linux of the last ten years. The same tree and the same tools make the same bytes, wherever the tree
-# lies.
+# Linux of the last ten years. The same tree and the same tools are to make the same bytes, wherever the
+# tree lies: `tests/run.sh --packages twice` compares.
 #
 # It needs Rust, a C compiler, Python 3.10 with venv, git and dpkg-dev. The tools of
 # deploy/release-tools.txt, and cargo-deb, are installed into target/release-tools.
