@@ -606,7 +606,7 @@ fn out() {
     let runtime = { runtime }.enable_all().worker_threads(2).build().unwrap();
     let (sent, heard) = runtime.block_on(async {
         let mut subscriber = subscribed(&addresses[0]).await;
-        // Whoever looks for events of others has to know of it.
+        // The look for events of others begins once somebody listens.
         tokio::time::sleep(Duration::from_secs(2)).await;
         let num_events = messages.len();
         let listening = tokio::spawn(async move {
