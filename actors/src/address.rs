@@ -36,6 +36,7 @@ impl<'a> Parts<'a> {
     }
 
     /// Without a `#` and what stands behind it, and whether there was any.
+    #[cfg(feature = "redis")]
     pub(crate) fn without_fragment(mut self) -> (Self, bool) {
         let mut is_behind = false;
         for part in [&mut self.hosts, &mut self.path, &mut self.query] {
