@@ -19,6 +19,10 @@ const COUNT_EVERY = 20000;
 const COUNT_MISSED_EVERY = 5000;
 /** A pause in typing. */
 const TYPED = 300;
+/** The time in which the service takes in what is to be followed. */
+const CATCH_UP_AFTER = 500;
+/** Events that occurred longer ago are not told live. */
+const FOLLOWED_FOR = 15 * 60 * 1000;
 /** How many of the last live events are remembered, against seeing one twice. */
 const REMEMBERED = 2000;
 
@@ -116,25 +120,46 @@ export function events() {
     if (!chosen.live) return;
     const live = byId("live");
     unfollow = follow(address.filterOf({ ...chosen, order: "asc" }), {
-      event: (event) => {
-        // At a change of connection the same event may come once more.
-        if (recent.has(event.id)) return;
-        recent.add(event.id);
-        if (recent.size > REMEMBERED) recent.delete(recent.values().next().value);
-        coming.push(row(event));
-      },
+      event: come,
       missed: (num) => (missed += num),
-      state: (isOpen) => mark(live, "data-state", isOpen ? "open" : "lost"),
+      state: (isOpen) => {
+        mark(live, "data-state", isOpen ? "open" : "lost");
+        if (isOpen) setTimeout(catchUp, CATCH_UP_AFTER, asked);
+      },
     });
+  }
+
+  function come(event) {
+    // At a change of connection the same event may come once more.
+    if (recent.has(event.id)) return;
+    recent.add(event.id);
+    if (recent.size > REMEMBERED) recent.delete(recent.values().next().value);
+    coming.push(row(event));
+  }
+
+  /** What was stored between the last answer and the first live event, or while the connection was lost. */
+  async function catchUp(mine) {
+    if (mine !== asked) return;
+    try {
+      const since = Math.max(address.spanOf(chosen, oldest).since, Date.now() - FOLLOWED_FOR);
+      const filter = address.filterWithin({ ...chosen, order: "desc" }, { since, until: Date.now() });
+      const { events: last } = await api.firstPage(filter, mine.signal);
+      if (mine !== asked || !rows.isRead) return;
+      const unknown = last.filter((event) => !rows.has(event.id));
+      if (unknown.length) setTimeout(count, 2 * SHOW_EVERY);
+      unknown.reverse().forEach(come);
+    } catch {
+      // The connection has its own place to be told as lost, and comes back.
+    }
   }
 
   setInterval(() => {
     if (!coming.length && !missed) return;
-    const come = coming.reverse();
+    const arrived = coming.reverse();
     coming = [];
     if (emptied) leaveEmpty();
-    for (const { at } of come) bars.add(at);
-    rows.come(come);
+    for (const { at } of arrived) bars.add(at);
+    rows.come(arrived);
     // What this page was too slow for is in the database: it is counted again, and searched for.
     if (missed && Date.now() - counted > COUNT_MISSED_EVERY) {
       announce(`${format.number(missed)} events were too many to be shown live`);

@@ -383,6 +383,12 @@ export function list(root, told) {
     get size() {
       return numRows();
     },
+    /** Whether the first page is there. */
+    get isRead() {
+      return pages.length > 0;
+    },
+    /** Whether this event is shown, or waits to be. */
+    has: (id) => indexOf(id) >= 0 || held.some((row) => row.id === id),
     /** Asked for, and there is none. */
     get isBare() {
       return ended && numRows() === 0;

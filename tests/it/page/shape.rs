@@ -137,8 +137,14 @@ async fn a_service_that_is_gone_is_told_and_found_again() {
     let again = [("EVENT_PERSISTER_LISTEN", &*listen)];
     let server = Server::start(&page.folder, &again).ready().await;
     assert_eq!(server.address(), listen);
+    // Before the page follows it again.
+    let sent = json!([event("order.meanwhile", "order.1", 0)]).to_string();
+    assert_eq!(server.post_status(sent).await, 204);
     browser
         .until("document.querySelector('#state').dataset.state === 'ready'")
+        .await;
+    browser
+        .until(&format!("{SEEN}[0] === 'order.meanwhile'"))
         .await;
     browser.until(LIVE).await;
     let sent = json!([event("order.again", "order.1", 0)]).to_string();
