@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use actix_web::body::SizedStream;
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CACHE_CONTROL, ContentType, HeaderValue, RETRY_AFTER};
+use actix_web::http::header::{ALLOW, CACHE_CONTROL, ContentType, HeaderValue, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, web};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -128,7 +128,10 @@ impl ReadRoutes {
 async fn only_post(request: HttpRequest) -> HttpResponse {
     let (method, path) = (request.method(), request.path());
     let reason = format!("{method} means nothing at {path}: ask with POST");
-    sentence(StatusCode::METHOD_NOT_ALLOWED, &reason)
+    let mut refused = sentence(StatusCode::METHOD_NOT_ALLOWED, &reason);
+    let allow = HeaderValue::from_static("POST");
+    refused.headers_mut().insert(ALLOW, allow);
+    refused
 }
 
 async fn filter(

@@ -82,6 +82,23 @@ fn ids(page: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn a_method_that_means_nothing_is_answered_with_those_that_do() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]);
+    for (path, allowed) in [
+        ("/api/events/filter", "POST"),
+        ("/api/events/count-by/day", "POST"),
+        ("/api/events/filter/next", "GET, HEAD"),
+        ("/api/status", "GET, HEAD"),
+    ] {
+        let asked = reqwest::Client::new().put(server.url(path));
+        let answer = asked.send().await.unwrap();
+        assert_eq!(answer.status(), 405, "{path}");
+        assert_eq!(answer.headers()["allow"], allowed, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn what_was_sent_is_listed_counted_and_shown() {
     let folder = Folder::new();
     let server = Server::start(&folder, &[]);

@@ -138,7 +138,8 @@ impl Buckets {
                 break;
             };
             let next = start_of(place + 1).unwrap_or(DateTime::<Utc>::MAX_UTC);
-            let end = next - TimeDelta::microseconds(1);
+            let end = within_its_years(next - TimeDelta::microseconds(1));
+            let start = within_its_years(start);
             spans.push(Bucket { start, end });
         }
         let first = i64::try_from(first).unwrap_or(i64::MIN);
@@ -185,6 +186,13 @@ impl Buckets {
         }
         all
     }
+}
+
+/// The nearest moment of the years 1 to 9999, which are all that an RFC 3339 time can say.
+fn within_its_years(moment: DateTime<Utc>) -> DateTime<Utc> {
+    let [first, last] = [(-62_135_596_800, 0), (253_402_300_799, 999_999_000)]
+        .map(|(seconds, nanos)| DateTime::from_timestamp(seconds, nanos).unwrap_or(moment));
+    moment.clamp(first, last)
 }
 
 /// Six digits, or nothing where they are zeros.
@@ -241,5 +249,20 @@ mod tests {
         ] {
             assert_eq!(unit.end(moment), utc(end), "{unit:?}");
         }
+    }
+
+    #[test]
+    fn buckets_begin_and_end_within_the_years_that_can_be_said() {
+        let occurred = Occurred {
+            since: utc("0001-01-01T00:00:00Z"),
+            until: utc("2026-11-28T00:00:00Z"),
+        };
+        let now = utc("2026-11-28T12:00:00Z");
+        let buckets = Buckets::new(occurred, TimeUnit::Week, 1e6, now).unwrap();
+        let counts = buckets.fill([]);
+        let (first, last) = (&counts[0], &counts[counts.len() - 1]);
+        assert_eq!(first.start_time, utc("0001-01-01T00:00:00Z"));
+        assert_eq!(first.label, "0001-01-01T00:00:00+00:00");
+        assert_eq!(last.end_time, utc("9999-12-31T23:59:59.999999Z"));
     }
 }
