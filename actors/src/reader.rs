@@ -31,10 +31,14 @@ mod requests;
 mod stored;
 mod text_query;
 mod token;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod turns;
 mod values;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) use text_query::TextQuery;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(crate) use turns::{Turns, too_slow};
 
 /// How many may read a database at a time; others wait.
 pub const MAX_READERS: usize = 2;

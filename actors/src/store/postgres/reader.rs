@@ -12,7 +12,6 @@ use diesel::query_builder::{BoxedSqlQuery, SqlQuery};
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Double, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -22,8 +21,8 @@ use super::failure::Failure;
 use super::liveness::while_heard_of;
 use super::settings::PostgresSettings;
 use crate::reader::{
-    Answer, Countable, EventCount, EventFilter, EventPage, EventReader, MAX_READ_TIME, MAX_READERS,
-    Overview, Part, StoredEvent, counted_or_estimated,
+    Answer, Countable, EventCount, EventFilter, EventPage, EventReader, MAX_READ_TIME, Overview,
+    Part, StoredEvent, Turns, counted_or_estimated, too_slow,
 };
 use crate::store::filter_sql::{Dialect, Statement, Value};
 use crate::store::{StoreError, as_count};
@@ -32,8 +31,7 @@ use crate::store::{StoreError, as_count};
 pub struct PostgresReader {
     settings: Arc<PostgresSettings>,
     idle: Mutex<Vec<Connection>>,
-    /// How many may read at a time.
-    turns: Semaphore,
+    turns: Turns,
 }
 
 impl PostgresReader {
@@ -42,7 +40,7 @@ impl PostgresReader {
         Self {
             settings: Arc::new(settings),
             idle: Mutex::default(),
-            turns: Semaphore::new(MAX_READERS),
+            turns: Turns::new(),
         }
     }
 
@@ -50,11 +48,7 @@ impl PostgresReader {
         &self,
         work: impl AsyncFn(&mut Connection) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
-        let Ok(Ok(_turn)) = tokio::time::timeout(MAX_READ_TIME, self.turns.acquire()).await else {
-            return Err(StoreError::unavailable(
-                "others are reading the database; ask again in a moment",
-            ));
-        };
+        let _turn = self.turns.take().await?;
         let kept = self.lock_idle().pop();
         let kept = kept.filter(|kept| kept.still_counts(&self.settings).is_ok());
         let mut was_kept = kept.is_some();
@@ -140,17 +134,6 @@ async fn in_transaction<T>(
     let read = work(connection).await?;
     connection.roll_back().await?;
     Ok(read)
-}
-
-fn too_slow() -> StoreError {
-    StoreError::TooSlow {
-        what: format!(
-            "the database took longer than {} s to find that; ask for a shorter time or for less",
-            MAX_READ_TIME.as_secs()
-        ),
-        code: None,
-        source: None,
-    }
 }
 
 impl EventReader for PostgresReader {

@@ -11,7 +11,6 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Double, Nullable, Text};
 use diesel::sqlite::Sqlite;
 use serde::de::IgnoredAny;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -20,8 +19,8 @@ use super::in_place::OpenFile;
 use super::text::{read_timestamp, timestamp_bound};
 use super::{OpenConnection, SqliteSettings, blocking};
 use crate::reader::{
-    Answer, Countable, EventCount, EventFilter, EventPage, EventReader, MAX_READ_TIME, MAX_READERS,
-    Overview, Part, StoredEvent, counted_or_estimated,
+    Answer, Countable, EventCount, EventFilter, EventPage, EventReader, MAX_READ_TIME, Overview,
+    Part, StoredEvent, Turns, counted_or_estimated, too_slow,
 };
 use crate::store::filter_sql::{Dialect, Statement, Value};
 use crate::store::{StoreError, as_count};
@@ -31,8 +30,7 @@ pub struct SqliteReader {
     settings: SqliteSettings,
     file: Arc<OpenFile>,
     idle: Arc<Mutex<Vec<OpenConnection>>>,
-    /// How many may read at a time.
-    turns: Semaphore,
+    turns: Turns,
 }
 
 impl SqliteReader {
@@ -47,7 +45,7 @@ impl SqliteReader {
             settings,
             file,
             idle: Arc::default(),
-            turns: Semaphore::new(MAX_READERS),
+            turns: Turns::new(),
         }
     }
 
@@ -75,21 +73,11 @@ impl SqliteReader {
         .await
     }
 
-    async fn turn(&self) -> Result<SemaphorePermit<'_>, StoreError> {
-        let turn = tokio::time::timeout(MAX_READ_TIME, self.turns.acquire());
-        match turn.await {
-            Ok(Ok(turn)) => Ok(turn),
-            _ => Err(StoreError::unavailable(
-                "others are reading the database; ask again in a moment",
-            )),
-        }
-    }
-
     async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let _turn = self.turn().await?;
+        let _turn = self.turns.take().await?;
         let (settings, idle) = (self.settings.clone(), Arc::clone(&self.idle));
         let file = Arc::clone(&self.file);
         blocking(move || {
@@ -141,17 +129,6 @@ fn in_transaction<T>(
     let done = work(connection)?;
     connection.execute_batch("COMMIT")?;
     Ok(done)
-}
-
-fn too_slow() -> StoreError {
-    StoreError::TooSlow {
-        what: format!(
-            "the database took longer than {} s to find that; ask for a shorter time or for less",
-            MAX_READ_TIME.as_secs()
-        ),
-        code: None,
-        source: None,
-    }
 }
 
 impl EventReader for SqliteReader {
