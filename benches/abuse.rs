@@ -30,6 +30,7 @@ mod kit;
 mod support {
     pub(crate) mod abuse;
     pub(crate) mod binary;
+    pub(crate) mod client;
     pub(crate) mod database;
     pub(crate) mod events;
     pub(crate) mod metrics;
@@ -53,7 +54,7 @@ const AUTH_STRING: (&str, &str) = ("EVENT_PERSISTER_HTTP_AUTH_STRING", "admin:ri
 
 /// Posts one list after the other on a connection of its own; the number of events stored.
 async fn post_until(server: &Server, until: Instant) -> usize {
-    let client = reqwest::Client::new();
+    let client = support::client::client();
     let mut num = 0;
     while Instant::now() < until {
         let body = list(&events(EVENTS_IN_A_LIST));

@@ -25,6 +25,9 @@ use stats::{Samples, shown, turns};
 #[path = "../tests/it/support/binary.rs"]
 mod binary;
 #[allow(dead_code, reason = "tests need more of it")]
+#[path = "../tests/it/support/client.rs"]
+mod client;
+#[allow(dead_code, reason = "tests need more of it")]
 #[path = "../tests/it/support/database.rs"]
 mod database;
 #[allow(dead_code, reason = "other benchmarks need more of it")]

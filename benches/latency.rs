@@ -1,16 +1,17 @@
-//! How long it takes from `XADD` to a row that others see, at a steady rate and with default settings;
+//! How long it takes from `XADD`, or a publish to NATS, to a row that others see, at a steady rate and with default settings;
 //! then the same while old events are trimmed from the same table.
 //!
 //! `cargo bench --features service-tests --bench latency`
 //!
 //! | variable | default | |
 //! |---|---|---|
+//! | `BENCH_BUS` | redis | what feeds the product: `redis` or `nats` |
 //! | `BENCH_RATES` | 100,1000,2000 | events a second |
 //! | `BENCH_SECONDS` | 20 | how long for each rate |
 //! | `BENCH_EVENTS` | 200000 | old events to trim: enough for the whole time |
 //! | `BENCH_EVENTS_FILE` | generated | events to use, one a line, plain or gzipped |
 //!
-//! The clock runs from before the event is sent to Redis until a connection that listens has been told
+//! The clock runs from before the event is sent to the bus until a connection that listens has been told
 //! by PostgreSQL that the transaction is committed; see `support/visible.rs`. The first second, in
 //! which statements are prepared, counts as well.
 #![allow(
@@ -37,7 +38,6 @@ use kit::reference::Way;
 use kit::servers::Servers;
 use kit::stats::{Samples, Table, shown};
 use kit::visible::{self, Listener};
-use kit::watch::Watch;
 use kit::{copy, reference, settings};
 
 /// The connections that put the old events there.
@@ -48,7 +48,7 @@ const TICK: Duration = Duration::from_millis(1);
 /// What one rate came to.
 struct Turn {
     latencies: Samples,
-    /// What Redis was in fact sent.
+    /// What the bus was in fact sent.
     events_per_second: f64,
     num_trimmed: f64,
     /// Whether there was still something to trim at the end.
@@ -59,22 +59,22 @@ fn turn(servers: &Servers, messages: &[Message], rate: usize, old: &[copy::CopyB
     let database = servers.fresh_database("bench");
     reference::run(&database, Way::Copy, NUM_FILLING, old);
     database.execute("CHECKPOINT");
-    servers.filled_stream(&[]);
+    servers.bus().fill(&[]);
     let trim = [
         ("EVENT_PERSISTER_TRIM_EVERY", "1s"),
         ("EVENT_PERSISTER_TRIM_RETENTION", "1d"),
     ];
     let variables = if old.is_empty() { &[] } else { &trim[..] };
     let listener = Listener::start(&database);
-    let persister = Persister::start(&servers.redis, &database, variables);
+    let persister = Persister::start(servers.bus(), &database, variables);
     persister.until_ready();
-    let mut watch = Watch::start(&servers.redis, "event-persister");
+    let mut watch = servers.bus().watch();
     let started = Instant::now();
     let sent = publish(servers, messages, rate);
     let took = started.elapsed();
     let num_old = "SELECT count(*) FROM events WHERE occurred < now() - interval '1 day'";
     let trimmed_throughout = database.value(num_old) != "0";
-    watch.until_settled(|| persister.log());
+    watch.until_settled(&|| persister.log());
     let moments = listener.stop();
     let trimmed = persister
         .metrics()
@@ -91,7 +91,7 @@ fn turn(servers: &Servers, messages: &[Message], rate: usize, old: &[copy::CopyB
 
 /// Sends events at this rate; when each of them was sent, by id.
 fn publish(servers: &Servers, messages: &[Message], rate: usize) -> HashMap<String, DateTime<Utc>> {
-    let mut connection = servers.redis.stream().connect();
+    let mut publish = servers.bus().publisher();
     let started = Instant::now();
     let mut sent = HashMap::with_capacity(messages.len());
     let mut rest = messages;
@@ -104,14 +104,8 @@ fn publish(servers: &Servers, messages: &[Message], rate: usize) -> HashMap<Stri
         }
         let (now_due, later) = rest.split_at(num_due.min(rest.len()));
         rest = later;
-        let mut pipeline = redis::pipe();
-        for message in now_due {
-            let command = pipeline.cmd("XADD").arg("events").arg("*");
-            let command = command.arg("data").arg(&message.data);
-            command.arg("attributes").arg(&message.attributes).ignore();
-        }
         let now = SystemClock.now();
-        pipeline.query::<()>(&mut connection).unwrap();
+        publish(now_due);
         sent.extend(now_due.iter().map(|message| (message.id.clone(), now)));
     }
     sent
@@ -125,7 +119,7 @@ fn main() {
     let old_since = SystemClock.now() - TimeDelta::days(60);
     let old = copy::encode(&Load::new(file.as_deref(), old_since).take(num_old));
     let mut load = Load::new(file.as_deref(), SystemClock.now());
-    let servers = Servers::start();
+    let servers = Servers::with_chosen_bus();
     let mut table = Table::new(&[
         "asked for",
         "events/s sent",
@@ -158,6 +152,6 @@ fn main() {
     }
     table.print();
     println!(
-        "From XADD to the row's being visible; where all was trimmed too soon, raise BENCH_EVENTS."
+        "From the publish to the row's being visible; where all was trimmed too soon, raise BENCH_EVENTS."
     );
 }

@@ -1,4 +1,4 @@
-//! How fast events get from Redis into PostgreSQL with all of Prefect's indexes, and what that costs,
+//! How fast events get from Redis, or NATS, into PostgreSQL with all of Prefect's indexes, and what that costs,
 //! against binary `COPY` of the same rows into the same tables.
 //!
 //! `cargo bench --features service-tests --bench pipeline`
@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `BENCH_EVENTS` | 50000 | events in each turn |
 //! | `BENCH_ROUNDS` | 5 | turns of each contestant, interleaved |
+//! | `BENCH_BUS` | redis | what feeds the product: `redis` or `nats` |
 //! | `BENCH_WRITERS` | 1,2,4 | our writers, and the connections of `COPY` |
 //! | `BENCH_EVENTS_FILE` | generated | events to use, one a line, plain or gzipped |
 //! | `PREFECT_PYTHON` | none | a Python with Prefect in it: its persister takes part |
@@ -102,7 +103,7 @@ impl Contest {
         let mut load = Load::new(file.as_deref(), SystemClock.now());
         let messages = load.take(settings::number("BENCH_EVENTS", 50_000));
         let batches = copy::encode(&messages);
-        let servers = Servers::start();
+        let servers = Servers::with_chosen_bus();
         servers.warm_up("bench", &batches);
         Self {
             servers,
@@ -143,16 +144,16 @@ impl Contest {
 
     fn ours(&mut self, num_writers: usize) -> Turn {
         let database = self.servers.fresh_database("bench");
-        self.servers.filled_stream(&self.messages);
-        let redis = &self.servers.redis;
-        let work = || persister::run(redis, &database, num_writers);
+        let bus = self.servers.bus();
+        bus.fill(&self.messages);
+        let work = || persister::run(bus, &database, num_writers);
         let (run, cost) = self.servers.cost(&database, work);
         self.check(&database);
         let num_events = self.messages.len() as f64;
         Turn {
             processor: Some(micros(run.processor) / num_events),
             memory: Some(run.peak_memory),
-            redis_commands: Some(run.redis_commands / num_events),
+            redis_commands: run.redis_commands.map(|num| num / num_events),
             remark: remark(&run, num_writers),
             ..Turn::new(num_events, run.took, cost)
         }
@@ -294,9 +295,10 @@ fn main() {
         .map(|one| one.data.len())
         .sum::<usize>();
     println!(
-        "{} events of {} bytes on average, {num_rounds} rounds",
+        "{} events of {} bytes on average from {}, {num_rounds} rounds",
         contest.messages.len(),
         mean_bytes / contest.messages.len(),
+        contest.servers.bus().name(),
     );
     let mut turns = Turns::new();
     for round in 0..num_rounds {

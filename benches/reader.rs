@@ -45,6 +45,10 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message as Frame;
 
 #[allow(dead_code, reason = "tests need more of it")]
+#[path = "../tests/it/support/client.rs"]
+mod client;
+
+#[allow(dead_code, reason = "tests need more of it")]
 #[path = "../tests/it/support/binary.rs"]
 mod binary;
 #[allow(dead_code, reason = "other benchmarks and the tests need more of it")]
@@ -143,6 +147,7 @@ fn questions(sample: &Value, now: DateTime<Utc>) -> Vec<Question> {
         });
     }
     vec![
+        // Their page has an index; all of them are counted.
         page("the newest of all", false, json!({})),
         behind,
         page("an hour", true, json!({ "occurred": last(1) })),
@@ -177,8 +182,9 @@ fn questions(sample: &Value, now: DateTime<Utc>) -> Vec<Question> {
             json!({ "occurred": last(1), "resource": { "labels": { "prefect.state-type": "FAIL*" } } }),
         ),
         page(
+            // An index leads to the hour; what is written in its events is read.
             "a text, in an hour",
-            true,
+            false,
             json!({ "occurred": last(1), "text": { "query": "OperationalError -retries" } }),
         ),
         Question::count(
@@ -243,7 +249,7 @@ async fn ask(title: &str, reader: &dyn EventReader, questions: &[Question]) {
         let remark = match (is_slow, is_slower, question.has_index) {
             (true, _, _) => "TOO SLOW",
             (_, true, _) => "SLOWER LATER",
-            (_, _, false) => "all are counted",
+            (_, _, false) => "no index",
             _ => "",
         };
         let millis = |seconds: Option<f64>| shown(seconds.map(|seconds| seconds * 1e3), 1);
@@ -355,22 +361,26 @@ struct LookedAt {
 }
 
 impl Lookers {
-    fn start(address: &str, num: usize) -> Self {
+    fn start(address: &str, company: &Company) -> Self {
         let (stop, stopped) = tokio::sync::watch::channel(());
         let counts = Arc::new(LookedAt::default());
         let (address, all) = (address.to_owned(), Arc::clone(&counts));
+        let (num, num_searching) = (company.num, company.num_searching);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread();
             let runtime = { runtime }.enable_all().build().unwrap();
             runtime.block_on(async {
-                let one = || async {
-                    let mut stopped = stopped.clone();
-                    tokio::select! {
-                        () = look(&address, &all) => {}
-                        _ = stopped.changed() => {}
+                let one = |number: usize| {
+                    let (mut stopped, address, all) = (stopped.clone(), &address, &all);
+                    async move {
+                        tokio::select! {
+                            () = look(address, all), if number >= num_searching => {}
+                            () = search(address, all), if number < num_searching => {}
+                            _ = stopped.changed() => {}
+                        }
                     }
                 };
-                futures_util::future::join_all((0..num).map(|_| one())).await;
+                futures_util::future::join_all((0..num).map(one)).await;
             });
         });
         Self {
@@ -439,6 +449,48 @@ async fn look(address: &str, counts: &LookedAt) {
     tokio::join!(live, states, numbers);
 }
 
+/// Looks for a text that is nowhere, so that every stored event is read, and as soon as that is answered again.
+async fn search(address: &str, counts: &LookedAt) {
+    while TcpStream::connect(address).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let body = json!({ "filter": { "text": { "query": "written-in-no-event" } } });
+    loop {
+        http(address, "POST", "events/filter", &body, counts).await;
+    }
+}
+
+/// Who asks while events are taken in.
+struct Company {
+    name: &'static str,
+    num: usize,
+    /// Of these, those who search all events without a pause, instead of looking at the page.
+    num_searching: usize,
+}
+
+const COMPANY: [Company; 4] = [
+    Company {
+        name: "nobody",
+        num: 0,
+        num_searching: 0,
+    },
+    Company {
+        name: "1 at the page",
+        num: 1,
+        num_searching: 0,
+    },
+    Company {
+        name: "10 at the page",
+        num: 10,
+        num_searching: 0,
+    },
+    Company {
+        name: "1 who reads all events, again and again",
+        num: 1,
+        num_searching: 1,
+    },
+];
+
 async fn http(address: &str, method: &str, path: &str, body: &Value, counts: &LookedAt) {
     let body = if body.is_null() {
         String::new()
@@ -463,18 +515,17 @@ async fn http(address: &str, method: &str, path: &str, body: &Value, counts: &Lo
     }
 }
 
-/// From Redis into PostgreSQL beside nobody, one and ten people who look.
+/// From Redis into PostgreSQL beside nobody, and beside those who look and search.
 fn beside() {
-    const PEOPLE: [usize; 3] = [0, 1, 10];
     let num_events = settings::number("BENCH_INGESTED", 100_000);
     let num_rounds = settings::number("BENCH_ROUNDS", 5);
     let servers = Servers::start();
     let file = settings::events_file();
-    let mut rates = PEOPLE.map(|_| Samples::default());
-    let mut processor = PEOPLE.map(|_| Samples::default());
-    let mut looked = PEOPLE.map(|_| [0; 3]);
+    let mut rates = [(); COMPANY.len()].map(|()| Samples::default());
+    let mut processor = [(); COMPANY.len()].map(|()| Samples::default());
+    let mut looked = [[0; 3]; COMPANY.len()];
     for round in 0..num_rounds {
-        for variant in turns(PEOPLE.len(), round) {
+        for variant in turns(COMPANY.len(), round) {
             let since = SystemClock.now() - TimeDelta::hours(1);
             let messages = Load::new(file.as_deref(), since).take(num_events);
             let database = servers.fresh_database("bench");
@@ -482,7 +533,7 @@ fn beside() {
             database.execute("CHECKPOINT");
             let mut counts = None;
             let run = persister::run_beside(&servers.redis, &database, &[], |persister| {
-                let lookers = Lookers::start(&persister.address(), PEOPLE[variant]);
+                let lookers = Lookers::start(&persister.address(), &COMPANY[variant]);
                 counts = Some(Arc::clone(&lookers.counts));
                 lookers
             });
@@ -504,10 +555,10 @@ fn beside() {
         "not 200",
         "told MB",
     ]);
-    for (variant, num) in PEOPLE.iter().enumerate() {
+    for (variant, company) in COMPANY.iter().enumerate() {
         let [answers, refused, bytes] = looked[variant];
         table.row(vec![
-            num.to_string(),
+            company.name.to_owned(),
             shown(rates[variant].median(), 0),
             shown(rates[variant].over(&rates[0]).median(), 3),
             shown(processor[variant].median(), 1),
@@ -559,7 +610,7 @@ async fn publish(
 ) -> HashMap<String, (usize, Instant)> {
     const LISTS_A_SECOND: usize = 50;
     let size = (rate / LISTS_A_SECOND / addresses.len()).max(1);
-    let client = reqwest::Client::new();
+    let client = client::client();
     let sent = Mutex::new(HashMap::new());
     let lists: Vec<_> = messages.chunks(size).collect();
     let started = Instant::now();

@@ -6,9 +6,13 @@
 //! `trimmed ÷ added` when the last event was in is at most 1, since then nothing expired is left.
 //! Every run begins with the same database. Both servers run as they come, durable.
 //!
+//! Archiving, in builds with the feature `archive`: the command `trim` with an archive in a folder against the
+//! same without one, in the same turns: rows a second, the largest memory of the process, and the size of
+//! the archive over that of the removed rows in the tables, indexes included.
+//!
 //! `cargo bench --features service-tests --bench trim`; `BENCH_EVENTS` (50,000 expired, as many that
 //! stay, and as many to insert), `BENCH_ROUNDS` (5), `BENCH_TRIM_BATCH` (as by default),
-//! `BENCH_STORES` (`SQLite,PostgreSQL`), `BENCH_EVENTS_FILE`.
+//! `BENCH_STORES` (`SQLite,PostgreSQL`), `BENCH_PARTS` (`alone,load,archive`), `BENCH_EVENTS_FILE`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::print_stdout)]
 
@@ -34,6 +38,9 @@ mod binary;
 #[allow(dead_code, reason = "tests need more of it")]
 #[path = "../tests/it/support/certificates.rs"]
 mod certificates;
+#[allow(dead_code, reason = "tests need more of it")]
+#[path = "../tests/it/support/client.rs"]
+mod client;
 #[allow(dead_code, reason = "tests need more of it")]
 #[path = "../tests/it/support/database.rs"]
 mod database;
@@ -70,6 +77,10 @@ mod socket;
 #[allow(dead_code, reason = "other benchmarks need more of it")]
 #[path = "support/stats.rs"]
 mod stats;
+#[cfg(feature = "archive")]
+#[allow(dead_code, reason = "other benchmarks need more of it")]
+#[path = "support/usage.rs"]
+mod usage;
 #[allow(dead_code, reason = "tests need more of it")]
 #[path = "../tests/it/support/wait.rs"]
 mod wait;
@@ -394,6 +405,80 @@ fn under_load(place: &Place, load: &Load, num_rounds: usize) {
     println!("{:<36}{trimmed:.2}", "trimmed ÷ added");
 }
 
+/// Bytes of the files in a folder and its folders.
+#[cfg(feature = "archive")]
+fn num_bytes(folder: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
+    let sizes = entries.map(|entry| match entry.file_type().unwrap().is_dir() {
+        true => num_bytes(&entry.path()),
+        false => entry.metadata().unwrap().len(),
+    });
+    sizes.sum()
+}
+
+#[cfg(feature = "archive")]
+impl Place {
+    /// Bytes of the tables with their indexes.
+    fn tables_bytes(&self) -> u64 {
+        match &self.postgres {
+            None => std::fs::metadata(self.file("work.db")).unwrap().len(),
+            Some(Postgres { work, .. }) => {
+                let size = "SELECT pg_total_relation_size('events') + pg_total_relation_size('event_resources')";
+                work.value(size).parse().unwrap()
+            }
+        }
+    }
+}
+
+#[cfg(feature = "archive")]
+fn archiving(place: &Place, load: &Load, num_rounds: usize) {
+    let names = ["without an archive", "with an archive"];
+    let (mut rates, mut peaks) = (
+        names.map(|_| Samples::default()),
+        names.map(|_| Samples::default()),
+    );
+    let mut sizes = Samples::default();
+    for round in 0..num_rounds {
+        for variant in turns(names.len(), round) {
+            place.restore();
+            // As many events are kept, of the same kind.
+            let removed_bytes = place.tables_bytes() as f64 / 2.0;
+            let archive = place.file("archive");
+            drop(std::fs::remove_dir_all(&archive));
+            let mut command = place
+                .folder
+                .command(&["trim", "--database-url", place.url()]);
+            command.env("EVENT_PERSISTER_TRIM_BATCH_SIZE", batch_size().to_string());
+            if variant == 1 {
+                command.env(
+                    "EVENT_PERSISTER_ARCHIVE_URL",
+                    format!("file://{}", archive.display()),
+                );
+            }
+            let ran = usage::run(&mut command);
+            assert_eq!(place.num_events("true"), load.num_events, "{round}");
+            rates[variant].push(load.num_expired_rows as f64 / ran.took.as_secs_f64());
+            peaks[variant].push(ran.peak_mib);
+            if variant == 1 {
+                sizes.push(num_bytes(&archive) as f64 / removed_bytes);
+            }
+        }
+    }
+    let title = format!("{}, archiving", place.name());
+    println!("{title:<36}{:>10}{:>10}{:>10}", "min", "median", "max");
+    for (name, (rates, peaks)) in names.into_iter().zip(rates.iter().zip(&peaks)) {
+        println!("{:<36}{rates}", format!("{name}, rows/s"));
+        println!("{:<36}{peaks:.1}", format!("{name}, MiB"));
+    }
+    println!("{:<36}{:.2}", "with ÷ without", rates[1].over(&rates[0]));
+    println!("{:<36}{sizes:.3}", "archive ÷ tables");
+}
+
+#[cfg(not(feature = "archive"))]
+fn archiving(_: &Place, _: &Load, _: usize) {
+    println!("archiving: not in this build");
+}
+
 fn main() {
     let num_events = settings::number("BENCH_EVENTS", 50_000);
     let num_rounds = settings::number("BENCH_ROUNDS", 5);
@@ -406,7 +491,14 @@ fn main() {
         };
         let load = Load::fill(&place, num_events);
         println!("{}, {num_rounds} rounds", load::describe(&load.backlog));
-        alone(&place, &load, num_rounds);
-        under_load(&place, &load, num_rounds);
+        let parts = settings::text("BENCH_PARTS");
+        for part in parts.as_deref().unwrap_or("alone,load,archive").split(',') {
+            match part {
+                "alone" => alone(&place, &load, num_rounds),
+                "load" => under_load(&place, &load, num_rounds),
+                "archive" => archiving(&place, &load, num_rounds),
+                other => panic!("BENCH_PARTS: {other} is no part"),
+            }
+        }
     }
 }

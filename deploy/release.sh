@@ -60,7 +60,7 @@ wheel() (
   done
   export RUSTFLAGS CFLAGS CARGO_TARGET_DIR=$root/target
   cd $python
-  maturin build --locked --profile dist --target x86_64-unknown-linux-gnu --zig \
+  maturin build --locked --profile dist --features archive --target x86_64-unknown-linux-gnu --zig \
     --compatibility manylinux_2_17 --out "$root/$1"
 )
 wheel $parts/wheel

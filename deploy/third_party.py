@@ -26,7 +26,8 @@ def linked(metadata: dict) -> set[str]:
 
 
 def main() -> None:
-    command = ["cargo", "metadata", "--locked", "--format-version=1", f"--filter-platform={TARGET}"]
+    command = ["cargo", "metadata", "--locked", "--format-version=1", "--features=archive"]
+    command.append(f"--filter-platform={TARGET}")
     metadata = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     ids = linked(metadata)
     texts: dict[str, tuple[str, list[str]]] = {}

@@ -1,6 +1,6 @@
 //! Shows the configuration in effect, and looks for everything that would stop or hurt the service.
 //!
-//! Changes nothing. The adapters look at Redis and the database; here are the configuration, the listener
+//! Changes nothing. The adapters look at the bus and the database; here are the configuration, the listener
 //! and the report.
 
 use std::convert::Infallible;
@@ -11,9 +11,12 @@ use event_persister_actors::source::SourceError;
 use event_persister_actors::status::error_chain;
 use event_persister_actors::store::operator::DatabaseInfo;
 
+use crate::archive;
 use crate::config::Config;
+use crate::http::Publish;
 use crate::output;
-use crate::wiring::{self, Finding, GuardReport, Missing, Severity};
+use crate::serve::{NAME_A_BUS, publishes_nowhere};
+use crate::wiring::{self, BusReport, Finding, Missing, Severity};
 
 mod configuration;
 mod listener;
@@ -27,13 +30,13 @@ struct Looked {
     store: Result<String, String>,
     /// `None` where it could not be asked for.
     database: Option<DatabaseInfo>,
-    /// `None` where Redis is no source.
-    redis: Option<Result<Stream, String>>,
+    /// `None` where there is no bus.
+    bus: Option<(&'static str, Result<Stream, String>)>,
 }
 
 struct Stream {
     version: Option<String>,
-    report: GuardReport,
+    report: BusReport,
 }
 
 impl Looked {
@@ -54,33 +57,58 @@ pub(crate) async fn run(config: &Config, json: bool) -> anyhow::Result<bool> {
 }
 
 async fn look(config: &Config) -> Looked {
-    let of_redis = async {
-        let redis = check_redis(config).await;
-        let error = redis.as_ref().and_then(|redis| redis.as_ref().err());
-        let findings = inspect("redis.reachable", wiring::inspect_bus(config), error).await;
-        (redis, findings)
+    let of_bus = async {
+        let bus = check_bus(config).await;
+        let error = bus.as_ref().and_then(|(_, looked)| looked.as_ref().err());
+        let id = match config.nats {
+            Some(_) => "nats.reachable",
+            None => "redis.reachable",
+        };
+        let mut findings = inspect(id, wiring::inspect_bus(config), error).await;
+        if config.http.listener.publish != Publish::Off {
+            findings.push(bridge(config).await);
+        }
+        (bus, findings)
     };
     let of_store = async {
+        if config.http.listener.publish == Publish::Only {
+            let unused = "not used: what comes in is published (http.publish)".to_owned();
+            return (Ok(unused), None, Vec::new());
+        }
         let (store, database) = check_store(config).await;
         let inspection = wiring::inspect_store(config);
         let mut findings = inspect("store.reachable", inspection, store.as_ref().err()).await;
         if store.is_ok() {
             findings.extend(retention::judge(config).await);
+            findings.extend(archive::judge(config).await);
         }
         (store, database, findings)
     };
-    let (of_listener, (redis, of_redis), (store, database, of_store)) =
-        tokio::join!(listener::judge(config), of_redis, of_store);
+    let (of_listener, (bus, of_bus), (store, database, of_store)) =
+        tokio::join!(listener::judge(config), of_bus, of_store);
     let mut findings = configuration::judge(config, configuration::memory_limit());
     findings.extend(of_listener);
-    findings.extend(of_redis);
+    findings.extend(of_bus);
     findings.extend(of_store);
     Looked {
         findings,
         store,
         database,
-        redis,
+        bus,
     }
+}
+
+/// Whether what comes in by HTTP can be published.
+async fn bridge(config: &Config) -> Finding {
+    const ID: &str = "http.publish";
+    if publishes_nowhere(config) {
+        let what = "what comes in by HTTP is to be published, and no bus is named";
+        return Finding::error(ID, what, NAME_A_BUS);
+    }
+    let inspected = within(async { Ok::<_, Infallible>(wiring::inspect_bridge(config).await) });
+    inspected
+        .await
+        .unwrap_or_else(|error| Finding::error(ID, error, "look again"))
 }
 
 /// The findings of an adapter. An `error` of the look before it stands for itself only where they see no
@@ -122,18 +150,24 @@ async fn check_store(config: &Config) -> (Result<String, String>, Option<Databas
     (found, described.ok())
 }
 
-async fn check_redis(config: &Config) -> Option<Result<Stream, String>> {
+async fn check_bus(config: &Config) -> Option<(&'static str, Result<Stream, String>)> {
     let bus = match wiring::bus_operator(config) {
         Ok(bus) => bus?,
-        Err(error) => return Some(Err(format!("{error:#}"))),
+        Err(error) => {
+            let name = match config.nats {
+                Some(_) => "nats",
+                None => "redis",
+            };
+            return Some((name, Err(format!("{error:#}"))));
+        }
     };
     let look = async {
         Ok::<_, SourceError>(Stream {
             version: bus.server_version().await?,
-            report: bus.show_guard().await?,
+            report: bus.report().await?,
         })
     };
-    Some(within(look).await)
+    Some((bus.name(), within(look).await))
 }
 
 async fn within<T, E: Error>(work: impl Future<Output = Result<T, E>>) -> Result<T, String> {

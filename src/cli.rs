@@ -4,13 +4,19 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use event_persister_actors::store::Period;
 
+mod archive;
 mod completions;
 mod events;
 mod letters;
 mod manual;
 
+pub(crate) use archive::ArchiveCommand;
+#[cfg(feature = "archive")]
+pub(crate) use archive::RestoreFlags;
 pub(crate) use completions::completions;
 pub(crate) use events::{EventFlags, EventsCommand, Followed, ServiceUrl};
 pub(crate) use letters::{DeadLettersCommand, LetterFlags, Letters, Moment};
@@ -18,8 +24,8 @@ pub(crate) use manual::manual;
 
 /// Moves event messages to a database as fast as the database can take them, and never loses one.
 ///
-/// Without a command it serves. It takes events in by HTTP and WebSocket, and from Redis if there is
-/// one. It writes them to an SQLite file in the working directory, or to the database that is named.
+/// Without a command it serves. It takes events in by HTTP and WebSocket, and from Redis or
+/// NATS if there is one. It writes them to an SQLite file in the working directory, or to the database that is named.
 /// In the environment of a Prefect server it takes the place of Prefect's own persister.
 #[derive(Debug, Parser)]
 #[command(name = "event-persister", version, after_help = EXAMPLES, after_long_help = EXAMPLES)]
@@ -36,6 +42,7 @@ Examples:
   event-persister                                       serve on 127.0.0.1:4280, write to ./event-persister.db
   event-persister --database-url sqlite:///var/lib/e.db --listen 127.0.0.1:8080
   event-persister --redis-url redis://localhost --database-url postgresql://me@localhost/events
+  event-persister --nats-url nats://localhost --database-url postgresql://me@localhost/events
   event-persister import events.jsonl
   event-persister import events.jsonl.gz
   event-persister check --config event-persister.toml
@@ -49,7 +56,7 @@ each means.
 
 Secrets: everyone on the machine can read the flags of a running process. Give a URL with a password
 as a variable, or name a file that holds it: EVENT_PERSISTER_DATABASE_URL_FILE,
-EVENT_PERSISTER_REDIS_URL_FILE, EVENT_PERSISTER_HTTP_AUTH_STRING_FILE.
+EVENT_PERSISTER_REDIS_URL_FILE, EVENT_PERSISTER_NATS_URL_FILE, EVENT_PERSISTER_HTTP_AUTH_STRING_FILE.
 
 Exit codes: 0 done, 1 the work itself failed, 2 wrong usage or configuration.";
 
@@ -78,6 +85,13 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "URL")]
     pub(crate) redis_url: Option<String>,
 
+    /// The NATS servers whose stream is read, beside HTTP; `off` for none [env: EVENT_PERSISTER_NATS_URL]
+    ///
+    /// nats://user:password@host:4222,host:4222, or tls:// for TLS.
+    #[cfg(feature = "nats")]
+    #[arg(long, value_name = "URL")]
+    pub(crate) nats_url: Option<String>,
+
     /// Where to listen, or `off` [default: 127.0.0.1:4280] [env: EVENT_PERSISTER_LISTEN]
     ///
     /// An address beyond loopback needs an auth string (http.auth_string). Without one it serves
@@ -99,7 +113,7 @@ pub(crate) enum Command {
     /// Take events in and write them, until SIGTERM or SIGINT (the default)
     ///
     /// Events come by `POST /api/events` (a JSON list), by the WebSocket `/api/events/in`, and from
-    /// Redis. A 204 or a pong means that they are committed. `/api/health`, `/api/ready` and
+    /// Redis or NATS. A 204 or a pong means that they are committed. `/api/health`, `/api/ready` and
     /// `/metrics` tell how it is. The first signal writes what is held and exits; a second exits at
     /// once.
     #[command(after_help = "Examples:
@@ -115,8 +129,12 @@ pub(crate) enum Command {
     /// that is no event becomes a dead letter with its position. The rest is stored, and the exit code
     /// is 1. To import a file again changes nothing: known events count as duplicates. While the
     /// database is away it says so and waits. SIGINT or SIGTERM ends it.
+    ///
+    /// With --to the events are published to a bus instead, for a service that reads it: to Redis in the form
+    /// of Prefect's messages, to NATS with the event's id as Nats-Msg-Id. What is no event is logged then.
     #[command(after_help = "Examples:
   event-persister import events.jsonl
+  event-persister import events.jsonl --to nats://localhost
   event-persister import events.json.gz --wait 30s
   ssh host cat events.jsonl.zst | event-persister import - --json")]
     Import(ImportFlags),
@@ -124,7 +142,7 @@ pub(crate) enum Command {
     /// Show the settings in effect and where each came from, then look for everything that would stop
     /// or hurt the service
     ///
-    /// Looks at the configuration, the listener's address, Redis and its stream, and the database
+    /// Looks at the configuration, the listener's address, Redis or NATS and its stream, and the database
     /// with its tables, privileges, durability and room. Each finding is ok, a warning or an error,
     /// and says what to do. Also lists which variables of a Prefect server were seen and not taken
     /// over. Changes nothing, and may run beside a service. The exit code is 1 if there is an error.
@@ -157,10 +175,15 @@ pub(crate) enum Command {
     ///
     /// Not for a database that a Prefect server uses or will use: Prefect's migrations create the two
     /// tables, and fail where they exist.
+    ///
+    /// With --partition-by it makes both tables partitioned by the time at which events occurred, for
+    /// PostgreSQL databases that hold years of events. Services go on writing meanwhile. A run that was cut
+    /// off goes on where it stopped when it is started again.
     #[command(after_help = "Examples:
   event-persister migrate
-  event-persister migrate --database-url postgresql://owner@localhost/events")]
-    Migrate(Output),
+  event-persister migrate --database-url postgresql://owner@localhost/events
+  event-persister migrate --partition-by day")]
+    Migrate(MigrateFlags),
 
     /// Delete now the events that retention no longer keeps
     #[command(after_help = "Examples:
@@ -186,6 +209,16 @@ pub(crate) enum Command {
   event-persister events export > events.jsonl")]
     #[command(subcommand)]
     Events(EventsCommand),
+
+    /// List, verify or restore what retention has archived
+    ///
+    /// With archive.url, retention writes events to Parquet files before it removes them.
+    #[command(after_help = "Examples:
+  event-persister archive list
+  event-persister archive verify
+  event-persister archive restore --since 90d --until 60d")]
+    #[command(subcommand)]
+    Archive(ArchiveCommand),
 
     /// Look at the trim guard in Redis, or remove it
     ///
@@ -234,7 +267,7 @@ pub(crate) enum Command {
     /// events that retention may have deleted (expired).
     ///
     /// Changes nothing, and runs beside services at work: it looks once more, six seconds later, at
-    /// what looks wrong. Without Redis it looks at the database alone. The exit code is 1 if anything is
+    /// what looks wrong. Without a bus it looks at the database alone. The exit code is 1 if anything is
     /// wrong.
     ///
     /// It reads both tables, and sends each entry of the stream to the database once more, in short
@@ -247,9 +280,61 @@ pub(crate) enum Command {
     Verify(VerifyFlags),
 }
 
+fn bus_url(text: &str) -> Result<String, String> {
+    let schemes = [
+        "redis://",
+        "rediss://",
+        "unix://",
+        "redis+sentinel://",
+        "rediss+sentinel://",
+        "nats://",
+        "tls://",
+    ];
+    let is_known = schemes.iter().any(|scheme| text.starts_with(scheme));
+    if is_known || text == CONFIGURED_BUS {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "no bus: give redis://…, nats://… or `{CONFIGURED_BUS}` for the one that is configured"
+    ))
+}
+
 fn span(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|_| "not a span of time: give one such as 30s, 15m, 2h or 7d".to_owned())
+}
+
+fn period() -> impl TypedValueParser<Value = Period> {
+    PossibleValuesParser::new(["day", "week", "month"]).try_map(|name| name.parse::<Period>())
+}
+
+/// The word for the bus that the configuration names.
+pub(crate) const CONFIGURED_BUS: &str = "bus";
+
+impl Command {
+    /// The flags with what this command makes of them: a bus to publish to is the one bus.
+    pub(crate) fn settle(&self, flags: Flags) -> Flags {
+        let Self::Import(ImportFlags { to: Some(to), .. }) = self else {
+            return flags;
+        };
+        #[cfg(feature = "nats")]
+        let off = || Some("off".to_owned());
+        match to.split_once(':').map(|(scheme, _)| scheme) {
+            None if to == CONFIGURED_BUS => flags,
+            #[cfg(feature = "nats")]
+            Some("nats" | "tls") => Flags {
+                nats_url: Some(to.clone()),
+                redis_url: off(),
+                ..flags
+            },
+            _ => Flags {
+                redis_url: Some(to.clone()),
+                #[cfg(feature = "nats")]
+                nats_url: off(),
+                ..flags
+            },
+        }
+    }
 }
 
 impl Default for Command {
@@ -288,9 +373,23 @@ pub(crate) struct ImportFlags {
     /// The file, or `-` for standard input
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// How long to wait for a database that cannot be written to [default: for ever]
+    /// Publish to this bus instead of storing: redis://…, nats://…, or `bus` for the one that is configured
+    ///
+    /// All but its address comes from the sections `redis` and `nats`, such as the stream's name.
+    #[arg(long, value_name = "URL", value_parser = bus_url)]
+    pub(crate) to: Option<String>,
+    /// How long to wait for a database or a bus that cannot be written to [default: for ever]
     #[arg(long, value_name = "SPAN", value_parser = span)]
     pub(crate) wait: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub(crate) struct MigrateFlags {
+    /// Partition the tables: how much time one partition holds
+    #[arg(long, value_name = "PERIOD", value_parser = period())]
+    pub(crate) partition_by: Option<Period>,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -302,8 +401,8 @@ pub(crate) struct TrimFlags {
     pub(crate) dry_run: bool,
     /// Also delete events without resources and resources without an event
     ///
-    /// Prefect's own persister leaves them behind when it crashes. PostgreSQL only. Without this
-    /// flag they are counted.
+    /// Prefect's own persister leaves them behind when it crashes. PostgreSQL only. A dry run counts
+    /// them.
     #[arg(long)]
     pub(crate) remove_half_events: bool,
     /// Confirm that the clock is right, and delete even if most events would go
@@ -372,6 +471,7 @@ const ALL: &[&str] = &[
     "config",
     "database_url",
     "redis_url",
+    "nats_url",
     "listen",
     "writers",
     "log_format",
@@ -379,10 +479,17 @@ const ALL: &[&str] = &[
 const WITH_DATABASE: &[&str] = &["config", "database_url", "log_format"];
 
 /// Which settings a command uses, and its own commands with it; `serve` and `check` use all.
-const OBEYED: [(&str, &[&str]); 14] = [
+const OBEYED: [(&str, &[&str]); 16] = [
     (
         "import",
-        &["config", "database_url", "writers", "log_format"],
+        &[
+            "config",
+            "database_url",
+            "redis_url",
+            "nats_url",
+            "writers",
+            "log_format",
+        ],
     ),
     ("health", &["config", "listen"]),
     ("migrate", WITH_DATABASE),
@@ -393,10 +500,21 @@ const OBEYED: [(&str, &[&str]); 14] = [
         &["config", "database_url", "writers", "log_format"],
     ),
     ("events", WITH_DATABASE),
+    ("archive", WITH_DATABASE),
+    (
+        "archive restore",
+        &["config", "database_url", "writers", "log_format"],
+    ),
     ("guard", &["config", "redis_url", "log_format"]),
     (
         "verify",
-        &["config", "database_url", "redis_url", "log_format"],
+        &[
+            "config",
+            "database_url",
+            "redis_url",
+            "nats_url",
+            "log_format",
+        ],
     ),
     ("config example", &[]),
     ("config schema", &[]),
@@ -490,10 +608,11 @@ mod tests {
             let error = parse(words.map(OsString::from)).unwrap_err();
             error.to_string()
         };
-        const SETTINGS: [&str; 6] = [
+        const SETTINGS: [&str; 7] = [
             "--config",
             "--database-url",
             "--redis-url",
+            "--nats-url",
             "--listen",
             "--writers",
             "--log-format",

@@ -13,7 +13,6 @@ use event_persister_actors::store::operator::UNKNOWN_RECEIVED;
 use event_persister_actors::trim;
 
 use crate::config::Config;
-use crate::wiring;
 
 /// Clocks differ: what retention is about to remove may be gone already.
 const CLOCKS_DIFFER_BY: TimeDelta = TimeDelta::minutes(1);
@@ -27,12 +26,12 @@ pub(crate) fn is_empty(message: &Body) -> bool {
     matches!(message, Body::Raw { data, .. } if data.is_empty())
 }
 
-/// The entry that a message must have become.
-pub(crate) fn entry(message: &Body, limits: &EventLimits) -> Arc<Entry> {
+/// The entry that a message of this source must have become.
+pub(crate) fn entry(source: &str, message: &Body, limits: &EventLimits) -> Arc<Entry> {
     match message {
         Body::Entry(entry) => Arc::clone(entry),
         Body::Raw { position, data } => Arc::new(Entry::parse(
-            Arc::from(wiring::BUS_NAME),
+            Arc::from(source),
             position.clone(),
             data.clone(),
             limits,

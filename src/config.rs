@@ -8,10 +8,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use event_persister_actors::archive::{self, ArchiveSettings};
 use event_persister_actors::event::EventLimits;
 use event_persister_actors::pipeline::PipelineSettings;
 use event_persister_actors::source::http::HttpSettings;
 use event_persister_actors::source::intake::IntakeSettings;
+#[cfg(feature = "nats")]
+pub(crate) use event_persister_actors::source::nats::NatsSettings;
 use event_persister_actors::source::redis::RedisSettings;
 use event_persister_actors::store::postgres::{PgEnvironment, PostgresSettings};
 use event_persister_actors::store::sqlite::SqliteSettings;
@@ -43,16 +46,24 @@ use crate::cli::Flags;
 use crate::http::ListenerSettings;
 use crate::logging::Log;
 
+/// A binary without NATS has none.
+#[cfg(not(feature = "nats"))]
+pub(crate) type NatsSettings = std::convert::Infallible;
+
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) database: Database,
+    /// At most one of these two.
     pub(crate) redis: Option<RedisSettings>,
+    pub(crate) nats: Option<NatsSettings>,
     pub(crate) http: Http,
     pub(crate) pipeline: PipelineSettings,
     /// How long the pipeline may take to write what it holds.
     pub(crate) drain_timeout: Duration,
     /// Retention, also where the service itself does not trim.
     pub(crate) trim: TrimSettings,
+    /// Where retention puts what it removes.
+    pub(crate) archive: ArchiveSettings,
     pub(crate) events: EventLimits,
     pub(crate) log: Log,
     pub(crate) effective: Vec<Effective>,
@@ -87,6 +98,11 @@ pub(crate) struct Effective {
 }
 
 impl Config {
+    /// Whether there is a bus beside HTTP.
+    pub(crate) fn has_bus(&self) -> bool {
+        self.redis.is_some() || self.nats.is_some()
+    }
+
     /// Of this process's environment and the file that flags or environment name.
     pub(crate) fn load(flags: &Flags) -> Result<Self, ConfigError> {
         Self::from_parts(flags, std::env::vars_os())
@@ -99,7 +115,8 @@ impl Config {
         let environment: Vec<(OsString, OsString)> = environment.into_iter().collect();
         let texts = environment.iter();
         let texts = texts.filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)));
-        let of_drivers = PgEnvironment::of(texts);
+        let of_drivers = PgEnvironment::of(texts.clone());
+        let of_s3 = archive::Variables::of(texts);
         let prefects = prefect::Variables::of(&environment);
         let variables = environment::ours(environment)?;
         let named = variables.get(environment::CONFIG_VARIABLE);
@@ -116,13 +133,15 @@ impl Config {
         let layers = Layers(layers);
         errors.note(compose::check(&layers));
         errors.into_result()?;
-        compose::compose(layers, prefect, of_drivers)
+        let mut config = compose::compose(layers, prefect, of_drivers)?;
+        config.archive.variables = of_s3;
+        Ok(config)
     }
 }
 
 fn flags_layer(flags: &Flags) -> Layer {
     let mut layer = Layer::default();
-    for (name, flag, value) in keys::FLAGS {
+    for &(name, flag, value) in keys::FLAGS {
         if let Some(value) = value(flags) {
             layer.set(name, value.as_str(), Origin::Flag(flag));
         }

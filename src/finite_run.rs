@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use actix::{Actor as _, Addr};
 use anyhow::Context as _;
+use event_persister_actors::event::EventLimits;
 use event_persister_actors::messages::{Drain, Drained, Finish, Status};
 use event_persister_actors::metrics::{LedgerCounts, Metrics};
-use event_persister_actors::pipeline::PipelineActor;
+use event_persister_actors::pipeline::{PipelineActor, PipelineParts};
 use event_persister_actors::source::EventSource;
 use event_persister_actors::status::ComponentState;
+use event_persister_actors::store::OpenStore;
 use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::signals::{Signals, Stop};
-use crate::wiring::{self, Missing};
+use crate::wiring;
 
 /// How often progress is looked at; faster is more than an eye sees.
 const TICK: Duration = Duration::from_millis(100);
@@ -31,14 +33,29 @@ pub(crate) enum End {
 /// While the store is away, what is held would not become durable however long it took.
 const NOT_WAITED_FOR: Duration = Duration::from_millis(200);
 
+#[derive(Clone, Copy)]
+pub(crate) struct Words {
+    /// What to do if the pipeline is gone.
+    pub(crate) again: &'static str,
+    /// Where it writes.
+    pub(crate) place: &'static str,
+}
+
+/// Where a run writes to.
+pub(crate) struct Destination {
+    pub(crate) open_store: OpenStore,
+    /// What an event may hold.
+    pub(crate) event_limits: EventLimits,
+    pub(crate) words: Words,
+}
+
 /// A pipeline at work on one source.
 pub(crate) struct FiniteRun {
     pipeline: Addr<PipelineActor>,
     drain: Drain,
     metrics: Metrics,
     started: Instant,
-    /// What to do if the pipeline is gone.
-    again: &'static str,
+    words: Words,
     /// For how long the store may be away; `None` for ever.
     patience: Option<Duration>,
 }
@@ -47,13 +64,15 @@ impl FiniteRun {
     pub(crate) fn start(
         config: &Config,
         source: Arc<dyn EventSource>,
-        again: &'static str,
+        destination: Destination,
         patience: Option<Duration>,
     ) -> anyhow::Result<Self> {
         let metrics = Metrics::new().context("cannot set the metrics up")?;
-        let open_store = wiring::open_store(config, Missing::Create);
         let sources = vec![source];
-        let parts = wiring::pipeline_parts(config, sources, open_store, metrics.clone());
+        let parts = PipelineParts {
+            event_limits: destination.event_limits,
+            ..wiring::pipeline_parts(config, sources, destination.open_store, metrics.clone())
+        };
         Ok(Self {
             pipeline: PipelineActor::new(wiring::finite_settings(config), parts).start(),
             drain: Drain {
@@ -61,7 +80,7 @@ impl FiniteRun {
             },
             metrics,
             started: Instant::now(),
-            again,
+            words: destination.words,
             patience,
         })
     }
@@ -85,7 +104,7 @@ impl FiniteRun {
         signals: &mut Signals,
         look: impl Fn(&LedgerCounts) -> Option<String>,
     ) -> anyhow::Result<End> {
-        let gone = || format!("the pipeline has stopped by itself; {}", self.again);
+        let gone = || format!("the pipeline has stopped by itself; {}", self.words.again);
         let mut finish = pin!(self.pipeline.send(Finish));
         let mut ticks = actix_rt::time::interval(TICK);
         let mut absence: Option<Absence> = None;
@@ -97,7 +116,7 @@ impl FiniteRun {
                 }
                 stop = signals.next() => {
                     let drain = if absence.is_some() {
-                        log::info!("{stop}; stopping, since the database cannot be written to");
+                        log::info!("{stop}; stopping, since {} cannot be written to", self.words.place);
                         Drain { timeout: NOT_WAITED_FOR }
                     } else {
                         log::info!("{stop}; writing what is held, then stopping");
@@ -142,7 +161,10 @@ impl FiniteRun {
                 let limit = self.patience.map_or_else(String::new, |patience| {
                     format!(", for at most {}", humantime::format_duration(patience))
                 });
-                log::warn!("waiting for the database{limit}; SIGINT (Ctrl-C) ends it");
+                log::warn!(
+                    "waiting for {}{limit}; SIGINT (Ctrl-C) ends it",
+                    self.words.place
+                );
                 Instant::now()
             }
         };

@@ -20,9 +20,10 @@ pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()>
 
 pub(crate) async fn run(config: &Config, command: &GuardCommand) -> anyhow::Result<()> {
     let bus = wiring::bus_operator(config)?.context(NO_REDIS)?;
+    let guard = bus.guard().context(NO_REDIS)?;
     match command {
         GuardCommand::Show(output) => {
-            let report = bus.show_guard().await.context("cannot look at the guard")?;
+            let report = guard.show().await.context("cannot look at the guard")?;
             if output.json {
                 output::json(&json!(report))
             } else {
@@ -30,10 +31,7 @@ pub(crate) async fn run(config: &Config, command: &GuardCommand) -> anyhow::Resu
             }
         }
         GuardCommand::Remove(output) => {
-            let was_there = bus
-                .remove_guard()
-                .await
-                .context("cannot remove the guard")?;
+            let was_there = guard.remove().await.context("cannot remove the guard")?;
             if output.json {
                 return output::json(&json!({ "removed": was_there }));
             }

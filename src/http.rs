@@ -28,7 +28,7 @@ mod tls;
 
 pub(crate) use binding::Unbindable;
 pub(crate) use listener::{ListenerSetup, RunningListener};
-pub(crate) use settings::{CertificateFiles, Listen, ListenerSettings};
+pub(crate) use settings::{CertificateFiles, Listen, ListenerSettings, Publish};
 
 /// The paths that are served to anyone, whatever the load.
 const HEALTH_PATHS: [&str; 2] = [HEALTH_PATH, READY_PATH];

@@ -14,38 +14,90 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::cli::ImportFlags;
+use crate::cli::{Command, ImportFlags};
 use crate::config::Config;
-use crate::finite_run::{End, FiniteRun};
+use crate::finite_run::{Destination, End, FiniteRun, Words};
 use crate::output;
 use crate::signals::Signals;
-use crate::wiring::{self, FileProgress};
+use crate::wiring::{self, FileProgress, Missing};
 
 mod compressed;
 
 use compressed::Unpacked;
 
-const AGAIN: &str = "import the file again: events that are stored count as duplicates";
+const STORING: Words = Words {
+    again: "import the file again: events that are stored count as duplicates",
+    place: "the database",
+};
+const PUBLISHING: Words = Words {
+    again: "import the file again: an event that is published twice is stored once",
+    place: "the bus",
+};
+const NO_BUS: &str = "no bus is configured: give its address as --to nats://… or --to redis://…";
 
 /// How often a log says how far it is, where nobody sees a bar.
 const TELL_EVERY: Duration = Duration::from_secs(30);
+
+/// A bus that is to be published to must be known.
+pub(crate) fn validate(command: &Command, config: &Config) -> anyhow::Result<()> {
+    match command {
+        Command::Import(flags) if flags.to.is_some() && !config.has_bus() => bail!("{NO_BUS}"),
+        _ => Ok(()),
+    }
+}
 
 pub(crate) async fn run(
     config: &Config,
     screen: &MultiProgress,
     flags: &ImportFlags,
 ) -> anyhow::Result<bool> {
-    let mut signals = Signals::listen()?;
     let input = Input::open(&flags.file)?;
+    let (open_store, words) = match flags.to {
+        None => (wiring::open_store(config, Missing::Create), STORING),
+        Some(_) => (wiring::open_publisher(config)?, PUBLISHING),
+    };
+    let destination = Destination {
+        open_store,
+        event_limits: config.events.clone(),
+        words,
+    };
+    let how = How {
+        publishes: flags.to.is_some(),
+        wait: flags.wait,
+        json: flags.output.json,
+    };
+    run_on(config, screen, input, destination, how).await
+}
+
+/// How an input is written.
+pub(crate) struct How {
+    /// To a bus, instead of storing.
+    pub(crate) publishes: bool,
+    /// For how long the destination may be away; `None` for ever.
+    pub(crate) wait: Option<Duration>,
+    pub(crate) json: bool,
+}
+
+/// Writes the events of an input; whether it held nothing else.
+pub(crate) async fn run_on(
+    config: &Config,
+    screen: &MultiProgress,
+    input: Input,
+    destination: Destination,
+    how: How,
+) -> anyhow::Result<bool> {
+    let mut signals = Signals::listen()?;
     let bar = screen.add(progress_bar(input.num_bytes));
     let unpacked = Unpacked::new(input.reader);
     let num_raw = unpacked.num_raw();
     let source = wiring::file_source(Box::new(unpacked), input.position)?;
     let import = Import {
         name: input.name,
+        publishes: how.publishes,
+        words: destination.words,
         progress: source.progress(),
         num_raw,
-        run: FiniteRun::start(config, source, AGAIN, flags.wait)?,
+        run: FiniteRun::start(config, source, destination, how.wait)?,
         bar,
         told: Cell::new(Instant::now()),
     };
@@ -57,23 +109,24 @@ pub(crate) async fn run(
         import.run.older_than_retention(),
         import.run.elapsed(),
     );
-    if flags.output.json {
+    if how.json {
         output::json(&summary)?;
     } else {
-        output::line(&summary.to_line())?;
+        output::line(&import.line(&summary))?;
     }
-    if let Some(warning) = summary.warning() {
+    if let Some(warning) = summary.warning().filter(|_| !import.publishes) {
         log::warn!("{warning}");
     }
     import.judge(&end, &summary)
 }
 
-struct Input {
-    reader: Box<dyn Read + Send>,
-    name: String,
+/// Events to be read, and what to say of them.
+pub(crate) struct Input {
+    pub(crate) reader: Box<dyn Read + Send>,
+    pub(crate) name: String,
     /// The same by whatever path the file is named: a dead letter is known by its position.
-    position: String,
-    num_bytes: Option<u64>,
+    pub(crate) position: String,
+    pub(crate) num_bytes: Option<u64>,
 }
 
 impl Input {
@@ -126,6 +179,9 @@ fn progress_bar(num_bytes: Option<u64>) -> ProgressBar {
 
 struct Import {
     name: String,
+    /// To a bus, instead of storing.
+    publishes: bool,
+    words: Words,
     run: FiniteRun,
     progress: Arc<FileProgress>,
     /// Bytes of the file, before they are decompressed.
@@ -135,6 +191,13 @@ struct Import {
 }
 
 impl Import {
+    fn line(&self, summary: &Summary) -> String {
+        match self.publishes {
+            true => summary.to_line_of_published(),
+            false => summary.to_line(),
+        }
+    }
+
     /// Shows progress. Returns why the file cannot be read further, once all lines before are received.
     fn look(&self, ledger: &LedgerCounts) -> Option<String> {
         self.bar.set_position(self.num_raw.load(Ordering::Relaxed));
@@ -147,17 +210,18 @@ impl Import {
         if self.bar.is_hidden() && self.told.get().elapsed() >= TELL_EVERY {
             self.told.set(Instant::now());
             let summary = Summary::new(ledger, 0, self.run.elapsed());
-            log::info!("importing {}: {}", self.name, summary.to_line());
+            log::info!("importing {}: {}", self.name, self.line(&summary));
         }
         let failure = self.progress.failure()?;
         (ledger.received >= self.progress.num_lines()).then_some(failure)
     }
 
     fn judge(&self, end: &End, summary: &Summary) -> anyhow::Result<bool> {
+        let Words { again, place } = self.words;
         match end {
             End::Failed(failure) => bail!("{failure}"),
             End::GaveUp(waited, error) => bail!(
-                "gave up after {} without the database: {error}. Of {} {} written; {AGAIN}",
+                "gave up after {} without {place}: {error}. Of {} {} written; {again}",
                 humantime::format_duration(*waited),
                 self.name,
                 match summary.stored + summary.duplicates {
@@ -166,20 +230,27 @@ impl Import {
                 }
             ),
             End::Interrupted(stop, drained) if drained.released > 0 => bail!(
-                "stopped by {stop} after {} of {}, of which {} could not be written in time; {AGAIN}",
+                "stopped by {stop} after {} of {}, of which {} could not be written in time; {again}",
                 output::counted(summary.read, "event"),
                 self.name,
                 drained.released
             ),
             End::Interrupted(stop, _) if summary.read == 0 => bail!(
-                "stopped by {stop} before anything of {} was read; import the file again",
+                "stopped by {stop} before anything of {} was read; {again}",
                 self.name
             ),
             End::Interrupted(stop, _) => bail!(
-                "stopped by {stop} after {} of {}, all of which are written; for the rest, {AGAIN}",
+                "stopped by {stop} after {} of {}, all of which are written; for the rest, {again}",
                 output::counted(summary.read, "event"),
                 self.name
             ),
+            End::Finished if summary.dead_letters > 0 && self.publishes => {
+                log::warn!(
+                    "{} no event, or refused by the bus, and not published",
+                    are(summary.dead_letters, "message")
+                );
+                Ok(false)
+            }
             End::Finished if summary.dead_letters > 0 => {
                 log::warn!(
                     "{} no event or refused by the database; `event-persister dead-letters list` shows \
@@ -238,6 +309,14 @@ impl Summary {
         format!(
             "read {}, stored {}, duplicates {}, dead letters {}, {older}{} events/s",
             self.read, self.stored, self.duplicates, self.dead_letters, self.events_per_second
+        )
+    }
+
+    /// The same where they went to a bus.
+    fn to_line_of_published(&self) -> String {
+        format!(
+            "read {}, published {}, refused {}, {} events/s",
+            self.read, self.stored, self.dead_letters, self.events_per_second
         )
     }
 

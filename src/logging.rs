@@ -22,6 +22,8 @@ pub(crate) fn start(settings: &Log) -> anyhow::Result<MultiProgress> {
     }
     // To it a client's mistake is an error, and anybody who can connect could fill the disk.
     builder.filter_module("actix_http", log::LevelFilter::Off);
+    // Whatever comes of its connections is told by the source.
+    builder.filter_module("async_nats", log::LevelFilter::Off);
     builder
         .parse_filters(&settings.level)
         .target(env_logger::Target::Pipe(Box::new(Lines {

@@ -8,6 +8,7 @@ use crate::cli::{Command, ConfigCommand};
 use crate::config::Config;
 
 mod api;
+mod archive;
 mod check;
 mod cli;
 mod comparing;
@@ -72,6 +73,7 @@ fn run() -> i32 {
     if let Some(printed) = printed {
         return exit_code(printed.map(|()| true));
     }
+    let flags = command.settle(flags);
     let config = match Config::load(&flags) {
         Ok(config) => config,
         Err(error) => {
@@ -85,6 +87,7 @@ fn run() -> i32 {
     let valid = wiring::validate(&config)
         .and_then(|()| guard::validate(&command, &config))
         .and_then(|()| shadow::validate(&command, &config))
+        .and_then(|()| import::validate(&command, &config))
         .and_then(|()| serve::validate(&command, &config));
     if let Err(error) = valid {
         output::error(&format!("{error:#}"));
@@ -136,10 +139,11 @@ async fn execute_one(
         Command::Import(flags) => return import::run(config, screen, flags).await,
         Command::Check(output) => return check::run(config, output.json).await,
         Command::Health { ready, timeout } => return health::run(config, *ready, *timeout).await,
-        Command::Migrate(output) => migrate::run(config, output.json).await?,
+        Command::Migrate(flags) => migrate::run(config, *flags).await?,
         Command::Trim(flags) => trim::run(config, *flags).await?,
         Command::DeadLetters(command) => return dead_letters::run(config, screen, command).await,
         Command::Events(command) => events::run(config, command).await?,
+        Command::Archive(command) => return archive::run(config, screen, command).await,
         Command::Guard(command) => guard::run(config, command).await?,
         // They were done before, since they need no more than the configuration.
         Command::Completions { .. } | Command::Manual { .. } | Command::Config(_) => {}

@@ -2,19 +2,34 @@
 
 use serde_json::json;
 
+use crate::cli::MigrateFlags;
 use crate::config::Config;
 use crate::{output, wiring};
 
-pub(crate) async fn run(config: &Config, json: bool) -> anyhow::Result<()> {
-    let run = wiring::migrate(config).await?;
+pub(crate) async fn run(config: &Config, flags: MigrateFlags) -> anyhow::Result<()> {
+    let json = flags.output.json;
+    let Some(period) = flags.partition_by else {
+        let run = wiring::migrate(config).await?;
+        if json {
+            return output::json(&json!({ "migrations": run }));
+        }
+        if run.is_empty() {
+            return output::line("the tables are up to date; nothing was changed");
+        }
+        for migration in &run {
+            output::line(&format!("ran {migration}"))?;
+        }
+        return Ok(());
+    };
+    let steps = wiring::partition(config, period).await?;
     if json {
-        return output::json(&json!({ "migrations": run }));
+        return output::json(&json!({ "partition_by": period.as_str(), "steps": steps }));
     }
-    if run.is_empty() {
-        return output::line("the tables are up to date; nothing was changed");
+    for step in &steps {
+        output::line(step)?;
     }
-    for migration in &run {
-        output::line(&format!("ran {migration}"))?;
-    }
-    Ok(())
+    output::line(&format!(
+        "the tables are partitioned by {}",
+        period.as_str()
+    ))
 }

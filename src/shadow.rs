@@ -111,7 +111,7 @@ impl<'a> Shadow<'a> {
         let bus = wiring::bus_operator(config)?.context(NO_REDIS)?;
         Ok(Self {
             config,
-            beside: bus.shadow(),
+            beside: bus.shadow().context(NO_REDIS)?,
             bus,
             tables: wiring::operator(config, Missing::Ignore),
             waiting: WaitingMessages::new(delay),
@@ -253,7 +253,7 @@ impl<'a> Shadow<'a> {
         }
         let entries = due.iter();
         let entries: Vec<Arc<Entry>> = entries
-            .map(|held| comparing::entry(&held.body, &self.config.events))
+            .map(|held| comparing::entry(self.bus.name(), &held.body, &self.config.events))
             .collect();
         let compared = self.tables.compare(&entries).await;
         let compared = match self.health.tables_answered(compared) {

@@ -12,14 +12,12 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::rc::Rc;
 use std::time::Duration;
 
-use actix::Addr;
-use event_persister_actors::messages::Status;
-use event_persister_actors::pipeline::PipelineActor;
 use event_persister_actors::status::PipelineStatus;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::config::Supervisor;
 use crate::output;
+use crate::serve::Pipelines;
 
 const ASK_EVERY: Duration = Duration::from_secs(1);
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
@@ -31,7 +29,7 @@ const EXTEND_START_BY: Duration = Duration::from_secs(30);
 pub(crate) struct Notifier(Option<Rc<Socket>>);
 
 impl Notifier {
-    pub(crate) fn start(supervisor: Supervisor, pipeline: Addr<PipelineActor>) -> Self {
+    pub(crate) fn start(supervisor: Supervisor, pipelines: Pipelines) -> Self {
         let Some(name) = supervisor.notify_socket else {
             return Self(None);
         };
@@ -39,7 +37,7 @@ impl Notifier {
             Ok(socket) => {
                 let socket = Rc::new(socket);
                 let report = Report::new(supervisor.watchdog);
-                actix_rt::spawn(keep_telling(Rc::clone(&socket), pipeline, report));
+                actix_rt::spawn(keep_telling(Rc::clone(&socket), pipelines, report));
                 Self(Some(socket))
             }
             Err(error) => {
@@ -57,13 +55,13 @@ impl Notifier {
     }
 }
 
-async fn keep_telling(socket: Rc<Socket>, pipeline: Addr<PipelineActor>, mut report: Report) {
+async fn keep_telling(socket: Rc<Socket>, pipelines: Pipelines, mut report: Report) {
     let mut ticks = interval(report.ask_every());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         // A pipeline that does not answer is not called alive, and systemd starts the service over.
-        if let Ok(Ok(status)) = timeout(ANSWERS_WITHIN, pipeline.send(Status)).await {
+        if let Ok(Ok(status)) = timeout(ANSWERS_WITHIN, pipelines.status()).await {
             let lines = report.lines(&status, Instant::now());
             if !lines.is_empty() {
                 socket.tell(&lines.join("\n"));

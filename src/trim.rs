@@ -26,11 +26,14 @@ pub(crate) async fn run(config: &Config, flags: TrimFlags) -> anyhow::Result<()>
     let done = pass(config, store.as_ref(), operator.as_ref(), flags).await;
     wiring::close(store.as_ref()).await;
     let (trimmed, held_back) = done?;
-    let halves = if flags.remove_half_events && !flags.dry_run {
+    // To count them reads all that there is, whatever little is deleted.
+    let halves = if flags.dry_run {
+        count_half_events(operator.as_ref()).await
+    } else if flags.remove_half_events {
         let removed = operator.remove_half_events().await;
         removed.context("cannot remove the half events")?
     } else {
-        count_half_events(operator.as_ref()).await
+        None
     };
     print(trimmed, halves, held_back, flags)
 }

@@ -52,6 +52,9 @@ pub(crate) async fn run(config: &Config, flags: VerifyFlags) -> anyhow::Result<b
     let misplaced = verification.look_at_stream().await?;
     let num_events = verification.look_at_tables(since).await?;
     verification.look_again().await?;
+    let first_missing = verification.state.first_missing.as_deref();
+    let read_again = bus.as_deref().zip(first_missing);
+    let read_again = read_again.and_then(|(bus, first)| bus.read_again(first));
     let letters = verification.tables.count_curable_letters(flags.limit).await;
     let report = Report {
         server: wiring::server_asked(config),
@@ -60,6 +63,7 @@ pub(crate) async fn run(config: &Config, flags: VerifyFlags) -> anyhow::Result<b
             stream: bus.stream(),
             group: bus.group(),
             misplaced: misplaced.as_deref(),
+            read_again,
         }),
         num_events,
         letters: letters.context("cannot count the dead letters")?,
@@ -148,10 +152,15 @@ impl Verification<'_> {
         Ok(compared)
     }
 
+    /// The source's name in dead letters.
+    fn source(&self) -> &'static str {
+        self.bus.map_or("", |bus| bus.name())
+    }
+
     fn entries(&self, messages: &[Body]) -> Vec<Arc<Entry>> {
         let messages = messages.iter().filter(|body| !comparing::is_empty(body));
         messages
-            .map(|body| comparing::entry(body, &self.config.events))
+            .map(|body| comparing::entry(self.source(), body, &self.config.events))
             .collect()
     }
 
@@ -160,9 +169,7 @@ impl Verification<'_> {
         let positions = wanted.iter().map(|wanted| wanted.stream_id.clone());
         let rows = self.tables.look_up(event_ids.collect()).await;
         let rows = rows.context("cannot look events up")?;
-        let letters = self
-            .tables
-            .letters_at(wiring::BUS_NAME, positions.collect());
+        let letters = self.tables.letters_at(self.source(), positions.collect());
         let letters = letters.await.context("cannot look dead letters up")?;
         Ok(FoundRows::new(rows, letters))
     }

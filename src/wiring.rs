@@ -20,20 +20,26 @@ use event_persister_actors::trim::Caution;
 
 use crate::config::Config;
 
+mod archive;
+mod bus;
 mod intake;
-mod redis;
 mod stores;
 
+#[cfg(feature = "archive")]
+pub(crate) use archive::{archivable, archive};
+pub(crate) use bus::{
+    Bus, BusOperator, BusReport, BusStats, ConsumerReport, GuardReport, ReadAgain, RedisStats,
+    RedisStatus, StreamShadow, bus, bus_operator, follow_the_replicas, inspect_bridge, inspect_bus,
+    nats_servers, open_bridge, open_publisher,
+};
+#[cfg(feature = "nats")]
+pub(crate) use bus::{NatsStats, NatsStatus};
 pub(crate) use event_persister_actors::finding::{Finding, Severity};
 pub(crate) use event_persister_actors::source::intake::Intake as IntakeHandle;
 pub(crate) use intake::{Intake, intake};
-pub(crate) use redis::{
-    BUS_NAME, Bus, BusOperator, GuardReport, RedisStats, RedisStatus, StreamShadow, bus,
-    bus_operator, follow_the_replicas, inspect_bus, position_before,
-};
 pub(crate) use stores::{
-    Missing, Stores, close, inspect_store, migrate, not_there_yet, open_store, operator, reader,
-    server_asked,
+    Missing, Stores, close, inspect_store, migrate, not_there_yet, open_store, operator, partition,
+    reader, server_asked,
 };
 
 pub(crate) fn clock() -> Arc<dyn Clock> {
@@ -101,6 +107,7 @@ pub(crate) fn validate(config: &Config) -> anyhow::Result<()> {
     if let Some(misplaced) = stores::misplaced(config) {
         bail!("{misplaced}");
     }
+    archive::validate(config)?;
     bus(config)?;
     Ok(())
 }

@@ -2,25 +2,28 @@
 # The test command: checks and tests everything, on any Debian machine with Rust.
 #
 # It installs what is missing, and lists that before it begins:
-#   by apt      gcc and libc6-dev for the bundled SQLite; postgresql, pgbouncer, redis-server, openssl
-#               and sqlite3 for the tests, which start servers of their own; chromium, chromium-driver,
+#   by apt      gcc and libc6-dev for the bundled SQLite; postgresql, pgbouncer, redis-server, nats-server,
+#               openssl and sqlite3 for the tests, which start servers of their own; chromium, chromium-driver,
 #               curl and npm for those of the page, which look at it in a browser
 #   by cargo    cargo-machete and cargo-mutants, into cargo's folder of programs
 #   for --packages besides, by apt: dpkg-dev, lintian, debootstrap, systemd-container, podman, runc
 #   by npm      axe-core, which judges the page, into target/
-#   by pip      schemathesis, into a virtual environment in target/, where there is python3
+#   by pip      schemathesis, into a virtual environment in target/, where there is python3; for the archive
+#               moto, DuckDB, pyarrow and pandas, into target/archive-tools
 # Besides, cargo keeps the crates that it downloads in its own folder, and the tests use the system's
 # temporary folder. Nothing else outside the repository is written to. cargo-deny and promtool are
 # used if they are there.
 #
 #   tests/run.sh              all checks and tests, faults in their short form
 #   tests/run.sh --faults     every fault at full length; writes tests/FAULTS.md
-#   tests/run.sh --kills 1000 kills replicas, PostgreSQL and Redis with SIGKILL, that many rounds
+#   tests/run.sh --kills 1000 kills replicas, PostgreSQL and the bus (Redis, then NATS) with SIGKILL, that many
+#                             rounds each; then those who archive, PostgreSQL and the object store, and a fifth
+#                             as often those who drop partitions
 #   tests/run.sh --failovers 200   so many failovers of Redis Sentinel under load, with prefect-redis publishing;
 #                             PREFECT_PYTHON names a Python that has it, else pip installs it into target/
 #   tests/run.sh --mutants    changes the actor core in every small way, and sees whether a unit test fails;
 #                             takes an hour or two, or less with arguments of cargo-mutants, as -f trim.rs
-#   tests/run.sh --mutants-of-the-day   another hundredth of that each day, in a few minutes
+#   tests/run.sh --mutants-of-the-day   another few of those each day, in two minutes
 #   tests/run.sh --packages   builds the packages, installs and uses each on a fresh system; as root. With
 #                             TEST_PREFECT, a Python environment that has Prefect, also beside Prefect
 #   tests/run.sh --packages twice   builds them in two places, and compares
@@ -40,6 +43,9 @@ esac
 # has connections for.
 cores=$(nproc)
 export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((cores < 4 ? 2 * cores : 8))}
+
+# A failure says where it was; without backtraces all failures can be read at a glance.
+export RUST_BACKTRACE=0
 
 # A test that hangs is a test that fails.
 limited() { timeout --kill-after=10s 20m "$@"; }
@@ -63,6 +69,7 @@ elif [[ "$mode" != --mutants* ]]; then
     missing+=(postgresql)
   fi
   command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
+  command -v nats-server >/dev/null || [ -x /usr/sbin/nats-server ] || missing+=(nats-server)
   for program in redis-server openssl sqlite3; do
     command -v "$program" >/dev/null || missing+=("$program")
   done
@@ -90,7 +97,8 @@ if [ "${#missing[@]}" -gt 0 ]; then
   as_root apt-get install -y -qq --no-install-recommends "${missing[@]}"
 fi
 if [ "${#programs[@]}" -gt 0 ]; then
-  cargo install --quiet --locked "${programs[@]}"
+  # Not optimized: to compile them takes longer than they ever work.
+  cargo install --quiet --locked --debug "${programs[@]}"
 fi
 PATH="$PATH:/usr/sbin"
 
@@ -108,6 +116,17 @@ if [ "$mode" = all ]; then
     tar -xzf "$folder/axe-core-$axe.tgz" -C "$folder" package/axe.min.js
   fi
   export TEST_AXE=$axe_file TEST_BROWSER=required
+fi
+
+# A server that speaks S3, and readers of Parquet that are not ours.
+if [ "$mode" = all ] || [ "$mode" = --faults ] || [ "$mode" = --kills ]; then
+  if command -v python3 >/dev/null && [ ! target/archive-tools/installed -nt tests/archive/requirements.txt ]; then
+    step "by pip into target/archive-tools: tests/archive/requirements.txt"
+    python3 -m venv target/archive-tools
+    target/archive-tools/bin/pip install --quiet --disable-pip-version-check -r tests/archive/requirements.txt
+    touch target/archive-tools/installed
+  fi
+  [ ! -x target/archive-tools/bin/python ] || export TEST_ARCHIVE_TOOLS=required
 fi
 
 it() { cargo test --all-features --test it -- "$@"; }
@@ -139,14 +158,24 @@ mutants() {
 
 if [ "$mode" = --mutants ]; then
   step "every mutant of the actor core; what became of each is in target/mutants.out"
-  mutants "${@:2}"
-  exit
+  failed=0
+  mutants "${@:2}" || failed=$?
+  if [ $# = 1 ]; then
+    step "and of the rule by which sentinels are believed"
+    mutants --config .cargo/mutants-sentinel.toml || failed=$?
+  fi
+  exit "$failed"
 fi
 
+mutants_of_the_day() {
+  local num=160
+  local shard=$(($(date +%s) / 86400 % num))
+  step "mutants of the actor core, today those of shard $shard/$num"
+  mutants --shard "$shard/$num" --sharding round-robin
+}
+
 if [ "$mode" = --mutants-of-the-day ]; then
-  shard=$(($(date +%s) / 86400 % 100))
-  step "mutants of the actor core, today those of shard $shard/100"
-  mutants --shard "$shard/100" --sharding round-robin
+  mutants_of_the_day
   exit
 fi
 
@@ -179,6 +208,9 @@ if [ "$mode" = --kills ]; then
   rounds=${2:-1000}
   step "$rounds rounds of SIGKILL"
   TEST_KILLS=$rounds it --ignored --exact --nocapture faults::kills::as_often_as_asked
+  TEST_KILLS=$rounds it --ignored --exact --nocapture faults::nats::as_often_as_asked
+  TEST_ARCHIVE_KILLS=$((rounds / 2)) it --nocapture archive::kills::everything_is_killed
+  TEST_PARTITION_KILLS=$((rounds / 5)) it --nocapture partitions::kills::two_replicas_and_the_server
   exit
 fi
 
@@ -243,13 +275,19 @@ step "lints, no features"
 cargo clippy -p event-persister-actors --all-targets --no-default-features -- -D warnings
 
 step "each feature alone"
-for feature in file http postgres redis sqlite testing; do
+for feature in archive file http nats postgres redis sqlite testing; do
   cargo clippy -q -p event-persister-actors --no-default-features --features "$feature" -- -D warnings
 done
 
+# What a host needs; the example is run further below.
+cargo clippy -q -p event-persister-actors --no-default-features --features http,sqlite --example embedded -- -D warnings
+
+step "the program without NATS"
+cargo clippy -q -p event-persister --no-default-features -- -D warnings
+
 step "the library without features knows neither databases nor the web"
 graph=$(cargo tree -p event-persister-actors --no-default-features --edges normal --prefix none)
-if grep -E '^(diesel|redis|tokio-postgres|rustls|actix-web|actix-http|libsqlite3-sys)' <<<"$graph"; then
+if grep -E '^(async-nats|diesel|redis|tokio-postgres|rustls|actix-web|actix-http|libsqlite3-sys)' <<<"$graph"; then
   echo "the crates above must not be needed by ports, actors and pipeline" >&2
   exit 1
 fi
@@ -272,14 +310,14 @@ step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --all-features --no-deps
 
 step "tests of the library without features"
-limited cargo test -p event-persister-actors --no-default-features
-
-step "the example of a host"
-limited cargo test --quiet -p event-persister-actors --features http,sqlite --example embedded
-limited cargo build --quiet -p event-persister-actors --features http,sqlite --example embedded
-timeout --signal=INT --preserve-status --kill-after=30s 3s "${CARGO_TARGET_DIR:-target}/debug/examples/embedded"
+# Compiled as for the mutants, so that they find the crates.
+CARGO_TARGET_DIR=$PWD/target/mutants-tree/target limited \
+  cargo test -p event-persister-actors --no-default-features --profile mutants
 
 step "all tests"
+cargo test --quiet --workspace --all-features --no-run
+cargo build --quiet --workspace --all-features --example embedded
+timeout --signal=INT --preserve-status --kill-after=30s 3s "${CARGO_TARGET_DIR:-target}/debug/examples/embedded"
 limited cargo test --workspace --all-features
 
 step "the paths for reading, as their own document describes them"

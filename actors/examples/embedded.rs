@@ -47,29 +47,22 @@ impl Spool {
 
     fn take(&self, max_messages: usize) -> io::Result<Vec<Message>> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let files = fs::read_dir(&self.folder)?.collect::<io::Result<Vec<_>>>()?;
-        let number = |file: &fs::DirEntry| file.path().file_stem()?.to_str()?.parse().ok();
-        let mut numbers: Vec<u64> = files.iter().filter_map(number).collect();
-        numbers.retain(|number| *number > last.0);
+        let files = fs::read_dir(&self.folder)?.filter_map(io::Result::ok);
+        let number = |file: fs::DirEntry| file.path().file_stem()?.to_str()?.parse().ok();
+        let mut numbers: Vec<u64> = files.filter_map(number).filter(|n| *n > last.0).collect();
         numbers.sort_unstable();
-        let message = |&number: &u64| {
-            let (position, data) = (
-                Position::new(number.to_string()),
-                fs::read(self.path(number))?.into(),
-            );
-            let body = Body::Raw { position, data };
-            Ok(Message {
+        numbers.truncate(max_messages);
+        let mut messages = Vec::new();
+        for number in numbers {
+            let position = Position::new(number.to_string());
+            let data = fs::read(self.path(number))?.into();
+            messages.push(Message {
                 receipt: Receipt(number),
                 redelivered: number <= last.1,
-                body,
-            })
-        };
-        let messages: Vec<_> = numbers
-            .iter()
-            .take(max_messages)
-            .map(message)
-            .collect::<io::Result<_>>()?;
-        last.0 = messages.last().map_or(last.0, |message| message.receipt.0);
+                body: Body::Raw { position, data },
+            });
+            last.0 = number;
+        }
         Ok(messages)
     }
 }
@@ -86,10 +79,8 @@ impl EventSource for Spool {
             if messages.is_empty() {
                 actix::clock::sleep(Duration::from_secs(1)).await;
             }
-            Ok(Chunk {
-                messages,
-                more: More::Later,
-            })
+            let more = More::Later;
+            Ok(Chunk { messages, more })
         })
     }
 
@@ -97,11 +88,10 @@ impl EventSource for Spool {
         &'a self,
         receipts: &'a [Receipt],
     ) -> LocalBoxFuture<'a, Result<(), SourceError>> {
-        let mut paths = receipts
-            .iter()
-            .map(|receipt| self.path(receipt.0))
-            .filter(|path| path.exists());
-        let deleted = paths.try_for_each(fs::remove_file);
+        let paths = receipts.iter().map(|receipt| self.path(receipt.0));
+        let deleted = paths
+            .filter(|path| path.exists())
+            .try_for_each(fs::remove_file);
         Box::pin(ready(deleted.map_err(|error| {
             SourceError::unavailable("a file stays", error)
         })))
@@ -110,10 +100,6 @@ impl EventSource for Spool {
     fn rewind(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         *last = (0, last.0.max(last.1));
-        Box::pin(ready(Ok(())))
-    }
-
-    fn close(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
         Box::pin(ready(Ok(())))
     }
 }
@@ -144,10 +130,9 @@ async fn place_order(intake: &Intake, number: u32) -> Result<()> {
     let event = ReceivedEvent::builder("order.placed", Resource::new(&format!("order.{number}")))
         .related(Resource::new("customer-7").with_role("customer"))
         .build(&EventLimits::default(), SystemClock.now())?;
+    let entry = Entry::of_event(Arc::clone(intake.name()), event);
     // `SubmitError::Full` would be back-pressure: send it again later.
-    intake
-        .submit(vec![Entry::of_event(Arc::clone(intake.name()), event)])?
-        .await?;
+    intake.submit(vec![entry])?.await?;
     Ok(())
 }
 
@@ -176,10 +161,8 @@ fn start(
 async fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let clock = Arc::new(SystemClock);
-    let open = SqliteStore::open_store(
-        SqliteSettings::new(folder.path().join("shop.db")),
-        clock.clone(),
-    );
+    let database = SqliteSettings::new(folder.path().join("shop.db"));
+    let open = SqliteStore::open_store(database, clock.clone());
     // The shop keeps its events for ever; by default they are deleted after a week.
     let settings = PipelineSettings {
         trim: None,
@@ -188,17 +171,11 @@ async fn main() -> Result<()> {
     };
     let (pipeline, intake) = start(settings, folder.path(), open)?;
 
-    let events = EventRoutes::new(
-        intake.clone(),
-        HttpSettings::default(),
-        EventLimits::default(),
-        clock,
-    );
+    let (http, limits) = (HttpSettings::default(), EventLimits::default());
+    let events = EventRoutes::new(intake.clone(), http, limits, clock);
     let app = move || App::new().configure(|app| events.configure(app));
-    let server = HttpServer::new(app)
-        .workers(1)
-        .disable_signals()
-        .bind(("127.0.0.1", 0))?;
+    let server = HttpServer::new(app).workers(1).disable_signals();
+    let server = server.bind(("127.0.0.1", 0))?;
     println!("{:?}, {}", server.addrs(), folder.path().display());
     let server = server.run();
     let handle = server.handle();
@@ -207,11 +184,7 @@ async fn main() -> Result<()> {
     place_order(&intake, 17).await?;
     actix_rt::signal::ctrl_c().await?;
     intake.stop_accepting();
-    let drained = pipeline
-        .send(Drain {
-            timeout: Duration::from_secs(30),
-        })
-        .await?;
+    let drained = pipeline.send(Drain::default()).await?;
     handle.stop(true).await; // The server last: a client that waits for its commit hears of it.
     println!("drained, {} messages left undone", drained.released);
     Ok(())
@@ -229,11 +202,8 @@ mod tests {
     fn shop(store: &MemoryStore) -> (Addr<PipelineActor>, Intake, tempfile::TempDir) {
         tokio::time::pause();
         let folder = tempfile::tempdir().unwrap();
-        fs::write(
-            folder.path().join("1.json"),
-            json_of(&event(Uuid::new_v4())),
-        )
-        .unwrap();
+        let event = json_of(&event(Uuid::new_v4()));
+        fs::write(folder.path().join("1.json"), event).unwrap();
         let settings = PipelineSettings {
             placement: Placement::SameArbiter,
             ..Default::default()
@@ -256,12 +226,7 @@ mod tests {
         store.wait_for_write_started().await; // The next one, which waits.
         assert_eq!((store.num_events(), num_files(&folder)), (0, 1));
         store.release();
-        pipeline
-            .send(Drain {
-                timeout: Duration::from_secs(30),
-            })
-            .await
-            .unwrap();
+        pipeline.send(Drain::default()).await.unwrap();
         assert_eq!((store.num_events(), num_files(&folder)), (1, 0));
     }
 
@@ -270,12 +235,9 @@ mod tests {
         let store = MemoryStore::new();
         let (_pipeline, intake, _folder) = shop(&store);
         place_order(&intake, 17).await.unwrap();
-        assert!(
-            store
-                .events()
-                .values()
-                .any(|stored| stored.event.event == "order.placed")
-        );
+        let events = store.events();
+        let mut names = events.values().map(|stored| &*stored.event.event);
+        assert!(names.any(|name| name == "order.placed"));
     }
 
     #[actix_rt::test]
@@ -285,12 +247,7 @@ mod tests {
         let (pipeline, _intake, folder) = shop(&store);
         store.wait_for_write_started().await;
         store.release();
-        let drained = pipeline
-            .send(Drain {
-                timeout: Duration::from_secs(30),
-            })
-            .await
-            .unwrap();
+        let drained = pipeline.send(Drain::default()).await.unwrap();
         assert_eq!((drained.released, num_files(&folder)), (0, 0));
     }
 }

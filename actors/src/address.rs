@@ -4,7 +4,9 @@
 //! them. A strict parser of URLs refuses such a password or, worse, takes a part of it for the host.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+#[cfg(any(feature = "postgres", feature = "redis"))]
 use serde::de::DeserializeOwned;
+#[cfg(any(feature = "postgres", feature = "redis"))]
 use serde_json::Value as Json;
 
 use crate::settings::InvalidUrl;
@@ -62,6 +64,7 @@ impl<'a> Parts<'a> {
     }
 }
 
+#[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) fn said<T: DeserializeOwned>(by_key: &[(&str, String)]) -> Result<T, InvalidUrl> {
     let pairs = by_key.iter();
     let pairs: Json = pairs.map(|(key, value)| (*key, value.as_str())).collect();

@@ -9,6 +9,19 @@ pub(crate) fn pass(moment: &'static str) {
     fail::fail_point!(moment, |_| std::process::abort());
 }
 
+/// Whether a test has set one of the moments, to `return`.
+#[cfg(all(feature = "failpoints", feature = "archive"))]
+pub(crate) fn is_set(moment: &'static str) -> bool {
+    fail::fail_point!(moment, |_| true);
+    false
+}
+
+#[cfg(all(not(feature = "failpoints"), feature = "archive"))]
+#[inline(always)]
+pub(crate) fn is_set(_: &'static str) -> bool {
+    false
+}
+
 /// Passes one of the moments: nothing happens in a build that is not for tests.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]

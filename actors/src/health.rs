@@ -2,7 +2,7 @@
 //!
 //! - `GET /api/health` answers `true` while the process is alive, as Prefect's own server does.
 //! - `GET /api/ready` answers 200 while events that are sent are stored, and 503 otherwise. The body is the
-//!   pipeline's [`PipelineStatus`](crate::status::PipelineStatus).
+//!   pipeline's [`PipelineStatus`].
 //!
 //! ```no_run
 //! # use actix::prelude::*;
@@ -19,7 +19,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::Addr;
+use actix::{Addr, MailboxError};
 use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, guard, web};
 use futures_util::future::LocalBoxFuture;
@@ -28,6 +28,7 @@ use tokio::time::timeout;
 
 use crate::messages::Status;
 use crate::pipeline::PipelineActor;
+use crate::status::PipelineStatus;
 
 /// Whether the process is alive.
 pub const HEALTH_PATH: &str = "/api/health";
@@ -35,6 +36,9 @@ pub const HEALTH_PATH: &str = "/api/health";
 pub const READY_PATH: &str = "/api/ready";
 
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// The status, once it is known; an error where nobody is left to tell it.
+pub type Asked = LocalBoxFuture<'static, Result<PipelineStatus, MailboxError>>;
 
 type Ready = Arc<dyn Fn() -> LocalBoxFuture<'static, HttpResponse> + Send + Sync>;
 
@@ -47,7 +51,15 @@ pub struct HealthRoutes {
 impl HealthRoutes {
     /// The health of this pipeline.
     pub fn new(pipeline: Addr<PipelineActor>) -> Self {
-        Self::with_ready(move || Box::pin(is_ready(pipeline.clone())))
+        Self::of_status(move || {
+            let pipeline = pipeline.clone();
+            Box::pin(async move { pipeline.send(Status).await })
+        })
+    }
+
+    /// The health of whatever has such a status.
+    pub fn of_status(ask: impl Fn() -> Asked + Send + Sync + 'static) -> Self {
+        Self::with_ready(move || Box::pin(is_ready(ask())))
     }
 
     /// The health of something else, which answers for its readiness itself.
@@ -90,8 +102,8 @@ async fn is_alive() -> HttpResponse {
     HttpResponse::Ok().json(true)
 }
 
-async fn is_ready(pipeline: Addr<PipelineActor>) -> HttpResponse {
-    match timeout(ANSWERS_WITHIN, pipeline.send(Status)).await {
+async fn is_ready(asked: Asked) -> HttpResponse {
+    match timeout(ANSWERS_WITHIN, asked).await {
         Ok(Ok(status)) if status.ready => HttpResponse::Ok().json(status),
         Ok(Ok(status)) => HttpResponse::ServiceUnavailable().json(status),
         Ok(Err(_)) => not_ready("the pipeline has stopped"),

@@ -30,6 +30,7 @@ pub mod store;
 
 pub mod reader;
 
+pub mod archive;
 pub mod retention;
 pub mod trim;
 
@@ -37,7 +38,7 @@ pub mod pipeline;
 
 #[cfg(feature = "http")]
 pub mod access;
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
 #[doc(hidden)]
 pub mod address;
 pub mod backoff;
@@ -52,13 +53,21 @@ pub mod live;
 mod lock;
 pub mod metrics;
 pub mod primary;
+#[cfg(any(feature = "nats", feature = "redis"))]
+#[doc(hidden)]
+pub mod publisher;
 mod rate_limited_log;
 #[cfg(feature = "http")]
 pub mod read_routes;
 #[doc(hidden)]
 pub mod settings;
 pub mod status;
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(any(
+    feature = "archive",
+    feature = "nats",
+    feature = "postgres",
+    feature = "redis"
+))]
 #[doc(hidden)]
 pub mod tls;
 mod waiters;

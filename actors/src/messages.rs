@@ -219,6 +219,15 @@ pub struct Drain {
     pub timeout: Duration,
 }
 
+/// Half a minute.
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(30),
+        }
+    }
+}
+
 /// Read every source to its end, make all of it durable, acknowledge it, and stop.
 ///
 /// Waits for as long as the store is away. Switch

@@ -16,7 +16,7 @@ use crate::batch_queue::FlushReason;
 use crate::delivery::Batch;
 use crate::lock::lock;
 use crate::messages::Flushed;
-use crate::store::Trimmed;
+use crate::store::Removed;
 
 mod ledger;
 mod numbers;
@@ -69,6 +69,11 @@ impl Metrics {
     /// The ledger as it is now.
     pub fn ledger(&self) -> LedgerCounts {
         *lock(&self.0.ledger)
+    }
+
+    /// Whether the pipeline was ready when it was last looked at.
+    pub fn is_ready(&self) -> bool {
+        self.0.numbers.ready.get() == 1
     }
 
     /// How long the oldest message that is not durable has been held.
@@ -175,10 +180,12 @@ impl Metrics {
         self.0.numbers.older_than_retention.inc_by(num_events);
     }
 
-    pub(crate) fn trimmed(&self, trimmed: &Trimmed) {
+    pub(crate) fn trimmed(&self, removed: &Removed) {
         let numbers = &self.0.numbers;
-        numbers.trimmed_events.inc_by(trimmed.events);
-        numbers.trimmed_resources.inc_by(trimmed.resources);
+        numbers.trimmed_events.inc_by(removed.rows.events);
+        numbers.trimmed_resources.inc_by(removed.rows.resources);
+        let num_partitions = u64::from(removed.with_their_table);
+        numbers.trimmed_partitions.inc_by(num_partitions);
     }
 
     pub(crate) fn trim_pass(&self, outcome: PassOutcome, took: Duration) {

@@ -5,6 +5,7 @@
 //! Adapters implement this port; they never send actor messages.
 
 use std::error::Error;
+use std::future::ready;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use crate::delivery::{Entry, Position, Receipt};
 mod encoding;
 pub mod intake;
 pub mod letters;
-#[cfg(feature = "redis")]
+#[cfg(any(feature = "nats", feature = "redis"))]
 #[doc(hidden)]
 pub mod operator;
 pub(crate) mod retained;
@@ -27,6 +28,8 @@ pub(crate) mod retained;
 pub mod file;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "nats")]
+pub mod nats;
 #[cfg(feature = "redis")]
 pub mod redis;
 
@@ -215,6 +218,9 @@ pub trait EventSource: Send + Sync {
 
     /// Takes nothing more in and lets go of what it holds: the pipeline has drained.
     ///
-    /// A sender that still waits for a message is told that it was not acknowledged.
-    fn close(&self) -> LocalBoxFuture<'_, Result<(), SourceError>>;
+    /// A sender that still waits for a message is told that it was not acknowledged. A source that holds nothing has
+    /// nothing to do.
+    fn close(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(ready(Ok(())))
+    }
 }

@@ -17,18 +17,28 @@ use strum::{EnumString, IntoStaticStr, VariantNames};
 
 use crate::delivery::Batch;
 
+pub use period::Period;
 pub use refusal::{RefusalCounts, RefusalReason};
 
+#[cfg(feature = "archive")]
+#[doc(hidden)]
+pub mod archivable;
 #[doc(hidden)]
 pub mod operator;
+mod period;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(any(feature = "nats", feature = "redis"))]
+#[doc(hidden)]
+pub mod publishing;
 mod refusal;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod filter_sql;
+#[cfg(all(feature = "archive", any(feature = "postgres", feature = "sqlite")))]
+mod manifest_row;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod new_letter;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -291,6 +301,9 @@ pub struct Removed {
     pub took: Duration,
     /// Whether another process has written since the step before, where the store sees that.
     pub others_write: bool,
+    /// Whether the rows went with the table that held them, which costs next to nothing however many they
+    /// were.
+    pub with_their_table: bool,
 }
 
 /// One bounded step of a trim.
@@ -391,14 +404,25 @@ pub trait EventStore: Send + Sync {
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>>;
 }
 
-/// A layer over another store, with a part in writing. All else goes to the store below, the methods with
+/// A layer over another store, with a part in writing or in trimming. All else goes to the store below, the methods with
 /// a default too.
 pub trait StoreLayer: Send + Sync {
     /// The store below.
     fn below(&self) -> &dyn EventStore;
 
     /// As [`EventStore::write`].
-    fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>>;
+    fn write(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
+        self.below().write(batch)
+    }
+
+    /// As [`EventStore::trim`].
+    fn trim<'a>(
+        &'a self,
+        cutoffs: &'a Cutoffs,
+        max_events: NonZeroUsize,
+    ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
+        self.below().trim(cutoffs, max_events)
+    }
 }
 
 impl<T: StoreLayer> EventStore for T {
@@ -415,7 +439,7 @@ impl<T: StoreLayer> EventStore for T {
         cutoffs: &'a Cutoffs,
         max_events: NonZeroUsize,
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
-        self.below().trim(cutoffs, max_events)
+        StoreLayer::trim(self, cutoffs, max_events)
     }
 
     fn contention(&self) -> Contention {

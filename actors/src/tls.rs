@@ -8,6 +8,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+#[cfg(any(feature = "postgres", feature = "redis"))]
 use rustls::version::{TLS12, TLS13};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
@@ -42,11 +43,14 @@ pub(crate) struct Files<'a> {
 pub(crate) enum Versions {
     #[default]
     Safe,
+    #[cfg(any(feature = "postgres", feature = "redis"))]
     Only12,
+    #[cfg(any(feature = "postgres", feature = "redis"))]
     Only13,
 }
 
 impl Versions {
+    #[cfg(any(feature = "postgres", feature = "redis"))]
     /// From the lowest to the highest, as libpq names them, each with the name of what says so. Lower ones than
     /// 1.2 are never spoken.
     pub(crate) fn of(
@@ -74,11 +78,15 @@ impl Versions {
     }
 
     fn supported(self) -> &'static [&'static SupportedProtocolVersion] {
+        #[cfg(any(feature = "postgres", feature = "redis"))]
         static ONLY_12: [&SupportedProtocolVersion; 1] = [&TLS12];
+        #[cfg(any(feature = "postgres", feature = "redis"))]
         static ONLY_13: [&SupportedProtocolVersion; 1] = [&TLS13];
         match self {
             Self::Safe => DEFAULT_VERSIONS,
+            #[cfg(any(feature = "postgres", feature = "redis"))]
             Self::Only12 => &ONLY_12,
+            #[cfg(any(feature = "postgres", feature = "redis"))]
             Self::Only13 => &ONLY_13,
         }
     }
@@ -262,7 +270,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, any(feature = "postgres", feature = "redis")))]
 mod tests {
     use super::*;
 

@@ -23,7 +23,7 @@ use crate::metrics::{Metrics, PassOutcome};
 use crate::retention::Retention;
 use crate::settings::{As, ByEvent, Count, Interval, LongerThanZero};
 use crate::status::{Component, Pass, Passes, error_chain};
-use crate::store::{Cutoffs, EventStore, StoreError, TrimStep, Trimmed};
+use crate::store::{Cutoffs, EventStore, Removed, StoreError, TrimStep, Trimmed};
 
 mod caution;
 mod pace;
@@ -110,17 +110,17 @@ pub async fn run_pass(
     store: &dyn EventStore,
     cutoffs: &Cutoffs,
     batch_size: NonZeroUsize,
-    removed: impl FnMut(&Trimmed),
+    mut note: impl FnMut(&Trimmed),
 ) -> Result<Trimmed, TrimError> {
     let pace = Pace::alone(store.contention(), batch_size);
-    run_pass_at(pace, store, cutoffs, removed).await
+    run_pass_at(pace, store, cutoffs, |removed| note(&removed.rows)).await
 }
 
 async fn run_pass_at(
     mut pace: Pace,
     store: &dyn EventStore,
     cutoffs: &Cutoffs,
-    mut note: impl FnMut(&Trimmed),
+    mut note: impl FnMut(&Removed),
 ) -> Result<Trimmed, TrimError> {
     let mut total = Trimmed::default();
     loop {
@@ -138,7 +138,7 @@ async fn run_pass_at(
         };
         match trimmed {
             TrimStep::Removed(removed) => {
-                note(&removed.rows);
+                note(&removed);
                 total += removed.rows;
                 let rest = pace.rest(step, &removed, started.elapsed());
                 if !rest.is_zero() {
@@ -264,9 +264,9 @@ impl TrimActor {
         let caution = self.caution;
         let pass = async move {
             let mut removed = Trimmed::default();
-            let note = |trimmed: &Trimmed| {
-                metrics.trimmed(trimmed);
-                removed += *trimmed;
+            let note = |step: &Removed| {
+                metrics.trimmed(step);
+                removed += step.rows;
             };
             let pass = async {
                 believed.map_err(put_forward)?;

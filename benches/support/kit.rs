@@ -1,10 +1,13 @@
-//! What the benchmarks of the way from Redis to PostgreSQL share: servers, load, contestants, tables.
+//! What the benchmarks of the way from the bus to PostgreSQL share: servers, load, contestants, tables.
 //!
 //! The servers are plain ones: PostgreSQL as `initdb` leaves it, apart from where it listens, the
 //! number of connections and TLS, which no contestant uses. So fsync is on, and a commit is one that
 //! survives a power cut on the disk of the temporary folder (`TMPDIR`). Redis does not save its data,
-//! so that no snapshot of it falls into one turn and not into the other.
+//! so that no snapshot of it falls into one turn and not into the other. NATS keeps its streams in files, and has them
+//! on the disk every two minutes, as it does by itself.
 
+#[path = "bus.rs"]
+pub(crate) mod bus;
 #[path = "../../tests/it/support/certificates.rs"]
 pub(crate) mod certificates;
 #[path = "copy.rs"]
@@ -13,6 +16,12 @@ pub(crate) mod copy;
 pub(crate) mod generated;
 #[path = "load.rs"]
 pub(crate) mod load;
+#[cfg(feature = "nats")]
+#[path = "../../tests/it/support/nats.rs"]
+pub(crate) mod nats;
+#[cfg(feature = "nats")]
+#[path = "../../tests/it/support/network.rs"]
+pub(crate) mod network;
 #[path = "persister.rs"]
 pub(crate) mod persister;
 #[path = "../../tests/it/support/ports.rs"]

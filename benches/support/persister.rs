@@ -9,11 +9,10 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+use super::bus::Bus;
 use super::ports::free_port;
 use super::postgres::Database;
-use super::redis::RedisServer;
 use super::usage;
-use super::watch::Watch;
 
 /// Nothing takes that long without any progress.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,7 +45,7 @@ pub(crate) struct Run {
     pub(crate) processor: Duration,
     pub(crate) peak_memory: f64,
     /// Commands that Redis carried out for it.
-    pub(crate) redis_commands: f64,
+    pub(crate) redis_commands: Option<f64>,
     pub(crate) metrics: Metrics,
 }
 
@@ -59,16 +58,13 @@ pub(crate) struct Persister {
 
 impl Persister {
     /// Starts it with these variables; what is not said is as by default.
-    pub(crate) fn start(
-        redis: &RedisServer,
-        database: &Database,
-        variables: &[(&str, &str)],
-    ) -> Self {
+    pub(crate) fn start(bus: &dyn Bus, database: &Database, variables: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
         let mut command = command();
         command
-            .args(["--database-url", &database.url, "--redis-url", &redis.url()])
+            .args(["--database-url", &database.url])
+            .args([&format!("--{}-url", bus.name()), &bus.url()])
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .envs(variables.iter().copied())
             .current_dir(folder.path())
@@ -156,24 +152,24 @@ impl Drop for Persister {
 }
 
 /// Starts it before a stream that is full, and ends it once all is acknowledged.
-pub(crate) fn run(redis: &RedisServer, database: &Database, num_writers: usize) -> Run {
+pub(crate) fn run(bus: &dyn Bus, database: &Database, num_writers: usize) -> Run {
     let num_writers = num_writers.to_string();
     let variables = [("EVENT_PERSISTER_WRITERS", num_writers.as_str())];
-    run_beside(redis, database, &variables, |_| ())
+    run_beside(bus, database, &variables, |_| ())
 }
 
 /// The same beside something that begins as soon as it can be reached.
 pub(crate) fn run_beside<T>(
-    redis: &RedisServer,
+    bus: &dyn Bus,
     database: &Database,
     variables: &[(&str, &str)],
     beside: impl FnOnce(&Persister) -> T,
 ) -> Run {
-    let mut watch = Watch::start(redis, "event-persister");
+    let mut watch = bus.watch();
     let started = Instant::now();
-    let persister = Persister::start(redis, database, variables);
+    let persister = Persister::start(bus, database, variables);
     let beside = beside(&persister);
-    watch.until_settled(|| persister.log());
+    watch.until_settled(&|| persister.log());
     let took = started.elapsed();
     drop(beside);
     let run = Run {

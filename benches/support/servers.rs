@@ -1,18 +1,20 @@
-//! A PostgreSQL and a Redis for one benchmark, and what a piece of work costs the former.
+//! A PostgreSQL, a Redis and perhaps another bus for one benchmark, and what a piece of work costs the former.
 
 use std::time::Duration;
 
+use super::bus::{self, Bus};
 use super::copy::CopyBatch;
 use super::load::Message;
 use super::postgres::{Database, Server};
 use super::redis::{RedisServer, TestStream};
 use super::reference::{self, Way};
-use super::{persister, usage};
+use super::{persister, settings, usage};
 
-/// Both servers; they end with the benchmark.
+/// The servers; they end with the benchmark.
 pub(crate) struct Servers {
     postgres: Server,
     pub(crate) redis: RedisServer,
+    other_bus: Option<Box<dyn Bus>>,
 }
 
 /// What a piece of work cost PostgreSQL.
@@ -29,7 +31,22 @@ impl Servers {
         Self {
             postgres: Server::start(""),
             redis: RedisServer::start(),
+            other_bus: None,
         }
+    }
+
+    /// The same with the bus that `BENCH_BUS` names.
+    pub(crate) fn with_chosen_bus() -> Self {
+        let name = settings::text("BENCH_BUS").filter(|name| name != "redis");
+        Self {
+            other_bus: name.as_deref().map(bus::named),
+            ..Self::start()
+        }
+    }
+
+    /// What feeds the product.
+    pub(crate) fn bus(&self) -> &dyn Bus {
+        self.other_bus.as_deref().unwrap_or(&self.redis)
     }
 
     /// A database of this name with Prefect's tables and all of their indexes, and nothing in them.
@@ -85,13 +102,8 @@ impl Servers {
 
     /// A stream with these events in it, and nothing else in Redis.
     pub(crate) fn filled_stream(&self, messages: &[Message]) -> TestStream {
-        let stream = self.redis.stream();
-        let _: String = stream.command("FLUSHALL");
-        let entries: Vec<_> = (messages.iter())
-            .map(|message| (&message.data, &message.attributes))
-            .collect();
-        stream.try_publish(&entries).unwrap();
-        stream
+        self.redis.fill(messages);
+        self.redis.stream()
     }
 }
 

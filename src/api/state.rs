@@ -5,12 +5,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use actix::Addr;
 use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::{DateTime, TimeDelta, Utc};
 use event_persister_actors::clock::Clock;
-use event_persister_actors::messages::Status;
-use event_persister_actors::pipeline::PipelineActor;
 use event_persister_actors::reader::{EventReader, Overview};
 use event_persister_actors::status::{PipelineStatus, RetentionStatus};
 use event_persister_actors::store::Stage;
@@ -23,6 +20,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{Shared, fresh};
 use crate::config::Config;
+use crate::serve::Pipelines;
 
 /// How old an answer of the database may be.
 const FRESH: Duration = Duration::from_secs(2);
@@ -31,7 +29,7 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Where the parts of the answer come from.
 pub(crate) struct StateParts {
-    pub(crate) pipeline: Addr<PipelineActor>,
+    pub(crate) pipelines: Pipelines,
     pub(crate) registry: Registry,
     pub(crate) reader: Arc<dyn EventReader>,
     pub(crate) letters: Arc<dyn StoreOperator>,
@@ -55,8 +53,37 @@ struct Settings {
     max_events: usize,
     max_bytes: usize,
     retention: Option<(Duration, Duration)>,
-    redis: Option<(String, String)>,
+    archive: Option<String>,
+    bus: Option<ShownBus>,
     has_guard: bool,
+}
+
+/// The stream, and how the numbers of `/metrics` about it begin.
+struct ShownBus {
+    kind: &'static str,
+    stream: String,
+    group: String,
+}
+
+impl ShownBus {
+    fn of(config: &Config) -> Option<Self> {
+        if let Some(redis) = &config.redis {
+            return Some(Self {
+                kind: "redis",
+                stream: redis.stream.clone(),
+                group: redis.group.clone(),
+            });
+        }
+        #[cfg(feature = "nats")]
+        if let Some(nats) = &config.nats {
+            return Some(Self {
+                kind: "nats",
+                stream: nats.stream.clone(),
+                group: nats.consumer.clone(),
+            });
+        }
+        None
+    }
 }
 
 /// The last answer of the database.
@@ -76,7 +103,8 @@ impl StateSource {
             max_events: credit,
             max_bytes: pipeline.max_bytes_in_flight.get(),
             retention: trim.and_then(|trim| Some((trim.retention, trim.every?))),
-            redis: (config.redis.as_ref()).map(|redis| (redis.stream.clone(), redis.group.clone())),
+            archive: config.archive.url.as_ref().map(ToString::to_string),
+            bus: ShownBus::of(config),
             has_guard: config.redis.as_ref().is_some_and(|redis| redis.guard),
         };
         Self {
@@ -89,7 +117,7 @@ impl StateSource {
     }
 
     async fn tell(&self, has_auth: bool, has_session: bool) -> Value {
-        let asked = timeout(ANSWERS_WITHIN, self.parts.pipeline.send(Status)).await;
+        let asked = timeout(ANSWERS_WITHIN, self.parts.pipelines.status()).await;
         let pipeline = asked.ok().and_then(Result::ok);
         let numbers = Numbers::of(&self.parts.registry);
         let (database, letters) = self.database().await;
@@ -138,6 +166,7 @@ impl StateSource {
                     "event_persister_intake_events",
                     "event_persister_intake_bytes",
                 ),
+                "nats" => ("event_persister_nats_lag", ""),
                 _ => ("event_persister_redis_lag", ""),
             };
             let mut source = json!({
@@ -284,25 +313,50 @@ impl StateSource {
             "waits_for_person": waits,
             "last_pass": last_pass,
             "removed": removed,
+            "archive": self.archive(numbers),
+        })
+    }
+
+    /// Where events go before they are removed; `null` where they go nowhere.
+    fn archive(&self, numbers: &Numbers) -> Value {
+        let of_archive = |name: &str| numbers.value(&format!("event_persister_archive_{name}"));
+        self.settings.archive.as_ref().map_or(Value::Null, |place| {
+            json!({
+                "place": place,
+                "files": of_archive("files_total"),
+                "events": of_archive("events_total"),
+                "bytes": of_archive("bytes_total"),
+                "is_failing": of_archive("failing") == Some(1.0),
+            })
         })
     }
 
     fn stream(&self, numbers: &Numbers) -> Value {
-        let Some((name, group)) = &self.settings.redis else {
+        let Some(ShownBus {
+            kind,
+            stream,
+            group,
+        }) = &self.settings.bus
+        else {
             return Value::Null;
         };
-        let of_redis = |name: &str| numbers.value(&format!("event_persister_redis_{name}"));
+        let [length, group_pending, taken] = match *kind {
+            "nats" => ["stream_messages", "consumer_pending", "redelivered_total"],
+            _ => ["stream_length", "group_pending", "claimed_total"],
+        };
+        let of_bus = |name: &str| numbers.value(&format!("event_persister_{kind}_{name}"));
         json!({
-            "name": name,
+            "kind": kind,
+            "name": stream,
             "group": group,
-            "length": of_redis("stream_length"),
-            "lag": of_redis("lag"),
-            "lag_seconds": of_redis("lag_seconds"),
-            "own_pending": of_redis("own_pending"),
-            "group_pending": of_redis("group_pending"),
-            "claimed": of_redis("claimed_total"),
-            "lost": of_redis("lost_total"),
-            "rejoined": of_redis("rejoined_total"),
+            "length": of_bus(length),
+            "lag": of_bus("lag"),
+            "lag_seconds": of_bus("lag_seconds"),
+            "own_pending": of_bus("own_pending"),
+            "group_pending": of_bus(group_pending),
+            "claimed": of_bus(taken),
+            "lost": of_bus("lost_total"),
+            "rejoined": of_bus("rejoined_total"),
         })
     }
 

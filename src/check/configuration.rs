@@ -6,7 +6,7 @@ use event_persister_actors::read_routes::MAX_READING_BYTES;
 use event_persister_actors::settings::{Period, text};
 
 use crate::config::{Config, Effective, Origin};
-use crate::http::Listen;
+use crate::http::{Listen, Publish};
 use crate::wiring::Finding;
 
 /// Kubernetes kills after so long; Docker after 10 s, systemd after 90.
@@ -118,7 +118,7 @@ fn memory_bound(config: &Config) -> u64 {
                 .saturating_mul(connections)
                 .saturating_add(buffered.saturating_mul(2))
                 .saturating_add(http.intake.max_bytes.get())
-                .saturating_add(if http.listener.read_api {
+                .saturating_add(if http.listener.reads() {
                     MAX_READING_BYTES
                 } else {
                     0
@@ -132,9 +132,16 @@ fn memory_bound(config: &Config) -> u64 {
         .max_bytes
         .get()
         .saturating_mul(COPIES_OF_BATCH);
-    let bound = of_batches
+    let of_pipeline = of_batches
         .saturating_mul(config.pipeline.writers.get())
-        .saturating_add(in_flight.saturating_mul(IN_FLIGHT_AND_ASIDE))
+        .saturating_add(in_flight.saturating_mul(IN_FLIGHT_AND_ASIDE));
+    // One into the database, and one to the bus.
+    let num_pipelines = match http.listener.publish {
+        Publish::On => 2,
+        Publish::Off | Publish::Only => 1,
+    };
+    let bound = of_pipeline
+        .saturating_mul(num_pipelines)
         .saturating_add(of_http)
         .saturating_add(ITSELF);
     u64::try_from(bound).unwrap_or(u64::MAX)
@@ -230,6 +237,8 @@ mod tests {
         assert_eq!(bound(&[]), 1_016);
         assert_eq!(bound(&[("EVENT_PERSISTER_HTTP_READ_API", "off")]), 976);
         assert_eq!(bound(&[("EVENT_PERSISTER_LISTEN", "off")]), 320);
+        assert_eq!(bound(&[("EVENT_PERSISTER_HTTP_PUBLISH", "on")]), 1_272);
+        assert_eq!(bound(&[("EVENT_PERSISTER_HTTP_PUBLISH", "only")]), 976);
     }
 
     #[test]

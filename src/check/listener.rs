@@ -21,9 +21,7 @@ pub(super) async fn judge(config: &Config) -> Vec<Finding> {
         Listen::Off => {
             return vec![match no_source(config) {
                 None => Finding::ok(ID, "the listener is off"),
-                Some(remedy) => {
-                    Finding::error(ID, "the listener is off, and no Redis is named", remedy)
-                }
+                Some((what, remedy)) => Finding::error(ID, what, remedy),
             }];
         }
         Listen::At(address) => address,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Looked, Stream};
 use crate::config::Config;
-use crate::wiring::{Finding, Severity};
+use crate::wiring::{BusReport, ConsumerReport, Finding, Severity};
 use crate::{guard, output, settings};
 
 pub(super) fn print(config: &Config, looked: &Looked) -> anyhow::Result<()> {
@@ -33,15 +33,16 @@ pub(super) fn print(config: &Config, looked: &Looked) -> anyhow::Result<()> {
     if let Some(database) = database {
         output::line(&format!("prefect's schema: {}", describe(database)))?;
     }
-    match &looked.redis {
+    match &looked.bus {
         None => output::line("redis: not a source")?,
-        Some(Err(error)) => output::line(&format!("redis: {}", output::one_line(error)))?,
-        Some(Ok(Stream { version, report })) => {
+        Some((name, Err(error))) => output::line(&format!("{name}: {}", output::one_line(error)))?,
+        Some((name, Ok(Stream { version, report }))) => {
             let version = version.as_deref().unwrap_or("unknown");
-            output::line(&format!(
-                "redis: reachable, version {version}\n{}",
-                guard::describe(report)
-            ))?;
+            let report = match report {
+                BusReport::Groups(report) => guard::describe(report),
+                BusReport::Consumer(report) => describe_consumer(report),
+            };
+            output::line(&format!("{name}: reachable, version {version}\n{report}"))?;
         }
     }
     output::line("")?;
@@ -118,13 +119,49 @@ pub(super) fn document(config: &Config, looked: &Looked) -> Value {
             "tested_with": database.tested_revisions,
             "server": database.server,
         })),
-        "redis": looked.redis.as_ref().map(|redis| json!({
-            "ok": redis.is_ok(),
-            "version": redis.as_ref().ok().and_then(|stream| stream.version.as_ref()),
-            "found": redis.as_ref().ok().map(|stream| &stream.report),
-            "error": redis.as_ref().err(),
-        })),
+        "redis": bus_document(looked, "redis"),
+        "nats": bus_document(looked, "nats"),
     })
+}
+
+/// `null` for a bus that is no source.
+fn bus_document(looked: &Looked, wanted: &str) -> Value {
+    let bus = looked.bus.as_ref().filter(|(name, _)| *name == wanted);
+    let document = bus.map(|(_, looked)| {
+        json!({
+            "ok": looked.is_ok(),
+            "version": looked.as_ref().ok().and_then(|stream| stream.version.as_ref()),
+            "found": looked.as_ref().ok().map(|stream| &stream.report),
+            "error": looked.as_ref().err(),
+        })
+    });
+    json!(document)
+}
+
+fn describe_consumer(report: &ConsumerReport) -> String {
+    let ConsumerReport {
+        stream, consumer, ..
+    } = report;
+    let Some(messages) = report.messages else {
+        return format!("there is no stream {stream}");
+    };
+    let place = report.first.zip(report.last);
+    let place = place.map_or_else(String::new, |(first, last)| {
+        format!(", numbers {first} to {last}")
+    });
+    let bytes = report.bytes.unwrap_or_default();
+    let mut lines = vec![format!(
+        "stream {stream}: {messages} messages, {bytes} bytes{place}"
+    )];
+    lines.push(match &report.consumer_state {
+        None => format!("consumer {consumer}: not there yet; `serve` makes it"),
+        Some(state) => format!(
+            "consumer {consumer}: delivered up to {}, all acknowledged up to {}, {} pending, not delivered yet: {}",
+            state.delivered, state.acknowledged, state.pending, state.lag
+        ),
+    });
+    lines.extend(report.misplaced.clone());
+    lines.join("\n")
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use event_persister_actors::event::EventLimits;
 use event_persister_actors::pipeline::PipelineSettings;
+use event_persister_actors::primary::KnownPrimary;
 use event_persister_actors::retention::Retention;
 use event_persister_actors::settings::{ByEvent, OneOf, Spelling as _};
 use event_persister_actors::source::redis::{RedisSettings, RedisUrl};
@@ -15,7 +16,7 @@ use super::keys::{self, Setting};
 use super::layer::{Layer, Layers, Origin, quote};
 use super::prefect::Seen;
 use super::sections::{Shutdown, WhichDatabase, WhichRedis};
-use super::{Config, Database, DatabaseUrl, Effective, Http, Prefect};
+use super::{Config, Database, DatabaseUrl, Effective, Http, NatsSettings, Prefect};
 
 /// SQLite gains more from larger batches: each writes the pages that it touched once. A quarter more still
 /// fits into its cache.
@@ -86,6 +87,14 @@ pub(super) fn compose(
     let Shutdown { drain_timeout } = layers.read("pipeline")?;
     let postgres: PostgresSettings = layers.read("database")?;
     let primary = postgres.servers.primary();
+    let nats = nats(&layers, &primary)?;
+    if redis.is_some() && nats.is_some() {
+        let [of_redis, of_nats] = ["redis.url", "nats.url"].map(|url| layers.origin(url));
+        return Err(ConfigError::new(format!(
+            "redis.url ({of_redis}) and nats.url ({of_nats}) both name a bus, and a service reads one; remove one of \
+             them, or set it to off"
+        )));
+    }
     Ok(Config {
         database: Database {
             url,
@@ -101,6 +110,7 @@ pub(super) fn compose(
                 ..layers.read("redis")?
             }),
         },
+        nats,
         http: Http {
             listener: layers.read("http")?,
             routes: layers.read("http")?,
@@ -114,11 +124,28 @@ pub(super) fn compose(
         },
         drain_timeout,
         trim,
+        archive: layers.read("archive")?,
         events: layers.read::<EventLimits>("events")?,
         log: layers.read("log")?,
         effective: effective(&layers),
         prefect,
     })
+}
+
+#[cfg(feature = "nats")]
+fn nats(layers: &Layers, primary: &KnownPrimary) -> Result<Option<NatsSettings>, ConfigError> {
+    let super::sections::WhichNats { url } = layers.read("nats")?;
+    let Some(url) = url else { return Ok(None) };
+    Ok(Some(NatsSettings {
+        url,
+        primary: primary.clone(),
+        ..layers.read("nats")?
+    }))
+}
+
+#[cfg(not(feature = "nats"))]
+fn nats(_: &Layers, _: &KnownPrimary) -> Result<Option<NatsSettings>, ConfigError> {
+    Ok(None)
 }
 
 fn wrong(layers: &Layers, setting: &str, error: &dyn std::fmt::Display) -> ConfigError {

@@ -87,6 +87,9 @@ fn value_or_file(
 }
 
 fn unknown(name: &str, known: &BTreeSet<String>) -> String {
+    if cfg!(not(feature = "nats")) && name.starts_with("EVENT_PERSISTER_NATS_") {
+        return format!("{name}: {}", keys::WITHOUT_NATS);
+    }
     // All begin with the prefix, so it makes no name a nearer one.
     let rest = |name: &str| name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
     let rests: Vec<String> = known.iter().map(|name| rest(name)).collect();

@@ -99,6 +99,9 @@ fn outside_of_sections(key: &str) -> String {
 }
 
 fn unknown_section(name: &str) -> String {
+    if cfg!(not(feature = "nats")) && name == "nats" {
+        return format!("[nats]: {}", keys::WITHOUT_NATS);
+    }
     let hint = match nearest(name, keys::sections()) {
         Some(near) => format!("did you mean [{near}]?"),
         None => format!("the sections are {}", all_sections()),
@@ -161,7 +164,7 @@ mod tests {
         assert!(error("[http]\nretention = \"1d\"\n").contains("it belongs into [trim]"));
         assert!(error("[trim]\nxyz = 1\n").contains("the keys there are every, retention,"));
         assert!(error("writers = 2\n").contains("it belongs into [pipeline]"));
-        assert!(error("[prefect]\n").contains("[database], [redis], [http]"));
+        assert!(error("[prefect]\n").contains("[database], [redis], [nats], [http]"));
     }
 
     #[test]

@@ -4,12 +4,15 @@
 
 use std::sync::LazyLock;
 
+use event_persister_actors::archive::ArchiveSettings;
 use event_persister_actors::event::EventLimits;
 use event_persister_actors::pipeline::BatcherSettings;
 use event_persister_actors::pipeline::PipelineSettings;
 use event_persister_actors::settings::plain;
 use event_persister_actors::source::http::HttpSettings;
 use event_persister_actors::source::intake::IntakeSettings;
+#[cfg(feature = "nats")]
+use event_persister_actors::source::nats::NatsSettings;
 use event_persister_actors::source::redis::RedisSettings;
 use event_persister_actors::store::postgres::PostgresSettings;
 use event_persister_actors::store::sqlite::SqliteSettings;
@@ -19,6 +22,8 @@ use serde::de::DeserializeOwned;
 use serde::ser::Serialize;
 use serde_json::{Map, Value};
 
+#[cfg(feature = "nats")]
+use super::sections::WhichNats;
 use super::sections::{Shutdown, WhichDatabase, WhichRedis};
 use crate::cli::Flags;
 use crate::http::ListenerSettings;
@@ -26,16 +31,23 @@ use crate::logging::Log;
 
 pub(crate) const PREFIX: &str = "EVENT_PERSISTER_";
 
+pub(super) const WITHOUT_NATS: &str =
+    "this program was built without NATS; build it with the feature `nats`";
+
 /// A variable that ends with it names a file instead of holding the value.
 const FILE_SUFFIX: &str = "_FILE";
 
 /// The sections, in the order in which people read them. One may consist of several structs.
-static PARTS: [Part; 14] = [
+static PARTS: &[Part] = &[
     Part::of::<WhichDatabase>("database"),
     Part::of::<SqliteSettings>("database"),
     Part::of::<PostgresSettings>("database"),
     Part::of::<WhichRedis>("redis"),
     Part::of::<RedisSettings>("redis"),
+    #[cfg(feature = "nats")]
+    Part::of::<WhichNats>("nats"),
+    #[cfg(feature = "nats")]
+    Part::of::<NatsSettings>("nats"),
     Part::of::<ListenerSettings>("http"),
     Part::of::<HttpSettings>("http"),
     Part::of::<IntakeSettings>("http"),
@@ -43,6 +55,7 @@ static PARTS: [Part; 14] = [
     Part::of::<Shutdown>("pipeline"),
     Part::of::<BatcherSettings>("batch"),
     Part::of::<TrimSettings>("trim"),
+    Part::of::<ArchiveSettings>("archive"),
     Part::of::<EventLimits>("events"),
     Part::of::<Log>("log"),
 ];
@@ -50,11 +63,13 @@ static PARTS: [Part; 14] = [
 type OfFlags = fn(&Flags) -> &Option<String>;
 
 /// By the name of their setting.
-pub(crate) const FLAGS: [(&str, &str, OfFlags); 5] = [
+pub(crate) const FLAGS: &[(&str, &str, OfFlags)] = &[
     ("database.url", "--database-url", |flags| {
         &flags.database_url
     }),
     ("redis.url", "--redis-url", |flags| &flags.redis_url),
+    #[cfg(feature = "nats")]
+    ("nats.url", "--nats-url", |flags| &flags.nats_url),
     ("http.listen", "--listen", |flags| &flags.listen),
     ("pipeline.writers", "--writers", |flags| &flags.writers),
     ("log.format", "--log-format", |flags| &flags.log_format),
@@ -66,10 +81,21 @@ const SHORT_VARIABLES: [(&str, &str); 2] = [
 ];
 
 /// Never repeated, not even in an error.
-const SECRETS: [&str; 2] = ["redis.url", "http.auth_string"];
+const SECRETS: &[&str] = &[
+    "redis.url",
+    #[cfg(feature = "nats")]
+    "nats.url",
+    "http.auth_string",
+];
 
 /// A variable may name a file with the value.
-const FROM_FILES: [&str; 3] = ["database.url", "redis.url", "http.auth_string"];
+const FROM_FILES: &[&str] = &[
+    "database.url",
+    "redis.url",
+    #[cfg(feature = "nats")]
+    "nats.url",
+    "http.auth_string",
+];
 
 pub(crate) struct Setting {
     pub(crate) section: &'static str,
@@ -237,8 +263,8 @@ mod tests {
         );
         let named = (FLAGS.iter().map(|(name, ..)| *name))
             .chain(SHORT_VARIABLES.map(|(name, _)| name))
-            .chain(SECRETS)
-            .chain(FROM_FILES);
+            .chain(SECRETS.iter().copied())
+            .chain(FROM_FILES.iter().copied());
         for name in named {
             assert!(names.contains(name), "{name}");
         }

@@ -10,9 +10,10 @@ use serde::Serialize;
 
 use super::Meant;
 use crate::config::Config;
-use crate::finite_run::{End, FiniteRun};
+use crate::finite_run::{Destination, End, FiniteRun, Words};
+use crate::output;
 use crate::signals::Signals;
-use crate::{output, wiring};
+use crate::wiring::{self, Missing};
 
 const AGAIN: &str = "run replay again: it removes the letters whose events are stored";
 
@@ -46,7 +47,15 @@ async fn replay(
     let mut signals = Signals::listen()?;
     let bar = screen.add(ProgressBar::new(num_letters));
     let source = wiring::letter_source(&config.events, letters, meant.filter, meant.before);
-    let run = FiniteRun::start(config, source, AGAIN, None)?;
+    let destination = Destination {
+        open_store: wiring::open_store(config, Missing::Create),
+        event_limits: config.events.clone(),
+        words: Words {
+            again: AGAIN,
+            place: "the database",
+        },
+    };
+    let run = FiniteRun::start(config, source, destination, None)?;
     let show = |ledger: &LedgerCounts| {
         bar.set_position(ledger.stored + ledger.duplicates + ledger.dead_lettered);
         None

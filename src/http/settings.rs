@@ -5,7 +5,9 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use event_persister_actors::settings::{As, Count, File, LongerThanZero, Spelling, Toggle};
+use event_persister_actors::settings::{
+    As, Count, File, LongerThanZero, Named, OneOf, Spelling, Toggle,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -35,6 +37,11 @@ pub(crate) struct ListenerSettings {
     /// closed; Prefect's client gives an idle one up after 5s. WebSockets may idle.
     #[serde(with = "As::<LongerThanZero>")]
     pub(crate) idle_timeout: Duration,
+    /// Whether what comes in by HTTP and WebSocket is published to the bus instead of being stored here: `on`, for
+    /// services that read the bus, of which this is one; or `only`, where this service reads no bus, and needs no
+    /// database.
+    #[serde(with = "As::<OneOf<Publish>>")]
+    pub(crate) publish: Publish,
     /// Whether what is stored can be read here, and dead letters be replayed and purged: the paths under
     /// `/api/events`, `/api/dead-letters`, `/api/status` and `/api/session`.
     #[serde(with = "As::<Toggle>")]
@@ -52,6 +59,7 @@ impl Default for ListenerSettings {
             tls_key_file: None,
             max_connections: NonZeroUsize::MIN.saturating_add(1_023),
             idle_timeout: Duration::from_secs(10),
+            publish: Publish::Off,
             read_api: true,
             page: true,
         }
@@ -59,11 +67,29 @@ impl Default for ListenerSettings {
 }
 
 impl ListenerSettings {
+    /// Whether what is stored can be read here.
+    pub(crate) fn reads(&self) -> bool {
+        self.read_api && self.listen != Listen::Off && self.publish != Publish::Only
+    }
+
     /// The certificate to show; `None` for a listener without TLS.
     pub(crate) fn certificate(&self) -> Option<CertificateFiles> {
         let files = self.tls_cert_file.clone().zip(self.tls_key_file.clone());
         files.map(|(cert, key)| CertificateFiles { cert, key })
     }
+}
+
+/// Whether the bus is given what comes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Publish {
+    Off,
+    On,
+    Only,
+}
+
+impl Named for Publish {
+    const ALL: &'static [(&'static str, Self)] =
+        &[("off", Self::Off), ("on", Self::On), ("only", Self::Only)];
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,12 +21,34 @@ struct Told {
 }
 
 fn registered() -> BTreeMap<String, Told> {
-    let url = ("EVENT_PERSISTER_REDIS_URL", "redis://localhost");
-    let config = Config::of_variables(&[url]).unwrap();
-    let metrics = Metrics::new().unwrap();
+    let mut all = registered_with("EVENT_PERSISTER_REDIS_URL", "redis://localhost");
+    if cfg!(feature = "nats") {
+        all.extend(registered_with(
+            "EVENT_PERSISTER_NATS_URL",
+            "nats://localhost",
+        ));
+    }
+    all
+}
+
+fn registered_with(variable: &str, url: &str) -> BTreeMap<String, Told> {
+    let config = Config::of_variables(&[(variable, url)]).unwrap();
+    let pipelines = OfPipelines {
+        storing: Some(Metrics::new().unwrap()),
+        publishing: Some(Metrics::new().unwrap()),
+    };
     let (refusals, intake) = (Refusals::new().unwrap(), wiring::intake(&config));
     let bus = wiring::bus(&config).unwrap();
-    let all = collectors(&config, &metrics, &refusals, &intake, bus.as_ref()).unwrap();
+    let archive = Some(ArchiveStats::default());
+    let all = collectors(
+        &config,
+        &pipelines,
+        &refusals,
+        &intake,
+        bus.as_ref(),
+        archive,
+    )
+    .unwrap();
     let kinds: BTreeMap<_, _> = all
         .iter()
         .flat_map(|collector| collector.collect())

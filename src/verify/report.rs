@@ -7,13 +7,15 @@ use strum::VariantArray as _;
 
 use super::reconciliation::{Finding, Kind, Reconciliation};
 use crate::output;
-use crate::wiring;
+use crate::wiring::ReadAgain;
 
 pub(crate) struct Stream<'a> {
     pub(crate) stream: &'a str,
     pub(crate) group: &'a str,
     /// The fault of the group's position, and what to do about it.
     pub(crate) misplaced: Option<&'a str>,
+    /// How to have everything from the first missing entry on read once more.
+    pub(crate) read_again: Option<ReadAgain>,
 }
 
 pub(crate) struct Report<'a> {
@@ -91,7 +93,7 @@ impl Report<'_> {
             "unreadable": self.state.num(Kind::Unreadable),
             "findings": self.state.findings,
             "curable_letters": self.letters.curable,
-            "read_again": self.read_again(),
+            "read_again": self.read_again().map(|again| &again.command),
         })
     }
 
@@ -130,15 +132,8 @@ impl Report<'_> {
         self.state.findings.iter().map(row).collect()
     }
 
-    /// The command that has everything read again from the first missing entry on.
-    fn read_again(&self) -> Option<String> {
-        let stream = self.stream.as_ref()?;
-        let before = wiring::position_before(self.state.first_missing.as_deref()?)?;
-        Some(format!(
-            "redis-cli XGROUP SETID {} {} {before}",
-            quoted(stream.stream),
-            quoted(stream.group),
-        ))
+    fn read_again(&self) -> Option<&ReadAgain> {
+        self.stream.as_ref()?.read_again.as_ref()
     }
 
     fn first(&self, kind: Kind) -> Option<&str> {
@@ -168,19 +163,22 @@ impl Report<'_> {
                     .to_owned(),
             );
         }
-        if let Some(command) = self.read_again() {
+        if let Some(ReadAgain {
+            command,
+            while_there,
+            does,
+        }) = self.read_again()
+        {
             remarks.push(format!(
-                "missing: the entries are still in the stream, until Prefect trims it, within a minute or \
-                 so. To have them written, run `{command}` (with -h, -p, -n and -a as for your Redis) while \
-                 event-persister serves. It reads everything from the first missing entry on once more, \
-                 and what is stored counts as duplicate. A dead letter that was purged is missing too"
+                "missing: the entries are still in the stream, {while_there}. To have them written, run `{command}` \
+                 {does}, and what is stored counts as duplicate. A dead letter that was purged is missing too"
             ));
         }
         if self.state.num(Kind::Differing) > 0 {
             remarks.push(format!(
                 "differing: somebody changed the rows after they were written. To have {} written anew, \
-                 delete it: `{}`. Then, while its entry is in the stream, `redis-cli XGROUP SETID` as for \
-                 missing entries; else take it from a backup",
+                 delete it: `{}`. Then, while its entry is in the stream, have it read once more as missing entries \
+                 are; else take it from a backup",
                 self.first(Kind::Differing).unwrap_or("one"),
                 self.delete_first(Kind::Differing),
             ));
@@ -205,16 +203,6 @@ impl Report<'_> {
             ));
         }
         remarks
-    }
-}
-
-/// A word of a shell's command line.
-fn quoted(word: &str) -> String {
-    let is_plain = |char: char| char.is_ascii_alphanumeric() || "-_.:/".contains(char);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
     }
 }
 
@@ -280,25 +268,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_read_again_from_the_first_entry_on() {
-        let mut state = Reconciliation::new(1);
-        state.count(Kind::Missing, 2);
-        state.first_missing = Some("1795523643304-0".to_owned());
+    fn what_is_missing_can_be_read_again() {
+        let state = Reconciliation::new(1);
         let mut report = report(&state);
-        assert_eq!(
-            report.document()["read_again"],
-            Value::Null,
-            "of what stream?"
-        );
+        assert_eq!(report.document()["read_again"], Value::Null);
         report.stream = Some(Stream {
-            stream: "{message:events}:stream",
+            stream: "events",
             group: "event-persister",
             misplaced: None,
+            read_again: Some(ReadAgain {
+                command: "read it again".to_owned(),
+                while_there: "for a while",
+                does: "somewhere. All is read",
+            }),
         });
-        let command = "redis-cli XGROUP SETID '{message:events}:stream' event-persister \
-                       1795523643303-18446744073709551615";
-        assert_eq!(report.document()["read_again"], command);
+        assert_eq!(report.document()["read_again"], "read it again");
         let remarks = report.remarks().join("\n");
-        assert!(remarks.contains(command), "{remarks}");
+        let expected = "in the stream, for a while. To have them written, run `read it again` somewhere. All is read, and";
+        assert!(remarks.contains(expected), "{remarks}");
     }
 }

@@ -8,6 +8,7 @@ use event_persister_actors::source::intake::{self, IntakeSource};
 
 use super::clock;
 use crate::config::Config;
+use crate::http::Publish;
 
 /// The intake that the listener fills, as seen from each of its sides.
 pub(crate) struct Intake {
@@ -25,7 +26,12 @@ pub(crate) fn intake(config: &Config) -> Intake {
         // A frame beyond its limit ends the connection, and the client sends it again for ever; an
         // event beyond its own becomes a dead letter. So a lower limit on events moves no frames.
         max_frame_bytes: routes.max_event_bytes.max(routes.max_frame_bytes),
-        retention: config.pipeline.retention.clone(),
+        retention: match config.http.listener.publish {
+            // The services that store it have one of their own.
+            Publish::Only => None,
+            Publish::On | Publish::Off => config.pipeline.retention.clone(),
+        },
+        keeps_letters: config.http.listener.publish == Publish::Off,
         ..routes
     };
     let limits = config.events.clone();

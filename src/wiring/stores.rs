@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use event_persister_actors::archive::ArchiveStats;
 use event_persister_actors::finding::Finding;
 use event_persister_actors::reader::EventReader;
 use event_persister_actors::store::operator::{Needs, StoreOperator};
@@ -11,11 +12,11 @@ use event_persister_actors::store::postgres::{PostgresReader, PostgresSettings, 
 use event_persister_actors::store::sqlite::{
     CreateSchema, SqliteReader, SqliteSettings, SqliteStore,
 };
-use event_persister_actors::store::{EventStore, OpenStore};
+use event_persister_actors::store::{EventStore, OpenStore, Period};
 
+use super::archive::{Archive, archive, archiving};
 use super::clock;
 use crate::config::{Config, DatabaseUrl};
-use crate::http::Listen;
 
 /// What to do about a database or tables that are not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,10 +65,22 @@ impl Settings {
 }
 
 pub(crate) fn open_store(config: &Config, missing: Missing) -> OpenStore {
+    let archive = archive(config);
     match Settings::new(config, missing) {
-        Settings::Sqlite(settings) => SqliteStore::open_store(settings, clock()),
-        Settings::Postgres(settings) => PostgresStore::open_store(*settings, clock()),
+        Settings::Sqlite(settings) => of_sqlite(SqliteStore::new(settings, clock()), archive),
+        Settings::Postgres(settings) => of_postgres(*settings, archive),
     }
+}
+
+fn of_sqlite(store: SqliteStore, archive: Option<Archive>) -> OpenStore {
+    Arc::new(move || archiving(store.beside(), archive.as_ref()))
+}
+
+fn of_postgres(settings: PostgresSettings, archive: Option<Archive>) -> OpenStore {
+    Arc::new(move || {
+        let store = PostgresStore::new(settings.clone(), clock());
+        archiving(store, archive.as_ref())
+    })
 }
 
 /// The configured database, from each of its sides, for one process that stays.
@@ -75,23 +88,28 @@ pub(crate) struct Stores {
     pub(crate) open_store: OpenStore,
     pub(crate) operator: Arc<dyn StoreOperator>,
     pub(crate) reader: Arc<dyn EventReader>,
+    /// What was written to the archive, where there is one.
+    pub(crate) archive: Option<ArchiveStats>,
 }
 
 impl Stores {
     pub(crate) fn new(config: &Config) -> Self {
+        let archive = archive(config);
         match Settings::new(config, Missing::Create) {
             Settings::Sqlite(settings) => {
                 let store = SqliteStore::new(settings, clock());
                 Self {
                     operator: Arc::new(store.beside()),
                     reader: Arc::new(store.reader()),
-                    open_store: Arc::new(move || Arc::new(store.beside())),
+                    archive: archive.as_ref().map(Archive::stats),
+                    open_store: of_sqlite(store, archive),
                 }
             }
             Settings::Postgres(settings) => Self {
                 operator: Arc::new(PostgresStore::new(*settings.clone(), clock())),
                 reader: Arc::new(PostgresReader::new(*settings.clone())),
-                open_store: PostgresStore::open_store(*settings, clock()),
+                archive: archive.as_ref().map(Archive::stats),
+                open_store: of_postgres(*settings, archive),
             },
         }
     }
@@ -115,11 +133,10 @@ pub(crate) fn operator(config: &Config, missing: Missing) -> Arc<dyn StoreOperat
 
 /// Looks at the configured database as `serve` would use it, and makes nothing.
 pub(crate) async fn inspect_store(config: &Config) -> Vec<Finding> {
-    let listener = &config.http.listener;
     let needs = Needs {
         writers: config.pipeline.writers.get(),
         trims: config.trim.every.is_some(),
-        reads: listener.read_api && listener.listen != Listen::Off,
+        reads: config.http.listener.reads(),
     };
     operator(config, Missing::Create).inspect(needs).await
 }
@@ -159,6 +176,19 @@ pub(crate) fn not_there_yet(config: &Config) -> Option<String> {
 
 /// Creates or upgrades the schema; returns the names of the migrations that were run.
 pub(crate) async fn migrate(config: &Config) -> anyhow::Result<Vec<String>> {
+    refuse_prefects(config)?;
+    let migrated = operator(config, Missing::Create).migrate().await;
+    migrated.context("cannot create or upgrade the tables")
+}
+
+/// Makes the tables partitioned; returns the steps that were made.
+pub(crate) async fn partition(config: &Config, period: Period) -> anyhow::Result<Vec<String>> {
+    refuse_prefects(config)?;
+    let partitioned = operator(config, Missing::Create).partition(period).await;
+    partitioned.context("cannot partition the tables")
+}
+
+fn refuse_prefects(config: &Config) -> anyhow::Result<()> {
     if config.database.is_prefects {
         bail!(
             "the database is Prefect's ({}): its own migrations make its tables when its server \
@@ -167,8 +197,7 @@ pub(crate) async fn migrate(config: &Config) -> anyhow::Result<Vec<String>> {
             config.database.url
         );
     }
-    let migrated = operator(config, Missing::Create).migrate().await;
-    migrated.context("cannot create or upgrade the tables")
+    Ok(())
 }
 
 /// The server that a command has asked, and what it is, where there are servers.

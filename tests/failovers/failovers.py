@@ -368,6 +368,9 @@ async def run(binary, number, kinds, hurried):
 def judge(group, stored, persister, load, survivors, rounds, num_changes, seconds):
     master = group.master()
     until("read: all", lambda: not pending(master), 60)
+    num_on_demand = sum(kind == "on demand" for kind, _ in rounds)
+    until("told of: every old master that took events",
+        lambda: len(persister.told("an old master was read")) >= num_on_demand, 10)
     with contextlib.closing(connect(master)) as client:
         survivors.read(client)
     rows = stored.ids()
@@ -382,7 +385,6 @@ def judge(group, stored, persister, load, survivors, rounds, num_changes, second
     # Some of these have reached the new one before.
     of_old = sum(int(re.search(r"num_entries=(\d+)", line)[1]) for line in persister.told("an old master was read"))
     num_only_stored = len(ids - survivors.ids)
-    num_on_demand = sum(kind == "on demand" for kind, _ in rounds)
     times = [seconds for _, seconds in rounds]
 
     print(f"{len(load.taken) / seconds:.0f} events a second, {len(load.taken)} in all")

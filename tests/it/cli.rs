@@ -467,9 +467,9 @@ fn an_address_that_cannot_be_bound_ends_it_with_the_reason() {
 fn what_nothing_can_come_into_is_no_service() {
     let folder = Folder::new();
     let ran = folder.run(&["--listen", "off"]).exits(2);
-    ran.complains(&["the listener is off and no Redis is named", "--redis-url"]);
+    ran.complains(&["the listener is off, and no bus is named", "--redis-url"]);
     let ran = folder.run(&["check", "--listen", "off"]).exits(1);
-    ran.prints(&["the listener is off, and no Redis is named", "--redis-url"]);
+    ran.prints(&["the listener is off, and no bus is named", "--redis-url"]);
     assert!(folder.is_empty());
 }
 
@@ -502,7 +502,7 @@ async fn once_it_is_ready_the_log_says_so_once_with_the_address() {
 async fn a_method_that_means_nothing_is_told_what_does() {
     let folder = Folder::new();
     let server = Server::start(&folder, &[]).ready().await;
-    let client = reqwest::Client::new();
+    let client = crate::support::client::client();
     for (method, path, allow, part) in [
         ("GET", "/api/events", "POST", "with POST"),
         ("POST", "/api/events/in", "GET", "open a WebSocket"),

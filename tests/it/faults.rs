@@ -11,6 +11,8 @@ mod culprits;
 mod failover;
 mod kills;
 mod memory;
+#[cfg(feature = "nats")]
+mod nats;
 mod network;
 mod persister;
 mod poison;
@@ -21,4 +23,4 @@ mod sqlite;
 mod table;
 mod trim;
 
-pub(crate) use case::trouble;
+pub(crate) use case::{SmallDisk, trouble};

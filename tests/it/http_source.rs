@@ -85,7 +85,7 @@ fn with_auth() -> HttpSettings {
 impl Server {
     fn post(&self, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
         let url = format!("http://{}/api/events", self.address);
-        reqwest::Client::new().post(url).body(body)
+        crate::support::client::client().post(url).body(body)
     }
 
     async fn connect(&self, subprotocol: Option<&'static str>) -> Result<Client, Error> {

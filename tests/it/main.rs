@@ -2,6 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod abuse;
+#[cfg(all(feature = "archive", feature = "service-tests"))]
+mod archive;
+#[cfg(feature = "service-tests")]
+mod bridge;
 #[cfg(feature = "service-tests")]
 mod bus_truth;
 mod check;
@@ -13,9 +17,15 @@ mod faults;
 mod health;
 mod http_source;
 mod listener;
+#[cfg(all(feature = "service-tests", feature = "nats"))]
+mod nats_service;
+#[cfg(all(feature = "service-tests", feature = "nats"))]
+mod nats_source;
 #[cfg(feature = "service-tests")]
 mod operating;
 mod page;
+#[cfg(feature = "service-tests")]
+mod partitions;
 #[cfg(feature = "service-tests")]
 mod postgres_store;
 mod prefect_environment;

@@ -12,7 +12,7 @@ use event_persister_actors::store::postgres::{PostgresSettings, PostgresStore};
 use event_persister_actors::testing::{EventFixture, event, event_entry};
 use uuid::Uuid;
 
-use crate::support::postgres::{Database, Server};
+use crate::support::postgres::{ARE_OF_OTHERS, Database, Server};
 
 mod addresses;
 pub(crate) mod connect;

@@ -23,7 +23,7 @@ struct Client<'a> {
 
 impl<'a> Client<'a> {
     fn of(server: &'a Server) -> Self {
-        let client = reqwest::Client::new();
+        let client = crate::support::client::client();
         Self { server, client }
     }
 
@@ -91,7 +91,7 @@ async fn a_method_that_means_nothing_is_answered_with_those_that_do() {
         ("/api/events/filter/next", "GET, HEAD"),
         ("/api/status", "GET, HEAD"),
     ] {
-        let asked = reqwest::Client::new().put(server.url(path));
+        let asked = crate::support::client::client().put(server.url(path));
         let answer = asked.send().await.unwrap();
         assert_eq!(answer.status(), 405, "{path}");
         assert_eq!(answer.headers()["allow"], allowed, "{path}");

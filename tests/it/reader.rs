@@ -142,7 +142,10 @@ async fn difference(
     let path = case["path"].as_str().unwrap();
     let Some(what) = path.strip_prefix("count-by/") else {
         let request = PageRequest::parse(body.as_bytes(), now).unwrap();
-        let (total, pages, has_next) = pages(reader, request, max_pages).await.unwrap();
+        let (total, pages, has_next) = match pages(reader, request, max_pages).await {
+            Ok(pages) => pages,
+            Err(error) => return Some(format!("{case}\n  ours {error}\n  theirs {expected}")),
+        };
         let num_pages = pages.len();
         let events: Vec<usize> = pages.iter().flatten().map(|id| places[id]).collect();
         let ours = json!({
@@ -152,7 +155,10 @@ async fn difference(
     };
     let request = CountRequest::parse(what, body.as_bytes(), now).unwrap();
     let countable = request.countable(now).unwrap();
-    let counts = reader.count(&request.filter, &countable).await.unwrap();
+    let counts = match reader.count(&request.filter, &countable).await {
+        Ok(counts) => counts,
+        Err(error) => return Some(format!("{case}\n  ours {error}\n  theirs {expected}")),
+    };
     let mut counts = recorded_counts(&counts);
     let mut theirs = expected["counts"].as_array().unwrap().clone();
     let is_of_time = path.ends_with("time") || path.ends_with("day");

@@ -24,7 +24,7 @@ fn large(number: usize, num_bytes: usize) -> Value {
 
 /// All pages of everything that ever was, by HTTP; how many events each has.
 async fn pages(server: &Server) -> Vec<usize> {
-    let client = reqwest::Client::new();
+    let client = crate::support::client::client();
     let all = json!({ "filter": { "occurred": { "since": "2020-01-01T00:00:00Z" } } });
     let mut request = client.post(server.url("/api/events/filter")).json(&all);
     let mut lengths = Vec::new();
@@ -186,7 +186,7 @@ async fn gives_up(server: &Server, endless: &str, execute: impl Fn(&str)) {
          CREATE VIEW event_resources AS SELECT * FROM table_of_resources WHERE ({endless}) = 1"
     ));
     let filter = json!({ "filter": { "any_resource": { "id": ["large.0"] } } });
-    let client = reqwest::Client::new();
+    let client = crate::support::client::client();
     let asked = client.post(server.url("/api/events/filter")).json(&filter);
     let answer = asked.send().await.unwrap();
     assert_eq!(answer.status(), 504);

@@ -301,5 +301,7 @@ mod of_letters {
     super::source_contract_tests!(super::letters);
 }
 
+#[cfg(all(feature = "service-tests", feature = "nats"))]
+mod nats;
 #[cfg(feature = "service-tests")]
 mod redis;

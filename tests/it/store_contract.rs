@@ -21,6 +21,8 @@ use uuid::Uuid;
 mod letters;
 mod memory;
 #[cfg(feature = "service-tests")]
+mod partitioned;
+#[cfg(feature = "service-tests")]
 mod postgres;
 mod sqlite;
 

@@ -7,11 +7,16 @@ pub(crate) mod browser;
 #[cfg(feature = "service-tests")]
 pub(crate) mod bus;
 pub(crate) mod certificates;
+pub(crate) mod client;
 pub(crate) mod database;
 pub(crate) mod events;
 #[cfg(feature = "service-tests")]
 pub(crate) mod logs;
 pub(crate) mod metrics;
+#[cfg(all(feature = "service-tests", feature = "nats"))]
+pub(crate) mod nats;
+#[cfg(all(feature = "service-tests", feature = "nats"))]
+pub(crate) mod network;
 #[cfg(feature = "service-tests")]
 pub(crate) mod ports;
 #[cfg(feature = "service-tests")]

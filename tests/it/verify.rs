@@ -177,6 +177,11 @@ async fn what_is_broken_is_found_in_postgres() {
 }
 
 #[tokio::test]
+async fn what_is_broken_is_found_in_partitions() {
+    what_is_whole_and_what_is_broken(Case::partitioned()).await;
+}
+
+#[tokio::test]
 async fn what_is_broken_is_found_in_sqlite() {
     what_is_whole_and_what_is_broken(Case::sqlite()).await;
 }
@@ -187,7 +192,7 @@ async fn replicas_at_work_are_no_fault(case: Case, num_replicas: usize) {
     for _ in 0..num_replicas {
         replicas.push(case.bus.start().ready().await);
     }
-    let publisher = Publisher::start(&case.bus.stream, 2);
+    let publisher = Publisher::to(Box::new(case.bus.stream.clone()), 2, 20);
     let mut last_checked = 0;
     for round in 0..8 {
         let found = case.verify_at_work();
@@ -209,6 +214,11 @@ async fn replicas_at_work_are_no_fault(case: Case, num_replicas: usize) {
 #[tokio::test]
 async fn replicas_at_work_on_postgres_are_no_fault() {
     replicas_at_work_are_no_fault(Case::postgres(), 3).await;
+}
+
+#[tokio::test]
+async fn replicas_at_work_on_partitions_are_no_fault() {
+    replicas_at_work_are_no_fault(Case::partitioned(), 3).await;
 }
 
 #[tokio::test]
@@ -252,6 +262,11 @@ async fn what_retention_removed_is_not_missed(mut case: Case) {
 #[tokio::test]
 async fn what_retention_removed_from_postgres_is_not_missed() {
     what_retention_removed_is_not_missed(Case::postgres()).await;
+}
+
+#[tokio::test]
+async fn what_retention_removed_from_partitions_is_not_missed() {
+    what_retention_removed_is_not_missed(Case::partitioned()).await;
 }
 
 #[tokio::test]

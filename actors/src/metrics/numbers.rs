@@ -80,6 +80,7 @@ pub(super) struct Numbers {
     pub(super) older_than_retention: IntCounter,
     pub(super) trimmed_events: IntCounter,
     pub(super) trimmed_resources: IntCounter,
+    pub(super) trimmed_partitions: IntCounter,
     pub(super) trim_passes: IntCounterVec,
     pub(super) trim_seconds: Histogram,
     pub(super) all: Vec<Box<dyn Collector>>,
@@ -201,6 +202,10 @@ impl Numbers {
             trimmed_resources: all.counter(
                 "event_persister_trimmed_resources_total",
                 "Resource rows that retention removed.",
+            )?,
+            trimmed_partitions: all.counter(
+                "event_persister_trimmed_partitions_total",
+                "Partitions that retention dropped.",
             )?,
             trim_passes: all.counters(
                 "event_persister_trim_passes_total",

@@ -98,6 +98,10 @@ pub struct HttpSettings {
     /// tells of none.
     #[serde(skip)]
     pub retention: Option<Retention>,
+    /// Whether what the store refuses becomes a dead letter (`true`). Where none is kept, as on the way to a bus, a
+    /// request with such an event gets 422, and a WebSocket is closed.
+    #[serde(skip)]
+    pub keeps_letters: bool,
     /// How long a request waits for its commit before it gets 503; longer rides out longer outages, with
     /// more clients waiting. A body that comes to rest for so long is given up as well.
     #[serde(with = "As::<LongerThanZero>")]
@@ -120,6 +124,7 @@ impl Default for HttpSettings {
             max_event_bytes: DEFAULT_MAX_BYTES,
             max_buffered_bytes: DEFAULT_MAX_BUFFERED_BYTES,
             retention: None,
+            keeps_letters: true,
             request_timeout: Duration::from_secs(30),
             auth_timeout: Duration::from_secs(10),
             ping_every: Duration::from_secs(20),

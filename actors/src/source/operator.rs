@@ -1,4 +1,4 @@
-//! PORT: the bus as its operator looks at it: inspection, trim guard, audit and shadow.
+//! PORT: the bus as its operator looks at it: inspection, audit and, where the bus has them, trim guard and shadow.
 //!
 //! For tools beside the pipeline. The path of an event uses nothing of it.
 
@@ -13,8 +13,12 @@ use crate::primary::Primary;
 use super::{Body, Permit, SourceError};
 
 pub trait BusOperator: Send + Sync {
+    /// The source's name in dead letters, metrics and settings.
+    fn name(&self) -> &'static str;
+
     fn stream(&self) -> &str;
 
+    /// The consumer group, or the consumer that all replicas share.
     fn group(&self) -> &str;
 
     /// Looks for what would stop or hurt a source there, and changes nothing. `retention` is how long
@@ -23,19 +27,71 @@ pub trait BusOperator: Send + Sync {
 
     fn server_version(&self) -> LocalBoxFuture<'_, Result<Option<String>, SourceError>>;
 
-    fn show_guard(&self) -> LocalBoxFuture<'_, Result<GuardReport, SourceError>>;
+    fn report(&self) -> LocalBoxFuture<'_, Result<BusReport, SourceError>>;
 
     /// The primary of the database on which the replicas have agreed, if they have.
     fn primary(&self) -> LocalBoxFuture<'_, Result<Option<Primary>, SourceError>>;
 
-    /// Removes the trim guard; whether it was there. A source that still runs with it makes it again.
-    fn remove_guard(&self) -> LocalBoxFuture<'_, Result<bool, SourceError>>;
+    /// The means to hold the stream, where others trim it.
+    fn guard(&self) -> Option<&dyn TrimGuard>;
 
     /// Begins to read the stream at its oldest entry, and takes nothing.
     fn walk(&self) -> LocalBoxFuture<'_, Result<Box<dyn StreamWalk + '_>, SourceError>>;
 
-    /// A reader beside the group at work, with a group of its own. It connects when it is first used.
-    fn shadow(&self) -> Box<dyn StreamShadow>;
+    /// How to have everything from this position on read once more.
+    fn read_again(&self, position: &str) -> Option<ReadAgain>;
+
+    /// A reader beside the group at work, with a group of its own. It connects when it is first used. `None`
+    /// where there is nobody to be compared with.
+    fn shadow(&self) -> Option<Box<dyn StreamShadow>>;
+}
+
+/// Keeps others from trimming entries that are not committed yet.
+pub trait TrimGuard {
+    fn show(&self) -> LocalBoxFuture<'_, Result<GuardReport, SourceError>>;
+
+    /// Removes the trim guard; whether it was there. A source that still runs with it makes it again.
+    fn remove(&self) -> LocalBoxFuture<'_, Result<bool, SourceError>>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadAgain {
+    pub command: String,
+    /// For how long that works, and what it needs: the end of a sentence.
+    pub while_there: &'static str,
+    pub does: &'static str,
+}
+
+/// What the stream holds, and how far those who read it are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum BusReport {
+    Groups(GuardReport),
+    Consumer(ConsumerReport),
+}
+
+/// A stream that is read through one consumer. What is not there is `None`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ConsumerReport {
+    pub stream: String,
+    pub messages: Option<u64>,
+    pub bytes: Option<u64>,
+    pub first: Option<u64>,
+    pub last: Option<u64>,
+    pub consumer: String,
+    pub consumer_state: Option<ConsumerProgress>,
+    /// What is wrong with the consumer's position, and what to do about it; `None` if it can be right.
+    pub misplaced: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ConsumerProgress {
+    pub delivered: u64,
+    /// Everything up to here is acknowledged.
+    pub acknowledged: u64,
+    pub pending: u64,
+    /// Messages that nobody was given yet.
+    pub lag: u64,
 }
 
 /// What holds the stream, and how much it holds. Groups and stream that are not there are `None`.

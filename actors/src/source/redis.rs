@@ -49,6 +49,7 @@ mod old_master;
 mod operator;
 mod pending;
 mod position;
+mod publisher;
 mod scripts;
 mod sentinel;
 mod settings;
@@ -63,6 +64,7 @@ use member::Member;
 use stream_id::StreamId;
 
 pub use operator::RedisOperator;
+pub use publisher::RedisPublisher;
 pub use settings::{RedisSettings, RedisSettingsError, consumer_name};
 pub use stats::{RedisStats, RedisStatus};
 pub use url::{Place, RedisUrl, Sentinels};
@@ -149,6 +151,7 @@ impl RedisSource {
         }
         let more = reading.more;
         if let Some(chunk) = reading.pending.hand_out(permit, more) {
+            self.member.handed_out.notify_waiters();
             return Some(Ok(chunk));
         }
         match reading.outcome.take() {

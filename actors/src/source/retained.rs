@@ -12,6 +12,11 @@ pub(crate) trait Retain {
     fn num_bytes(&self) -> usize;
 
     fn body(&self) -> Body;
+
+    /// Whether another process was given it before.
+    fn came_before(&self) -> bool {
+        false
+    }
 }
 
 impl Retain for Body {
@@ -71,7 +76,7 @@ impl<T: Retain> Retained<T> {
         self.messages.get(&receipt.0).filter(|_| known)
     }
 
-    #[cfg(any(test, feature = "testing"))]
+    #[cfg(any(test, feature = "testing", feature = "nats"))]
     pub(crate) fn len(&self) -> usize {
         self.messages.len()
     }
@@ -97,7 +102,7 @@ impl<T: Retain> Retained<T> {
             num_bytes = with_this;
             messages.push(Message {
                 receipt: Receipt(receipt),
-                redelivered: receipt < self.handed_out,
+                redelivered: receipt < self.handed_out || message.came_before(),
                 body: message.body(),
             });
         }
@@ -115,6 +120,17 @@ impl<T: Retain> Retained<T> {
             return None;
         }
         self.messages.remove(&receipt.0)
+    }
+
+    /// Lets go of a message, handed out or not.
+    #[cfg(feature = "nats")]
+    pub(crate) fn remove(&mut self, receipt: Receipt) -> Option<T> {
+        self.messages.remove(&receipt.0)
+    }
+
+    #[cfg(feature = "nats")]
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.messages.values_mut()
     }
 
     pub(crate) fn rewind(&mut self) {

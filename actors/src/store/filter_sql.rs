@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::event::{ID_LABEL, ROLE_LABEL};
 use crate::reader::{
     AnyResourceFilter, Buckets, Countable, EventFilter, Labels, MAX_GROUPS, MAX_PAGE_BYTES,
-    NameFilter, Order, Part, RelatedFilter, ResourceFilter, TextQuery,
+    NameFilter, Occurred, Order, Part, Place, RelatedFilter, ResourceFilter, TextQuery,
 };
 
 /// The dialects of the two databases.
@@ -65,7 +65,10 @@ impl Statement {
             Order::Desc => ("DESC", "<"),
         };
         let order = format!("ORDER BY occurred {direction}, id {direction}");
-        let mut condition = statement.filter(filter);
+        let mut condition = statement.filter(&match part.after {
+            Some(place) if !filter.resource.distinct => narrowed(filter, place),
+            _ => filter.clone(),
+        });
         let after = part.after.map(|place| {
             let (occurred, id) = (statement.moment(place.occurred), statement.id(place.id));
             format!("(occurred, id) {behind} ({occurred}, {id})")
@@ -432,14 +435,9 @@ impl Statement {
             }
             #[cfg(feature = "sqlite")]
             Dialect::Sqlite => {
-                // A path has no way to name a label with a quote in it.
-                if label.contains('"') {
-                    let label = self.string(label);
-                    format!("(SELECT value FROM json_each({table}.resource) WHERE key = {label})")
-                } else {
-                    let path = self.string(&format!("$.\"{label}\""));
-                    format!("json_extract({table}.resource, {path})")
-                }
+                // Prefect's path, which finds no label with a quote in its name.
+                let path = self.string(&format!("$.\"{label}\""));
+                format!("json_extract({table}.resource, {path})")
             }
         }
     }
@@ -497,6 +495,17 @@ impl Statement {
             Dialect::Sqlite => format!("?{number}"),
         }
     }
+}
+
+/// A filter whose events begin at a place. SQLite finds what lies behind it by the index only if the bounds say so.
+fn narrowed(filter: &EventFilter, place: Place) -> EventFilter {
+    let mut narrowed = filter.clone();
+    let Occurred { since, until } = &mut narrowed.occurred;
+    match filter.order {
+        Order::Asc => *since = place.occurred.max(*since),
+        Order::Desc => *until = place.occurred.min(*until),
+    }
+    narrowed
 }
 
 /// Conditions of which all or one must hold. Nested by halves: both databases count how deep an expression is.

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
 use serde::Serialize;
 
-use super::{Cutoffs, StoreError, Trimmed};
+use super::{Cutoffs, Period, StoreError, Trimmed};
 use crate::delivery::Entry;
 use crate::finding::Finding;
 
@@ -63,6 +63,12 @@ pub trait StoreOperator: Send + Sync {
     /// of the migrations that were run. Changes the schema.
     fn migrate(&self) -> Answer<'_, Vec<String>> {
         not_offered("migrations")
+    }
+
+    /// Makes the tables partitioned by the time at which events occurred, in steps that go on where an
+    /// earlier call was cut off; returns the steps that were made. Changes the schema.
+    fn partition(&self, period: Period) -> Answer<'_, Vec<String>> {
+        not_offered("partitions: they are for a PostgreSQL database of our own")
     }
 
     fn describe(&self) -> Answer<'_, DatabaseInfo> {

@@ -41,6 +41,8 @@ use crate::store::{
     Cutoffs, EventCounts, EventStore, LastPass, OpenStore, Outcome, StoreError, TrimStep,
 };
 
+#[cfg(feature = "archive")]
+mod archiving;
 mod arrays;
 mod conditions;
 mod connection;
@@ -52,6 +54,7 @@ mod letters;
 mod liveness;
 mod lock_holder;
 mod operator;
+mod partitions;
 mod passes;
 mod reach;
 mod reader;
@@ -95,7 +98,7 @@ impl PostgresStore {
             settings,
             clock,
             idle: Mutex::new(None),
-            resume: Mutex::new(None),
+            resume: Mutex::default(),
         }
     }
 
@@ -269,9 +272,9 @@ impl EventStore for PostgresStore {
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
         Box::pin(async move {
             cutoffs.refuse_future(self.clock.now())?;
-            let resume = self.lock_resume().take();
+            let resume = std::mem::take(&mut *self.lock_resume());
             let trim = async |connection: &mut Connection| {
-                let mut resume = resume;
+                let mut resume = resume.clone();
                 let now = self.clock.now();
                 let step = trim::step(connection, cutoffs, max_events, &mut resume, now).await?;
                 Ok((step, resume))

@@ -50,6 +50,8 @@ macro_rules! prepared_once {
     };
 }
 
+#[cfg(feature = "archive")]
+mod archiving;
 mod connection;
 mod in_place;
 mod letters;

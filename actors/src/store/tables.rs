@@ -169,7 +169,7 @@ pub(super) fn migrations<DB: Backend>(
 /// The migrations of ours that were run and are not among those of this version.
 pub(super) fn newer_migrations<DB: Backend>(
     run: impl IntoIterator<Item = String>,
-    ours: [&EmbeddedMigrations; 2],
+    ours: [&EmbeddedMigrations; 3],
 ) -> QueryResult<Vec<String>> {
     let mut known = BTreeSet::new();
     for embedded in ours {

@@ -422,6 +422,7 @@ impl EventStore for MemoryStore {
                 rows: state.rows.remove(oldest),
                 took: Duration::ZERO,
                 others_write: false,
+                with_their_table: false,
             }))
         })
     }

@@ -112,6 +112,8 @@ impl Pace {
         self.others_write = removed.others_write;
         match (self.contention, step.stored_per_second) {
             (Contention::Log, None) => Duration::ZERO,
+            // What is gone with its table was logged in a few lines.
+            (Contention::Log, Some(_)) if removed.with_their_table => Duration::ZERO,
             (Contention::Log, Some(stored)) => {
                 let per_second = ALWAYS_PER_SECOND.max(TIMES_STORED * stored);
                 let due = Duration::from_secs_f64(removed.rows.events as f64 / per_second);
@@ -206,6 +208,7 @@ mod tests {
             },
             took,
             others_write,
+            with_their_table: false,
         }
     }
 
@@ -332,6 +335,11 @@ mod tests {
         assert_eq!(step.max_events.get(), 1_000);
         assert_eq!(rest(20), millis(180), "little is written");
         assert_eq!(rest(300), millis(300), "as long as it took");
+        let table = Removed {
+            with_their_table: true,
+            ..removed(1_000_000, millis(20), false)
+        };
+        assert_eq!(log.rest(step, &table, millis(20)), Duration::ZERO);
         assert_eq!(make_step(&mut lock, quick, false).0, 5_000);
 
         tokio::time::advance(WINDOW).await;

@@ -8,7 +8,7 @@ const OUTCOMES = { done: "done", left_to_another: "left to another replica", fai
 
 /** What their names in `/api/ready` mean. */
 const PARTS = {
-  "source.http": "HTTP and WebSocket", "source.redis": "Redis stream", store: "Database",
+  "source.http": "HTTP and WebSocket", "source.redis": "Redis stream", "source.nats": "NATS stream", store: "Database",
   "store.refusals": "Refusals by the database", trim: "Retention",
 };
 
@@ -36,19 +36,22 @@ function retention(said, now, database) {
     last && ["Last pass", when(last.at), OUTCOMES[last.outcome]],
     last && ["It removed", `${format.number(last.events)} events`, `${format.number(last.resources)} resources in ${format.duration(last.seconds)}`],
     ["Removed", `${format.number(said.removed)} events`, "since it started"],
+    said.archive && ["Archive", visible(said.archive.place), said.archive.is_failing ? "cannot be used: nothing is removed" : ""],
+    said.archive && ["Archived", `${format.number(said.archive.events)} events`, `in ${format.number(said.archive.files)} files since it started`],
   ]));
 }
 
 function stream(said) {
-  if (!said) return card("Stream", null, h("p.soft", {}, "No Redis is set: events come by HTTP and WebSocket."));
+  if (!said) return card("Stream", null, h("p.soft", {}, "No bus is set: events come by HTTP and WebSocket."));
+  const nats = said.kind === "nats";
   return card("Stream", null, facts([
-    ["Stream", visible(said.name), `group ${visible(said.group)}`],
+    ["Stream", visible(said.name), `${nats ? "consumer" : "group"} ${visible(said.group)}`],
     ["Lag", said.lag === null ? "not known" : format.number(said.lag), "entries that no replica was given yet"],
     ["Behind by", format.duration(said.lag_seconds)],
-    ["Pending", format.number(said.own_pending), `here, ${format.number(said.group_pending)} in the group`],
+    ["Pending", format.number(said.own_pending), `here, ${format.number(said.group_pending)} in all replicas`],
     ["Length", format.number(said.length), "entries, acknowledged or not"],
-    ["Taken over", format.number(said.claimed), "from replicas that died"],
-    ["Lost", format.number(said.lost), said.lost ? "trimmed by others before they were read" : ""],
+    nats ? ["Redelivered", format.number(said.claimed), "after a replica died, or was slow"] : ["Taken over", format.number(said.claimed), "from replicas that died"],
+    ["Lost", format.number(said.lost), said.lost ? `${nats ? "removed by the stream's limits" : "trimmed by others"} before they were read` : ""],
   ]));
 }
 
@@ -95,7 +98,7 @@ export function service(root) {
           ["Version", self.version], ["Started", when(self.started), ago(self.started, at)], ["Listens at", self.address],
           ["Pipeline", pipeline.generation === 1 ? "never started over" : `started ${format.number(pipeline.generation)} times`],
           ["Database", `${flow.database.kind} ${flow.database.version}`, visible(flow.database.name)],
-        ])), stream(bus), bus && guard(kept_back)));
+        ])), stream(bus), bus?.kind === "redis" && guard(kept_back)));
     },
   };
 }

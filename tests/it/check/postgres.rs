@@ -542,3 +542,134 @@ async fn a_pooler_that_loses_prepared_statements() {
     finds_nothing(&ran);
     ran.prints(&["a pooler stands between, and nothing is prepared"]);
 }
+
+impl Postgres {
+    /// With partitioned tables.
+    fn partitioned() -> Self {
+        let postgres = Self::empty(server());
+        postgres.partition().exits(0);
+        postgres
+    }
+
+    fn partition(&self) -> Ran {
+        let url = &self.database.url;
+        let arguments = ["migrate", "--partition-by", "day", "--database-url", url];
+        self.folder.run(&arguments)
+    }
+}
+
+#[test]
+fn partitions_that_nobody_makes() {
+    let postgres = Postgres::partitioned();
+    finds_nothing(&postgres.check());
+    let ahead = "SELECT string_agg(relname, ', ') FROM (SELECT relname FROM pg_inherits \
+        JOIN pg_class ON pg_class.oid = inhrelid WHERE inhparent = $::regclass \
+        AND relname ~ '_p2' ORDER BY relname DESC LIMIT 2) AS last";
+    for table in ["events", "event_resources"] {
+        let last = postgres
+            .database
+            .value(&ahead.replace('$', &format!("'{table}'")));
+        postgres.database.execute(&format!("DROP TABLE {last}"));
+    }
+    let remedy = "migrate --partition-by";
+    finds_only(&postgres.check(), "postgres.partitions", "warning", remedy);
+    postgres.partition().exits(0);
+    finds_nothing(&postgres.check());
+    let (_, url) = postgres.database.for_a_role();
+    let remedy = "a role that owns both tables";
+    finds_only(
+        &postgres.check_at(&url),
+        "postgres.partitions",
+        "warning",
+        remedy,
+    );
+    postgres
+        .database
+        .execute("DROP TABLE event_resources_default");
+    let remedy = "PARTITION OF events DEFAULT";
+    finds_only(&postgres.check(), "postgres.partitions", "error", remedy);
+}
+
+#[test]
+fn a_default_partition_that_fills() {
+    let postgres = Postgres::partitioned();
+    postgres.database.execute(
+        "INSERT INTO events (occurred, event, resource_id, resource, payload, received, recorded) \
+         SELECT now() - interval '2000 days', 'e', 'r', '{}', '{}', now(), now() \
+         FROM generate_series(1, 20001)",
+    );
+    let remedy = "migrate --partition-by";
+    finds_only(&postgres.check(), "postgres.partitions", "warning", remedy);
+}
+
+#[test]
+fn tables_that_are_half_way_to_partitions() {
+    let postgres = Postgres::new();
+    postgres.database.execute(
+        "INSERT INTO events (occurred, event, resource_id, resource, payload, received, recorded) \
+         VALUES (now(), 'e', 'r', '{}', '{}', now(), now())",
+    );
+    let variables = [
+        (
+            "EVENT_PERSISTER_DATABASE_URL",
+            postgres.database.url.as_str(),
+        ),
+        ("FAILPOINTS", "partitioning::bound=return"),
+    ];
+    let arguments = ["migrate", "--partition-by", "day"];
+    let ran = postgres.folder.run_with(&arguments, &variables);
+    assert_eq!(ran.code, None, "{ran:?}");
+    let remedy = "run `event-persister migrate --partition-by day` again";
+    finds_only(&postgres.check(), "postgres.partitions", "warning", remedy);
+    postgres.partition().exits(0);
+    finds_nothing(&postgres.check());
+}
+
+#[test]
+fn a_function_that_is_not_made_for_partitions() {
+    let postgres = Postgres::partitioned();
+    postgres.database.execute(
+        "DROP FUNCTION event_persister_store_v1; \
+         DELETE FROM __diesel_schema_migrations WHERE version IN ('00000000000102', '00000000000103')",
+    );
+    postgres.migrate();
+    finds_nothing(&postgres.check());
+    let of_partitions = "SELECT prosrc LIKE '%times_moved%' FROM pg_proc \
+        WHERE proname = 'event_persister_store_v1'";
+    assert_eq!(postgres.database.value(of_partitions), "t");
+    postgres.database.execute(
+        "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('event_persister_store_v1'::regproc), \
+         'times_moved < 5', 'times_moved < 6'); END $$",
+    );
+    let remedy = "DROP FUNCTION event_persister_store_v1";
+    finds_only(&postgres.check(), "postgres.own_tables", "error", remedy);
+}
+
+#[test]
+fn dead_rows_that_pile_up() {
+    let postgres = Postgres::new();
+    let dead_rows = |num: u32| {
+        postgres.database.execute(&format!(
+            "INSERT INTO events (occurred, event, resource_id, resource, payload, received, recorded) \
+             SELECT now(), 'e', 'r', '{{}}', '{{}}', now(), now() FROM generate_series(1, {num}); \
+             DELETE FROM events"
+        ));
+    };
+    let num_dead = || -> u32 {
+        let num = "SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = 'events'";
+        postgres.database.value(num).parse().unwrap()
+    };
+    let off = "ALTER TABLE events SET (autovacuum_enabled = off)";
+    postgres.database.execute(off);
+    dead_rows(99_000);
+    // Sessions report when they end.
+    until_blocking("the first are reported", || num_dead() == 99_000);
+    finds_nothing(&postgres.check());
+    dead_rows(1_000);
+    until_blocking("all are reported", || num_dead() == 100_000);
+    let remedy = "switch autovacuum on";
+    finds_only(&postgres.check(), "postgres.dead_rows", "warning", remedy);
+    postgres.database.execute("VACUUM events");
+    until_blocking("they are gone", || num_dead() == 0);
+    finds_nothing(&postgres.check());
+}

@@ -38,7 +38,7 @@ async fn the_auth_string_of_a_file_counts_without_its_end_of_line() {
     let file = ("EVENT_PERSISTER_HTTP_AUTH_STRING_FILE", "auth");
     let server = Server::start(&folder, &[file]).ready().await;
     assert_eq!(server.get("/metrics").await.status(), 401);
-    let authorized = reqwest::Client::new()
+    let authorized = crate::support::client::client()
         .get(server.url("/metrics"))
         .basic_auth("admin", Some("hunter2"))
         .send()

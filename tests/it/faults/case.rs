@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::table::{self, Row};
-use crate::support::bus::{Bus, Publisher, has_exactly_beside_letters};
+use crate::support::bus::{Bus, Publisher, TestBus, has_exactly_beside_letters};
 use crate::support::database::Database as SqliteFile;
 use crate::support::events;
 use crate::support::postgres::Database;
@@ -67,8 +67,8 @@ impl Store<'_> {
 }
 
 /// A fault, with everything around it.
-pub(crate) struct Case<'a> {
-    pub(crate) bus: Bus,
+pub(crate) struct Case<'a, B: TestBus = Bus> {
+    pub(crate) bus: B,
     pub(crate) store: Store<'a>,
     publisher: Option<Publisher>,
     /// What was published besides.
@@ -104,7 +104,16 @@ impl<'a> Case<'a> {
         Self::new(fault, bus, Store::Sqlite(file))
     }
 
-    pub(crate) fn new(fault: &'static str, bus: Bus, store: Store<'a>) -> Self {
+    /// Publishes this many good events, at once.
+    pub(crate) fn publish(&mut self, num: usize) {
+        let events = events::events(num);
+        self.bus.stream.publish(&events::texts(&events));
+        self.ids.extend(events::ids(&events));
+    }
+}
+
+impl<'a, B: TestBus> Case<'a, B> {
+    pub(crate) fn new(fault: &'static str, bus: B, store: Store<'a>) -> Self {
         Self {
             bus,
             store,
@@ -150,19 +159,12 @@ impl<'a> Case<'a> {
 
     /// Publishes each event this often from now on.
     pub(crate) fn publish_in_copies(&mut self, num_copies: usize) {
-        self.publisher = Some(Publisher::start(&self.bus.stream, num_copies));
+        self.publisher = Some(Publisher::to(self.bus.stream(), num_copies, 50));
     }
 
     /// Publishes a few at a time from now on, for cases that take long.
     pub(crate) fn publish_some(&mut self) {
-        self.publisher = Some(Publisher::start_with(&self.bus.stream, 1, 10));
-    }
-
-    /// Publishes this many good events, at once.
-    pub(crate) fn publish(&mut self, num: usize) {
-        let events = events::events(num);
-        self.bus.stream.publish(&events::texts(&events));
-        self.ids.extend(events::ids(&events));
+        self.publisher = Some(Publisher::to(self.bus.stream(), 1, 10));
     }
 
     /// These events were published by hand.
@@ -205,7 +207,10 @@ impl<'a> Case<'a> {
         self.row.settled_after = self.cured.elapsed();
         // The operator's own judge, before ours; on a busy machine Redis may keep it waiting.
         until("found to be well by `verify`", || {
-            let verify = self.bus.folder.run_with(&["verify"], &self.bus.variables());
+            let verify = self
+                .bus
+                .folder()
+                .run_with(&["verify"], &self.bus.variables());
             verify.code == Some(0)
         })
         .await;
@@ -242,7 +247,7 @@ impl<'a> Case<'a> {
     }
 }
 
-impl Drop for Case<'_> {
+impl<B: TestBus> Drop for Case<'_, B> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.row.failed = true;

@@ -189,7 +189,7 @@ async fn payloads_that_no_jsonb_holds() {
     case.max_memory = 512;
     // A debug build takes its time to read 34 MB.
     case.stored_within = Duration::from_secs(60);
-    case.found_out_within = Duration::from_secs(180);
+    case.found_out_within = Duration::from_secs(300);
     let server = case.start().await;
     let culprit = with_payload(&format!("{{\"a\": [{}1]}}", "1,".repeat(17_000_000)));
     let letters = format!("{SINGLED_OUT} AND sqlstate = 'XX000'");
@@ -207,7 +207,7 @@ async fn an_event_that_takes_too_long() {
     case.max_memory = 512;
     // A debug build takes its time to read 17 MB.
     case.stored_within = Duration::from_secs(60);
-    case.found_out_within = Duration::from_secs(180);
+    case.found_out_within = Duration::from_secs(300);
     case.bus
         .set("EVENT_PERSISTER_DATABASE_STATEMENT_TIMEOUT", "1s");
     let server = case.start().await;

@@ -85,6 +85,7 @@ async fn load_with_poison(bus: &Bus, numbers: &Numbers<'_>) {
         .are(&[
             ("trimmed_events_total", 5.0),
             ("trimmed_resources_total", 5.0),
+            ("trimmed_partitions_total", 0.0),
             ("trim_passes_total{outcome=\"failed\"}", 0.0),
         ])
         .await;
@@ -348,6 +349,10 @@ async fn every_number_says_what_has_happened() {
     .await;
     server.terminate().in_good_order();
     let asked = asked.into_inner();
-    let not_asked: Vec<_> = documented().difference(&asked).cloned().collect();
+    let mut documented = documented();
+    // Those of another bus, of the bridge and of the archive have tests of their own.
+    let others = ["nats_", "bridge_", "archive_"];
+    documented.retain(|name| !others.iter().any(|other| name.starts_with(other)));
+    let not_asked: Vec<_> = documented.difference(&asked).cloned().collect();
     assert!(not_asked.is_empty(), "{not_asked:?}");
 }

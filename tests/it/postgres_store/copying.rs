@@ -54,10 +54,7 @@ async fn copies_what_is_many_and_calls_for_what_is_few() {
     assert_eq!(written(&store, [any_event()]).await, 1);
     assert_eq!(written(&store, many()).await, MANY);
     assert_eq!(ways(&database), "copy call copy");
-    let sessions = format!(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND pid <> pg_backend_pid()",
-        database.name
-    );
+    let sessions = format!("SELECT count(*) FROM pg_stat_activity WHERE {ARE_OF_OTHERS}");
     assert_eq!(database.value(&sessions), "2", "one for each way");
     store.close().await.unwrap();
 }
@@ -174,9 +171,7 @@ async fn connections_that_died_are_made_again() {
     note_statements(&database);
     assert_eq!(written(&store, many()).await, MANY);
     let kill = format!(
-        "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity \
-         WHERE datname = '{}' AND pid <> pg_backend_pid()",
-        database.name
+        "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE {ARE_OF_OTHERS}"
     );
     assert_eq!(database.value(&kill), "2");
     assert_eq!(written(&store, many()).await, MANY);

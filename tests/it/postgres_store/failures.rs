@@ -451,9 +451,7 @@ async fn a_connection_that_died_while_idle_is_made_again_at_once() {
     let (database, store) = migrated().await;
     store.write(of_events([any_event()])).await.unwrap();
     let kill = format!(
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
-         WHERE datname = '{}' AND pid <> pg_backend_pid()",
-        database.name
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {ARE_OF_OTHERS}"
     );
     assert_eq!(database.value(&kill), "t");
     let outcomes = store.write(of_events([any_event()])).await.unwrap();

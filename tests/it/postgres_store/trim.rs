@@ -272,9 +272,7 @@ async fn a_step_costs_the_same_whatever_is_kept() {
 /// After all sessions have reported.
 async fn settled_blocks(database: &Database) -> u64 {
     let others = format!(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND pid <> pg_backend_pid() \
-         AND backend_type = 'client backend'",
-        database.name
+        "SELECT count(*) FROM pg_stat_activity WHERE {ARE_OF_OTHERS} AND backend_type = 'client backend'"
     );
     while database.value(&others) != "0" {
         // The connection's task closes it on this very thread.

@@ -95,14 +95,17 @@ fn trim_counts_half_events_and_removes_them_on_request() {
          VALUES (gen_random_uuid(), '2999-01-01', 'r', '', '{}', gen_random_uuid(), now(), now())",
     );
     let halves = ["0 events without resources and 1 resources without an event"];
-    run(&["trim"])
+    run(&["trim", "--dry-run"])
         .prints(&halves)
         .prints(&["found", "--remove-half-events"]);
     run(&["trim", "--dry-run", "--remove-half-events"]).prints(&["found"]);
+    // To count them takes long, and nobody asked.
+    let document = run(&["trim", "--json"]).json();
+    assert!(document["half_events"].is_null(), "{document}");
     run(&["trim", "--remove-half-events"])
         .prints(&halves)
         .prints(&["removed"]);
-    let document = run(&["trim", "--json"]).json();
+    let document = run(&["trim", "--dry-run", "--json"]).json();
     assert_eq!(document["half_events"]["resources"], 0);
 }
 

@@ -1,8 +1,10 @@
 //! Thousands of questions to a database that Prefect wrote and was asked itself; see `tests/filters/run.sh`.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::sync::Arc;
+use tokio::time::Instant;
 
 use chrono::{DateTime, Utc};
 use event_persister_actors::reader::{CountRequest, EventReader, PageRequest, Problems};
@@ -48,11 +50,16 @@ fn refused(case: &Value, now: DateTime<Utc>) -> Option<Result<Problems, String>>
     }
 }
 
-/// Where something is wrong, and of what kind, in any order. Of broken JSON each parser names another place.
-fn sorted(mut wrong: Vec<Value>) -> Vec<Value> {
+/// Where something is wrong, and of what kind, in any order. Of broken JSON each parser names another place. An
+/// integer of more than 64 bits is too large for our parser, and above the bound for Prefect's.
+fn sorted(mut wrong: Vec<Value>, has_large_numbers: bool) -> Vec<Value> {
     for one in &mut wrong {
         let one = one.as_array_mut().unwrap();
-        if one.last().unwrap() == "json_invalid" {
+        let kind = one.last_mut().unwrap();
+        if has_large_numbers && kind == "less_than_equal" {
+            *kind = "int_parsing_size".into();
+        }
+        if kind == "json_invalid" {
             one.remove(1);
         }
     }
@@ -61,6 +68,7 @@ fn sorted(mut wrong: Vec<Value>) -> Vec<Value> {
 }
 
 fn difference_of_refusals(case: &Value, expected: &Value, now: DateTime<Utc>) -> Option<String> {
+    let has_large_numbers = body_of(case).contains(&format!("1{:030}", 0));
     let ours = match refused(case, now) {
         Some(Ok(problems)) => {
             let problems = problems.0.iter().map(|problem| {
@@ -69,14 +77,14 @@ fn difference_of_refusals(case: &Value, expected: &Value, now: DateTime<Utc>) ->
                 steps.push(problem.kind.into());
                 Value::Array(std::mem::take(steps))
             });
-            Some(sorted(problems.collect()))
+            Some(sorted(problems.collect(), has_large_numbers))
         }
         Some(Err(_)) => Some(Vec::new()),
         None => None,
     };
     let theirs = match (&expected["status"], &expected["wrong"]) {
         (status, _) if *status != 422 => None,
-        (_, Value::Array(wrong)) => Some(sorted(wrong.clone())),
+        (_, Value::Array(wrong)) => Some(sorted(wrong.clone(), has_large_numbers)),
         _ => Some(Vec::new()),
     };
     (ours != theirs).then(|| format!("{case}\n  ours {ours:?}\n  theirs {theirs:?}"))
@@ -97,7 +105,7 @@ async fn answers_as_prefect_did() {
         .map(|(place, id)| (id.as_str().unwrap().parse().unwrap(), place))
         .collect();
     let (mut num_refused, mut num_answered, mut num_failed) = (0, 0, 0);
-    let mut wrong = Vec::new();
+    let (mut wrong, mut took) = (Vec::new(), Vec::new());
     for line in lines {
         let line: Value = serde_json::from_str(&line).unwrap();
         let (case, expected) = (&line["case"], &line[name]);
@@ -119,7 +127,9 @@ async fn answers_as_prefect_did() {
         wrong.extend(refusals);
         if is_answered {
             let asked = (case, expected);
+            let started = Instant::now();
             wrong.extend(difference(&*reader, asked, now, &places, max_pages).await);
+            took.push((started.elapsed(), case.clone()));
         }
     }
     eprintln!(
@@ -128,6 +138,10 @@ async fn answers_as_prefect_did() {
         places.len(),
         wrong.len()
     );
+    took.sort_by_key(|(took, _)| Reverse(*took));
+    for (took, case) in took.iter().take(5) {
+        eprintln!("took {took:.1?}: {case}");
+    }
     let num_wrong = wrong.len();
     wrong.truncate(20);
     assert!(num_wrong == 0, "{}", wrong.join("\n"));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use event_persister_actors::source::EventSource as _;
-use event_persister_actors::source::operator::BusOperator as _;
+use event_persister_actors::source::operator::{BusOperator as _, TrimGuard as _};
 use event_persister_actors::source::redis::{RedisOperator, RedisSettings, RedisSource};
 use redis::Value;
 use tokio::time::sleep;
@@ -258,9 +258,9 @@ async fn is_shown_and_removed_on_request() {
     let server = RedisServer::start();
     let stream = server.stream();
     let bus = RedisOperator::new(settings(&stream)).unwrap();
-    let report = bus.show_guard().await.unwrap();
+    let report = bus.show().await.unwrap();
     assert_eq!((report.stream_length, report.guard_position), (None, None));
-    assert!(!bus.remove_guard().await.unwrap());
+    assert!(!bus.remove().await.unwrap());
     let source = source(settings(&stream));
     let ids = stream.publish(&numbered(0..3));
     let held = read_num(&source, 3).await;
@@ -273,7 +273,7 @@ async fn is_shown_and_removed_on_request() {
             .is_some_and(|at| at != "0-1")
     })
     .await;
-    let report = bus.show_guard().await.unwrap();
+    let report = bus.show().await.unwrap();
     assert_eq!(report.stream_length, Some(3));
     assert!(report.guard_position.unwrap().ends_with("-0"));
     let group = report.group_progress.unwrap();
@@ -281,8 +281,8 @@ async fn is_shown_and_removed_on_request() {
     assert_eq!(group.smallest_pending.as_ref(), Some(&ids[1]));
     assert_eq!((group.num_pending, group.num_consumers), (2, 1));
     drop(source);
-    assert!(bus.remove_guard().await.unwrap());
-    assert!(!bus.remove_guard().await.unwrap());
+    assert!(bus.remove().await.unwrap());
+    assert!(!bus.remove().await.unwrap());
     assert_eq!(stream.last_delivered(GUARD), None);
 }
 
@@ -325,7 +325,7 @@ async fn names_that_are_no_text_stop_no_look() {
         consumers.len() == 2
     })
     .await;
-    let report = bus.show_guard().await.unwrap();
+    let report = bus.show().await.unwrap();
     assert_eq!(report.group_progress.unwrap().num_pending, 1);
     let findings = bus.inspect(None).await;
     assert!(
@@ -334,7 +334,14 @@ async fn names_that_are_no_text_stop_no_look() {
             .any(|finding| finding.id == "redis.consumers"),
         "{findings:?}"
     );
-    assert!(bus.shadow().work_from("0-1").await.unwrap().is_some());
+    assert!(
+        bus.shadow()
+            .unwrap()
+            .work_from("0-1")
+            .await
+            .unwrap()
+            .is_some()
+    );
 }
 
 #[actix_web::test]

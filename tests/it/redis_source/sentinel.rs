@@ -184,6 +184,10 @@ async fn tls_and_passwords_hold_for_servers_and_sentinels() {
     let source = source(settings(&url));
     sentinels.stream(first).publish(&numbered(0..10));
     consume_all(&source, &numbered(0..10)).await;
+    until("listened to: every sentinel", || {
+        sentinels.num_listened_to() == 3
+    })
+    .await;
     sentinels.kill(first);
     let second = sentinels.until_replaced(first).await;
     sentinels.stream(second).publish(&numbered(10..20));

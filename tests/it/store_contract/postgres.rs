@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use event_persister_actors::clock::SystemClock;
-use event_persister_actors::store::OpenStore;
 use event_persister_actors::store::operator::StoreOperator;
 use event_persister_actors::store::postgres::PostgresStore;
+use event_persister_actors::store::{OpenStore, Period};
 use uuid::Uuid;
 
 use super::{Fixture, store_contract_tests};
 use crate::support::postgres::{Database, Server};
 
-struct PostgresFixture {
+pub(super) struct PostgresFixture {
     database: Database,
     num_refused: Cell<usize>,
 }
@@ -26,6 +26,13 @@ impl PostgresFixture {
         };
         let store = PostgresStore::new(fixture.database.settings(), Arc::new(SystemClock));
         store.migrate().await.unwrap();
+        fixture
+    }
+
+    pub(super) async fn partitioned() -> Self {
+        let fixture = Self::new().await;
+        let partitioned = fixture.operator().partition(Period::Day).await;
+        partitioned.unwrap();
         fixture
     }
 }

@@ -99,7 +99,7 @@ impl Browser {
         std::thread::spawn(move || lines.for_each(drop));
         let profile = tempfile::tempdir().unwrap();
         let mut browser = Self {
-            client: reqwest::Client::new(),
+            client: super::client::client(),
             driver: Driver {
                 process,
                 port,

@@ -1,4 +1,4 @@
-//! The binary between a Redis and a database, as an operator runs it.
+//! The binary between a bus and a database, as an operator runs it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -9,6 +9,10 @@ use tokio::time::Instant;
 
 use super::binary::Folder;
 use super::events;
+#[cfg(feature = "nats")]
+use super::nats::{NatsCluster, NatsServer, NatsStream};
+#[cfg(feature = "nats")]
+use super::network::Network;
 use super::postgres::{Database, TextRows};
 use super::redis::{RedisServer, ServerOptions, TestStream};
 use super::server::Server;
@@ -16,6 +20,159 @@ use super::wait::PATIENCE;
 
 /// The tables as Prefect's own migrations leave them.
 const PREFECTS_TABLES: &str = include_str!("../../data/prefect-schema-postgres.sql");
+
+/// What a case asks of a bus, whichever it is.
+pub(crate) trait TestBus {
+    /// Where the binary runs.
+    fn folder(&self) -> &Folder;
+
+    /// What the binary needs to know.
+    fn variables(&self) -> Vec<(&str, &str)>;
+
+    fn stream(&self) -> Box<dyn Publish>;
+
+    /// How far it is, in a form of its own, and whether all was delivered and acknowledged.
+    fn progress(&self) -> (String, bool);
+
+    /// Starts a replica; returns once it listens.
+    fn start(&self) -> Server {
+        Server::start(self.folder(), &self.variables())
+    }
+
+    /// Waits until all entries were delivered and acknowledged, for as long as there is progress.
+    async fn until_settled(&self, server: &Server) {
+        let mut last = (Instant::now(), String::new());
+        loop {
+            let (now, is_settled) = self.progress();
+            if is_settled {
+                return;
+            }
+            if last.1 != now {
+                last = (Instant::now(), now);
+            }
+            let (since, now) = &last;
+            assert!(since.elapsed() < PATIENCE, "still {now}: {}", server.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// A stream that is published to.
+pub(crate) trait Publish: Send {
+    /// Publishes texts, each with the `attributes` that go with it where the bus has such; an error if one was
+    /// not confirmed.
+    fn try_publish(&self, entries: &[(Vec<u8>, String)]) -> Result<(), String>;
+}
+
+impl Publish for TestStream {
+    fn try_publish(&self, entries: &[(Vec<u8>, String)]) -> Result<(), String> {
+        Self::try_publish(self, entries)
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(feature = "nats")]
+impl Publish for NatsStream {
+    fn try_publish(&self, entries: &[(Vec<u8>, String)]) -> Result<(), String> {
+        let texts: Vec<&[u8]> = entries.iter().map(|(text, _)| &text[..]).collect();
+        Self::try_publish(self, &texts).map_err(|error| error.to_string())
+    }
+}
+
+/// NATS servers, and what the binary needs to know to read them.
+#[cfg(feature = "nats")]
+pub(crate) struct NatsBus {
+    pub(crate) servers: NatsCluster,
+    pub(crate) stream: NatsStream,
+    pub(crate) folder: Folder,
+    variables: Vec<(&'static str, String)>,
+}
+
+#[cfg(feature = "nats")]
+impl NatsBus {
+    /// One server; what comes over it ends up in Prefect's tables of this database, which must be empty.
+    pub(crate) fn into_postgres(database: &Database) -> Self {
+        let server = NatsServer::start();
+        server.with_stream();
+        Self::of(NatsCluster::of_one(server), database)
+    }
+
+    /// One server; what comes over it ends up in the file `event-persister.db` of its folder.
+    pub(crate) fn into_sqlite() -> Self {
+        let server = NatsServer::start();
+        server.with_stream();
+        Self::reading(NatsCluster::of_one(server))
+    }
+
+    /// The same with three servers, which keep the stream three times.
+    pub(crate) fn of_three_into_postgres(database: &Database) -> Self {
+        Self::of(NatsCluster::start(), database)
+    }
+
+    /// The same on hosts that can be cut off.
+    pub(crate) fn of_three_on(network: Network, database: &Database) -> Self {
+        Self::of(NatsCluster::start_on(Some(network)), database)
+    }
+
+    fn of(servers: NatsCluster, database: &Database) -> Self {
+        database.execute(PREFECTS_TABLES);
+        let mut bus = Self::reading(servers);
+        bus.set("EVENT_PERSISTER_DATABASE_URL", database.url.clone());
+        bus
+    }
+
+    fn reading(servers: NatsCluster) -> Self {
+        let stream = servers.stream();
+        Self {
+            variables: vec![
+                ("EVENT_PERSISTER_NATS_URL", stream.url().to_owned()),
+                ("EVENT_PERSISTER_TRIM_EVERY", "off".to_owned()),
+                ("EVENT_PERSISTER_NATS_ACK_WAIT", "4s".to_owned()),
+            ],
+            servers,
+            stream,
+            folder: Folder::new(),
+        }
+    }
+
+    /// Sets a variable for the replicas that are started from now on.
+    pub(crate) fn set(&mut self, name: &'static str, value: impl Into<String>) {
+        self.variables.push((name, value.into()));
+    }
+}
+
+#[cfg(feature = "nats")]
+impl TestBus for NatsBus {
+    fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    fn variables(&self) -> Vec<(&str, &str)> {
+        shown(&self.variables)
+    }
+
+    fn stream(&self) -> Box<dyn Publish> {
+        Box::new(self.stream.clone())
+    }
+
+    fn progress(&self) -> (String, bool) {
+        let what = "CONSUMER.INFO.events.event-persister";
+        let asked = self.stream.try_api(what, &Value::Null);
+        let consumer = asked.unwrap_or_default();
+        let now = ["delivered", "ack_floor", "num_ack_pending", "num_pending"]
+            .map(|key| consumer[key].to_string());
+        let is_settled = consumer["num_pending"] == 0 && consumer["num_ack_pending"] == 0;
+        (now.join(" "), is_settled)
+    }
+}
+
+fn shown<'a>(variables: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)> {
+    let variables = variables.iter();
+    variables
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect()
+}
 
 /// A Redis, and what the binary needs to know to read it.
 pub(crate) struct Bus {
@@ -71,15 +228,17 @@ impl Bus {
 
     /// What the binary needs to know.
     pub(crate) fn variables(&self) -> Vec<(&str, &str)> {
-        let variables = self.variables.iter();
-        variables
-            .map(|(name, value)| (*name, value.as_str()))
-            .collect()
+        shown(&self.variables)
     }
 
     /// Starts a replica; returns once it listens.
     pub(crate) fn start(&self) -> Server {
-        Server::start(&self.folder, &self.variables())
+        TestBus::start(self)
+    }
+
+    /// Waits until all entries were delivered and acknowledged, for as long as there is progress.
+    pub(crate) async fn until_settled(&self, server: &Server) {
+        TestBus::until_settled(self, server).await;
     }
 
     /// Starts a replica that has one more variable.
@@ -87,27 +246,6 @@ impl Bus {
         let mut variables = self.variables();
         variables.push((name, value));
         Server::start(&self.folder, &variables)
-    }
-
-    /// Waits until all entries were delivered and acknowledged, for as long as there is progress.
-    pub(crate) async fn until_settled(&self, server: &Server) {
-        let mut progress = (Instant::now(), None);
-        while !self.is_settled() {
-            let now = Some((
-                self.stream.num_pending(),
-                self.stream.last_delivered("event-persister"),
-            ));
-            if progress.1 != now {
-                progress = (Instant::now(), now);
-            }
-            let (since, now) = &progress;
-            assert!(
-                since.elapsed() < PATIENCE,
-                "still {now:?}: {}",
-                server.log()
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
     }
 
     /// Waits until what has been published by now was acknowledged.
@@ -152,11 +290,26 @@ impl Bus {
         );
         redis::from_redis_value(last.nth(1).unwrap().clone()).unwrap()
     }
+}
 
-    fn is_settled(&self) -> bool {
-        let last = self.last_id();
-        self.stream.last_delivered("event-persister").as_ref() == Some(&last)
-            && self.stream.num_pending() == 0
+impl TestBus for Bus {
+    fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    fn variables(&self) -> Vec<(&str, &str)> {
+        self.variables()
+    }
+
+    fn stream(&self) -> Box<dyn Publish> {
+        Box::new(self.stream.clone())
+    }
+
+    fn progress(&self) -> (String, bool) {
+        let delivered = self.stream.last_delivered("event-persister");
+        let num_pending = self.stream.num_pending();
+        let is_settled = num_pending == 0 && delivered.as_ref() == Some(&self.last_id());
+        (format!("{num_pending} pending, {delivered:?}"), is_settled)
     }
 }
 
@@ -213,14 +366,14 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes 50 every 50 ms, each this often; what Redis does not confirm is published again.
+    /// Publishes 50 every 50 ms, each this often; what is not confirmed is published again.
     pub(crate) fn start(stream: &TestStream, num_copies: usize) -> Self {
-        Self::start_with(stream, num_copies, 50)
+        Self::to(Box::new(stream.clone()), num_copies, 50)
     }
 
-    /// The same with this many every 50 ms.
-    pub(crate) fn start_with(stream: &TestStream, num_copies: usize, num_events: usize) -> Self {
-        let (stream, stop) = (stream.clone(), std::sync::Arc::new(AtomicBool::new(false)));
+    /// The same to any stream, with this many every 50 ms.
+    pub(crate) fn to(stream: Box<dyn Publish>, num_copies: usize, num_events: usize) -> Self {
+        let stop = std::sync::Arc::new(AtomicBool::new(false));
         let stopped = std::sync::Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let mut ids = Vec::new();

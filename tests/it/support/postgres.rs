@@ -7,13 +7,18 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex, OnceLock, mpsc};
 
 use event_persister_actors::store::postgres::{CreateSchema, PostgresSettings};
-use tokio_postgres::{NoTls, SimpleQueryMessage};
+use tokio::runtime::{Builder, Runtime};
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 use super::ports::free_port;
+
+/// Which sessions of a database are not those of the tests: a condition for `pg_stat_activity`.
+pub(crate) const ARE_OF_OTHERS: &str = "datname = current_database() \
+    AND application_name <> current_setting('application_name')";
 
 /// Rows as texts.
 pub(crate) type TextRows = Vec<Vec<Option<String>>>;
@@ -301,6 +306,7 @@ impl Server {
             url: format!("{}{name}?sslmode=disable", self.base),
             drop_through: self.directory.is_none().then_some(admin),
             name: name.to_owned(),
+            kept: Mutex::default(),
         }
     }
 }
@@ -321,6 +327,8 @@ pub(crate) struct Database {
     pub(crate) name: String,
     /// Set where the server outlives the tests.
     drop_through: Option<String>,
+    /// A connection for plain questions, which tests ask again and again: the server makes a process for each.
+    kept: Mutex<Option<Box<Client>>>,
 }
 
 impl Database {
@@ -349,12 +357,21 @@ impl Database {
             url,
             name: self.name.clone(),
             drop_through: None,
+            kept: Mutex::default(),
         }
     }
 
-    /// Runs SQL on a connection of its own, which sees only what is committed.
+    /// Runs SQL, which sees only what is committed, and of which nothing is left in any connection.
     pub(crate) fn execute(&self, sql: &str) -> TextRows {
-        execute(&self.url, sql)
+        // What depends on connections, or changes one, has one of its own.
+        let is_plain = sql.starts_with("SELECT ") && !sql.contains("pg_") && !sql.contains("set_");
+        let kept = is_plain.then(|| self.kept.lock().unwrap().take());
+        let answered = answer(kept.flatten(), self.url.clone(), sql.to_owned());
+        let (client, rows) = wait_for(answered).unwrap();
+        if is_plain {
+            *self.kept.lock().unwrap() = Some(client);
+        }
+        rows
     }
 
     /// The processes whose commits wait for a standby, of this database alone.
@@ -408,31 +425,52 @@ fn execute(url: &str, sql: &str) -> TextRows {
     try_execute(url, sql).unwrap()
 }
 
-/// Blocks, on a thread of its own since tests run inside a runtime.
 fn try_execute(url: &str, sql: &str) -> Result<TextRows, tokio_postgres::Error> {
-    let (url, sql) = (url.to_owned(), sql.to_owned());
-    let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let (client, connection) = tokio_postgres::connect(&url, NoTls).await?;
-            tokio::spawn(connection);
-            let messages = client.simple_query(&sql).await?;
-            let rows = messages.into_iter().filter_map(|message| match message {
-                SimpleQueryMessage::Row(row) => Some(row),
-                _ => None,
-            });
-            let texts = rows.map(|row| {
-                (0..row.len())
-                    .map(|column| row.get(column).map(str::to_owned))
-                    .collect()
-            });
-            Ok(texts.collect())
-        })
+    wait_for(answer(None, url.to_owned(), sql.to_owned())).map(|(_, rows)| rows)
+}
+
+/// The rows, with the connection that they came by. A kept one that has broken meanwhile is made anew; what is wrong
+/// with a question is said again.
+async fn answer(
+    kept: Option<Box<Client>>,
+    url: String,
+    sql: String,
+) -> Result<(Box<Client>, TextRows), tokio_postgres::Error> {
+    if let Some(client) = kept
+        && let Ok(rows) = ask(&client, &sql).await
+    {
+        return Ok((client, rows));
+    }
+    let mut config: Config = url.parse()?;
+    let (client, connection) = config.application_name("tests").connect(NoTls).await?;
+    tokio::spawn(connection);
+    let rows = ask(&client, &sql).await?;
+    Ok((Box::new(client), rows))
+}
+
+async fn ask(client: &Client, sql: &str) -> Result<TextRows, tokio_postgres::Error> {
+    let messages = client.simple_query(sql).await?;
+    let rows = messages.into_iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
     });
-    thread.join().unwrap()
+    let texts = rows.map(|row| {
+        (0..row.len())
+            .map(|column| row.get(column).map(str::to_owned))
+            .collect()
+    });
+    Ok(texts.collect())
+}
+
+/// Blocks until this is done, in a runtime of its own, since tests run inside one.
+fn wait_for<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+        let mut runtime = Builder::new_multi_thread();
+        runtime.worker_threads(1).enable_all().build().unwrap()
+    });
+    let (answer, answered) = mpsc::channel();
+    RUNTIME.spawn(async move { answer.send(work.await) });
+    answered.recv().unwrap()
 }
 
 /// A folder of the server's own, which its keeper removes.

@@ -165,7 +165,7 @@ impl RedisServer {
     }
 
     fn signal(&self, signal: &str) {
-        let id = self.process.as_ref().expect("it runs").id().to_string();
+        let id = self.process_id().to_string();
         let status = Command::new("kill")
             .args([&format!("-{signal}"), &id])
             .status()
@@ -182,6 +182,10 @@ impl RedisServer {
             .open(self.directory.path().join("ahead"))
             .unwrap();
         file.write_all(&seconds.to_ne_bytes()).unwrap();
+    }
+
+    pub(crate) fn process_id(&self) -> u32 {
+        self.process.as_ref().expect("it runs").id()
     }
 
     pub(crate) fn port(&self) -> u16 {

@@ -137,6 +137,17 @@ impl Sentinels {
         self.master_of(0)
     }
 
+    /// How many of them somebody listens to, to be told at once of another master.
+    pub(crate) fn num_listened_to(&self) -> usize {
+        let clients = self
+            .sentinels
+            .iter()
+            .filter_map(|sentinel| ask(&sentinel.url, "CLIENT LIST").ok());
+        clients
+            .filter(|clients: &String| clients.contains(" sub=1 "))
+            .count()
+    }
+
     fn num_online(&self, port: u16) -> usize {
         let info: RedisResult<String> = ask(&self.url_of(port), "INFO replication");
         info.map_or(0, |info| info.matches("state=online").count())

@@ -85,7 +85,7 @@ impl Server {
             address: String::new(),
             database: Database::new(database),
             // A connection that is kept may have been closed while the test was busy elsewhere.
-            client: reqwest::Client::builder()
+            client: super::client::builder()
                 .pool_max_idle_per_host(0)
                 .build()
                 .unwrap(),

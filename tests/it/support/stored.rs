@@ -35,6 +35,15 @@ impl Case {
         Self::new(Bus::into_postgres(&database), |_| Store::Postgres(database))
     }
 
+    /// PostgreSQL with partitioned tables.
+    pub(crate) fn partitioned() -> Self {
+        let case = Self::postgres();
+        let arguments = ["migrate", "--partition-by", "day"];
+        let migrated = case.bus.folder.run_with(&arguments, &case.bus.variables());
+        migrated.exits(0);
+        case
+    }
+
     pub(crate) fn sqlite() -> Self {
         Self::new(Bus::into_sqlite(), |bus| {
             Store::Sqlite(bus.folder.database_path())

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How soon it is asked again: too seldom costs the tests time, too often costs the servers theirs.
-const POLL: Duration = Duration::from_millis(10);
+const POLL: Duration = Duration::from_millis(20);
 
 /// Waits until something holds.
 #[track_caller]

@@ -181,6 +181,11 @@ async fn every_column_is_compared_in_postgres() {
 }
 
 #[tokio::test]
+async fn every_column_is_compared_in_partitions() {
+    every_column_is_compared(Case::partitioned()).await;
+}
+
+#[tokio::test]
 async fn every_column_is_compared_in_sqlite() {
     every_column_is_compared(Case::sqlite()).await;
 }
@@ -430,6 +435,11 @@ async fn what_is_missing_comes_back_by_the_command_that_is_told(case: Case) {
 #[tokio::test]
 async fn what_is_missing_in_postgres_comes_back_by_the_command_that_is_told() {
     what_is_missing_comes_back_by_the_command_that_is_told(Case::postgres()).await;
+}
+
+#[tokio::test]
+async fn what_is_missing_in_partitions_comes_back_by_the_command_that_is_told() {
+    what_is_missing_comes_back_by_the_command_that_is_told(Case::partitioned()).await;
 }
 
 #[tokio::test]

@@ -32,7 +32,17 @@ pub(super) struct PongQueue {
     queue: VecDeque<Queued>,
     limit: usize,
     all: TotalWaiting,
+    keeps_letters: bool,
     abandoned: bool,
+}
+
+/// Why no later pong will ever be due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NoPong {
+    #[error(transparent)]
+    NotCommitted(NotCommitted),
+    #[error("the bus does not take an event that was sent: it is larger than it allows")]
+    NotTaken,
 }
 
 enum Queued {
@@ -41,11 +51,13 @@ enum Queued {
 }
 
 impl PongQueue {
-    pub(super) fn new(limit: usize, all: TotalWaiting) -> Self {
+    /// Where no dead letters are kept, what became none is durable nowhere.
+    pub(super) fn new(limit: usize, all: TotalWaiting, keeps_letters: bool) -> Self {
         Self {
             queue: VecDeque::new(),
             limit,
             all,
+            keeps_letters,
             abandoned: false,
         }
     }
@@ -90,11 +102,11 @@ impl PongQueue {
 
     /// Waits until a pong is due, or events became durable (`None`). Loses nothing when dropped.
     /// After an error no later pong will ever be due.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, NotCommitted> {
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, NoPong> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, NotCommitted>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, NoPong>> {
         let mut changed = false;
         while let Some(first) = self.queue.front_mut() {
             match first {
@@ -104,11 +116,16 @@ impl PongQueue {
                     return Poll::Ready(Ok(Some(data)));
                 }
                 Queued::Event(commit) => match Pin::new(commit).poll(cx) {
+                    Poll::Ready(Ok(done)) if done.dead_letters > 0 && !self.keeps_letters => {
+                        return Poll::Ready(Err(NoPong::NotTaken));
+                    }
                     Poll::Ready(Ok(_)) => {
                         self.pop();
                         changed = true;
                     }
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Ready(Err(error)) => {
+                        return Poll::Ready(Err(NoPong::NotCommitted(error)));
+                    }
                     Poll::Pending => break,
                 },
             }
@@ -150,7 +167,7 @@ mod tests {
             Self {
                 source,
                 intake,
-                pongs: PongQueue::new(limit, TotalWaiting::default()),
+                pongs: PongQueue::new(limit, TotalWaiting::default(), true),
                 num_events: 0,
             }
         }
@@ -231,7 +248,7 @@ mod tests {
     fn what_waits_on_all_connections_is_bounded_and_each_may_have_a_few() {
         let all = TotalWaiting::default();
         let mut queues: Vec<PongQueue> = (0..2 * MAX_WAITING / 1_000)
-            .map(|_| PongQueue::new(1_000, all.clone()))
+            .map(|_| PongQueue::new(1_000, all.clone(), true))
             .collect();
         let num_waiting = || all.0.load(Ordering::Relaxed);
         for queue in &mut queues {
@@ -270,6 +287,7 @@ mod tests {
         fixture.event();
         fixture.pongs.ping(Bytes::from_static(b"1"));
         fixture.source.close().now_or_never().unwrap().unwrap();
-        assert_eq!(fixture.pongs.next().now_or_never(), Some(Err(NotCommitted)));
+        let gone = Err(NoPong::NotCommitted(NotCommitted));
+        assert_eq!(fixture.pongs.next().now_or_never(), Some(gone));
     }
 }

@@ -60,6 +60,7 @@ async fn take(
     }
     let body = read(request, body, &shared).await?;
     let timeout = shared.settings.request_timeout;
+    let keeps_letters = shared.settings.keeps_letters;
     let intake = shared.intake.clone();
     let list = if body.data.len() > MAX_INLINE_BYTES {
         // The body goes along, and its share of the room with it.
@@ -81,16 +82,24 @@ async fn take(
         SubmitError::Closed => Refusal::busy(error, RETRY_LATER),
     })?;
     match tokio::time::timeout(timeout, commit).await {
+        Ok(Ok(committed)) if committed.dead_letters > 0 && !keeps_letters => {
+            Err(Refusal::not_taken(committed.dead_letters))
+        }
         Ok(Ok(committed)) => Ok(Stored {
             dead_letters: committed.dead_letters,
             older_than_retention: list.older_than_retention,
         }),
         Ok(Err(not_committed @ NotCommitted)) => Err(Refusal::busy(not_committed, RETRY_LATER)),
-        Err(_elapsed) => Err(Refusal::busy(
-            "the events are taken but not yet stored, since the store is slow or away; send them \
-             again to learn when they are",
-            RETRY_LATER,
-        )),
+        Err(_elapsed) => {
+            let what = match keeps_letters {
+                true => "stored, since the store",
+                false => "published, since the bus",
+            };
+            let reason = format!(
+                "the events are taken but not yet {what} is slow or away; send them again to learn when they are"
+            );
+            Err(Refusal::busy(reason, RETRY_LATER))
+        }
     }
 }
 
@@ -325,6 +334,17 @@ impl Refusal {
 
     fn invalid(events: &[Invalid]) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, json!(events))
+    }
+
+    /// The bus says so only when it is asked: the rest of the list is there.
+    fn not_taken(num: usize) -> Self {
+        let reason = format!(
+            "the bus does not take {num} of these events, which are larger than it allows; all others are published"
+        );
+        Self::invalid(&[Invalid {
+            index: None,
+            reason,
+        }])
     }
 
     fn busy(reason: impl ToString, retry_after: u64) -> Self {

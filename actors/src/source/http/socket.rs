@@ -27,7 +27,7 @@ use crate::source::intake::{Commit, SubmitError};
 
 use super::buffers::Share;
 use super::frames::{FrameError, FrameWriter, Gone, Incoming, MessageReader};
-use super::pongs::PongQueue;
+use super::pongs::{NoPong, PongQueue};
 use super::{MAX_INLINE_BYTES, RouteState};
 
 pub(super) const SUBPROTOCOL: &str = "prefect";
@@ -142,6 +142,16 @@ impl From<SubmitError> for End {
     }
 }
 
+impl From<NoPong> for End {
+    fn from(error: NoPong) -> Self {
+        let code = match error {
+            NoPong::NotCommitted(_) => CloseCode::Away,
+            NoPong::NotTaken => CloseCode::Size,
+        };
+        Self::Close(code, error.to_string())
+    }
+}
+
 impl Connection {
     async fn run(mut self, with_handshake: bool) {
         let mut admitted = Ok(());
@@ -201,7 +211,8 @@ impl Connection {
     }
 
     async fn exchange(&mut self) -> Result<std::convert::Infallible, End> {
-        let mut pongs = PongQueue::new(MAX_WAITING, self.shared.waiting.clone());
+        let keeps_letters = self.shared.settings.keeps_letters;
+        let mut pongs = PongQueue::new(MAX_WAITING, self.shared.waiting.clone(), keeps_letters);
         let mut draining = false;
         let mut pings = pings(self.shared.settings.ping_every);
         let mut left_until: Option<Instant> = None;
@@ -214,11 +225,11 @@ impl Connection {
             let reads = !draining && submission.is_terminated() && !pongs.is_full();
             tokio::select! {
                 biased;
-                due = pongs.next(), if !pongs.is_empty() => match due {
-                    Ok(Some(data)) => self.writer.send(Outgoing::Pong(data)).await?,
-                    Ok(None) => {}
-                    Err(error) => return Err(End::Close(CloseCode::Away, error.to_string())),
-                },
+                due = pongs.next(), if !pongs.is_empty() => {
+                    if let Some(data) = due? {
+                        self.writer.send(Outgoing::Pong(data)).await?;
+                    }
+                }
                 submitted = &mut submission, if !submission.is_terminated() => match submitted {
                     Ok(Submitted::Event(commit)) => pongs.event(commit),
                     Ok(Submitted::Auth(auth)) => self.answer(&auth).await?,

@@ -26,6 +26,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::delivery::Entry;
 use crate::primary::Primary;
 use crate::source::{SourceError, lock};
 use crate::tls;
@@ -280,15 +281,7 @@ impl Connection {
         database: i64,
         epoch: u64,
     ) -> RedisResult<Self> {
-        let mut info = RedisConnectionInfo::default()
-            .set_db(database)
-            .set_lib_name(LIBRARY, env!("CARGO_PKG_VERSION"));
-        if let Some((username, password)) = login {
-            info = info.set_password(password);
-            if let Some(username) = username {
-                info = info.set_username(username);
-            }
-        }
+        let info = greeting(login, database);
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
         let (redis, driver) = MultiplexedConnection::new_with_config(&info, stream, config).await?;
         let driver = Arc::new(Driver(tokio::spawn(driver).abort_handle()));
@@ -298,6 +291,20 @@ impl Connection {
             _driver: driver,
         })
     }
+}
+
+/// What a connection says first.
+pub(super) fn greeting(login: Option<(Option<&str>, &str)>, database: i64) -> RedisConnectionInfo {
+    let mut info = RedisConnectionInfo::default()
+        .set_db(database)
+        .set_lib_name(LIBRARY, env!("CARGO_PKG_VERSION"));
+    if let Some((username, password)) = login {
+        info = info.set_password(password);
+        if let Some(username) = username {
+            info = info.set_username(username);
+        }
+    }
+    info
 }
 
 /// Connects to one server, encrypted if the URL says so.
@@ -365,6 +372,24 @@ impl Commands<'_> {
         let mut reply: Value = command.query_async(&mut self.connection.redis).await?;
         make_text(&mut reply);
         Ok(from_redis_value(reply)?)
+    }
+
+    /// Adds events to the stream, in the form of Prefect's own messages.
+    pub(super) async fn add(&mut self, entries: &[&Entry]) -> RedisResult<()> {
+        let mut pipe = redis::pipe();
+        for entry in entries {
+            let command = pipe.cmd("XADD").arg(&self.settings.stream).arg("*");
+            command.arg("data").arg(entry.raw());
+            if let Some(event) = entry.event() {
+                let attributes = serde_json::json!({ "id": event.id, "event": event.event });
+                command.arg("attributes").arg(attributes.to_string());
+            }
+            command.ignore();
+        }
+        match entries {
+            [] => Ok(()),
+            _ => pipe.query_async(&mut self.connection.redis).await,
+        }
     }
 
     pub(super) fn about(self, settings: &RedisSettings) -> Commands<'_> {

@@ -8,11 +8,13 @@
 //! memory would fill up as well.
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::future::{join_all, join5};
+use futures_util::future::{join, join_all, join5, select};
 use redis::RedisResult;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::source::SourceError;
@@ -20,6 +22,7 @@ use crate::status::error_chain;
 
 use super::failure;
 use super::member::Member;
+use super::sentinel::hints;
 use super::stats::GUARD_ALARM_AFTER;
 
 mod duties;
@@ -86,13 +89,20 @@ impl Duty {
 }
 
 async fn keep(member: Weak<Member>) {
-    join_all(Duty::ROUNDS.map(|duty| repeat(&member, duty))).await;
+    // A sentinel says that there is another master.
+    let hint = Notify::new();
+    let duties = join_all(Duty::ROUNDS.map(|duty| repeat(&member, duty, &hint)));
+    join(duties, hints::listen(&member, &hint)).await;
 }
 
-async fn repeat(member: &Weak<Member>, duty: Duty) {
+async fn repeat(member: &Weak<Member>, duty: Duty, hint: &Notify) {
     let mut due = Instant::now();
     loop {
-        sleep_until(due).await;
+        if duty == Duty::Follow {
+            select(pin!(sleep_until(due)), pin!(hint.notified())).await;
+        } else {
+            sleep_until(due).await;
+        }
         let Some(member) = member.upgrade() else {
             return;
         };

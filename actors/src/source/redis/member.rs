@@ -2,7 +2,7 @@
 //! share.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use redis::{RedisError, RedisResult};
 use tokio::sync::Notify;
@@ -32,6 +32,8 @@ pub(super) struct Member {
     pub(super) stats: RedisStats,
     pub(super) connections: Connections,
     pub(super) changed: Notify,
+    /// Messages were handed out, so that there may be room for more of an old master.
+    pub(super) handed_out: Arc<Notify>,
     /// Held during a look, so that looks are taken in in the order in which they were made.
     looking: tokio::sync::Mutex<()>,
     /// Neither of these two is locked across an await, nor while the other is.
@@ -75,6 +77,7 @@ impl Member {
             stats: RedisStats::default(),
             connections: Connections::new(settings.clone()),
             changed: Notify::new(),
+            handed_out: Arc::default(),
             looking: tokio::sync::Mutex::default(),
             reading: Mutex::new(Reading::new(Instant::now())),
             keeping: Mutex::default(),

@@ -10,6 +10,7 @@
 //! the new master's entries may have the same ids. A message that was handed out before the pipeline began anew is not
 //! handed out again.
 
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -32,14 +33,12 @@ const READ_FOR: Duration = Duration::from_secs(120);
 /// Between two tries to connect, and at most for one.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Read at once, and kept until it is handed out.
+/// Read at once. As long as less than that waits to be handed out, more is asked for, so that a read waits there
+/// already for what it takes last.
 const ROOM: Permit = Permit {
     max_messages: 500,
     max_bytes: 8 << 20,
 };
-
-/// How soon it is looked at again whether that was handed out.
-const POLL: Duration = Duration::from_millis(10);
 
 impl Member {
     /// Begins to read the masters that were replaced since the last time.
@@ -128,11 +127,15 @@ async fn read(
             let Some(member) = wanted else {
                 return Ok(());
             };
-            if member.reading().pending.has_none_of_old_master() {
+            let handed_out = Arc::clone(&member.handed_out);
+            let mut room_was_made = pin!(handed_out.notified());
+            room_was_made.as_mut().enable();
+            if member.reading().pending.has_room_of_old_master(ROOM) {
                 break;
             }
             drop(member);
-            sleep(POLL).await;
+            // Whoever wants nothing any more says so nowhere.
+            timeout(RETRY, room_was_made).await.unwrap_or_default();
         }
         let count = ROOM.max_messages;
         let command = match behind {

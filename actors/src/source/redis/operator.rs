@@ -10,8 +10,12 @@ use redis::RedisResult;
 use crate::finding::Finding;
 use crate::primary::Primary;
 use crate::source::SourceError;
-use crate::source::operator::{BusOperator, GroupProgress, GuardReport, StreamShadow, StreamWalk};
+use crate::source::operator::{
+    BusOperator, BusReport, GroupProgress, GuardReport, ReadAgain, StreamShadow, StreamWalk,
+    TrimGuard,
+};
 
+use super::SOURCE_NAME;
 use super::connection::Connections;
 use super::failure;
 use super::position::GroupAhead;
@@ -34,12 +38,6 @@ impl RedisOperator {
         settings.check()?;
         let connections = Connections::new(settings);
         Ok(Self { connections })
-    }
-
-    /// The position before an entry's: a group that is set to it is given that entry next.
-    pub fn position_before(position: &str) -> Option<String> {
-        let id: StreamId = position.parse().ok()?;
-        Some(id.previous().to_string())
     }
 
     fn settings(&self) -> &RedisSettings {
@@ -93,7 +91,31 @@ impl RedisOperator {
     }
 }
 
+/// A word of a shell's command line.
+fn quoted(word: &str) -> String {
+    let is_plain = |char: char| char.is_ascii_alphanumeric() || "-_.:/".contains(char);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+impl TrimGuard for RedisOperator {
+    fn show(&self) -> LocalBoxFuture<'_, Result<GuardReport, SourceError>> {
+        Box::pin(async move { self.done("looking at the groups", self.guard_report().await) })
+    }
+
+    fn remove(&self) -> LocalBoxFuture<'_, Result<bool, SourceError>> {
+        Box::pin(async move { self.done("removing the trim guard", self.destroy_guard().await) })
+    }
+}
+
 impl BusOperator for RedisOperator {
+    fn name(&self) -> &'static str {
+        SOURCE_NAME
+    }
+
     fn stream(&self) -> &str {
         &self.settings().stream
     }
@@ -115,8 +137,8 @@ impl BusOperator for RedisOperator {
         })
     }
 
-    fn show_guard(&self) -> LocalBoxFuture<'_, Result<GuardReport, SourceError>> {
-        Box::pin(async move { self.done("looking at the groups", self.guard_report().await) })
+    fn report(&self) -> LocalBoxFuture<'_, Result<BusReport, SourceError>> {
+        Box::pin(async move { self.show().await.map(BusReport::Groups) })
     }
 
     fn primary(&self) -> LocalBoxFuture<'_, Result<Option<Primary>, SourceError>> {
@@ -126,8 +148,8 @@ impl BusOperator for RedisOperator {
         })
     }
 
-    fn remove_guard(&self) -> LocalBoxFuture<'_, Result<bool, SourceError>> {
-        Box::pin(async move { self.done("removing the trim guard", self.destroy_guard().await) })
+    fn guard(&self) -> Option<&dyn TrimGuard> {
+        Some(self)
     }
 
     fn walk(&self) -> LocalBoxFuture<'_, Result<Box<dyn StreamWalk + '_>, SourceError>> {
@@ -137,7 +159,40 @@ impl BusOperator for RedisOperator {
         })
     }
 
-    fn shadow(&self) -> Box<dyn StreamShadow> {
-        Box::new(shadow::RedisShadow::new(self.settings().clone()))
+    /// A group that is set to the position before an entry's is given that entry next.
+    fn read_again(&self, position: &str) -> Option<ReadAgain> {
+        let id: StreamId = position.parse().ok()?;
+        Some(ReadAgain {
+            command: format!(
+                "redis-cli XGROUP SETID {} {} {}",
+                quoted(self.stream()),
+                quoted(self.group()),
+                id.previous()
+            ),
+            while_there: "until Prefect trims it, within a minute or so",
+            does: "(with -h, -p, -n and -a as for your Redis) while event-persister serves. It reads everything \
+                   from the first missing entry on once more",
+        })
+    }
+
+    fn shadow(&self) -> Option<Box<dyn StreamShadow>> {
+        Some(Box::new(shadow::RedisShadow::new(self.settings().clone())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_read_again_from_the_entry_on() {
+        let operator = RedisOperator::new(RedisSettings {
+            stream: "{message:events}:stream".to_owned(),
+            ..RedisSettings::default()
+        });
+        let again = operator.unwrap().read_again("1795523643304-0").unwrap();
+        let command = "redis-cli XGROUP SETID '{message:events}:stream' event-persister \
+                       1795523643303-18446744073709551615";
+        assert_eq!(again.command, command);
     }
 }

@@ -98,9 +98,10 @@ impl PendingEntries {
         });
     }
 
-    /// Whether all that was taken in of old masters was handed out.
-    pub(super) fn has_none_of_old_master(&self) -> bool {
-        self.of_old_master.is_empty()
+    /// Whether what was taken in of old masters, and waits, is less than that.
+    pub(super) fn has_room_of_old_master(&self, room: Permit) -> bool {
+        let num_bytes = self.of_old_master.iter().map(|m| m.body.num_bytes());
+        self.of_old_master.len() < room.max_messages && num_bytes.sum::<usize>() < room.max_bytes
     }
 
     fn new_receipt(&mut self) -> Receipt {

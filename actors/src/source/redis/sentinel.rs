@@ -10,8 +10,8 @@
 //!
 //! # Why they are asked again and again
 //!
-//! Their message `+switch-master` comes after their answer has changed, needs another right, and is lost with its
-//! connection. To ask them twice a second finds a new master as soon.
+//! Their message `+switch-master` needs another right, and is lost with its connection. So it only makes us ask sooner
+//! (`hints`).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -29,6 +29,8 @@ use super::connection::{Connection, connect_to};
 use super::failure::timed_out;
 use super::settings::RedisSettings;
 use super::url::{Sentinels, host_with_port};
+
+pub(super) mod hints;
 
 /// How long one may take to answer: longer keeps a dead one from being passed over, shorter passes over a busy one.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
@@ -312,6 +314,18 @@ mod tests {
         // Sentinels that were set up anew begin at 0.
         assert_eq!(chosen(Some(&second), &[says(0, 1), says(0, 1)]), Ok((1, 2)));
         assert_eq!(chosen(Some(&second), &[says(0, 2), says(0, 2)]), Ok((2, 2)));
+    }
+
+    #[test]
+    fn an_older_number_needs_more_than_half_of_those_that_are_listed() {
+        let known = choose(None, &[says(4, 2)], 5).unwrap();
+        for (num, expected) in [(2, Err(NoMaster::Outdated)), (3, Ok(1))] {
+            let answers = vec![says(0, 1); num];
+            let port = choose(Some(&known), &answers, 5).map(|master| master.port);
+            assert_eq!(port, expected, "{num} of 5");
+        }
+        let half = choose(Some(&known), &[says(0, 1), says(0, 1)], 4);
+        assert_eq!(half, Err(NoMaster::Outdated));
     }
 
     #[test]

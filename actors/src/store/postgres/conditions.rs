@@ -11,6 +11,7 @@ use diesel_async::RunQueryDsl as _;
 
 use super::connection::Connection;
 use super::failure::Failure;
+use super::partitions::for_partitions;
 use super::settings::Place;
 use crate::finding::Finding;
 use crate::store::CreateSchema;
@@ -50,6 +51,13 @@ pub(super) struct Found {
     /// It is of an earlier migration, and this role may change that.
     #[diesel(sql_type = Bool)]
     pub(super) outdated: bool,
+    /// The tables are partitioned or on their way there, it is not made for that, and this role may change
+    /// it.
+    #[diesel(sql_type = Bool)]
+    pub(super) unfit: bool,
+    /// The tables are partitioned by ourselves, or on their way there.
+    #[diesel(sql_type = Bool)]
+    pub(super) has_plan: bool,
     #[diesel(sql_type = Bool)]
     pub(super) versions: bool,
     /// Whether every character that an event may hold can be stored.
@@ -69,6 +77,12 @@ pub(super) const FIND: &str = "SELECT \
         AND strpos(prosrc, 'WHEN OTHERS OR query_canceled THEN') > 0 \
         AND pg_has_role(proowner, 'USAGE') AND has_schema_privilege(pronamespace, 'CREATE')) \
         AS outdated, \
+    to_regclass('event_persister_partitioning') IS NOT NULL AND EXISTS (\
+        SELECT FROM pg_catalog.pg_proc \
+        WHERE oid = to_regproc('event_persister_store_v1')::oid AND strpos(prosrc, 'times_moved') = 0 \
+        AND pg_has_role(proowner, 'USAGE') AND has_schema_privilege(pronamespace, 'CREATE')) \
+        AS unfit, \
+    to_regclass('event_persister_partitioning') IS NOT NULL AS has_plan, \
     to_regclass('__diesel_schema_migrations') IS NOT NULL AS versions, \
     current_setting('server_encoding') = 'UTF8' AS utf8";
 
@@ -188,7 +202,7 @@ pub(super) async fn look(
         faults.extend(privileges_fault(for_writing, place));
     }
     if found.function {
-        faults.extend(body_fault(connection, place).await?);
+        faults.extend(body_fault(connection, &found, place).await?);
         // The last, since everything after it goes by the function's search path.
         faults.extend(target_fault(connection, place).await?);
     }
@@ -324,9 +338,12 @@ pub(super) async fn recorded(connection: &mut Connection) -> Result<Option<Vec<S
     Ok(Some(sql::<Text>(VERSIONS).load(&mut connection.pg).await?))
 }
 
-/// These keys tell what comes twice; a partial, deferred or half-built one does not serve.
+/// These keys tell what comes twice; a partial, deferred or half-built one does not serve. A key of a
+/// partitioned table holds the moment too.
 const MISSING_KEYS: &str = "SELECT table_name, array_to_string(column_names, ', ') \
-    FROM (VALUES ('events', ARRAY['id']), \
+    FROM (VALUES ('events', CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_partitioned_table \
+    WHERE partrelid = to_regclass('events')) \
+    AND to_regclass('event_persister_partitioning') IS NOT NULL THEN ARRAY['id', 'occurred'] ELSE ARRAY['id'] END), \
     ('event_persister_dead_letters', ARRAY['position', 'raw_hash', 'source'])) \
     AS wanted (table_name, column_names) \
     WHERE to_regclass(table_name) IS NOT NULL AND NOT EXISTS (SELECT FROM pg_catalog.pg_index \
@@ -364,6 +381,7 @@ const FUNCTION_THERE: &str = "SELECT prosrc, pg_get_function_arguments(oid), \
 /// promised.
 async fn body_fault(
     connection: &mut Connection,
+    found: &Found,
     place: &Place,
 ) -> Result<Option<Finding>, Failure> {
     let there = sql::<(Text, Text, Text)>(FUNCTION_THERE);
@@ -377,9 +395,18 @@ async fn body_fault(
     // Without its last migration it does all but tell the code of a failed ASSERT. A service whose role may
     // brings it up to date when it starts.
     let [made, told] = TELLS_ERRORS;
-    let is_right = (body == made_body.replace(made, told) || body == made_body)
-        && arguments == made_arguments
-        && language == "plpgsql";
+    let told_body = made_body.replace(made, told);
+    let is_ours = arguments == made_arguments && language == "plpgsql";
+    let is_plain = body == told_body || body == made_body;
+    let is_for_partitions = for_partitions(&told_body).is_some_and(|changed| changed == body);
+    if found.has_plan && is_ours && is_plain {
+        return Ok(Some(Finding::error(
+            OWN_TABLES,
+            format!("the function {FUNCTION} of {place} is not made for partitioned tables"),
+            "run `event-persister migrate` as the role that owns the function, which changes it",
+        )));
+    }
+    let is_right = is_ours && (is_plain || is_for_partitions);
     Ok((!is_right).then(|| {
         Finding::error(
             OWN_TABLES,
@@ -453,6 +480,7 @@ mod tests {
     use diesel::pg::Pg;
 
     use super::*;
+    use crate::store::postgres::partitions::PLAN_TABLE;
     use crate::store::postgres::schema;
     use crate::store::tables::newer_migrations;
 
@@ -468,6 +496,11 @@ mod tests {
         );
         assert!(TELLS_ERRORS.iter().all(|text| CHANGES.contains(text)));
         assert!(FIND.contains(TELLS_ERRORS[0]));
+        let for_partitions = for_partitions(body).unwrap();
+        const MARK: &str = "times_moved";
+        assert!(for_partitions.contains(MARK) && !body.contains(MARK));
+        assert!(FIND.contains(&format!("'{MARK}'")));
+        assert!(FIND.contains(&format!("'{PLAN_TABLE}'")));
         assert!(body.contains(TELLS_ERRORS[0]));
     }
 
@@ -475,7 +508,7 @@ mod tests {
     fn the_migrations_are_those_that_make_what_is_ours() {
         assert!(FIND.contains(LETTERS) && FIND.contains(FUNCTION));
         let versions = [LETTERS_VERSION, FUNCTION_VERSION, ASSERTS_VERSION].map(str::to_owned);
-        let ours = [&schema::EVENTS, &schema::OWN];
+        let ours = [&schema::EVENTS, &schema::OWN, &schema::ARCHIVE];
         let unknown = newer_migrations::<Pg>(versions, ours).unwrap();
         assert_eq!(unknown, [""; 0]);
     }

@@ -13,6 +13,7 @@ use tokio_postgres::Client;
 use super::copying::Copying;
 use super::driver::Driver;
 use super::failure::{Failure, connect_error};
+use super::partitions::Known;
 use super::reach::{ConnectError, Reached, Resolved, reach};
 use super::settings::PostgresSettings;
 use crate::primary::Primary;
@@ -27,6 +28,7 @@ pub(super) struct Connection {
     pub(super) configure: String,
     pub(super) expects_duplicates: bool,
     pub(super) copying: Copying,
+    pub(super) partitions: Known,
 }
 
 impl Connection {
@@ -181,6 +183,7 @@ async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectEr
         } else {
             Copying::Impossible
         },
+        partitions: Known::default(),
     })
 }
 

@@ -23,7 +23,7 @@ use crate::store::operator::{
     LetterFilter, LetterVersion, Needs, OpenLetter, Page, StoreOperator, Strays,
 };
 use crate::store::prefect::REVISIONS_ON_POSTGRES;
-use crate::store::{CreateSchema, Cutoffs, StoreError, Trimmed};
+use crate::store::{CreateSchema, Cutoffs, Period, StoreError, Trimmed};
 
 mod audit;
 mod comparison;
@@ -31,6 +31,7 @@ mod dead_letters;
 mod expired;
 mod half_events;
 mod inspection;
+mod partitioning;
 
 use comparison::MakeArrays;
 
@@ -44,6 +45,10 @@ impl StoreOperator for PostgresStore {
             let (_, run) = made.await?;
             Ok(run)
         })
+    }
+
+    fn partition(&self, period: Period) -> Answer<'_, Vec<String>> {
+        Box::pin(self.partition_by(period))
     }
 
     fn describe(&self) -> Answer<'_, DatabaseInfo> {

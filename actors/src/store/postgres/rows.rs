@@ -15,7 +15,7 @@ use crate::store::python_json::{write_array, write_object, write_string};
 use crate::store::resource_ids::ResourceIds;
 
 /// From 1970 to 2000, where PostgreSQL's time begins.
-const EPOCH_MICROS: i64 = 946_684_800_000_000;
+pub(super) const EPOCH_MICROS: i64 = 946_684_800_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Moment(pub(super) i64);

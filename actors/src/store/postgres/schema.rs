@@ -15,6 +15,7 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _, embed_migrati
 use super::conditions::{self, FIND, Found};
 use super::connection::Connection;
 use super::failure::Failure;
+use super::partitions::for_partitions;
 use super::settings::Place;
 use crate::store::CreateSchema;
 use crate::store::tables::{migrations, query_error, unfit};
@@ -22,10 +23,19 @@ use crate::store::tables::{migrations, query_error, unfit};
 /// Prefect's tables, to the letter. Never run on a database that is or may become Prefect's.
 pub(super) const EVENTS: EmbeddedMigrations = embed_migrations!("migrations/postgres/events");
 pub(super) const OWN: EmbeddedMigrations = embed_migrations!("migrations/postgres/own");
+/// The tables of an archive, where one is configured.
+pub(super) const ARCHIVE: EmbeddedMigrations = embed_migrations!("migrations/postgres/archive");
+
+/// The same as text, with the note that it was run: diesel's migrations would need a connection of their own.
+#[cfg(feature = "archive")]
+pub(super) const MAKE_ARCHIVES: &str = concat!(
+    include_str!("../../../migrations/postgres/archive/00000000000201_create_archives/up.sql"),
+    "INSERT INTO __diesel_schema_migrations (version) VALUES ('00000000000201') ON CONFLICT DO NOTHING"
+);
 
 /// Held while the schema is changed, so that replicas may start together. Any number that no one else
 /// uses in the same database.
-const SCHEMA_LOCK: i64 = 0x6576_656e_7470_7273;
+pub(super) const SCHEMA_LOCK: i64 = 0x6576_656e_7470_7273;
 
 diesel::table! {
     events (id) {
@@ -69,7 +79,7 @@ impl Found {
     }
 
     fn wants_own(&self, create: CreateSchema) -> bool {
-        create != CreateSchema::Nothing && (!self.has_own() || self.outdated)
+        create != CreateSchema::Nothing && (!self.has_own() || self.outdated || self.unfit)
     }
 }
 
@@ -139,7 +149,32 @@ fn migrate(
             run.push(migration.name().to_string());
         }
     }
+    if found.has_plan && create != CreateSchema::Nothing {
+        fit_function(wrapper)?;
+    }
     Ok(run)
+}
+
+#[derive(diesel::QueryableByName)]
+struct Definition {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    text: String,
+}
+
+/// The store function with all of its settings, and neither more nor less than one.
+const DEFINITION: &str = "SELECT pg_get_functiondef(oid) AS text FROM pg_catalog.pg_proc \
+    WHERE oid = to_regproc('event_persister_store_v1')::oid AND strpos(prosrc, 'times_moved') = 0";
+
+/// Makes the store function one for partitioned tables, if it is not. What is not ours is left as it is:
+/// the look that follows tells of it.
+fn fit_function(wrapper: &mut Wrapper) -> QueryResult<()> {
+    let plain: Vec<Definition> = diesel::RunQueryDsl::load(sql_query(DEFINITION), wrapper)?;
+    for definition in plain {
+        if let Some(changed) = for_partitions(&definition.text) {
+            wrapper.batch_execute(&changed)?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) async fn check(

@@ -1,10 +1,12 @@
 //! Deletes what retention no longer keeps, a bounded number of events at a time.
 //!
-//! Every search follows an index from the oldest row on, so that a step costs the same whatever is
-//! kept. One transaction a step, under a lock that only one trimmer has. Its commit does not wait for
-//! the disk: a deletion that a crash of the server undoes is made again by the next pass.
+//! Partitions of which nothing is kept go first and whole, where the tables have partitions. Every search
+//! follows an index from the oldest row on, so that a step costs the same whatever is kept. One transaction a
+//! step, under a lock that only one trimmer has. Its commit does not wait for the disk: a deletion that a crash
+//! of the server undoes is made again by the next pass.
 
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel::dsl::sql;
@@ -12,20 +14,30 @@ use diesel::pg::data_types::PgTimestamp;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
-use diesel_async::RunQueryDsl;
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::connection::Connection;
 use super::failure::Failure;
+use super::partitions::{Dropped, Tries, drop_expired, layout};
 use super::rows::Moment;
+use crate::failpoint;
 use crate::store::{Bounds, Cutoffs, Removed, TrimStep, Trimmed, as_count, at_most};
 
 /// The statements of a step that may take long, where it looks again for what came late.
-pub(super) const NUM_STATEMENTS: u32 = 5;
+pub(super) const NUM_STATEMENTS: u32 = 8;
 
-/// Where the next step goes on; `None` before a pass.
-pub(super) type Resume = Option<Search>;
+/// How long after a lock that was not to be had the next step begins: those who wait go first.
+pub(super) const AFTER_BUSY: Duration = Duration::from_millis(300);
+
+/// Where the next step goes on.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Resume {
+    /// `None` before events are looked for one by one.
+    search: Option<Search>,
+    tries: Tries,
+}
 
 /// A search for expired events from the beginning, as far as it has come.
 ///
@@ -33,6 +45,7 @@ pub(super) type Resume = Option<Search>;
 /// until VACUUM removes them; without this every step would pass over all of them again.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Search {
+    first: Candidate,
     /// The last one it came to among events without a cutoff of their own.
     last: Candidate,
     /// When it began, by the server's clock.
@@ -44,14 +57,21 @@ pub(super) struct Search {
 }
 
 impl Search {
-    /// One that begins now, with whatever came late still to be found.
+    /// One that begins now, with whatever came late still to be found. Partitions that are left to the next
+    /// pass are passed over: to delete their rows one by one would take longer than to wait for it.
     async fn from_the_beginning(
         connection: &mut Connection,
         bounds: &Bounds<PgTimestamp>,
         began: PgTimestamp,
+        tries: &Tries,
     ) -> Result<Self, Failure> {
+        let mut first = Candidate::FIRST;
+        if let Some(left) = tries.left_until {
+            first.occurred = PgTimestamp(left.0);
+        }
         Ok(Self {
-            last: Candidate::FIRST,
+            first,
+            last: first,
             began,
             num_resources: count_resources(connection, bounds).await?,
             num_deleted: 0,
@@ -96,7 +116,7 @@ impl Bounds<PgTimestamp> {
         PgTimestamp(all.min().unwrap_or(self.default.0))
     }
 
-    fn latest(&self) -> PgTimestamp {
+    pub(super) fn latest(&self) -> PgTimestamp {
         let all = self.all().map(|cutoff| cutoff.0);
         PgTimestamp(all.max().unwrap_or(self.default.0))
     }
@@ -104,13 +124,28 @@ impl Bounds<PgTimestamp> {
 
 /// Both numbers are ours: a word of its own, and the table, since a database may hold several.
 const TRY_LOCK: &str = "SELECT pg_try_advisory_xact_lock(1953655149, \
-    hashoid('events'::regclass::oid)), clock_timestamp()";
+    hashoid('events'::regclass::oid)), clock_timestamp(), EXISTS (\
+    SELECT FROM pg_catalog.pg_partitioned_table WHERE partrelid = 'events'::regclass)";
 
-/// The server's time; `None` where another one trims.
-async fn try_lock(connection: &mut Connection) -> Result<Option<PgTimestamp>, Failure> {
-    let try_lock = sql::<(Bool, Timestamptz)>(TRY_LOCK);
-    let (is_ours, now): (bool, PgTimestamp) = try_lock.get_result(&mut connection.pg).await?;
-    Ok(is_ours.then_some(now))
+/// This process trims, until its transaction ends.
+pub(super) struct Trimming {
+    pub(super) server_now: PgTimestamp,
+    #[cfg_attr(
+        not(feature = "archive"),
+        expect(dead_code, reason = "only an archive asks")
+    )]
+    pub(super) is_partitioned: bool,
+}
+
+/// `None` where another one trims.
+pub(super) async fn try_lock(connection: &mut Connection) -> Result<Option<Trimming>, Failure> {
+    let try_lock = sql::<(Bool, Timestamptz, Bool)>(TRY_LOCK);
+    let locked: (bool, PgTimestamp, bool) = try_lock.get_result(&mut connection.pg).await?;
+    let (is_ours, server_now, is_partitioned) = locked;
+    Ok(is_ours.then_some(Trimming {
+        server_now,
+        is_partitioned,
+    }))
 }
 
 /// How far our clock is ahead of the server's, in microseconds.
@@ -128,44 +163,86 @@ pub(super) async fn step(
 ) -> Result<TrimStep, Failure> {
     let begun = Instant::now();
     connection.begin_repeatable().await?;
-    let Some(server_now) = try_lock(connection).await? else {
+    let Some(Trimming { server_now, .. }) = try_lock(connection).await? else {
         connection.commit().await?;
         return Ok(TrimStep::TakenByAnother);
     };
     let bounds = bounds(cutoffs, ahead(now, server_now));
-    let earlier = resume.take();
+    let layout = layout(connection).await?;
+    if resume.search.is_none()
+        && let Some(layout) = &layout
+    {
+        let tries = &mut resume.tries;
+        let dropped = drop_expired(connection, layout, &bounds, max_events, tries).await?;
+        let rows = match dropped {
+            Dropped::None => None,
+            Dropped::Busy => {
+                connection.roll_back().await?;
+                tokio::time::sleep(AFTER_BUSY).await;
+                return Ok(removed(Trimmed::default(), begun.elapsed(), false));
+            }
+            Dropped::Copied => Some(Trimmed::default()),
+            Dropped::Gone(rows) => Some(rows),
+        };
+        if let Some(rows) = rows {
+            connection.commit().await?;
+            failpoint::pass("retention::dropped");
+            return Ok(removed(rows, begun.elapsed(), dropped != Dropped::Copied));
+        }
+    }
+    let (is_partitioned, tries) = (layout.is_some(), &resume.tries);
+    if is_partitioned {
+        connection.pg.batch_execute(FOLLOW_INDEXES).await?;
+    }
+    let earlier = resume.search.take();
     let mut search = match earlier {
         Some(search) => search,
-        None => Search::from_the_beginning(connection, &bounds, server_now).await?,
+        None => Search::from_the_beginning(connection, &bounds, server_now, tries).await?,
     };
-    let mut expired = delete_expired(connection, &bounds, max_events, &mut search).await?;
+    let delete = async |connection: &mut Connection, search: &mut Search| {
+        delete_expired(connection, &bounds, max_events, search, is_partitioned).await
+    };
+    let mut expired = delete(connection, &mut search).await?;
     // The search began in the middle; it is over only when nothing has come behind it meanwhile.
     if expired.is_none() && earlier.is_some() && came_late(connection, &bounds, &search).await? {
-        search.last = Candidate::FIRST;
+        search.last = search.first;
         // How many resources they have was not counted.
         search.num_resources = None;
-        expired = delete_expired(connection, &bounds, max_events, &mut search).await?;
+        expired = delete(connection, &mut search).await?;
     }
-    let removed = match expired {
+    let rows = match expired {
         Some(rows) => {
-            *resume = Some(search);
+            resume.search = Some(search);
             Some(rows)
         }
         None if search.may_have_left_resources() => {
-            delete_orphans(connection, &bounds, max_events).await?
+            delete_orphans(connection, &bounds, max_events, is_partitioned).await?
         }
         None => None,
     };
     connection.commit().await?;
-    Ok(removed.map_or(TrimStep::Finished, |rows| {
-        TrimStep::Removed(Removed {
-            rows,
-            took: begun.elapsed(),
-            // The server does not tell who writes.
-            others_write: false,
-        })
+    if rows.is_none() {
+        *resume = Resume::default();
+    }
+    Ok(rows.map_or(TrimStep::Finished, |rows| {
+        removed(rows, begun.elapsed(), false)
     }))
 }
+
+fn removed(rows: Trimmed, took: Duration, with_their_table: bool) -> TrimStep {
+    TrimStep::Removed(Removed {
+        rows,
+        took,
+        // The server does not tell who writes.
+        others_write: false,
+        with_their_table,
+    })
+}
+
+/// Looks into one partition for each row that is to go, whatever the planner knows about them, and plans
+/// for the moments that are asked for, so that other partitions are left out.
+const FOLLOW_INDEXES: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
+    SET LOCAL enable_mergejoin = off; SET LOCAL plan_cache_mode = force_custom_plan";
 
 /// The oldest expired events.
 ///
@@ -183,7 +260,8 @@ const FIND_EXPIRED: &str = "WITH expired AS (\
     WHERE occurred < $4 AND (cardinality($1) = 0 OR event <> ALL ($1)) AND occurred >= $5 AND (occurred > $5 OR id > $6) \
     ORDER BY occurred, id LIMIT $3)) AS found \
     ORDER BY occurred, id LIMIT $3) \
-    SELECT ARRAY(SELECT id FROM expired) AS ids, last.occurred, last.id \
+    SELECT ARRAY(SELECT id FROM expired) AS ids, \
+    ARRAY(SELECT occurred FROM expired) AS moments, last.occurred, last.id \
     FROM (SELECT) AS one LEFT JOIN (SELECT occurred, id FROM expired WHERE is_other \
     ORDER BY occurred DESC, id DESC LIMIT 1) AS last ON true";
 
@@ -191,6 +269,8 @@ const FIND_EXPIRED: &str = "WITH expired AS (\
 struct Expired {
     #[diesel(sql_type = Array<SqlUuid>)]
     ids: Vec<Uuid>,
+    #[diesel(sql_type = Array<Timestamptz>)]
+    moments: Vec<PgTimestamp>,
     /// Of the last event without a cutoff of its own.
     #[diesel(sql_type = Nullable<Timestamptz>)]
     occurred: Option<PgTimestamp>,
@@ -206,12 +286,23 @@ const DELETE_RESOURCES: &str =
     "DELETE FROM event_resources WHERE event_id = ANY (ARRAY(SELECT unnest($1)))";
 const DELETE_EVENTS: &str = "DELETE FROM events WHERE id = ANY (ARRAY(SELECT unnest($1)))";
 
+/// The same where the moment is part of what identifies an event.
+const DELETE_RESOURCES_OF_MOMENTS: &str = "DELETE FROM event_resources \
+    USING (SELECT unnest($1) AS id, unnest($2) AS occurred) AS expired \
+    WHERE event_resources.event_id = expired.id AND event_resources.occurred = expired.occurred \
+    AND event_resources.occurred >= $3 AND event_resources.occurred <= $4";
+const DELETE_EVENTS_OF_MOMENTS: &str = "DELETE FROM events \
+    USING (SELECT unnest($1) AS id, unnest($2) AS occurred) AS expired \
+    WHERE events.id = expired.id AND events.occurred = expired.occurred \
+    AND events.occurred >= $3 AND events.occurred <= $4";
+
 /// Deletes the oldest expired events, with their resources; `None` if the search found none.
 async fn delete_expired(
     connection: &mut Connection,
     bounds: &Bounds<PgTimestamp>,
     max_events: NonZeroUsize,
     search: &mut Search,
+    is_partitioned: bool,
 ) -> Result<Option<Trimmed>, Failure> {
     let from = search.last;
     let names: Vec<&String> = bounds.names().collect();
@@ -231,15 +322,51 @@ async fn delete_expired(
     if expired.ids.is_empty() {
         return Ok(None);
     }
-    let mut delete = async |sql: &str| {
-        let delete = sql_query(sql).bind::<Array<SqlUuid>, _>(&expired.ids);
-        let deleted = delete.execute(&mut connection.pg).await?;
+    let deleted = delete(connection, &expired.ids, &expired.moments, is_partitioned).await?;
+    search.num_deleted += deleted.resources;
+    Ok(Some(deleted))
+}
+
+/// Deletes these events, with their resources.
+pub(super) async fn delete(
+    connection: &mut Connection,
+    ids: &[Uuid],
+    moments: &[PgTimestamp],
+    is_partitioned: bool,
+) -> Result<Trimmed, Failure> {
+    if is_partitioned {
+        connection.pg.batch_execute(FOLLOW_INDEXES).await?;
+    }
+    let (first, last) = ends_of(moments);
+    let mut delete = async |plain: &str, of_moments: &str| {
+        let deleted = if is_partitioned {
+            sql_query(of_moments)
+                .bind::<Array<SqlUuid>, _>(ids)
+                .bind::<Array<Timestamptz>, _>(moments)
+                .bind::<Timestamptz, _>(first)
+                .bind::<Timestamptz, _>(last)
+                .execute(&mut connection.pg)
+                .await?
+        } else {
+            sql_query(plain)
+                .bind::<Array<SqlUuid>, _>(ids)
+                .execute(&mut connection.pg)
+                .await?
+        };
         Ok::<_, Failure>(deleted as u64)
     };
-    let resources = delete(DELETE_RESOURCES).await?;
-    let events = delete(DELETE_EVENTS).await?;
-    search.num_deleted += resources;
-    Ok(Some(Trimmed { events, resources }))
+    let resources = delete(DELETE_RESOURCES, DELETE_RESOURCES_OF_MOMENTS).await?;
+    let events = delete(DELETE_EVENTS, DELETE_EVENTS_OF_MOMENTS).await?;
+    Ok(Trimmed { events, resources })
+}
+
+fn ends_of(moments: &[PgTimestamp]) -> (PgTimestamp, PgTimestamp) {
+    let micros = || moments.iter().map(|moment| moment.0);
+    let (first, last) = (micros().min(), micros().max());
+    (
+        PgTimestamp(first.unwrap_or_default()),
+        PgTimestamp(last.unwrap_or_default()),
+    )
 }
 
 /// Beyond so many they are not counted.
@@ -290,12 +417,27 @@ const DELETE_ORPHANS: &str = "DELETE FROM event_resources WHERE id = ANY (ARRAY(
     AND NOT EXISTS (SELECT FROM events WHERE events.id = orphan.event_id OFFSET 0) \
     ORDER BY orphan.occurred LIMIT $2))";
 
-async fn delete_orphans(
+/// The same where the moment is part of what identifies an event.
+const DELETE_ORPHANS_OF_MOMENTS: &str = "DELETE FROM event_resources USING (\
+    SELECT orphan.id, orphan.occurred FROM event_resources AS orphan WHERE orphan.occurred < $1 \
+    AND NOT EXISTS (SELECT FROM events WHERE events.id = orphan.event_id \
+    AND events.occurred = orphan.occurred OFFSET 0) \
+    ORDER BY orphan.occurred LIMIT $2) AS orphan \
+    WHERE event_resources.id = orphan.id AND event_resources.occurred = orphan.occurred \
+    AND event_resources.occurred < $1";
+
+pub(super) async fn delete_orphans(
     connection: &mut Connection,
     bounds: &Bounds<PgTimestamp>,
     max_rows: NonZeroUsize,
+    is_partitioned: bool,
 ) -> Result<Option<Trimmed>, Failure> {
-    let deleted = sql_query(DELETE_ORPHANS)
+    let statement = if is_partitioned {
+        DELETE_ORPHANS_OF_MOMENTS
+    } else {
+        DELETE_ORPHANS
+    };
+    let deleted = sql_query(statement)
         .bind::<Timestamptz, _>(bounds.earliest())
         .bind::<BigInt, _>(at_most(max_rows.get()))
         .execute(&mut connection.pg)

@@ -6,6 +6,7 @@
 //! transaction and the call travel together, so that a batch costs two round trips.
 
 use chrono::{DateTime, Utc};
+use diesel::data_types::PgTimestamp;
 use diesel::pg::Pg;
 use diesel::prelude::{ExpressionMethods as _, QueryDsl as _, QueryResult};
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
@@ -19,10 +20,12 @@ use super::connection::{Connection, begin};
 use super::copying::Copied;
 use super::failure::Failure;
 use super::letters;
-use super::rows::{EventRow, Refusal, Rows};
+use super::partitions::is_partitioned;
+use super::rows::{EventRow, Moment, Refusal, Rows};
 use super::schema::events;
 use super::settings::PostgresSettings;
 use crate::delivery::{Batch, Condemned, Content};
+use crate::event::ReceivedEvent;
 use crate::failpoint;
 use crate::store::Outcome;
 use crate::store::new_letter::NewLetter;
@@ -52,6 +55,8 @@ pub(super) async fn write(
         return keep_all(connection, batch, condemned, now).await;
     }
     let rows = Rows::new(batch.entries());
+    let moments = rows.events.iter().map(|row| row.occurred);
+    connection.provide_partitions(moments, now).await?;
     if rows.can_be_copied(batch.len()) {
         match connection
             .copying
@@ -98,18 +103,23 @@ async fn keep_all(
     // An attempt that nobody heard of again may have stored it.
     let ids = batch.entries().iter().filter_map(|entry| entry.event());
     let ids: Vec<_> = ids.map(|event| event.id).collect();
-    let stored: Vec<Uuid> = events::table
+    let stored: Vec<(Uuid, PgTimestamp)> = events::table
         .filter(events::id.eq_any(&ids))
-        .select(events::id)
+        .select((events::id, events::occurred))
         .load(&mut connection.pg)
         .await?;
+    let is_partitioned = is_partitioned(connection).await?;
+    let is_stored = |event: &ReceivedEvent| {
+        let moment = Moment::as_prefect_stores(event.occurred);
+        let is_it = |(id, occurred): &(Uuid, PgTimestamp)| {
+            *id == event.id && (!is_partitioned || moment == Some(Moment(occurred.0)))
+        };
+        stored.iter().any(is_it)
+    };
     let mut refused = Vec::new();
     let mut outcomes = Vec::with_capacity(batch.len());
     for (index, entry) in batch.entries().iter().enumerate() {
-        if entry
-            .event()
-            .is_some_and(|event| stored.contains(&event.id))
-        {
+        if entry.event().is_some_and(is_stored) {
             outcomes.push(Outcome::Duplicate);
             continue;
         }

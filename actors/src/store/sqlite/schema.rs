@@ -21,6 +21,8 @@ use crate::store::tables::{
 /// Prefect's tables, to the letter. Never run on a database that is or may become Prefect's.
 pub(super) const EVENTS: EmbeddedMigrations = embed_migrations!("migrations/sqlite/events");
 pub(super) const OWN: EmbeddedMigrations = embed_migrations!("migrations/sqlite/own");
+/// The tables of an archive, where one is configured.
+pub(super) const ARCHIVE: EmbeddedMigrations = embed_migrations!("migrations/sqlite/archive");
 
 diesel::table! {
     events (id) {
@@ -167,10 +169,42 @@ fn run_pending(
     Ok(run)
 }
 
+/// Makes the tables of an archive where they are missing.
+#[cfg(feature = "archive")]
+pub(super) fn prepare_archive(connection: &mut Connection) -> Result<(), Failure> {
+    let found = connection.run(Found::in_database)?;
+    if found.has("event_persister_archives") {
+        return Ok(());
+    }
+    connection.run(|connection| {
+        connection.immediate_transaction(|connection| {
+            connection.setup()?;
+            // Another process may have made them meanwhile.
+            let found = Found::in_database(connection)?;
+            for migration in migrations::<Sqlite>(&ARCHIVE)? {
+                if !found.has_run(migration.as_ref()) {
+                    connection
+                        .run_migration(migration.as_ref())
+                        .map_err(query_error)?;
+                }
+            }
+            Ok(())
+        })
+    })?;
+    log::info!("the tables of the archive were made");
+    Ok(())
+}
+
+#[cfg(feature = "archive")]
+pub(super) fn has_archives(connection: &mut Connection) -> Result<bool, Failure> {
+    let found = connection.run(Found::in_database)?;
+    Ok(found.has("event_persister_archives"))
+}
+
 pub(super) fn newer_migrations(connection: &mut Connection) -> Result<Vec<String>, Failure> {
     let newer = connection.run(|connection| {
         let applied = Found::in_database(connection)?.applied;
-        tables::newer_migrations::<Sqlite>(applied, [&EVENTS, &OWN])
+        tables::newer_migrations::<Sqlite>(applied, [&EVENTS, &OWN, &ARCHIVE])
     });
     Ok(newer?)
 }

@@ -42,6 +42,17 @@ pub(super) struct Progress {
     version: Option<i64>,
 }
 
+impl Progress {
+    /// Whether another process has written since the step before; keeps more pages where none has.
+    pub(super) fn look(&mut self, connection: &mut Connection) -> Result<bool, Failure> {
+        let version = Some(connection.data_version()?);
+        let others_write = self.version != version;
+        self.version = version;
+        connection.keep_many_pages(!others_write)?;
+        Ok(others_write)
+    }
+}
+
 /// Where the next search goes on among events without a cutoff of their own.
 ///
 /// Names that are kept longer leave rows behind the default cutoff; without this every step would
@@ -50,9 +61,9 @@ type Resume = Option<Candidate>;
 
 /// When an event occurred, and its id: the order in which events are removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Queryable)]
-struct Candidate {
-    occurred: String,
-    id: String,
+pub(super) struct Candidate {
+    pub(super) occurred: String,
+    pub(super) id: String,
 }
 
 impl Bounds<String> {
@@ -62,10 +73,30 @@ impl Bounds<String> {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct LockWait {
+pub(super) struct LockWait {
     patience: Duration,
     /// Then that it is not given is a failure.
     is_last: bool,
+}
+
+impl LockWait {
+    /// The next turn of a step that began then.
+    pub(super) fn next(began: Instant, busy_timeout: Duration) -> Self {
+        let patience = LONGEST_WAIT.min(busy_timeout);
+        Self {
+            patience,
+            is_last: began.elapsed() + patience >= busy_timeout,
+        }
+    }
+
+    /// Whether there is a transaction now.
+    pub(super) fn begin(self, connection: &mut Connection) -> Result<bool, Failure> {
+        if self.is_last {
+            connection.begin_within(self.patience).map(|()| true)
+        } else {
+            connection.try_begin(self.patience)
+        }
+    }
 }
 
 impl SqliteStore {
@@ -78,12 +109,7 @@ impl SqliteStore {
         cutoffs.refuse_future(self.shared.clock.now())?;
         let began = Instant::now();
         loop {
-            let busy_timeout = self.shared.settings.busy_timeout;
-            let patience = LONGEST_WAIT.min(busy_timeout);
-            let wait = LockWait {
-                patience,
-                is_last: began.elapsed() + patience >= busy_timeout,
-            };
+            let wait = LockWait::next(began, self.shared.settings.busy_timeout);
             let mut progress = std::mem::take(&mut *self.lock_progress());
             let cutoffs = cutoffs.clone();
             let step = move |connection: &mut Connection| {
@@ -107,10 +133,7 @@ fn step(
     progress: &mut Progress,
     wait: LockWait,
 ) -> Result<Option<TrimStep>, Failure> {
-    let version = Some(connection.data_version()?);
-    let others_write = progress.version != version;
-    progress.version = version;
-    connection.keep_many_pages(!others_write)?;
+    let others_write = progress.look(connection)?;
     let bounds = cutoffs.bounds(timestamp_bound);
     let resume = &mut progress.resume;
     let mut expired = oldest_expired(connection, &bounds, max_events, resume)?;
@@ -122,9 +145,7 @@ fn step(
         connection.keep_many_pages(false)?;
         return Ok(Some(TrimStep::Finished));
     }
-    if wait.is_last {
-        connection.begin_within(wait.patience)?;
-    } else if !connection.try_begin(wait.patience)? {
+    if !wait.begin(connection)? {
         return Ok(None);
     }
     let begun = Instant::now();
@@ -140,6 +161,7 @@ fn step(
         rows,
         took,
         others_write,
+        with_their_table: false,
     })))
 }
 
@@ -185,7 +207,7 @@ fn expired_of_name<'a>(
         .select((events::occurred, events::id))
 }
 
-fn expired_of_others<'a>(
+pub(super) fn expired_of_others<'a>(
     names: Vec<&'a str>,
     cutoff: &'a str,
     from: &'a Candidate,
@@ -233,7 +255,17 @@ fn orphan<'a>(
 }
 
 fn delete_events(connection: &mut Connection, expired: &[Candidate]) -> Result<Trimmed, Failure> {
-    let ids: serde_json::Value = expired.iter().map(|expired| expired.id.as_str()).collect();
+    delete_with_ids(
+        connection,
+        expired.iter().map(|expired| expired.id.as_str()),
+    )
+}
+
+pub(super) fn delete_with_ids<'a>(
+    connection: &mut Connection,
+    ids: impl Iterator<Item = &'a str>,
+) -> Result<Trimmed, Failure> {
+    let ids: serde_json::Value = ids.collect();
     let ids = ids.to_string();
     let resources = delete_resources(&ids);
     let resources = connection.run(|connection| ExecuteDsl::execute(resources, connection))?;
@@ -248,13 +280,16 @@ fn delete_events(connection: &mut Connection, expired: &[Candidate]) -> Result<T
 /// Resources of no event, older than anything that is kept: halves of events that someone else wrote.
 ///
 /// Only asked when no expired event is left, so that rows older than every cutoff are few.
-fn has_orphans(connection: &mut Connection, bounds: &Bounds<String>) -> Result<bool, Failure> {
+pub(super) fn has_orphans(
+    connection: &mut Connection,
+    bounds: &Bounds<String>,
+) -> Result<bool, Failure> {
     let query = orphan(bounds.earliest());
     let found: Vec<String> = connection.run(|connection| query.load(connection))?;
     Ok(!found.is_empty())
 }
 
-fn delete_orphans(
+pub(super) fn delete_orphans(
     connection: &mut Connection,
     bounds: &Bounds<String>,
     max_rows: NonZeroUsize,
@@ -279,7 +314,7 @@ fn delete_orphans(
 impl Connection {
     /// Ends the transaction, but leaves the write-ahead log as it is: a checkpoint within COMMIT does not
     /// hold the lock, but could not be told from what does.
-    fn commit_only(&mut self) -> Result<(), Failure> {
+    pub(super) fn commit_only(&mut self) -> Result<(), Failure> {
         self.execute_batch("PRAGMA wal_autocheckpoint = 0")?;
         self.commit()?;
         self.execute_batch(&format!("PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}"))
@@ -288,7 +323,7 @@ impl Connection {
 
     /// Writes the write-ahead log back into the file as far as nobody is in the way, while others may
     /// read and write. As after a commit of SQLite's own, the next one makes up for a failure.
-    fn checkpoint(&mut self) {
+    pub(super) fn checkpoint(&mut self) {
         if let Err(failed) = self.execute_batch("PRAGMA wal_checkpoint(PASSIVE)") {
             log::debug!(
                 "no checkpoint of {} code={}",
@@ -303,7 +338,7 @@ impl Connection {
         Ok(self.run(|connection| version.get_result(connection))?)
     }
 
-    fn keep_many_pages(&mut self, many: bool) -> Result<(), Failure> {
+    pub(super) fn keep_many_pages(&mut self, many: bool) -> Result<(), Failure> {
         let kib = if many { LARGE_CACHE_KIB } else { CACHE_KIB };
         Ok(self.execute_batch(&format!("PRAGMA cache_size = -{kib}"))?)
     }

@@ -80,7 +80,13 @@ fn what_an_old_master_has_is_handed_out_though_its_ids_mean_nothing_here() {
     // Another master, of which nothing else is known.
     pending.clear();
     pending.add_all_new(entries([2]), now);
-    assert!(!pending.has_none_of_old_master());
+    let room = |max_messages, max_bytes| Permit {
+        max_messages,
+        max_bytes,
+    };
+    assert!(!pending.has_room_of_old_master(room(2, 1 << 20)));
+    assert!(!pending.has_room_of_old_master(room(3, 2)));
+    assert!(pending.has_room_of_old_master(room(3, 1 << 20)));
     let handed_out = hand_out(&mut pending);
     let (positions, receipts): (Vec<_>, Vec<_>) = handed_out
         .into_iter()
@@ -91,7 +97,7 @@ fn what_an_old_master_has_is_handed_out_though_its_ids_mean_nothing_here() {
         positions,
         expected.map(|(at, again)| (at.to_owned(), again))
     );
-    assert!(pending.has_none_of_old_master());
+    assert!(pending.has_room_of_old_master(room(1, 1)));
     assert_eq!(
         pending.commit(&receipts[..2]),
         [],

@@ -20,6 +20,7 @@ use crate::store::operator::answers::{
 use crate::store::operator::{Cursor, EventRows, LetterCounts, Page, Strays, Unreadable};
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::failure::Failure;
+use crate::store::postgres::partitions::{is_partitioned, of_one_event};
 use crate::store::postgres::schema::event_persister_dead_letters as letters;
 use crate::store::{as_count, at_most};
 
@@ -116,27 +117,50 @@ macro_rules! unreadable {
 }
 
 /// Both tables are looked into by their indexes, whatever the planner knows about them.
-const LOOK_UP: &str = concat!(
-    "SELECT wanted.id AS event_id, held.num_events, held.num_expected, \
+macro_rules! look_up {
+    ($before:literal, $behind:literal, $first:literal) => {
+        concat!(
+            "SELECT wanted.id AS event_id, held.num_events, held.num_expected, \
      (SELECT count(*) FROM event_resources \
      WHERE event_resources.event_id = wanted.id::uuid) AS num_resources, \
      told.received, coalesce(told.contradicting, '{}') AS contradicting, told.unreadable \
-     FROM unnest($1) AS wanted (id) CROSS JOIN LATERAL (SELECT count(*) AS num_events, coalesce(max(",
-    expected!(),
-    "), 0) AS num_expected FROM events WHERE events.id = wanted.id::uuid) AS held \
+     FROM unnest($1) AS wanted (id) CROSS JOIN LATERAL (",
+            $before,
+            expected!(),
+            $behind,
+            ") AS held \
      LEFT JOIN LATERAL (SELECT CASE WHEN isfinite(received) \
      THEN (extract(epoch FROM received) * 1000000)::bigint END AS received, \
      array_remove(ARRAY[CASE WHEN ",
-    resource_id_differs!(),
-    " THEN 'resource_id' END, CASE WHEN ",
-    related_differs!(),
-    " THEN 'related' END, CASE WHEN ",
-    related_ids_differ!(),
-    " THEN 'related_resource_ids' END, CASE WHEN ",
-    resources_differ!(),
-    " THEN 'event_resources' END], NULL) AS contradicting, ",
-    unreadable!(),
-    " AS unreadable FROM events WHERE events.id = wanted.id::uuid LIMIT 1) AS told ON true"
+            resource_id_differs!(),
+            " THEN 'resource_id' END, CASE WHEN ",
+            related_differs!(),
+            " THEN 'related' END, CASE WHEN ",
+            related_ids_differ!(),
+            " THEN 'related_resource_ids' END, CASE WHEN ",
+            resources_differ!(),
+            " THEN 'event_resources' END], NULL) AS contradicting, ",
+            unreadable!(),
+            " AS unreadable FROM events WHERE events.id = wanted.id::uuid ",
+            $first,
+            " LIMIT 1) AS told ON true"
+        )
+    };
+}
+
+const LOOK_UP: &str = look_up!(
+    "SELECT count(*) AS num_events, coalesce(max(",
+    "), 0) AS num_expected FROM events WHERE events.id = wanted.id::uuid",
+    ""
+);
+
+/// The same where events of one id that occurred at two moments are two events. They are counted together,
+/// and the first of them that something is wrong with is told of.
+const LOOK_UP_MOMENTS: &str = look_up!(
+    "SELECT coalesce(max(num), 0) AS num_events, coalesce(sum(expected), 0)::bigint AS num_expected \
+     FROM (SELECT count(*) AS num, max(",
+    ") AS expected FROM events WHERE events.id = wanted.id::uuid GROUP BY events.occurred) AS moments",
+    "ORDER BY unreadable NULLS LAST, contradicting DESC"
 );
 
 const COUNT: &str = "SELECT wanted.id AS event_id, \
@@ -152,6 +176,9 @@ macro_rules! behind {
          ORDER BY occurred, id LIMIT $4"
     };
 }
+
+/// So often [`WALK`] says that rows are of one event.
+const CONDITIONS_OF_WALK: usize = 2;
 
 /// Follows the index over `(occurred, id)`. The last row of a page is returned in any case.
 const WALK: &str = concat!(
@@ -274,7 +301,8 @@ pub(super) async fn repeated(
     since: Option<DateTime<Utc>>,
     limit: NonZeroUsize,
 ) -> Result<Strays, Failure> {
-    if is_true(connection, IDS_ARE_UNIQUE).await? {
+    // The key of a partitioned table does the same for an id and its moment.
+    if is_partitioned(connection).await? || is_true(connection, IDS_ARE_UNIQUE).await? {
         return Ok(Strays::default());
     }
     strays(connection, REPEATED, since, limit).await
@@ -359,7 +387,12 @@ async fn look_up_part(
     event_ids: &[String],
 ) -> Result<Vec<EventRows>, Failure> {
     connection.begin_page().await?;
-    let query = sql_query(LOOK_UP).bind::<Array<Text>, _>(event_ids);
+    let look_up = if is_partitioned(connection).await? {
+        of_one_event(LOOK_UP_MOMENTS, 1, true)?
+    } else {
+        LOOK_UP.into()
+    };
+    let query = sql_query(look_up).bind::<Array<Text>, _>(event_ids);
     let rows: Vec<HeldRow> = query.load(&mut connection.pg).await?;
     connection.commit().await?;
     Ok(rows.into_iter().map(EventRows::from).collect())
@@ -516,6 +549,8 @@ async fn read_page(
     page_size: i64,
 ) -> Result<Vec<PageRow>, Failure> {
     connection.begin_page().await?;
+    let num_conditions = if query == NAME { 0 } else { CONDITIONS_OF_WALK };
+    let query = of_one_event(query, num_conditions, is_partitioned(connection).await?)?;
     let query = sql_query(query)
         .bind::<Text, _>(&cursor.occurred)
         .bind::<Text, _>(&cursor.event_id)
@@ -542,6 +577,15 @@ async fn strays(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn statements_have_the_words_that_partitions_change() {
+        for (statement, num) in [(LOOK_UP_MOMENTS, 1), (WALK, CONDITIONS_OF_WALK), (NAME, 0)] {
+            let changed = of_one_event(statement, num, true).unwrap();
+            assert_eq!(changed == statement, num == 0, "{changed}");
+            assert!(of_one_event(statement, num + 1, true).is_err());
+        }
+    }
 
     #[test]
     fn pages_shrink_while_they_take_long_and_never_to_nothing() {

@@ -20,6 +20,7 @@ use crate::store::operator::{Compared, NUM_RESOURCES, RESOURCES};
 use crate::store::postgres::arrays::Arrays;
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::failure::Failure;
+use crate::store::postgres::partitions::is_partitioned;
 use crate::store::postgres::rows::Rows;
 
 /// Bytes that an entry of a B-tree takes at most, less what stands in it beside the texts.
@@ -49,9 +50,15 @@ async fn compare_part(
     arrays: MakeArrays,
 ) -> Result<Vec<Option<Compared>>, Failure> {
     let rows = Rows::new(entries);
-    let question = CompareEvents(arrays(&rows));
+    let arrays = arrays(&rows);
     connection.begin_page().await?;
-    let answers: Vec<Row> = question.load(&mut connection.pg).await?;
+    let answers: Vec<Row> = if is_partitioned(connection).await? {
+        let question = CompareEvents::<true>(arrays);
+        question.load(&mut connection.pg).await?
+    } else {
+        let question = CompareEvents::<false>(arrays);
+        question.load(&mut connection.pg).await?
+    };
     connection.commit().await?;
     let mut compared = vec![None; entries.len()];
     for (number, is_there, columns) in answers {
@@ -94,19 +101,20 @@ const COLUMNS: [(&str, &str); 9] = [
 ];
 
 /// Both tables are looked into by their indexes, whatever the planner knows about them. The rows of
-/// `event_resources` are compared as sorted texts, since they have no order.
-struct CompareEvents(Arrays);
+/// `event_resources` are compared as sorted texts, since they have no order. Where tables are partitioned,
+/// the moment is part of what identifies an event.
+struct CompareEvents<const BY_MOMENT: bool>(Arrays);
 
-impl QueryId for CompareEvents {
+impl<const BY_MOMENT: bool> QueryId for CompareEvents<BY_MOMENT> {
     type QueryId = Self;
     const HAS_STATIC_QUERY_ID: bool = true;
 }
 
-impl Query for CompareEvents {
+impl<const BY_MOMENT: bool> Query for CompareEvents<BY_MOMENT> {
     type SqlType = (BigInt, Bool, Array<Text>);
 }
 
-impl QueryFragment<Pg> for CompareEvents {
+impl<const BY_MOMENT: bool> QueryFragment<Pg> for CompareEvents<BY_MOMENT> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql("SELECT given.number, held.id IS NOT NULL, array_remove(ARRAY[");
         for (column, sql_type) in COLUMNS {
@@ -129,15 +137,23 @@ impl QueryFragment<Pg> for CompareEvents {
              AS line FROM unnest(",
         );
         self.0.push_resources(out.reborrow())?;
-        out.push_sql(
+        let [of_event, of_resources] = if BY_MOMENT {
+            [
+                " AND events.occurred = given.occurred",
+                " AND event_resources.occurred = given.occurred",
+            ]
+        } else {
+            [""; 2]
+        };
+        out.push_sql(&format!(
             ") AS r (event_number, event_id, occurred, resource_id, resource_role, resource)) AS r \
              GROUP BY event_number) AS ours ON ours.event_number = given.number \
-             LEFT JOIN LATERAL (SELECT * FROM events WHERE events.id = given.id OFFSET 0) AS held \
+             LEFT JOIN LATERAL (SELECT * FROM events WHERE events.id = given.id{of_event} OFFSET 0) AS held \
              ON true \
              CROSS JOIN LATERAL (SELECT array_agg(line ORDER BY line COLLATE \"C\") AS lines \
              FROM (SELECT ROW(occurred, resource_id, resource_role, resource)::text AS line \
-             FROM event_resources WHERE event_resources.event_id = given.id) AS r) AS theirs",
-        );
+             FROM event_resources WHERE event_resources.event_id = given.id{of_resources}) AS r) AS theirs",
+        ));
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use crate::store::as_count;
 use crate::store::operator::HalfEvents;
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::failure::Failure;
+use crate::store::postgres::partitions::{is_partitioned, of_one_event};
 
 /// One join tells both, so that each table is read once.
 const COUNT: &str = "SELECT \
@@ -24,7 +25,8 @@ const REMOVE_RESOURCES: &str = "DELETE FROM event_resources WHERE NOT EXISTS \
 
 /// Counts the halves, all of the same moment. Reads both tables as a whole.
 pub(super) async fn count(connection: &mut Connection) -> Result<HalfEvents, Failure> {
-    let counts = sql::<(BigInt, BigInt)>(COUNT);
+    let count = of_one_event(COUNT, 1, is_partitioned(connection).await?)?;
+    let counts = sql::<(BigInt, BigInt)>(&count);
     let (events, resources) = counts.get_result(&mut connection.pg).await?;
     Ok(HalfEvents {
         events: as_count(events),
@@ -40,13 +42,27 @@ pub(super) async fn remove(connection: &mut Connection) -> Result<HalfEvents, Fa
         .pg
         .batch_execute("SET LOCAL statement_timeout = 0")
         .await?;
-    let events = sql_query(REMOVE_EVENTS).execute(&mut connection.pg).await?;
-    let resources = sql_query(REMOVE_RESOURCES)
-        .execute(&mut connection.pg)
-        .await?;
+    let is_partitioned = is_partitioned(connection).await?;
+    let mut remove = async |statement| {
+        let remove = sql_query(of_one_event(statement, 1, is_partitioned)?);
+        Ok::<_, Failure>(remove.execute(&mut connection.pg).await? as u64)
+    };
+    let events = remove(REMOVE_EVENTS).await?;
+    let resources = remove(REMOVE_RESOURCES).await?;
     connection.commit().await?;
-    Ok(HalfEvents {
-        events: events as u64,
-        resources: resources as u64,
-    })
+    Ok(HalfEvents { events, resources })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_have_the_words_that_partitions_change() {
+        for statement in [COUNT, REMOVE_EVENTS, REMOVE_RESOURCES] {
+            let changed = of_one_event(statement, 1, true).unwrap();
+            assert!(changed.contains(".occurred = "), "{changed}");
+            assert!(of_one_event(&statement.replace("event_id", "id"), 1, true).is_err());
+        }
+    }
 }

@@ -16,6 +16,8 @@ use crate::store::postgres::failure::Failure;
 use crate::store::postgres::schema;
 use crate::store::postgres::settings::PostgresSettings;
 
+mod dead_rows;
+mod partitions;
 mod pooler;
 mod replication;
 mod server;
@@ -54,6 +56,7 @@ pub(super) async fn inspect(
         inspection.findings.extend(findings);
     }
     inspection.look_at_tables(needs, facts.as_ref()).await;
+    inspection.look_at_rows(clock.now()).await;
     if let Some(found) = pooler::look(&mut inspection.connection, settings).await {
         inspection.findings.push(found.judge(settings));
     }
@@ -89,6 +92,16 @@ impl Inspection<'_> {
                 }
                 None
             }
+        }
+    }
+
+    /// How they are kept: in partitions or not, and with how many dead ones among them.
+    async fn look_at_rows(&mut self, now: DateTime<Utc>) {
+        if let Some(found) = self.ask("postgres.partitions", partitions::look).await {
+            self.findings.extend(found.judge(now));
+        }
+        if let Some(tables) = self.ask("postgres.dead_rows", dead_rows::statistics).await {
+            self.findings.extend(dead_rows::judge(&tables));
         }
     }
 

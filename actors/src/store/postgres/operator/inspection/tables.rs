@@ -171,6 +171,6 @@ pub(super) fn of_others(others: &[Other]) -> Vec<Finding> {
 
 pub(super) async fn newer_migrations(connection: &mut Connection) -> Result<Vec<String>, Failure> {
     let run = conditions::recorded(connection).await?.unwrap_or_default();
-    let ours = [&schema::EVENTS, &schema::OWN];
+    let ours = [&schema::EVENTS, &schema::OWN, &schema::ARCHIVE];
     Ok(tables::newer_migrations::<Pg>(run, ours)?)
 }

@@ -1,0 +1,2 @@
+DROP TABLE event_persister_archive;
+DROP TABLE event_persister_archives;

@@ -1,0 +1,137 @@
+//! Whether retention could archive: what `check` finds.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use event_persister_actors::archive::{Place, identify};
+use event_persister_actors::clock::{Clock as _, SystemClock};
+use event_persister_actors::store::archivable::ArchivableRows;
+
+use crate::config::Config;
+use crate::wiring::{self, Finding};
+
+/// S3 refuses requests whose time is further from its own.
+const MAX_SKEW: TimeDelta = TimeDelta::minutes(5);
+
+pub(crate) async fn judge(config: &Config) -> Vec<Finding> {
+    let rows = wiring::archivable(config);
+    match wiring::archive(config) {
+        None => unset(config, rows.as_ref()).await.into_iter().collect(),
+        Some(archive) => {
+            let place = archive.place();
+            let is_right = is_right(&place, rows.as_ref()).await;
+            let mut findings = written(&place).await;
+            findings.insert(0, is_right);
+            findings.extend(unknown(&place, rows.as_ref()).await);
+            findings
+        }
+    }
+}
+
+/// What retention removes would be gone, though it was archived before.
+async fn unset(config: &Config, rows: &dyn ArchivableRows) -> Option<Finding> {
+    config.trim.every?;
+    let manifests = match rows.manifests(false).await {
+        Ok(manifests) => manifests,
+        Err(error) => {
+            // The other checks tell what stands in the way.
+            log::debug!("cannot look for an archive error={error}");
+            return None;
+        }
+    };
+    (!manifests.is_empty()).then(|| {
+        Finding::warning(
+            "archive.unset",
+            "archive.url is not set, though events of this database were archived before: what retention \
+             removes now is gone",
+            "set archive.url to the archive of before, in every process that trims",
+        )
+    })
+}
+
+async fn is_right(place: &Place, rows: &dyn ArchivableRows) -> Finding {
+    const ID: &str = "archive.same";
+    match identify(place, rows, false).await {
+        Ok(Some(id)) => Finding::ok(ID, format!("{place} is the archive of this database, {id}")),
+        Ok(None) => Finding::ok(
+            ID,
+            format!("no archive yet: the first retention pass begins one in {place}"),
+        ),
+        Err(error) => Finding::of_error(ID, &error),
+    }
+}
+
+/// Writes a small object, and removes it again.
+async fn written(place: &Place) -> Vec<Finding> {
+    const WRITABLE: &str = "archive.writable";
+    match place.probe().await {
+        Ok(None) => vec![Finding::ok(
+            WRITABLE,
+            "its folder is made by the first pass",
+        )],
+        Ok(Some(modified)) => vec![
+            Finding::ok(WRITABLE, format!("{place} can be written")),
+            clock(modified, SystemClock.now()),
+        ],
+        Err(error) => vec![Finding::error(
+            WRITABLE,
+            event_persister_actors::status::error_chain(&error),
+            "let this process write, list, copy and delete there; while it cannot, retention removes nothing",
+        )],
+    }
+}
+
+fn clock(there: DateTime<Utc>, here: DateTime<Utc>) -> Finding {
+    const ID: &str = "archive.clock";
+    let skew = (there - here).abs();
+    if skew <= MAX_SKEW {
+        return Finding::ok(ID, "its clock and ours agree");
+    }
+    let what = format!("its clock and ours are {} s apart", skew.num_seconds());
+    Finding::warning(
+        ID,
+        what,
+        "set the clock that is wrong: retention goes by it, and S3 refuses others",
+    )
+}
+
+/// Files that readers see, and of which the database knows nothing.
+async fn unknown(place: &Place, rows: &dyn ArchivableRows) -> Option<Finding> {
+    const ID: &str = "archive.known";
+    let manifests = rows.manifests(false).await.ok()?;
+    let visible = place.visible().await.ok()?;
+    let is_known = |path: &str| manifests.iter().any(|manifest| manifest.file == path);
+    let num_unknown = visible
+        .iter()
+        .filter(|listed| !is_known(&listed.path))
+        .count();
+    Some(if num_unknown == 0 {
+        Finding::ok(ID, "the database knows all of its files")
+    } else {
+        Finding::warning(
+            ID,
+            format!("the database does not know {num_unknown} of its files"),
+            "after a restored backup or a failover nothing is to be done: a retention pass takes them in. \
+             `event-persister archive verify` names them",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use event_persister_actors::finding::Severity;
+
+    use super::*;
+
+    #[test]
+    fn a_clock_far_off_is_a_warning() {
+        let here = DateTime::UNIX_EPOCH;
+        for (minutes, severity) in [
+            (0, Severity::Ok),
+            (5, Severity::Ok),
+            (-6, Severity::Warning),
+            (6, Severity::Warning),
+        ] {
+            let finding = clock(here + TimeDelta::minutes(minutes), here);
+            assert_eq!(finding.severity, severity, "{minutes}");
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! `archive list`, `archive verify`, `check`, and what is said where something is wrong.
+
+use super::*;
+
+fn first_file(case: &Case) -> PathBuf {
+    let files = case.run(&["archive", "list", "--json"]).exits(0).json();
+    case.archive_path().join(files[0]["file"].as_str().unwrap())
+}
+
+fn verified(case: &Case) -> String {
+    let ran = case.run(&["archive", "verify"]).exits(1);
+    ran.stdout
+}
+
+#[test]
+fn every_damage_is_found() {
+    let case = Case::sqlite();
+    case.store_events(60);
+    case.trim().exits(0);
+    case.is_in_order();
+    case.run(&["archive", "verify"])
+        .exits(0)
+        .prints(&["are right"]);
+    let file = first_file(&case);
+    let whole = std::fs::read(&file).unwrap();
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    std::fs::write(&file, &damaged).unwrap();
+    assert!(verified(&case).contains("its checksum is another"));
+    std::fs::write(&file, &whole[..whole.len() - 1]).unwrap();
+    assert!(verified(&case).contains("bytes, not"));
+    std::fs::remove_file(&file).unwrap();
+    assert!(verified(&case).contains("cannot read"));
+    std::fs::write(&file, &whole).unwrap();
+    std::fs::copy(&file, file.with_file_name("000000000000-copy.parquet")).unwrap();
+    assert!(verified(&case).contains("the database does not know it"));
+}
+
+#[test]
+fn a_check_tells_whether_it_can_be_written_and_is_the_same() {
+    let case = Case::sqlite();
+    let findings = |case: &Case, more: &[(&str, &str)]| -> BTreeMap<String, (String, String)> {
+        let checked = case.run_with(&["check", "--json"], more).json();
+        let findings = checked["findings"].as_array().unwrap().iter();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let archive = findings.filter(|finding| text(&finding["id"]).starts_with("archive."));
+        archive
+            .map(|finding| {
+                (
+                    text(&finding["id"]),
+                    (text(&finding["severity"]), text(&finding["what"])),
+                )
+            })
+            .collect()
+    };
+    let before = findings(&case, &[]);
+    assert!(
+        before["archive.same"].1.contains("no archive yet"),
+        "{before:?}"
+    );
+    assert!(!case.archive_path().exists(), "a check makes nothing");
+    case.store_events(30);
+    case.trim().exits(0);
+    let after = findings(&case, &[]);
+    assert!(
+        after.values().all(|(severity, _)| severity == "ok"),
+        "{after:?}"
+    );
+    for id in [
+        "archive.same",
+        "archive.writable",
+        "archive.clock",
+        "archive.known",
+    ] {
+        assert!(after.contains_key(id), "{id}: {after:?}");
+    }
+    let unset = findings(&case, &[("EVENT_PERSISTER_ARCHIVE_URL", "")]);
+    assert_eq!(unset["archive.unset"].0, "warning");
+    std::fs::remove_file(case.archive_path().join("_event_persister_archive.json")).unwrap();
+    let gone = findings(&case, &[]);
+    assert_eq!(gone["archive.same"].0, "error", "{gone:?}");
+}
+
+#[test]
+fn a_database_without_an_archive_says_so() {
+    let folder = Folder::new();
+    folder.run(&["migrate"]).exits(0);
+    folder
+        .run(&["archive", "list"])
+        .exits(0)
+        .prints(&["nothing was archived"]);
+    folder
+        .run(&["archive", "verify"])
+        .exits(1)
+        .complains(&["archive.url"]);
+    folder
+        .run(&["archive", "restore"])
+        .exits(1)
+        .complains(&["archive.url"]);
+    let wrong = [("EVENT_PERSISTER_ARCHIVE_URL", "ftp://host/x")];
+    folder
+        .run_with(&["check"], &wrong)
+        .exits(2)
+        .complains(&["s3://bucket/prefix"]);
+}
