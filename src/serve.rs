@@ -9,7 +9,6 @@ use event_persister_actors::health::HealthRoutes;
 use event_persister_actors::live::LiveEvents;
 use event_persister_actors::messages::Drain;
 use event_persister_actors::metrics::Metrics;
-use event_persister_actors::pipeline::PipelineSettings;
 use event_persister_actors::read_routes::ReadRoutes;
 use event_persister_actors::source::EventSource;
 use event_persister_actors::store::OpenStore;
@@ -165,11 +164,7 @@ fn storing(
 
 /// The pipeline from HTTP to the bus. What a bus keeps is its own affair.
 fn publishing(config: &Config, intake: &Intake) -> anyhow::Result<NotStarted> {
-    let settings = PipelineSettings {
-        trim: None,
-        retention: None,
-        ..config.pipeline.clone()
-    };
+    let settings = config.pipeline.clone().without_retention();
     let open_store = wiring::open_bridge(config)?;
     let source = Arc::clone(&intake.source);
     let (parts, _) = wiring::parts_of(&config.events, source, open_store)?;

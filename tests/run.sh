@@ -48,7 +48,7 @@ export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((cores < 4 ? 2 * cores : 8))}
 export RUST_BACKTRACE=0
 
 # A test that hangs is a test that fails.
-limited() { timeout --kill-after=10s 20m "$@"; }
+limited() { timeout --kill-after=10s 45m "$@"; }
 
 step() { printf '\n== %s\n' "$*"; }
 
@@ -265,6 +265,19 @@ if [ "$mode" = --packages ]; then
   exit
 fi
 
+# The example of a host, until it has stored its order and is told to stop.
+embedded() {
+  local output pid line
+  coproc EXAMPLE { exec "${CARGO_TARGET_DIR:-target}/debug/examples/embedded"; }
+  output=${EXAMPLE[0]} pid=$EXAMPLE_PID
+  while IFS= read -r -t 60 -u "$output" line; do
+    echo "$line"
+    # It listens for Ctrl-C a moment later.
+    [[ $line != stored:* ]] || { sleep 1; kill -INT "$pid"; }
+  done
+  wait "$pid"
+}
+
 step "format"
 cargo fmt --all --check
 
@@ -317,7 +330,7 @@ CARGO_TARGET_DIR=$PWD/target/mutants-tree/target limited \
 step "all tests"
 cargo test --quiet --workspace --all-features --no-run
 cargo build --quiet --workspace --all-features --example embedded
-timeout --signal=INT --preserve-status --kill-after=30s 3s "${CARGO_TARGET_DIR:-target}/debug/examples/embedded"
+embedded
 limited cargo test --workspace --all-features
 
 step "the paths for reading, as their own document describes them"

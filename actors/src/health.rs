@@ -123,27 +123,16 @@ mod tests {
     use actix_web::test::{TestRequest, call_service, init_service};
 
     use super::*;
-    use crate::clock::SystemClock;
-    use crate::event::EventLimits;
     use crate::messages::Drain;
-    use crate::metrics::Metrics;
-    use crate::pipeline::{PipelineParts, PipelineSettings, Placement};
+    use crate::pipeline::{PipelineParts, PipelineSettings};
     use crate::testing::{MemorySource, MemoryStore};
 
     #[actix::test]
     async fn a_hosts_app_tells_how_the_pipeline_is() {
         tokio::time::pause();
-        let settings = PipelineSettings {
-            placement: Placement::SameArbiter,
-            ..PipelineSettings::default()
-        };
-        let parts = PipelineParts {
-            sources: vec![Arc::new(MemorySource::default())],
-            open_store: MemoryStore::new().open_store(),
-            event_limits: EventLimits::default(),
-            clock: Arc::new(SystemClock),
-            metrics: Metrics::new().unwrap(),
-        };
+        let settings = PipelineSettings::default().on_one_thread();
+        let source = Arc::new(MemorySource::default());
+        let parts = PipelineParts::new(vec![source], MemoryStore::new().open_store()).unwrap();
         let pipeline = PipelineActor::new(settings, parts).start();
         let routes = HealthRoutes::new(pipeline.clone());
         let app = init_service(App::new().configure(|config| routes.configure(config))).await;

@@ -5,6 +5,8 @@
 /// The future that the methods of [`source::EventSource`] and [`store::EventStore`] return.
 pub use futures_util::future::LocalBoxFuture;
 
+pub mod prelude;
+
 pub mod event;
 
 pub mod delivery;

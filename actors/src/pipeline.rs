@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::backoff::Backoff;
 pub use crate::batcher::BatcherSettings;
-use crate::clock::Clock;
+use crate::clock::{Clock, SystemClock};
 use crate::db_writer::DbWriterActor;
 use crate::event::EventLimits;
 use crate::lifeline::Watch;
@@ -93,6 +93,21 @@ impl Default for PipelineSettings {
     }
 }
 
+impl PipelineSettings {
+    /// Never deletes anything; by default events go a week after they occurred.
+    pub fn without_retention(mut self) -> Self {
+        self.trim = None;
+        self.retention = None;
+        self
+    }
+
+    /// All on the thread that starts the pipeline: for tests with paused time.
+    pub fn on_one_thread(mut self) -> Self {
+        self.placement = Placement::SameArbiter;
+        self
+    }
+}
+
 /// The parts that a pipeline is made of.
 #[derive(Clone)]
 pub struct PipelineParts {
@@ -106,6 +121,26 @@ pub struct PipelineParts {
     pub clock: Arc<dyn Clock>,
     /// Counts every message; a clone can be registered to be scraped.
     pub metrics: Metrics,
+}
+
+impl PipelineParts {
+    /// From these sources into this store, with the usual limits, the system's clock, and metrics of its own.
+    ///
+    /// # Errors
+    ///
+    /// The metrics could not be made, which no host has seen yet.
+    pub fn new(
+        sources: Vec<Arc<dyn EventSource>>,
+        open_store: OpenStore,
+    ) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            sources,
+            open_store,
+            event_limits: EventLimits::default(),
+            clock: Arc::new(SystemClock),
+            metrics: Metrics::new()?,
+        })
+    }
 }
 
 /// The pipeline as one actor.

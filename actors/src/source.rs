@@ -48,6 +48,11 @@ impl Permit {
         max_messages: usize::MAX,
         max_bytes: usize::MAX,
     };
+
+    /// Whether so many messages of so many bytes may come together.
+    pub fn covers(&self, num_messages: usize, num_bytes: usize) -> bool {
+        num_messages <= self.max_messages && (num_bytes <= self.max_bytes || num_messages == 1)
+    }
 }
 
 /// What one read brought.

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::delivery::{Content, Entry, Receipt};
+use crate::event::ReceivedEvent;
 use crate::settings::{As, Count, Size};
 
 use super::retained::{Retain, Retained};
@@ -99,6 +100,15 @@ impl Intake {
     /// How many entries the intake holds at most.
     pub fn max_events(&self) -> usize {
         self.shared.bounds.max_events
+    }
+
+    /// Admits an event that this process has made: [`submit`](Self::submit) of one entry.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn submit_event(&self, event: ReceivedEvent) -> Result<Commit, SubmitError> {
+        self.submit(vec![Entry::of_event(Arc::clone(self.name()), event)])
     }
 
     /// Admits all of the entries at once, in order, or none.

@@ -94,8 +94,7 @@ impl<T: Retain> Retained<T> {
         let mut more = when_empty;
         for (&receipt, message) in self.messages.range(self.cursor..) {
             let with_this = num_bytes.saturating_add(message.num_bytes());
-            let fits = messages.len() < permit.max_messages && with_this <= permit.max_bytes;
-            if !fits && !messages.is_empty() {
+            if !permit.covers(messages.len() + 1, with_this) {
                 more = More::Ready;
                 break;
             }

@@ -5,10 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::{Actor as _, Addr};
-use event_persister_actors::clock::SystemClock;
-use event_persister_actors::event::EventLimits;
 use event_persister_actors::messages::{Drain, Status};
-use event_persister_actors::metrics::Metrics;
 use event_persister_actors::pipeline::{PipelineActor, PipelineParts, PipelineSettings};
 use event_persister_actors::source::redis::{RedisSettings, RedisSource, RedisStats};
 use event_persister_actors::testing::MemoryStore;
@@ -42,17 +39,8 @@ fn start_with(settings: RedisSettings) -> Bench {
     let source: RedisSource = source(settings);
     let store = MemoryStore::new();
     let stats = source.stats();
-    let parts = PipelineParts {
-        sources: vec![Arc::new(source)],
-        open_store: store.open_store(),
-        event_limits: EventLimits::default(),
-        clock: Arc::new(SystemClock),
-        metrics: Metrics::new().unwrap(),
-    };
-    let settings = PipelineSettings {
-        trim: None,
-        ..PipelineSettings::default()
-    };
+    let parts = PipelineParts::new(vec![Arc::new(source)], store.open_store()).unwrap();
+    let settings = PipelineSettings::default().without_retention();
     Bench {
         store,
         stats,

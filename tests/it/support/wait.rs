@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// Nothing here takes longer, on however busy a machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How soon it is asked again: too seldom costs the tests time, too often costs the servers theirs.
 const POLL: Duration = Duration::from_millis(20);
