@@ -130,6 +130,8 @@ mod tests {
                 let (messages, bytes) = all.fold((0, 0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
                 prop_assert!(messages <= 37, "{messages} messages");
                 prop_assert!(bytes <= max_bytes, "{bytes} bytes");
+                let used: usize = in_flight.iter().map(|(_, bytes)| bytes).sum();
+                prop_assert_eq!(credit.num_bytes(), used);
             }
             // Once everything has left there is room again.
             for (messages, bytes) in in_flight {

@@ -427,15 +427,8 @@ impl Actor for PipelineActor {
     }
 }
 
-impl Supervised for PipelineActor {
-    /// A host's supervisor brings it back with its numbers; it starts another generation, or goes
-    /// on draining.
-    fn restarting(&mut self, _: &mut Self::Context) {
-        if self.phase == Phase::Running {
-            self.phase = Phase::Starting;
-        }
-    }
-}
+/// A host's supervisor brings it back with its numbers; then it starts another generation, or goes on draining.
+impl Supervised for PipelineActor {}
 
 impl Handler<Drain> for PipelineActor {
     type Result = LateReply<Drained>;

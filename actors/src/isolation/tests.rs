@@ -90,6 +90,7 @@ fn the_allowance_takes_what_there_is_room_for_and_one_that_is_larger() {
     assert!(allowance.take(60));
     assert!(allowance.take(1_000), "the one that is larger");
     assert!(!allowance.take(1), "no bytes left");
+    assert_eq!(allowance.num_bytes(), 1_060);
     allowance.give_back(1_000);
     assert!(allowance.take(1));
     assert!(allowance.take(1));

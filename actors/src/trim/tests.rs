@@ -110,6 +110,19 @@ async fn removes_what_is_too_old_in_bounded_steps_and_nothing_else() {
 }
 
 #[actix::test]
+async fn a_pass_of_a_process_that_writes_nothing_tells_of_each_step() {
+    pause_time();
+    let store = store_with("e", [1, 2, 3, 4, 5, 6, 7]).await;
+    let cutoffs = cutoffs(&settings(4 * HOUR), now()).unwrap();
+    let mut told = Vec::new();
+    let note = |removed: &Trimmed| told.push(removed.events);
+    let removed = run_pass(&store, &cutoffs, NonZeroUsize::new(2).unwrap(), note).await;
+    assert_eq!(removed.unwrap().events, 3);
+    assert_eq!(told, [2, 1]);
+    assert_eq!(ages(&store), [1, 2, 3, 4]);
+}
+
+#[actix::test]
 async fn steps_are_small_and_rest_while_the_pipeline_writes() {
     pause_time();
     for (is_writing, num_trims, least) in [(false, 2, 0), (true, 3, 300)] {

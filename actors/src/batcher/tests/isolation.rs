@@ -358,7 +358,7 @@ async fn what_fails_behind_controls_that_pass_and_is_no_event_is_tried_at_a_slow
     assert!(attempts < 60, "{attempts} attempts in 20 s");
 }
 
-fn fails_with(kind: FaultKind) -> StoreError {
+pub(super) fn fails_with(kind: FaultKind) -> StoreError {
     StoreError::Unavailable {
         what: "refused".to_owned(),
         fault: Some(fault(kind)),

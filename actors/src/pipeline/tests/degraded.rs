@@ -61,6 +61,33 @@ async fn a_store_that_goes_away_is_noticed_although_a_suspect_waits_in_a_writer(
 }
 
 #[actix::test]
+async fn a_probe_does_not_hide_that_controls_beside_a_suspect_fail() {
+    let bench = Bench::new();
+    let waiting = Uuid::from_u128(0);
+    let fault = Fault {
+        kind: FaultKind::Contention,
+        code: Some("55P03".to_owned()),
+    };
+    bench.store.fail_with(waiting, fault);
+    let pipeline = bench.pipeline(settings(1, 100)).start();
+    bench.push(0..5);
+    bench.source.wait_for_acknowledged(4).await;
+    bench.store.fail_all(Some(Fault {
+        kind: FaultKind::Lasting,
+        code: Some("42501".to_owned()),
+    }));
+    until(&pipeline, |status| !status.ready).await;
+    for _ in 0..600 {
+        sleep(Duration::from_millis(100)).await;
+        assert!(!status(&pipeline).await.ready);
+    }
+    bench.store.fail_all(None);
+    until(&pipeline, |status| status.ready).await;
+    bench.store.accept(waiting);
+    bench.source.wait_for_acknowledged(5).await;
+}
+
+#[actix::test]
 async fn where_nothing_is_stored_it_is_not_ready() {
     let bench = Bench::new();
     let fault = Fault {

@@ -84,3 +84,30 @@ async fn restarts_in_a_row_are_ever_further_apart_until_a_generation_has_lived_f
     let took = restart().await;
     assert!(took <= backoff.base + slack, "{took:?}");
 }
+
+#[actix::test]
+async fn one_that_has_lost_a_part_has_not_settled() {
+    const SOON: Duration = Duration::from_secs(10);
+    let bench = Bench::new();
+    let settings = settings(1, 10);
+    let components = Components::new(&settings, &bench.parts);
+    let starter = Starter::new(&settings, &bench.parts, &components);
+    for lost in ["nothing", "the batcher", "a consumer"] {
+        let (writer, _) = starter.writer(0);
+        let (batcher, _) = starter.batcher(std::slice::from_ref(&writer));
+        let (consumer, _) = starter.consumer(0, &batcher).unwrap();
+        let children = Children {
+            batcher: batcher.clone(),
+            consumers: vec![consumer.clone()],
+            writers: vec![writer],
+            trim: None,
+            core: Vec::new(),
+        };
+        match lost {
+            "the batcher" => batcher.send(Retire).await.unwrap(),
+            "a consumer" => consumer.send(Retire).await.unwrap(),
+            _ => {}
+        }
+        assert_eq!(children.settle(SOON).await, lost == "nothing", "{lost}");
+    }
+}
