@@ -8,10 +8,11 @@
 //! cargo test -p event-persister-actors --features http,sqlite --example embedded
 //! ```
 #![allow(clippy::print_stdout, reason = "an example shows what it does")]
+#![allow(clippy::unwrap_used, reason = "nothing panics while it holds a lock")]
 
 use std::collections::BTreeMap;
 use std::future::ready;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix::{Addr, Supervisor};
@@ -34,19 +35,13 @@ struct Rows {
     last_before: u64,
 }
 
-impl Outbox {
-    fn rows(&self) -> MutexGuard<'_, Rows> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl EventSource for Outbox {
     fn name(&self) -> &str {
         "outbox"
     }
 
     fn read(&self, permit: Permit) -> LocalBoxFuture<'_, Result<Chunk, SourceError>> {
-        let mut rows = self.rows();
+        let mut rows = self.0.lock().unwrap();
         let mut num_bytes = 0;
         let mut messages = Vec::new();
         for (&number, text) in rows.texts.range(rows.last + 1..) {
@@ -78,13 +73,13 @@ impl EventSource for Outbox {
         &'a self,
         receipts: &'a [Receipt],
     ) -> LocalBoxFuture<'a, Result<(), SourceError>> {
-        let mut rows = self.rows();
+        let mut rows = self.0.lock().unwrap();
         rows.texts.retain(|n, _| !receipts.contains(&Receipt(*n)));
         Box::pin(ready(Ok(())))
     }
 
     fn rewind(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
-        let mut rows = self.rows();
+        let mut rows = self.0.lock().unwrap();
         rows.last_before = rows.last_before.max(rows.last);
         rows.last = 0;
         Box::pin(ready(Ok(())))
@@ -174,10 +169,15 @@ mod tests {
         tokio::time::pause();
         let outbox = Arc::new(Outbox::default());
         let text = json_of(&event(uuid::Uuid::new_v4()));
-        outbox.rows().texts.insert(1, text);
+        outbox.0.lock().unwrap().texts.insert(1, text);
         let settings = PipelineSettings::default().on_one_thread();
         let (pipeline, intake) = start(settings, outbox.clone(), store.open_store()).unwrap();
         (pipeline, intake, outbox)
+    }
+
+    /// How many events are stored, and how many texts wait.
+    fn counts(store: &MemoryStore, outbox: &Outbox) -> (usize, usize) {
+        (store.num_events(), outbox.0.lock().unwrap().texts.len())
     }
 
     #[actix_rt::test]
@@ -188,10 +188,10 @@ mod tests {
         store.wait_for_write_started().await; // The one that fails.
         store.hold();
         store.wait_for_write_started().await; // The next one, which waits.
-        assert_eq!((store.num_events(), outbox.rows().texts.len()), (0, 1));
+        assert_eq!(counts(&store, &outbox), (0, 1));
         store.release();
         pipeline.send(Drain::default()).await.unwrap();
-        assert_eq!((store.num_events(), outbox.rows().texts.len()), (1, 0));
+        assert_eq!(counts(&store, &outbox), (1, 0));
     }
 
     #[actix_rt::test]
@@ -212,6 +212,6 @@ mod tests {
         store.wait_for_write_started().await;
         store.release();
         let drained = pipeline.send(Drain::default()).await.unwrap();
-        assert_eq!((drained.released, outbox.rows().texts.len()), (0, 0));
+        assert_eq!((drained.released, counts(&store, &outbox)), (0, (1, 0)));
     }
 }

@@ -64,3 +64,24 @@ impl Caution {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_long_after_more_than_a_day_and_more_than_two_intervals() {
+        const HOUR: u64 = 60 * 60;
+        for (every, hours) in [(HOUR, 24), (12 * HOUR, 24), (36 * HOUR, 72)] {
+            let now = DateTime::UNIX_EPOCH;
+            let caution = Caution {
+                began: now,
+                passed: None,
+                every: Duration::from_secs(every),
+            };
+            let since = now - TimeDelta::hours(hours);
+            assert!(!caution.is_long(now, since), "{hours}");
+            assert!(caution.is_long(now, since - TimeDelta::nanoseconds(1)));
+        }
+    }
+}

@@ -318,6 +318,17 @@ mod tests {
     }
 
     #[actix::test]
+    async fn a_window_that_took_longer_counts_for_a_second() {
+        pause_time();
+        let metrics = Metrics::new().unwrap();
+        let mut writers = Writers::new(metrics.clone());
+        assert_eq!(writers.look(Instant::now()), None);
+        tokio::time::advance(4 * WINDOW).await;
+        store_events(&metrics, 1_000);
+        assert_eq!(writers.look(Instant::now()), Some(250.0));
+    }
+
+    #[actix::test]
     async fn steps_are_small_and_rest_while_this_process_writes() {
         pause_time();
         let metrics = Metrics::new().unwrap();

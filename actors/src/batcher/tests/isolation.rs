@@ -421,6 +421,25 @@ async fn suspects_stop_no_reading() {
 }
 
 #[actix::test]
+async fn more_suspects_than_are_held_beside_the_rest_stop_reading() {
+    let mut bench = Bench::start(1, 1).await;
+    let mut num_read = 0;
+    loop {
+        let permit = actix_rt::spawn(bench.enqueue_these(events(num_read..num_read + 1), false));
+        num_read += 1;
+        let began = Instant::now();
+        while !permit.is_finished() && began.elapsed() < Duration::from_secs(30) {
+            refuse(bench.flush(0).await, waits_for_a_lock());
+            settle().await;
+        }
+        if !permit.is_finished() {
+            break;
+        }
+    }
+    assert_eq!(num_read, 100 + 3, "beside the three that may be in flight");
+}
+
+#[actix::test]
 async fn a_suspect_whose_failure_may_go_by_itself_is_left_alone_for_a_second() {
     let mut bench = Bench::start(1, 1).await;
     drop(bench.enqueue_these(events(0..1), false));
