@@ -81,7 +81,7 @@ if [ "$mode" = all ]; then
   command -v chromedriver >/dev/null || missing+=(chromium-driver)
   command -v cargo-machete >/dev/null || programs+=(cargo-machete)
 fi
-if [[ "$mode" = --mutants* ]]; then
+if [[ "$mode" = --mutants* || "$mode" = all ]]; then
   command -v cargo-mutants >/dev/null || programs+=(cargo-mutants)
 fi
 
@@ -326,6 +326,8 @@ step "tests of the library without features"
 # Compiled as for the mutants, so that they find the crates.
 CARGO_TARGET_DIR=$PWD/target/mutants-tree/target limited \
   cargo test -p event-persister-actors --no-default-features --profile mutants
+
+mutants_of_the_day
 
 step "all tests"
 cargo test --quiet --workspace --all-features --no-run

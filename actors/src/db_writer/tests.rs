@@ -104,6 +104,25 @@ async fn the_control_beside_a_lost_connection_is_as_large_as_the_event() {
 }
 
 #[actix::test]
+async fn where_room_is_short_a_small_event_that_is_taken_tells_nothing() {
+    let store = MemoryStore::new();
+    let (writer, _) = writer(&store);
+    let fault = Fault {
+        kind: FaultKind::Resources,
+        code: None,
+    };
+    store.fail_with(Uuid::from_u128(0), fault);
+    // Room for one event, and not for as many as a control has there.
+    store.lose_connections_above(Some(2_000));
+    let flush = Flush {
+        template: Some(event_entry(event(Uuid::from_u128(1)))),
+        ..flush(batch(0..1))
+    };
+    let failed = writer.send(flush).await.unwrap().unwrap_err();
+    assert_eq!(failed.control, Control::Failed);
+}
+
+#[actix::test]
 async fn a_writer_tells_when_the_controls_before_an_attempt_have_passed() {
     let store = MemoryStore::new();
     let (writer, _) = writer(&store);

@@ -57,3 +57,17 @@ async fn many_batches_that_always_fail_keep_no_other_from_being_written() {
     }
     assert_eq!(bench.acknowledged().await, [20]);
 }
+
+#[actix::test]
+async fn only_what_has_failed_before_goes_out_behind_a_control() {
+    let mut bench = Bench::start(1, 1).await;
+    drop(bench.enqueue(0..1, false));
+    let flush = bench.flush(0).await;
+    assert_eq!(flush.message.purpose, Purpose::Write);
+    flush.answer(Err(StoreError::unavailable("away").into()));
+    let flush = bench.flush(0).await;
+    let fault = FaultKind::Transient;
+    assert_eq!(flush.message.purpose, Purpose::Retry { fault });
+    commit(flush);
+    assert_eq!(bench.acknowledged().await, [0]);
+}
