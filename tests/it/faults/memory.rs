@@ -11,7 +11,7 @@ fn num_large() -> usize {
     match trouble() {
         Some(trouble) if trouble.as_secs() >= 30 => 1_000,
         // More than a replica may have resident, all the same.
-        _ => 250,
+        _ => 200,
     }
 }
 
