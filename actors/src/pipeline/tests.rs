@@ -245,6 +245,23 @@ async fn a_store_that_does_not_answer_shows_within_five_seconds() {
     assert!(status(&pipeline).await.ready);
 }
 
+#[actix::test]
+async fn while_there_is_something_to_write_no_probe_speaks_for_the_writers() {
+    let bench = Bench::new();
+    let pipeline = bench.pipeline(settings(2, 10)).start();
+    until(&pipeline, |status| status.ready).await;
+    bench.store.hold();
+    bench.push(0..5);
+    bench.store.wait_for_write_started().await;
+    bench.store.set_available(false);
+    sleep(Duration::from_secs(3)).await;
+    let status = status(&pipeline).await;
+    assert!(status.ready, "{:?}", status.reason);
+    bench.store.set_available(true);
+    bench.store.release();
+    bench.source.wait_for_acknowledged(5).await;
+}
+
 /// As the library's README says.
 async fn goes_on_without_an_address(start: impl FnOnce(PipelineActor) -> Addr<PipelineActor>) {
     let bench = Bench::new();

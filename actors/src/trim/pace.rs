@@ -177,13 +177,13 @@ impl Writers {
         let ledger = self.metrics.ledger();
         let (began, num_then) = *self.window.get_or_insert((now, ledger.stored));
         let (took, num_stored) = (now - began, ledger.stored - num_then);
+        let in_this = num_stored as f64 / took.max(WINDOW).as_secs_f64();
         let per_second = if took < WINDOW {
-            self.per_second
-                .max(num_stored as f64 / WINDOW.as_secs_f64())
+            self.per_second.max(in_this)
         } else {
             self.window = Some((now, ledger.stored));
-            self.per_second = num_stored as f64 / took.as_secs_f64();
-            self.per_second
+            self.per_second = in_this;
+            in_this
         };
         let last_commit = self.metrics.since_last_commit();
         let is_writing = ledger.in_flight > 0 || last_commit.is_some_and(|since| since < WINDOW);
