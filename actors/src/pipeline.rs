@@ -128,7 +128,7 @@ impl PipelineParts {
     ///
     /// # Errors
     ///
-    /// The metrics could not be made, which no host has seen yet.
+    /// Never; as [`Metrics::new`] says.
     pub fn new(
         sources: Vec<Arc<dyn EventSource>>,
         open_store: OpenStore,
