@@ -118,6 +118,22 @@ fn scraped(bench: &Bench, name: &str) -> HashMap<String, f64> {
 }
 
 #[actix::test]
+async fn the_load_is_scraped_and_gone_with_the_commit() {
+    let bench = Bench::new();
+    bench.store.hold();
+    let _pipeline = bench.pipeline(settings(2, 100)).start();
+    bench.push(0..10);
+    bench.store.wait_for_write_started().await;
+    let busy = || scraped(&bench, "event_persister_writers_busy")[""];
+    let num_bytes = || scraped(&bench, "event_persister_in_flight_bytes")[""];
+    assert_eq!(busy(), 1.0);
+    assert!(num_bytes() > 0.0);
+    bench.store.release();
+    bench.source.wait_for_acknowledged(10).await;
+    assert_eq!((busy(), num_bytes()), (0.0, 0.0));
+}
+
+#[actix::test]
 async fn what_is_scraped_follows_within_a_second() {
     let bench = Bench::new();
     let waiting = Uuid::from_u128(3);
