@@ -1,6 +1,7 @@
 use super::*;
 use crate::clock::SystemClock;
 use crate::delivery::{Batch, BatchId};
+use crate::event::{EventLimits, ReceivedEvent, Resource};
 use crate::lifeline::lifeline;
 use crate::store::{Fault, RefusalCounts, RefusalReason};
 use crate::testing::{MemoryStore, event, event_entry, pause_time, rejected_entry};
@@ -120,6 +121,35 @@ async fn where_room_is_short_a_small_event_that_is_taken_tells_nothing() {
     };
     let failed = writer.send(flush).await.unwrap().unwrap_err();
     assert_eq!(failed.control, Control::Failed);
+}
+
+#[actix::test]
+async fn beside_what_is_refused_for_good_the_size_of_a_control_does_not_matter() {
+    let store = MemoryStore::new();
+    let (writer, _) = writer(&store);
+    let fault = Fault {
+        kind: FaultKind::Lasting,
+        code: None,
+    };
+    store.fail_with(Uuid::from_u128(0), fault);
+    let now = SystemClock.now();
+    let named = |name: &str| {
+        let event = ReceivedEvent::builder(name, Resource::new("test.resource"));
+        let event = event.id(Uuid::from_u128(0));
+        event_entry(event.build(&EventLimits::default(), now).unwrap())
+    };
+    let (template, entry) = (named("small"), named("not.so.small"));
+    assert!(entry.num_bytes() > template.num_bytes());
+    // One of ours is larger than what passes.
+    let ours = control::beside(&entry, FaultKind::Lasting, now).unwrap();
+    assert!(ours.num_bytes() > entry.num_bytes());
+    store.lose_connections_above(Some(entry.num_bytes()));
+    let flush = Flush {
+        template: Some(template),
+        ..flush(Arc::new(Batch::new(BatchId(1), vec![entry])))
+    };
+    let failed = writer.send(flush).await.unwrap().unwrap_err();
+    assert_eq!(failed.control, Control::Passed);
 }
 
 #[actix::test]

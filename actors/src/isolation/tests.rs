@@ -95,6 +95,9 @@ fn the_allowance_takes_what_there_is_room_for_and_one_that_is_larger() {
     assert!(allowance.take(1));
     assert!(allowance.take(1));
     assert!(!allowance.take(1), "no events left");
+    let mut exact = Allowance::new(3, 100);
+    assert!(exact.take(100));
+    assert!(!exact.take(1), "not one byte is left");
 }
 
 proptest! {

@@ -107,3 +107,17 @@ async fn all_that_wait_for_the_end_of_the_sources_are_told() {
         "two writers and the probe, once"
     );
 }
+
+#[actix::test]
+async fn the_end_of_the_sources_ends_it_only_when_somebody_waits_for_that() {
+    let bench = Bench::new();
+    let pipeline = bench.pipeline(settings(2, 10)).start();
+    bench.push(0..15);
+    bench.source.end();
+    bench.source.wait_for_acknowledged(15).await;
+    sleep(Duration::from_secs(60)).await;
+    assert!(!status(&pipeline).await.draining);
+    let finished = timeout(Duration::from_secs(60), pipeline.send(Finish)).await;
+    let finished = finished.expect("in time").unwrap();
+    assert_eq!(finished, Drained { released: 0 });
+}
