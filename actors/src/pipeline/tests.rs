@@ -240,9 +240,50 @@ async fn a_store_that_does_not_answer_shows_within_five_seconds() {
     sleep(Duration::from_secs(2)).await;
     let reason = status(&pipeline).await.reason.expect("not ready");
     assert!(reason.contains("nothing was committed"), "{reason}");
+    assert!(reason.ends_with(" (memory)"), "{reason}");
     bench.store.release();
     bench.source.wait_for_acknowledged(5).await;
     assert!(status(&pipeline).await.ready);
+}
+
+#[actix::test]
+async fn it_is_ready_by_its_first_probe_although_the_first_write_takes_long() {
+    let bench = Bench::new();
+    bench.store.hold();
+    bench.push(0..5);
+    let pipeline = bench.pipeline(settings(2, 10)).start();
+    bench.store.wait_for_write_started().await;
+    sleep(Duration::from_secs(3)).await;
+    let status = status(&pipeline).await;
+    assert!(status.ready, "{:?}", status.reason);
+    bench.store.release();
+    bench.source.wait_for_acknowledged(5).await;
+}
+
+#[actix::test]
+async fn retention_that_fails_is_a_warning_until_it_works_again() {
+    let bench = Bench::new();
+    let every = Duration::from_secs(60);
+    let settings = PipelineSettings {
+        trim: Some(TrimSettings {
+            every: Some(every),
+            ..TrimSettings::default()
+        }),
+        ..settings(2, 10)
+    };
+    let pipeline = bench.pipeline(settings).start();
+    sleep(2 * every).await;
+    assert_eq!(status(&pipeline).await.warnings, [""; 0]);
+    bench.store.trim_too_slowly_above(Some(0));
+    sleep(2 * every).await;
+    let warnings = status(&pipeline).await.warnings;
+    assert!(
+        warnings[0].starts_with("trim: the retention pass"),
+        "{warnings:?}"
+    );
+    bench.store.trim_too_slowly_above(None);
+    sleep(2 * every).await;
+    assert_eq!(status(&pipeline).await.warnings, [""; 0]);
 }
 
 #[actix::test]

@@ -471,6 +471,10 @@ impl EventStore for MemoryStore {
         Box::pin(async move { self.available().map(drop) })
     }
 
+    fn place(&self) -> Option<String> {
+        Some("memory".to_owned())
+    }
+
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             self.state().num_closed += 1;
