@@ -186,6 +186,15 @@ async fn acknowledges_only_after_commit() {
 }
 
 #[actix::test]
+async fn what_has_not_left_yet_is_the_oldest_too() {
+    let bench = Bench::start(1, 100).await;
+    assert_eq!(bench.metrics.oldest_unflushed(), None);
+    drop(bench.enqueue(0..3, true));
+    settle().await;
+    assert_eq!(bench.metrics.oldest_unflushed(), Some(Duration::ZERO));
+}
+
+#[actix::test]
 async fn tells_whose_messages_became_dead_letters() {
     let mut bench = Bench::start(1, 10).await;
     drop(bench.enqueue(0..4, false));

@@ -123,33 +123,37 @@ async fn where_room_is_short_a_small_event_that_is_taken_tells_nothing() {
     assert_eq!(failed.control, Control::Failed);
 }
 
-#[actix::test]
-async fn beside_what_is_refused_for_good_the_size_of_a_control_does_not_matter() {
+/// Of an event with this name, beside one called `small` that the store took, where one of ours is too large.
+async fn control_beside(name: &str, kind: FaultKind) -> Control {
     let store = MemoryStore::new();
     let (writer, _) = writer(&store);
-    let fault = Fault {
-        kind: FaultKind::Lasting,
-        code: None,
-    };
-    store.fail_with(Uuid::from_u128(0), fault);
+    store.fail_with(Uuid::from_u128(0), Fault { kind, code: None });
     let now = SystemClock.now();
     let named = |name: &str| {
         let event = ReceivedEvent::builder(name, Resource::new("test.resource"));
         let event = event.id(Uuid::from_u128(0));
         event_entry(event.build(&EventLimits::default(), now).unwrap())
     };
-    let (template, entry) = (named("small"), named("not.so.small"));
-    assert!(entry.num_bytes() > template.num_bytes());
-    // One of ours is larger than what passes.
-    let ours = control::beside(&entry, FaultKind::Lasting, now).unwrap();
+    let entry = named(name);
+    let ours = control::beside(&entry, kind, now).unwrap();
     assert!(ours.num_bytes() > entry.num_bytes());
     store.lose_connections_above(Some(entry.num_bytes()));
     let flush = Flush {
-        template: Some(template),
+        template: Some(named("small")),
         ..flush(Arc::new(Batch::new(BatchId(1), vec![entry])))
     };
-    let failed = writer.send(flush).await.unwrap().unwrap_err();
-    assert_eq!(failed.control, Control::Passed);
+    writer.send(flush).await.unwrap().unwrap_err().control
+}
+
+#[actix::test]
+async fn the_size_of_a_control_matters_beside_a_lost_connection_of_a_larger_event_alone() {
+    let larger = "not.so.small";
+    let control = control_beside(larger, FaultKind::Transient).await;
+    assert_eq!(control, Control::Failed);
+    let control = control_beside("equal", FaultKind::Transient).await;
+    assert_eq!(control, Control::Passed);
+    let control = control_beside(larger, FaultKind::Lasting).await;
+    assert_eq!(control, Control::Passed);
 }
 
 #[actix::test]
