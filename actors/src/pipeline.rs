@@ -451,12 +451,10 @@ impl Handler<Finish> for PipelineActor {
         if let Some(drained) = self.drained {
             return LateReply::at_once(drained);
         }
-        let first = self.finishing.is_empty();
-        let reply = self.finishing.wait();
-        if first && self.phase == Phase::Running {
+        if self.phase == Phase::Running {
             self.finish_when_ended(ctx);
         }
-        reply
+        self.finishing.wait()
     }
 }
 
