@@ -326,6 +326,9 @@ mod tests {
         tokio::time::advance(4 * WINDOW).await;
         store_events(&metrics, 1_000);
         assert_eq!(writers.look(Instant::now()), Some(250.0));
+        tokio::time::advance(WINDOW).await;
+        store_events(&metrics, 100);
+        assert_eq!(writers.look(Instant::now()), Some(100.0), "the next window");
     }
 
     #[actix::test]
