@@ -138,7 +138,8 @@ mutants() {
   local tree=$PWD/target/mutants-tree out=$PWD/target/mutants.out status=0
   mkdir -p "$tree"
   find "$tree" -mindepth 1 -maxdepth 1 ! -name target -exec rm -rf {} +
-  tar --exclude=./target --exclude=./tests/fuzz/target --exclude=./.git -cf - . | tar -xf - -C "$tree"
+  # As if just written, or cargo would take what it compiled of the last mutant for this.
+  tar --exclude=./target --exclude=./tests/fuzz/target --exclude=./.git -cf - . | tar -xmf - -C "$tree"
   # It is its own dependency for the sake of examples, which would have each mutant compiled twice.
   sed -i '/^event-persister-actors = { path = "\."/d' "$tree/actors/Cargo.toml"
   # The test harness stops at the first failure only where it takes options that are not stable.
