@@ -29,7 +29,7 @@ const RECOVER_EVERY: Duration = Duration::from_secs(60);
 const RECOVER_AFTER_FAILURE: Duration = Duration::from_secs(6);
 
 /// While events trickle in, reads are this far apart. Longer saves commands, at the price of the delay.
-const PACE: Duration = Duration::from_millis(15);
+const PACE: Duration = Duration::from_millis(5);
 
 /// From so many entries on, how much was read is written down at once. Fewer would make that most of what
 /// Redis has to do; more could be taken for lost after a restart.
