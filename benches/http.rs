@@ -146,11 +146,17 @@ async fn measure(variant: Variant, events: &[String], import_rate: f64, row: &mu
     assert_eq!(stored, events.len() as u64);
 }
 
-/// Events a second.
-fn import(events: &[String]) -> f64 {
+/// Of clients that wait for their commits a transaction has half at most: the other half comes in meanwhile.
+const SMALL_TRANSACTION: usize = 64;
+
+/// Events a second; in transactions of that many, where it is said.
+fn import(events: &[String], max_events: Option<usize>) -> f64 {
     let folder = Folder::new();
     folder.write("events.jsonl", events.join("\n"));
     let mut command = folder.command(&["import", "events.jsonl"]);
+    if let Some(max_events) = max_events {
+        command.env("EVENT_PERSISTER_BATCH_MAX_EVENTS", max_events.to_string());
+    }
     let ran = usage::run(command.env("EVENT_PERSISTER_LOG_LEVEL", "warn"));
     events.len() as f64 / ran.took.as_secs_f64()
 }
@@ -169,10 +175,11 @@ async fn main() {
         })
         .collect();
     let mut rows: Vec<Row> = variants.iter().map(|_| Row::default()).collect();
-    let mut import_rates = Samples::default();
+    let (mut import_rates, mut small_rates) = (Samples::default(), Samples::default());
     for round in 0..num_rounds {
-        let import_rate = import(&events);
+        let import_rate = import(&events, None);
         import_rates.push(import_rate);
+        small_rates.push(import(&events, Some(SMALL_TRANSACTION)));
         for index in turns(variants.len(), round) {
             measure(variants[index], &events, import_rate, &mut rows[index]).await;
         }
@@ -186,6 +193,11 @@ async fn main() {
         "", "min", "median", "max", "import", "p50", "p99", "server", "client", "MiB"
     );
     println!("{:<26}{import_rates}", "import");
+    println!(
+        "{:<26}{small_rates}{:>9.2}",
+        format!("import, {SMALL_TRANSACTION} at a time"),
+        small_rates.over(&import_rates)
+    );
     for (variant, row) in variants.iter().zip(&rows) {
         row.print(&variant.name());
     }

@@ -10,7 +10,6 @@
 #![allow(clippy::print_stdout, reason = "an example shows what it does")]
 #![allow(clippy::unwrap_used, reason = "nothing panics while it holds a lock")]
 
-use std::collections::BTreeMap;
 use std::future::ready;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,18 +20,18 @@ use event_persister_actors::prelude::*;
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
-/// A source of its own: the texts of events by rising numbers. One is deleted when it is durable. In a real shop this
-/// is a table, to which it adds in the transaction of the order.
+/// A source of its own: the texts of events, each kept until its event is durable. In a real shop this is a table, to
+/// which it adds in the transaction of the order.
 #[derive(Default)]
-struct Outbox(Mutex<Rows>);
+struct Outbox(Mutex<Retained<Body>>);
 
-#[derive(Default)]
-struct Rows {
-    texts: BTreeMap<u64, String>,
-    /// The number that was handed out last.
-    last: u64,
-    /// The highest number that was handed out before the last rewind.
-    last_before: u64,
+impl Outbox {
+    fn add(&self, number: u32, text: String) {
+        self.0
+            .lock()
+            .unwrap()
+            .push(Body::raw(number.to_string(), text));
+    }
 }
 
 impl EventSource for Outbox {
@@ -41,31 +40,12 @@ impl EventSource for Outbox {
     }
 
     fn read(&self, permit: Permit) -> LocalBoxFuture<'_, Result<Chunk, SourceError>> {
-        let mut rows = self.0.lock().unwrap();
-        let mut num_bytes = 0;
-        let mut messages = Vec::new();
-        for (&number, text) in rows.texts.range(rows.last + 1..) {
-            num_bytes += text.len();
-            if !permit.covers(messages.len() + 1, num_bytes) {
-                break;
-            }
-            let position = Position::new(number.to_string());
-            let data = text.clone().into();
-            messages.push(Message {
-                receipt: Receipt(number),
-                redelivered: number <= rows.last_before,
-                body: Body::Raw { position, data },
-            });
-        }
-        if let Some(message) = messages.last() {
-            rows.last = message.receipt.0;
-        }
+        let next = self.0.lock().unwrap().hand_out(permit, More::Later);
         Box::pin(async move {
-            if messages.is_empty() {
+            if next.is_none() {
                 actix::clock::sleep(Duration::from_millis(100)).await;
             }
-            let more = More::Later;
-            Ok(Chunk { messages, more })
+            Ok(next.unwrap_or_default())
         })
     }
 
@@ -73,15 +53,15 @@ impl EventSource for Outbox {
         &'a self,
         receipts: &'a [Receipt],
     ) -> LocalBoxFuture<'a, Result<(), SourceError>> {
-        let mut rows = self.0.lock().unwrap();
-        rows.texts.retain(|n, _| !receipts.contains(&Receipt(*n)));
+        let mut texts = self.0.lock().unwrap();
+        for receipt in receipts {
+            texts.acknowledge(*receipt);
+        }
         Box::pin(ready(Ok(())))
     }
 
     fn rewind(&self) -> LocalBoxFuture<'_, Result<(), SourceError>> {
-        let mut rows = self.0.lock().unwrap();
-        rows.last_before = rows.last_before.max(rows.last);
-        rows.last = 0;
+        self.0.lock().unwrap().rewind();
         Box::pin(ready(Ok(())))
     }
 }
@@ -125,8 +105,10 @@ fn start(
     let (source, intake) = IntakeSource::new("shop", IntakeSettings::default());
     let open_store: OpenStore = Arc::new(move || Arc::new(Telling(open())));
     let parts = PipelineParts::new(vec![source, outbox], open_store)?;
-    let actor = PipelineActor::new(settings, parts);
-    Ok((Supervisor::start(|_| actor), intake))
+    Ok((
+        Supervisor::start(|_| PipelineActor::new(settings, parts)),
+        intake,
+    ))
 }
 
 #[actix_rt::main]
@@ -168,8 +150,7 @@ mod tests {
     fn shop(store: &MemoryStore) -> (Addr<PipelineActor>, Intake, Arc<Outbox>) {
         tokio::time::pause();
         let outbox = Arc::new(Outbox::default());
-        let text = json_of(&event(uuid::Uuid::new_v4()));
-        outbox.0.lock().unwrap().texts.insert(1, text);
+        outbox.add(1, json_of(&event(uuid::Uuid::new_v4())));
         let settings = PipelineSettings::default().on_one_thread();
         let (pipeline, intake) = start(settings, outbox.clone(), store.open_store()).unwrap();
         (pipeline, intake, outbox)
@@ -177,7 +158,7 @@ mod tests {
 
     /// How many events are stored, and how many texts wait.
     fn counts(store: &MemoryStore, outbox: &Outbox) -> (usize, usize) {
-        (store.num_events(), outbox.0.lock().unwrap().texts.len())
+        (store.num_events(), outbox.0.lock().unwrap().len())
     }
 
     #[actix_rt::test]
@@ -199,9 +180,8 @@ mod tests {
         let store = MemoryStore::new();
         let (_pipeline, intake, _outbox) = shop(&store);
         place_order(&intake, 17).await.unwrap();
-        let events = store.events();
-        let mut names = events.values().map(|stored| &*stored.event.event);
-        assert!(names.any(|name| name == "order.placed"));
+        let mut stored = store.events().into_values();
+        assert!(stored.any(|stored| &*stored.event.event == "order.placed"));
     }
 
     #[actix_rt::test]

@@ -168,6 +168,9 @@ pub struct Preference {
     pub new_first: bool,
     /// Batches that may take long wait: the idle writer is the last one.
     pub quick_only: bool,
+    /// New batches wait until they are full, or for as long as their oldest entry may wait: another writer
+    /// is at work, and the store writes one batch at a time.
+    pub full_only: bool,
 }
 
 /// Everything that waits for a writer.
@@ -301,7 +304,7 @@ impl BatchQueue {
             retry = Some(retry.map_or(due, |first| first.min(due)));
         }
         let is_passed_over =
-            prefer.new_first && held_up_until.is_none() && self.flush_reason(now).is_ok();
+            prefer.new_first && held_up_until.is_none() && self.flush_reason(now, prefer).is_ok();
         match retry {
             Some((at, id)) if at <= now && !is_passed_over => return self.retry(id),
             _ => {}
@@ -310,7 +313,7 @@ impl BatchQueue {
         if let Some(at) = held_up_until {
             return Next::WaitUntil(wake.map_or(at, |wake| wake.min(at)));
         }
-        match self.flush_reason(now) {
+        match self.flush_reason(now, prefer) {
             Ok(reason) => Next::Write(self.take_batch(now), reason),
             Err(at) => match at.into_iter().chain(wake).min() {
                 Some(at) => Next::WaitUntil(at),
@@ -327,7 +330,11 @@ impl BatchQueue {
     }
 
     /// Why the open entries leave now, or else when they will.
-    fn flush_reason(&self, now: Instant) -> Result<FlushReason, Option<Instant>> {
+    fn flush_reason(
+        &self,
+        now: Instant,
+        prefer: Preference,
+    ) -> Result<FlushReason, Option<Instant>> {
         let (Some(first), Some(last_push)) = (self.open.front(), self.last_push) else {
             return Err(None);
         };
@@ -339,6 +346,8 @@ impl BatchQueue {
             Ok(FlushReason::MaxBytes)
         } else if self.draining {
             Ok(FlushReason::Draining)
+        } else if prefer.full_only && now < aged {
+            Err(Some(aged))
         } else if !self.more_ready {
             Ok(FlushReason::SourceIdle)
         } else if aged <= now {

@@ -5,6 +5,7 @@
 //!
 //! - A batch that failed goes out again until it is written. While its back-off lasts nothing newer
 //!   overtakes it, unless it fails alone ([`BatchQueue`]).
+//! - Where the store writes one batch at a time, one that is not full waits for that, and grows meanwhile.
 //! - However many batches fail, their attempts do not add up ([`Outage`]).
 //! - A batch that fails while the store takes others is split, until the event that fails stands alone
 //!   ([`routing`]). That event becomes a dead letter once it has failed often enough
@@ -38,7 +39,7 @@ use crate::rate_limited_log::{LOG_EVERY, RateLimitedLog};
 use crate::refusals::{Change, Refusals};
 use crate::source::Permit;
 use crate::status::{Component, HeldUp, error_chain};
-use crate::store::{Fault, FaultKind, StoreError};
+use crate::store::{Contention, Fault, FaultKind, StoreError};
 use crate::waiters::{LateReply, Waiters};
 
 mod outage;
@@ -66,6 +67,7 @@ pub(crate) struct BatcherParts {
     /// Bytes of messages that may be held, beside the largest one of each source.
     pub(crate) max_bytes_in_flight: NonZeroUsize,
     pub(crate) store: Component,
+    pub(crate) contention: Contention,
     /// Fails while reading pauses because the store refuses nearly everything.
     pub(crate) refusals: Component,
     pub(crate) held_up: HeldUp,
@@ -147,6 +149,7 @@ impl BatcherActor {
             let prefer = Preference {
                 new_first: self.outage.prefers_new() || self.last_may_take_long,
                 quick_only: !self.may_spare_a_writer(),
+                full_only: self.has_to_wait_for_another(),
             };
             match self.queue.next(now, prefer) {
                 Next::Write(held, reason) => self.hand_out(index, held, reason, ctx),
@@ -174,6 +177,12 @@ impl BatcherActor {
         let at_work = self.writers.iter().filter_map(Writer::held);
         let taking_long = at_work.filter(|held| held.may_take_long()).count();
         taking_long < self.writers.len().saturating_sub(1).max(1)
+    }
+
+    /// Whether a new batch would only wait for the one that is being written, instead of growing.
+    fn has_to_wait_for_another(&self) -> bool {
+        let mut at_work = self.writers.iter().filter_map(Writer::held);
+        self.parts.contention == Contention::WriteLock && at_work.any(|held| !held.may_take_long())
     }
 
     fn hand_out(

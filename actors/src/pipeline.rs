@@ -232,10 +232,10 @@ impl PipelineActor {
         self.generation += 1;
         self.started_at = Instant::now();
         self.parts.metrics.set_generation(self.generation);
-        let starter = self
-            .starter
-            .take()
-            .unwrap_or_else(|| Starter::new(&self.settings, &self.parts, &self.components));
+        let starter = self.starter.take().unwrap_or_else(|| {
+            let contention = self.probe.contention();
+            Starter::new(&self.settings, &self.parts, &self.components, contention)
+        });
         let writers: Vec<_> = (0..self.settings.writers.get())
             .map(|index| self.start_writer(&starter, index, ctx))
             .collect();

@@ -12,7 +12,9 @@ pub use crate::pipeline::{PipelineActor, PipelineParts, PipelineSettings, Placem
 #[cfg(feature = "http")]
 pub use crate::source::http::{EventRoutes, HttpSettings};
 pub use crate::source::intake::{Intake, IntakeSettings, IntakeSource, SubmitError};
-pub use crate::source::{Body, Chunk, EventSource, Message, More, Permit, SourceError};
+pub use crate::source::{
+    Body, Chunk, EventSource, Message, More, Permit, Retain, Retained, SourceError,
+};
 #[cfg(feature = "postgres")]
 pub use crate::store::postgres::{PostgresSettings, PostgresStore};
 #[cfg(feature = "sqlite")]

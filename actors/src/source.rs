@@ -13,6 +13,8 @@ use futures_util::future::LocalBoxFuture;
 
 pub(crate) use crate::lock::lock;
 
+pub use self::retained::{Retain, Retained};
+
 use crate::delivery::{Entry, Position, Receipt};
 
 #[cfg(any(feature = "file", feature = "http"))]
@@ -22,7 +24,7 @@ pub mod letters;
 #[cfg(any(feature = "nats", feature = "redis"))]
 #[doc(hidden)]
 pub mod operator;
-pub(crate) mod retained;
+mod retained;
 
 #[cfg(feature = "file")]
 pub mod file;
@@ -55,8 +57,8 @@ impl Permit {
     }
 }
 
-/// What one read brought.
-#[derive(Debug)]
+/// What one read brought; by default nothing.
+#[derive(Debug, Default)]
 pub struct Chunk {
     /// In the source's order; may be empty.
     pub messages: Vec<Message>,
@@ -74,11 +76,12 @@ impl Chunk {
 }
 
 /// What a source knows about the messages after a chunk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum More {
     /// The chunk was cut at the permit: there is more at once.
     Ready,
     /// Nothing more for the moment.
+    #[default]
     Later,
     /// Nothing more, ever: the source has come to its end.
     Ended,
@@ -109,6 +112,14 @@ pub enum Body {
 }
 
 impl Body {
+    /// A message as it came, that stands there in its source.
+    pub fn raw(position: impl Into<Arc<str>>, data: impl Into<Bytes>) -> Self {
+        Self::Raw {
+            position: Position::new(position),
+            data: data.into(),
+        }
+    }
+
     /// Where the message stands in its source.
     pub fn position(&self) -> &Position {
         match self {

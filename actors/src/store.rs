@@ -317,7 +317,8 @@ pub enum TrimStep {
     TakenByAnother,
 }
 
-/// The resource that retention and writers contend for; it decides how fast retention may go.
+/// The resource that writers and retention contend for. It decides how fast retention may go, and whether a batch that
+/// is not full may go to a second writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contention {
     /// One log: a commit waits until all that was logged before it is on disk.
@@ -353,7 +354,7 @@ pub trait EventStore: Send + Sync {
         max_events: NonZeroUsize,
     ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>>;
 
-    /// The resource that steps of a trim and writers contend for.
+    /// The resource that writers and the steps of a trim contend for.
     fn contention(&self) -> Contention {
         Contention::Log
     }

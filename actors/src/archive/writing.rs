@@ -1,12 +1,14 @@
 //! A file that is being written: rows are gathered into groups, encoded, and sent off.
 //!
-//! Memory holds the rows of one group, their encoded form, and two parts of the upload.
+//! One group is encoded while the next one is gathered. Memory holds the rows of both, the encoded form of one,
+//! and two parts of the upload.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
 use parquet::errors::ParquetError;
 use sha2::{Digest as _, Sha256};
+use tokio::task::JoinHandle;
 
 use super::place::{Place, PlaceError, Upload};
 use super::schema::{RowWriter, SCHEMA_VERSION};
@@ -46,9 +48,19 @@ impl Write for Encoded {
     }
 }
 
+/// What encodes, on a thread of its own: it takes as long as nobody on this one should wait.
+type Encoding = JoinHandle<Result<RowWriter<Encoded>, ParquetError>>;
+
+fn encode(
+    mut rows: RowWriter<Encoded>,
+    work: impl FnOnce(&mut RowWriter<Encoded>) -> Result<(), ParquetError> + Send + 'static,
+) -> Encoding {
+    tokio::task::spawn_blocking(move || work(&mut rows).map(|()| rows))
+}
+
 pub(super) struct FileWriter {
-    /// `None` while a group is being encoded.
-    rows: Option<RowWriter<Encoded>>,
+    /// The last group; `None` while it is waited for.
+    encoding: Option<Encoding>,
     encoded: Encoded,
     upload: Upload,
     hash: Sha256,
@@ -67,7 +79,9 @@ impl FileWriter {
     ) -> Result<Self, WriteError> {
         let encoded = Encoded::default();
         Ok(Self {
-            rows: Some(RowWriter::new(encoded.clone(), archive_id)?),
+            encoding: Some(encode(RowWriter::new(encoded.clone(), archive_id)?, |_| {
+                Ok(())
+            })),
             encoded,
             upload: place.upload(path).await?,
             hash: Sha256::new(),
@@ -99,23 +113,22 @@ impl FileWriter {
     }
 
     async fn end_group(&mut self) -> Result<(), WriteError> {
+        let rows = self.encoded().await?;
         let group = std::mem::take(&mut self.group);
         self.group_bytes = 0;
-        if !group.is_empty() {
-            self.encode(move |rows| rows.write_group(&group)).await?;
-        }
+        self.encoding = Some(encode(rows, move |rows| match group.is_empty() {
+            true => Ok(()),
+            false => rows.write_group(&group),
+        }));
         Ok(())
     }
 
-    /// Elsewhere, since it takes as long as nobody on this thread should wait.
-    async fn encode(
-        &mut self,
-        work: impl FnOnce(&mut RowWriter<Encoded>) -> Result<(), ParquetError> + Send + 'static,
-    ) -> Result<(), WriteError> {
-        let mut rows = self.rows.take().ok_or(WriteError::GivenUp)?;
-        let encoded = tokio::task::spawn_blocking(move || work(&mut rows).map(|()| rows));
-        self.rows = Some(encoded.await.map_err(|_| WriteError::GivenUp)??);
-        self.send().await
+    /// Waits for the last group, and sends it off.
+    async fn encoded(&mut self) -> Result<RowWriter<Encoded>, WriteError> {
+        let encoding = self.encoding.take().ok_or(WriteError::GivenUp)?;
+        let rows = encoding.await.map_err(|_| WriteError::GivenUp)??;
+        self.send().await?;
+        Ok(rows)
     }
 
     async fn send(&mut self) -> Result<(), WriteError> {
@@ -133,7 +146,9 @@ impl FileWriter {
             self.upload.abort().await;
             return Ok(None);
         };
-        self.encode(RowWriter::finish).await?;
+        let rows = self.encoded().await?;
+        self.encoding = Some(encode(rows, RowWriter::finish));
+        self.encoded().await?;
         self.upload.finish().await?;
         Ok(Some(FileContent {
             num_events: self.num_events,

@@ -13,6 +13,7 @@ const SOURCE: SourceIndex = SourceIndex(0);
 const ANY: Preference = Preference {
     new_first: false,
     quick_only: false,
+    full_only: false,
 };
 
 fn new_first(new_first: bool) -> Preference {
@@ -137,6 +138,29 @@ fn flushes_by_age_however_busy_the_source() {
     }
     let aged = start + Duration::from_secs(1);
     assert_eq!(write(queue.next(aged, ANY)).1, FlushReason::MaxAge);
+}
+
+#[test]
+fn waits_until_a_batch_is_full_or_old_where_only_full_ones_may_leave() {
+    let full_only = Preference {
+        full_only: true,
+        ..ANY
+    };
+    for more_ready in [false, true] {
+        let now = Instant::now();
+        let aged = now + Duration::from_secs(1);
+        let mut queue = queue(3, 1_000);
+        queue.push(deliveries(2, now), more_ready, now);
+        assert_eq!(wait(queue.next(now, full_only)), aged);
+        let almost = aged - Duration::from_nanos(1);
+        assert_eq!(wait(queue.next(almost, full_only)), aged);
+        assert_eq!(write(queue.next(aged, full_only)).0.batch.len(), 2);
+        queue.push(deliveries(3, now), more_ready, now);
+        assert_eq!(write(queue.next(now, full_only)).1, FlushReason::MaxEvents);
+        queue.push(deliveries(1, now), more_ready, now);
+        queue.start_draining();
+        assert_eq!(write(queue.next(now, full_only)).1, FlushReason::Draining);
+    }
 }
 
 #[test]

@@ -97,6 +97,10 @@ struct Bench {
 
 impl Bench {
     async fn start(num_writers: usize, max_events: usize) -> Self {
+        Self::beside(Contention::Log, num_writers, max_events).await
+    }
+
+    async fn beside(contention: Contention, num_writers: usize, max_events: usize) -> Self {
         pause_time();
         let (recipients, writers): (Vec<_>, _) = (0..num_writers).map(|_| probe()).unzip();
         let (ack, acks) = probe();
@@ -105,6 +109,7 @@ impl Bench {
         let parts = BatcherParts {
             max_bytes_in_flight: NonZeroUsize::new(64 << 20).unwrap(),
             store: store.clone(),
+            contention,
             refusals: refusals.clone(),
             held_up: HeldUp::default(),
             metrics: metrics.clone(),
@@ -183,6 +188,32 @@ async fn acknowledges_only_after_commit() {
     commit(flush);
     assert_eq!(bench.acknowledged().await, [0, 1, 2]);
     assert!(bench.metrics.ledger().balances());
+}
+
+#[actix::test]
+async fn where_one_writes_at_a_time_a_batch_grows_while_another_is_written() {
+    let mut bench = Bench::beside(Contention::WriteLock, 2, 10).await;
+    drop(bench.enqueue(0..1, false));
+    let first = bench.flush(0).await;
+    drop(bench.enqueue(1..3, false));
+    drop(bench.enqueue(3..5, true));
+    settle().await;
+    assert!(bench.writers[1].try_next().is_none());
+    commit(first);
+    let second = bench.flush(0).await;
+    assert_eq!(positions(&second), ["1", "2", "3", "4"]);
+    // A full one cannot grow, and is made ready meanwhile.
+    drop(bench.enqueue(5..15, false));
+    assert_eq!(bench.flush(1).await.message.batch.len(), 10);
+}
+
+#[actix::test]
+async fn where_several_write_a_batch_waits_for_no_other() {
+    let mut bench = Bench::start(2, 10).await;
+    drop(bench.enqueue(0..1, false));
+    let _first = bench.flush(0).await;
+    drop(bench.enqueue(1..3, false));
+    assert_eq!(positions(&bench.flush(1).await), ["1", "2"]);
 }
 
 #[actix::test]
@@ -486,6 +517,18 @@ async fn after_a_suspect_it_is_the_turn_of_a_new_batch() {
     assert_eq!(order[0], "2", "{order:?}");
     assert!(["0", "1"].contains(&&*order[1]), "{order:?}");
     assert_eq!(order[2], "3", "{order:?}");
+}
+
+#[actix::test]
+async fn nothing_new_waits_for_a_suspect_where_one_writes_at_a_time() {
+    let mut bench = Bench::beside(Contention::WriteLock, 2, 10).await;
+    drop(bench.enqueue_these(events(0..1), false));
+    refuse(bench.flush(0).await, waits_for_a_lock());
+    let suspect = bench.flush(0).await;
+    assert!(matches!(suspect.message.purpose, Purpose::Examine { .. }));
+    drop(bench.enqueue_these(events(1..2), false));
+    settle().await;
+    assert!(bench.writers[1].try_next().is_some());
 }
 
 #[actix::test]

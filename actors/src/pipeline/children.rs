@@ -16,6 +16,7 @@ use crate::db_writer::DbWriterActor;
 use crate::delivery::SourceIndex;
 use crate::lifeline::{Lifeline, Watch, lifeline};
 use crate::messages::{Drain, Retire, StopReading};
+use crate::store::Contention;
 use crate::trim::{TrimActor, TrimParts};
 
 /// How long stores, and sources, may take to close once everything else is over.
@@ -86,6 +87,7 @@ pub(super) struct Starter {
     settings: PipelineSettings,
     parts: PipelineParts,
     components: Components,
+    contention: Contention,
     arbiters: Option<Arbiters>,
 }
 
@@ -94,6 +96,7 @@ impl Starter {
         settings: &PipelineSettings,
         parts: &PipelineParts,
         components: &Components,
+        contention: Contention,
     ) -> Self {
         let arbiters = match settings.placement {
             Placement::OwnArbiters => Some(Arbiters::new(settings.writers.get())),
@@ -103,6 +106,7 @@ impl Starter {
             settings: settings.clone(),
             parts: parts.clone(),
             components: components.clone(),
+            contention,
             arbiters,
         }
     }
@@ -112,6 +116,7 @@ impl Starter {
         let parts = BatcherParts {
             max_bytes_in_flight: self.settings.max_bytes_in_flight,
             store: self.components.store.clone(),
+            contention: self.contention,
             refusals: self.components.refusals.clone(),
             held_up: self.components.held_up.clone(),
             metrics: self.parts.metrics.clone(),

@@ -25,8 +25,7 @@ use tokio::sync::Notify;
 
 use crate::delivery::{Content, Entry, Position, Receipt, Rejection};
 
-use super::retained::Retained;
-use super::{Body, Chunk, EventSource, More, Permit, SourceError, lock};
+use super::{Body, Chunk, EventSource, More, Permit, Retained, SourceError, lock};
 
 mod documents;
 mod lines;

@@ -26,8 +26,7 @@ use crate::delivery::{Content, Entry, Receipt};
 use crate::event::ReceivedEvent;
 use crate::settings::{As, Count, Size};
 
-use super::retained::{Retain, Retained};
-use super::{Body, Chunk, EventSource, More, Permit, SourceError, lock};
+use super::{Body, Chunk, EventSource, More, Permit, Retain, Retained, SourceError, lock};
 
 mod commit;
 mod room;

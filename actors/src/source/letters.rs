@@ -17,8 +17,7 @@ use crate::event::{EventLimits, Received};
 use crate::store::StoreError;
 use crate::store::operator::{DeadLetter, LetterFilter, LetterVersion, OpenLetter, StoreOperator};
 
-use super::retained::{Retain, Retained};
-use super::{Body, Chunk, EventSource, More, Permit, SourceError, lock};
+use super::{Body, Chunk, EventSource, More, Permit, Retain, Retained, SourceError, lock};
 
 /// The source's name in metrics and logs; a letter keeps that of its own source.
 pub const SOURCE_NAME: &str = "dead-letters";

@@ -8,9 +8,12 @@ use crate::delivery::Receipt;
 
 use super::{Body, Chunk, Message, More, Permit};
 
-pub(crate) trait Retain {
+/// What a source keeps of a message: its [`Body`], or something of its own that has one.
+pub trait Retain {
+    /// What it counts for in a [`Permit`].
     fn num_bytes(&self) -> usize;
 
+    /// As it is handed out, which may be more than once.
     fn body(&self) -> Body;
 
     /// Whether another process was given it before.
@@ -37,9 +40,10 @@ impl Retain for Body {
 
 /// Messages in the order of their receipts, each kept until it is acknowledged.
 ///
-/// One cursor tells what was handed out: everything before it.
+/// It is what a source needs of state to hand out within a [`Permit`], and again after a rewind.
+// One cursor tells what was handed out: everything before it.
 #[derive(Debug)]
-pub(crate) struct Retained<T> {
+pub struct Retained<T> {
     messages: BTreeMap<u64, T>,
     next_receipt: u64,
     /// The first receipt that is to be handed out next.
@@ -60,7 +64,8 @@ impl<T> Default for Retained<T> {
 }
 
 impl<T: Retain> Retained<T> {
-    pub(crate) fn push(&mut self, message: T) -> Receipt {
+    /// Adds a message behind all others.
+    pub fn push(&mut self, message: T) -> Receipt {
         let receipt = self.next_receipt;
         self.next_receipt += 1;
         self.messages.insert(receipt, message);
@@ -76,9 +81,14 @@ impl<T: Retain> Retained<T> {
         self.messages.get(&receipt.0).filter(|_| known)
     }
 
-    #[cfg(any(test, feature = "testing", feature = "nats"))]
-    pub(crate) fn len(&self) -> usize {
+    /// How many messages are kept, handed out or not.
+    pub fn len(&self) -> usize {
         self.messages.len()
+    }
+
+    /// Whether all that came is acknowledged.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
     }
 
     #[cfg(any(test, feature = "testing"))]
@@ -88,7 +98,7 @@ impl<T: Retain> Retained<T> {
 
     /// Hands out the next messages within the permit; `None` if there are none now. One that is larger comes
     /// alone. `when_empty` is what to expect if nothing is left behind the chunk.
-    pub(crate) fn hand_out(&mut self, permit: Permit, when_empty: More) -> Option<Chunk> {
+    pub fn hand_out(&mut self, permit: Permit, when_empty: More) -> Option<Chunk> {
         let mut messages = Vec::new();
         let mut num_bytes = 0_usize;
         let mut more = when_empty;
@@ -114,7 +124,7 @@ impl<T: Retain> Retained<T> {
     }
 
     /// Lets go of a message that was handed out; `None` if the receipt is not known.
-    pub(crate) fn acknowledge(&mut self, receipt: Receipt) -> Option<T> {
+    pub fn acknowledge(&mut self, receipt: Receipt) -> Option<T> {
         if receipt.0 >= self.handed_out {
             return None;
         }
@@ -132,7 +142,8 @@ impl<T: Retain> Retained<T> {
         self.messages.values_mut()
     }
 
-    pub(crate) fn rewind(&mut self) {
+    /// Has all that was handed out and is not acknowledged handed out again, before anything else.
+    pub fn rewind(&mut self) {
         let first = self
             .messages
             .range((Bound::Unbounded, Bound::Excluded(self.cursor)));

@@ -11,8 +11,7 @@ use futures_util::future::LocalBoxFuture;
 use tokio::sync::{Notify, watch};
 
 use crate::delivery::{Entry, Position, Receipt};
-use crate::source::retained::{Retain, Retained};
-use crate::source::{Body, Chunk, EventSource, More, Permit, SourceError};
+use crate::source::{Body, Chunk, EventSource, More, Permit, Retain, Retained, SourceError};
 
 /// A source that a test fills, watches and breaks; share it with `Arc`.
 pub struct MemorySource {

@@ -421,7 +421,10 @@ async fn moves_on_after_a_failure_although_memory_is_full() {
     let reader = source(settings(&stream));
     join(&reader).await;
     let other = PrefectTrimmer::new(&stream);
-    let last = fill(&stream, &numbered(0..1000));
+    stream.publish(&numbered(0..1));
+    // The guard goes by milliseconds.
+    sleep(Duration::from_millis(2)).await;
+    let last = fill(&stream, &numbered(1..1000));
     // Everything is looked for anew behind a broken connection.
     stream.command::<Value>("CLIENT KILL TYPE normal SKIPME yes");
     consume_all(&reader, &numbered(0..1000)).await;

@@ -43,6 +43,7 @@ impl World {
         let parts = BatcherParts {
             max_bytes_in_flight: NonZeroUsize::new(64 << 20).unwrap(),
             store: Component::new("store"),
+            contention: Contention::Log,
             refusals: Component::new("store.refusals"),
             held_up: HeldUp::default(),
             metrics: metrics.clone(),

@@ -91,7 +91,12 @@ async fn one_that_has_lost_a_part_has_not_settled() {
     let bench = Bench::new();
     let settings = settings(1, 10);
     let components = Components::new(&settings, &bench.parts);
-    let starter = Starter::new(&settings, &bench.parts, &components);
+    let starter = Starter::new(
+        &settings,
+        &bench.parts,
+        &components,
+        crate::store::Contention::Log,
+    );
     for lost in ["nothing", "the batcher", "a consumer"] {
         let (writer, _) = starter.writer(0);
         let (batcher, _) = starter.batcher(std::slice::from_ref(&writer));

@@ -13,8 +13,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::delivery::{Position, Receipt};
-use crate::source::retained::{Retain, Retained};
-use crate::source::{Body, Chunk, More, Permit};
+use crate::source::{Body, Chunk, More, Permit, Retain, Retained};
 
 use super::delivery::{Delivered, Identity};
 

@@ -19,7 +19,7 @@ use diesel::sqlite::Sqlite;
 use tokio::time::Instant;
 
 use super::SqliteStore;
-use super::connection::{CACHE_KIB, Connection, Failure};
+use super::connection::{CACHE_KIB, CHECKPOINT_PAGES, Connection, Failure};
 use super::schema::{event_resources, events};
 use super::text::timestamp_bound;
 use crate::store::{Bounds, Cutoffs, Removed, StoreError, TrimStep, Trimmed, at_most};
@@ -31,9 +31,6 @@ const LONGEST_WAIT: Duration = Duration::from_millis(500);
 /// indexes that do not go by time; with so many in memory a step of 10,000 events holds the lock for two
 /// thirds of the time. Twice as many gain nothing more.
 const LARGE_CACHE_KIB: u32 = 32_000;
-
-/// After how many pages a commit writes the log back into the file; as SQLite has it.
-const CHECKPOINT_PAGES: u32 = 1_000;
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Progress {
