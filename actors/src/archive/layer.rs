@@ -28,7 +28,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{LocalBoxFuture, join};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -707,29 +707,41 @@ impl Writing<'_> {
             return Err(Stopped::TakenByAnother);
         }
         self.known = Known::new(manifests);
-        let max_events = archive.file_events.get();
+        let (store, max_events) = (self.store, archive.file_events.get());
         let mut last = behind.clone();
         let mut size = FIRST_PAGE;
-        loop {
-            let left = max_events - self.events.len();
-            let page = self.store.page(cutoffs, &last, day.end(), size.min(left));
-            let page = page.await?;
-            let num_found = page.len();
-            for row in page {
-                last = row.position.clone();
-                self.take(row).await?;
-            }
-            let is_large = self.writer.as_ref().is_some_and(FileWriter::is_large);
-            if num_found == 0 || self.events.len() >= max_events || is_large {
-                return Ok(last);
-            }
-            self.beat().await?;
+        let mut page = store.page(cutoffs, &last, day.end(), size).await?;
+        while let Some(row) = page.last() {
+            last = row.position.clone();
+            let left = max_events.saturating_sub(self.events.len() + page.len());
             // As many as fit into the budget.
-            size = match num_found < size {
-                true => num_found,
+            size = match page.len() < size {
+                true => page.len(),
                 false => (2 * size).min(MAX_PAGE),
             };
+            // The next page is read while this one is written.
+            let next = async {
+                match left {
+                    0 => Ok(Vec::new()),
+                    _ => store.page(cutoffs, &last, day.end(), size.min(left)).await,
+                }
+            };
+            let (taken, next) = join(self.take_all(page), next).await;
+            taken?;
+            if self.writer.as_ref().is_some_and(FileWriter::is_large) {
+                break;
+            }
+            page = next?;
+            self.beat().await?;
         }
+        Ok(last)
+    }
+
+    async fn take_all(&mut self, rows: Vec<EventRow>) -> Result<(), Stopped> {
+        for row in rows {
+            self.take(row).await?;
+        }
+        Ok(())
     }
 
     async fn take(&mut self, row: EventRow) -> Result<(), Stopped> {
