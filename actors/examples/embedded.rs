@@ -25,15 +25,6 @@ type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 #[derive(Default)]
 struct Outbox(Mutex<Retained<Body>>);
 
-impl Outbox {
-    fn add(&self, number: u32, text: String) {
-        self.0
-            .lock()
-            .unwrap()
-            .push(Body::raw(number.to_string(), text));
-    }
-}
-
 impl EventSource for Outbox {
     fn name(&self) -> &str {
         "outbox"
@@ -53,10 +44,7 @@ impl EventSource for Outbox {
         &'a self,
         receipts: &'a [Receipt],
     ) -> LocalBoxFuture<'a, Result<(), SourceError>> {
-        let mut texts = self.0.lock().unwrap();
-        for receipt in receipts {
-            texts.acknowledge(*receipt);
-        }
+        self.0.lock().unwrap().acknowledge_all(receipts);
         Box::pin(ready(Ok(())))
     }
 
@@ -105,10 +93,8 @@ fn start(
     let (source, intake) = IntakeSource::new("shop", IntakeSettings::default());
     let open_store: OpenStore = Arc::new(move || Arc::new(Telling(open())));
     let parts = PipelineParts::new(vec![source, outbox], open_store)?;
-    Ok((
-        Supervisor::start(|_| PipelineActor::new(settings, parts)),
-        intake,
-    ))
+    let pipeline = Supervisor::start(|_| PipelineActor::new(settings, parts));
+    Ok((pipeline, intake))
 }
 
 #[actix_rt::main]
@@ -150,7 +136,8 @@ mod tests {
     fn shop(store: &MemoryStore) -> (Addr<PipelineActor>, Intake, Arc<Outbox>) {
         tokio::time::pause();
         let outbox = Arc::new(Outbox::default());
-        outbox.add(1, json_of(&event(uuid::Uuid::new_v4())));
+        let text = Body::raw("row 1", json_of(&event(uuid::Uuid::new_v4())));
+        outbox.0.lock().unwrap().push(text);
         let settings = PipelineSettings::default().on_one_thread();
         let (pipeline, intake) = start(settings, outbox.clone(), store.open_store()).unwrap();
         (pipeline, intake, outbox)

@@ -148,10 +148,7 @@ impl EventSource for FileSource {
         receipts: &'a [Receipt],
     ) -> LocalBoxFuture<'a, Result<(), SourceError>> {
         Box::pin(async move {
-            let mut state = self.shared.lock();
-            for &receipt in receipts {
-                state.lines.acknowledge(receipt);
-            }
+            self.shared.lock().lines.acknowledge_all(receipts);
             Ok(())
         })
     }

@@ -182,10 +182,7 @@ impl EventSource for LetterSource {
                     error,
                 )
             })?;
-            let mut state = self.lock();
-            for receipt in receipts {
-                state.kept.acknowledge(*receipt);
-            }
+            self.lock().kept.acknowledge_all(receipts);
             Ok(())
         })
     }

@@ -131,6 +131,13 @@ impl<T: Retain> Retained<T> {
         self.messages.remove(&receipt.0)
     }
 
+    /// The same for several; receipts that are not known are ignored.
+    pub fn acknowledge_all(&mut self, receipts: &[Receipt]) {
+        for receipt in receipts {
+            self.acknowledge(*receipt);
+        }
+    }
+
     /// Lets go of a message, handed out or not.
     #[cfg(feature = "nats")]
     pub(crate) fn remove(&mut self, receipt: Receipt) -> Option<T> {

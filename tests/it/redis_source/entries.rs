@@ -1,11 +1,11 @@
 //! What entries are to the pipeline, and what their traffic costs.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use event_persister_actors::delivery::Content;
 use event_persister_actors::source::{Body, EventSource as _, More, Permit};
 use redis::Value;
+use tokio::time::Instant;
 
 use super::{acknowledge, consume_all, numbered, raws, read_num, source, until};
 use crate::support::redis::{RedisServer, TestStream};
