@@ -48,19 +48,10 @@ impl Write for Encoded {
     }
 }
 
-/// What encodes, on a thread of its own: it takes as long as nobody on this one should wait.
-type Encoding = JoinHandle<Result<RowWriter<Encoded>, ParquetError>>;
-
-fn encode(
-    mut rows: RowWriter<Encoded>,
-    work: impl FnOnce(&mut RowWriter<Encoded>) -> Result<(), ParquetError> + Send + 'static,
-) -> Encoding {
-    tokio::task::spawn_blocking(move || work(&mut rows).map(|()| rows))
-}
-
 pub(super) struct FileWriter {
-    /// The last group; `None` while it is waited for.
-    encoding: Option<Encoding>,
+    rows: Arc<Mutex<RowWriter<Encoded>>>,
+    /// The last group, until it was waited for.
+    encoding: Option<JoinHandle<Result<(), ParquetError>>>,
     encoded: Encoded,
     upload: Upload,
     hash: Sha256,
@@ -79,9 +70,8 @@ impl FileWriter {
     ) -> Result<Self, WriteError> {
         let encoded = Encoded::default();
         Ok(Self {
-            encoding: Some(encode(RowWriter::new(encoded.clone(), archive_id)?, |_| {
-                Ok(())
-            })),
+            rows: Arc::new(Mutex::new(RowWriter::new(encoded.clone(), archive_id)?)),
+            encoding: None,
             encoded,
             upload: place.upload(path).await?,
             hash: Sha256::new(),
@@ -113,22 +103,33 @@ impl FileWriter {
     }
 
     async fn end_group(&mut self) -> Result<(), WriteError> {
-        let rows = self.encoded().await?;
         let group = std::mem::take(&mut self.group);
         self.group_bytes = 0;
-        self.encoding = Some(encode(rows, move |rows| match group.is_empty() {
-            true => Ok(()),
-            false => rows.write_group(&group),
-        }));
+        if !group.is_empty() {
+            self.encode(move |rows| rows.write_group(&group)).await?;
+        }
         Ok(())
     }
 
-    /// Waits for the last group, and sends it off.
-    async fn encoded(&mut self) -> Result<RowWriter<Encoded>, WriteError> {
-        let encoding = self.encoding.take().ok_or(WriteError::GivenUp)?;
-        let rows = encoding.await.map_err(|_| WriteError::GivenUp)??;
-        self.send().await?;
-        Ok(rows)
+    /// Begins the work once the one before is done. Elsewhere, since it takes as long as nobody on this thread
+    /// should wait.
+    async fn encode(
+        &mut self,
+        work: impl FnOnce(&mut RowWriter<Encoded>) -> Result<(), ParquetError> + Send + 'static,
+    ) -> Result<(), WriteError> {
+        self.encoded().await?;
+        let rows = Arc::clone(&self.rows);
+        self.encoding = Some(tokio::task::spawn_blocking(move || work(&mut lock(&rows))));
+        Ok(())
+    }
+
+    /// Waits for the work that was begun, and sends off what came of it.
+    async fn encoded(&mut self) -> Result<(), WriteError> {
+        if let Some(encoding) = self.encoding.take() {
+            encoding.await.map_err(|_| WriteError::GivenUp)??;
+            self.send().await?;
+        }
+        Ok(())
     }
 
     async fn send(&mut self) -> Result<(), WriteError> {
@@ -146,8 +147,7 @@ impl FileWriter {
             self.upload.abort().await;
             return Ok(None);
         };
-        let rows = self.encoded().await?;
-        self.encoding = Some(encode(rows, RowWriter::finish));
+        self.encode(RowWriter::finish).await?;
         self.encoded().await?;
         self.upload.finish().await?;
         Ok(Some(FileContent {

@@ -41,12 +41,11 @@ impl Retain for Body {
 /// Messages in the order of their receipts, each kept until it is acknowledged.
 ///
 /// It is what a source needs of state to hand out within a [`Permit`], and again after a rewind.
-// One cursor tells what was handed out: everything before it.
 #[derive(Debug)]
 pub struct Retained<T> {
     messages: BTreeMap<u64, T>,
     next_receipt: u64,
-    /// The first receipt that is to be handed out next.
+    /// The first receipt that is to be handed out next: everything before it is handed out.
     cursor: u64,
     /// Receipts before this one have been handed out at least once.
     handed_out: u64,

@@ -422,7 +422,7 @@ async fn moves_on_after_a_failure_although_memory_is_full() {
     join(&reader).await;
     let other = PrefectTrimmer::new(&stream);
     stream.publish(&numbered(0..1));
-    // The guard goes by milliseconds.
+    // The guard goes by milliseconds of Redis's clock, so another one has to begin.
     sleep(Duration::from_millis(2)).await;
     let last = fill(&stream, &numbered(1..1000));
     // Everything is looked for anew behind a broken connection.
