@@ -11,10 +11,16 @@
 //! | `BENCH_DAYS` | 10 | days over which the events that are there are spread |
 //! | `BENCH_RATE` | 1000 | inserts a second while a day is dropped |
 //! | `BENCH_SECONDS` | 10 | how long, for each day, and as long before |
+//! | `BENCH_ALONE` | 0 | events to which the partitioned tables then grow without the others, see below |
 //! | `BENCH_EVENTS_FILE` | generated | events to use, one a line, plain or gzipped |
 //!
 //! Both databases are in one server and have the same events. One writer reads a stream that is full, as in
-//! the benchmark `pipeline`. The clock of a drop runs from the start of `event-persister trim`: until nobody sees
+//! the benchmark `pipeline`.
+//!
+//! With `BENCH_ALONE` the tables without partitions make room, since two databases of that size may not fit the
+//! disk. A day then begins beside those that are full, in turns with one that begins in tables without events.
+//!
+//! The clock of a drop runs from the start of `event-persister trim`: until nobody sees
 //! the day any more, and until the command has ended, which waits for the server to remove the files. The time to
 //! delete as many rows plainly stands beside it. The latencies are those of the benchmark `latency`, each time
 //! after as long without a drop.
@@ -54,75 +60,71 @@ const FILL_STEP: usize = 100_000;
 /// How often it is looked which events are due; those are sent together.
 const TICK: Duration = Duration::from_millis(1);
 
-struct Tables {
-    plain: Database,
-    partitioned: Database,
+const TABLES: [&str; 2] = ["events", "event_resources"];
+
+/// Partitioned tables without events, with a partition for each day of the past that gets some.
+fn partitioned(servers: &Servers, name: &str, num_days: u64) -> Database {
+    let database = servers.fresh_database(name);
+    command(&["migrate", "--partition-by", "day"], &database);
+    for num in 1..=num_days {
+        let day = today() - Days::new(num);
+        for table in TABLES {
+            database.execute(&format!(
+                "CREATE TABLE IF NOT EXISTS {} PARTITION OF {table} \
+                 FOR VALUES FROM ('{day} 00:00:00+00') TO ('{} 00:00:00+00')",
+                of_day(table, day),
+                day + Days::new(1)
+            ));
+        }
+    }
+    database
 }
 
-impl Tables {
-    /// Both without events; the partitioned ones have a partition for each day of the past that gets some.
-    fn new(servers: &Servers, num_days: u64) -> Self {
-        let tables = Self {
-            plain: servers.fresh_database("plain"),
-            partitioned: servers.fresh_database("partitioned"),
-        };
-        command(&["migrate", "--partition-by", "day"], &tables.partitioned);
-        for num in 1..=num_days {
-            let day = today() - Days::new(num);
-            for table in ["events", "event_resources"] {
-                tables.partitioned.execute(&format!(
-                    "CREATE TABLE IF NOT EXISTS {} PARTITION OF {table} \
-                     FOR VALUES FROM ('{day} 00:00:00+00') TO ('{} 00:00:00+00')",
-                    of_day(table, day),
-                    day + Days::new(1)
-                ));
-            }
-        }
-        tables
-    }
+/// Events of some past days, the earliest first.
+struct Past(Vec<Load>);
 
-    fn both(&self) -> [&Database; 2] {
-        [&self.plain, &self.partitioned]
-    }
-
-    /// Adds events of the past to both until each has so many.
-    fn fill(&self, load: &mut Spread, num_events: usize) {
-        let mut num_there = number(&self.plain, "SELECT count(*) FROM events");
-        while num_there < num_events {
-            let num = FILL_STEP.min(num_events - num_there);
-            let batches = copy::encode(&load.take(num));
-            for database in self.both() {
-                reference::run(database, Way::Copy, NUM_FILLING, &batches);
-            }
-            num_there += num;
-        }
-        for database in self.both() {
-            database.execute("VACUUM (ANALYZE)");
-            database.execute("CHECKPOINT");
-        }
-    }
-}
-
-/// Events of each of some past days in turn, as many of each.
-struct Spread(Vec<Load>, usize);
-
-impl Spread {
+impl Past {
     fn new(num_days: u64) -> Self {
         let file = settings::events_file();
         let start = |num| midnight(today() - Days::new(num)) + TimeDelta::hours(1);
         let load = |num| Load::new(file.as_deref(), start(num));
-        Self((1..=num_days).map(load).collect(), 0)
+        Self((1..=num_days).rev().map(load).collect())
     }
 
-    fn take(&mut self, num_events: usize) -> Vec<Message> {
-        let mut messages = Vec::with_capacity(num_events);
-        while messages.len() < num_events {
-            let num = copy::BATCH.min(num_events - messages.len());
-            let index = self.1 % self.0.len();
-            messages.extend(self.0[index].take(num));
-            self.1 += 1;
+    /// Adds as many to each day, the same to all databases, until each database has so many.
+    fn fill(&mut self, databases: &[&Database], num_events: usize) {
+        let num_there = number(databases[0], "SELECT count(*) FROM events");
+        let num_of_day = num_events.saturating_sub(num_there) / self.0.len();
+        // It is not measured, and nothing that a crash takes is missed.
+        let hurried = [
+            ("fsync", "off"),
+            ("full_page_writes", "off"),
+            ("max_wal_size", "'8GB'"),
+        ];
+        for (setting, value) in hurried {
+            databases[0].execute(&format!("ALTER SYSTEM SET {setting} = {value}"));
         }
-        messages
+        databases[0].execute("SELECT pg_reload_conf()");
+        for load in &mut self.0 {
+            let mut num_left = num_of_day;
+            while num_left > 0 {
+                let num = FILL_STEP.min(num_left);
+                let batches = copy::encode(&load.take(num));
+                for database in databases {
+                    reference::run(database, Way::Copy, NUM_FILLING, &batches);
+                }
+                num_left -= num;
+            }
+        }
+        for database in databases {
+            database.execute("VACUUM (ANALYZE)");
+        }
+        for (setting, _) in hurried {
+            databases[0].execute(&format!("ALTER SYSTEM RESET {setting}"));
+        }
+        databases[0].execute("SELECT pg_reload_conf()");
+        databases[0].execute("CHECKPOINT");
+        assert!(Command::new("sync").status().unwrap().success());
     }
 }
 
@@ -152,10 +154,44 @@ fn command(arguments: &[&str], database: &Database) -> Duration {
     took
 }
 
+/// Turns with the same events into both, at a size; a row of the figures.
+fn compare(
+    servers: &Servers,
+    databases: [&Database; 2],
+    load: &mut Load,
+    size: usize,
+) -> Vec<String> {
+    let step = settings::number("BENCH_STEP", 50_000);
+    let mut rates = [(); 2].map(|()| Samples::default());
+    for round in 0..num_rounds() {
+        let [reference, measured] = grow(servers, databases, load, round, step);
+        println!(
+            "at {size}, round {}: ratio {:.2}",
+            round + 1,
+            measured / reference
+        );
+        rates[0].push(reference);
+        rates[1].push(measured);
+    }
+    let ratios = rates[1].over(&rates[0]);
+    vec![
+        size.to_string(),
+        shown(rates[0].median(), 0),
+        shown(rates[1].median(), 0),
+        shown(ratios.min(), 2),
+        shown(ratios.median(), 2),
+        shown(ratios.max(), 2),
+    ]
+}
+
+fn num_rounds() -> usize {
+    settings::number("BENCH_ROUNDS", 5)
+}
+
 /// Events a second, into each.
 fn grow(
     servers: &Servers,
-    tables: &Tables,
+    databases: [&Database; 2],
     load: &mut Load,
     round: usize,
     step: usize,
@@ -163,7 +199,7 @@ fn grow(
     let messages = load.take(step);
     let mut rates = [0.0; 2];
     for variant in turns(2, round) {
-        let database = tables.both()[variant];
+        let database = databases[variant];
         servers.filled_stream(&messages);
         database.execute("CHECKPOINT");
         let variables = [
@@ -182,40 +218,42 @@ struct Dropped {
     trimmed: Trimmed,
     /// Without a drop, and with it.
     latencies: [Samples; 2],
-    /// A plain DELETE of the same events with their resources from the other tables.
-    delete: Duration,
+    /// A plain DELETE of the same events with their resources from the other tables, if they are there.
+    delete: Option<Duration>,
 }
 
 fn drop_a_day(
     servers: &Servers,
-    tables: &Tables,
+    database: &Database,
+    plain: Option<&Database>,
     messages: &[Message],
-    rate: usize,
     num_days: u64,
 ) -> Dropped {
-    let database = &tables.partitioned;
     let day = today() - Days::new(num_days);
     let partition = of_day("events", day);
     let num_events = number(database, &format!("SELECT count(*) FROM {partition}"));
     let (before, during) = messages.split_at(messages.len() / 2);
-    let (quiet, ()) = inserts(servers, database, before, rate, |_| ());
-    let (beside, trimmed) = inserts(servers, database, during, rate, |half| {
+    let (quiet, ()) = inserts(servers, database, before, |_| ());
+    let (beside, trimmed) = inserts(servers, database, during, |half| {
         std::thread::sleep(half);
         trim(database, num_days - 1, &partition)
     });
-    let until = day + Days::new(1);
-    let started = Instant::now();
-    tables.plain.execute(&format!(
-        "BEGIN; DELETE FROM event_resources WHERE event_id IN \
-         (SELECT id FROM events WHERE occurred < '{until} 00:00:00+00'); \
-         DELETE FROM events WHERE occurred < '{until} 00:00:00+00'; COMMIT"
-    ));
     Dropped {
         num_events,
         trimmed,
         latencies: [quiet, beside],
-        delete: started.elapsed(),
+        delete: plain.map(|plain| delete_until(plain, day + Days::new(1))),
     }
+}
+
+fn delete_until(database: &Database, day: NaiveDate) -> Duration {
+    let started = Instant::now();
+    database.execute(&format!(
+        "BEGIN; DELETE FROM event_resources WHERE event_id IN \
+         (SELECT id FROM events WHERE occurred < '{day} 00:00:00+00'); \
+         DELETE FROM events WHERE occurred < '{day} 00:00:00+00'; COMMIT"
+    ));
+    started.elapsed()
 }
 
 /// The latencies of events that come in at this rate, while something else is done, which is told half the time.
@@ -223,7 +261,6 @@ fn inserts<T: Send>(
     servers: &Servers,
     database: &Database,
     messages: &[Message],
-    rate: usize,
     meanwhile: impl FnOnce(Duration) -> T + Send,
 ) -> (Samples, T) {
     servers.filled_stream(&[]);
@@ -232,10 +269,10 @@ fn inserts<T: Send>(
     let persister = Persister::start(&servers.redis, database, &variables);
     persister.until_ready();
     let mut watch = Watch::start(&servers.redis, "event-persister");
-    let half = Duration::from_secs_f64(messages.len() as f64 / rate as f64 / 2.0);
+    let half = Duration::from_secs_f64(messages.len() as f64 / rate() as f64 / 2.0);
     let (sent, done) = std::thread::scope(|scope| {
         let meanwhile = scope.spawn(|| meanwhile(half));
-        let sent = publish(servers, messages, rate);
+        let sent = publish(servers, messages);
         (sent, meanwhile.join().unwrap())
     });
     watch.until_settled(|| persister.log());
@@ -292,13 +329,18 @@ fn midnight(day: NaiveDate) -> DateTime<Utc> {
     day.and_hms_opt(0, 0, 0).unwrap().and_utc()
 }
 
-/// Sends events at this rate; when each of them was sent, by id.
-fn publish(servers: &Servers, messages: &[Message], rate: usize) -> HashMap<String, DateTime<Utc>> {
+fn rate() -> usize {
+    settings::number("BENCH_RATE", 1_000)
+}
+
+/// Sends events at the rate; when each of them was sent, by id.
+fn publish(servers: &Servers, messages: &[Message]) -> HashMap<String, DateTime<Utc>> {
     let mut connection = servers.redis.stream().connect();
+    let rate = rate() as f64;
     let started = Instant::now();
     let mut sent = HashMap::with_capacity(messages.len());
     while sent.len() < messages.len() {
-        let due = (started.elapsed().as_secs_f64() * rate as f64) as usize + 1;
+        let due = (started.elapsed().as_secs_f64() * rate) as usize + 1;
         let due = &messages[sent.len()..due.clamp(sent.len(), messages.len())];
         if due.is_empty() {
             std::thread::sleep(TICK);
@@ -319,20 +361,19 @@ fn publish(servers: &Servers, messages: &[Message], rate: usize) -> HashMap<Stri
 
 fn main() {
     let sizes = settings::numbers("BENCH_SIZES", &[1_000_000, 3_000_000]);
-    let step = settings::number("BENCH_STEP", 50_000);
-    let num_rounds: usize = settings::number("BENCH_ROUNDS", 5);
+    let alone: usize = settings::number("BENCH_ALONE", 0);
     let num_days: u64 = settings::number("BENCH_DAYS", 10);
-    let rate: usize = settings::number("BENCH_RATE", 1_000);
     let seconds: usize = settings::number("BENCH_SECONDS", 10);
     assert!(
-        num_days > num_rounds as u64,
+        num_days > num_rounds() as u64,
         "a day is dropped in each round"
     );
     let servers = Servers::start();
     let mut load = Load::new(settings::events_file().as_deref(), SystemClock.now());
-    servers.warm_up("plain", &copy::encode(&load.take(step)));
-    let tables = Tables::new(&servers, num_days);
-    let mut past = Spread::new(num_days);
+    servers.warm_up("plain", &copy::encode(&load.take(FILL_STEP)));
+    let plain = servers.fresh_database("plain");
+    let partitioned_one = partitioned(&servers, "partitioned", num_days);
+    let mut past = Past::new(num_days);
     let mut table = Table::new(&[
         "stored before",
         "plain events/s",
@@ -341,32 +382,35 @@ fn main() {
         "median",
         "max",
     ]);
+    let both = [&plain, &partitioned_one];
     for size in [0].into_iter().chain(sizes) {
-        tables.fill(&mut past, size);
-        let mut rates = [(); 2].map(|()| Samples::default());
-        for round in 0..num_rounds {
-            let [plain, partitioned] = grow(&servers, &tables, &mut load, round, step);
-            println!(
-                "at {size}, round {}: ratio {:.2}",
-                round + 1,
-                partitioned / plain
-            );
-            rates[0].push(plain);
-            rates[1].push(partitioned);
-        }
-        let ratios = rates[1].over(&rates[0]);
-        table.row(vec![
-            size.to_string(),
-            shown(rates[0].median(), 0),
-            shown(rates[1].median(), 0),
-            shown(ratios.min(), 2),
-            shown(ratios.median(), 2),
-            shown(ratios.max(), 2),
-        ]);
+        past.fill(&both, size);
+        table.row(compare(&servers, both, &mut load, size));
     }
-    let [plain, partitioned] = tables.both().map(servers::digest);
-    assert_eq!(plain, partitioned, "the two databases hold different rows");
+    let [first, second] = both.map(servers::digest);
+    assert_eq!(first, second, "the two databases hold different rows");
     table.print();
+    let is_plain_there = alone == 0;
+    if !is_plain_there {
+        partitioned_one.execute("DROP DATABASE plain WITH (FORCE)");
+        let empty = partitioned(&servers, "empty", num_days);
+        past.fill(&[&partitioned_one], alone);
+        for parent in TABLES {
+            partitioned_one.execute(&format!("TRUNCATE {}", of_day(parent, today())));
+        }
+        let mut table = Table::new(&[
+            "stored before",
+            "into empty tables events/s",
+            "beside full days events/s",
+            "ratio min",
+            "median",
+            "max",
+        ]);
+        let both = [&empty, &partitioned_one];
+        table.row(compare(&servers, both, &mut load, alone));
+        table.print();
+    }
+    let plain = is_plain_there.then_some(&plain);
     let mut table = Table::new(&[
         "events of the day",
         "gone s",
@@ -379,15 +423,15 @@ fn main() {
         "p99 ms",
         "max ms",
     ]);
-    for round in 0..num_rounds {
-        let messages = load.take(2 * rate * seconds);
+    for round in 0..num_rounds() {
+        let messages = load.take(2 * rate() * seconds);
         let days = num_days - round as u64;
-        let dropped = drop_a_day(&servers, &tables, &messages, rate, days);
+        let dropped = drop_a_day(&servers, &partitioned_one, plain, &messages, days);
         let mut row = vec![
             dropped.num_events.to_string(),
             shown(Some(dropped.trimmed.until_gone.as_secs_f64()), 2),
             shown(Some(dropped.trimmed.until_ended.as_secs_f64()), 2),
-            shown(Some(dropped.delete.as_secs_f64()), 1),
+            shown(dropped.delete.map(|one| one.as_secs_f64()), 1),
         ];
         let millis = |seconds: Option<f64>| shown(seconds.map(|one| one * 1e3), 1);
         let [quiet, beside] = dropped.latencies;

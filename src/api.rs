@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::wiring::OutRoutes;
 
 mod letters;
+mod recent;
 mod replays;
 mod state;
 

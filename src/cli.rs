@@ -58,7 +58,8 @@ Secrets: everyone on the machine can read the flags of a running process. Give a
 as a variable, or name a file that holds it: EVENT_PERSISTER_DATABASE_URL_FILE,
 EVENT_PERSISTER_REDIS_URL_FILE, EVENT_PERSISTER_NATS_URL_FILE, EVENT_PERSISTER_HTTP_AUTH_STRING_FILE.
 
-Exit codes: 0 done, 1 the work itself failed, 2 wrong usage or configuration.";
+Exit codes: 0 done, 1 the work itself failed, 2 wrong usage or configuration, 130 and 143 ended at
+once by a second SIGINT or SIGTERM.";
 
 /// The settings that have a flag; `None` where the command line says nothing.
 ///

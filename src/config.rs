@@ -116,7 +116,7 @@ impl Config {
         let texts = environment.iter();
         let texts = texts.filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)));
         let of_drivers = PgEnvironment::of(texts.clone());
-        let of_s3 = archive::Variables::of(texts);
+        let of_buckets = archive::Variables::of(texts);
         let prefects = prefect::Variables::of(&environment);
         let variables = environment::ours(environment)?;
         let named = variables.get(environment::CONFIG_VARIABLE);
@@ -134,7 +134,7 @@ impl Config {
         errors.note(compose::check(&layers));
         errors.into_result()?;
         let mut config = compose::compose(layers, prefect, of_drivers)?;
-        config.archive.variables = of_s3;
+        config.archive.variables = of_buckets;
         Ok(config)
     }
 }

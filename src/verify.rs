@@ -49,7 +49,7 @@ pub(crate) async fn run(config: &Config, flags: VerifyFlags) -> anyhow::Result<b
         tables: wiring::operator(config, Missing::Ignore),
         state: Reconciliation::new(flags.limit),
     };
-    let misplaced = verification.look_at_stream().await?;
+    let walked = verification.look_at_stream().await?;
     let num_events = verification.look_at_tables(since).await?;
     verification.look_again().await?;
     let first_missing = verification.state.first_missing.as_deref();
@@ -62,7 +62,8 @@ pub(crate) async fn run(config: &Config, flags: VerifyFlags) -> anyhow::Result<b
         stream: bus.as_deref().map(|bus| Stream {
             stream: bus.stream(),
             group: bus.group(),
-            misplaced: misplaced.as_deref(),
+            misplaced: walked.misplaced.as_deref(),
+            shows_nothing: walked.shows_nothing,
             read_again,
         }),
         num_events,
@@ -87,11 +88,17 @@ struct Verification<'a> {
     state: Reconciliation,
 }
 
+/// What is to be said of the stream as a whole.
+#[derive(Default)]
+struct Walked {
+    misplaced: Option<String>,
+    shows_nothing: Option<&'static str>,
+}
+
 impl Verification<'_> {
-    /// Returns what is wrong with the group's position, if anything.
-    async fn look_at_stream(&mut self) -> anyhow::Result<Option<String>> {
+    async fn look_at_stream(&mut self) -> anyhow::Result<Walked> {
         let Some(bus) = self.bus else {
-            return Ok(None);
+            return Ok(Walked::default());
         };
         let mut walk = bus.walk().await.context(NO_STREAM)?;
         while let Some(page) = walk.next_page().await.context(NO_STREAM)? {
@@ -106,7 +113,10 @@ impl Verification<'_> {
             }
         }
         self.state.stream.unread = walk.num_unread();
-        Ok(walk.misplaced().map(str::to_owned))
+        Ok(Walked {
+            misplaced: walk.misplaced().map(str::to_owned),
+            shows_nothing: walk.shows_nothing(),
+        })
     }
 
     async fn look_at_entries(&mut self, entries: &[Arc<Entry>]) -> anyhow::Result<()> {

@@ -19,6 +19,7 @@
 #   tests/run.sh --kills 1000 kills replicas, PostgreSQL and the bus (Redis, then NATS) with SIGKILL, that many
 #                             rounds each; then those who archive, PostgreSQL and the object store, and a fifth
 #                             as often those who drop partitions
+#   tests/run.sh --clouds     an archive in Azure, against its emulator, which npm installs into target/ (360 MB)
 #   tests/run.sh --failovers 200   so many failovers of Redis Sentinel under load, with prefect-redis publishing;
 #                             PREFECT_PYTHON names a Python that has it, else pip installs it into target/
 #   tests/run.sh --mutants    changes the actor core in every small way, and sees whether a unit test fails;
@@ -32,7 +33,7 @@ cd "$(dirname "$0")/.."
 
 mode=${1:-all}
 case "$mode" in
-all | --faults | --kills | --failovers | --mutants | --mutants-of-the-day | --packages) ;;
+all | --faults | --kills | --clouds | --failovers | --mutants | --mutants-of-the-day | --packages) ;;
 *)
   sed -n 's/^#   \(tests\/run.sh\)/\1/p' "$0" >&2
   exit 2
@@ -50,7 +51,8 @@ export RUST_BACKTRACE=0
 # A test that hangs is a test that fails.
 limited() { timeout --kill-after=10s 45m "$@"; }
 
-step() { printf '\n== %s\n' "$*"; }
+# With the time since the start.
+step() { printf '\n== %d:%02d  %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"; }
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
@@ -80,6 +82,9 @@ if [ "$mode" = all ]; then
   done
   command -v chromedriver >/dev/null || missing+=(chromium-driver)
   command -v cargo-machete >/dev/null || programs+=(cargo-machete)
+fi
+if [ "$mode" = --clouds ]; then
+  command -v npm >/dev/null || missing+=(npm)
 fi
 if [[ "$mode" = --mutants* || "$mode" = all ]]; then
   command -v cargo-mutants >/dev/null || programs+=(cargo-mutants)
@@ -119,7 +124,7 @@ if [ "$mode" = all ]; then
 fi
 
 # A server that speaks S3, and readers of Parquet that are not ours.
-if [ "$mode" = all ] || [ "$mode" = --faults ] || [ "$mode" = --kills ]; then
+if [[ "$mode" =~ ^(all|--faults|--kills|--clouds)$ ]]; then
   if command -v python3 >/dev/null && [ ! target/archive-tools/installed -nt tests/archive/requirements.txt ]; then
     step "by pip into target/archive-tools: tests/archive/requirements.txt"
     python3 -m venv target/archive-tools
@@ -189,6 +194,17 @@ if [ "$mode" = --faults ]; then
   it faults:: --test-threads=4 || failed=$?
   it --ignored --exact faults::table::is_written_from_the_outcomes
   exit "$failed"
+fi
+
+if [ "$mode" = --clouds ]; then
+  azurite=3.37.0
+  if [ ! -e target/azurite/node_modules/.bin/azurite-blob ]; then
+    step "azurite $azurite, from npm into target/"
+    npm install --silent --no-audit --no-fund --prefix target/azurite "azurite@$azurite"
+  fi
+  step "an archive in Azure"
+  it --ignored archive::azure
+  exit
 fi
 
 if [ "$mode" = --failovers ]; then

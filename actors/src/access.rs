@@ -10,7 +10,7 @@
 //! have those.
 //!
 //! Routes that take events in do not ask for a name. They tell nothing of what is stored, and a proxy that passes its
-//! own name on must not lose events.
+//! own name on must not lose events. They do refuse a page of another origin.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;

@@ -3,6 +3,8 @@
 //! People put `/`, `@`, `?` and `#` into passwords without escaping them, and Python's libraries let
 //! them. A strict parser of URLs refuses such a password or, worse, takes a part of it for the host.
 
+use std::net::Ipv6Addr;
+
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 #[cfg(any(feature = "postgres", feature = "redis"))]
 use serde::de::DeserializeOwned;
@@ -120,13 +122,14 @@ pub(crate) fn host_and_port(text: &str, default: u16) -> Result<(String, u16), I
             let (host, rest) = rest
                 .split_once(']')
                 .ok_or("an IPv6 address ends with a bracket")?;
+            if host.contains(char::is_whitespace) || !(rest.is_empty() || rest.starts_with(':')) {
+                return Err("brackets stand around a whole IPv6 address".into());
+            }
             (host, rest.strip_prefix(':').unwrap_or_default())
         }
         // A second colon belongs to a folder or an address, not to a port.
-        None => match text
-            .rsplit_once(':')
-            .filter(|(host, _)| !host.contains(':'))
-        {
+        None => match text.split_once(':') {
+            Some((_, rest)) if rest.contains(':') && may_have_colons(text) => (text, ""),
             Some((host, port)) => (host, port),
             None => (text, ""),
         },
@@ -141,13 +144,20 @@ pub(crate) fn host_and_port(text: &str, default: u16) -> Result<(String, u16), I
     Ok((decode(host)?.ok_or("the host is missing")?, port))
 }
 
+fn may_have_colons(host: &str) -> bool {
+    let number = host.split('%').next().unwrap_or_default();
+    host.starts_with('/')
+        || host
+            .get(..3)
+            .is_some_and(|first| first.eq_ignore_ascii_case("%2f"))
+        || number.parse::<Ipv6Addr>().is_ok()
+}
+
+/// The text is not told: it may be the rest of a password.
 pub(crate) fn port(text: &str) -> Result<u16, InvalidUrl> {
-    text.parse().map_err(|_| {
-        format!(
-            "{text:?} is not a port; a `:`, `/` or `@` in a password is written as %3A, %2F, %40"
-        )
-        .into()
-    })
+    let not_a_port = "what stands in the place of the port is not a port; a `:`, `/` or `@` in a password is written as \
+         %3A, %2F, %40, and an `@` stands before the host";
+    text.parse().map_err(|_| not_a_port.into())
 }
 
 /// A URL without its password, for people and logs.
@@ -167,15 +177,38 @@ pub fn mask(url: &str) -> String {
     }
     let login = rest.rsplit_once('@');
     let named = login.and_then(|(login, host)| Some((login.split_once(':')?.0, host)));
-    let rest = named.map_or_else(
-        || rest.to_owned(),
-        |(name, host)| format!("{name}:***@{host}"),
-    );
+    let rest = if let Some((name, host)) = named {
+        format!("{name}:***@{host}")
+    } else if login.is_none()
+        && let Some(name) = without_port(rest)
+    {
+        // Perhaps a password, behind which the host was forgotten.
+        format!("{name}:***")
+    } else {
+        rest.to_owned()
+    };
     let Some((place, query)) = rest.split_once('?') else {
         return format!("{scheme}://{rest}");
     };
     let query: Vec<String> = query.split('&').map(mask_parameter).collect();
     format!("{scheme}://{place}?{}", query.join("&"))
+}
+
+/// What stands before the first colon behind which there is no port, in a text that begins with hosts.
+fn without_port(text: &str) -> Option<&str> {
+    let hosts = text.split(['/', '?']).next().unwrap_or_default();
+    let mut at = 0;
+    for host in hosts.split(',') {
+        // IPv6 has colons of its own.
+        let behind = host.rfind(']').map_or(0, |end| end + 1);
+        if let Some((before, port)) = host[behind..].split_once(':')
+            && !port.chars().all(|c| c.is_ascii_digit() || c == ':')
+        {
+            return text.get(..at + behind + before.len());
+        }
+        at += host.len() + 1;
+    }
+    None
 }
 
 fn mask_parameter(pair: &str) -> String {
@@ -219,6 +252,11 @@ mod tests {
             ),
             ("sqlite:///me:x@home.db", "sqlite:///me:x@home.db"),
             ("postgresql:/u:p@db/x", "***@db/x"),
+            ("postgresql://u:p/x?y", "postgresql://u:***"),
+            ("redis://a:1,b:p:2", "redis://a:1,b:***"),
+            ("redis://[::1]:p/0", "redis://[::1]:***"),
+            ("redis://a:1,[::1]:2/0?db=3", "redis://a:1,[::1]:2/0?db=3"),
+            ("postgresql://::1/x", "postgresql://::1/x"),
         ] {
             assert_eq!(mask(url), expected);
         }

@@ -32,7 +32,7 @@ pub use place::{Place, PlaceError};
 #[cfg(feature = "archive")]
 pub use reading::{ArchivedFile, FileFault, Wanted, may_have};
 #[cfg(feature = "archive")]
-pub use recovery::identify;
+pub use recovery::{Begin, identify};
 #[cfg(feature = "archive")]
 pub use schema::{SCHEMA, SCHEMA_VERSION, Unreadable};
 pub use settings::{ArchiveSettings, ArchiveUrl, Variables};

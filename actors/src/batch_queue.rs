@@ -53,7 +53,7 @@ pub struct HeldBatch {
     pub(crate) failure: Option<Failure>,
     /// Set for a single event that failed while others were stored.
     pub(crate) suspect: Option<Suspect>,
-    /// Whether it is a part of a batch that took too long while others were stored.
+    /// Whether it is a part of a batch that took too long while others were stored, or waited for a lock.
     pub(crate) is_narrowed: bool,
     /// Whether it counts against the allowance of suspects, and no longer as in flight.
     pub(crate) is_aside: bool,
@@ -220,11 +220,15 @@ impl BatchQueue {
         self.returned.insert(held.batch.id, (held, not_before));
     }
 
-    /// Takes back a batch that took too long, as two halves, which a slow store may write. New
-    /// batches are no larger, but for one that is known already as the next.
+    /// Makes new batches no larger than the halves of one that took too long, but for one that is known
+    /// already as the next.
+    pub(crate) fn shrink_to_halves_of(&mut self, held: &HeldBatch) {
+        self.max_events = self.max_events.min(held.batch.len().div_ceil(2));
+    }
+
+    /// Takes back a batch that took too long, as two halves, which may be written.
     pub(crate) fn put_back_in_halves(&mut self, held: HeldBatch, not_before: Instant) {
         let (first, second) = held.halves();
-        self.max_events = self.max_events.min(first.batch.len());
         for half in [Some(first), second].into_iter().flatten() {
             self.put_back(half, not_before);
         }

@@ -336,11 +336,16 @@ impl BatcherActor {
             }
             Route::RetryInHalves => {
                 let not_before = self.back_off(&mut held, None, kind, error);
+                self.queue.shrink_to_halves_of(&held);
                 self.queue.put_back_in_halves(held, not_before);
             }
             Route::Narrow(fault) => {
                 self.failed_while_others_are_stored(&mut held, &fault, kind, error);
                 held.is_narrowed = true;
+                // A lock that somebody else holds says nothing of the size of a batch.
+                if matches!(error, StoreError::TooSlow { .. }) {
+                    self.queue.shrink_to_halves_of(&held);
+                }
                 self.queue.put_back_in_halves(held, Instant::now());
             }
             Route::Split(fault) => {

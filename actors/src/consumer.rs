@@ -395,7 +395,9 @@ impl ConsumerActor {
     fn note_failure(&self, kind: RetryKind, what: &str, error: &SourceError) {
         self.parts.metrics.retries(kind);
         let consequence = match error {
-            SourceError::Unavailable { .. } => "retrying until it works",
+            SourceError::Unavailable { .. } | SourceError::TimedOut { .. } => {
+                "retrying until it works"
+            }
             SourceError::Broken { .. } => "nothing more is read of it",
         };
         let error = error_chain(error);

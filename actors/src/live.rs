@@ -2,16 +2,16 @@
 //!
 //! Nobody who watches is waited for. The last events that were committed are kept for a while; whoever has not come
 //! to one before it goes is told how many there were. Events that other processes commit into the same database
-//! are found by looking, twice a second, as long as somebody watches.
+//! are found by looking, as long as somebody watches: twice a second, or once where nobody else commits any.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bytestring::ByteString;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::LocalBoxFuture;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
@@ -19,15 +19,20 @@ use crate::clock::Clock;
 use crate::delivery::Batch;
 use crate::delivery::Content;
 use crate::event::{EventLimits, Received, ReceivedEvent};
+use crate::lock::lock;
 use crate::reader::{EventFilter, EventReader, MAX_PAGE, Occurred, Part, StoredEvent};
 use crate::store::{EventStore, OpenStore, Outcome, StoreError, StoreLayer};
+
+pub use recent::RecentIds;
+
+mod recent;
 
 /// So many events are kept for those who come to them later: a few seconds of a busy service.
 const MAX_KEPT_EVENTS: usize = 10_000;
 /// Fewer, where they are large.
 pub const MAX_KEPT_BYTES: usize = 8 << 20;
 
-/// How often is looked for what others have committed.
+/// How often is looked for what others have committed; half as often after a look that found nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a transaction may take from the moment that stands in its rows to its commit, and the clocks of two
 /// machines differ, so that its events are still found.
@@ -38,18 +43,68 @@ const REMEMBERED: Duration = Duration::from_secs(20);
 const MAX_FOUND: usize = 20_000;
 
 /// An event that was committed.
-#[derive(Debug)]
+///
+/// It is kept as its text, and read again for those who look at it: beside a busy service most are never looked at.
 pub struct LiveEvent {
-    /// The event.
-    pub event: ReceivedEvent,
-    /// Made once for all who watch.
+    /// The event's id.
+    pub id: Uuid,
+    occurred: DateTime<Utc>,
+    received: DateTime<Utc>,
+    text: ByteString,
+    /// Made once for all who watch, as the message is.
+    event: OnceLock<Option<ReceivedEvent>>,
     message: OnceLock<ByteString>,
 }
 
+/// The id only: events may hold secrets, and debug output ends in logs.
+impl std::fmt::Debug for LiveEvent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("LiveEvent").field(&self.id).finish()
+    }
+}
+
+impl From<&ReceivedEvent> for LiveEvent {
+    fn from(event: &ReceivedEvent) -> Self {
+        Self {
+            id: event.id,
+            occurred: event.occurred,
+            received: event.received,
+            text: event.text.clone(),
+            event: OnceLock::new(),
+            message: OnceLock::new(),
+        }
+    }
+}
+
+impl From<&StoredEvent> for LiveEvent {
+    fn from(event: &StoredEvent) -> Self {
+        Self {
+            id: event.id,
+            occurred: event.occurred,
+            received: event.received,
+            text: event.to_json().into(),
+            event: OnceLock::new(),
+            message: OnceLock::new(),
+        }
+    }
+}
+
 impl LiveEvent {
-    fn new(event: ReceivedEvent) -> Arc<Self> {
-        let message = OnceLock::new();
-        Arc::new(Self { event, message })
+    /// The event; `None` if its text cannot be read a second time.
+    pub fn event(&self) -> Option<&ReceivedEvent> {
+        let read = || {
+            // It was taken once, by limits that may have been others.
+            let limits = EventLimits {
+                max_labels_per_resource: usize::MAX,
+                max_related_resources: usize::MAX,
+                max_event_name_length: usize::MAX,
+            };
+            let received = Received::Now(self.received);
+            let mut event = ReceivedEvent::parse(self.text.clone(), &limits, received).ok()?;
+            (event.id, event.occurred) = (self.id, self.occurred);
+            Some(event)
+        };
+        self.event.get_or_init(read).as_ref()
     }
 
     /// As Prefect's API shows it.
@@ -61,12 +116,14 @@ impl LiveEvent {
 
     /// As it is told on a WebSocket.
     pub(crate) fn message(&self) -> &ByteString {
-        self.message
-            .get_or_init(|| message_of(&StoredEvent::from(&self.event)))
+        self.message.get_or_init(|| match self.event() {
+            Some(event) => message_of(&StoredEvent::from(event)),
+            None => format!("{}{}{}", MESSAGE[0], self.text, MESSAGE[1]).into(),
+        })
     }
 
     fn num_bytes(&self) -> usize {
-        self.event.text().len()
+        self.text.len()
     }
 }
 
@@ -98,6 +155,8 @@ struct Shared {
     kept: Mutex<Kept>,
     /// The number of the next event.
     next: watch::Sender<u64>,
+    /// Somebody watches, and nobody did before.
+    begun: Notify,
 }
 
 #[derive(Default)]
@@ -106,8 +165,17 @@ struct Kept {
     num_bytes: usize,
     /// The number of the first of them.
     first: u64,
-    /// When ids were seen, so that none is told twice.
-    seen: HashMap<Uuid, Instant>,
+    /// When was last looked for what others commit; `None` until it is noted what was there before.
+    looked: Option<DateTime<Utc>>,
+    /// So that none is told twice.
+    seen: HashMap<Uuid, Seen>,
+}
+
+/// An event that was told, or was there before somebody watched.
+struct Seen {
+    at: Instant,
+    /// An event of our own may be found before it is told.
+    is_told: bool,
 }
 
 impl Default for LiveEvents {
@@ -115,6 +183,7 @@ impl Default for LiveEvents {
         Self(Arc::new(Shared {
             kept: Mutex::default(),
             next: watch::Sender::new(0),
+            begun: Notify::new(),
         }))
     }
 }
@@ -133,12 +202,15 @@ impl LiveEvents {
 
     /// Watches from now on.
     pub fn watch(&self) -> Watching {
-        let next = self.0.next.subscribe();
-        let number = *next.borrow();
+        let mut kept = self.0.lock();
+        if !self.is_watched() {
+            kept.forget();
+            self.0.begun.notify_one();
+        }
         Watching {
             shared: Arc::clone(&self.0),
-            next,
-            number,
+            next: self.0.next.subscribe(),
+            number: kept.end(),
         }
     }
 
@@ -146,74 +218,114 @@ impl LiveEvents {
     pub async fn look(&self, reader: Arc<dyn EventReader>, clock: Arc<dyn Clock>) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Events of before are seen already. A look that took long, or failed, is made up for by the next.
-        let mut looked = None;
+        let mut is_quiet = false;
         loop {
-            ticks.tick().await;
-            if !self.is_watched() {
-                self.0.lock().forget();
-                looked = None;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.0.begun.notified() => is_quiet = false,
+            }
+            if std::mem::take(&mut is_quiet) || !self.is_looked_for() {
                 continue;
             }
-            let now = clock.now();
-            let is_first = looked.is_none();
-            let since = looked.unwrap_or(now) - LOOK_BACK;
-            match self.look_once(&*reader, since, is_first, now).await {
-                Ok(()) => looked = Some(now),
+            // What a look did not find because it failed, or took long, is found by the next.
+            match self.look_once(&*reader, clock.now()).await {
+                Ok(found_some) => is_quiet = !found_some,
                 Err(error) => log::debug!("cannot look for events of others error={error}"),
             }
         }
     }
 
+    /// Notes what is there already, unless that was done for somebody else who watches. What others commit from
+    /// then on is told.
+    pub(crate) async fn note_what_is_there(
+        &self,
+        reader: &dyn EventReader,
+        now: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        if self.0.lock().looked.is_some() {
+            return Ok(());
+        }
+        let ids = reader.written_since(now - LOOK_BACK, MAX_FOUND).await?;
+        let mut kept = self.0.lock();
+        // Another one may have done it meanwhile, and what came since then is to be told to that one.
+        if kept.looked.is_none() {
+            kept.looked = Some(now);
+            let at = Instant::now();
+            for id in ids {
+                let is_told = false;
+                kept.seen.entry(id).or_insert(Seen { at, is_told });
+            }
+        }
+        Ok(())
+    }
+
     async fn look_once(
         &self,
         reader: &dyn EventReader,
-        since: DateTime<Utc>,
-        is_first: bool,
         now: DateTime<Utc>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
+        let Some(looked) = self.0.lock().looked else {
+            self.note_what_is_there(reader, now).await?;
+            return Ok(true);
+        };
         let moment = Instant::now();
-        let mut new = reader.written_since(since, MAX_FOUND).await?;
+        let mut new = reader.written_since(looked - LOOK_BACK, MAX_FOUND).await?;
         {
             let mut kept = self.0.lock();
-            if is_first {
-                // They were there before somebody watched.
-                kept.seen.extend(new.drain(..).map(|id| (id, moment)));
+            if kept.looked != Some(looked) {
+                // Those who watched have gone, and for those who came then it was there before.
+                return Ok(true);
             }
             new.retain(|id| !kept.seen.contains_key(id));
             kept.seen
-                .retain(|_, at| moment.saturating_duration_since(*at) < REMEMBERED);
+                .retain(|_, seen| moment.saturating_duration_since(seen.at) < REMEMBERED);
         }
         // The oldest first, as they came.
         new.reverse();
+        let found_some = !new.is_empty();
         for ids in new.chunks(MAX_PAGE) {
             let mut left = ids.to_vec();
             // A page of large events holds not all that were asked for.
             while !left.is_empty() {
                 let events = load(reader, &left, now).await?;
                 left.retain(|id| !events.iter().any(|event| event.id == *id));
-                self.tell(events.iter().filter_map(read));
+                self.tell(events.iter().map(LiveEvent::from));
                 if events.is_empty() {
                     break;
                 }
             }
         }
-        Ok(())
+        let mut kept = self.0.lock();
+        if kept.looked == Some(looked) {
+            kept.looked = Some(now);
+        }
+        Ok(found_some)
+    }
+
+    /// Whether anybody watches; where nobody does, nothing is kept.
+    fn is_looked_for(&self) -> bool {
+        let mut kept = self.0.lock();
+        let is_watched = self.is_watched();
+        if !is_watched {
+            kept.forget();
+        }
+        is_watched
     }
 
     fn is_watched(&self) -> bool {
         self.0.next.receiver_count() > 0
     }
 
-    fn tell(&self, events: impl IntoIterator<Item = ReceivedEvent>) {
-        let now = Instant::now();
+    fn tell(&self, events: impl IntoIterator<Item = LiveEvent>) {
+        let at = Instant::now();
         let mut kept = self.0.lock();
         for event in events {
-            if kept.seen.insert(event.id, now).is_none() {
-                kept.push(LiveEvent::new(event));
+            let seen = kept.seen.insert(event.id, Seen { at, is_told: true });
+            if seen.is_none_or(|seen| !seen.is_told) {
+                kept.push(Arc::new(event));
             }
         }
-        let next = kept.first + kept.events.len() as u64;
+        let next = kept.end();
         drop(kept);
         self.0.next.send_replace(next);
     }
@@ -241,33 +353,24 @@ async fn load(
     Ok(reader.page(&filter, part).await?.events)
 }
 
-/// A stored event as one that came in.
-fn read(event: &StoredEvent) -> Option<ReceivedEvent> {
-    // It was taken once, by limits that may have been others.
-    let limits = EventLimits {
-        max_labels_per_resource: usize::MAX,
-        max_related_resources: usize::MAX,
-        max_event_name_length: usize::MAX,
-    };
-    let received = Received::FromText {
-        default: event.received,
-    };
-    ReceivedEvent::parse(event.to_json().into(), &limits, received).ok()
-}
-
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 }
 
 impl Kept {
+    /// The number of the next event.
+    fn end(&self) -> u64 {
+        self.first + self.events.len() as u64
+    }
+
     /// Nobody watches any more.
     fn forget(&mut self) {
-        self.first += self.events.len() as u64;
-        self.events = VecDeque::new();
-        self.num_bytes = 0;
-        self.seen = HashMap::new();
+        *self = Self {
+            first: self.end(),
+            ..Self::default()
+        };
     }
 
     fn push(&mut self, event: Arc<LiveEvent>) {
@@ -311,11 +414,16 @@ impl Watching {
     #[cfg(feature = "http")]
     pub(crate) fn skip(&mut self, but_for: u64) -> u64 {
         let kept = self.shared.lock();
-        let end = kept.first + kept.events.len() as u64;
-        let next = end.saturating_sub(but_for).max(self.number);
+        let next = kept.end().saturating_sub(but_for).max(self.number);
         let num_skipped = next - self.number;
         self.number = next;
         num_skipped
+    }
+
+    /// How many events have come that were not taken yet, with those that are no longer kept.
+    #[cfg(feature = "http")]
+    pub(crate) fn num_waiting(&self) -> u64 {
+        self.shared.lock().end() - self.number
     }
 
     /// The next message, if it is there already.
@@ -355,7 +463,7 @@ impl StoreLayer for Telling {
                 let stored = entries.filter(|(_, outcome)| **outcome == Outcome::Stored);
                 self.live
                     .tell(stored.filter_map(|(entry, _)| match &entry.content {
-                        Content::Event(event) => Some(event.clone()),
+                        Content::Event(event) => Some(LiveEvent::from(event)),
                         Content::Rejected(_) => None,
                     }));
             }
@@ -365,51 +473,4 @@ impl StoreLayer for Telling {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::delivery::BatchId;
-    use crate::testing::{MemoryStore, event, event_entry};
-
-    async fn commit(store: &dyn EventStore, ids: std::ops::Range<u128>) {
-        let entries = ids
-            .map(|id| event_entry(event(Uuid::from_u128(id))))
-            .collect();
-        let batch = Batch::new(BatchId(0), entries);
-        store.write(Arc::new(batch)).await.unwrap();
-    }
-
-    async fn ids(watching: &mut Watching, num: usize) -> Vec<u128> {
-        let mut ids = Vec::new();
-        for _ in 0..num {
-            match watching.next().await {
-                Live::Event(event) => ids.push(event.event.id.as_u128()),
-                Live::Missed(missed) => panic!("missed {missed}"),
-            }
-        }
-        ids
-    }
-
-    #[actix::test]
-    async fn watchers_are_told_each_event_once_and_how_many_they_missed() {
-        let live = LiveEvents::default();
-        let store = live.told_by(MemoryStore::new().open_store())();
-        commit(&*store, 0..3).await;
-        let (mut one, mut other) = (live.watch(), live.watch());
-        commit(&*store, 2..5).await;
-        assert_eq!(ids(&mut one, 2).await, [3, 4]);
-        assert_eq!(ids(&mut other, 1).await, [3]);
-        let num = MAX_KEPT_EVENTS as u128;
-        commit(&*store, 10..10 + num).await;
-        assert!(matches!(other.next().await, Live::Missed(1)));
-        assert_eq!(ids(&mut other, 2).await, [10, 11]);
-        commit(&*store, 100_000..100_005).await;
-        assert!(matches!(other.next().await, Live::Missed(3)));
-        assert_eq!(ids(&mut other, 1).await, [15]);
-        assert!(matches!(one.next().await, Live::Missed(5)));
-        let nothing_new = tokio::time::timeout(Duration::ZERO, async {
-            let mut late = live.watch();
-            late.next().await
-        });
-        assert!(nothing_new.await.is_err());
-    }
-}
+mod tests;

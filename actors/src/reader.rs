@@ -49,11 +49,9 @@ pub const MAX_READ_TIME: Duration = Duration::from_secs(10);
 /// The most events on a page.
 pub const MAX_PAGE: usize = 50;
 
-/// A page holds at most so many bytes of events, but always one event; larger ones are pages of fewer.
+/// A page holds at most so many bytes of events, but always one event; larger ones are pages of fewer. A count holds
+/// as many bytes of groups.
 pub const MAX_PAGE_BYTES: usize = 4 << 20;
-
-/// The most groups of a count. More would be a list that nobody reads, in memory all the same.
-pub const MAX_GROUPS: usize = 100_000;
 
 /// The future that a call of the reader's port returns.
 pub type Answer<'a, T> = LocalBoxFuture<'a, Result<T, StoreError>>;
@@ -126,7 +124,7 @@ pub trait EventReader: Send + Sync {
     fn page<'a>(&'a self, filter: &'a EventFilter, part: Part) -> Answer<'a, EventPage>;
 
     /// How many events there are of each kind: for times a count for each bucket that has any, with the
-    /// bucket's number as value; for others the most first. At most [`MAX_GROUPS`].
+    /// bucket's number as value; for others the most first, as many as [`MAX_PAGE_BYTES`] hold.
     fn count<'a>(
         &'a self,
         filter: &'a EventFilter,

@@ -163,6 +163,15 @@ pub enum SourceError {
         #[source]
         source: Option<Box<dyn Error + Send + Sync>>,
     },
+    /// The same, and no answer came in time: to less at once there may be one.
+    #[error("{what}")]
+    TimedOut {
+        /// What failed, to what, and what to do about it.
+        what: String,
+        /// The adapter's own error.
+        #[source]
+        source: Option<Box<dyn Error + Send + Sync>>,
+    },
     /// Nothing more can ever be read of it; every read says so.
     #[error("{what}")]
     Broken {

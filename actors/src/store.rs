@@ -252,6 +252,23 @@ pub struct Trimmed {
     pub resources: u64,
 }
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+impl Trimmed {
+    /// Whether a deletion of so many events may have left rows of them. Events without resources are rare.
+    fn may_have_left_rows(&self, num_events: usize) -> bool {
+        self.events < num_events as u64 || self.resources == 0
+    }
+}
+
+/// What is wrong where a deletion leaves rows.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+fn does_not_leave(event_id: &str) -> String {
+    format!(
+        "the event {event_id} is deleted, but does not leave the tables: see whether a trigger, a rule or \
+         row-level security keeps its rows; no more is removed until then"
+    )
+}
+
 impl std::ops::AddAssign for Trimmed {
     fn add_assign(&mut self, other: Self) {
         self.events += other.events;

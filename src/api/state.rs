@@ -13,11 +13,12 @@ use event_persister_actors::status::{PipelineStatus, RetentionStatus};
 use event_persister_actors::store::Stage;
 use event_persister_actors::store::operator::{LetterFilter, StoreOperator};
 use prometheus::Registry;
-use prometheus::proto::{Histogram, Metric, MetricFamily};
+use prometheus::proto::{Metric, MetricFamily};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
+use super::recent::{RecentTimes, Times};
 use super::{Shared, fresh};
 use crate::config::Config;
 use crate::serve::Pipelines;
@@ -45,6 +46,7 @@ pub(crate) struct StateSource {
     since: Instant,
     settings: Settings,
     seen: Mutex<Option<Seen>>,
+    flushes: Mutex<RecentTimes>,
 }
 
 /// The part of the configuration that is shown.
@@ -113,13 +115,22 @@ impl StateSource {
             parts,
             settings,
             seen: Mutex::default(),
+            flushes: Mutex::default(),
         }
     }
 
     async fn tell(&self, has_auth: bool, has_session: bool) -> Value {
         let asked = timeout(ANSWERS_WITHIN, self.parts.pipelines.status()).await;
         let pipeline = asked.ok().and_then(Result::ok);
+        // Of the same moment: what comes in is told by the difference of two such answers.
         let numbers = Numbers::of(&self.parts.registry);
+        let uptime = self.since.elapsed();
+        let flushes = numbers.times("event_persister_flush_seconds");
+        let flushes = self
+            .flushes
+            .lock()
+            .await
+            .look(&flushes, uptime, Instant::now());
         let (database, letters) = self.database().await;
         let warnings = pipeline.as_ref().map(|pipeline| &pipeline.warnings[..]);
         let warnings = warnings.unwrap_or_default().iter().map(|warning| {
@@ -131,13 +142,13 @@ impl StateSource {
             "service": {
                 "version": env!("CARGO_PKG_VERSION"),
                 "started": self.started,
-                "uptime": self.since.elapsed().as_secs_f64(),
+                "uptime": uptime.as_secs_f64(),
                 "address": self.parts.address.get(),
                 "has_auth": has_auth,
                 "has_session": has_session,
             },
             "warnings": warnings.collect::<Vec<_>>(),
-            "flow": self.flow(pipeline.as_ref(), &numbers, database, letters),
+            "flow": self.flow(pipeline.as_ref(), &numbers, &flushes, database, letters),
             "retention": self.retention(pipeline.as_ref(), &numbers),
             "stream": self.stream(&numbers),
             "guard": self.guard(&numbers),
@@ -149,6 +160,7 @@ impl StateSource {
         &self,
         pipeline: Option<&PipelineStatus>,
         numbers: &Numbers,
+        flushes: &Times,
         database: Value,
         letters: Value,
     ) -> Value {
@@ -192,8 +204,6 @@ impl StateSource {
             }
             Some(source)
         });
-        let flushes = numbers.histogram("event_persister_flush_seconds");
-        let part = |share| flushes.and_then(|flushes| percentile(flushes, share));
         let bytes = numbers.value("event_persister_in_flight_bytes");
         json!({
             "sources": sources.collect::<Vec<_>>(),
@@ -207,8 +217,8 @@ impl StateSource {
                 "num": self.settings.writers,
                 "busy": numbers.value("event_persister_writers_busy"),
                 "batches": numbers.sum("event_persister_batches_total"),
-                "flush_p50": part(0.5),
-                "flush_p99": part(0.99),
+                "flush_p50": flushes.percentile(0.5),
+                "flush_p99": flushes.percentile(0.99),
                 "retries": numbers.sum("event_persister_retries_total"),
             },
             "database": database,
@@ -222,10 +232,8 @@ impl StateSource {
         let mut seen = self.seen.lock().await;
         if seen.as_ref().is_none_or(|seen| seen.at.elapsed() > FRESH) {
             let database = self.parts.reader.overview().await.ok();
-            let letters = self
-                .letters()
-                .await
-                .unwrap_or_else(|| json!({ "num": 0, "parse": 0, "store": 0, "newest": null }));
+            let unknown = || json!({ "num": null, "parse": null, "store": null, "newest": null });
+            let letters = self.letters().await.unwrap_or_else(unknown);
             let at = Instant::now();
             *seen = Some(Seen {
                 at,
@@ -423,28 +431,13 @@ impl Numbers {
         Some(self.all(name)?.iter().map(number).sum())
     }
 
-    fn histogram(&self, name: &str) -> Option<&Histogram> {
-        self.all(name)?.first().map(Metric::get_histogram)
+    fn times(&self, name: &str) -> Times {
+        let metric = self.all(name).and_then(<[Metric]>::first);
+        metric.map_or_else(Times::default, |metric| metric.get_histogram().into())
     }
 }
 
 /// A counter's or a gauge's; the other one is zero.
 fn number(metric: &Metric) -> f64 {
     metric.get_counter().get_value() + metric.get_gauge().get_value()
-}
-
-/// The bound of the bucket in which this share is reached; `None` where nothing was measured.
-fn percentile(histogram: &Histogram, share: f64) -> Option<f64> {
-    let num = histogram.get_sample_count();
-    if num == 0 {
-        return None;
-    }
-    let wanted = num as f64 * share;
-    let buckets = histogram.get_bucket();
-    let reached = buckets
-        .iter()
-        .find(|bucket| bucket.cumulative_count() as f64 >= wanted);
-    reached
-        .or(buckets.last())
-        .map(|bucket| bucket.upper_bound())
 }

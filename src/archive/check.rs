@@ -1,7 +1,7 @@
 //! Whether retention could archive: what `check` finds.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use event_persister_actors::archive::{Place, identify};
+use event_persister_actors::archive::{Begin, Place, identify};
 use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::store::archivable::ArchivableRows;
 
@@ -49,11 +49,11 @@ async fn unset(config: &Config, rows: &dyn ArchivableRows) -> Option<Finding> {
 
 async fn is_right(place: &Place, rows: &dyn ArchivableRows) -> Finding {
     const ID: &str = "archive.same";
-    match identify(place, rows, false).await {
+    match identify(place, rows, Begin::Nothing).await {
         Ok(Some(id)) => Finding::ok(ID, format!("{place} is the archive of this database, {id}")),
         Ok(None) => Finding::ok(
             ID,
-            format!("no archive yet: the first retention pass begins one in {place}"),
+            format!("no archive yet: one is begun in {place} when the first event has to go"),
         ),
         Err(error) => Finding::of_error(ID, &error),
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::Context as _;
-use event_persister_actors::archive::{Place, identify};
+use event_persister_actors::archive::{Begin, Place, identify};
 use event_persister_actors::status::error_chain;
 use event_persister_actors::store::archivable::{ArchivableRows, FileState, Manifest};
 use serde::Serialize;
@@ -37,7 +37,7 @@ pub(super) async fn run(
         let file = file.map(str::to_owned);
         report.problems.push(Problem { file, what });
     };
-    if let Err(error) = identify(place, rows, false).await {
+    if let Err(error) = identify(place, rows, Begin::Nothing).await {
         problem(None, error_chain(&error));
     }
     let manifests = rows.manifests(false).await;

@@ -102,7 +102,7 @@ pub(crate) struct Letters {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Which letters")]
 pub(crate) struct LetterFlags {
-    /// Only letters from this source, such as redis, http or file
+    /// Only letters from this source, such as redis, nats, http or file
     // An empty name would mean every letter, and nobody asks for them in this way.
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) source: Option<String>,

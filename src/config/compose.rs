@@ -86,6 +86,10 @@ pub(super) fn compose(
     let trim: TrimSettings = layers.read("trim")?;
     let Shutdown { drain_timeout } = layers.read("pipeline")?;
     let postgres: PostgresSettings = layers.read("database")?;
+    if let DatabaseUrl::Postgres { url, .. } = &url {
+        let fits = url.goes_with(postgres.tls);
+        fits.map_err(|error| wrong(&layers, "database.url", &error))?;
+    }
     let primary = postgres.servers.primary();
     let nats = nats(&layers, &primary)?;
     if redis.is_some() && nats.is_some() {

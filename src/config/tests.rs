@@ -290,6 +290,32 @@ fn what_a_url_says_counts_unless_its_own_setting_says_something() {
 }
 
 #[test]
+fn tls_may_begin_at_once_where_any_setting_says_that_it_must_begin() {
+    let url = (
+        "EVENT_PERSISTER_DATABASE_URL",
+        "postgresql://h/d?direct_tls=1",
+    );
+    let error = load(&Flags::default(), &[url]).unwrap_err().to_string();
+    assert!(error.contains("needs sslmode=require"), "{error}");
+    for required in [
+        ("PGSSLMODE", "verify-full"),
+        ("EVENT_PERSISTER_DATABASE_TLS", "require"),
+    ] {
+        load(&Flags::default(), &[url, required]).unwrap();
+    }
+}
+
+#[test]
+fn what_may_be_a_password_without_a_host_behind_it_is_not_told() {
+    let url = ("EVENT_PERSISTER_DATABASE_URL", "postgresql://app:hush/d");
+    let error = load(&Flags::default(), &[url]).unwrap_err().to_string();
+    assert!(
+        error.contains("not a port") && !error.contains("hush"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_certificate_without_its_key_is_an_error() {
     let redis = ("EVENT_PERSISTER_REDIS_URL", "rediss://r");
     for [cert, key] in [

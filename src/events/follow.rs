@@ -2,7 +2,6 @@
 //!
 //! A service that was there once is waited for when it is gone. It is asked for what it stored meanwhile.
 
-use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, TimeDelta, Utc};
 use event_persister_actors::backoff::Backoff;
+use event_persister_actors::live::RecentIds;
 use event_persister_actors::reader::EventFilter;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::Deserialize;
@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
 use tokio_tungstenite::tungstenite::{Error, Message};
+use uuid::Uuid;
 
 use super::row_of;
 use crate::cli::{Followed, ServiceUrl};
@@ -35,8 +36,6 @@ const CONNECTS_WITHIN: Duration = Duration::from_secs(10);
 
 /// How far before the end of a connection is looked back: what it carried may have been lost with it.
 const LOOK_BACK: TimeDelta = TimeDelta::minutes(1);
-/// Events that are known when they are told again.
-const MAX_REMEMBERED: usize = 20_000;
 
 /// Why a service does not tell us anything, and would not the next time either.
 #[derive(Debug)]
@@ -61,7 +60,7 @@ pub(super) async fn run(
     let mut tail = Tail {
         filter,
         jsonl,
-        remembered: Remembered::default(),
+        recent: RecentIds::default(),
         heard: None,
     };
     tokio::select! {
@@ -73,7 +72,7 @@ pub(super) async fn run(
 struct Tail {
     filter: EventFilter,
     jsonl: bool,
-    remembered: Remembered,
+    recent: RecentIds,
     /// When the service was last heard of.
     heard: Option<DateTime<Utc>>,
 }
@@ -131,10 +130,11 @@ impl Tail {
                 told.count
             );
         }
-        if told.kind != "event" || !self.remembered.is_new(&told.event["id"]) {
+        let text = |name: &str| told.event[name].as_str().unwrap_or_default();
+        let is_known = Uuid::try_parse(text("id")).is_ok_and(|id| !self.recent.insert(id));
+        if told.kind != "event" || is_known {
             return Ok(());
         }
-        let text = |name: &str| told.event[name].as_str().unwrap_or_default();
         let line = if self.jsonl {
             // As it was told: a number that was read and written again may be another one.
             let whole = message.strip_prefix(r#"{"type":"event","event":"#);
@@ -177,29 +177,6 @@ struct Told {
 impl Told {
     fn read(message: &str) -> Self {
         serde_json::from_str(message).unwrap_or_default()
-    }
-}
-
-/// The last events that were told.
-#[derive(Default)]
-struct Remembered {
-    ids: HashSet<String>,
-    in_order: VecDeque<String>,
-}
-
-impl Remembered {
-    fn is_new(&mut self, id: &Value) -> bool {
-        let id = id.as_str().unwrap_or_default().to_owned();
-        let is_new = self.ids.insert(id.clone());
-        if is_new {
-            self.in_order.push_back(id);
-        }
-        if self.in_order.len() > MAX_REMEMBERED
-            && let Some(oldest) = self.in_order.pop_front()
-        {
-            self.ids.remove(&oldest);
-        }
-        is_new
     }
 }
 
@@ -328,18 +305,5 @@ mod tests {
             asked(&filter, Some(now)).unwrap()["occurred"]["since"],
             json!(now)
         );
-    }
-
-    #[test]
-    fn an_event_is_told_once_and_not_remembered_for_ever() {
-        let mut remembered = Remembered::default();
-        let first = json!("first");
-        assert!(remembered.is_new(&first));
-        assert!(!remembered.is_new(&first));
-        for number in 0..MAX_REMEMBERED {
-            assert!(remembered.is_new(&json!(number.to_string())));
-        }
-        assert!(remembered.is_new(&first));
-        assert_eq!(remembered.ids.len(), MAX_REMEMBERED);
     }
 }

@@ -22,14 +22,16 @@ pub(super) async fn run(reader: Reader, filter: EventFilter, jsonl: bool) -> any
             told = watching.next() => told,
         };
         match told {
-            Live::Event(event) if filter.matches(&event.event) => {
+            Live::Event(live) => {
+                let Some(event) = live.event().filter(|event| filter.matches(event)) else {
+                    continue;
+                };
                 let line = match jsonl {
-                    true => output::plain_json(event.json()),
-                    false => row(&StoredEvent::from(&event.event)).join("  "),
+                    true => output::plain_json(live.json()),
+                    false => row(&StoredEvent::from(event)).join("  "),
                 };
                 output::line(&output::one_line(&line))?;
             }
-            Live::Event(_) => {}
             Live::Missed(count) => {
                 log::warn!("events came faster than they were printed missed={count}")
             }

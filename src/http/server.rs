@@ -15,7 +15,9 @@ use actix_server::{Server, ServerBuilder};
 use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{AppConfig, Payload, Service, ServiceRequest, ServiceResponse};
-use actix_web::http::header::{CONTENT_LENGTH, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE};
+use actix_web::http::header::{
+    CONTENT_LENGTH, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE, X_FORWARDED_PROTO,
+};
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpMessage as _, HttpResponse, rt::net::TcpStream};
 use bytes::Bytes;
@@ -104,7 +106,14 @@ fn listen(
     server.listen("http", bound, move || {
         let (acceptor, listener) = (acceptor.clone(), listener.clone());
         let refusals = listener.refusals.clone();
+        let is_encrypted = acceptor.tls.is_some();
         let app = App::new()
+            .wrap_fn(move |mut request, service| {
+                if is_encrypted {
+                    note_encryption(&mut request);
+                }
+                service.call(request)
+            })
             .wrap_fn(track_request)
             .wrap(from_fn(move |request, next| {
                 refusals.clone().watch(request, next)
@@ -200,6 +209,14 @@ where
     }
 }
 
+/// Says, as a proxy that ends TLS does, by which scheme the client knows us. Where a proxy says so, that stays.
+fn note_encryption(request: &mut ServiceRequest) {
+    let headers = request.headers_mut();
+    if !headers.contains_key(X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("https"));
+    }
+}
+
 /// How the body ends, as the head says and actix-http takes it.
 fn body_kind(request: &ServiceRequest, payload: &Payload) -> Body {
     if matches!(payload, Payload::None) {
@@ -223,7 +240,7 @@ fn too_many() -> HttpResponse {
         actix_web::http::StatusCode::SERVICE_UNAVAILABLE,
         "there are as many connections as http.max_connections allows",
     );
-    let soon = actix_web::http::header::HeaderValue::from_static("1");
+    let soon = HeaderValue::from_static("1");
     refused.headers_mut().insert(RETRY_AFTER, soon);
     refused
 }

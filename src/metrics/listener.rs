@@ -16,8 +16,8 @@ pub(crate) struct Refusals(IntCounterVec);
 
 impl Refusals {
     /// What the listener answers; a status that is none of these counts as `other`.
-    const STATUSES: [&str; 13] = [
-        "400", "401", "403", "404", "405", "408", "413", "415", "422", "429", "431", "500", "503",
+    const STATUSES: [&str; 12] = [
+        "400", "401", "403", "404", "405", "408", "413", "415", "422", "431", "500", "503",
     ];
     const OTHER: &str = "other";
 

@@ -67,6 +67,9 @@ pub(super) fn of_nats(
             "event_persister_nats_lag_seconds",
             "How long ago the oldest message was stored that is not acknowledged; 0 if there is none.",
             |seen| {
+                if seen.status.is_oldest_unknown {
+                    return None;
+                }
                 let oldest = seen.status.oldest_millis;
                 let oldest = oldest.and_then(|oldest| i64::try_from(oldest).ok());
                 let since = oldest.map_or(0, |oldest| seen.now_millis.saturating_sub(oldest));

@@ -14,6 +14,8 @@ pub(crate) struct Stream<'a> {
     pub(crate) group: &'a str,
     /// The fault of the group's position, and what to do about it.
     pub(crate) misplaced: Option<&'a str>,
+    /// Why nothing of it could be compared.
+    pub(crate) shows_nothing: Option<&'a str>,
     /// How to have everything from the first missing entry on read once more.
     pub(crate) read_again: Option<ReadAgain>,
 }
@@ -151,6 +153,8 @@ impl Report<'_> {
 
     fn remarks(&self) -> Vec<String> {
         let mut remarks = Vec::new();
+        let shows_nothing = self.stream.as_ref().and_then(|it| it.shows_nothing);
+        remarks.extend(shows_nothing.map(str::to_owned));
         let num_more = self.state.num_faults() - self.state.findings.len() as u64;
         if num_more > 0 {
             remarks.push(format!("and {num_more} more, see --limit"));
@@ -276,6 +280,7 @@ mod tests {
             stream: "events",
             group: "event-persister",
             misplaced: None,
+            shows_nothing: Some("nothing was compared"),
             read_again: Some(ReadAgain {
                 command: "read it again".to_owned(),
                 while_there: "for a while",
@@ -286,5 +291,6 @@ mod tests {
         let remarks = report.remarks().join("\n");
         let expected = "in the stream, for a while. To have them written, run `read it again` somewhere. All is read, and";
         assert!(remarks.contains(expected), "{remarks}");
+        assert!(remarks.starts_with("nothing was compared"), "{remarks}");
     }
 }

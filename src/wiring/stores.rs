@@ -136,6 +136,7 @@ pub(crate) async fn inspect_store(config: &Config) -> Vec<Finding> {
     let needs = Needs {
         writers: config.pipeline.writers.get(),
         trims: config.trim.every.is_some(),
+        archives: config.trim.every.is_some() && archive(config).is_some(),
         reads: config.http.listener.reads(),
     };
     operator(config, Missing::Create).inspect(needs).await

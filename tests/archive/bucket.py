@@ -1,5 +1,7 @@
 """A server that speaks S3, with one bucket: moto's, whose objects outlive kill -9.
 
+Google's XML protocol is the same but for the names of a few headers, which are understood too.
+
 bucket.py FOLDER PORT
 
 Each object is a file of the folder as well, written before the answer to the request is sent. Uploads that are
@@ -34,6 +36,10 @@ def keep(key):
 
 
 def application(environ, start_response):
+    if "HTTP_X_GOOG_COPY_SOURCE" in environ:
+        environ["HTTP_X_AMZ_COPY_SOURCE"] = environ.pop("HTTP_X_GOOG_COPY_SOURCE")
+    if environ.pop("HTTP_X_GOOG_IF_GENERATION_MATCH", None) == "0":
+        environ["HTTP_IF_NONE_MATCH"] = "*"
     answer = list(moto(environ, start_response))
     key = environ["PATH_INFO"].strip("/").partition("/")[2]
     if environ["REQUEST_METHOD"] in ("PUT", "POST", "DELETE"):

@@ -94,6 +94,9 @@ ODD_LABELS = [
     "null", "-1",
 ]
 
+# What Prefect takes of a name.
+MAX_NAME = 1024
+
 
 def varied_events(events, number, seed):
     """Events like these, each at a moment and with an id of its own, and some of them odd."""
@@ -116,7 +119,8 @@ def varied_events(events, number, seed):
             id=str(uuid.UUID(int=chance.getrandbits(128), version=4)), occurred=written, received=received.isoformat()
         )
         if chance.random() < 0.1:
-            event["event"] = chance.choice([event["event"].upper(), event["event"] + "." + odd(), odd() or "x"])
+            name = chance.choice([event["event"].upper(), event["event"] + "." + odd(), odd() or "x"])
+            event["event"] = name[:MAX_NAME]
         for resource in [event["resource"], *event["related"]]:
             if chance.random() < 0.15:
                 resource[chance.choice(ODD_LABELS)] = odd()

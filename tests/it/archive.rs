@@ -14,6 +14,8 @@ use crate::support::events;
 use crate::support::postgres::{self, Database};
 use crate::support::server::Server;
 
+mod azure;
+mod changes;
 mod commands;
 mod kills;
 mod readers;
@@ -159,6 +161,13 @@ impl Case {
         self.run(&["trim", "--yes", "--json"])
     }
 
+    /// A pass that goes on in the background.
+    fn trimming(&self, more: &[(&str, &str)]) -> std::thread::JoinHandle<Ran> {
+        let mut command = self.folder.command(&["trim", "--yes"]);
+        command.envs(self.all_variables(more));
+        std::thread::spawn(move || Ran::new(command.output().unwrap()))
+    }
+
     fn place(&self) -> Arc<Place> {
         let settings = ArchiveSettings {
             url: Some(ArchiveUrl::Folder(self.archive_path())),
@@ -190,10 +199,14 @@ impl Case {
     /// Every event is in the tables or in the archive, and none in both or twice in either.
     async fn holds_once(&self, expected: &BTreeSet<String>) -> usize {
         let archived = archived(&self.place()).await;
+        self.are_once(archived.iter().map(events::id).collect(), expected)
+    }
+
+    /// The same of events that another reader found in the archive.
+    fn are_once(&self, archived: Vec<String>, expected: &BTreeSet<String>) -> usize {
         let num_archived = archived.len();
         let mut all = self.in_tables();
-        for event in archived {
-            let id = events::id(&event);
+        for id in archived {
             assert!(all.insert(id.clone()), "{id} is there twice");
         }
         assert!(
@@ -203,6 +216,19 @@ impl Case {
             expected.len()
         );
         num_archived
+    }
+
+    /// `check` has nothing to say against the archive.
+    fn archive_is_fit(&self) {
+        let checked = self.run(&["check", "--json"]).json();
+        let findings = checked["findings"].as_array().unwrap().iter();
+        let is_of_archive =
+            |finding: &&Value| finding["id"].as_str().unwrap().starts_with("archive.");
+        let severities: Vec<&Value> = findings
+            .filter(is_of_archive)
+            .map(|finding| &finding["severity"])
+            .collect();
+        assert_eq!(severities, ["ok"; 4], "{checked}");
     }
 
     /// The archive is right by its own command, and nothing is left over in it.
@@ -364,13 +390,7 @@ async fn nothing_is_removed_while_the_archive_is_away() {
 /// Two that trim at once share the work, and archive nothing twice.
 async fn two_at_once(case: Case) {
     let all = case.store_events(400);
-    let trimmers: Vec<_> = (0..2)
-        .map(|_| {
-            let mut command = case.folder.command(&["trim", "--yes", "--json"]);
-            command.envs(case.all_variables(&[]));
-            std::thread::spawn(move || Ran::new(command.output().unwrap()))
-        })
-        .collect();
+    let trimmers = [case.trimming(&[]), case.trimming(&[])];
     for trimmer in trimmers {
         let ran = trimmer.join().unwrap();
         if ran.code != Some(0) {
@@ -456,9 +476,7 @@ async fn two_replicas_archive_whole_partitions() {
 /// One that has looked for what is expired, and goes on after another has archived all of it.
 async fn comes_late(case: Case) {
     let all = case.store_events(100);
-    let mut command = case.folder.command(&["trim", "--yes"]);
-    command.envs(case.all_variables(&[("FAILPOINTS", "archive::after-search=1*sleep(4000)")]));
-    let late = std::thread::spawn(move || Ran::new(command.output().unwrap()));
+    let late = case.trimming(&[("FAILPOINTS", "archive::after-search=1*sleep(4000)")]);
     let has_begun = || {
         case.archive_path()
             .join("_event_persister_archive.json")

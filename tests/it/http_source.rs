@@ -265,6 +265,32 @@ async fn only_those_who_know_the_auth_string_are_let_in() {
     assert_eq!(request.send().await.expect("answered").status(), 204);
 }
 
+/// A browser sends plain text for any page without asking first, and opens its WebSockets.
+#[actix_web::test]
+async fn a_page_of_another_origin_puts_nothing_in() {
+    let server = start(HttpSettings::default(), IntakeSettings::default());
+    let own = format!("http://{}", server.address);
+    let connect = async |origin: &str| {
+        let headers = [("origin", origin)];
+        let address = server.address.to_string();
+        socket::connect_to(&address, "/api/events/in", None, &headers).await
+    };
+    for origin in ["http://elsewhere.example", "http://127.0.0.1:1", "null"] {
+        let request = server.post(list(1)).header("origin", origin);
+        let request = request.header("content-type", "text/plain;charset=UTF-8");
+        let refused = request.send().await.expect("answered");
+        assert_eq!(refused.status(), 403, "{origin}");
+        let Err(Error::Http(refused)) = connect(origin).await else {
+            panic!("{origin} opens a WebSocket");
+        };
+        assert_eq!(refused.status(), 403, "{origin}");
+    }
+    assert_eq!(server.intake.usage().num_events, 0);
+    let request = server.post("[]").header("origin", &own);
+    assert_eq!(request.send().await.expect("answered").status(), 204);
+    connect(&own).await.expect("a page of its own");
+}
+
 #[actix_web::test]
 async fn bodies_and_events_that_are_too_large_are_refused() {
     let settings = HttpSettings {
@@ -749,6 +775,35 @@ async fn a_message_that_is_too_large_closes_with_1009() {
     event["payload"] = json!({"x": "x".repeat(300_000)});
     send(&mut client, Message::text(event.to_string())).await;
     assert_eq!(u16::from(closed(&mut client).await.code), 1009);
+}
+
+/// Where no dead letters are kept it is taken from nobody, by HTTP or by WebSocket.
+#[actix_web::test]
+async fn on_the_way_to_a_bus_an_event_that_is_too_large_closes_with_1009() {
+    let settings = HttpSettings {
+        max_event_bytes: 1_000.try_into().expect("not zero"),
+        keeps_letters: false,
+        ..with_auth()
+    };
+    let server = start(settings, IntakeSettings::default());
+    let mut large = event();
+    large["payload"] = json!({"x": "x".repeat(1_000)});
+    let mut client = server.authenticated().await;
+    send_events(&mut client, [&event()]).await;
+    send_ping(&mut client, "the one before").await;
+    send_events(&mut client, [&large, &event()]).await;
+    send_ping(&mut client, "all").await;
+    let entries = server.read(2).await;
+    assert!(entries.iter().all(|(_, entry)| entry.event().is_some()));
+    server.acknowledge(&entries).await;
+    assert_eq!(
+        next(&mut client).await,
+        Message::Pong("the one before".into())
+    );
+    let closed = closed(&mut client).await;
+    assert_eq!(u16::from(closed.code), 1009);
+    assert!(closed.reason.contains("http.max_event_bytes"), "{closed:?}");
+    assert_eq!(server.intake.usage().num_events, 0);
 }
 
 #[actix_web::test]

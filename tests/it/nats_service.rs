@@ -123,6 +123,27 @@ async fn verify_finds_what_is_missing_and_says_how_to_have_it_read_again() {
     assert_eq!(bus.stream.info()["state"]["consumer_count"], 1);
 }
 
+#[tokio::test]
+async fn verify_compares_what_the_consumer_was_to_read() {
+    let bus = NatsBus::into_sqlite();
+    bus.stream.publish(&events::texts(&events::events(5)));
+    bus.stream
+        .create_consumer(&json!({ "deliver_policy": "new" }));
+    bus.stream.publish(&events::texts(&events::events(5)));
+    let server = bus.start().ready().await;
+    bus.until_settled(&server).await;
+    let well = run(&bus, &["verify", "--json"]).exits(0).json();
+    assert_eq!(well["stream"]["checked"], 5);
+
+    bus.stream.delete();
+    bus.stream.create(&json!({ "retention": "workqueue" }));
+    bus.stream.publish(&events::texts(&events::events(5)));
+    bus.until_settled(&server).await;
+    run(&bus, &["verify"])
+        .exits(0)
+        .prints(&["all is well", "nothing of it was compared"]);
+}
+
 /// The numbers of NATS, as the next scrapes tell them.
 async fn until_numbers(server: &Server, are_right: impl Fn(&dyn Fn(&str) -> f64) -> bool) {
     let started = Instant::now();

@@ -1,12 +1,16 @@
 //! The NATS source against real servers, mostly with the test in the consumer's place.
 
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use event_persister_actors::delivery::Receipt;
+use event_persister_actors::delivery::{Entry, Receipt};
 use event_persister_actors::primary::Primary;
-use event_persister_actors::source::nats::{NatsSettings, NatsSource};
+use event_persister_actors::publisher::EventPublisher as _;
+use event_persister_actors::source::nats::{NatsPublisher, NatsSettings, NatsSource};
 use event_persister_actors::source::{Body, EventSource as _, Message, More, Permit, SourceError};
 use event_persister_actors::status::error_chain;
+use event_persister_actors::testing::rejected_entry;
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -289,6 +293,266 @@ async fn what_the_limits_remove_unread_is_counted() {
     assert_eq!(second.stats().status().num_lost, 10);
 }
 
+/// A stream of the retention interest has dropped what the consumer alone had waited for.
+#[actix_web::test]
+async fn what_goes_with_a_consumer_is_counted_and_another_keeps_it() {
+    for is_kept in [false, true] {
+        let server = NatsServer::start();
+        let stream = server.stream();
+        stream.create(&json!({ "retention": "interest" }));
+        let source = source(stream.settings());
+        let chunk = source.read(WIDE).await.unwrap();
+        assert!(chunk.messages.is_empty());
+        stream.publish(&numbered(0..3));
+        let read = read_num(&source, 3).await;
+        acknowledge(&source, &read).await;
+        stream.publish(&numbered(3..13));
+        let stats = source.stats();
+        until("they are unread", || stats.status().lag == 10).await;
+        if is_kept {
+            let config = json!({ "durable_name": "third", "ack_policy": "explicit" });
+            let body = json!({ "stream_name": "events", "config": config });
+            let made = stream.api("CONSUMER.DURABLE.CREATE.events.third", &body);
+            assert!(made["error"].is_null(), "{made}");
+        }
+        stream.delete_consumer();
+        until("the consumer is back", || stats.status().num_rejoined == 1).await;
+        if is_kept {
+            assert_eq!(raws(&read_num(&source, 10).await), numbered(3..13));
+        }
+        let num_lost = if is_kept { 0 } else { 10 };
+        until("the loss is counted", || {
+            stats.status().num_lost == num_lost
+        })
+        .await;
+    }
+}
+
+/// Has messages 1 to 10 read, and the stream lose the last five of them.
+async fn lose_the_end(server: &mut NatsServer, stream: &NatsStream, source: &NatsSource) {
+    stream.publish(&numbered(0..5));
+    let first = read_num(source, 5).await;
+    acknowledge(source, &first).await;
+    server.terminate();
+    let messages = server.messages();
+    server.launch();
+    stream.publish(&numbered(5..10));
+    let second = read_num(source, 5).await;
+    acknowledge(source, &second).await;
+    server.terminate();
+    server.lose_messages_since(&messages);
+    server.launch();
+}
+
+/// Reads until it is refused for that reason, with the remedy.
+async fn refused(source: &NatsSource, why: &str) {
+    let telling = async {
+        loop {
+            let error = error_chain(&next_error(source).await);
+            if error.contains(why) {
+                assert!(error.contains("nats consumer rm"), "{error}");
+                return;
+            }
+        }
+    };
+    in_time(why, telling).await;
+}
+
+/// What is left of the first messages, and those that have the numbers of the others by now.
+async fn reads_all_with_another_consumer(stream: &NatsStream, source: &NatsSource) {
+    stream.delete_consumer();
+    let mut all = raws(&read_num(source, 15).await);
+    all.sort();
+    let mut expected = [numbered(0..5), numbered(20..30)].concat();
+    expected.sort();
+    assert_eq!(all, expected);
+}
+
+#[actix_web::test]
+async fn a_stream_that_lost_its_end_is_not_read_on() {
+    let (mut server, stream) = anywhere();
+    let source = source(stream.settings());
+    lose_the_end(&mut server, &stream, &source).await;
+    refused(&source, "the stream events ends at 5").await;
+    // Their numbers are those of messages that were read.
+    stream.publish(&numbered(20..30));
+    refused(&source, "message 10 is another one by now").await;
+    reads_all_with_another_consumer(&stream, &source).await;
+}
+
+/// It was given nothing that it could compare, and goes by when the new messages were stored.
+#[actix_web::test]
+async fn a_stream_that_lost_its_end_is_not_read_on_by_a_new_process_either() {
+    let (mut server, stream) = anywhere();
+    let before = source(stream.settings());
+    lose_the_end(&mut server, &stream, &before).await;
+    drop(before);
+    let source = source(stream.settings());
+    refused(&source, "the stream events ends at 5").await;
+    stream.publish(&numbered(20..30));
+    for _ in 0..2 {
+        refused(&source, "message 6 is another one by now").await;
+    }
+    reads_all_with_another_consumer(&stream, &source).await;
+}
+
+/// The client drops the connection at such headers, and what is behind them goes with it.
+#[actix_web::test]
+async fn messages_whose_headers_cannot_be_read_come_with_all_others() {
+    let (_server, stream) = anywhere();
+    stream.publish(&numbered(0..3));
+    let mut client = stream.connect().unwrap();
+    let broken: [&[u8]; 4] = [
+        b"NATS/1.0\r\nof two words: x\r\n\r\n",
+        b"NATS/1.0\r\nno colon\r\n\r\n",
+        b"NATS/1.0\r\nname: \xff\r\n\r\n",
+        // This one is read, and looks like the end of a request.
+        b"NATS/1.0 404 No Messages\r\n\r\n",
+    ];
+    for (headers, text) in broken.into_iter().zip(numbered(3..7)) {
+        client
+            .send_with("events", headers, text.as_bytes())
+            .unwrap();
+        client.answer().unwrap();
+    }
+    stream.publish(&numbered(7..10));
+    let source = source(stream.settings());
+    let messages = read_num(&source, 10).await;
+    let mut texts = raws(&messages);
+    texts.sort();
+    assert_eq!(texts, numbered(0..10));
+    acknowledge(&source, &messages).await;
+    until("all is acknowledged", || stream.is_settled() == Some(true)).await;
+}
+
+/// A stream on a server, and settings of a user who may not publish there.
+fn without_permission_for(subject: &str) -> (NatsServer, NatsStream, NatsSettings) {
+    let server = NatsServer::start_with(NatsOptions {
+        more: format!(
+            "no_auth_user: all\nauthorization {{ users: [\n\
+             {{ user: all, password: p }}\n\
+             {{ user: few, password: p, permissions: {{ publish: {{ deny: \"{subject}\" }} }} }}\n\
+             ] }}\n"
+        ),
+        ..NatsOptions::default()
+    });
+    let stream = server.with_stream();
+    let url = server.url().replace("nats://", "nats://few:p@");
+    let settings = NatsSettings::from_url(&url).unwrap();
+    (server, stream, settings)
+}
+
+#[actix_web::test]
+async fn requests_that_nobody_answers_are_an_error_that_says_why() {
+    let (_server, stream, settings) = without_permission_for("$JS.API.CONSUMER.MSG.NEXT.>");
+    stream.publish(&numbered(0..1));
+    let error = error_chain(&next_error(&source(settings)).await);
+    assert!(error.contains("allow the user to publish"), "{error}");
+    assert!(error.contains("Permissions Violation"), "{error}");
+}
+
+#[actix_web::test]
+async fn an_age_that_nobody_tells_is_told_as_unknown() {
+    let (_server, stream, settings) = without_permission_for("$JS.API.STREAM.MSG.GET.>");
+    stream.publish(&numbered(0..1));
+    let source = source(settings);
+    read_num(&source, 1).await;
+    let status = source.stats().status();
+    assert!(status.is_oldest_unknown, "{status:?}");
+    let warnings = source.warnings().join(" ");
+    assert!(warnings.contains("allow the user to publish"), "{warnings}");
+}
+
+/// Fewer messages at once would not help.
+#[actix_web::test]
+async fn a_publisher_that_learns_no_subject_does_not_blame_the_number_of_messages() {
+    let (_server, _stream, settings) = without_permission_for("$JS.API.STREAM.INFO.>");
+    let publisher = NatsPublisher::new(settings).unwrap();
+    let entry = rejected_entry("1", b"x", "no event");
+    let error = publisher.publish(&[&entry]).await.unwrap_err();
+    assert!(
+        matches!(error, SourceError::Unavailable { .. }),
+        "{error:?}"
+    );
+    let error = error_chain(&error);
+    assert!(error.contains("allow the user to publish"), "{error}");
+}
+
+#[actix_web::test]
+async fn requests_that_end_at_once_are_made_now_and_then() {
+    let (_server, stream) = anywhere();
+    stream.create_consumer(&json!({ "max_ack_pending": 3 }));
+    stream.publish(&numbered(0..10));
+    let (ours, other) = (source(stream.settings()), source(stream.settings()));
+    let _held = read_num(&ours, 3).await;
+    let mut num_reads = 0;
+    let reading = async {
+        loop {
+            other.read(WIDE).await.unwrap();
+            num_reads += 1;
+        }
+    };
+    timeout(Duration::from_secs(1), reading).await.ok();
+    assert!((1..=15).contains(&num_reads), "{num_reads}");
+}
+
+/// Leads to that port, and lets 160 KiB a second through, in either direction.
+fn slow_line_to(port: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let own_port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else {
+                return;
+            };
+            let copies = [(&client, &server), (&server, &client)];
+            for (mut from, mut to) in copies.map(|(from, to)| {
+                let clone = |stream: &TcpStream| stream.try_clone().unwrap();
+                (clone(from), clone(to))
+            }) {
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 16 << 10];
+                    while let Ok(num @ 1..) = from.read(&mut buffer) {
+                        std::thread::sleep(Duration::from_millis(100) * num as u32 / (16 << 10));
+                        if to.write_all(&buffer[..num]).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        }
+    });
+    own_port
+}
+
+#[actix_web::test]
+async fn a_message_on_a_slow_line_is_waited_for() {
+    let (server, stream) = anywhere();
+    let large = "x".repeat(600_000);
+    stream.publish(&[&large]);
+    let port = slow_line_to(server.port());
+    let settings = NatsSettings::from_url(&format!("nats://127.0.0.1:{port}")).unwrap();
+    let source = source(settings);
+    assert_eq!(raws(&read_num(&source, 1).await), [large]);
+    assert_eq!(source.stats().status().num_redelivered, 0);
+}
+
+#[actix_web::test]
+async fn what_is_published_on_a_slow_line_is_waited_for_as_long_as_answers_come() {
+    let (server, stream) = anywhere();
+    let port = slow_line_to(server.port());
+    let settings = NatsSettings::from_url(&format!("nats://127.0.0.1:{port}")).unwrap();
+    let publisher = NatsPublisher::new(settings).unwrap();
+    let text = vec![b'x'; 100_000];
+    let entries: Vec<_> = (0..10)
+        .map(|_| rejected_entry("1", &text, "no event"))
+        .collect();
+    let entries: Vec<&Entry> = entries.iter().map(|entry| &**entry).collect();
+    let published = publisher.publish(&entries).await.unwrap();
+    assert!(published.iter().all(Result::is_ok), "{published:?}");
+    assert_eq!(stream.info()["state"]["messages"], 10);
+}
+
 #[actix_web::test]
 async fn a_consumer_that_would_lose_events_is_refused() {
     for (with, what) in [
@@ -437,6 +701,30 @@ async fn nothing_is_acknowledged_that_another_primary_may_lack() {
     acknowledge(&source, &held[1..]).await;
     let again = read_num(&source, 3).await;
     assert_eq!(raws(&again), numbered(1..4));
+    acknowledge(&source, &again).await;
+    assert_eq!(stream.num_pending(), 0);
+}
+
+/// Nobody brings receipts any more: what is not confirmed is sent once more by the source itself.
+#[actix_web::test]
+async fn what_waits_for_a_server_is_not_acknowledged_after_the_primary_has_changed() {
+    let (mut server, stream) = anywhere();
+    stream.publish(&numbered(0..2));
+    let settings = stream.settings();
+    let primary = settings.primary.clone();
+    let on = |timeline| Primary {
+        system: 7,
+        timeline,
+    };
+    primary.meet(on(1)).unwrap();
+    let source = source(settings);
+    let held = read_num(&source, 2).await;
+    server.terminate();
+    assert!(source.acknowledge(&receipts(&held)).await.is_err());
+    primary.meet(on(2)).unwrap();
+    server.launch();
+    let again = read_num(&source, 2).await;
+    assert_eq!(raws(&again), numbered(0..2));
     acknowledge(&source, &again).await;
     assert_eq!(stream.num_pending(), 0);
 }

@@ -9,7 +9,7 @@ use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::delivery::{Batch, BatchId};
 use event_persister_actors::event::ReceivedEvent;
 use event_persister_actors::store::operator::StoreOperator as _;
-use event_persister_actors::store::postgres::PostgresStore;
+use event_persister_actors::store::postgres::{PostgresSettings, PostgresStore};
 use event_persister_actors::store::{Cutoffs, EventStore as _, Outcome, Period, TrimStep, Trimmed};
 use event_persister_actors::testing::{EventFixture, event_entry};
 use uuid::Uuid;
@@ -39,6 +39,14 @@ async fn plain() -> (Database, PostgresStore) {
     let store = store(&database);
     store.migrate().await.unwrap();
     (database, store)
+}
+
+/// Columns that somebody else has added to both tables.
+fn add_generated_columns(database: &Database) {
+    database.execute(
+        "ALTER TABLE events ADD COLUMN kind text GENERATED ALWAYS AS (lower(event)) STORED; \
+         ALTER TABLE event_resources ADD COLUMN kind text GENERATED ALWAYS AS (lower(resource_id)) STORED",
+    );
 }
 
 fn batch(events: &[ReceivedEvent]) -> Arc<Batch> {

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 use super::support::binary::Folder;
 use super::support::server::Server;
 use super::support::socket::{self, Socket};
+#[cfg(feature = "service-tests")]
+use super::support::wait;
 
 const AUTH: (&str, &str) = ("EVENT_PERSISTER_HTTP_AUTH_STRING", "ada:hush");
 const FOREIGN: (&str, &str) = ("origin", "http://elsewhere.example");
@@ -655,6 +657,59 @@ async fn the_document_says_what_is_mounted_and_what_it_answers() {
     assert_eq!(num_answers, 9);
 }
 
+#[tokio::test]
+async fn dead_letters_that_cannot_be_read_are_not_said_to_be_none() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]).ready().await;
+    let rename = "ALTER TABLE event_persister_dead_letters RENAME COLUMN reason TO other";
+    server.database().execute(rename);
+    let status = Client::of(&server).get("/api/status").await;
+    let unknown = json!({ "num": null, "parse": null, "store": null, "newest": null });
+    assert_eq!(status["flow"]["dead_letters"], unknown);
+}
+
+/// Rates are made of them, also while the database lets the answer wait.
+#[cfg(feature = "service-tests")]
+#[tokio::test]
+async fn uptime_and_counters_are_of_one_moment() {
+    let database = super::support::postgres::Server::shared().database();
+    let folder = Folder::new();
+    let url = ("EVENT_PERSISTER_DATABASE_URL", database.url.as_str());
+    folder.run_with(&["migrate"], &[url]).exits(0);
+    let server = Server::start(&folder, &[url]).ready().await;
+    let uptime = async || {
+        let status = Client::of(&server).get("/api/status").await;
+        status["service"]["uptime"].as_f64().unwrap()
+    };
+    let started = tokio::time::Instant::now();
+    let before = uptime().await;
+    let connected = tokio_postgres::connect(&database.url, tokio_postgres::NoTls).await;
+    let (holder, connection) = connected.unwrap();
+    let connection = tokio::spawn(connection);
+    let lock = "BEGIN; LOCK TABLE event_persister_dead_letters";
+    holder.batch_execute(lock).await.unwrap();
+    let release = async {
+        let waiting = "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database \
+            WHERE datname = current_database() AND NOT granted";
+        wait::until("asked", || database.value(waiting) != "0").await;
+        let asked = started.elapsed();
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        holder.batch_execute("ROLLBACK").await.unwrap();
+        asked
+    };
+    let answered = async {
+        // The first answer is kept for so long.
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        uptime().await
+    };
+    let (asked, after) = tokio::join!(release, answered);
+    assert!(
+        after - before <= asked.as_secs_f64(),
+        "{before} {after} {asked:?}"
+    );
+    connection.abort();
+}
+
 async fn watch(server: &Server, filter: Value, backfill: bool) -> Socket {
     let mut socket = connect_out(server, &[]).await;
     socket::authenticate(&mut socket, Value::Null).await;
@@ -703,8 +758,6 @@ async fn watchers_are_told_what_is_committed_here_and_by_others() {
     client.send(&events(4..8)).await;
     assert_eq!(told(&mut all, 4).await, [4, 5, 6, 7]);
     assert_eq!(told(&mut odd, 2).await, [5, 7]);
-    // The one who looks must know of those who have begun to watch.
-    tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
     let other = Server::start(&folder, &[]);
     Client::of(&other).send(&events(8..12)).await;
     let mut found = told(&mut all, 4).await;

@@ -10,7 +10,7 @@ use event_persister_actors::delivery::Entry;
 use event_persister_actors::delivery::{Batch, BatchId};
 use event_persister_actors::event::{EventLimits, Received, ReceivedEvent};
 use event_persister_actors::reader::{
-    CountRequest, EventCount, EventFilter, EventReader, PageRequest, PageToken, Part,
+    CountRequest, Countable, EventCount, EventFilter, EventReader, PageRequest, PageToken, Part,
 };
 use event_persister_actors::store::{EventStore, StoreError};
 use serde_json::{Value, json};
@@ -164,11 +164,31 @@ async fn difference(
     let is_of_time = path.ends_with("time") || path.ends_with("day");
     let by_number = |count: &Value| std::cmp::Reverse(count[2].as_u64());
     assert!(is_of_time || counts.is_sorted_by_key(by_number), "{case}");
+    if is_of_time && is_at_the_other_end(&counts, &theirs) {
+        return None;
+    }
     // Of as many events with the same label either may come first in Prefect.
     let key = |count: &Value| (by_number(count), count[1].to_string(), count[0].to_string());
     theirs.sort_by_key(key);
     counts.sort_by_key(key);
     (counts != theirs).then(|| format!("{case}\n  ours {counts:?}\n  theirs {theirs:?}"))
+}
+
+/// Whether the counts are the same but for events of the first bucket, which Prefect has in the last one: it rounds
+/// some to the bucket before the first, and that is the last one to an index of Python.
+fn is_at_the_other_end(ours: &[Value], theirs: &[Value]) -> bool {
+    let counts = |buckets: &[Value]| -> Vec<u64> {
+        let counts = buckets.iter().map(|bucket| bucket[2].as_u64());
+        counts.collect::<Option<_>>().unwrap()
+    };
+    let (ours, mut theirs) = (counts(ours), counts(theirs));
+    let [first, .., last] = &mut theirs[..] else {
+        return false;
+    };
+    let num_moved = ours[0].saturating_sub(*first);
+    *first += num_moved;
+    *last = last.saturating_sub(num_moved);
+    ours == theirs
 }
 
 /// The answers of a database called `name` in the record.
@@ -308,6 +328,37 @@ async fn a_page_has_room_for_so_many_bytes(
     assert_eq!(ids, (1..=6).map(Uuid::from_u128).collect::<Vec<_>>());
 }
 
+/// The most frequent come first, and what there is no room for is left out.
+async fn a_count_has_room_for_so_many_bytes(
+    store_of_events: &dyn EventStore,
+    reader: &dyn EventReader,
+) {
+    let counted = async |name: &str, labels: &[String]| {
+        let named = |(number, label): (usize, &String)| {
+            event(&json!({
+                "id": Uuid::new_v4(), "event": name, "occurred": "2020-01-03T00:00:00Z",
+                "resource": { "prefect.resource.id": format!("{number}"), "prefect.resource.name": label },
+            }))
+        };
+        let events: Vec<_> = labels.iter().enumerate().map(named).collect();
+        store(store_of_events, &events).await;
+        let mut filter = EventFilter::all(SystemClock.now());
+        filter.occurred.since = DateTime::UNIX_EPOCH;
+        filter.event.name = vec![name.to_owned()];
+        let counts = reader.count(&filter, &Countable::Resource).await.unwrap();
+        counts
+            .into_iter()
+            .map(|count| count.value)
+            .collect::<Vec<_>>()
+    };
+    let labels: Vec<_> = ["a", "b", "c", "d", "e"]
+        .map(|label| label.repeat(1 << 20))
+        .into();
+    assert_eq!(counted("named", &labels).await, ["0", "1", "2"]);
+    let labels = ["a".repeat(5 << 20), "b".to_owned()];
+    assert_eq!(counted("named.larger", &labels).await, ["0"]);
+}
+
 async fn promises(name: &str, store_of_events: &dyn EventStore, reader: &dyn EventReader) {
     let recorded = Recorded::read();
     assert_eq!(recorded.events.len(), 2_716);
@@ -317,6 +368,7 @@ async fn promises(name: &str, store_of_events: &dyn EventStore, reader: &dyn Eve
     pages_stay_as_they_are_while_events_come_in(store_of_events, reader, &recorded).await;
     a_page_has_room_for_so_many_bytes(store_of_events, reader).await;
     tells_in_a_few_numbers_what_is_there(reader).await;
+    a_count_has_room_for_so_many_bytes(store_of_events, reader).await;
     reader.close().await.unwrap();
     finds_nothing_of(reader, "odd.none").await;
 }

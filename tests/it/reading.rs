@@ -1,5 +1,6 @@
 //! What those who read may cost: memory, and the time of others.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use event_persister_actors::clock::{Clock as _, SystemClock};
@@ -83,6 +84,15 @@ async fn next_text(subscriber: &mut Socket) -> String {
     }
 }
 
+/// A client that looks back.
+async fn looking_back(server: &Server) -> Socket {
+    let connected = socket::connect_to(server.address(), "/api/events/out", Some("prefect"), &[]);
+    let mut socket = connected.await.unwrap();
+    socket::authenticate(&mut socket, Value::Null).await;
+    socket::send(&mut socket, r#"{"type":"filter","filter":{}}"#.into()).await;
+    socket
+}
+
 /// More than is kept, and than fits into the buffers of two sockets.
 const NUM_FAST: usize = 200;
 
@@ -90,7 +100,11 @@ const NUM_FAST: usize = 200;
 const PATIENT: (&str, &str) = ("EVENT_PERSISTER_HTTP_REQUEST_TIMEOUT", "10m");
 
 async fn send_too_many(server: &Server) {
-    for first in (0..NUM_FAST).step_by(10) {
+    send_large(server, 0..NUM_FAST).await;
+}
+
+async fn send_large(server: &Server, numbers: Range<usize>) {
+    for first in numbers.step_by(10) {
         let mut events: Vec<_> = (first..first + 10)
             .map(|number| large(number, MIB / 8))
             .collect();
@@ -174,6 +188,45 @@ async fn a_subscriber_that_knows_no_such_message_is_sent_away_to_look_back() {
     assert_eq!(u16::from(closed.code), 1013);
     assert!(closed.reason.contains("were missed"), "{}", closed.reason);
     assert!(told < NUM_FAST);
+}
+
+/// Prefect's client looks back each time that it was sent away.
+#[tokio::test]
+async fn a_subscriber_is_told_all_though_more_comes_than_is_kept_while_it_looks_back() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[PATIENT]).ready().await;
+    send_large(&server, 0..NUM_FAST).await;
+    let mut subscriber = looking_back(&server).await;
+    let mut told = vec![next_text(&mut subscriber).await];
+    // It reads no more until these are there.
+    const NUM: usize = NUM_FAST + 100;
+    send_large(&server, NUM_FAST..NUM).await;
+    while told.len() < NUM {
+        told.push(next_text(&mut subscriber).await);
+    }
+    send_large(&server, NUM..NUM + 10).await;
+    while told.len() < NUM + 10 {
+        told.push(next_text(&mut subscriber).await);
+    }
+    for (number, told) in told.iter().enumerate() {
+        assert!(told.contains(&format!(r#""large.{number}""#)), "{number}");
+    }
+}
+
+#[tokio::test]
+async fn a_ping_is_answered_while_a_subscriber_looks_back() {
+    const NUM: usize = NUM_FAST;
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]).ready().await;
+    // More than its socket holds.
+    send_large(&server, 0..NUM).await;
+    let mut subscriber = looking_back(&server).await;
+    socket::send_ping(&mut subscriber, "now").await;
+    let mut num_told = 0;
+    while socket::next(&mut subscriber).await != Message::Pong("now".into()) {
+        num_told += 1;
+    }
+    assert!(num_told < NUM, "it had to wait for all of them");
 }
 
 /// Puts a view in the place of the table of resources that asks this for each row, and so is never read to its end.

@@ -20,6 +20,7 @@ mod outages;
 mod pipeline;
 mod positions;
 mod primary;
+mod publishing;
 mod sentinel;
 mod sharing;
 

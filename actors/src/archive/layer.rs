@@ -2,6 +2,8 @@
 //!
 //! A pass goes file by file. The oldest expired events of one day are written to a hidden file; then they are
 //! removed in steps as small as without an archive; then the file gets the name under which readers see it.
+//! While rows are removed the next file is written, where the store lets both happen at once. Its manifest is
+//! opened by the transaction that closes the one before, so that no other process comes in between.
 //!
 //! A partition of PostgreSQL of which nothing is kept is written to files, all of them hidden, and dropped at
 //! once. If an event has come to it meanwhile, or somebody reads it all the while, the files are forgotten, and it
@@ -12,8 +14,8 @@
 //! | it happens | the database | the archive | the next pass |
 //! |---|---|---|---|
 //! | while a file is written | all rows; an open manifest, *writing* | half a hidden file, or one | forgets the manifest, removes the file, begins again |
-//! | between two removals | a part of the rows; an open manifest, *removing* | a hidden file | removes the rest, which the file names |
-//! | after the last removal | no rows; the manifest, *removed* | a hidden file | gives it its name |
+//! | between two removals | a part of the rows; an open manifest, *removing* | a hidden file, and perhaps half of the next | removes the rest, which the file names, and half a file |
+//! | after the last removal | no rows; the manifest, *removed*, and perhaps the next one, open | a hidden file, and perhaps half of the next | gives it its name; forgets the next |
 //! | after the renaming | no rows; the manifest, *removed* | a visible file | notes it |
 //! | between copy and removal in S3 | the same | a visible file, and a hidden one | copies and removes again |
 //! | before a partition is dropped | all rows; an open manifest, *writing* | hidden files | forgets the manifest, removes the files, begins again |
@@ -21,7 +23,11 @@
 //!
 //! A database that went back in time, to a backup or in a failover, lacks manifests of files that readers
 //! see. They are adopted before anything of their day is written. Rows that an adopted file, or any other,
-//! holds already are removed without being written again. So are those that were restored.
+//! holds already are removed without being written again. So are those that were restored. Where it has an older
+//! state of a manifest, the file is taken from where it is by now.
+//!
+//! The outcome of a change may be unknown, as of a commit whose answer was lost. Then the pass ends, and the next one
+//! goes by what the database says. A hidden file is removed only by whom the database tells that it was not claimed.
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
@@ -35,7 +41,8 @@ use tokio::time::Instant;
 use super::Archive;
 use super::names::{self, Day, INCOMING};
 use super::place::PlaceError;
-use super::recovery::{away, identify};
+use super::reading::{ArchivedFile, FileFault};
+use super::recovery::{Begin, away, confirm, identify};
 use super::writing::{FileWriter, WriteError};
 use crate::failpoint;
 use crate::status::error_chain;
@@ -43,7 +50,9 @@ use crate::store::archivable::{
     ArchivableRows, Budget, EventRow, FileContent, FileState, Manifest, ManifestChange,
     NamedContent, Partition, Position, Removal, RemovalStep,
 };
-use crate::store::{Cutoffs, EventStore, Removed, StoreError, StoreLayer, TrimStep, Trimmed};
+use crate::store::{
+    Contention, Cutoffs, EventStore, Removed, StoreError, StoreLayer, TrimStep, Trimmed,
+};
 
 /// How often whoever writes a file says that it is at work.
 const BEAT: Duration = Duration::from_secs(1);
@@ -76,6 +85,8 @@ struct Pass {
     /// Partitions that end here or earlier are not dropped whole: it was tried.
     not_whole_until: i64,
     work: Option<Work>,
+    /// The next file, which is written while the rows of another are removed.
+    ahead: Option<Writing>,
 }
 
 impl Default for Pass {
@@ -86,6 +97,7 @@ impl Default for Pass {
             day: None,
             not_whole_until: i64::MIN,
             work: None,
+            ahead: None,
         }
     }
 }
@@ -103,6 +115,26 @@ struct Removing {
     is_claimed: bool,
     events: Vec<Position>,
     num_removed: usize,
+    /// Whether it was seen to what comes behind these.
+    has_looked_ahead: bool,
+}
+
+impl Removing {
+    fn new(file: Option<NamedContent>, events: Vec<Position>) -> Self {
+        Self {
+            file,
+            is_claimed: false,
+            events,
+            num_removed: 0,
+            has_looked_ahead: false,
+        }
+    }
+
+    /// Where the next step ends.
+    fn next_end(&self, max_events: NonZeroUsize) -> usize {
+        let end = self.num_removed.saturating_add(max_events.get());
+        self.events.len().min(end)
+    }
 }
 
 /// A step that removed nothing, after which there is more to do.
@@ -134,12 +166,12 @@ impl StoreLayer for ArchivingStore {
                 Ok(TrimStep::Removed(_)) | Err(StoreError::TooSlow { .. }) => {}
                 Ok(TrimStep::Finished) => {
                     self.archive.stats.works();
-                    *pass = Pass::default();
+                    self.end(&mut pass).await;
                 }
-                Ok(TrimStep::TakenByAnother) => *pass = Pass::default(),
+                Ok(TrimStep::TakenByAnother) => self.end(&mut pass).await,
                 Err(error) => {
                     self.archive.stats.failed(error_chain(error));
-                    *pass = Pass::default();
+                    self.end(&mut pass).await;
                 }
             }
             step
@@ -162,6 +194,12 @@ impl ArchivingStore {
         }
     }
 
+    async fn end(&self, pass: &mut Pass) {
+        if let Some(ahead) = std::mem::take(pass).ahead {
+            ahead.give_up(self).await;
+        }
+    }
+
     async fn step(
         &self,
         pass: &mut Pass,
@@ -172,8 +210,15 @@ impl ArchivingStore {
             Some(id) => id.clone(),
             None => {
                 self.rows.prepare().await?;
-                let id = identify(&self.archive.place, self.rows.as_ref(), true).await?;
-                let id = id.ok_or_else(|| StoreError::unavailable("the archive has no id"))?;
+                let found = self.page(cutoffs, &Position::FIRST, i64::MAX, 1).await?;
+                let begin = match found.is_empty() {
+                    true => Begin::Note,
+                    false => Begin::Archive,
+                };
+                let id = identify(&self.archive.place, self.rows.as_ref(), begin).await?;
+                let Some(id) = id else {
+                    return self.rows.remove_strays(cutoffs, max_events).await;
+                };
                 if !self.recover(pass).await? {
                     return Ok(TrimStep::TakenByAnother);
                 }
@@ -181,24 +226,25 @@ impl ArchivingStore {
                 id
             }
         };
-        let emptying = pass.work.take_if(|work| matches!(work, Work::Empty(_)));
-        if let Some(Work::Empty(partition)) = emptying {
-            return self.empty(pass, partition, &archive_id, cutoffs).await;
-        }
-        match &mut pass.work {
+        match pass.work.take() {
+            Some(Work::Empty(partition)) => self.empty(pass, partition, &archive_id, cutoffs).await,
             Some(Work::Remove(removing)) => {
-                let (step, next) = self.remove(removing, max_events).await?;
-                if let Some(next) = next {
-                    pass.work = next.map(|file| Work::Publish(vec![file]));
-                }
-                Ok(step)
+                self.remove(pass, removing, &archive_id, cutoffs, max_events)
+                    .await
             }
-            Some(Work::Publish(files)) if !files.is_empty() => {
-                self.publish(&files.remove(0)).await?;
+            Some(Work::Publish(mut files)) if !files.is_empty() => {
+                let file = files.remove(0);
+                // The others have their turn even where this one takes too long.
+                pass.work = Some(Work::Publish(files));
+                self.publish(&file).await?;
                 Ok(nothing_removed())
             }
-            Some(Work::Publish(_) | Work::Empty(_)) | None => {
-                match self.write_next(pass, &archive_id, cutoffs).await? {
+            Some(Work::Publish(_)) | None => {
+                let written = match pass.ahead.take() {
+                    Some(ahead) => self.finish_file(pass, ahead, cutoffs).await?,
+                    None => self.write_next(pass, &archive_id, cutoffs).await?,
+                };
+                match written {
                     Written::Something(work) => {
                         pass.work = Some(work);
                         Ok(nothing_removed())
@@ -215,19 +261,58 @@ impl ArchivingStore {
         }
     }
 
-    /// Removes some rows; the second part says what comes after the last ones.
+    /// Removes some rows of a file. Meanwhile as many are written to the next one.
     async fn remove(
+        &self,
+        pass: &mut Pass,
+        mut removing: Removing,
+        archive_id: &str,
+        cutoffs: &Cutoffs,
+        max_events: NonZeroUsize,
+    ) -> Result<TrimStep, StoreError> {
+        let is_last = removing.next_end(max_events) == removing.events.len();
+        let (step, ahead) = if is_last {
+            // Whose manifest is open changes here, so that nothing else may ask for it.
+            let ahead = pass.ahead.take();
+            let next = ahead.as_ref().map(|ahead| ahead.file.as_str());
+            let step = self.remove_some(&mut removing, max_events, next).await;
+            (step, ahead)
+        } else {
+            let ahead = self
+                .look_ahead(pass, &mut removing, archive_id, cutoffs)
+                .await;
+            let ahead = self.write_ahead(ahead, cutoffs, max_events);
+            join(self.remove_some(&mut removing, max_events, None), ahead).await
+        };
+        pass.ahead = ahead;
+        if is_last && matches!(step, Ok(TrimStep::Removed(_))) {
+            if let Some(ahead) = &mut pass.ahead {
+                failpoint::pass("archive::after-beginning");
+                ahead.opened.clone_from(&ahead.file);
+            }
+            let file = removing.file.take();
+            pass.work = file.map(|file| Work::Publish(vec![file]));
+        } else {
+            pass.work = Some(Work::Remove(removing));
+        }
+        step
+    }
+
+    /// With the last rows the manifest of the `next` file is opened.
+    async fn remove_some(
         &self,
         removing: &mut Removing,
         max_events: NonZeroUsize,
-    ) -> Result<(TrimStep, Option<Option<NamedContent>>), StoreError> {
+        next: Option<&str>,
+    ) -> Result<TrimStep, StoreError> {
+        let end = removing.next_end(max_events);
         let Removing {
             file,
             is_claimed,
             events,
             num_removed,
+            ..
         } = removing;
-        let end = events.len().min(*num_removed + max_events.get());
         let removal = Removal {
             events: events.get(*num_removed..end).unwrap_or_default(),
             change: match file {
@@ -236,6 +321,7 @@ impl ArchivingStore {
                 Some(NamedContent { file, content }) => ManifestChange::Claim(file, content),
             },
             is_last: end == events.len(),
+            next,
         };
         match self.rows.remove(removal).await? {
             RemovalStep::TakenByAnother => {
@@ -244,16 +330,59 @@ impl ArchivingStore {
                 {
                     self.forget(file).await;
                 }
-                Ok((TrimStep::TakenByAnother, None))
+                Ok(TrimStep::TakenByAnother)
             }
             RemovalStep::Removed(removed) => {
                 failpoint::pass("archive::after-removal");
                 *is_claimed = true;
                 *num_removed = end;
-                let next = removal.is_last.then(|| file.take());
-                Ok((TrimStep::Removed(removed), next))
+                Ok(TrimStep::Removed(removed))
             }
         }
+    }
+
+    /// What is written already of the next file, or its beginning. `None` where there is none, or where it has to
+    /// wait: what fails here is tried again, and told, when its turn comes.
+    async fn look_ahead(
+        &self,
+        pass: &mut Pass,
+        removing: &mut Removing,
+        archive_id: &str,
+        cutoffs: &Cutoffs,
+    ) -> Option<Writing> {
+        if let Some(ahead) = pass.ahead.take() {
+            return Some(ahead);
+        }
+        let opened = removing.file.as_ref()?.file.clone();
+        // What is behind a file of an earlier pass is not known.
+        let is_behind = removing.events.last() <= Some(&pass.behind);
+        let may_read = self.below.contention() != Contention::WriteLock;
+        if std::mem::replace(&mut removing.has_looked_ahead, true) || !is_behind || !may_read {
+            return None;
+        }
+        let (first, partition) = self.find_next(pass, cutoffs).await.ok()??;
+        if partition.is_some() {
+            return None;
+        }
+        let file = names::file(first.occurred);
+        let begun = Writing::begin(self, pass, &first, [&opened, &file], archive_id).await;
+        begun.ok()
+    }
+
+    async fn write_ahead(
+        &self,
+        ahead: Option<Writing>,
+        cutoffs: &Cutoffs,
+        num_events: NonZeroUsize,
+    ) -> Option<Writing> {
+        let mut ahead = ahead?;
+        let written = ahead.write(self, cutoffs, num_events.get()).await;
+        if written.is_err() {
+            ahead.give_up(self).await;
+            return None;
+        }
+        failpoint::pass("archive::after-writing-ahead");
+        Some(ahead)
     }
 
     /// Shows a file to readers. Does it again where that was done before.
@@ -292,7 +421,7 @@ impl ArchivingStore {
 
     /// Finishes what earlier passes left; whether nobody else is at work.
     async fn recover(&self, pass: &mut Pass) -> Result<bool, StoreError> {
-        let place = &self.archive.place;
+        let mut taken_over = None;
         for manifest in self.rows.manifests(true).await? {
             match (manifest.state, manifest.content.clone()) {
                 (FileState::Removed, Some(content)) => {
@@ -303,8 +432,7 @@ impl ArchivingStore {
                     if !self.is_abandoned(&manifest).await? {
                         return Ok(false);
                     }
-                    let hidden = names::incoming(&manifest.file);
-                    let opened = place.open(&hidden, Some(&content)).await.map_err(away)?;
+                    let opened = self.open_wherever(&manifest.file, &content).await?;
                     let positions = opened.positions().map_err(away)?;
                     log::info!(
                         "a removal that was cut off goes on archive.file={} archive.events={}",
@@ -312,11 +440,10 @@ impl ArchivingStore {
                         content.num_events
                     );
                     let file = manifest.file;
+                    taken_over = Some(file.clone());
                     pass.work = Some(Work::Remove(Removing {
-                        file: Some(NamedContent { file, content }),
                         is_claimed: true,
-                        events: positions,
-                        num_removed: 0,
+                        ..Removing::new(Some(NamedContent { file, content }), positions)
                     }));
                 }
                 (FileState::Writing | FileState::Removing | FileState::Removed, _) => {
@@ -328,7 +455,23 @@ impl ArchivingStore {
                 (FileState::Archived, _) => {}
             }
         }
-        self.clear_up().await
+        self.clear_up(taken_over.as_deref()).await
+    }
+
+    /// A file that is hidden as long as its rows are removed; unless the database went back to that time.
+    async fn open_wherever(
+        &self,
+        file: &str,
+        content: &FileContent,
+    ) -> Result<ArchivedFile, StoreError> {
+        let place = &self.archive.place;
+        let opened = match place.open(&names::incoming(file), Some(content)).await {
+            Err(FileFault::Place(error)) if error.is_missing() => {
+                place.open(file, Some(content)).await
+            }
+            opened => opened,
+        };
+        opened.map_err(away)
     }
 
     /// Whether nobody works on a file, although its manifest is open.
@@ -348,36 +491,61 @@ impl ArchivingStore {
         Ok(true)
     }
 
-    /// Removes hidden files that no manifest names; not while somebody is writing. Listed before the manifests
-    /// are read: a manifest is opened before any file is written.
-    async fn clear_up(&self) -> Result<bool, StoreError> {
+    /// Removes hidden files that nobody will show; not while somebody else is at work. Listed before the manifests are
+    /// read: a manifest is opened before any file is written.
+    async fn clear_up(&self, taken_over: Option<&str>) -> Result<bool, StoreError> {
         let place = &self.archive.place;
         let listed = place.list(INCOMING).await.map_err(away)?;
         let manifests = self.rows.manifests(true).await?;
-        let is_open = |manifest: &Manifest| manifest.state == FileState::Writing;
+        let is_open = |manifest: &Manifest| match manifest.state {
+            FileState::Writing => true,
+            FileState::Removing => taken_over != Some(&manifest.file),
+            FileState::Removed | FileState::Archived => false,
+        };
         if manifests.iter().any(is_open) {
             return Ok(false);
         }
-        let named: HashSet<String> = manifests
-            .iter()
-            .map(|manifest| names::incoming(&manifest.file))
-            .collect();
-        for listed in listed {
-            if !named.contains(&listed.path) {
-                place.remove(&listed.path).await.map_err(away)?;
+        let hidden = |manifest: &Manifest| names::incoming(&manifest.file);
+        let named: HashSet<String> = manifests.iter().map(hidden).collect();
+        let mut left: HashSet<String> = listed.into_iter().map(|listed| listed.path).collect();
+        left.retain(|path| !named.contains(path));
+        if !left.is_empty() {
+            // A folder may have lost the renaming in a power failure.
+            for manifest in self.rows.manifests(false).await? {
+                let hidden = hidden(&manifest);
+                if left.contains(&hidden)
+                    && let Some(content) = manifest.content
+                    && place.look(&manifest.file).await.map_err(away)?.is_none()
+                {
+                    left.remove(&hidden);
+                    let file = manifest.file;
+                    self.publish(&NamedContent { file, content }).await?;
+                }
             }
+        }
+        for path in &left {
+            place.remove(path).await.map_err(away)?;
         }
         let swept = place.sweep(|path| named.contains(path)).await;
         swept.map(|()| true).map_err(away)
     }
 
-    /// Gives a file up that was not claimed. What fails here is cleared up by the next pass.
-    async fn forget(&self, file: &str) {
-        if let Err(error) = self.rows.discard(file).await {
-            let error = error_chain(&error);
-            log::debug!("a file that was given up could not be forgotten error={error}");
-            return;
+    /// Gives up the file whose manifest is open; whether it was not claimed, and never will be. Otherwise the next
+    /// pass sees what is to be done with it.
+    async fn forget(&self, file: &str) -> bool {
+        match self.rows.discard(file).await {
+            Ok(true) => self.remove_hidden(file).await,
+            Ok(false) => return false,
+            Err(error) => {
+                let error = error_chain(&error);
+                log::debug!("a file that was given up could not be forgotten error={error}");
+                return false;
+            }
         }
+        true
+    }
+
+    async fn remove_hidden(&self, file: &str) {
         if let Err(error) = self.archive.place.remove(&names::incoming(file)).await {
             let error = error_chain(&error);
             log::debug!("a file that was given up could not be removed error={error}");
@@ -426,16 +594,9 @@ impl ArchivingStore {
         archive_id: &str,
         cutoffs: &Cutoffs,
     ) -> Result<Written, StoreError> {
-        let found = self.page(cutoffs, &pass.behind, i64::MAX, 1).await?;
-        let Some(first) = found.first().map(|row| &row.position) else {
+        let Some((first, partition)) = self.find_next(pass, cutoffs).await? else {
             return Ok(Written::Nothing);
         };
-        failpoint::pass("archive::after-search");
-        let partition = self.rows.whole_partition(cutoffs, first).await?;
-        let partition = partition.filter(|partition| {
-            pass.not_whole_until < partition.until
-                && (pass.behind == Position::FIRST || pass.behind.occurred < partition.from)
-        });
         let file = names::file(first.occurred);
         if !self.rows.begin(&file).await? {
             return Ok(Written::TakenByAnother);
@@ -445,21 +606,51 @@ impl ArchivingStore {
             partition.opened = file;
             return Ok(Written::Something(Work::Empty(partition)));
         }
-        let written = self
-            .write_file(pass, first, &file, &file, archive_id, cutoffs)
-            .await?;
-        let Some((written, events)) = written else {
+        match Writing::begin(self, pass, &first, [&file, &file], archive_id).await {
+            Ok(writing) => self.finish_file(pass, writing, cutoffs).await,
+            Err(stopped) => {
+                self.forget(&file).await;
+                stopped.none().map(|()| Written::TakenByAnother)
+            }
+        }
+    }
+
+    /// The next event that has to go, and its partition if that may be dropped as a whole.
+    async fn find_next(
+        &self,
+        pass: &mut Pass,
+        cutoffs: &Cutoffs,
+    ) -> Result<Option<(Position, Option<Partition>)>, StoreError> {
+        let found = self.page(cutoffs, &pass.behind, i64::MAX, 1).await?;
+        let Some(first) = found.into_iter().next().map(|row| row.position) else {
+            return Ok(None);
+        };
+        failpoint::pass("archive::after-search");
+        let partition = self.rows.whole_partition(cutoffs, &first).await?;
+        let partition = partition.filter(|partition| {
+            pass.not_whole_until < partition.until
+                && (pass.behind == Position::FIRST || pass.behind.occurred < partition.from)
+        });
+        Ok(Some((first, partition)))
+    }
+
+    /// Writes what a file lacks; then its rows are removed.
+    async fn finish_file(
+        &self,
+        pass: &mut Pass,
+        writing: Writing,
+        cutoffs: &Cutoffs,
+    ) -> Result<Written, StoreError> {
+        let file = writing.file.clone();
+        let Some((written, events)) = self.write_file(pass, writing, cutoffs).await? else {
             return Ok(Written::TakenByAnother);
         };
         if written.is_none() {
             self.forget(&file).await;
         }
-        Ok(Written::Something(Work::Remove(Removing {
-            file: written,
-            is_claimed: false,
-            events,
-            num_removed: 0,
-        })))
+        Ok(Written::Something(Work::Remove(Removing::new(
+            written, events,
+        ))))
     }
 
     /// Writes the next file of a partition; after the last one drops it.
@@ -473,9 +664,11 @@ impl ArchivingStore {
         let next = self.page(cutoffs, &pass.behind, partition.until, 1).await?;
         if let Some(first) = next.first().map(|row| &row.position) {
             let file = names::file(first.occurred);
-            let written = self
-                .write_file(pass, first, &partition.opened, &file, archive_id, cutoffs)
-                .await;
+            let files = [partition.opened.as_str(), file.as_str()];
+            let written = match Writing::begin(self, pass, first, files, archive_id).await {
+                Ok(writing) => self.write_file(pass, writing, cutoffs).await,
+                Err(stopped) => stopped.none().map(|()| None),
+            };
             let Ok(Some((written, events))) = written else {
                 self.give_up(&partition).await;
                 return written.map(|_| TrimStep::TakenByAnother);
@@ -500,66 +693,38 @@ impl ArchivingStore {
         Ok(nothing_removed())
     }
 
+    /// Its files have no manifests; as long as the open one is there, it was not dropped.
     async fn give_up(&self, partition: &Partition) {
-        self.forget(&partition.opened).await;
-        for file in &partition.files {
-            self.forget(&file.file).await;
+        if self.forget(&partition.opened).await {
+            for file in &partition.files {
+                self.remove_hidden(&file.file).await;
+            }
         }
     }
 
-    /// Writes what comes next to a file, while a manifest is open, which may be that of the file: whether there
-    /// is a file, and the events that the archive has now. `None` where another process has given it up.
+    /// Writes a file up to its end, while a manifest is open, which may be that of the file: whether there is a
+    /// file, and the events that the archive has now. `None` where another process has given it up.
     async fn write_file(
         &self,
         pass: &mut Pass,
-        first: &Position,
-        opened: &str,
-        file: &str,
-        archive_id: &str,
+        mut writing: Writing,
         cutoffs: &Cutoffs,
     ) -> Result<Option<(Option<NamedContent>, Vec<Position>)>, StoreError> {
-        let day = Day::of(first.occurred);
-        let mut writing = Writing {
-            store: self,
-            archive_id,
-            opened,
-            file,
-            known: Known::default(),
-            writer: None,
-            events: Vec::new(),
-            num_known: 0,
-            beaten: Instant::now(),
-        };
-        let written = writing.write(&pass.behind, day, pass.day, cutoffs).await;
-        let Writing {
-            writer,
-            events,
-            num_known,
-            ..
-        } = writing;
-        let last = match written {
-            Ok(last) => last,
-            Err(stopped) => {
-                if let Some(writer) = writer {
-                    writer.abort().await;
-                }
-                self.forget(file).await;
-                return match stopped {
-                    Stopped::TakenByAnother => Ok(None),
-                    Stopped::Failed(error) => Err(error),
-                };
-            }
-        };
+        if let Err(stopped) = writing.write(self, cutoffs, usize::MAX).await {
+            writing.give_up(self).await;
+            return stopped.none().map(|()| None);
+        }
         let mut written = None;
-        if let Some(writer) = writer {
-            written = self.complete(opened, file, writer).await?;
+        if let Some(writer) = writing.writer {
+            let names = [&writing.opened, &writing.file, &writing.archive_id];
+            written = self.complete(names.map(String::as_str), writer).await?;
             if written.is_none() {
                 return Ok(None);
             }
         }
-        (pass.behind, pass.day) = (last, Some(day));
-        self.archive.stats.known(num_known);
-        Ok(Some((written, events)))
+        (pass.behind, pass.day) = (writing.last, Some(writing.day));
+        self.archive.stats.known(writing.num_known);
+        Ok(Some((written, writing.events)))
     }
 
     async fn page(
@@ -580,8 +745,7 @@ impl ArchivingStore {
     /// Waits until a file is in the archive whole; `None` where another process has given it up.
     async fn complete(
         &self,
-        opened: &str,
-        file: &str,
+        [opened, file, archive_id]: [&str; 3],
         writer: FileWriter,
     ) -> Result<Option<NamedContent>, StoreError> {
         let finished = self.while_beating(opened, writer.finish()).await;
@@ -606,6 +770,7 @@ impl ArchivingStore {
             self.forget(file).await;
             return Err(damaged(file, &hidden, num_bytes, &content));
         }
+        confirm(&self.archive.place, archive_id).await?;
         let file = file.to_owned();
         Ok(Some(NamedContent { file, content }))
     }
@@ -669,36 +834,49 @@ impl From<PlaceError> for Stopped {
     }
 }
 
+impl Stopped {
+    /// Nothing, where another process has the work.
+    fn none(self) -> Result<(), StoreError> {
+        match self {
+            Self::TakenByAnother => Ok(()),
+            Self::Failed(error) => Err(error),
+        }
+    }
+}
+
 /// The work on one file, up to its end.
-struct Writing<'a> {
-    store: &'a ArchivingStore,
-    archive_id: &'a str,
+struct Writing {
     /// The manifest that is open.
-    opened: &'a str,
-    file: &'a str,
+    opened: String,
+    file: String,
+    archive_id: String,
+    day: Day,
     known: Known,
     /// Made for the first event that the archive does not hold.
     writer: Option<FileWriter>,
     events: Vec<Position>,
     num_known: usize,
+    /// The last event that was looked at.
+    last: Position,
+    /// What was read behind it.
+    page: Vec<EventRow>,
+    page_size: usize,
     beaten: Instant,
 }
 
-impl Writing<'_> {
-    /// Takes pages in until the file is full or the day is over; the position of the last event. `known_day`
-    /// is a day of which all files are known.
-    async fn write(
-        &mut self,
-        behind: &Position,
-        day: Day,
-        known_day: Option<Day>,
-        cutoffs: &Cutoffs,
-    ) -> Result<Position, Stopped> {
-        let ArchivingStore { rows, archive, .. } = self.store;
-        if known_day != Some(day) {
-            self.store.adopt_unknown(day, self.archive_id).await?;
+impl Writing {
+    async fn begin(
+        store: &ArchivingStore,
+        pass: &Pass,
+        first: &Position,
+        [opened, file]: [&str; 2],
+        archive_id: &str,
+    ) -> Result<Self, Stopped> {
+        let day = Day::of(first.occurred);
+        if pass.day != Some(day) {
+            store.adopt_unknown(day, archive_id).await?;
         }
-        let manifests = rows.manifests_in(&day.folder()).await?;
+        let manifests = store.rows.manifests_in(&day.folder()).await?;
         if manifests
             .iter()
             .any(|manifest| manifest.state == FileState::Removed)
@@ -706,47 +884,82 @@ impl Writing<'_> {
             // Another process is about to show it, and nobody may read it now.
             return Err(Stopped::TakenByAnother);
         }
-        self.known = Known::new(manifests);
-        let (store, max_events) = (self.store, archive.file_events.get());
-        let mut last = behind.clone();
-        let mut size = FIRST_PAGE;
-        let mut page = store.page(cutoffs, &last, day.end(), size).await?;
-        while let Some(row) = page.last() {
-            last = row.position.clone();
-            let left = max_events.saturating_sub(self.events.len() + page.len());
+        Ok(Self {
+            opened: opened.to_owned(),
+            file: file.to_owned(),
+            archive_id: archive_id.to_owned(),
+            day,
+            known: Known::new(manifests),
+            writer: None,
+            events: Vec::new(),
+            num_known: 0,
+            // Events that come late, of an earlier day, are left to the next search.
+            last: pass.behind.clone().max(day.before()),
+            page: Vec::new(),
+            page_size: 0,
+            beaten: Instant::now(),
+        })
+    }
+
+    /// Takes in so many events, or a few more, until the file is full or the day is over.
+    async fn write(
+        &mut self,
+        store: &ArchivingStore,
+        cutoffs: &Cutoffs,
+        num_events: usize,
+    ) -> Result<(), Stopped> {
+        let enough = self.events.len().saturating_add(num_events);
+        if self.page_size == 0 {
+            self.page_size = FIRST_PAGE;
+            let before = self.day.end();
+            self.page = store.page(cutoffs, &self.last, before, FIRST_PAGE).await?;
+        }
+        while self.events.len() < enough
+            && let Some(row) = self.page.last()
+        {
+            self.last = row.position.clone();
+            let page = std::mem::take(&mut self.page);
+            let num_taken = self.events.len() + page.len();
+            let left = store.archive.file_events.get().saturating_sub(num_taken);
             // As many as fit into the budget.
-            size = match page.len() < size {
+            self.page_size = match page.len() < self.page_size {
                 true => page.len(),
-                false => (2 * size).min(MAX_PAGE),
+                false => (2 * self.page_size).min(MAX_PAGE),
             };
             // The next page is read while this one is written.
+            let (last, before) = (self.last.clone(), self.day.end());
+            let size = self.page_size.min(left);
             let next = async {
-                match left {
+                match size {
                     0 => Ok(Vec::new()),
-                    _ => store.page(cutoffs, &last, day.end(), size.min(left)).await,
+                    _ => store.page(cutoffs, &last, before, size).await,
                 }
             };
-            let (taken, next) = join(self.take_all(page), next).await;
+            let (taken, next) = join(self.take_all(store, page), next).await;
             taken?;
             if self.writer.as_ref().is_some_and(FileWriter::is_large) {
                 break;
             }
-            page = next?;
-            self.beat().await?;
-        }
-        Ok(last)
-    }
-
-    async fn take_all(&mut self, rows: Vec<EventRow>) -> Result<(), Stopped> {
-        for row in rows {
-            self.take(row).await?;
+            self.page = next?;
+            self.beat(store).await?;
         }
         Ok(())
     }
 
-    async fn take(&mut self, row: EventRow) -> Result<(), Stopped> {
+    async fn take_all(
+        &mut self,
+        store: &ArchivingStore,
+        rows: Vec<EventRow>,
+    ) -> Result<(), Stopped> {
+        for row in rows {
+            self.take(store, row).await?;
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, store: &ArchivingStore, row: EventRow) -> Result<(), Stopped> {
         self.events.push(row.position.clone());
-        let archive = &self.store.archive;
+        let archive = &store.archive;
         if self.known.holds(archive, &row.position).await? {
             self.num_known += 1;
             return Ok(());
@@ -754,29 +967,32 @@ impl Writing<'_> {
         let writer = match &mut self.writer {
             Some(writer) => writer,
             None => {
-                let path = names::incoming(self.file);
-                let writer = FileWriter::new(&archive.place, &path, self.archive_id).await?;
+                let path = names::incoming(&self.file);
+                let writer = FileWriter::new(&archive.place, &path, &self.archive_id).await?;
                 self.writer.insert(writer)
             }
         };
-        match self
-            .store
-            .while_beating(self.opened, writer.push(row))
-            .await?
-        {
+        match store.while_beating(&self.opened, writer.push(row)).await? {
             Some(pushed) => Ok(pushed?),
             None => Err(Stopped::TakenByAnother),
         }
     }
 
-    async fn beat(&mut self) -> Result<(), Stopped> {
+    async fn beat(&mut self, store: &ArchivingStore) -> Result<(), Stopped> {
         if self.beaten.elapsed() >= BEAT {
             self.beaten = Instant::now();
-            if !self.store.rows.beat(self.opened).await? {
+            if !store.rows.beat(&self.opened).await? {
                 return Err(Stopped::TakenByAnother);
             }
         }
         Ok(())
+    }
+
+    async fn give_up(self, store: &ArchivingStore) {
+        if let Some(writer) = self.writer {
+            writer.abort().await;
+        }
+        store.forget(&self.file).await;
     }
 }
 

@@ -6,6 +6,8 @@
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use uuid::Uuid;
 
+use crate::store::archivable::Position;
+
 /// What tells one archive from another.
 pub(super) const MARKER: &str = "_event_persister_archive.json";
 
@@ -27,6 +29,18 @@ impl Day {
         let last = NaiveDate::from_ymd_opt(9999, 12, 31).unwrap_or(NaiveDate::MAX);
         let outside = if micros < 0 { first } else { last };
         Self(moment.unwrap_or(outside).clamp(first, last))
+    }
+
+    /// Behind it all events of the day come, and none of a day before.
+    pub(super) fn before(self) -> Position {
+        if self == Self::of(i64::MIN) {
+            return Position::FIRST;
+        }
+        let midnight = self.0.and_time(chrono::NaiveTime::MIN).and_utc();
+        Position {
+            occurred: midnight.timestamp_micros() - 1,
+            id: Uuid::max().to_string(),
+        }
     }
 
     /// Where the next day begins, in microseconds since 1970.
@@ -81,6 +95,7 @@ pub(super) fn incoming(file: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::archivable::YEAR_1;
 
     fn micros(text: &str) -> i64 {
         text.parse::<DateTime<Utc>>().unwrap().timestamp_micros()
@@ -93,6 +108,19 @@ mod tests {
         assert_eq!(day.folder(), "occurred_date=2024-02-29");
         assert_eq!(day.end(), late + 1);
         assert_eq!(Day::of(day.end()).folder(), "occurred_date=2024-03-01");
+    }
+
+    #[test]
+    fn a_day_begins_behind_all_events_of_the_day_before() {
+        let midnight = micros("2024-02-29T00:00:00Z");
+        let of = |occurred, id: Uuid| Position {
+            occurred,
+            id: id.to_string(),
+        };
+        let before = Day::of(midnight).before();
+        assert!(before < of(midnight, Uuid::nil()));
+        assert!(of(midnight - 1, Uuid::max()) <= before);
+        assert_eq!(Day::of(YEAR_1).before(), Position::FIRST);
     }
 
     #[test]

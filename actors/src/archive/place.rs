@@ -1,7 +1,7 @@
 //! Where the files are: a folder or a bucket.
 //!
-//! An object appears whole or not at all, in a folder after it was synced to the disk. In S3 there is no
-//! renaming: a copy, then a removal of the old name, which no reader looks at.
+//! An object appears whole or not at all, in a folder after it was synced to the disk. A bucket has no renaming:
+//! a copy, then a removal of the old name, which no reader looks at.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,9 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt as _;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::client::{HttpClient, HttpConnector};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
@@ -22,7 +24,7 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use super::names::{INCOMING, MARKER};
-use super::settings::{ArchiveUrl, Variables};
+use super::settings::{ArchiveUrl, Cloud, Variables};
 use crate::failpoint;
 
 /// How long a request may take. A part of 5 MiB takes less over a slow line.
@@ -97,7 +99,7 @@ impl Place {
         }
     }
 
-    /// Whether the settings and the variables of S3 fit together. Connects to nothing.
+    /// Whether the settings and the variables of a bucket fit together. Connects to nothing.
     ///
     /// # Errors
     ///
@@ -105,7 +107,7 @@ impl Place {
     pub fn validate(&self) -> Result<(), PlaceError> {
         match &self.url {
             ArchiveUrl::Folder(_) => Ok(()),
-            ArchiveUrl::S3 { .. } => self.connect().map(drop),
+            ArchiveUrl::Bucket { .. } => self.connect().map(drop),
         }
     }
 
@@ -113,7 +115,17 @@ impl Place {
         let opened = match &self.url {
             ArchiveUrl::Folder(path) => LocalFileSystem::new_with_prefix(path)
                 .map(|opened| Arc::new(opened.with_fsync(true)) as Arc<dyn ObjectStore>),
-            ArchiveUrl::S3 { bucket, prefix } => open_bucket(bucket, prefix, &self.variables),
+            ArchiveUrl::Bucket {
+                cloud,
+                bucket,
+                prefix,
+            } => open_bucket(*cloud, bucket, &self.variables).map(|bucket| {
+                if prefix.is_empty() {
+                    bucket
+                } else {
+                    Arc::new(PrefixStore::new(bucket, prefix.as_str()))
+                }
+            }),
         };
         opened.map_err(self.error("open", ""))
     }
@@ -145,14 +157,14 @@ impl Place {
         let path = path.clone();
         let made = tokio::task::spawn_blocking(move || std::fs::create_dir_all(path)).await;
         let made = made.map_err(std::io::Error::other).flatten();
-        made.map_err(|source| self.error("make the folder of", "files")(generic(source)))
+        made.map_err(|source| self.error("make the folder of", "files")(generic("folder", source)))
     }
 
     /// Whether there is the folder, where this is one.
     pub(super) fn is_there(&self) -> bool {
         match &self.url {
             ArchiveUrl::Folder(path) => path.is_dir(),
-            ArchiveUrl::S3 { .. } => true,
+            ArchiveUrl::Bucket { .. } => true,
         }
     }
 
@@ -262,15 +274,29 @@ impl Place {
                 .rename(&from, &to)
                 .await
                 .map_err(self.error("rename", hidden)),
-            ArchiveUrl::S3 { .. } => {
+            ArchiveUrl::Bucket { cloud, .. } => {
                 store
                     .copy(&from, &to)
                     .await
                     .map_err(self.error("copy", hidden))?;
+                if *cloud == Cloud::Azure {
+                    self.is_copied(hidden, shown).await?;
+                }
                 failpoint::pass("archive::after-copy");
                 self.remove(hidden).await
             }
         }
+    }
+
+    /// Azure may still be at work on a copy that it has answered: it is read, to see that all of it is there.
+    async fn is_copied(&self, hidden: &str, shown: &str) -> Result<(), PlaceError> {
+        let size = self.look(hidden).await?.map(|listed| listed.num_bytes);
+        let num_bytes = self.read(shown).await?.len() as u64;
+        if size == Some(num_bytes) {
+            return Ok(());
+        }
+        let cut = std::io::Error::other(format!("the copy has {num_bytes} bytes by now"));
+        Err(self.error("copy", hidden)(generic("Azure", cut)))
     }
 
     /// Removes what uploads that were cut off left in a folder. `is_at_work` tells of which object an upload
@@ -291,16 +317,16 @@ impl Place {
             };
             if !is_at_work(&format!("{INCOMING}/{object}")) {
                 std::fs::remove_file(entry.path())
-                    .map_err(|source| self.error("remove", &name)(generic(source)))?;
+                    .map_err(|source| self.error("remove", &name)(generic("folder", source)))?;
             }
         }
         Ok(())
     }
 }
 
-fn generic(source: std::io::Error) -> object_store::Error {
+fn generic(store: &'static str, source: std::io::Error) -> object_store::Error {
     object_store::Error::Generic {
-        store: "folder",
+        store,
         source: Box::new(source),
     }
 }
@@ -346,38 +372,48 @@ impl Upload {
     }
 }
 
+/// What is the same for the clients of all clouds, whose types have nothing in common.
+macro_rules! configured {
+    ($builder:expr, $key:ident, $variables:expr) => {{
+        let (mut builder, mut options) = ($builder, ClientOptions::new());
+        for (name, value) in $variables {
+            match name.to_ascii_lowercase().parse() {
+                Ok($key::Client(key)) => options = options.with_config(key, value),
+                Ok(key) => builder = builder.with_config(key, value),
+                // Of another client.
+                Err(_) => {}
+            }
+        }
+        builder
+            .with_client_options(options)
+            .with_http_connector(Connector)
+            .with_retry(RetryConfig {
+                backoff: BackoffConfig::default(),
+                max_retries: MAX_RETRIES,
+                retry_timeout: RETRY_TIMEOUT,
+            })
+    }};
+}
+
 fn open_bucket(
+    cloud: Cloud,
     bucket: &str,
-    prefix: &str,
     variables: &Variables,
 ) -> object_store::Result<Arc<dyn ObjectStore>> {
-    let mut options = ClientOptions::new();
-    let mut builder = AmazonS3Builder::new();
-    for (name, value) in variables.iter() {
-        let Ok(key) = name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() else {
-            // Of another client.
-            continue;
-        };
-        if let AmazonS3ConfigKey::Client(key) = key {
-            options = options.with_config(key, value);
-        } else {
-            builder = builder.with_config(key, value);
+    let variables = variables.of_cloud(cloud);
+    Ok(match cloud {
+        Cloud::S3 => {
+            let builder = configured!(AmazonS3Builder::new(), AmazonS3ConfigKey, variables);
+            Arc::new(builder.with_bucket_name(bucket).build()?)
         }
-    }
-    let bucket = builder
-        .with_bucket_name(bucket)
-        .with_client_options(options)
-        .with_http_connector(Connector)
-        .with_retry(RetryConfig {
-            backoff: BackoffConfig::default(),
-            max_retries: MAX_RETRIES,
-            retry_timeout: RETRY_TIMEOUT,
-        })
-        .build()?;
-    Ok(if prefix.is_empty() {
-        Arc::new(bucket)
-    } else {
-        Arc::new(PrefixStore::new(bucket, prefix))
+        Cloud::Azure => {
+            let builder = configured!(MicrosoftAzureBuilder::new(), AzureConfigKey, variables);
+            Arc::new(builder.with_container_name(bucket).build()?)
+        }
+        Cloud::Google => {
+            let builder = configured!(GoogleCloudStorageBuilder::new(), GoogleConfigKey, variables);
+            Arc::new(builder.with_bucket_name(bucket).build()?)
+        }
     })
 }
 
@@ -390,7 +426,7 @@ impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let failed =
             |source: Box<dyn std::error::Error + Send + Sync>| object_store::Error::Generic {
-                store: "S3",
+                store: "bucket",
                 source,
             };
         let tls = crate::tls::trusting_authorities().map_err(|error| failed(error.into()))?;
@@ -406,7 +442,7 @@ impl HttpConnector for Connector {
     }
 }
 
-/// Whether a server may be spoken to without TLS: `AWS_ALLOW_HTTP`.
+/// Whether a server may be spoken to without TLS: `AWS_ALLOW_HTTP`, `AZURE_ALLOW_HTTP`, `GOOGLE_ALLOW_HTTP`.
 fn may_be_plain(options: &ClientOptions) -> bool {
     let allowed = options.get_config_value(&ClientConfigKey::AllowHttp);
     allowed.is_some_and(|allowed| allowed == "true")

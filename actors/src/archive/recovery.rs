@@ -13,6 +13,18 @@ struct Marker {
     archive_id: String,
 }
 
+/// How far an archive that is not there yet may be begun.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// Not at all: somebody only looks.
+    Nothing,
+    /// The database notes which archive is its own, so that a backup of it knows. The folder or bucket stays as it
+    /// is: it may be mounted later.
+    Note,
+    /// There is an event for it.
+    Archive,
+}
+
 /// What a failure of the archive means for retention.
 pub(super) fn away(error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
     StoreError::Unavailable {
@@ -26,6 +38,13 @@ fn wrong(what: String) -> StoreError {
     StoreError::unavailable(format!("{what}; nothing is removed until then"))
 }
 
+fn of_another(place: &Place) -> StoreError {
+    wrong(format!(
+        "{place} is the archive of another database, or this database went back to a backup from before it had \
+         an archive. Set archive.url to a folder or a prefix of its own"
+    ))
+}
+
 async fn marked(place: &Place) -> Result<Option<String>, StoreError> {
     if !place.is_there() {
         return Ok(None);
@@ -37,7 +56,8 @@ async fn marked(place: &Place) -> Result<Option<String>, StoreError> {
     Ok(Some(marker.archive_id))
 }
 
-/// The id of the archive, which database and archive have to agree on. A new archive gets one, if it may.
+/// The id of the archive, which database and archive have to agree on. `None` where there is no archive yet, and
+/// none may be made.
 ///
 /// So a folder that is not mounted, another bucket, and a second database in one archive are found before
 /// anything is written there.
@@ -48,11 +68,11 @@ async fn marked(place: &Place) -> Result<Option<String>, StoreError> {
 pub async fn identify(
     place: &Place,
     rows: &dyn ArchivableRows,
-    may_make: bool,
+    begin: Begin,
 ) -> Result<Option<String>, StoreError> {
     let mut noted = rows.archive_id(None).await?;
     let found = marked(place).await?;
-    if noted.is_none() && found.is_none() && may_make {
+    if noted.is_none() && found.is_none() && begin != Begin::Nothing {
         let proposed = Uuid::new_v4().to_string();
         // First here, so that of two processes both take the same.
         noted = rows.archive_id(Some(&proposed)).await?;
@@ -63,9 +83,7 @@ pub async fn identify(
             "{place} is another archive than before: its id is {found}, and the files of this database are \
              in {noted}. Set archive.url to that one"
         ))),
-        (None, Some(_)) => Err(wrong(format!(
-            "{place} is the archive of another database. Set archive.url to a folder or a prefix of its own"
-        ))),
+        (None, Some(_)) => Err(of_another(place)),
         (Some(noted), None) => {
             if !rows.manifests(false).await?.is_empty() {
                 return Err(wrong(format!(
@@ -73,12 +91,23 @@ pub async fn identify(
                      it, or set archive.url to where they are"
                 )));
             }
-            if !may_make {
+            if begin != Begin::Archive {
                 return Ok(None);
             }
             make(place, &noted).await.map(Some)
         }
         (None, None) => Ok(None),
+    }
+}
+
+/// Looks whether it is still the archive that a pass began with: a folder may have been unmounted meanwhile.
+pub(super) async fn confirm(place: &Place, id: &str) -> Result<(), StoreError> {
+    match marked(place).await? {
+        Some(found) if found == id => Ok(()),
+        _ => Err(wrong(format!(
+            "{place} is not the archive any more that it was when the pass began: mount it, or set archive.url \
+             to where it is"
+        ))),
     }
 }
 
@@ -95,8 +124,6 @@ async fn make(place: &Place, id: &str) -> Result<String, StoreError> {
     }
     match marked(place).await? {
         Some(found) if found == id => Ok(found),
-        _ => Err(wrong(format!(
-            "{place} is the archive of another database. Set archive.url to a folder or a prefix of its own"
-        ))),
+        _ => Err(of_another(place)),
     }
 }

@@ -15,10 +15,12 @@ use crate::settings::{As, Count, InvalidUrl, Spelling};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ArchiveSettings {
-    /// Where retention writes events before it removes them: `file:///folder`, or `s3://bucket/prefix` with
-    /// the `AWS_…` variables that other clients take (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
-    /// `AWS_REGION`, `AWS_ENDPOINT_URL`, …). Not set: what retention removes is gone. Needs a build
-    /// with the feature `archive`, as packages and images are.
+    /// Where retention writes events before it removes them: `file:///folder`, or a bucket with the variables
+    /// that other clients take: `s3://bucket/prefix` (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
+    /// `AWS_REGION`, `AWS_ENDPOINT_URL`, …), `az://container/prefix` (`AZURE_STORAGE_ACCOUNT_NAME`,
+    /// `AZURE_STORAGE_ACCOUNT_KEY`, …) or `gs://bucket/prefix` (`GOOGLE_APPLICATION_CREDENTIALS`, …). Not
+    /// set: what retention removes is gone. Needs a build with the feature `archive`, as packages and
+    /// images are.
     #[serde(with = "As::<Option<Url>>")]
     #[schemars(extend("examples" = ["file:///var/lib/event-persister/archive"]))]
     pub url: Option<ArchiveUrl>,
@@ -26,7 +28,7 @@ pub struct ArchiveSettings {
     /// Fewer make more files, more keep events longer out of sight while their rows are removed.
     #[serde(with = "As::<Count>")]
     pub file_events: NonZeroUsize,
-    /// The variables of the environment that a client of S3 takes.
+    /// The variables of the environment that clients of buckets take.
     #[serde(skip)]
     pub variables: Variables,
 }
@@ -36,22 +38,26 @@ pub struct ArchiveSettings {
 pub struct Variables(Vec<(String, String)>);
 
 impl Variables {
-    /// Those that a client of S3 may take.
+    /// Those that a client of a bucket may take.
     pub fn of<'a>(environment: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
-        let of_aws =
-            environment.filter(|(name, value)| name.starts_with("AWS_") && !value.is_empty());
+        let is_taken = |(name, value): &(&str, &str)| {
+            let mut clouds = Cloud::ALL.into_iter();
+            clouds.any(|cloud| name.starts_with(cloud.variables())) && !value.is_empty()
+        };
+        let taken = environment.filter(is_taken);
         Self(
-            of_aws
+            taken
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .collect(),
         )
     }
 
     #[cfg(feature = "archive")]
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub(super) fn of_cloud(&self, cloud: Cloud) -> impl Iterator<Item = (&str, &str)> {
         self.0
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
+            .filter(move |(name, _)| name.starts_with(cloud.variables()))
     }
 }
 
@@ -78,21 +84,55 @@ impl Default for ArchiveSettings {
 pub enum ArchiveUrl {
     /// A folder, by its absolute path.
     Folder(PathBuf),
-    /// A bucket of S3, and what all names in it begin with.
-    S3 {
-        /// The bucket's name.
+    /// A bucket, and what all names in it begin with.
+    Bucket {
+        /// Whose protocol it speaks.
+        cloud: Cloud,
+        /// The name of the bucket, or of the container in Azure.
         bucket: String,
         /// Without slashes at its ends; may be empty.
         prefix: String,
     },
 }
 
+/// A protocol of buckets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cloud {
+    /// Amazon's S3, and others that speak it.
+    S3,
+    /// Azure Blob Storage.
+    Azure,
+    /// Google Cloud Storage.
+    Google,
+}
+
+impl Cloud {
+    const ALL: [Self; 3] = [Self::S3, Self::Azure, Self::Google];
+
+    fn scheme(self) -> &'static str {
+        match self {
+            Self::S3 => "s3://",
+            Self::Azure => "az://",
+            Self::Google => "gs://",
+        }
+    }
+
+    /// What the names of its variables begin with.
+    fn variables(self) -> &'static str {
+        match self {
+            Self::S3 => "AWS_",
+            Self::Azure => "AZURE_",
+            Self::Google => "GOOGLE_",
+        }
+    }
+}
+
 impl FromStr for ArchiveUrl {
     type Err = InvalidUrl;
 
     fn from_str(text: &str) -> Result<Self, InvalidUrl> {
-        const EXPECTED: &str =
-            "give file:///folder, with the absolute path of a folder, or s3://bucket/prefix";
+        const EXPECTED: &str = "give file:///folder, with the absolute path of a folder, s3://bucket/prefix, \
+            az://container/prefix or gs://bucket/prefix";
         if let Some(path) = text.strip_prefix("file://") {
             let is_plain = !path.split('/').any(|part| part == "..");
             return if path.starts_with('/') && path.len() > 1 && is_plain {
@@ -101,13 +141,15 @@ impl FromStr for ArchiveUrl {
                 Err(EXPECTED.into())
             };
         }
-        let rest = text.strip_prefix("s3://").ok_or(EXPECTED)?;
+        let cloud = |cloud: Cloud| Some((cloud, text.strip_prefix(cloud.scheme())?));
+        let (cloud, rest) = Cloud::ALL.into_iter().find_map(cloud).ok_or(EXPECTED)?;
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
         if bucket.is_empty() || !bucket.bytes().all(is_name) {
             return Err(EXPECTED.into());
         }
-        Ok(Self::S3 {
+        Ok(Self::Bucket {
+            cloud,
             bucket: bucket.to_owned(),
             prefix: prefix.trim_matches('/').to_owned(),
         })
@@ -118,8 +160,14 @@ impl fmt::Display for ArchiveUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(path) => write!(f, "file://{}", path.display()),
-            Self::S3 { bucket, prefix } if prefix.is_empty() => write!(f, "s3://{bucket}"),
-            Self::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+            Self::Bucket {
+                cloud,
+                bucket,
+                prefix,
+            } => {
+                let slash = if prefix.is_empty() { "" } else { "/" };
+                write!(f, "{}{bucket}{slash}{prefix}", cloud.scheme())
+            }
         }
     }
 }
@@ -144,12 +192,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn each_cloud_has_its_own_variables_and_no_other() {
+        let environment = [
+            ("AWS_REGION", "eu-west-1"),
+            ("AZURE_STORAGE_ACCOUNT_KEY", "secret"),
+            ("GOOGLE_APPLICATION_CREDENTIALS", ""),
+            ("HOME", "/root"),
+        ];
+        let variables = Variables::of(environment.into_iter());
+        assert_eq!(
+            format!("{variables:?}"),
+            r#"["AWS_REGION", "AZURE_STORAGE_ACCOUNT_KEY"]"#
+        );
+    }
+
+    #[test]
     fn an_archive_is_a_folder_or_a_bucket() {
         for (text, shown) in [
             ("file:///var/archive", "file:///var/archive"),
             ("s3://bucket", "s3://bucket"),
             ("s3://bucket/", "s3://bucket"),
             ("s3://my.bucket-1/a/b/", "s3://my.bucket-1/a/b"),
+            ("az://container/a", "az://container/a"),
+            ("gs://bucket", "gs://bucket"),
         ] {
             let url: ArchiveUrl = text.parse().unwrap();
             assert_eq!(url.to_string(), shown);
@@ -163,7 +228,7 @@ mod tests {
             "file:///a/../b",
             "s3://",
             "s3://a:b/c",
-            "gs://bucket",
+            "gcs://bucket",
         ] {
             let error = wrong.parse::<ArchiveUrl>().unwrap_err().to_string();
             assert!(error.contains("s3://bucket/prefix"), "{wrong}: {error}");

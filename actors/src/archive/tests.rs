@@ -333,6 +333,7 @@ mod passes {
         let all = cutoffs(now());
         // Notes the archive, and archives nothing yet.
         case.pass(&cutoffs(now() - TimeDelta::days(50))).await;
+        assert!(!case.directory.path().join("archive").exists());
         case.store.close().await.unwrap();
         std::fs::copy(case.directory.path().join("events.db"), &backup).unwrap();
         case.pass(&all).await;

@@ -17,7 +17,7 @@ use crate::store::archivable::{EventRow, FileContent, Position};
 
 /// A group ends when its rows take so many bytes in memory, or are so many. Smaller ones compress worse,
 /// larger ones take memory.
-const GROUP_BYTES: usize = 8 << 20;
+const GROUP_BYTES: usize = 6 << 20;
 const GROUP_EVENTS: usize = 20_000;
 
 /// A file ends once it is so large. Files are read whole when their events are compared with the tables'.

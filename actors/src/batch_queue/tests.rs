@@ -302,12 +302,14 @@ fn a_batch_that_takes_too_long_is_halved_down_to_single_entries() {
     let mut queue = queue(8, 1_000);
     queue.push(deliveries(8, now), false, now);
     let (whole, _) = write(queue.next(now, ANY));
+    queue.shrink_to_halves_of(&whole);
     queue.put_back_in_halves(whole, now);
     let mut sizes = Vec::new();
     let mut receipts = Vec::new();
     while let Next::Write(held, _) = queue.next(now, ANY) {
         sizes.push(held.batch.len());
         if held.batch.len() > 1 {
+            queue.shrink_to_halves_of(&held);
             queue.put_back_in_halves(held, now);
         } else {
             receipts.extend(held.receipts.iter().map(|(_, receipt)| receipt.0));
@@ -323,6 +325,7 @@ fn new_batches_are_small_after_one_took_too_long_and_grow_again() {
     let mut queue = queue(8, 1_000);
     queue.push(deliveries(100, now), false, now);
     let (whole, _) = write(queue.next(now, ANY));
+    queue.shrink_to_halves_of(&whole);
     queue.put_back_in_halves(whole, now);
     let lens: Vec<_> = (0..9)
         .map(|_| {
@@ -414,6 +417,7 @@ impl Game {
                     prop_assert!(first.batch.len() <= held.batch.len().div_ceil(2));
                     self.back
                         .extend(second.map(|half| (half.batch.id, holds_up)));
+                    self.queue.shrink_to_halves_of(&held);
                     self.queue.put_back_in_halves(held, not_before);
                 } else {
                     self.queue.put_back(held, not_before);

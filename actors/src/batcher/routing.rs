@@ -18,8 +18,8 @@ pub(super) enum Route {
     /// Out again in halves, after a back-off, and new batches are no larger: it took too long, and
     /// nothing tells yet whether the store takes anything.
     RetryInHalves,
-    /// Out again in halves, at once, and new batches are no larger: it took too long while the store
-    /// takes others.
+    /// Out again in halves, at once, and others do not wait for them: it took too long while the store takes
+    /// others, and new batches are no larger; or somebody held a lock that it needs.
     Narrow(Fault),
     /// Out again in halves, at once: the store takes others, so something in the batch is not taken.
     Split(Fault),
@@ -55,6 +55,9 @@ impl FailedBatch<'_> {
                 kind: FaultKind::Contention,
                 code: None,
             }),
+            Some(fault) if is_many && is_not_alone && fault.kind == FaultKind::Contention => {
+                Route::Narrow(fault)
+            }
             Some(fault) if is_many && is_not_alone => Route::Split(fault),
             Some(fault) if control != Control::Failed && self.may_be_a_culprit => {
                 Route::Suspect(fault)
@@ -194,6 +197,26 @@ mod tests {
             ..failed(&error, Control::NotTried, 1)
         };
         assert_eq!(not_tried.control(), Control::Passed);
+    }
+
+    #[test]
+    fn what_waits_for_the_lock_of_somebody_else_holds_nothing_up() {
+        let fault = Fault {
+            kind: FaultKind::Contention,
+            code: Some("55P03".to_owned()),
+        };
+        let locked = StoreError::Unavailable {
+            what: String::new(),
+            fault: Some(fault.clone()),
+            source: None,
+        };
+        let passed = failed(&locked, Control::Passed, 8);
+        assert_eq!(passed.route(), Route::Narrow(fault));
+        assert_eq!(
+            failed(&locked, Control::Failed, 8).route(),
+            Route::Retry,
+            "nothing can be written"
+        );
     }
 
     #[test]

@@ -24,8 +24,8 @@ pub struct BatcherSettings {
     /// Bytes in one transaction; a larger event goes alone.
     #[serde(with = "As::<Size>")]
     pub max_bytes: NonZeroUsize,
-    /// How long an idle writer waits for company when an event arrives alone; longer means fewer, larger
-    /// transactions and later commits.
+    /// How long an idle writer waits while a source that has said it has more delivers nothing; an event
+    /// with nothing behind it is written at once.
     #[serde(with = "As::<Period>")]
     pub linger: Duration,
     /// No event waits longer than this for its batch to fill.

@@ -281,7 +281,7 @@ impl Labels {
 
     fn place_of(&self, label: &str) -> Option<usize> {
         if self.places.is_empty() {
-            self.resource.keys_from(0).position(|key| key == label)
+            self.resource.place(label)
         } else {
             self.places.get(label).copied()
         }

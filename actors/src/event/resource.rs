@@ -39,8 +39,7 @@ impl Resource {
 
     /// The same with a label more, or with another value for one that it has.
     pub fn with_label(mut self, key: &str, value: &str) -> Self {
-        let place = self.labels().position(|(known, _)| known == key);
-        match place {
+        match self.place(key) {
             Some(place) => {
                 let value = self.keep(value);
                 self.set(place, value);
@@ -95,6 +94,13 @@ impl Resource {
         }
     }
 
+    /// Where a label is among the others.
+    pub(super) fn place(&self, label: &str) -> Option<usize> {
+        // Most differ in length already, which spares a look at the text.
+        let is_it = |key: Span| key.length == label.len() && self.kept(key) == label;
+        self.labels.iter().position(|(key, _)| is_it(*key))
+    }
+
     pub(super) fn keys_from(&self, place: usize) -> impl Iterator<Item = &str> {
         let labels = self.labels.iter().skip(place);
         labels.map(|&(key, _)| self.kept(key))
@@ -112,8 +118,7 @@ impl Resource {
 
     /// The value of one label.
     pub fn get(&self, label: &str) -> Option<&str> {
-        let mut labels = self.labels.iter();
-        let (_, value) = labels.find(|(key, _)| self.kept(*key) == label)?;
+        let (_, value) = self.labels.get(self.place(label)?)?;
         Some(self.kept(*value))
     }
 

@@ -85,8 +85,9 @@ pub struct HttpSettings {
     /// The largest message on a WebSocket (64 MiB); a larger one closes the connection.
     #[serde(skip)]
     pub max_frame_bytes: NonZeroUsize,
-    /// The largest single event by HTTP or WebSocket. Lower it to refuse what your database should not
-    /// hold.
+    /// The largest single event by HTTP or WebSocket. A larger one by HTTP is refused with 422, and its list with it;
+    /// one by WebSocket becomes a dead letter, which holds its text. With `http.publish` neither is published, and
+    /// the WebSocket is closed with 1009.
     #[serde(with = "As::<Size>")]
     pub max_event_bytes: NonZeroUsize,
     /// Request bodies and WebSocket messages beyond 16 KiB that are being received, all together, by what

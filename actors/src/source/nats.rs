@@ -32,6 +32,7 @@ use crate::delivery::Receipt;
 
 use super::{Chunk, EventSource, More, Permit, SourceError, lock};
 
+mod apart;
 mod api;
 mod connection;
 mod delivery;
@@ -59,8 +60,9 @@ pub use url::NatsUrl;
 /// The source's name in dead letters, metrics and logs.
 pub const SOURCE_NAME: &str = "nats";
 
-/// How long a close waits for the servers, beyond a read that is under way.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a close waits for the servers, beyond a read that is under way. With that it is less than a pipeline
+/// allows, which would drop the close before it can say what is left.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Hands out the messages of one stream, as one of those who share its consumer.
 pub struct NatsSource {
@@ -140,18 +142,8 @@ impl NatsSource {
         if self.member.reading().is_closed {
             return Ok(());
         }
-        match self.member.commit(receipts) {
-            None => self.member.send_committed().await,
-            Some(replies) => {
-                log::warn!(
-                    "events are written to another primary of the database; what is not acknowledged is read once \
-                     more messages={} nats.stream={}",
-                    replies.len(),
-                    self.member.settings.stream
-                );
-                self.member.give_back(replies).await
-            }
-        }
+        self.member.commit(receipts);
+        self.member.send_committed().await
     }
 
     /// Ends what runs, acknowledges what is committed, and gives back what is not.

@@ -129,6 +129,11 @@ pub trait StreamWalk {
     /// nobody was given.
     fn misplaced(&self) -> Option<&str>;
 
+    /// Why the walk shows nothing although all may be well; `None` where it shows what there is.
+    fn shows_nothing(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Entries that the group had not been given when the walk began, and those that were trimmed since.
     fn num_unread(&self) -> u64;
 }

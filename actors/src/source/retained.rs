@@ -137,12 +137,6 @@ impl<T: Retain> Retained<T> {
         }
     }
 
-    /// Lets go of a message, handed out or not.
-    #[cfg(feature = "nats")]
-    pub(crate) fn remove(&mut self, receipt: Receipt) -> Option<T> {
-        self.messages.remove(&receipt.0)
-    }
-
     #[cfg(feature = "nats")]
     pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.messages.values_mut()

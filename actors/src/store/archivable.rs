@@ -2,7 +2,8 @@
 //!
 //! A file of the archive is known by a row of `event_persister_archives`, its manifest. The manifest of at
 //! most one file is *open*: its rows are being written, or removed. So two processes never archive the same
-//! rows, and the database alone decides whose turn it is, without a clock.
+//! rows, and the database alone decides whose turn it is, without a clock. Whoever has it open may write the next
+//! file already, whose manifest is opened as this one closes.
 //!
 //! ```text
 //! (nothing) ──begin──▶ writing ──remove: claim──▶ removing ──remove: last──▶ removed ──published──▶ archived
@@ -197,6 +198,8 @@ pub struct Removal<'a> {
     pub change: ManifestChange<'a>,
     /// Whether these are the last rows of the file.
     pub is_last: bool,
+    /// With the last rows: the file whose manifest is opened then.
+    pub next: Option<&'a str>,
 }
 
 /// What became of a removal.
@@ -218,6 +221,9 @@ pub struct Budget {
 }
 
 /// The rows that retention removes, and the manifests of an archive, in one database.
+///
+/// A change that fails with [`TooSlow`](super::StoreError::TooSlow) was not made. One that may have been made all the
+/// same is an [`OutcomeUnknown`](super::StoreError::OutcomeUnknown).
 pub trait ArchivableRows: Send + Sync {
     /// Makes the tables of the manifests where they are missing.
     fn prepare(&self) -> Answer<'_, ()>;
@@ -235,11 +241,11 @@ pub trait ArchivableRows: Send + Sync {
     /// Opens the manifest of a file that is to be written; whether it was: not while another is open.
     fn begin<'a>(&'a self, file: &'a str) -> Answer<'a, bool>;
 
-    /// Says that a file is still being written; whether it may be.
+    /// Says that somebody is still at work on the file whose manifest is open; whether he may be.
     fn beat<'a>(&'a self, file: &'a str) -> Answer<'a, bool>;
 
-    /// Forgets a file that is being written. Whoever writes it cannot claim it any more.
-    fn discard<'a>(&'a self, file: &'a str) -> Answer<'a, ()>;
+    /// Forgets a file that is being written; whether it was. Whoever writes it cannot claim it any more.
+    fn discard<'a>(&'a self, file: &'a str) -> Answer<'a, bool>;
 
     /// Notes a file that readers see already, and that no manifest names.
     fn adopt<'a>(&'a self, file: &'a str, content: &'a FileContent) -> Answer<'a, ()>;

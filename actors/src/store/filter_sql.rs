@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use crate::event::{ID_LABEL, ROLE_LABEL};
 use crate::reader::{
-    AnyResourceFilter, Buckets, Countable, EventFilter, Labels, MAX_GROUPS, MAX_PAGE_BYTES,
-    NameFilter, Occurred, Order, Part, Place, RelatedFilter, ResourceFilter, TextQuery,
+    AnyResourceFilter, Buckets, Countable, EventFilter, Labels, MAX_PAGE_BYTES, NameFilter,
+    Occurred, Order, Part, Place, RelatedFilter, ResourceFilter, TextQuery,
 };
 
 /// The dialects of the two databases.
@@ -47,6 +47,12 @@ pub(super) struct Statement {
 const COLUMNS: [&str; 8] = [
     "id", "occurred", "received", "event", "resource", "related", "payload", "follows",
 ];
+
+/// What a group takes beside its two texts, as a row and in JSON: names of fields, a number and two times.
+const GROUP_BYTES: usize = 160;
+
+/// The most groups that there is room for.
+const MAX_GROUPS: usize = MAX_PAGE_BYTES / GROUP_BYTES;
 
 impl Statement {
     fn new(dialect: Dialect) -> Self {
@@ -190,14 +196,22 @@ impl Statement {
 
     /// Events by a value, which is shown by the label that it had last.
     fn groups(&self, value: &str, label: &str, condition: &str) -> String {
-        format!(
+        const ORDER: &str = "ORDER BY num DESC, label ASC, value ASC";
+        let groups = format!(
             "SELECT value, label, CAST(sum(num) AS bigint) AS num, min(oldest) AS oldest, max(latest) AS latest \
              FROM (SELECT value, first_value(label) OVER (PARTITION BY value ORDER BY latest DESC) AS label, \
              num, oldest, latest \
              FROM (SELECT {value} AS value, {label} AS label, max(occurred) AS latest, \
              min(occurred) AS oldest, count(*) AS num FROM events WHERE {condition} \
              GROUP BY value, label) AS counted) AS labelled \
-             GROUP BY value, label ORDER BY num DESC, label ASC, value ASC LIMIT {MAX_GROUPS}"
+             GROUP BY value, label {ORDER} LIMIT {MAX_GROUPS}"
+        );
+        // As many as there is room for, but always one, as on a page.
+        format!(
+            "SELECT value, label, num, oldest, latest FROM (SELECT value, label, num, oldest, latest, \
+             sum({GROUP_BYTES} + octet_length(value) + octet_length(label)) OVER sorted AS num_bytes, \
+             row_number() OVER sorted AS place FROM ({groups}) AS most WINDOW sorted AS ({ORDER})) AS sized \
+             WHERE num_bytes <= {MAX_PAGE_BYTES} OR place = 1 ORDER BY place"
         )
     }
 

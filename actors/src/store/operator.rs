@@ -30,6 +30,8 @@ pub type Answer<'a, T> = LocalBoxFuture<'a, Result<T, StoreError>>;
 pub struct Needs {
     pub writers: usize,
     pub trims: bool,
+    /// Whether an archive reads beside what is trimmed.
+    pub archives: bool,
     /// Whether what is stored is shown to others.
     pub reads: bool,
 }

@@ -18,11 +18,12 @@
 //! `max_prepared_statements`, else `prepared_statements: false`.
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::future::LocalBoxFuture;
+use tokio::time::Instant;
 
 use self::connection::Connection;
 pub use self::environment::PgEnvironment;
@@ -36,6 +37,7 @@ use self::trim::Resume;
 pub use self::url::{Address, PostgresUrl, Target};
 use crate::clock::Clock;
 use crate::delivery::Batch;
+use crate::lock::lock;
 pub use crate::store::CreateSchema;
 use crate::store::{
     Cutoffs, EventCounts, EventStore, LastPass, OpenStore, Outcome, StoreError, TrimStep,
@@ -70,12 +72,17 @@ mod write;
 /// The time that a call may take beyond the statement's own limit before the connection counts as dead.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// One connection to a PostgreSQL database.
+/// The connection of a removal, and that of an archive which reads beside it. Others are closed after use.
+const MAX_IDLE: usize = 2;
+
+/// One connection to a PostgreSQL database; another one while an archive reads beside a removal.
 pub struct PostgresStore {
     settings: Arc<PostgresSettings>,
     clock: Arc<dyn Clock>,
-    idle: Mutex<Option<Connection>>,
+    idle: Mutex<Vec<Connection>>,
     resume: Mutex<Resume>,
+    /// What the last look at its tables found that will do harm.
+    danger: Mutex<Option<String>>,
 }
 
 impl PostgresStore {
@@ -97,8 +104,9 @@ impl PostgresStore {
         Self {
             settings,
             clock,
-            idle: Mutex::new(None),
+            idle: Mutex::default(),
             resume: Mutex::default(),
+            danger: Mutex::default(),
         }
     }
 
@@ -141,7 +149,7 @@ impl PostgresStore {
         limit: Option<Duration>,
         work: impl AsyncFn(&mut Connection) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
-        let kept = self.lock_idle().take();
+        let kept = self.lock_idle().pop();
         let kept = kept.filter(|kept| kept.still_counts(&self.settings).is_ok());
         let mut was_kept = kept.is_some();
         let mut connection = match kept {
@@ -155,7 +163,10 @@ impl PostgresStore {
             match worked.flatten().and_then(|done| counts().map(|()| done)) {
                 Ok(done) => {
                     self.settings.servers.heard(&server);
-                    *self.lock_idle() = Some(connection);
+                    let mut idle = self.lock_idle();
+                    if idle.len() < MAX_IDLE {
+                        idle.push(connection);
+                    }
                     return Ok(done);
                 }
                 Err(failure)
@@ -209,6 +220,22 @@ impl PostgresStore {
         self.with_connection(doing, self.limit(), work).await
     }
 
+    /// Makes a step of retention with so many statements that may take long. If one did, the step may be made
+    /// smaller.
+    async fn trimming<T>(
+        &self,
+        num_statements: u32,
+        step: impl AsyncFn(&mut Connection) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
+        let step = async |connection: &mut Connection| {
+            let asked = Instant::now();
+            let made = step(connection).await;
+            made.map_err(|failure| connection.or_cancelled(failure, asked))
+        };
+        let limit = self.limit_of(num_statements);
+        self.with_connection("trim", limit, step).await
+    }
+
     /// Reads in a transaction that sees one moment, and may take its time.
     async fn in_snapshot<T>(
         &self,
@@ -241,12 +268,25 @@ impl PostgresStore {
         (!timeout.is_zero()).then(|| all.saturating_add(GRACE))
     }
 
-    fn lock_idle(&self) -> MutexGuard<'_, Option<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+        lock(&self.idle)
+    }
+
+    /// Logged once, and told as long as it lasts.
+    fn note_danger(&self, danger: Option<String>) {
+        let mut noted = self.lock_danger();
+        if *noted != danger {
+            *noted = danger;
+            noted.iter().for_each(|danger| log::warn!("{danger}"));
+        }
+    }
+
+    fn lock_danger(&self) -> MutexGuard<'_, Option<String>> {
+        lock(&self.danger)
     }
 
     fn lock_resume(&self) -> MutexGuard<'_, Resume> {
-        self.resume.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.resume)
     }
 }
 
@@ -279,8 +319,7 @@ impl EventStore for PostgresStore {
                 let step = trim::step(connection, cutoffs, max_events, &mut resume, now).await?;
                 Ok((step, resume))
             };
-            let limit = self.limit_of(trim::NUM_STATEMENTS);
-            let (step, resume) = self.with_connection("trim", limit, trim).await?;
+            let (step, resume) = self.trimming(trim::NUM_STATEMENTS, trim).await?;
             *self.lock_resume() = resume;
             Ok(step)
         })
@@ -305,9 +344,18 @@ impl EventStore for PostgresStore {
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         let (create, place) = (self.settings.create_schema, self.settings.place());
         let check = async move |connection: &mut Connection| {
-            schema::check(connection, create, &place).await
+            schema::check(connection, create, &place).await?;
+            connection.begin().await?;
+            let danger = partitions::danger(connection, self.clock.now()).await?;
+            connection.commit().await?;
+            self.note_danger(danger);
+            Ok(())
         };
         Box::pin(self.with_connection("read", self.limit(), check))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.lock_danger().clone().into_iter().collect()
     }
 
     fn place(&self) -> Option<String> {
@@ -316,7 +364,7 @@ impl EventStore for PostgresStore {
     }
 
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
-        drop(self.lock_idle().take());
+        drop(std::mem::take(&mut *self.lock_idle()));
         Box::pin(async { Ok(()) })
     }
 }

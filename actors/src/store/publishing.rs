@@ -54,7 +54,7 @@ impl PublishingStore {
         let entries = batch.entries().iter().map(|entry| &**entry);
         let goes = |entry: &&Entry| self.is_bridge || entry.event().is_some();
         let going: Vec<&Entry> = entries.clone().filter(goes).collect();
-        let published = self.publisher.publish(&going).await.map_err(unavailable)?;
+        let published = self.publisher.publish(&going).await.map_err(failed)?;
         if published.len() != going.len() {
             return Err(StoreError::unavailable(format!(
                 "{} answered for {} of {} messages; they are published again",
@@ -89,11 +89,19 @@ impl PublishingStore {
     }
 }
 
-fn unavailable(error: SourceError) -> StoreError {
-    StoreError::Unavailable {
-        what: error.to_string(),
-        fault: None,
-        source: std::error::Error::source(&error).map(|cause| cause.to_string().into()),
+fn failed(error: SourceError) -> StoreError {
+    match error {
+        SourceError::TimedOut { what, source } => StoreError::TooSlow {
+            what,
+            code: None,
+            source,
+        },
+        SourceError::Unavailable { what, source } => StoreError::Unavailable {
+            what,
+            fault: None,
+            source,
+        },
+        SourceError::Broken { what } => StoreError::unavailable(what),
     }
 }
 
@@ -105,7 +113,7 @@ impl EventStore for PublishingStore {
     /// Nothing can be published and taken back: it is asked whether the stream is there.
     fn rehearse(&self, batch: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move {
-            self.publisher.check().await.map_err(unavailable)?;
+            self.publisher.check().await.map_err(failed)?;
             Ok(vec![Outcome::Stored; batch.len()])
         })
     }
@@ -122,7 +130,7 @@ impl EventStore for PublishingStore {
     fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             let checked = self.publisher.check().await;
-            checked.map(drop).map_err(unavailable)
+            checked.map(drop).map_err(failed)
         })
     }
 
@@ -132,5 +140,51 @@ impl EventStore for PublishingStore {
 
     fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
         Box::pin(ready(Ok(())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::BatchId;
+    use crate::testing::rejected_entry;
+
+    struct Failing(fn(String) -> SourceError);
+
+    impl EventPublisher for Failing {
+        fn place(&self) -> String {
+            "nowhere".to_owned()
+        }
+
+        fn publish<'a>(
+            &'a self,
+            _: &'a [&'a Entry],
+        ) -> LocalBoxFuture<'a, Result<Vec<Result<(), String>>, SourceError>> {
+            Box::pin(ready(Err(self.0("no answer".to_owned()))))
+        }
+
+        fn check(&self) -> LocalBoxFuture<'_, Result<Option<usize>, SourceError>> {
+            Box::pin(ready(Ok(None)))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_takes_too_long_may_be_published_in_smaller_portions() {
+        let batch = Batch::new(BatchId(0), vec![rejected_entry("1", b"{", "a test")]);
+        let batch = Arc::new(batch);
+        let written = async |publisher| {
+            let store = PublishingStore::bridge(Arc::new(publisher));
+            store.write(Arc::clone(&batch)).await.unwrap_err()
+        };
+        let late = |what| SourceError::TimedOut { what, source: None };
+        let late = written(Failing(late)).await;
+        assert!(
+            matches!(late, StoreError::TooSlow { code: None, .. }),
+            "{late:?}"
+        );
+        assert_eq!(late.to_string(), "no answer");
+        let away = |what| SourceError::Unavailable { what, source: None };
+        let away = written(Failing(away)).await;
+        assert!(matches!(away, StoreError::Unavailable { .. }), "{away:?}");
     }
 }

@@ -13,7 +13,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -31,6 +31,7 @@ use self::trim::Progress;
 use self::write::End;
 use crate::clock::Clock;
 use crate::delivery::Batch;
+use crate::lock::lock;
 use crate::settings::{As, InvalidUrl, LongerThanZero};
 pub use crate::store::CreateSchema;
 use crate::store::{
@@ -244,7 +245,7 @@ impl SqliteStore {
     }
 
     fn lock_idle(&self) -> std::sync::MutexGuard<'_, Option<OpenConnection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.idle)
     }
 }
 
@@ -376,7 +377,7 @@ impl SqliteStore {
     }
 
     fn lock_progress(&self) -> std::sync::MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.progress)
     }
 }
 

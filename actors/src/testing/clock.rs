@@ -1,10 +1,11 @@
 //! A clock that stands still until it is moved.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::clock::Clock;
+use crate::lock::lock;
 
 /// Shows the moment that it was set to.
 #[derive(Debug)]
@@ -18,12 +19,12 @@ impl ManualClock {
 
     /// Moves it, forwards or backwards.
     pub fn advance(&self, by: TimeDelta) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) += by;
+        *lock(&self.0) += by;
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> DateTime<Utc> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.0)
     }
 }

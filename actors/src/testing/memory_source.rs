@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::{Notify, watch};
 
 use crate::delivery::{Entry, Position, Receipt};
+use crate::lock::lock;
 use crate::source::{Body, Chunk, EventSource, More, Permit, Retain, Retained, SourceError};
 
 /// A source that a test fills, watches and breaks; share it with `Arc`.
@@ -195,7 +196,7 @@ impl MemorySource {
 
     fn lock(&self) -> MutexGuard<'_, SourceState> {
         // A read that panics on demand has changed nothing before.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::clock::{Clock, SystemClock};
 use crate::delivery::Batch;
+use crate::lock::lock;
 use crate::store::operator::{
     Answer, DeadLetter, LetterFilter, LetterVersion, OpenLetter, StoreOperator,
 };
@@ -262,10 +263,7 @@ impl MemoryStore {
     }
 
     fn state(&self) -> MutexGuard<'_, StoreState> {
-        self.core
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.core.state)
     }
 
     fn available(&self) -> Result<MutexGuard<'_, StoreState>, StoreError> {

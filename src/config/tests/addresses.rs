@@ -19,7 +19,9 @@ use super::*;
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/addresses.jsonl.gz");
 
 /// Why we may refuse what Prefect takes: each names the part.
-const REFUSED_BY_NAME: [&str; 18] = [
+const REFUSED_BY_NAME: [&str; 20] = [
+    "one server is named, not a list",
+    "a # in the name of the user is written as %23",
     "asks for a server that takes no events",
     "is not done here",
     "lists of revoked certificates are not read here",
@@ -48,7 +50,11 @@ const REFUSED_BY_NAME: [&str; 18] = [
 type Difference = (&'static str, fn(&Value) -> bool);
 
 /// Those that stay.
-const KNOWN: [Difference; 6] = [
+const KNOWN: [Difference; 7] = [
+    (
+        "an empty PGPASSWORD is none, as to libpq, so that the file of passwords is read",
+        |line| line["env"]["PGPASSWORD"] == "" && line["env"]["PGPASSFILE"].is_string(),
+    ),
     (
         "a slash in a password of unix:// begins the path to redis-py; logs would show the rest of the password",
         |line| {
@@ -395,6 +401,8 @@ fn may_be_taken(line: &Value, config: &Config) -> bool {
                 variables.any(|value| value == ""),
                 // A library that is not used here.
                 says.contains("gsslib"),
+                // One parameter twice, with one value.
+                says.contains("not tuple"),
                 // Ports may be missing or alone, as with libpq.
                 says.contains("base 10: \'\'"),
                 says.contains("ports"),
@@ -433,7 +441,8 @@ fn an_address_means_the_same_to_prefect_and_to_us() {
             (Err(error), None) => {
                 seen.refused_by_us += 1;
                 // Prefect goes to localhost, whatever stands behind the colon.
-                let is_no_url = told.contains("redis:") && !told.contains("://");
+                let text = url(&line);
+                let is_no_url = text.starts_with("redis") && !text.contains("://");
                 let has_name = REFUSED_BY_NAME.iter().any(|name| error.contains(name));
                 (!has_name && !is_no_url).then(|| format!("refused: {error}"))
             }

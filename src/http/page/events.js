@@ -34,6 +34,7 @@ export function events() {
   let base = null;
   let oldest = null;
   let coming = [];
+  let named = [];
   let missed = 0;
   let counted = 0;
   let recent = new Set();
@@ -116,7 +117,7 @@ export function events() {
   function watch() {
     unfollow?.();
     unfollow = null;
-    [coming, missed] = [[], 0];
+    [coming, named, missed] = [[], [], 0];
     if (!chosen.live) return;
     const live = byId("live");
     unfollow = follow(address.filterOf({ ...chosen, order: "asc" }), {
@@ -135,6 +136,7 @@ export function events() {
     recent.add(event.id);
     if (recent.size > REMEMBERED) recent.delete(recent.values().next().value);
     coming.push(row(event));
+    named.push(event.event);
   }
 
   /** What was stored between the last answer and the first live event, or while the connection was lost. */
@@ -159,6 +161,8 @@ export function events() {
     coming = [];
     if (emptied) leaveEmpty();
     for (const { at } of arrived) bars.add(at);
+    top.add(named);
+    named = [];
     rows.come(arrived);
     // What this page was too slow for is in the database: it is counted again, and searched for.
     if (missed && Date.now() - counted > COUNT_MISSED_EVERY) {

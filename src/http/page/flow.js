@@ -108,7 +108,7 @@ export function flow(root) {
       say(flight.second, pipeline.oldest_unflushed === null ? "nothing waits" : `oldest ${format.duration(pipeline.oldest_unflushed)}`);
 
       mark(writers.element, "data-state", part("store"));
-      mark(writers.second, "title", "From handing a batch to a writer to its commit");
+      mark(writers.second, "title", "From handing a batch to a writer to its commit, in the last minute");
       const { busy, num } = flow.writers;
       say(writers.num, busy === null ? format.number(num) : `${busy} of ${num}`);
       say(writers.unit, busy === null ? "" : "busy");
@@ -130,7 +130,7 @@ export function flow(root) {
       mark(letters.element, "data-state", dead.num > 0 ? "odd" : "none");
       say(letters.num, format.number(dead.num));
       say(letters.unit, dead.num === 1 ? "message" : "messages");
-      say(letters.line, dead.num ? `last ${format.ago(Date.parse(dead.newest), Date.parse(now))}` : "nothing was refused");
+      say(letters.line, dead.num === null ? "not known now" : dead.num ? `last ${format.ago(Date.parse(dead.newest), Date.parse(now))}` : "nothing was refused");
       say(letters.second, dead.num ? `parser ${format.number(dead.parse)}, database ${format.number(dead.store)}` : "");
     },
     /** What it shows is no longer what is. */

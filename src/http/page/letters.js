@@ -143,9 +143,9 @@ export function letters(root, told) {
   buttons();
   return {
     show: () => load(true),
-    /** How many there are now: says so, and moves nothing. */
+    /** How many there are now, where that is known: says so, and moves nothing. */
     count(num) {
-      if (num === total || asked) return;
+      if (num === null || num === total || asked) return;
       if (known.size === 0) load(true);
       else fresh.hidden = false;
     },

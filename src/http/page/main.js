@@ -93,9 +93,9 @@ function tell(said) {
   views.events.know(said);
   const dead = said.flow.dead_letters.num;
   const badge = byId("letters-badge");
-  mark(badge, "data-none", dead === 0 ? "" : null);
-  say(badge, dead > 999 ? "999+" : String(dead));
-  mark(badge, "aria-label", `${dead} of them`);
+  mark(badge, "data-none", dead ? null : "");
+  say(badge, dead === null ? "–" : dead > 999 ? "999+" : String(dead));
+  mark(badge, "aria-label", dead === null ? "not known now" : `${dead} of them`);
   if (view === "letters") views.letters.count(dead);
   if (view === "service") views.service.show(said);
   byId("sign-out").hidden = !said.service.has_session;

@@ -30,17 +30,44 @@ export function names(root, told) {
     return button;
   }
 
+  let kinds = [];
+
+  function others() {
+    const rest = kinds.length - root.querySelectorAll("[data-name]").length;
+    if (rest > 0) return `and ${format.number(rest)} more ${rest === 1 ? "kind" : "kinds"}`;
+    return kinds.length ? "" : "nothing in this span";
+  }
+
   return {
     /** @param {{value: string, count: number}[]} counts */
     show(counts) {
       const focused = root.contains(document.activeElement) ? document.activeElement.dataset.name : null;
-      const sorted = [...counts].sort((a, b) => b.count - a.count);
-      const top = sorted.slice(0, SHOWN);
-      const rest = sorted.length - top.length;
-      fill(root, ...top.map((one) => line(one, sorted[0].count)),
-        h("p.rest", {}, rest > 0 ? `and ${format.number(rest)} more ${rest === 1 ? "kind" : "kinds"}` : sorted.length ? "" : "nothing in this span"));
+      kinds = counts.map((one) => ({ ...one })).sort((a, b) => b.count - a.count);
+      fill(root, ...kinds.slice(0, SHOWN).map((one) => line(one, kinds[0].count)), h("p.rest"));
+      root.querySelector(".rest").textContent = others();
       if (focused !== null) [...root.children].find((one) => one.dataset.name === focused)?.focus();
-      return sorted;
+      return kinds;
+    },
+
+    /**
+     * Counts events that have come. No line comes, goes or moves before all are counted anew.
+     * @param {string[]} came their names
+     */
+    add(came) {
+      const rest = root.querySelector(".rest");
+      if (!rest) return;
+      for (const value of came) {
+        const known = kinds.find((one) => one.value === value);
+        if (known) known.count += 1;
+        else kinds.push({ value, count: 1 });
+      }
+      const most = Math.max(...kinds.map(({ count }) => count));
+      for (const button of root.querySelectorAll("[data-name]")) {
+        const { count } = kinds.find((one) => one.value === button.dataset.name);
+        button.querySelector(".count").textContent = format.compact(count);
+        button.style.setProperty("--part", String(count / most));
+      }
+      rest.textContent = others();
     },
   };
 }

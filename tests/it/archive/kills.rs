@@ -65,6 +65,25 @@ dies! {
     after_the_renaming, "archive::after-publishing", 0;
 }
 
+/// Where the store removes and reads at once.
+#[tokio::test]
+async fn while_the_next_file_is_written() {
+    dies_at(Case::postgres(), "archive::after-writing-ahead", 1).await;
+}
+
+#[tokio::test]
+async fn the_next_file_is_opened_as_the_one_before_closes() {
+    let case = Case::postgres();
+    let all = case.store_events(150);
+    // A file has three removals.
+    let killed = [("FAILPOINTS", "archive::after-removal=2*off->return")];
+    case.run_with(&["trim", "--yes"], &killed);
+    let states = "SELECT string_agg(state, ' ' ORDER BY file) FROM event_persister_archives";
+    assert_eq!(case.database().value(states), "removed writing");
+    case.trim().exits(0);
+    case.holds_once(&all).await;
+}
+
 mod whole_partitions {
     use super::*;
 
@@ -116,6 +135,7 @@ fn num_kills() -> Option<usize> {
 const SLOWLY: (&str, &str) = (
     "FAILPOINTS",
     "archive::nobody-is-at-work=return;archive::after-beginning=sleep(30);archive::after-upload=sleep(30);\
+     archive::after-writing-ahead=sleep(30);\
      archive::before-commit=sleep(30);archive::after-removal=sleep(30);archive::after-copy=sleep(30);\
      archive::after-publishing=sleep(30);retention::before-drop=sleep(30);retention::after-drop=sleep(30)",
 );

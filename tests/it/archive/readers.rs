@@ -14,6 +14,8 @@ import sys, json, duckdb, fsspec, pyarrow.parquet as pq, pandas as pd
 root, endpoint = sys.argv[1:]
 glob = root + "/occurred_date=*/*.parquet"
 duck = duckdb.connect()
+# It would stand before the answer where a query takes long.
+duck.execute("SET enable_progress_bar = false")
 if endpoint:
     files = fsspec.filesystem("s3", key="key", secret="secret", use_listings_cache=False,
         client_kwargs={"endpoint_url": endpoint, "region_name": "us-east-1"})

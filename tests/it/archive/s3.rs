@@ -1,4 +1,4 @@
-//! An archive in a bucket, which behaves well or does not.
+//! An archive in a bucket, which behaves well or does not; and by the protocol of Google.
 
 use super::tools::{Mood, Moody, Moto, ask, python};
 use super::*;
@@ -51,18 +51,7 @@ print(json.dumps(ids))
     }
 
     pub(super) fn holds_once(&self, expected: &BTreeSet<String>) -> usize {
-        let archived = self.archived();
-        let mut all = self.case.in_tables();
-        for id in &archived {
-            assert!(all.insert(id.clone()), "{id} is there twice");
-        }
-        assert!(
-            all == *expected,
-            "{} of {} are there",
-            all.len(),
-            expected.len()
-        );
-        archived.len()
+        self.case.are_once(self.archived(), expected)
     }
 
     pub(super) fn is_in_order(&self) {
@@ -78,8 +67,24 @@ print(json.dumps(ids))
     }
 }
 
-async fn passes_to_a_bucket(case: Case) {
-    let Some(bucket) = Bucket::new(case).await else {
+/// The same bucket, asked as Google's are.
+async fn of_google(case: Case) -> Option<Bucket> {
+    let mut bucket = Bucket::new(case).await?;
+    let variables = &mut bucket.case.variables;
+    variables.retain(|(name, _)| !name.starts_with("AWS_"));
+    let base_url = format!("http://{}", bucket.moody.address);
+    let googles = [
+        ("EVENT_PERSISTER_ARCHIVE_URL", "gs://bucket/some/events"),
+        ("GOOGLE_BASE_URL", &base_url),
+        ("GOOGLE_ALLOW_HTTP", "true"),
+        ("GOOGLE_BEARER_TOKEN", "token"),
+    ];
+    variables.extend(googles.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    Some(bucket)
+}
+
+async fn passes_to(bucket: Option<Bucket>) {
+    let Some(bucket) = bucket else {
         return;
     };
     let all = bucket.case.store_events(120);
@@ -87,17 +92,7 @@ async fn passes_to_a_bucket(case: Case) {
     let num_archived = bucket.holds_once(&all);
     assert!(num_archived > 90, "{num_archived}");
     bucket.is_in_order();
-    let checked = bucket.case.run(&["check", "--json"]).json();
-    let findings = checked["findings"].as_array().unwrap().iter();
-    let of_archive =
-        findings.filter(|finding| finding["id"].as_str().unwrap().starts_with("archive."));
-    assert!(
-        of_archive
-            .clone()
-            .all(|finding| finding["severity"] == "ok"),
-        "{checked}"
-    );
-    assert_eq!(of_archive.count(), 4);
+    bucket.case.archive_is_fit();
     let other = format!(
         "sqlite://{}",
         bucket.case.folder.path().join("other.db").display()
@@ -109,12 +104,17 @@ async fn passes_to_a_bucket(case: Case) {
 
 #[tokio::test]
 async fn from_sqlite() {
-    passes_to_a_bucket(Case::sqlite()).await;
+    passes_to(Bucket::new(Case::sqlite()).await).await;
 }
 
 #[tokio::test]
 async fn from_postgresql() {
-    passes_to_a_bucket(Case::postgres()).await;
+    passes_to(Bucket::new(Case::postgres()).await).await;
+}
+
+#[tokio::test]
+async fn from_postgresql_as_google_has_it() {
+    passes_to(of_google(Case::postgres()).await).await;
 }
 
 /// Nothing is removed that was not archived, and once the bucket is well again the work is done.
@@ -166,10 +166,9 @@ async fn takes_half() {
     misbehaves(Mood::Half, "cannot write").await;
 }
 
-/// In S3 there is no renaming: killed between the copy and the removal of the hidden file.
-#[tokio::test]
-async fn killed_between_copy_and_removal() {
-    let Some(bucket) = Bucket::new(Case::postgres()).await else {
+/// A bucket has no renaming: killed between the copy and the removal of the hidden file.
+async fn killed_after_the_copy(bucket: Option<Bucket>) {
+    let Some(bucket) = bucket else {
         return;
     };
     let all = bucket.case.store_events(120);
@@ -180,6 +179,16 @@ async fn killed_between_copy_and_removal() {
     bucket.case.trim().exits(0);
     bucket.holds_once(&all);
     bucket.is_in_order();
+}
+
+#[tokio::test]
+async fn killed_between_copy_and_removal() {
+    killed_after_the_copy(Bucket::new(Case::postgres()).await).await;
+}
+
+#[tokio::test]
+async fn killed_between_copy_and_removal_as_google_has_it() {
+    killed_after_the_copy(of_google(Case::postgres()).await).await;
 }
 
 impl Bucket {

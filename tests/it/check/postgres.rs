@@ -503,6 +503,7 @@ async fn clocks_that_are_apart() {
     let needs = Needs {
         writers: 2,
         trims: true,
+        archives: false,
         reads: true,
     };
     let findings = store.inspect(needs).await;
@@ -621,6 +622,9 @@ fn tables_that_are_half_way_to_partitions() {
     assert_eq!(ran.code, None, "{ran:?}");
     let remedy = "run `event-persister migrate --partition-by day` again";
     finds_only(&postgres.check(), "postgres.partitions", "warning", remedy);
+    let passed = "UPDATE event_persister_partitioning SET bound = current_date";
+    postgres.database.execute(passed);
+    finds_only(&postgres.check(), "postgres.partitions", "error", remedy);
     postgres.partition().exits(0);
     finds_nothing(&postgres.check());
 }

@@ -47,6 +47,20 @@ fn events_that_prefect_cannot_read() {
 }
 
 #[test]
+fn events_whose_time_is_no_text() {
+    let (folder, database) = migrated();
+    for (id, occurred) in [("a", "1767225600"), ("b", "x'00'"), ("c", "'2026-01-01'")] {
+        database.execute(&format!(
+            "INSERT INTO events (id, occurred, event, resource_id, resource, payload, received, recorded) \
+             VALUES ('{id}', {occurred}, 'e', 'r', '{{}}', '{{}}', '2026-01-01', '2026-01-01')"
+        ));
+    }
+    let ran = check(&folder, &[]);
+    finds_only(&ran, "sqlite.times", "warning", "typeof(occurred)");
+    assert!(ran.json().to_string().contains("2 rows of events"));
+}
+
+#[test]
 fn a_file_that_another_keeps_locked() {
     let (folder, database) = migrated();
     let lock = database.lock();

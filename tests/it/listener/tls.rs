@@ -1,6 +1,7 @@
 //! `https` and `wss`.
 
 use futures_util::SinkExt as _;
+use serde_json::json;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
@@ -42,6 +43,42 @@ async fn events_come_in_encrypted() {
     plain.write_all(HEALTH).await.unwrap();
     assert!(!answer_or_end(&mut plain).await.contains("HTTP"));
     drop(socket);
+    server.terminate().in_good_order();
+}
+
+#[tokio::test]
+async fn what_is_answered_leads_back_to_https() {
+    let folder = Folder::new();
+    certificates::make(folder.path());
+    let auth = ("EVENT_PERSISTER_HTTP_AUTH_STRING", "ada:hush");
+    let server = Server::start(&folder, &[FILES[0], FILES[1], auth]);
+    until_ready(&folder, &server).await;
+    let ask = async |head: &str, headers: &str, body: Value| {
+        let headers = format!(
+            "authorization: Basic YWRhOmh1c2g=\r\ncontent-type: application/json\r\n{headers}"
+        );
+        let mut client = connect_to(&folder, &server).await;
+        ask(&mut client, head, &headers, &body.to_string()).await
+    };
+    ask("POST /api/events", "", events(2).into()).await;
+    let first_of_two = json!({ "limit": 1 });
+    let next_page = async |headers| {
+        let answer = ask("POST /api/events/filter", headers, first_of_two.clone()).await;
+        let (_, page) = answer.split_once("\r\n\r\n").unwrap();
+        let page: Value = serde_json::from_str(page).unwrap();
+        page["next_page"].as_str().unwrap().to_owned()
+    };
+    let next = next_page("").await;
+    let path = next.strip_prefix("https://localhost/").expect(&next);
+    let second = ask(&format!("GET /{path}"), "", Value::Null).await;
+    assert!(second.starts_with("HTTP/1.1 200"), "{second}");
+    // A proxy before it knows better.
+    let by_proxy = next_page("x-forwarded-proto: http\r\n").await;
+    assert!(by_proxy.starts_with("http://localhost/"), "{by_proxy}");
+
+    let credentials = json!({ "user": "ada", "password": "hush" });
+    let signed_in = ask("POST /api/session", "", credentials).await;
+    assert!(signed_in.contains("; Secure\r\n"), "{signed_in}");
     server.terminate().in_good_order();
 }
 

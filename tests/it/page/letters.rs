@@ -16,6 +16,25 @@ fn refused(folder: &Folder) {
 }
 
 #[tokio::test]
+async fn letters_that_cannot_be_read_are_not_said_to_be_none() {
+    let Some(page) = Page::with_events(1).await else {
+        return;
+    };
+    let browser = &page.browser;
+    browser.until(&says("nothing was refused")).await;
+    let rename = "ALTER TABLE event_persister_dead_letters RENAME COLUMN reason TO other";
+    page.server.database().execute(rename);
+    browser.until(&says("not known now")).await;
+    let badge = browser.text("#letters-badge").await;
+    assert_eq!(badge, "–");
+}
+
+/// Whether the way of the events says so of dead letters.
+fn says(words: &str) -> String {
+    format!("document.querySelector('#flow-letters').innerText.includes('{words}')")
+}
+
+#[tokio::test]
 async fn letters_are_replayed_and_purged_behind_a_question() {
     let Some(page) = Page::with_events(10).await else {
         return;

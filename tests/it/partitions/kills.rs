@@ -56,7 +56,8 @@ async fn at_each_step_of_becoming_partitioned_while_events_come_in() {
             .unwrap()
     };
     until("something is there", || num_events() > 100).await;
-    let migrate = ["migrate", "--partition-by", "day"];
+    // Some partitions ahead begin behind the bound.
+    let migrate = ["migrate", "--partition-by", "week"];
     for moment in STEPS {
         ids.push(far_ahead(&bus));
         assert!(

@@ -1,5 +1,7 @@
 //! How tables become partitioned.
 
+use chrono::Datelike as _;
+
 use super::*;
 use crate::support::binary::Folder;
 
@@ -83,7 +85,7 @@ async fn what_is_there_becomes_a_partition_and_no_row_of_it_is_touched() {
     let place = "SELECT pg_relation_filenode(to_regclass($))";
     let place = |table: &str| database.value(&place.replace('$', &format!("'{table}'")));
     let places = ["events", "event_resources"].map(place);
-    migrate(&database, "day")
+    migrate(&database, "week")
         .exits(0)
         .prints(&["made both tables partitioned"]);
     assert_eq!(rows(&database), before);
@@ -91,21 +93,23 @@ async fn what_is_there_becomes_a_partition_and_no_row_of_it_is_touched() {
         ["events_before", "event_resources_before"].map(place),
         places
     );
-    // Its end is some days ahead, and behind it are partitions for what is there, as far as they are made.
-    let ends = SystemClock.now() + TimeDelta::days(3);
+    // Its end is at least a week ahead, and behind it are partitions for what is there, as far as they are made.
+    let ahead = |weeks: i64| days_until_monday() + 7 * weeks;
     let partitions = partitions_of(&database, "events");
     assert_eq!(
         partitions,
         [
             "events_before".to_owned(),
             "events_default".to_owned(),
-            of_day("events", ends)
+            of_day("events", days_ago(-ahead(1))),
+            of_day("events", days_ago(-ahead(2))),
         ]
     );
-    assert_eq!(partitions_of(&database, "event_resources").len(), 3);
+    assert_eq!(partitions_of(&database, "event_resources").len(), 4);
     let in_default = "SELECT count(*) FROM events_default";
-    // Days 4 to 30 ahead, and the last one of all.
-    assert_eq!(database.value(in_default), "28");
+    // Those further ahead, and the last one of all.
+    let expected = (ahead(3)..=30).count() + 1;
+    assert_eq!(database.value(in_default), expected.to_string());
     assert_eq!(store.half_events().await.unwrap().unwrap().events, 0);
     let again = store.write(batch(&events)).await.unwrap();
     assert!(
@@ -186,15 +190,21 @@ async fn it_is_refused_for_another_period_and_by_sqlite() {
     ran.exits(2).complains(&["day, week, month"]);
 }
 
-#[actix::test]
-async fn one_at_a_time() {
-    let (database, store) = plain().await;
+/// Holds the lock of a migration, as long as what it returns is there.
+async fn as_if_migrating(database: &Database) -> tokio_postgres::Client {
     let (client, connection) = tokio_postgres::connect(&database.url, tokio_postgres::NoTls)
         .await
         .unwrap();
     actix::spawn(connection);
     let lock = "BEGIN; SELECT pg_advisory_xact_lock(x'6576656e746d6967'::bigint)";
     client.batch_execute(lock).await.unwrap();
+    client
+}
+
+#[actix::test]
+async fn one_at_a_time() {
+    let (database, store) = plain().await;
+    let client = as_if_migrating(&database).await;
     let error = store.partition(Period::Day).await.unwrap_err().to_string();
     assert!(error.contains("another process"), "{error}");
     client.batch_execute("COMMIT").await.unwrap();
@@ -220,12 +230,14 @@ async fn owner_and_privileges_stay() {
     assert_eq!(database.value(public), "t");
 }
 
-/// A run that was cut off for so long that its bound has passed sets another one.
-#[actix::test]
-async fn a_bound_that_has_passed_is_set_anew() {
-    let (database, store) = plain().await;
-    let before = [1, 2].map(|days| occurred(days_ago(days)).build());
-    store.write(batch(&before)).await.unwrap();
+/// How many days from today the next Monday is.
+fn days_until_monday() -> i64 {
+    let today = SystemClock.now().date_naive().weekday();
+    7 - i64::from(today.num_days_from_monday())
+}
+
+/// A run that was killed as soon as it had set its bound.
+fn cut_off(database: &Database) {
     let variables = [
         ("EVENT_PERSISTER_DATABASE_URL", database.url.as_str()),
         ("FAILPOINTS", "partitioning::bound=return"),
@@ -233,17 +245,127 @@ async fn a_bound_that_has_passed_is_set_anew() {
     let arguments = ["migrate", "--partition-by", "day"];
     let ran = Folder::new().run_with(&arguments, &variables);
     assert_eq!(ran.code, None, "{ran:?}");
-    let passed = days_ago(0).format("%Y-%m-%d");
+}
+
+/// As if time had passed since the bound was set.
+fn bound_at(database: &Database, day: DateTime<Utc>) {
+    let day = day.format("%Y-%m-%d");
     for table in ["events", "event_resources"] {
         database.execute(&format!(
             "ALTER TABLE {table} DROP CONSTRAINT event_persister_bound; \
              ALTER TABLE {table} ADD CONSTRAINT event_persister_bound \
-             CHECK (occurred < '{passed} 00:00:00+00') NOT VALID"
+             CHECK (occurred < '{day} 00:00:00+00') NOT VALID"
         ));
     }
     database.execute(&format!(
-        "UPDATE event_persister_partitioning SET bound = '{passed}'"
+        "UPDATE event_persister_partitioning SET bound = '{day}'"
     ));
+}
+
+/// Else all that is new would be stored where nobody reads it, once the bound has passed.
+#[actix::test]
+async fn a_bound_that_comes_near_is_lifted_by_a_writer() {
+    let (database, first) = plain().await;
+    add_generated_columns(&database);
+    let before = [1, -50].map(|days| occurred(days_ago(days)).build());
+    first.write(batch(&before)).await.unwrap();
+    cut_off(&database);
+    let ahead = [-60, -70].map(|days| occurred(days_ago(days)).build());
+    first.write(batch(&ahead)).await.unwrap();
+    let in_default = "SELECT count(*) FROM events_default";
+    assert_eq!(database.value(in_default), "2");
+    // One that is far away is none of a writer's business.
+    let new = [0, 0].map(|days| occurred(days_ago(days)).build());
+    store(&database).write(batch(&new[..1])).await.unwrap();
+    assert_eq!(database.value(in_default), "2");
+    bound_at(&database, days_ago(0));
+    let owner = store(&database);
+    owner.write(batch(&new[1..])).await.unwrap();
+    owner.check().await.unwrap();
+    assert_eq!(owner.warnings(), [""; 0]);
+    assert_eq!(database.value(in_default), "0");
+    assert_eq!(database.value("SELECT count(*) FROM events"), "6");
+    assert_eq!(database.value("SELECT count(*) FROM event_resources"), "12");
+    let all = [&before[..], &ahead, &new].concat();
+    let again = owner.write(batch(&all)).await.unwrap();
+    assert_eq!(again, [(); 6].map(|()| Outcome::Duplicate));
+    migrate(&database, "day").exits(0);
+    assert_eq!(ids(&database).len(), 6);
+    assert_eq!(
+        database.value("SELECT count(kind) FROM events_default"),
+        "3"
+    );
+}
+
+#[actix::test]
+async fn a_bound_that_a_writer_must_not_lift_is_told_of() {
+    let (database, first) = plain().await;
+    let event = || occurred(days_ago(0)).build();
+    first.write(batch(&[event()])).await.unwrap();
+    cut_off(&database);
+    bound_at(&database, days_ago(-1));
+    let writer = store(&database.at(database.for_a_role().1));
+    writer.write(batch(&[event()])).await.unwrap();
+    writer.check().await.unwrap();
+    let warnings = writer.warnings().concat();
+    assert!(warnings.contains("has not come to its end"), "{warnings}");
+    assert_eq!(database.value("SELECT count(*) FROM events"), "2");
+    // Nor does anybody while a migration is at work.
+    let client = as_if_migrating(&database).await;
+    store(&database).write(batch(&[event()])).await.unwrap();
+    let bound = "SELECT bound IS NOT NULL FROM event_persister_partitioning";
+    assert_eq!(database.value(bound), "t");
+    client.batch_execute("COMMIT").await.unwrap();
+    migrate(&database, "day").exits(0);
+    writer.check().await.unwrap();
+    assert_eq!(writer.warnings(), [""; 0]);
+}
+
+/// Tables, their indexes and their constraints.
+fn relations(database: &Database) -> Vec<String> {
+    let rows = database.execute(
+        "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace \
+         UNION ALL SELECT conname::text FROM pg_constraint ORDER BY 1",
+    );
+    rows.into_iter().flatten().flatten().collect()
+}
+
+/// By the statements in the handbook.
+#[actix::test]
+async fn it_can_be_given_up() {
+    const HANDBOOK: &str = include_str!("../../../deploy/README.md");
+    let (database, store) = plain().await;
+    let before = relations(&database);
+    let events = [0, -50].map(|days| occurred(days_ago(days)).build());
+    store.write(batch(&events[..1])).await.unwrap();
+    cut_off(&database);
+    store.write(batch(&events[1..])).await.unwrap();
+    assert_eq!(database.value("SELECT count(*) FROM events"), "1");
+    let (_, recipe) = HANDBOOK.split_once("To give it up").unwrap();
+    let (_, recipe) = recipe.split_once("```sql").unwrap();
+    let (recipe, _) = recipe.split_once("```").unwrap();
+    let (transaction, rest) = recipe.split_once("COMMIT;").unwrap();
+    database.execute(&format!("{transaction} COMMIT;"));
+    for statement in rest.split(';').filter(|text| !text.trim().is_empty()) {
+        database.execute(statement);
+    }
+    assert_eq!(ids(&database).len(), 2);
+    assert_eq!(relations(&database), before);
+    let again = store.write(batch(&events)).await.unwrap();
+    assert_eq!(again, [(); 2].map(|()| Outcome::Duplicate));
+    store.check().await.unwrap();
+    migrate(&database, "day").exits(0);
+    assert_eq!(ids(&database).len(), 2);
+}
+
+/// A run that was cut off for so long that its bound has passed sets another one.
+#[actix::test]
+async fn a_bound_that_has_passed_is_set_anew() {
+    let (database, store) = plain().await;
+    let before = [1, 2].map(|days| occurred(days_ago(days)).build());
+    store.write(batch(&before)).await.unwrap();
+    cut_off(&database);
+    bound_at(&database, days_ago(0));
     let behind = [0, 0, -50].map(|days| occurred(days_ago(days)).build());
     let all = [&before[..], &behind].concat();
     let outcomes = store.write(batch(&all)).await.unwrap();

@@ -143,6 +143,21 @@ async fn names_that_are_kept_longer_stay_in_a_partition_that_takes_its_place() {
 }
 
 #[actix::test]
+async fn columns_that_the_server_generates_are_left_to_it() {
+    let (database, store) = partitioned(Period::Day).await;
+    add_generated_columns(&database);
+    let mut events: Vec<_> = (0..10).map(|_| named("plain", days_ago(8))).collect();
+    events.push(named("LONG", days_ago(8)));
+    store.write(batch(&events)).await.unwrap();
+    pass(&store, &cutoffs(5, &[("LONG", 20)]), 100).await;
+    let kept = format!("events_kept_p{}", days_ago(8).format("%Y%m%d"));
+    let kinds = format!("SELECT string_agg(kind, ',') FROM {kept}");
+    assert_eq!(database.value(&kinds), "long");
+    let kinds = "SELECT count(kind) FROM event_resources";
+    assert_eq!(database.value(kinds), "2");
+}
+
+#[actix::test]
 async fn a_partition_that_keeps_more_than_it_loses_is_left_where_it_is() {
     let (database, store) = partitioned(Period::Day).await;
     let names = ["plain", "long", "long"];

@@ -184,6 +184,58 @@ async fn a_writer_does_not_wait_for_a_reader_of_the_whole_table() {
     assert_eq!(database.value(&moved), event.id.to_string());
 }
 
+/// Events of a day without a partition.
+fn insert_into_default(database: &Database, days: i64, num_events: usize) {
+    database.execute(&format!(
+        "INSERT INTO events (occurred, event, resource_id, resource, payload, received, recorded) \
+         SELECT '{}', 'e', 'r', '{{}}', '{{}}', now(), now() FROM generate_series(1, {num_events})",
+        days_ago(days)
+    ));
+}
+
+#[actix::test]
+async fn too_many_events_in_the_default_partition_are_left_to_migrate() {
+    let (database, _) = partitioned(Period::Day).await;
+    insert_into_default(&database, 20, 20_001);
+    let events = [20, 10].map(|days| occurred(days_ago(days)).build());
+    let writer = store(&database);
+    writer.write(batch(&events)).await.unwrap();
+    let in_default = "SELECT count(*) FROM events_default";
+    assert_eq!(database.value(in_default), "20002");
+    // They keep nobody from making others.
+    let has_made = |days| {
+        let name = of_day("events", days_ago(days));
+        partitions_of(&database, "events").contains(&name)
+    };
+    assert!(has_made(10) && !has_made(20));
+    let later = [20, 11].map(|days| occurred(days_ago(days)).build());
+    writer.write(batch(&later)).await.unwrap();
+    assert!(has_made(11) && !has_made(20));
+    writer.partition(Period::Day).await.unwrap();
+    assert!(has_made(20));
+    assert_eq!(database.value(in_default), "0");
+}
+
+/// The owner of the tables runs it with the settings of the service.
+#[actix::test]
+async fn migrate_takes_its_time_where_a_statement_may_not() {
+    let (database, _) = partitioned(Period::Day).await;
+    insert_into_default(&database, 20, 1);
+    // It is slow to move.
+    database.execute(
+        "CREATE FUNCTION slow() RETURNS boolean LANGUAGE plpgsql AS \
+         'BEGIN PERFORM pg_sleep(3); RETURN true; END'; \
+         ALTER TABLE events ADD CONSTRAINT slow CHECK (slow()) NOT VALID",
+    );
+    let settings = PostgresSettings {
+        statement_timeout: std::time::Duration::from_secs(2),
+        ..database.settings()
+    };
+    let hurried = PostgresStore::new(settings, Arc::new(SystemClock));
+    hurried.partition(Period::Day).await.unwrap();
+    assert_eq!(database.value("SELECT count(*) FROM events_default"), "0");
+}
+
 #[actix::test]
 async fn a_role_that_may_not_make_partitions_writes_to_the_default_one() {
     let (database, _) = partitioned(Period::Day).await;

@@ -210,6 +210,9 @@ async fn a_read_only_server_is_told_apart() {
     let error = store.write(of_events([any_event()])).await.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
     assert!(error.to_string().contains("only takes reads"), "{error}");
+    // Nobody is told to send events before one could be stored.
+    let error = self::store(database.settings()).check().await.unwrap_err();
+    assert!(error.to_string().contains("only takes reads"), "{error}");
 }
 
 #[actix::test]

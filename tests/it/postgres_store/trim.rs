@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use event_persister_actors::clock::Clock;
+use event_persister_actors::status::error_chain;
 use event_persister_actors::store::operator::HalfEvents;
 use event_persister_actors::store::{Cutoffs, EventStore as _, TrimStep, Trimmed};
+use event_persister_actors::trim::run_pass;
 
 use super::*;
 
@@ -97,6 +100,81 @@ impl Clock for Ahead {
     fn now(&self) -> DateTime<Utc> {
         SystemClock.now() + self.0
     }
+}
+
+#[actix::test]
+async fn rows_that_a_deletion_leaves_are_an_error_and_nothing_is_halved() {
+    let (database, store) = migrated().await;
+    store.write(of_events([aged(9), aged(8)])).await.unwrap();
+    database.execute(
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+    );
+    let count =
+        "SELECT (SELECT count(*) FROM events) || ' ' || (SELECT count(*) FROM event_resources)";
+    let before = database.value(count);
+    let mut cutoffs = cutoffs(SystemClock.now() - TimeDelta::days(7));
+    for table in ["events", "event_resources"] {
+        database.execute(&format!(
+            "CREATE TRIGGER keep BEFORE DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION keep()"
+        ));
+        for longer in [None, Some(TimeDelta::days(30))] {
+            let kept = longer.map(|longer| ("kept".to_owned(), SystemClock.now() - longer));
+            cutoffs.overrides = kept.into_iter().collect();
+            let error = store.trim(&cutoffs, MAX).await.unwrap_err().to_string();
+            assert!(error.contains("does not leave the tables"), "{error}");
+            assert_eq!(database.value(count), before);
+        }
+        database.execute(&format!("DROP TRIGGER keep ON {table}"));
+    }
+    let step = store.trim(&cutoffs, MAX).await.unwrap();
+    assert!(matches!(step, TrimStep::Removed(_)), "{step:?}");
+    assert_eq!(database.value(count), "0 0");
+}
+
+/// A pass would end well each time, and leave them for ever.
+#[actix::test]
+async fn resources_that_a_deletion_leaves_are_an_error_at_the_end_of_a_pass() {
+    let (database, store) = migrated().await;
+    store.write(of_events([aged(9)])).await.unwrap();
+    database.execute(
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN RETURN CASE WHEN OLD.resource_role <> '' THEN OLD END; END $$; \
+         UPDATE event_resources SET resource_role = '' \
+         WHERE id = (SELECT id FROM event_resources LIMIT 1); \
+         CREATE TRIGGER keep BEFORE DELETE ON event_resources FOR EACH ROW EXECUTE FUNCTION keep()",
+    );
+    let cutoffs = cutoffs(SystemClock.now() - TimeDelta::days(7));
+    let pass = run_pass(&store, &cutoffs, MAX, |_| {});
+    let error = error_chain(&pass.await.unwrap_err());
+    assert!(error.contains("does not leave the tables"), "{error}");
+    database.execute("DROP TRIGGER keep ON event_resources");
+    let removed = run_pass(&store, &cutoffs, MAX, |_| {}).await.unwrap();
+    assert_eq!((removed.events, removed.resources), (0, 1));
+}
+
+#[actix::test]
+async fn a_step_that_takes_longer_than_a_statement_may_is_made_smaller() {
+    let database = Server::shared().database();
+    let mut settings = database.settings();
+    settings.statement_timeout = Duration::from_secs(1);
+    let store = store(settings);
+    store.migrate().await.unwrap();
+    store
+        .write(of_events((0..4).map(|_| aged(9))))
+        .await
+        .unwrap();
+    database.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         IF (SELECT count(*) FROM old_rows) > 2 THEN PERFORM pg_sleep(60); END IF; \
+         RETURN NULL; END $$; \
+         CREATE TRIGGER slow AFTER DELETE ON events REFERENCING OLD TABLE AS old_rows \
+         FOR EACH STATEMENT EXECUTE FUNCTION slow()",
+    );
+    let cutoffs = cutoffs(SystemClock.now() - TimeDelta::days(7));
+    let error = store.trim(&cutoffs, MAX).await.unwrap_err();
+    assert!(matches!(error, StoreError::TooSlow { .. }), "{error:?}");
+    let removed = run_pass(&store, &cutoffs, NonZeroUsize::new(4).unwrap(), |_| {});
+    assert_eq!(removed.await.unwrap().events, 4);
 }
 
 #[actix::test]

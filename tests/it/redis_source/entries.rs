@@ -246,11 +246,12 @@ async fn takes_few_commands_when_events_trickle_in() {
     publishing.join().unwrap();
     let calls = calls(&stream);
     let (reads, acks) = (calls["xreadgroup"], calls["xack"]);
-    // They are 5 ms apart, and what a read brought is acknowledged at once.
+    // They are 5 ms apart. What a read brings is handed out as it arrives, in two parts for the most, and a part
+    // is acknowledged at once.
     let took = begun.elapsed();
     let most = u64::try_from(took.as_millis() / 5).unwrap() + 10;
     assert!(
-        reads <= most && acks <= most,
+        reads <= most && acks <= 2 * most,
         "the reads were paced: {reads} reads and {acks} acknowledgements in {took:?}"
     );
 }

@@ -331,6 +331,29 @@ async fn a_certificate_of_another_name_is_trusted_where_the_name_is_left_out() {
     assert!(!error.contains("name"), "{error}");
 }
 
+/// A script that may not do something fails in another way, which depends on the server's version.
+#[actix_web::test]
+async fn what_the_user_may_not_do_is_told_with_all_that_is_needed() {
+    let server = RedisServer::start();
+    let stream = server.stream();
+    let url = server.url().replace("redis://", "redis://ann:hush@");
+    let allow = |rights: &str| {
+        stream.command::<()>(&format!("ACL SETUSER ann reset on >hush ~events {rights}"));
+    };
+    let source = source(RedisSettings {
+        url: url.parse().unwrap(),
+        ..stream.settings()
+    });
+    for too_little in ["+@stream", "+@stream +eval"] {
+        allow(too_little);
+        let error = error_chain(&next_error(&source).await);
+        assert!(error.contains("+@stream +eval +exists +time"), "{error}");
+    }
+    allow("+@stream +eval +exists +time +info");
+    stream.publish(&numbered(0..10));
+    assert_eq!(consume_all(&source, &numbered(0..10)).await, 10);
+}
+
 #[actix_web::test]
 async fn a_socket_is_used_with_the_database_and_the_login_of_its_url() {
     let server = RedisServer::start();

@@ -7,6 +7,7 @@ use event_persister_actors::source::operator::BusOperator as _;
 use event_persister_actors::source::redis::{RedisOperator, RedisSettings, consumer_name};
 use event_persister_actors::status::error_chain;
 
+use super::publishing::{publish, publisher};
 use super::{
     GUARD, acknowledge, consume_all, next_error, numbered, raws, read_num, receipts, source, until,
 };
@@ -133,6 +134,34 @@ async fn what_an_old_master_still_takes_is_read_too() {
     new.publish(&numbered(1_530..1_540));
     consume_all(&source, &numbered(1_530..1_540)).await;
     source.close().await.unwrap();
+}
+
+#[actix_web::test]
+async fn what_is_published_is_with_the_master_that_the_sentinels_name() {
+    let mut sentinels = Sentinels::start().await;
+    let first = sentinels.master().unwrap();
+    let publisher = publisher(settings(&sentinels.url()));
+    publish(&publisher, &numbered(0..10)).await.unwrap();
+    let old = sentinels.stream(first);
+    replicated(&old);
+    sentinels.leave_old_masters_alone();
+    let second = sentinels.fail_over(first).await;
+    let new = sentinels.stream(second);
+    // The old one takes it too, and nobody reads it there.
+    publish(&publisher, &numbered(10..20)).await.unwrap();
+    assert_eq!((old.len(), new.len()), (20, 20));
+    publish(&publisher, &numbered(20..30)).await.unwrap();
+    assert_eq!((old.len(), new.len()), (20, 30));
+    // Nobody can confirm that it is still the master: that is found once, and then nothing is sent.
+    for index in 0..3 {
+        sentinels.kill_sentinel(index);
+    }
+    for _ in 0..3 {
+        let error = publish(&publisher, &numbered(30..40)).await.unwrap_err();
+        let error = error_chain(&error);
+        assert!(error.contains("the sentinels name no master"), "{error}");
+    }
+    assert_eq!(new.len(), 40);
 }
 
 /// The id that is held means another event to the next master: that one is handed out, and an

@@ -45,6 +45,9 @@ const NOTES: &str = r#"
     }).observe({ type: "layout-shift", buffered: true });
 "#;
 
+/// How often chromedriver is started before it must have found a port.
+const MAX_STARTS: usize = 5;
+
 /// A window of a browser of its own; gone when it is dropped.
 pub(crate) struct Browser {
     client: reqwest::Client,
@@ -81,30 +84,17 @@ impl Browser {
     /// A window of 1280 by 800. `None`, and a word of it, where there is no Chromium and nobody demands one.
     pub(crate) async fn start() -> Option<Self> {
         let turn = TURN.lock().await;
-        let mut process = match chromedriver() {
-            Ok(process) => process,
+        let driver = match Driver::start() {
+            Ok(driver) => driver,
             Err(error) => {
                 left_out(&format!("there is no chromedriver here: {error}"));
                 return None;
             }
         };
-        let output = BufReader::new(process.stdout.take().unwrap());
-        let mut lines = output.lines().map_while(Result::ok);
-        let started = lines.find_map(|line| {
-            let (_, rest) = line.split_once("successfully on port ")?;
-            rest.trim_end_matches('.').parse().ok()
-        });
-        let port = started.expect("chromedriver says its port");
-        // Or it would stop at a full pipe.
-        std::thread::spawn(move || lines.for_each(drop));
         let profile = tempfile::tempdir().unwrap();
         let mut browser = Self {
             client: super::client::client(),
-            driver: Driver {
-                process,
-                port,
-                session: String::new(),
-            },
+            driver,
             _profile: profile,
             _turn: turn,
         };
@@ -332,6 +322,39 @@ fn down(key: char) -> Value {
 
 fn up(key: char) -> Value {
     json!({ "type": "keyUp", "value": key })
+}
+
+impl Driver {
+    /// One without a session yet.
+    ///
+    /// It takes a free port of IPv4, then the same of IPv6, and ends where somebody has that one: tests that
+    /// run beside it have servers there.
+    fn start() -> std::io::Result<Self> {
+        let mut said = Vec::new();
+        for _ in 0..MAX_STARTS {
+            let mut process = chromedriver()?;
+            let output = BufReader::new(process.stdout.take().unwrap());
+            let mut lines = output.lines().map_while(Result::ok);
+            let mut noted = lines.by_ref().inspect(|line| said.push(line.clone()));
+            if let Some(port) = noted.find_map(|line| port_of(&line)) {
+                // Or it would stop at a full pipe.
+                std::thread::spawn(move || lines.for_each(drop));
+                return Ok(Self {
+                    process,
+                    port,
+                    session: String::new(),
+                });
+            }
+            process.wait()?;
+        }
+        panic!("chromedriver never says its port: {said:#?}");
+    }
+}
+
+/// In the line that says that it has started.
+fn port_of(line: &str) -> Option<u16> {
+    let (_, port) = line.split_once("successfully on port ")?;
+    port.trim_end_matches('.').parse().ok()
 }
 
 fn chromedriver() -> std::io::Result<Child> {

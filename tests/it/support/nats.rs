@@ -272,6 +272,28 @@ impl NatsServer {
         self.store().join(file)
     }
 
+    /// The stream's files, as a server that does not run has left them.
+    pub(crate) fn messages(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let files = std::fs::read_dir(self.messages_folder()).unwrap();
+        let paths = files.map(|file| file.unwrap().path());
+        paths
+            .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+            .collect()
+    }
+
+    /// Has it lose what was published since then, as the loss of a disk or of most servers does.
+    pub(crate) fn lose_messages_since(&self, messages: &[(PathBuf, Vec<u8>)]) {
+        std::fs::remove_dir_all(self.messages_folder()).unwrap();
+        std::fs::create_dir(self.messages_folder()).unwrap();
+        for (path, content) in messages {
+            std::fs::write(path, content).unwrap();
+        }
+    }
+
+    fn messages_folder(&self) -> PathBuf {
+        (self.store()).join(format!("jetstream/$G/streams/{STREAM}/msgs"))
+    }
+
     /// Stops it in its tracks; connections stay open and nothing answers.
     pub(crate) fn stall(&self) {
         self.signal("STOP");
@@ -638,17 +660,32 @@ impl Client {
 
     /// Sends a message that is to be answered; headers are lines.
     pub(crate) fn send(&mut self, subject: &str, headers: &str, text: &[u8]) -> io::Result<()> {
-        self.num_sent += 1;
-        let reply = format!("{}.{}", self.inbox, self.num_sent);
-        let head = match headers {
-            "" => format!("PUB {subject} {reply} {}\r\n", text.len()),
+        match headers {
+            "" => self.send_with(subject, b"", text),
             headers => {
                 let headers = format!("NATS/1.0\r\n{headers}\r\n\r\n");
-                let (length, total) = (headers.len(), headers.len() + text.len());
-                format!("HPUB {subject} {reply} {length} {total}\r\n{headers}")
+                self.send_with(subject, headers.as_bytes(), text)
             }
+        }
+    }
+
+    /// The same, with whatever stands for its headers.
+    pub(crate) fn send_with(
+        &mut self,
+        subject: &str,
+        headers: &[u8],
+        text: &[u8],
+    ) -> io::Result<()> {
+        self.num_sent += 1;
+        let reply = format!("{}.{}", self.inbox, self.num_sent);
+        let head = match headers.len() {
+            0 => format!("PUB {subject} {reply} {}\r\n", text.len()),
+            length => format!(
+                "HPUB {subject} {reply} {length} {}\r\n",
+                length + text.len()
+            ),
         };
-        self.write(&[head.as_bytes(), text, b"\r\n"].concat())
+        self.write(&[head.as_bytes(), headers, text, b"\r\n"].concat())
     }
 
     /// The next answer; an error where nobody would answer.

@@ -33,9 +33,13 @@ pub(crate) struct Server {
     _keeper: Option<Child>,
 }
 
+/// How often a server is started before it must have a port.
+const MAX_STARTS: usize = 3;
+
 /// Runs the server until its input ends, then stops it and removes its folder.
 const KEEPER: &str = r#"
-"$1/pg_ctl" -D "$2/data" -l "$2/log" -w -s start && echo ready
+"$1/pg_ctl" -D "$2/data" -l "$2/log" -w -s start || exit 1
+echo ready
 cat > /dev/null
 "$1/pg_ctl" -D "$2/data" -m immediate -s stop
 rm -rf "$2"
@@ -174,18 +178,32 @@ impl Server {
         Self::launch(directory, port)
     }
 
-    /// Starts what is in `data` of this folder.
-    fn launch(directory: PathBuf, port: u16) -> Self {
-        let mut keeper = keeper(KEEPER, &[&bin_directory(), &directory]);
-        let mut line = String::new();
-        BufReader::new(keeper.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        assert_eq!(line, "ready\n", "the server did not start");
-        Self {
-            base: format!("postgresql://postgres@127.0.0.1:{port}/"),
-            directory: Some(directory),
-            _keeper: Some(keeper),
+    /// Starts what is in `data` of this folder; at another port where somebody has taken this one meanwhile.
+    fn launch(directory: PathBuf, mut port: u16) -> Self {
+        let configuration = directory.join("data/postgresql.auto.conf");
+        let mut num_starts = 0;
+        loop {
+            let mut keeper = keeper(KEEPER, &[&bin_directory(), &directory]);
+            let mut line = String::new();
+            BufReader::new(keeper.stdout.take().unwrap())
+                .read_line(&mut line)
+                .unwrap();
+            if line == "ready\n" {
+                return Self {
+                    base: format!("postgresql://postgres@127.0.0.1:{port}/"),
+                    directory: Some(directory),
+                    _keeper: Some(keeper),
+                };
+            }
+            keeper.wait().unwrap();
+            num_starts += 1;
+            let log = std::fs::read_to_string(directory.join("log")).unwrap_or_default();
+            assert!(num_starts < MAX_STARTS, "the server did not start: {log}");
+            port = free_port();
+            // The last one counts.
+            let mut settings = std::fs::read_to_string(&configuration).unwrap();
+            settings.push_str(&format!("port = {port}\n"));
+            std::fs::write(&configuration, settings).unwrap();
         }
     }
 

@@ -1,14 +1,20 @@
-//! A TCP proxy that can do what networks do: cut connections, swallow what is sent, refuse, and lead
-//! somewhere else.
+//! A TCP proxy that can do what networks do: cut connections, swallow what is sent, be slow, refuse, and
+//! lead somewhere else.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// Bytes a second.
+const SLOW: f64 = 512.0 * 1024.0;
 
 /// How it treats connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Pass,
+    /// Lets through [`SLOW`] bytes a second to the target, on each connection.
+    SlowDown,
     /// Closes those that come.
     Refuse,
     /// Keeps what it is given to itself until it passes things on again.
@@ -23,6 +29,9 @@ struct State {
     target: u16,
     mode: Mode,
     connections: Vec<TcpStream>,
+    num_accepted: usize,
+    /// Of so many connections, the earliest, the answers are lost.
+    num_deaf: usize,
 }
 
 struct Shared {
@@ -36,10 +45,14 @@ impl Shared {
     }
 
     /// Waits while it is held back; how what was held back is treated then.
-    fn next_mode(&self) -> Mode {
+    fn next_mode(&self, connection: usize) -> Mode {
         let state = self.state();
         let stalled = |state: &mut State| state.mode == Mode::Stall;
-        self.changed.wait_while(state, stalled).unwrap().mode
+        let state = self.changed.wait_while(state, stalled).unwrap();
+        match state.mode {
+            Mode::Pass if connection < state.num_deaf => Mode::LoseAnswers,
+            mode => mode,
+        }
     }
 
     fn turn(&self, mode: Mode) {
@@ -63,6 +76,8 @@ impl Proxy {
                 target,
                 mode: Mode::Pass,
                 connections: Vec::new(),
+                num_accepted: 0,
+                num_deaf: 0,
             }),
             changed: Condvar::new(),
         });
@@ -108,9 +123,20 @@ impl Proxy {
         self.shared.turn(Mode::Stall);
     }
 
+    /// Connections stay, and what is sent takes its time.
+    pub(crate) fn slow_down(&self) {
+        self.shared.turn(Mode::SlowDown);
+    }
+
     /// Connections stay, and what the target answers is lost.
     pub(crate) fn lose_answers(&self) {
         self.shared.turn(Mode::LoseAnswers);
+    }
+
+    /// The same for those that are there now; new connections are whole.
+    pub(crate) fn lose_answers_to_these(&self) {
+        let mut state = self.shared.state();
+        state.num_deaf = state.num_accepted;
     }
 
     /// Everything comes through again, what was held back included.
@@ -130,14 +156,15 @@ impl Drop for Proxy {
 
 fn serve(listener: &TcpListener, shared: &Arc<Shared>) {
     for client in listener.incoming().flatten() {
-        let (mode, target) = {
-            let state = shared.state();
-            (state.mode, state.target)
+        let (mode, target, connection) = {
+            let mut state = shared.state();
+            state.num_accepted += 1;
+            (state.mode, state.target, state.num_accepted - 1)
         };
         match mode {
             Mode::Closed => return,
             Mode::Refuse => continue,
-            Mode::Pass | Mode::Stall | Mode::LoseAnswers => {}
+            Mode::Pass | Mode::SlowDown | Mode::Stall | Mode::LoseAnswers => {}
         }
         let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else {
             continue;
@@ -145,7 +172,7 @@ fn serve(listener: &TcpListener, shared: &Arc<Shared>) {
         for (from, to, is_answer) in [(&client, &server, false), (&server, &client, true)] {
             let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
             let shared = Arc::clone(shared);
-            std::thread::spawn(move || copy(from, to, is_answer, &shared));
+            std::thread::spawn(move || copy([from, to], connection, is_answer, &shared));
         }
         let mut state = shared.state();
         if !matches!(state.mode, Mode::Refuse | Mode::Closed) {
@@ -156,12 +183,15 @@ fn serve(listener: &TcpListener, shared: &Arc<Shared>) {
     }
 }
 
-fn copy(mut from: TcpStream, mut to: TcpStream, is_answer: bool, shared: &Shared) {
+fn copy([mut from, mut to]: [TcpStream; 2], connection: usize, is_answer: bool, shared: &Shared) {
     let mut buffer = [0; 64 << 10];
     while let Ok(num @ 1..) = from.read(&mut buffer) {
-        match shared.next_mode() {
+        match shared.next_mode(connection) {
             Mode::LoseAnswers if is_answer => continue,
-            Mode::Pass | Mode::LoseAnswers => {}
+            Mode::SlowDown if !is_answer => {
+                std::thread::sleep(Duration::from_secs_f64(num as f64 / SLOW));
+            }
+            Mode::Pass | Mode::SlowDown | Mode::LoseAnswers => {}
             Mode::Refuse | Mode::Stall | Mode::Closed => break,
         }
         if to.write_all(&buffer[..num]).is_err() {

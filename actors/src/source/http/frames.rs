@@ -471,6 +471,8 @@ impl MessageReader {
 pub(super) struct FrameWriter {
     frames: mpsc::Sender<Bytes>,
     codec: Codec,
+    /// The answer to the last ping: a client needs none to those before it.
+    pong: Option<Bytes>,
 }
 
 #[derive(Debug)]
@@ -484,6 +486,7 @@ impl FrameWriter {
         let writer = Self {
             frames,
             codec: Codec::new(),
+            pong: None,
         };
         let body = stream::poll_fn(move |cx| receiver.poll_recv(cx)).map(Ok);
         (writer, body)
@@ -516,6 +519,24 @@ impl FrameWriter {
             // Whether the connection has gone is for `gone` to say.
             self.frames.try_send(frame).ok();
         }
+    }
+
+    /// Answers a ping once [`send_pong`](Self::send_pong) is awaited.
+    pub(super) fn owe_pong(&mut self, data: Bytes) -> Result<(), Gone> {
+        self.pong = Some(self.encode(Outgoing::Pong(data))?);
+        Ok(())
+    }
+
+    /// Sends the pong that is owed; waits for ever where none is. Loses nothing when dropped.
+    pub(super) async fn send_pong(&mut self) -> Result<(), Gone> {
+        if self.pong.is_none() {
+            return std::future::pending().await;
+        }
+        let room = self.frames.reserve().await.map_err(|_| Gone)?;
+        if let Some(pong) = self.pong.take() {
+            room.send(pong);
+        }
+        Ok(())
     }
 
     pub(super) async fn gone(&self) {

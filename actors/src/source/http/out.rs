@@ -6,7 +6,7 @@
 //! is sent away, for Prefect's client knows no such message: it connects again, and looks back. `"at_most": 250` asks
 //! for no more events a second, the newest of them; the others count as missed.
 
-use std::collections::HashSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +14,11 @@ use actix_http::ws::{CloseCode, CloseReason, Message as Outgoing};
 use actix_web::body::{BodyStream, MessageBody as _};
 use actix_web::http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use actix_web::{HttpRequest, HttpResponse, web};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
-use uuid::Uuid;
 
 use super::HttpSettings;
 use super::buffers::Buffers;
@@ -27,14 +26,20 @@ use super::frames::{FrameWriter, Gone, Incoming, MessageReader};
 use super::socket::{Auth, MAX_AUTH_BYTES, SUBPROTOCOL, no_websocket, offers_subprotocol};
 use crate::access::Access;
 use crate::clock::Clock;
-use crate::live::{Live, LiveEvents, Watching, message_of};
-use crate::reader::{EventFilter, EventPage, EventReader, MAX_PAGE, Order, PageToken, Part};
+use crate::live::{Live, LiveEvents, RecentIds, Watching, message_of};
+use crate::reader::{EventFilter, EventReader, MAX_PAGE, Order, PageToken};
+use crate::store::StoreError;
 
 /// How far back a client may look.
 const MAX_BACKFILL: TimeDelta = TimeDelta::minutes(15);
 
-/// Events that may come twice, by looking back and live: more than come while somebody looks back.
-const MAX_REMEMBERED: usize = 20_000;
+/// So often is looked back for what came meanwhile. Each look is shorter than the one before, unless events come
+/// faster than they can be read.
+const MAX_LOOKS_BACK: usize = 5;
+
+/// Events are not committed in the order in which they occurred: one may come behind others that occurred so much
+/// later.
+const COMMITTED_WITHIN: TimeDelta = TimeDelta::seconds(5);
 
 /// Events that are there already are sent together, up to about this size.
 const PIECE: usize = 32 * 1024;
@@ -159,7 +164,7 @@ impl Connection {
         let (reason, wait) = match end {
             End::Gone => return,
             End::Closed(reason) => (reason, false),
-            End::Close(code, why) => (Some(CloseReason::from((code, why))), true),
+            End::Close(code, why) => (Some(CloseReason::from((code, shortened(why)))), true),
         };
         let farewell = async {
             let sent = self.writer.send(Outgoing::Close(reason)).await;
@@ -177,21 +182,21 @@ impl Connection {
                 .await
                 .unwrap_or_else(|_| Err(refused("the 'auth' message did not come in time")))?;
         }
-        let asked = timeout(patience, self.message()).await;
+        let asked = timeout(patience, self.hear()).await;
         let asked =
             asked.unwrap_or_else(|_| Err(protocol("the 'filter' message did not come in time")))?;
         let asked = Asked::read(&asked, self.shared.clock.now())?;
         // Before looking back, so that nothing falls between the two.
-        let watching = self.shared.live.watch();
-        let mut told = HashSet::new();
-        if asked.wants_backfill {
-            self.look_back(&asked.filter, &mut told).await?;
-        }
+        let mut watching = self.shared.live.watch();
+        let told = match asked.wants_backfill {
+            true => self.look_back(&asked.filter, &mut watching).await?,
+            false => RecentIds::default(),
+        };
         self.follow(&asked, watching, told).await
     }
 
     async fn admit(&mut self) -> Result<(), End> {
-        let message = self.message().await?;
+        let message = self.hear().await?;
         let auth = Auth::read(&message).ok_or_else(|| refused("expected an 'auth' message"))?;
         if !self.shared.access.allows_token(&self.request, auth.token()) {
             return Err(refused("the token is wrong, or missing"));
@@ -200,39 +205,111 @@ impl Connection {
             .await
     }
 
-    /// The client's next message, whatever else comes before it.
-    async fn message(&mut self) -> Result<Vec<u8>, End> {
+    /// The client's next message; pings before it are answered. Loses nothing when dropped.
+    async fn hear(&mut self) -> Result<Bytes, End> {
         loop {
-            if let Some(message) = self.hear().await? {
-                return Ok(message);
+            let heard = tokio::select! {
+                answered = self.writer.send_pong() => {
+                    answered?;
+                    continue;
+                }
+                heard = self.reader.next() => heard,
+            };
+            match heard {
+                Ok(Some(Incoming::Data(data))) => return Ok(data),
+                Ok(Some(Incoming::Ping(data))) => self.writer.owe_pong(data)?,
+                Ok(Some(Incoming::Pong)) => {}
+                Ok(Some(Incoming::Close(reason))) => return Err(End::Closed(reason)),
+                Ok(None) => return Err(End::Gone),
+                Err(error) => return Err(End::Close(error.close_code(), error.to_string())),
             }
         }
     }
 
-    /// Hears what the client sends next, and answers it if it is a ping.
-    async fn hear(&mut self) -> Result<Option<Vec<u8>>, End> {
-        match self.reader.next().await {
-            Ok(Some(Incoming::Data(data))) => return Ok(Some(data.to_vec())),
-            Ok(Some(Incoming::Ping(data))) => self.writer.send(Outgoing::Pong(data)).await?,
-            Ok(Some(Incoming::Pong)) => {}
-            Ok(Some(Incoming::Close(reason))) => return Err(End::Closed(reason)),
-            Ok(None) => return Err(End::Gone),
-            Err(error) => return Err(End::Close(error.close_code(), error.to_string())),
+    /// Waits for an answer of the database, and hears the client meanwhile.
+    async fn wait_for<T>(
+        &mut self,
+        answer: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, End> {
+        let mut answer = pin!(answer);
+        loop {
+            tokio::select! {
+                answer = &mut answer => {
+                    return answer.map_err(|error| End::Close(CloseCode::Again, error.to_string()));
+                }
+                // A message of the client means nothing now.
+                heard = self.hear() => if let Err(end) = heard {
+                    // The database goes on with the question all the same: the next one has to wait for it.
+                    drop(answer.await);
+                    return Err(end);
+                },
+            }
         }
-        Ok(None)
     }
 
     async fn send(&mut self, json: ByteString) -> Result<(), End> {
         Ok(self.writer.send(Outgoing::Text(json)).await?)
     }
 
-    /// Sends what occurred before, the oldest first.
+    /// Sends what occurred before, and what has come meanwhile. Where more came than is kept, that is looked back
+    /// for again.
     async fn look_back(
         &mut self,
         filter: &EventFilter,
-        told: &mut HashSet<Uuid>,
-    ) -> Result<(), End> {
+        watching: &mut Watching,
+    ) -> Result<RecentIds, End> {
+        let shared = Arc::clone(&self.shared);
+        let now = shared.clock.now();
+        self.wait_for(shared.live.note_what_is_there(&*shared.reader, now))
+            .await?;
+        let (mut stored, mut told) = (filter.clone(), RecentIds::default());
+        for _ in 0..MAX_LOOKS_BACK {
+            let newest = self.send_stored(&stored, &mut told).await?;
+            if !self.send_waiting(filter, watching, &mut told).await? {
+                return Ok(told);
+            }
+            if let Some(newest) = newest {
+                let reached = newest.min(shared.clock.now()) - COMMITTED_WITHIN;
+                stored.occurred.since = stored.occurred.since.max(reached);
+            }
+        }
+        let why =
+            "events come faster than they can be looked back for; connect again, or ask for fewer";
+        Err(End::Close(CloseCode::Again, why.to_owned()))
+    }
+
+    /// Sends what was committed meanwhile; whether some of it is no longer kept.
+    async fn send_waiting(
+        &mut self,
+        filter: &EventFilter,
+        watching: &mut Watching,
+        told: &mut RecentIds,
+    ) -> Result<bool, End> {
+        let mut is_some_gone = false;
+        for _ in 0..watching.num_waiting() {
+            match watching.now() {
+                Some(Live::Missed(_)) => is_some_gone = true,
+                Some(Live::Event(live))
+                    if live.event().is_some_and(|event| filter.matches(event))
+                        && told.insert(live.id) =>
+                {
+                    self.send(live.message().clone()).await?;
+                }
+                Some(Live::Event(_)) => {}
+                None => break,
+            }
+        }
+        Ok(is_some_gone)
+    }
+
+    /// Sends what is stored, the oldest first, but for what was told already; when the last of it occurred.
+    async fn send_stored(
+        &mut self,
+        filter: &EventFilter,
+        told: &mut RecentIds,
+    ) -> Result<Option<DateTime<Utc>>, End> {
         let reader = Arc::clone(&self.shared.reader);
+        let mut newest = None;
         let mut token = Some(PageToken {
             filter: filter.clone(),
             limit: MAX_PAGE,
@@ -241,27 +318,25 @@ impl Connection {
             after: None,
         });
         while let Some(asked) = token {
-            let part: Part = asked.part();
-            let page: EventPage = match reader.page(&asked.filter, part).await {
-                Ok(page) => page,
-                Err(error) => return Err(End::Close(CloseCode::Again, error.to_string())),
-            };
+            let page = self
+                .wait_for(reader.page(&asked.filter, asked.part()))
+                .await?;
             for event in &page.events {
-                if told.len() < MAX_REMEMBERED {
-                    told.insert(event.id);
+                newest = Some(event.occurred);
+                if told.insert(event.id) {
+                    self.send(message_of(event)).await?;
                 }
-                self.send(message_of(event)).await?;
             }
             token = asked.behind(&page);
         }
-        Ok(())
+        Ok(newest)
     }
 
     async fn follow(
         &mut self,
         asked: &Asked,
         watching: Watching,
-        mut told: HashSet<Uuid>,
+        told: RecentIds,
     ) -> Result<std::convert::Infallible, End> {
         let every = self.shared.settings.ping_every;
         let mut pings = interval_at(Instant::now() + every, every);
@@ -269,7 +344,7 @@ impl Connection {
         let mut paced = Paced::new(watching, asked.at_most);
         loop {
             tokio::select! {
-                live = paced.next() => self.tell(live, asked, &mut paced, &mut told).await?,
+                live = paced.next() => self.tell(live, asked, &mut paced, &told).await?,
                 // A message of the client means nothing now.
                 heard = self.hear() => drop(heard?),
                 _ = pings.tick() => self.writer.ping(),
@@ -283,7 +358,7 @@ impl Connection {
         first: Live,
         asked: &Asked,
         paced: &mut Paced,
-        told: &mut HashSet<Uuid>,
+        told: &RecentIds,
     ) -> Result<(), End> {
         let mut next = Some(first);
         let mut num_seen = 0;
@@ -299,8 +374,8 @@ impl Connection {
                     let why = format!("{count} events were missed; connect again and look back");
                     return Err(End::Close(CloseCode::Again, why));
                 }
-                Live::Event(live) if asked.filter.matches(&live.event) => {
-                    if !told.remove(&live.event.id) {
+                Live::Event(live) if live.event().is_some_and(|e| asked.filter.matches(e)) => {
+                    if !told.contains(&live.id) {
                         let message = live.message().clone();
                         self.writer.push(Outgoing::Text(message), &mut frames)?;
                         paced.count();
@@ -408,12 +483,15 @@ fn refused(why: &str) -> End {
 }
 
 fn protocol(why: &str) -> End {
-    // A close has room for 123 bytes.
-    let mut why = why.to_owned();
+    End::Close(CloseCode::Protocol, why.to_owned())
+}
+
+/// A close has room for 123 bytes.
+fn shortened(mut why: String) -> String {
     let mut end = why.len().min(120);
     while !why.is_char_boundary(end) {
         end -= 1;
     }
     why.truncate(end);
-    End::Close(CloseCode::Protocol, why)
+    why
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
+use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -43,10 +44,18 @@ pub(super) enum NoPong {
     NotCommitted(NotCommitted),
     #[error("the bus does not take an event that was sent: it is larger than it allows")]
     NotTaken,
+    #[error(
+        "an event of {num_bytes} bytes is not published: the limit is {limit} (http.max_event_bytes)"
+    )]
+    TooLarge {
+        num_bytes: usize,
+        limit: NonZeroUsize,
+    },
 }
 
 enum Queued {
     Event(Commit),
+    Refused(NoPong),
     Ping(Bytes),
 }
 
@@ -64,6 +73,11 @@ impl PongQueue {
 
     pub(super) fn event(&mut self, commit: Commit) {
         self.push(Queued::Event(commit));
+    }
+
+    /// An event that was not taken in: only what came before it is still answered.
+    pub(super) fn refused(&mut self, why: NoPong) {
+        self.push(Queued::Refused(why));
     }
 
     pub(super) fn ping(&mut self, data: Bytes) {
@@ -115,6 +129,7 @@ impl PongQueue {
                     self.pop();
                     return Poll::Ready(Ok(Some(data)));
                 }
+                Queued::Refused(why) => return Poll::Ready(Err(*why)),
                 Queued::Event(commit) => match Pin::new(commit).poll(cx) {
                     Poll::Ready(Ok(done)) if done.dead_letters > 0 && !self.keeps_letters => {
                         return Poll::Ready(Err(NoPong::NotTaken));

@@ -12,6 +12,7 @@ use futures_util::StreamExt;
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
+use crate::access::Access;
 use crate::delivery::{Content, Entry};
 use crate::source::encoding::{self, Encoding};
 use crate::source::intake::{NotCommitted, SubmitError};
@@ -38,6 +39,10 @@ pub(super) async fn create(
         && !auth.allows(request.headers())
     {
         return AuthString::unauthorized();
+    }
+    // A browser sends the body that any page makes up, without asking first where it is plain text.
+    if let Some(refused) = Access::refuse_foreign(&request) {
+        return refused;
     }
     match take(&request, body, shared.into_inner()).await {
         Ok(stored) => stored.respond(),

@@ -3,7 +3,8 @@
 //! With the subprotocol `prefect` the first message must be `{"type":"auth","token":…}`; it is
 //! answered by `{"type":"auth_success"}`. Older clients do without, and get in only where no auth
 //! string is set. A message that is no event becomes a dead letter and the connection stays: a
-//! client whose connection is closed would send it again for ever.
+//! client whose connection is closed would send it again for ever. Where no dead letters are kept, one that is too
+//! large closes the connection: it is durable nowhere, and the client must hear of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use futures_util::future::{Fuse, FusedFuture, FutureExt};
 use serde::Deserialize;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 
+use crate::access::Access;
 use crate::delivery::{Content, Rejection};
 use crate::event::ParseError;
 use crate::lock::lock;
@@ -47,6 +49,10 @@ pub(super) async fn connect(
     payload: web::Payload,
     shared: web::Data<RouteState>,
 ) -> actix_web::Result<HttpResponse> {
+    // Any page could open one.
+    if let Some(refused) = Access::refuse_foreign(&request) {
+        return Ok(refused);
+    }
     let mut response = match actix_http::ws::handshake(request.head()) {
         Ok(response) => response,
         Err(error) => return Ok(no_websocket(error, request.path())),
@@ -146,7 +152,7 @@ impl From<NoPong> for End {
     fn from(error: NoPong) -> Self {
         let code = match error {
             NoPong::NotCommitted(_) => CloseCode::Away,
-            NoPong::NotTaken => CloseCode::Size,
+            NoPong::NotTaken | NoPong::TooLarge { .. } => CloseCode::Size,
         };
         Self::Close(code, error.to_string())
     }
@@ -232,6 +238,7 @@ impl Connection {
                 }
                 submitted = &mut submission, if !submission.is_terminated() => match submitted {
                     Ok(Submitted::Event(commit)) => pongs.event(commit),
+                    Ok(Submitted::Refused(why)) => pongs.refused(why),
                     Ok(Submitted::Auth(auth)) => self.answer(&auth).await?,
                     // The event was not admitted: the client will not get a pong for it.
                     Err(_closed) => draining = true,
@@ -327,6 +334,7 @@ async fn until(deadline: Option<Instant>) {
 
 enum Submitted {
     Event(Commit),
+    Refused(NoPong),
     /// Authentication once more: Prefect's client may reconnect twice at once and authenticate
     /// twice on one connection. The token is answered, and must not become a dead letter.
     Auth(Auth),
@@ -347,10 +355,15 @@ async fn submit(
     } else {
         (shared.event_or_rejection(data), share)
     };
-    if let Content::Rejected(rejection) = &content
-        && let Some(auth) = Auth::read(&rejection.raw)
-    {
-        return Ok(Submitted::Auth(auth));
+    if let Content::Rejected(rejection) = &content {
+        let raw = &rejection.raw;
+        if let Some(auth) = Auth::read(raw) {
+            return Ok(Submitted::Auth(auth));
+        }
+        let (num_bytes, limit) = (raw.len(), shared.settings.max_event_bytes);
+        if num_bytes > limit.get() && !shared.settings.keeps_letters {
+            return Ok(Submitted::Refused(NoPong::TooLarge { num_bytes, limit }));
+        }
     }
     let commit = intake
         .submit_when_room(shared.entry(&shared.socket, content))

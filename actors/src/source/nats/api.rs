@@ -67,6 +67,9 @@ pub(super) struct StreamInfo {
     /// Tells a stream from another that had its name before.
     pub(super) created: DateTime<Utc>,
     pub(super) state: StreamState,
+    /// The time of the server that answers; none says so before 2.10.
+    #[serde(default)]
+    pub(super) ts: Option<DateTime<Utc>>,
     #[serde(default)]
     pub(super) cluster: Option<Cluster>,
 }
@@ -85,6 +88,20 @@ pub(super) struct StreamConfig {
     pub(super) max_age: i64,
     pub(super) num_replicas: u32,
     pub(super) duplicate_window: i64,
+    /// What is copied or renamed may have a subject that is not among its own.
+    pub(super) sources: Vec<Value>,
+    pub(super) subject_transform: Option<Value>,
+}
+
+impl StreamConfig {
+    fn has_its_own_subjects_alone(&self) -> bool {
+        !self.subjects.is_empty() && self.sources.is_empty() && self.subject_transform.is_none()
+    }
+
+    /// Whether it drops what no consumer waits for, hence all that is unread together with the last consumer.
+    pub(super) fn keeps_for_consumers_alone(&self) -> bool {
+        self.retention == "interest"
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -152,6 +169,9 @@ pub(super) struct ConsumerConfig {
     pub(super) max_deliver: i64,
     pub(super) max_ack_pending: i64,
     pub(super) deliver_policy: String,
+    /// Of the policies that name where to begin.
+    pub(super) opt_start_seq: u64,
+    pub(super) opt_start_time: Option<DateTime<Utc>>,
     pub(super) deliver_subject: Option<String>,
     pub(super) filter_subject: Option<String>,
     pub(super) filter_subjects: Vec<String>,
@@ -178,9 +198,36 @@ impl ConsumerConfig {
             .filter(|subject| !subject.is_empty())
             .collect()
     }
+
+    /// Whether it is given all that this stream takes.
+    pub(super) fn takes_all_of(&self, stream: &StreamConfig) -> bool {
+        self.takes(">")
+            || stream.has_its_own_subjects_alone()
+                && stream.subjects.iter().all(|subject| self.takes(subject))
+    }
+
+    /// Whether it is given messages of this subject, or all of this pattern.
+    pub(super) fn takes(&self, subject: &str) -> bool {
+        let filters = self.filters();
+        filters.is_empty() || filters.iter().any(|filter| covers(filter, subject))
+    }
 }
 
-/// One message, asked for by its number; without its content.
+/// Whether a subject, or all of another pattern, is of a pattern.
+fn covers(pattern: &str, subject: &str) -> bool {
+    let mut words = subject.split('.');
+    for part in pattern.split('.') {
+        match (part, words.next()) {
+            (">", Some(_)) => return true,
+            ("*", Some(word)) if word != ">" => {}
+            (part, Some(word)) if part == word => {}
+            _ => return false,
+        }
+    }
+    words.next().is_none()
+}
+
+/// One message, asked for by its number.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct StoredMessage {
     pub(super) message: StoredHead,
@@ -190,6 +237,18 @@ pub(super) struct StoredMessage {
 pub(super) struct StoredHead {
     pub(super) seq: u64,
     pub(super) time: DateTime<Utc>,
+    #[serde(default)]
+    pub(super) subject: String,
+    /// In base64, as is the content.
+    pub(super) hdrs: Option<String>,
+    pub(super) data: Option<String>,
+}
+
+impl StoredHead {
+    /// In nanoseconds since 1970.
+    pub(super) fn stored_at(&self) -> Option<u64> {
+        u64::try_from(self.time.timestamp_nanos_opt()?).ok()
+    }
 }
 
 /// That a message is in the stream, or was there already.
@@ -258,5 +317,27 @@ mod tests {
         assert_eq!(config.patience(), Duration::from_secs(2));
         config.filter_subject = Some("a.>".to_owned());
         assert_eq!(config.filters(), ["a.>"]);
+        assert!(config.takes("a.b") && !config.takes("b"));
+    }
+
+    #[test]
+    fn patterns_cover_subjects_word_by_word() {
+        for (pattern, subject, covered) in [
+            ("a.b", "a.b", true),
+            ("a.*", "a.b", true),
+            ("a.*", "a.b.c", false),
+            ("a.>", "a.b.c", true),
+            ("a.>", "a", false),
+            ("a", "a.b", false),
+            (">", "a", true),
+            ("a.*", "a.*", true),
+            ("a.>", "a.*", true),
+            ("a.>", "a.>", true),
+            ("a.*", "a.>", false),
+            ("a.b", "a.*", false),
+            ("a.>", ">", false),
+        ] {
+            assert_eq!(covers(pattern, subject), covered, "{pattern} {subject}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! The client connects anew by itself. Here that only serves to find out: what was under way is lost either
 //! way, and the files of TLS and credentials count anew with a new client.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,17 +13,17 @@ use async_nats::{
     StatusCode, Subject, Subscriber,
 };
 use bytes::Bytes;
-use futures_util::future::try_join_all;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::source::lock;
 use crate::tls;
 
 use super::api::{self, PublishAck, Pull};
+use super::delivery::Delivered;
 use super::failure::NatsError;
 use super::settings::NatsSettings;
 use super::url::Login;
@@ -37,6 +38,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A server that says nothing for twice as long is taken for gone.
 const PING_EVERY: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether something is under way.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Between two such looks. Less may be a sign of life of the other side, which answers nothing.
+const MORE_THAN_PINGS: u64 = 64;
+
+/// However much is under way, an answer that is not here by then was lost.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// What a server complained of longer ago has nothing to do with a failure of now.
+const SAID_LATELY: Duration = Duration::from_secs(10);
 
 /// What the headers of a message that we publish take at most.
 const HEADERS_LENGTH: usize = 512;
@@ -68,13 +81,39 @@ pub(super) struct Link {
 #[derive(Default)]
 struct LinkState {
     is_lost: watch::Sender<bool>,
-    /// What the server complained of last.
-    said: Mutex<Option<String>>,
+    /// Whether the stream and the consumer were looked at over this connection.
+    is_known: AtomicBool,
+    /// What the server complained of last, and when.
+    said: Mutex<Option<(Instant, String)>>,
+}
+
+/// What has gone over a connection.
+#[derive(Debug, Clone, Copy, Default)]
+struct Traffic {
+    bytes_read: u64,
+    messages_read: u64,
+    bytes_written: u64,
+}
+
+impl Traffic {
+    /// Whether a large message is under way to us: nothing else comes meanwhile.
+    fn is_arriving_since(&self, before: &Self) -> bool {
+        self.messages_read == before.messages_read
+            && self.bytes_read > before.bytes_read + MORE_THAN_PINGS
+    }
+
+    fn is_leaving_since(&self, before: &Self) -> bool {
+        self.bytes_written > before.bytes_written + MORE_THAN_PINGS
+    }
+
+    fn is_under_way_since(&self, before: &Self) -> bool {
+        self.is_arriving_since(before) || self.is_leaving_since(before)
+    }
 }
 
 /// What a request for messages brings.
 pub(super) enum Pulled {
-    Message(Message),
+    Message(Delivered, Bytes),
     /// The next message is not here yet.
     Pause,
 }
@@ -217,7 +256,7 @@ impl LinkState {
             }
             Event::ServerError(error) => {
                 log::debug!("the server of NATS complains error={error}");
-                *lock(&self.said) = Some(error.to_string());
+                *lock(&self.said) = Some((Instant::now(), error.to_string()));
             }
             event => log::debug!("the connection to NATS changes event=\"{event}\""),
         }
@@ -238,20 +277,60 @@ impl Link {
     }
 
     fn said(&self) -> Option<String> {
-        lock(&self.state.said).clone()
+        let said = lock(&self.state.said).clone();
+        said.and_then(|(when, what)| (when.elapsed() < SAID_LATELY).then_some(what))
     }
 
-    /// The work, as long as the connection holds and it takes no longer than that.
+    /// Whether nothing was looked at over this connection yet; from now on it counts as looked at.
+    pub(super) fn is_new(&self) -> bool {
+        !self.state.is_known.swap(true, Ordering::Relaxed)
+    }
+
+    fn traffic(&self) -> Traffic {
+        let statistics = self.client.statistics();
+        Traffic {
+            bytes_read: statistics.in_bytes.load(Ordering::Relaxed),
+            messages_read: statistics.in_messages.load(Ordering::Relaxed),
+            bytes_written: statistics.out_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The work, as long as the connection holds and it takes no longer than that, but for a message that is on
+    /// its way to us.
     async fn within<T>(
         &self,
         patience: Duration,
+        work: impl Future<Output = T>,
+    ) -> Result<T, NatsError> {
+        self.while_it_goes_on(patience, Traffic::is_arriving_since, work)
+            .await
+    }
+
+    async fn while_it_goes_on<T>(
+        &self,
+        patience: Duration,
+        goes_on: fn(&Traffic, &Traffic) -> bool,
         work: impl Future<Output = T>,
     ) -> Result<T, NatsError> {
         tokio::select! {
             biased;
             done = work => Ok(done),
             () = self.lost() => Err(NatsError::Lost(self.said())),
-            () = sleep(patience) => Err(NatsError::TimedOut(patience, self.said())),
+            () = self.stands_still(patience, goes_on) => Err(NatsError::TimedOut(patience, self.said())),
+        }
+    }
+
+    async fn stands_still(&self, patience: Duration, goes_on: fn(&Traffic, &Traffic) -> bool) {
+        let began = Instant::now();
+        let mut since = began;
+        let mut before = self.traffic();
+        while let Some(rest) = patience.checked_sub(since.elapsed()) {
+            sleep(rest.min(LOOK_EVERY)).await;
+            let now = self.traffic();
+            if goes_on(&now, &before) && began.elapsed() < LONGEST {
+                since = Instant::now();
+            }
+            before = now;
         }
     }
 
@@ -305,13 +384,9 @@ impl Link {
                 answer.map(|_| *sequence)
             });
             let mut under_way: FuturesUnordered<_> = under_way.collect();
-            let all = async {
-                while let Some(answer) = under_way.next().await {
-                    confirmed(answer.map_err(|error| self.failed(&error))?);
-                }
-                Ok(())
-            };
-            self.within(RESPONSE_TIMEOUT, all).await??;
+            while let Some(answer) = self.within(RESPONSE_TIMEOUT, under_way.next()).await? {
+                confirmed(answer.map_err(|error| self.failed(&error))?);
+            }
         }
         Ok(())
     }
@@ -329,7 +404,7 @@ impl Link {
         messages: impl Iterator<Item = (Option<String>, &'a [u8])>,
     ) -> Result<Vec<Result<(), String>>, NatsError> {
         let max_bytes = self.max_message();
-        let under_way = messages.map(async |(id, text)| {
+        let under_way = messages.enumerate().map(async |(at, (id, text))| {
             let mut headers = HeaderMap::new();
             if let Some(id) = id {
                 headers.insert(NATS_MESSAGE_ID, id);
@@ -337,26 +412,47 @@ impl Link {
             headers.insert(NATS_EXPECTED_STREAM, stream);
             // Its headers count as well.
             if text.len() > max_bytes {
-                return Ok(Err(format!(
+                let reason = format!(
                     "it is larger than the server takes, {max_bytes} bytes beside the headers (max_payload)"
-                )));
+                );
+                return Ok((at, Err(reason)));
             }
             let request = Request::new()
                 .headers(headers)
                 .payload(Bytes::copy_from_slice(text))
                 .timeout(None);
-            let subject = Subject::from(subject.to_owned());
-            let answer = self.client.send_request(subject, request).await;
-            let answer = answer.map_err(|error| self.failed(&error))?;
+            let answer = self
+                .client
+                .send_request(Subject::from(subject.to_owned()), request)
+                .await;
+            let answer = answer.map_err(|error| match error.kind() {
+                RequestErrorKind::NoResponders => NatsError::Untaken(subject.to_owned()),
+                _ => self.failed(&error),
+            })?;
             match api::read::<PublishAck>(&answer.payload) {
-                Ok(Ok(PublishAck {})) => Ok(Ok(())),
-                Ok(Err(refusal)) if refusal.is_about_the_message() => Ok(Err(refusal.to_string())),
+                Ok(Ok(PublishAck {})) => Ok((at, Ok(()))),
+                Ok(Err(refusal)) if refusal.is_about_the_message() => {
+                    Ok((at, Err(refusal.to_string())))
+                }
                 Ok(Err(refusal)) => Err(NatsError::Refused(refusal)),
                 Err(error) => Err(NatsError::Unexpected(error.to_string())),
             }
         });
-        let all = try_join_all(under_way);
-        self.within(RESPONSE_TIMEOUT, all).await?
+        let mut under_way: FuturesUnordered<_> = under_way.collect();
+        let mut published = vec![Ok(()); under_way.len()];
+        // A slow line takes its time; each answer, and each byte that leaves, is a sign that it goes on.
+        while let Some(answer) = self
+            .while_it_goes_on(
+                RESPONSE_TIMEOUT,
+                Traffic::is_under_way_since,
+                under_way.next(),
+            )
+            .await?
+        {
+            let (at, taken) = answer?;
+            published[at] = taken;
+        }
+        Ok(published)
     }
 
     /// Tells the server that messages are still being worked on.
@@ -370,6 +466,9 @@ impl Link {
     }
 
     async fn tell(&self, replies: Vec<String>, what: Bytes) -> Result<(), NatsError> {
+        if replies.is_empty() {
+            return Ok(());
+        }
         let told = async {
             for reply in replies {
                 let published = self.client.publish(reply, what.clone()).await;
@@ -412,8 +511,8 @@ impl Link {
                     take(Pulled::Pause)?;
                     match self.within(patience, answers.next()).await {
                         // The server of a consumer that is gone may say nothing.
-                        Err(NatsError::TimedOut(..)) => {
-                            return Ok(PullEnd::Ended("no answer".to_owned()));
+                        Err(error @ NatsError::TimedOut(..)) => {
+                            return Ok(PullEnd::Ended(error.to_string()));
                         }
                         answer => answer?,
                     }
@@ -422,13 +521,19 @@ impl Link {
             let Some(answer) = answer else {
                 return Err(lost());
             };
-            match answer.status {
-                None | Some(StatusCode::OK) => {
+            let delivered = answer.reply.as_deref().and_then(Delivered::of);
+            match (delivered, answer.status) {
+                // Whatever its headers say: a status among them is of those who published it.
+                (Some(delivered), _) => {
                     num += 1;
-                    take(Pulled::Message(answer))?;
+                    take(Pulled::Message(delivered, answer.payload))?;
                 }
-                Some(StatusCode::IDLE_HEARTBEAT) => {}
-                Some(status) => return Ok(end_of(status, answer.description)),
+                (None, Some(StatusCode::IDLE_HEARTBEAT)) => {}
+                (None, None | Some(StatusCode::OK)) => {
+                    let what = "a message cannot be acknowledged";
+                    return Err(NatsError::Unexpected(what.to_owned()));
+                }
+                (None, Some(status)) => return Ok(end_of(status, answer.description)),
             }
         }
         Ok(PullEnd::Full)
@@ -461,5 +566,21 @@ mod tests {
         );
         let gone = "Consumer Deleted";
         assert_eq!(end(terminated, gone), PullEnd::Ended(gone.to_owned()));
+    }
+
+    #[test]
+    fn what_is_under_way_is_waited_for_and_signs_of_life_are_no_answer() {
+        let traffic = |bytes_read, messages_read, bytes_written| Traffic {
+            bytes_read,
+            messages_read,
+            bytes_written,
+        };
+        let before = traffic(1000, 5, 1000);
+        assert!(!traffic(1006, 5, 9000).is_arriving_since(&before), "a ping");
+        assert!(traffic(9000, 5, 1000).is_arriving_since(&before), "a part");
+        let others = traffic(9000, 6, 1000);
+        assert!(!others.is_arriving_since(&before), "answers to others");
+        assert!(!traffic(1006, 5, 1006).is_under_way_since(&before));
+        assert!(traffic(1006, 5, 9000).is_under_way_since(&before));
     }
 }

@@ -21,8 +21,14 @@ pub(super) enum NatsError {
     /// With the server's last complaint: it answers no request that the user may not make.
     #[error("no answer within {} s{}", .0.as_secs(), said(.1.as_deref()))]
     TimedOut(Duration, Option<String>),
+    /// No request for messages ends as it should.
+    #[error("no messages were handed out for {} s: {}", .0.as_secs(), .1)]
+    Unserved(Duration, String),
     #[error("nobody there takes such requests")]
     NoResponders,
+    /// What is published has no stream to go to.
+    #[error("no stream takes the subject {0} now")]
+    Untaken(String),
     #[error("the connection was lost{}", said(.0.as_deref()))]
     Lost(Option<String>),
     #[error("{0}")]
@@ -43,7 +49,7 @@ impl NatsError {
     pub(super) fn leaves_connection_sound(&self) -> bool {
         matches!(
             self,
-            Self::NoResponders | Self::Refused(_) | Self::Unfit { .. }
+            Self::NoResponders | Self::Untaken(_) | Self::Refused(_) | Self::Unfit { .. }
         )
     }
 
@@ -66,9 +72,15 @@ impl NatsError {
             Self::Credentials(_) => {
                 "name a file as `nsc generate creds` makes it in nats.creds_file".to_owned()
             }
-            Self::TimedOut(_, Some(said)) if said.to_lowercase().contains("permissions") => {
+            Self::TimedOut(_, Some(said)) | Self::Unserved(_, said)
+                if said.to_lowercase().contains("permissions") =>
+            {
                 permissions(settings)
             }
+            Self::Unserved(..) => format!(
+                "see what the consumer wants of those who read it (`nats consumer info {} {}`), and who else reads it",
+                settings.stream, settings.consumer
+            ),
             Self::TimedOut(..) => {
                 "see whether the servers are stalled, or the stream has no leader".to_owned()
             }
@@ -79,6 +91,10 @@ impl NatsError {
                     Some(_) => ", and that nats.domain is right",
                 }
             ),
+            Self::Untaken(_) => {
+                "see that it is one of the stream's subjects (`nats stream info`), and that the stream has a leader"
+                    .to_owned()
+            }
             Self::Lost(_) => "it is connected anew; if it goes on, see the servers' log".to_owned(),
             Self::Refused(_) if self.is_missing_stream() => make_stream(settings),
             Self::Refused(refusal) => of_refusal(refusal).to_owned(),
@@ -115,7 +131,9 @@ pub(super) fn permissions(settings: &NatsSettings) -> String {
     format!(
         "allow the user to publish {api}.STREAM.INFO.{stream}, {api}.STREAM.MSG.GET.{stream}, \
          {api}.CONSUMER.*.{stream}.{consumer}, {api}.CONSUMER.DURABLE.CREATE.{stream}.{consumer}, \
-         {api}.CONSUMER.MSG.NEXT.{stream}.{consumer} and $JS.ACK.>, and to subscribe to {inbox_prefix}.>"
+         {api}.CONSUMER.MSG.NEXT.{stream}.{consumer} and $JS.ACK.>, and to subscribe to {inbox_prefix}.>; whoever \
+         publishes needs the stream's subject as well, and `verify` {api}.CONSUMER.CREATE.{stream}, \
+         {api}.CONSUMER.MSG.NEXT.{stream}.* and {api}.CONSUMER.DELETE.{stream}.*"
     )
 }
 

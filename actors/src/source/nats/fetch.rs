@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::Message;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
@@ -16,7 +15,7 @@ use super::api::{Pull, nanos};
 use super::connection::{Link, PullEnd, Pulled};
 use super::delivery::Delivered;
 use super::failure::NatsError;
-use super::member::{Limits, Member};
+use super::member::{Limits, Member, consumer_info};
 
 /// Messages of one request at most. With fewer, both sides wait for each other more often; more would only be
 /// handed out later.
@@ -30,6 +29,9 @@ const PACE: Duration = Duration::from_millis(5);
 
 /// After a request that ended for another reason than that it was done: a new leader takes a moment.
 const AFTER_END: Duration = Duration::from_millis(100);
+
+/// For so long that may go on: a cluster elects its leaders in less.
+const UNSERVED_AT_MOST: Duration = Duration::from_secs(5);
 
 /// Begins a fetch, which leaves its outcome for the next read. It counts as over also if its task ends before
 /// its first poll.
@@ -61,6 +63,8 @@ impl Member {
         let link = joined.map_err(|error| ("looking at the stream and its consumer", error))?;
         self.keep_the_pace().await;
         let while_reading = |error| ("reading the stream", error);
+        self.heal(&link).await.map_err(while_reading)?;
+        let began = Instant::now();
         let (limits, block) = (self.reading().limits, self.settings.block);
         let (mut end, mut num) = self
             .pull(&link, request(permit, limits, block))
@@ -78,15 +82,49 @@ impl Member {
                 return Err(while_reading(too_large(limits)));
             }
         }
-        self.has_ended(&end, num);
-        if let PullEnd::Ended(why) = end {
-            log::debug!("a request for messages has ended reason=\"{why}\"");
-            sleep(AFTER_END).await;
+        self.has_ended(&end, num, began);
+        match end {
+            PullEnd::Ended(why) => self.after_end(why).await.map_err(while_reading),
+            // All that may be in flight is: the next request would end at once as well.
+            PullEnd::NoMore if num == 0 && began.elapsed() < AFTER_END => {
+                sleep(AFTER_END).await;
+                Ok(())
+            }
+            PullEnd::NoMore | PullEnd::Full | PullEnd::TooLarge => Ok(()),
         }
+    }
+
+    /// After a connection was lost while messages came: one of them may have broken it. An outage does so once. A
+    /// message that does is still missing after it does so again.
+    async fn heal(&self, link: &Link) -> Result<(), NatsError> {
+        if !self.reading().was_cut_off {
+            return Ok(());
+        }
+        let consumer = consumer_info(link, &self.settings).await?;
+        let missing = self.missing(&consumer);
+        let first = missing.first().copied();
+        let before = std::mem::replace(&mut self.reading().missing_at_cut_off, first);
+        if before == first {
+            self.read_apart(link, &consumer, missing).await?;
+        }
+        self.reading().was_cut_off = false;
         Ok(())
     }
 
-    fn has_ended(&self, end: &PullEnd, num: usize) {
+    /// After a request that ended for another reason than that it was done: a moment of rest, or an error where that
+    /// has gone on for long.
+    async fn after_end(&self, why: String) -> Result<(), NatsError> {
+        log::debug!("a request for messages has ended reason=\"{why}\"");
+        let unserved_since = self.reading().unserved_since;
+        let unserved_for = unserved_since.map_or(Duration::ZERO, |since| since.elapsed());
+        if unserved_for > UNSERVED_AT_MOST {
+            return Err(NatsError::Unserved(unserved_for, why));
+        }
+        sleep(AFTER_END).await;
+        Ok(())
+    }
+
+    fn has_ended(&self, end: &PullEnd, num: usize, began: Instant) {
         let mut reading = self.reading();
         reading.last_read = Instant::now();
         reading.last_was_short = num > 0 && *end == PullEnd::NoMore;
@@ -94,9 +132,16 @@ impl Member {
             PullEnd::Full | PullEnd::TooLarge => More::Ready,
             PullEnd::NoMore | PullEnd::Ended(_) => More::Later,
         };
-        if matches!(end, PullEnd::Ended(_)) {
-            // The consumer may be gone.
-            reading.has_joined = false;
+        if !matches!(end, PullEnd::Ended(_)) {
+            reading.unserved_since = None;
+            return;
+        }
+        // The consumer may be gone.
+        reading.doubt();
+        if num > 0 {
+            reading.unserved_since = None;
+        } else {
+            reading.unserved_since.get_or_insert(began);
         }
     }
 
@@ -104,9 +149,9 @@ impl Member {
         let (mut num, mut num_untold) = (0, 0);
         let take = |pulled| {
             match pulled {
-                Pulled::Message(message) => {
+                Pulled::Message(delivered, data) => {
                     num += 1;
-                    num_untold += usize::from(self.take(message)?);
+                    num_untold += usize::from(self.take(delivered, &data));
                 }
                 // They are handed out although more may come: they may be all that the server lets be in flight.
                 Pulled::Pause if num_untold > 0 => {
@@ -118,24 +163,23 @@ impl Member {
             Ok(())
         };
         let (stream, consumer) = (&self.settings.stream, &self.settings.consumer);
-        let end = link.pull(stream, consumer, pull, take).await?;
-        Ok((end, num))
+        let end = link.pull(stream, consumer, pull, take).await;
+        if matches!(end, Err(NatsError::Lost(_))) {
+            self.reading().was_cut_off = true;
+        }
+        Ok((end?, num))
     }
 
     /// Whether it was not here already.
-    fn take(&self, message: Message) -> Result<bool, NatsError> {
-        let reply = message.reply.as_ref().map(|reply| reply.as_str());
-        let delivered = reply
-            .and_then(Delivered::of)
-            .ok_or_else(|| NatsError::Unexpected("a message cannot be acknowledged".to_owned()))?;
+    fn take(&self, delivered: Delivered, data: &[u8]) -> bool {
         let came_before = delivered.num_deliveries > 1;
         // A copy: a part of what was read would keep all of it in memory.
-        let data = Bytes::copy_from_slice(&message.payload);
+        let data = Bytes::copy_from_slice(data);
         let is_new = self.reading().pending.add(delivered, data, Instant::now());
         if came_before {
             self.stats.update(|seen| seen.num_redelivered += 1);
         }
-        Ok(is_new)
+        is_new
     }
 
     async fn keep_the_pace(&self) {

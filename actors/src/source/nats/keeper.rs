@@ -40,7 +40,7 @@ async fn repeat(member: &Weak<Member>, duty: Duty) {
         Duty::Confirm => CONFIRM_EVERY,
         Duty::Look => LOOK_EVERY,
     };
-    let mut is_failing = false;
+    let mut is_told = false;
     loop {
         sleep(every).await;
         let Some(member) = member.upgrade() else {
@@ -58,13 +58,14 @@ async fn repeat(member: &Weak<Member>, duty: Duty) {
             continue;
         }
         match member.run(duty).await {
-            Ok(()) => is_failing = false,
+            Ok(()) => is_told = false,
             Err(error) => {
                 // Where the reads fail too, they say so.
-                let level = match std::mem::replace(&mut is_failing, true) {
-                    false if !member.reading().is_fetching => log::Level::Warn,
-                    _ => log::Level::Debug,
+                let level = match is_told || member.reading().is_fetching {
+                    false => log::Level::Warn,
+                    true => log::Level::Debug,
                 };
+                is_told |= level == log::Level::Warn;
                 let error = error_chain(&error);
                 log::log!(
                     level,

@@ -5,20 +5,23 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::clock::{Clock as _, SystemClock};
 use crate::delivery::Receipt;
 use crate::primary::Primary;
 use crate::rate_limited_log::RateLimitedLog;
 use crate::source::{More, SourceError, lock};
 
-use super::api::{ConsumerInfo, StoredMessage, StreamInfo, durable};
+use super::api::{ConsumerConfig, ConsumerInfo, StoredHead, StoredMessage, StreamInfo, durable};
 use super::connection::{Connections, Link};
+use super::delivery::Identity;
 use super::failure::NatsError;
-use super::fitness;
+use super::fitness::{self, Flaw, misplaced};
 use super::pending::Pending;
-use super::positions::{Positions, Seen};
+use super::positions::{Ahead, Positions};
 use super::settings::NatsSettings;
 use super::stats::NatsStats;
 
@@ -52,18 +55,31 @@ pub(super) struct Reading {
     pub(super) is_fetching: bool,
     pub(super) is_stopping: bool,
     pub(super) is_closed: bool,
-    /// The consumer was found or made, and nothing has failed since.
-    pub(super) has_joined: bool,
+    /// The consumer was found or made and is fit, and nothing has failed since.
+    has_joined: bool,
+    /// How often something has failed: a look that began before proves nothing.
+    num_doubts: u64,
+    /// The highest message that was given before the last failure.
+    last_known: Option<Identity>,
     /// It was found or made before.
     pub(super) had_joined: bool,
     pub(super) limits: Limits,
     pub(super) last_read: Instant,
     /// The last read brought some, and left none.
     pub(super) last_was_short: bool,
+    /// The connection was lost while messages came.
+    pub(super) was_cut_off: bool,
+    /// The first that was given and was not here after it was lost last.
+    pub(super) missing_at_cut_off: Option<u64>,
+    /// Since when no request for messages has ended well; `None` if the last one has.
+    pub(super) unserved_since: Option<Instant>,
     /// After how long the server is told that a message is still being worked on.
     pub(super) tell_after: Duration,
     made: Option<Made>,
+    /// The one that was there when receipts came last.
     primary: Option<Primary>,
+    /// Where to give back what another primary may lack.
+    to_give_back: Vec<String>,
 }
 
 /// What a request for messages may ask of the consumer; 0 is without a limit.
@@ -85,6 +101,8 @@ struct Made {
 struct Keeping {
     positions: Positions,
     lost: RateLimitedLog,
+    /// Until what the consumer gave is found to be there again, or the consumer is made anew.
+    ahead: Option<Ahead>,
     /// The number of the oldest message that is not acknowledged, and when it was stored.
     oldest: Option<(u64, Option<u64>)>,
 }
@@ -92,6 +110,23 @@ struct Keeping {
 pub(super) struct Look {
     pub(super) stream: StreamInfo,
     pub(super) consumer: ConsumerInfo,
+}
+
+impl Reading {
+    /// The stream and the consumer are to be looked at before anything else.
+    pub(super) fn doubt(&mut self) {
+        self.num_doubts += 1;
+        if std::mem::take(&mut self.has_joined) {
+            self.last_known = self.pending.highest();
+        }
+    }
+
+    fn trust(&mut self, num_doubts: u64) {
+        if self.num_doubts == num_doubts {
+            self.has_joined = true;
+            self.last_known = None;
+        }
+    }
 }
 
 impl Member {
@@ -110,13 +145,19 @@ impl Member {
                 is_stopping: false,
                 is_closed: false,
                 has_joined: false,
+                num_doubts: 0,
+                last_known: None,
                 had_joined: false,
                 limits: Limits::default(),
                 last_read: Instant::now(),
                 last_was_short: false,
+                was_cut_off: false,
+                missing_at_cut_off: None,
+                unserved_since: None,
                 tell_after: settings.ack_wait / PARTS_OF_PATIENCE,
                 made: None,
                 primary: None,
+                to_give_back: Vec::new(),
             }),
             keeping: Mutex::default(),
             settings,
@@ -134,8 +175,16 @@ impl Member {
     /// A connection, with the consumer found or made.
     pub(super) async fn joined(&self) -> Result<Link, NatsError> {
         let link = self.connections.link().await?;
+        if link.is_new() {
+            // Other servers may be there, which know less of the consumer.
+            self.reading().doubt();
+        }
         if !self.reading().has_joined {
-            self.look(&link).await?;
+            let _looking = self.looking.lock().await;
+            // Another may have looked meanwhile.
+            if !self.reading().has_joined {
+                self.look_now(&link).await?;
+            }
         }
         Ok(link)
     }
@@ -143,7 +192,12 @@ impl Member {
     /// Looks at the stream and the consumer, which is made if it is missing.
     pub(super) async fn look(&self, link: &Link) -> Result<(), NatsError> {
         let _looking = self.looking.lock().await;
+        self.look_now(link).await
+    }
+
+    async fn look_now(&self, link: &Link) -> Result<(), NatsError> {
         let asked_at = Instant::now();
+        let num_doubts = self.reading().num_doubts;
         let stream = stream_info(link, &self.settings).await?;
         let consumer = match consumer_info(link, &self.settings).await {
             Err(error) if error.is_missing_consumer() => self.make_consumer(link).await?,
@@ -151,10 +205,58 @@ impl Member {
         };
         let look = Look { stream, consumer };
         self.enter(&look, asked_at);
-        let warnings = fitness::judge(&look.consumer, &self.settings)?;
-        let oldest_millis = self.look_for_oldest(link, &look).await;
-        self.count(&look, oldest_millis, warnings);
+        let mut warnings = fitness::judge(&look.consumer, &look.stream.config, &self.settings)?;
+        let version = fitness::flaw_of_version(&link.server_version());
+        warnings.extend(version.map(Flaw::what_and_remedy));
+        self.judge_position(link, &look).await?;
+        let oldest = self.look_for_oldest(link, &look).await;
+        warnings.extend(oldest.as_ref().err().map(|error| {
+            let remedy = error.remedy(&self.settings);
+            format!("how old the oldest message is is not known ({error}); {remedy}")
+        }));
+        self.count(&look, oldest.ok(), warnings);
+        self.reading().trust(num_doubts);
         Ok(())
+    }
+
+    /// Whether what the consumer gives next comes after what it gave before.
+    async fn judge_position(&self, link: &Link, look: &Look) -> Result<(), NatsError> {
+        let settings = &self.settings;
+        if misplaced(&look.stream, &look.consumer, settings).is_some() {
+            // What was published and delivered between the two questions is no fault.
+            let stream = stream_info(link, settings).await?;
+            if let Some(flaw) = misplaced(&stream, &look.consumer, settings) {
+                let ahead = Ahead::new(&stream, &look.consumer, SystemClock.now());
+                self.keeping().ahead.get_or_insert(ahead);
+                return Err(flaw.into_error());
+            }
+        }
+        if let Some(sequence) = self.find_replaced(link).await? {
+            let flaw = fitness::replaced(sequence, &look.stream.config, settings);
+            return Err(flaw.into_error());
+        }
+        self.keeping().ahead = None;
+        Ok(())
+    }
+
+    /// The number of a message that was given, where another message has it by now. What is not there any more may
+    /// have been acknowledged.
+    async fn find_replaced(&self, link: &Link) -> Result<Option<u64>, NatsError> {
+        let settings = &self.settings;
+        let (last_known, ahead) = (self.reading().last_known, self.keeping().ahead);
+        if let Some(known) = last_known {
+            let of_its_number = stored(link, settings, &json!({ "seq": known.sequence })).await?;
+            if of_its_number.is_some_and(|it| it.stored_at() != Some(known.stored_at)) {
+                return Ok(Some(known.sequence));
+            }
+        }
+        let Some(ahead) = ahead else {
+            return Ok(None);
+        };
+        let behind = json!({ "seq": ahead.last + 1, "next_by_subj": ">" });
+        let first = stored(link, settings, &behind).await?;
+        let new = first.filter(|first| ahead.passes_over(first));
+        Ok(new.map(|new| new.seq))
     }
 
     async fn make_consumer(&self, link: &Link) -> Result<ConsumerInfo, NatsError> {
@@ -189,7 +291,14 @@ impl Member {
         let before = reading.made.replace(made);
         let is_other_stream = before.is_some_and(|before| before.stream != made.stream);
         if is_other_stream {
-            reading.pending.release();
+            reading.pending.disown_all();
+        }
+        let is_other = before != Some(made);
+        let highest = reading.pending.highest();
+        if is_other {
+            reading.pending.forget_highest();
+            reading.last_known = None;
+            reading.missing_at_cut_off = None;
         }
         reading.limits = Limits {
             max_batch: limit(config.max_batch),
@@ -197,7 +306,7 @@ impl Member {
             max_expires: config.max_expires,
         };
         reading.tell_after = config.patience() / PARTS_OF_PATIENCE;
-        let num_forgotten = match std::mem::replace(&mut reading.has_joined, true) {
+        let num_forgotten = match reading.has_joined {
             true => 0,
             false => {
                 let position = look.consumer.delivered.stream_seq;
@@ -209,6 +318,12 @@ impl Member {
         drop(reading);
         if is_other_stream {
             *self.keeping() = Keeping::default();
+        } else if is_other {
+            let mut keeping = self.keeping();
+            keeping.ahead = None;
+            if let Some(highest) = highest {
+                keeping.positions.were_given_up_to(highest.sequence);
+            }
         }
         if num_forgotten > 0 {
             log::info!(
@@ -235,17 +350,9 @@ impl Member {
         }
     }
 
-    fn count(&self, look: &Look, oldest_millis: Option<u64>, mut warnings: Vec<String>) {
-        let Seen {
-            num_lost,
-            went_back_to,
-        } = self.keeping().positions.see(&look.stream, &look.consumer);
+    fn count(&self, look: &Look, oldest: Option<Option<u64>>, warnings: Vec<String>) {
+        let num_lost = (self.keeping().positions).count_lost(&look.stream, &look.consumer);
         let NatsSettings { url, stream, .. } = &self.settings;
-        if let Some(last) = went_back_to {
-            let misplaced = misplaced(&self.settings, &look.consumer, last);
-            log::error!("{misplaced} nats.servers={url} nats.stream={stream}");
-            warnings.push(misplaced);
-        }
         let own_pending = self.reading().pending.len() as u64;
         self.stats.update(|seen| {
             seen.num_lost += num_lost;
@@ -254,7 +361,8 @@ impl Member {
             seen.stream_messages = look.stream.state.messages;
             seen.stream_bytes = look.stream.state.bytes;
             seen.lag = look.consumer.num_pending;
-            seen.oldest_millis = oldest_millis;
+            seen.oldest_millis = oldest.flatten();
+            seen.is_oldest_unknown = oldest.is_none();
         });
         for warning in self.stats.warn(warnings) {
             log::warn!("{warning} nats.servers={url}");
@@ -270,7 +378,7 @@ impl Member {
     }
 
     /// Finds out when the oldest message was stored that is not acknowledged. It is asked for once.
-    async fn look_for_oldest(&self, link: &Link, look: &Look) -> Option<u64> {
+    async fn look_for_oldest(&self, link: &Link, look: &Look) -> Result<Option<u64>, NatsError> {
         let consumer = &look.consumer;
         let is_idle = consumer.num_pending == 0 && consumer.num_ack_pending == 0;
         let sequence = consumer.ack_floor.stream_seq + 1;
@@ -284,11 +392,11 @@ impl Member {
             }
         };
         let stored_at = match (is_idle, stored_at) {
-            (false, None) => stored_from(link, &self.settings, sequence).await,
+            (false, None) => stored_from(link, &self.settings, &consumer.config, sequence).await?,
             (_, stored_at) => stored_at,
         };
         self.keeping().oldest = Some((sequence, stored_at));
-        stored_at
+        Ok(stored_at)
     }
 
     /// After any failure: a new connection, unless the server answered on a sound one, and nothing is taken for
@@ -297,35 +405,53 @@ impl Member {
         if !error.leaves_connection_sound() {
             self.connections.reset();
         }
-        self.reading().has_joined = false;
+        self.reading().doubt();
         error.into_source_error(&self.settings, doing)
     }
 
-    /// Takes receipts back; returns whether the primary of the database has changed since the last ones.
-    ///
-    /// What was written to the one before may be lost there. So nothing that is not acknowledged by now will be:
-    /// it comes again.
-    pub(super) fn commit(&self, receipts: &[Receipt]) -> Option<Vec<String>> {
-        let now = self.settings.primary.get();
+    /// Takes receipts back; what they are of is to be acknowledged.
+    pub(super) fn commit(&self, receipts: &[Receipt]) {
         let mut reading = self.reading();
-        let before = reading.primary;
-        reading.primary = now.or(before);
-        if before.is_some() && before != reading.primary {
-            return Some(reading.pending.release());
-        }
+        self.follow_primary(&mut reading);
         reading.pending.commit(receipts);
-        None
+    }
+
+    /// What was written to the primary before may be lost there. So nothing that is not acknowledged by now will be:
+    /// it comes again, and its receipts are void.
+    fn follow_primary(&self, reading: &mut Reading) {
+        let before = reading.primary;
+        reading.primary = self.settings.primary.get().or(before);
+        if before.is_none() || before == reading.primary {
+            return;
+        }
+        let replies = reading.pending.release();
+        log::warn!(
+            "events are written to another primary of the database; what is not acknowledged is read once more \
+             messages={} nats.stream={}",
+            replies.len(),
+            self.settings.stream
+        );
+        reading.to_give_back.extend(replies);
     }
 
     pub(super) async fn send_committed(&self) -> Result<(), SourceError> {
         let _acknowledging = self.acknowledging.lock().await;
-        if !self.reading().pending.has_committed() {
-            return Ok(());
+        {
+            let reading = self.reading();
+            if !reading.pending.has_committed() && reading.to_give_back.is_empty() {
+                return Ok(());
+            }
         }
         let sent = async {
             let link = self.joined().await?;
-            // The stream may have turned out to be another one.
-            let committed = self.reading().pending.committed();
+            // By now the stream may be another one, and the primary too.
+            let (committed, to_give_back) = {
+                let mut reading = self.reading();
+                self.follow_primary(&mut reading);
+                let to_give_back = std::mem::take(&mut reading.to_give_back);
+                (reading.pending.committed(), to_give_back)
+            };
+            link.give_back(to_give_back).await?;
             let confirmed = |sequence| self.reading().pending.confirm(sequence);
             link.acknowledge(&committed, confirmed).await
         };
@@ -389,36 +515,68 @@ pub(super) async fn consumer_info(
     link.ask(&what, None).await
 }
 
-/// When the first message from this number on was stored, in milliseconds; `None` where nobody says.
+/// When the first message from this number on was stored of those that the consumer is given, in milliseconds;
+/// `None` if there is none.
 pub(super) async fn stored_from(
     link: &Link,
     settings: &NatsSettings,
+    config: &ConsumerConfig,
     sequence: u64,
-) -> Option<u64> {
-    let what = format!("STREAM.MSG.GET.{}", settings.stream);
-    let body = serde_json::json!({ "seq": sequence, "next_by_subj": ">" });
-    match link.ask::<StoredMessage>(&what, Some(&body)).await {
-        Ok(stored) => u64::try_from(stored.message.time.timestamp_millis()).ok(),
-        Err(error) => {
-            if !error.is_missing_message() {
-                log::debug!("the age of the oldest message is not known error={error}");
-            }
-            None
+) -> Result<Option<u64>, NatsError> {
+    let mut subjects = config.filters();
+    if subjects.is_empty() {
+        subjects.push(">");
+    }
+    let mut oldest = None;
+    for subject in subjects {
+        let first = json!({ "seq": sequence, "next_by_subj": subject });
+        if let Some(first) = stored(link, settings, &first).await? {
+            let millis = u64::try_from(first.time.timestamp_millis());
+            oldest = oldest.into_iter().chain(millis.ok()).min();
         }
+    }
+    Ok(oldest)
+}
+
+/// A message that is in the stream; `None` if it is not.
+pub(super) async fn stored(
+    link: &Link,
+    settings: &NatsSettings,
+    which: &Value,
+) -> Result<Option<StoredHead>, NatsError> {
+    let what = format!("STREAM.MSG.GET.{}", settings.stream);
+    match link.ask::<StoredMessage>(&what, Some(which)).await {
+        Ok(stored) => Ok(Some(stored.message)),
+        Err(error) if error.is_missing_message() => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
-/// What it means that the consumer is ahead of the stream, and what to do about it.
-pub(super) fn misplaced(settings: &NatsSettings, consumer: &ConsumerInfo, last: u64) -> String {
-    let NatsSettings {
-        stream,
-        consumer: name,
-        ..
-    } = settings;
-    format!(
-        "the consumer {name} was given messages up to {}, and the stream {stream} ends at {last}: the stream has lost \
-         what was published last, in a failover or a restart, and new messages may be taken for old ones; remove the \
-         consumer (`nats consumer rm {stream} {name}`), and all that is in the stream is read once more",
-        consumer.delivered.stream_seq
-    )
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::nats::delivery::Delivered;
+
+    #[test]
+    fn a_look_that_began_before_a_failure_proves_nothing_nor_does_what_came_after() {
+        let member = Member::new(NatsSettings::default());
+        let mut reading = member.reading();
+        let give = |reading: &mut Reading, sequence: u64| {
+            let reply = format!("$JS.ACK.events.persister.1.{sequence}.1.1.0");
+            let delivered = Delivered::of(&reply).unwrap();
+            reading
+                .pending
+                .add(delivered, "text".into(), Instant::now());
+        };
+        let num_doubts = reading.num_doubts;
+        reading.trust(num_doubts);
+        assert!(reading.has_joined);
+        give(&mut reading, 7);
+        reading.doubt();
+        give(&mut reading, 11);
+        reading.doubt();
+        reading.trust(num_doubts);
+        assert!(!reading.has_joined);
+        assert_eq!(reading.last_known.map(|known| known.sequence), Some(7));
+    }
 }

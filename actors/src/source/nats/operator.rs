@@ -2,23 +2,25 @@
 //!
 //! They use the connection and the API of the path; the path uses nothing of theirs.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 
 use crate::finding::Finding;
 use crate::primary::Primary;
-use crate::source::SourceError;
 use crate::source::operator::{
     BusOperator, BusReport, ConsumerProgress, ConsumerReport, ReadAgain, StreamShadow, StreamWalk,
     TrimGuard,
 };
+use crate::source::{SourceError, lock};
 
 use super::SOURCE_NAME;
-use super::api::{ConsumerInfo, StreamInfo};
+use super::api::{ConsumerInfo, StreamConfig, StreamInfo};
 use super::connection::{Connections, Link};
 use super::failure::NatsError;
-use super::member::{consumer_info, misplaced, stream_info};
+use super::fitness::{Flaw, command_to_make_anew, misplaced};
+use super::member::{consumer_info, stream_info};
 use super::settings::{NatsSettings, NatsSettingsError};
 
 mod audit;
@@ -27,6 +29,8 @@ mod inspection;
 /// The operator's side of the stream of a source. Connects when it is first used.
 pub struct NatsOperator {
     connections: Connections,
+    /// How the stream was found to keep its messages.
+    kept_by: Mutex<StreamConfig>,
 }
 
 /// The stream and its consumer, as far as they are there.
@@ -38,10 +42,8 @@ struct Found {
 
 impl Found {
     /// The fault of the consumer's position, if it cannot be right.
-    fn misplaced(&self, settings: &NatsSettings) -> Option<String> {
-        let (stream, consumer) = (self.stream.as_ref()?, self.consumer.as_ref()?);
-        let last = stream.state.last_seq;
-        (consumer.delivered.stream_seq > last).then(|| misplaced(settings, consumer, last))
+    fn misplaced(&self, settings: &NatsSettings) -> Option<Flaw> {
+        misplaced(self.stream.as_ref()?, self.consumer.as_ref()?, settings)
     }
 }
 
@@ -50,7 +52,10 @@ impl NatsOperator {
     pub fn new(settings: NatsSettings) -> Result<Self, NatsSettingsError> {
         settings.check()?;
         let connections = Connections::new(settings);
-        Ok(Self { connections })
+        Ok(Self {
+            connections,
+            kept_by: Mutex::default(),
+        })
     }
 
     fn settings(&self) -> &NatsSettings {
@@ -67,6 +72,9 @@ impl NatsOperator {
             Err(error) if error.is_missing_stream() => None,
             stream => Some(stream?),
         };
+        if let Some(stream) = &stream {
+            *lock(&self.kept_by) = stream.config.clone();
+        }
         Ok(Found { stream, consumer })
     }
 
@@ -88,7 +96,7 @@ impl NatsOperator {
                 pending: consumer.num_ack_pending,
                 lag: consumer.num_pending,
             }),
-            misplaced: found.misplaced(settings),
+            misplaced: found.misplaced(settings).map(Flaw::what_and_remedy),
         })
     }
 
@@ -151,14 +159,21 @@ impl BusOperator for NatsOperator {
 
     /// The position of a consumer cannot be moved.
     fn read_again(&self, _: &str) -> Option<ReadAgain> {
-        let NatsSettings {
-            stream, consumer, ..
-        } = self.settings();
+        let kept_by = lock(&self.kept_by);
         Some(ReadAgain {
-            command: format!("nats consumer rm {stream} {consumer} --force"),
+            command: command_to_make_anew(&kept_by, self.settings()),
             while_there: "until its limits remove them",
-            does: "(with -s and --creds as for your servers) while event-persister serves. The consumer is made \
-                   anew, and all that is in the stream is read once more",
+            does: match kept_by.keeps_for_consumers_alone() {
+                true => {
+                    "(with -s and --creds as for your servers) while event-persister serves. The first keeps what is \
+                     unread until the consumer is made anew; remove it then. All that is in the stream is read once \
+                     more"
+                }
+                false => {
+                    "(with -s and --creds as for your servers) while event-persister serves. The consumer is made \
+                     anew, and all that is in the stream is read once more"
+                }
+            },
         })
     }
 

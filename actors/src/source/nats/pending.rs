@@ -23,6 +23,8 @@ pub(super) struct Pending {
     by_sequence: HashMap<u64, Receipt>,
     /// By the number in the stream.
     committed: BTreeMap<u64, Unconfirmed>,
+    /// The one with the highest number that came from this stream through this consumer.
+    highest: Option<Identity>,
 }
 
 struct Held {
@@ -73,6 +75,12 @@ impl Pending {
             reply,
         } = delivered;
         let sequence = identity.sequence;
+        if self
+            .highest
+            .is_none_or(|highest| highest.sequence < sequence)
+        {
+            self.highest = Some(identity);
+        }
         let given = Given { reply, at: now };
         let known = self.by_sequence.get(&sequence).copied();
         if let Some(held) = known.and_then(|receipt| self.held.get_mut(receipt))
@@ -89,8 +97,8 @@ impl Pending {
             unconfirmed.given = given;
             return false;
         }
-        // Another message of this number was of a stream that is no more.
-        self.forget(sequence);
+        // Another message of this number is in the stream no more.
+        self.disown(sequence);
         let receipt = self.held.push(Held {
             identity,
             position: Position::new(sequence.to_string()),
@@ -103,11 +111,36 @@ impl Pending {
         true
     }
 
-    fn forget(&mut self, sequence: u64) {
-        if let Some(receipt) = self.by_sequence.remove(&sequence) {
-            self.held.remove(receipt);
+    /// The message of this number is nowhere but here by now: there is nothing to acknowledge.
+    fn disown(&mut self, sequence: u64) {
+        let receipt = self.by_sequence.remove(&sequence);
+        if let Some(held) = receipt.and_then(|receipt| self.held.get_mut(receipt)) {
+            held.given = None;
         }
         self.committed.remove(&sequence);
+    }
+
+    /// The same for all of them: the stream is no more. Their texts are kept until they are stored.
+    pub(super) fn disown_all(&mut self) {
+        self.by_sequence.clear();
+        self.committed.clear();
+        for held in self.held.all_mut() {
+            held.given = None;
+        }
+    }
+
+    /// Whether the message of this number is held or committed.
+    pub(super) fn has(&self, sequence: u64) -> bool {
+        self.by_sequence.contains_key(&sequence) || self.committed.contains_key(&sequence)
+    }
+
+    pub(super) fn highest(&self) -> Option<Identity> {
+        self.highest
+    }
+
+    /// The stream or the consumer is another one.
+    pub(super) fn forget_highest(&mut self) {
+        self.highest = None;
     }
 
     pub(super) fn hand_out(&mut self, permit: Permit, when_empty: More) -> Option<Chunk> {
@@ -126,7 +159,9 @@ impl Pending {
                 let Held {
                     identity, given, ..
                 } = held;
-                self.by_sequence.remove(&identity.sequence);
+                if self.by_sequence.get(&identity.sequence) == Some(receipt) {
+                    self.by_sequence.remove(&identity.sequence);
+                }
                 if let Some(given) = given {
                     let unconfirmed = Unconfirmed { identity, given };
                     self.committed.insert(identity.sequence, unconfirmed);
@@ -177,14 +212,21 @@ impl Pending {
         self.held.len() + self.committed.len()
     }
 
-    /// Lets go of everything; returns where to give back what was held.
+    /// Lets go of everything that the server hands out again; returns where to give it back. All receipts are
+    /// void, and what nobody hands out again is to be handed out from here once more.
     pub(super) fn release(&mut self) -> Vec<String> {
         self.by_sequence.clear();
-        self.committed.clear();
-        let held = self.held.clear().into_values();
-        held.filter_map(|held| held.given)
-            .map(|given| given.reply)
-            .collect()
+        let committed = std::mem::take(&mut self.committed).into_values();
+        let mut replies: Vec<String> = committed.map(|it| it.given.reply).collect();
+        for held in self.held.clear().into_values() {
+            match held.given {
+                Some(given) => replies.push(given.reply),
+                None => {
+                    self.held.push(held);
+                }
+            }
+        }
+        replies
     }
 
     /// Lets go of what was given before that moment, and the consumer does not know of: what is behind its position.
@@ -272,6 +314,28 @@ mod tests {
         assert_eq!(out.len(), 2);
         pending.commit(&[out[0].1]);
         assert_eq!(pending.committed(), [(7, "reply.7.1".to_owned())]);
+    }
+
+    #[test]
+    fn what_is_in_no_stream_any_more_is_still_stored() {
+        let mut pending = Pending::default();
+        add(&mut pending, 7, 70, 1);
+        assert!(add(&mut pending, 7, 71, 1), "its number is used again");
+        let out = handed_out(&mut pending);
+        assert_eq!(out.len(), 2);
+        pending.commit(&[out[0].1]);
+        assert_eq!(pending.committed(), [], "the new one is not stored yet");
+        pending.commit(&[out[1].1]);
+        assert_eq!(pending.committed(), [(7, "reply.7.1".to_owned())]);
+
+        add(&mut pending, 8, 80, 1);
+        pending.disown_all();
+        assert_eq!(pending.committed(), []);
+        assert!(pending.release().is_empty(), "nobody hands it out again");
+        let out = handed_out(&mut pending);
+        assert_eq!(out.len(), 1);
+        pending.commit(&[out[0].1]);
+        assert_eq!((pending.committed().len(), pending.len()), (0, 0));
     }
 
     #[test]

@@ -39,21 +39,28 @@ impl NatsPublisher {
         if let Some(subject) = &self.settings().publish_subject {
             return Ok(subject.clone());
         }
+        let stream = &self.settings().stream;
         let subjects = stream_info(link, self.settings()).await?.config.subjects;
+        if subjects.is_empty() {
+            return Err(NatsError::Unfit {
+                what: format!("the stream {stream} takes nothing: it copies another stream"),
+                remedy: "name that one in nats.stream".to_owned(),
+            });
+        }
         let plain = subjects
             .iter()
             .find(|subject| !subject.contains(['*', '>']));
         plain.cloned().ok_or_else(|| NatsError::Unfit {
             what: format!(
-                "the stream {} takes subjects by patterns alone: {}",
-                self.settings().stream,
+                "the stream {stream} takes subjects by patterns alone: {}",
                 subjects.join(", ")
             ),
             remedy: "name one of them in nats.publish_subject".to_owned(),
         })
     }
 
-    async fn publish_all(&self, entries: &[&Entry]) -> Result<Vec<Result<(), String>>, NatsError> {
+    /// A connection, and the subject to publish under.
+    async fn ready(&self) -> Result<(Link, String), NatsError> {
         let link = self.connections.link().await?;
         let known = lock(&self.subject).clone();
         let subject = match known {
@@ -61,12 +68,30 @@ impl NatsPublisher {
             None => self.subject(&link).await?,
         };
         *lock(&self.subject) = Some(subject.clone());
+        Ok((link, subject))
+    }
+
+    async fn publish_all(
+        &self,
+        entries: &[&Entry],
+    ) -> Result<Vec<Result<(), String>>, SourceError> {
+        let (link, subject) = self.done("publishing", self.ready().await)?;
         let messages = entries.iter().map(|entry| {
             let id = entry.event().map(|event| event.id.hyphenated().to_string());
             (id, entry.raw())
         });
-        link.publish(&subject, &self.settings().stream, messages)
-            .await
+        let published = link
+            .publish(&subject, &self.settings().stream, messages)
+            .await;
+        let is_timeout = matches!(published, Err(NatsError::TimedOut(..)));
+        let published = self.done("publishing", published);
+        published.map_err(|error| match error {
+            // Fewer may take less time.
+            SourceError::Unavailable { what, source } if is_timeout => {
+                SourceError::TimedOut { what, source }
+            }
+            error => error,
+        })
     }
 
     async fn look(&self) -> Result<usize, NatsError> {
@@ -96,10 +121,7 @@ impl EventPublisher for NatsPublisher {
         &'a self,
         entries: &'a [&'a Entry],
     ) -> LocalBoxFuture<'a, Result<Vec<Result<(), String>>, SourceError>> {
-        Box::pin(async move {
-            let published = self.publish_all(entries).await;
-            self.done("publishing", published)
-        })
+        Box::pin(self.publish_all(entries))
     }
 
     fn check(&self) -> LocalBoxFuture<'_, Result<Option<usize>, SourceError>> {

@@ -34,7 +34,8 @@ pub struct NatsSettings {
     /// How the subjects begin at which answers are awaited; for a user that may subscribe to no other.
     #[serde(with = "As::<Text>")]
     pub inbox_prefix: String,
-    /// The subject under which `import --to` publishes; by default the first of the stream's that is no pattern.
+    /// The subject under which events are published to the stream, by `import --to` or `http.publish`; by default
+    /// the first of the stream's that is no pattern.
     #[serde(with = "As::<Option<Text>>")]
     #[schemars(example = &"events.imported")]
     pub publish_subject: Option<String>,

@@ -38,6 +38,8 @@ pub struct NatsStatus {
     /// When the oldest message was stored that is not acknowledged, in milliseconds since 1970 by the
     /// server's clock; `None` if there is no such message.
     pub oldest_millis: Option<u64>,
+    /// There may be one all the same: the server did not say when it was stored.
+    pub is_oldest_unknown: bool,
 }
 
 impl NatsStats {

@@ -47,6 +47,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// a pause of a busy server for an outage; longer notices an outage later.
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Bytes a second that a line to Redis carries at least, for a large event to pass. Less notices an outage later while
+/// such an event is published; more keeps it from passing.
+const SLOWEST_LINE: f64 = 256.0 * 1024.0;
+
 pub(super) const LIBRARY: &str = "event-persister";
 
 /// Ids in one command at most: more would hold up the server's other clients.
@@ -208,17 +212,17 @@ impl Connections {
         };
     }
 
-    /// Asks who the master is. If it is another one the connections are made anew.
-    pub(super) async fn follow(&self) -> RedisResult<()> {
+    /// Asks who the master is, and returns its epoch. If it is another one the connections are made anew.
+    pub(super) async fn follow(&self) -> RedisResult<u64> {
         let Some(watch) = &self.watch else {
-            return Ok(());
+            return Ok(0);
         };
         let master = watch.master().await?;
         let epoch = self.lock().commands.as_ref().map(|open| open.epoch);
         if epoch.is_some_and(|epoch| epoch != master.epoch) {
             self.reset();
         }
-        Ok(())
+        Ok(master.epoch)
     }
 
     /// Returns when there is another master than now.
@@ -233,6 +237,17 @@ impl Connections {
     pub(super) fn failed(&self, doing: &str, error: RedisError) -> SourceError {
         self.reset();
         failure::unavailable(&self.settings.url.to_string(), doing, error)
+    }
+
+    /// The same for what was sent and not answered, which less of it may be.
+    pub(super) fn not_sent(&self, doing: &str, error: RedisError) -> SourceError {
+        let is_late = error.is_timeout();
+        match self.failed(doing, error) {
+            SourceError::Unavailable { what, source } if is_late => {
+                SourceError::TimedOut { what, source }
+            }
+            failed => failed,
+        }
     }
 
     async fn connect_for_commands(&self) -> RedisResult<Connection> {
@@ -374,6 +389,18 @@ impl Commands<'_> {
         Ok(from_redis_value(reply)?)
     }
 
+    /// Whether entries may be added. The id is none, so nothing changes: Redis looks at rights, at its role and at
+    /// its memory before.
+    pub(super) async fn may_add(&mut self) -> RedisResult<()> {
+        let mut command = redis::cmd("XADD");
+        command.arg(&self.settings.stream).arg("no-id");
+        command.arg("data").arg("");
+        match self.query::<Value>(&command).await {
+            Err(error) if failure::is_about_the_id(&error) => Ok(()),
+            added => added.map(drop),
+        }
+    }
+
     /// Adds events to the stream, in the form of Prefect's own messages.
     pub(super) async fn add(&mut self, entries: &[&Entry]) -> RedisResult<()> {
         let mut pipe = redis::pipe();
@@ -386,10 +413,12 @@ impl Commands<'_> {
             }
             command.ignore();
         }
-        match entries {
-            [] => Ok(()),
-            _ => pipe.query_async(&mut self.connection.redis).await,
-        }
+        let Some(largest) = entries.iter().map(|entry| entry.num_bytes()).max() else {
+            return Ok(());
+        };
+        let mut redis = self.connection.redis.clone();
+        redis.set_response_timeout(patience(largest));
+        pipe.query_async(&mut redis).await
     }
 
     pub(super) fn about(self, settings: &RedisSettings) -> Commands<'_> {
@@ -662,6 +691,12 @@ pub(super) fn script_command(settings: &RedisSettings, script: &str) -> Cmd {
     command.arg(script).arg(1).arg(&settings.stream);
     command.arg(&settings.group);
     command
+}
+
+/// How long the answer to entries that are sent at once may take, by the largest of them: many can be sent in smaller
+/// portions, and a single one cannot.
+fn patience(largest: usize) -> Duration {
+    RESPONSE_TIMEOUT + Duration::from_secs_f64(largest as f64 / SLOWEST_LINE)
 }
 
 /// One command for a batch; only what is far larger than any batch is split.

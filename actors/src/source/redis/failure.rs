@@ -6,6 +6,9 @@ use redis::{ErrorKind, RedisError};
 
 use crate::source::SourceError;
 
+/// All that a source, a publisher and the commands of an operator need, for ACL SETUSER.
+pub(super) const RIGHTS: &str = "+@stream +eval +exists +time +info";
+
 /// A failed command as the port's error: where, what and the remedy; the cause is its source.
 pub(super) fn unavailable(server: &str, doing: &str, error: RedisError) -> SourceError {
     let remedy = remedy(&error);
@@ -63,14 +66,37 @@ pub(super) fn has_vanished(error: &RedisError) -> bool {
     matches!(code(error).as_deref(), Some("NOGROUP" | "UNBLOCKED"))
 }
 
-pub(super) fn remedy(error: &RedisError) -> &'static str {
-    let says = |words| error.detail().is_some_and(|text| text.contains(words));
+/// Before Redis 7.2 a script that may not do something fails with the code of any other error.
+pub(super) fn is_forbidden(error: &RedisError) -> bool {
+    match code(error).as_deref() {
+        Some("NOPERM") => true,
+        Some("ERR") => says(error, "The user executing the script"),
+        _ => false,
+    }
+}
+
+/// Whether nothing is wrong with XADD but an id that is none.
+pub(super) fn is_about_the_id(error: &RedisError) -> bool {
+    code(error).as_deref() == Some("ERR") && says(error, "stream ID")
+}
+
+fn says(error: &RedisError, words: &str) -> bool {
+    error.detail().is_some_and(|text| text.contains(words))
+}
+
+pub(super) fn remedy(error: &RedisError) -> String {
+    if is_forbidden(error) {
+        return format!(
+            "the user may not do this: allow it the stream's key and {RIGHTS} (ACL SETUSER)"
+        );
+    }
+    other_remedy(error).to_owned()
+}
+
+fn other_remedy(error: &RedisError) -> &'static str {
     match code(error).as_deref() {
         Some("NOAUTH") => "it wants a password: add it to the URL",
         Some("WRONGPASS") => "user or password is wrong: correct the URL",
-        Some("NOPERM") => {
-            "the user may not do this: allow it the stream's key, EVAL and all X commands (ACL SETUSER)"
-        }
         Some("LOADING") => "it is loading its data and will answer when it is done",
         Some("READONLY") => {
             "this is a replica, which takes no writes: give the URL of the primary, or of its sentinels"
@@ -85,10 +111,10 @@ pub(super) fn remedy(error: &RedisError) -> &'static str {
             "it is a node of a Redis Cluster, which is not supported yet: use a single server"
         }
         Some("BUSY") => "it is busy with a script of someone else: wait, or SCRIPT KILL",
-        Some("ERR") if says("DB index") || says("invalid DB") => {
+        Some("ERR") if says(error, "DB index") || says(error, "invalid DB") => {
             "it has no database of that number: correct the URL"
         }
-        Some("ERR") if says("unknown command") => {
+        Some("ERR") if says(error, "unknown command") => {
             "it is older than Redis 6.2, or the command is disabled there: use 6.2 or newer"
         }
         Some(_) => "see what it answered",

@@ -17,7 +17,7 @@ const DEFAULT_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
 /// Parameters of Python's client that tune that client.
-const HARMLESS: [&str; 18] = [
+const HARMLESS: [&str; 17] = [
     "client_name",
     "decode_responses",
     "encoding",
@@ -36,7 +36,6 @@ const HARMLESS: [&str; 18] = [
     "socket_keepalive",
     "socket_read_size",
     "socket_timeout",
-    "path",
 ];
 
 /// Those of them that are a number.
@@ -155,6 +154,11 @@ impl FromStr for RedisUrl {
             Some(rest) => (rest, true),
             None => (&rest[..], false),
         };
+        let user = rest.split([':', '/', '?', '@']).next();
+        if rest.contains('@') && user.is_some_and(|user| user.contains('#')) {
+            // Python's client reads the address only as far as there.
+            return Err("a # in the name of the user is written as %23".into());
+        }
         let mut url = Self {
             tls: matches!(
                 scheme,
@@ -179,7 +183,11 @@ impl FromStr for RedisUrl {
             Scheme::Socket => {
                 let path = percent_decode_str(parts.path).decode_utf8_lossy();
                 let root = if is_relative { "" } else { "/" };
-                (Place::Socket(format!("{root}{path}").into()), None)
+                let path = match given.path.take() {
+                    Some(given) if path.is_empty() => given,
+                    _ => format!("{root}{path}").into(),
+                };
+                (Place::Socket(path), None)
             }
             Scheme::Sentinel { .. } => given.sentinels(parts.hosts, parts.path)?,
         };
@@ -200,6 +208,7 @@ struct Given {
     seen: Vec<(String, String)>,
     host: Option<String>,
     port: Option<u16>,
+    path: Option<PathBuf>,
     database: Option<i64>,
     username: Option<String>,
     password: Option<String>,
@@ -219,6 +228,11 @@ impl Given {
             "password" => self.password = Some(value),
             "host" => self.host = Some(value),
             "port" => self.port = Some(port(&value)?),
+            // Where a socket is named by nothing else.
+            "path" => {
+                url.ignored.push(name.to_owned());
+                self.path = Some(value.into());
+            }
             "db" => self.database = Some(database(&value)?),
             "sentinel_username" => self.of_sentinels[0] = Some(value),
             "sentinel_password" => self.of_sentinels[1] = Some(value),
@@ -573,6 +587,11 @@ mod tests {
                 "unix://u:***@/run/r.sock?db=2",
             ),
             (
+                "unix://u:p@?path=/run/r.sock",
+                "unix://u:***@/run/r.sock?db=0",
+            ),
+            ("unix:///run/a?path=/run/b", "unix:///run/a?db=0"),
+            (
                 "REDIS+Sentinel://:p@a,[::1]:1/m/2",
                 "redis+sentinel://:***@a:26379,[::1]:1/m/2",
             ),
@@ -611,7 +630,12 @@ mod tests {
             ),
             ("redis://a?colour=red", "\"colour\""),
             ("redis://a:x", "not a port"),
-            ("redis://u:p[::1]:1", "whole IPv6 address"),
+            ("redis://u:p[::1]:1", "not a port"),
+            ("redis://u[::1]:1", "not a port"),
+            ("redis://u[:1", "whole IPv6 address"),
+            ("redis://[2001:d b8::7]", "whole IPv6 address"),
+            ("redis://[::1]a:1", "whole IPv6 address"),
+            ("redis://a#b:c@h", "%23"),
         ] {
             let refused = text.parse::<RedisUrl>().unwrap_err().to_string();
             assert!(refused.contains(expected), "{text}: {refused}");
@@ -624,6 +648,8 @@ mod tests {
         assert_eq!(format!("{url} {url:?}"), "host:1/2 redis://host:1/2");
         for text in [
             "redis://ann:secret@host:port",
+            "redis://ann:secret",
+            "redis://ann:secret:1/0",
             "ann:secret@host",
             "redis://ann:secret@host/?db=x",
             "ann-secret-password://host",

@@ -94,18 +94,17 @@ impl ArchivableRows for PostgresStore {
     }
 
     fn begin<'a>(&'a self, file: &'a str) -> Answer<'a, bool> {
-        const BEGIN: &str = "INSERT INTO event_persister_archives (file, state, open, begun) \
-            VALUES ($1, 'writing', true, clock_timestamp()) ON CONFLICT DO NOTHING";
         Box::pin(self.change(BEGIN, file))
     }
 
     fn beat<'a>(&'a self, file: &'a str) -> Answer<'a, bool> {
-        const BEAT: &str = "UPDATE event_persister_archives SET beats = beats + 1 WHERE file = $1 AND state = 'writing'";
+        const BEAT: &str =
+            "UPDATE event_persister_archives SET beats = beats + 1 WHERE file = $1 AND open";
         Box::pin(self.change(BEAT, file))
     }
 
-    fn discard<'a>(&'a self, file: &'a str) -> Answer<'a, ()> {
-        Box::pin(async move { self.change(DISCARD, file).await.map(drop) })
+    fn discard<'a>(&'a self, file: &'a str) -> Answer<'a, bool> {
+        Box::pin(self.change(DISCARD, file))
     }
 
     fn adopt<'a>(&'a self, file: &'a str, content: &'a FileContent) -> Answer<'a, ()> {
@@ -153,9 +152,10 @@ impl ArchivableRows for PostgresStore {
 
     fn remove<'a>(&'a self, removal: Removal<'a>) -> Answer<'a, RemovalStep> {
         Box::pin(async move {
-            let limit = self.limit_of(NUM_STATEMENTS);
             let remove = async move |connection: &mut Connection| remove(connection, removal).await;
-            self.with_connection("trim", limit, remove).await
+            self.trimming(NUM_STATEMENTS, remove)
+                .await
+                .map_err(unknown_if_late)
         })
     }
 
@@ -195,8 +195,11 @@ impl ArchivableRows for PostgresStore {
                 async |connection: &mut Connection| drop_partition(connection, partition).await;
             for _ in 0..MAX_TRIES {
                 let begun = Instant::now();
-                let limit = self.limit_of(NUM_STATEMENTS);
-                match self.with_connection("trim", limit, &drop).await {
+                match self
+                    .trimming(NUM_STATEMENTS, &drop)
+                    .await
+                    .map_err(unknown_if_late)
+                {
                     Ok(Dropped::Gone(rows)) => return Ok(Some(removed(rows, begun, true))),
                     Ok(Dropped::Busy) => tokio::time::sleep(AFTER_BUSY).await,
                     Ok(Dropped::None | Dropped::Copied) | Err(StoreError::TooSlow { .. }) => break,
@@ -249,8 +252,7 @@ impl ArchivableRows for PostgresStore {
                     TrimStep::Removed(removed(rows, begun, false))
                 }))
             };
-            let limit = self.limit_of(NUM_STATEMENTS);
-            self.with_connection("trim", limit, remove).await
+            self.trimming(NUM_STATEMENTS, remove).await
         })
     }
 }
@@ -262,7 +264,24 @@ impl PostgresStore {
             let change = sql_query(statement).bind::<Text, _>(file);
             Ok(change.execute(&mut connection.pg).await? > 0)
         };
-        self.in_transaction("write to", change).await
+        let changed = self.in_transaction("write to", change).await;
+        changed.map_err(unknown_if_late)
+    }
+}
+
+/// An answer that did not come in time may be that of a commit.
+fn unknown_if_late(error: StoreError) -> StoreError {
+    match error {
+        StoreError::TooSlow {
+            what,
+            code: None,
+            source,
+        } => StoreError::OutcomeUnknown {
+            what,
+            fault: None,
+            source,
+        },
+        error => error,
     }
 }
 
@@ -377,8 +396,18 @@ async fn change_manifest(
         "UPDATE event_persister_archives SET beats = beats + 1 WHERE file = $1 AND state = 'removing'"
     };
     let change = sql_query(change).bind::<Text, _>(file);
-    Ok(change.execute(&mut connection.pg).await? > 0)
+    if change.execute(&mut connection.pg).await? == 0 {
+        return Ok(false);
+    }
+    let Some(next) = removal.next else {
+        return Ok(true);
+    };
+    let begin = sql_query(BEGIN).bind::<Text, _>(next);
+    Ok(begin.execute(&mut connection.pg).await? > 0)
 }
+
+const BEGIN: &str = "INSERT INTO event_persister_archives (file, state, open, begun) \
+    VALUES ($1, 'writing', true, clock_timestamp()) ON CONFLICT DO NOTHING";
 
 const DISCARD: &str = "DELETE FROM event_persister_archives WHERE file = $1 AND state = 'writing'";
 

@@ -63,6 +63,9 @@ pub(super) struct Found {
     /// Whether every character that an event may hold can be stored.
     #[diesel(sql_type = Bool)]
     utf8: bool,
+    /// As on a standby.
+    #[diesel(sql_type = Bool)]
+    read_only: bool,
 }
 
 pub(super) const FIND: &str = "SELECT \
@@ -84,7 +87,8 @@ pub(super) const FIND: &str = "SELECT \
         AS unfit, \
     to_regclass('event_persister_partitioning') IS NOT NULL AS has_plan, \
     to_regclass('__diesel_schema_migrations') IS NOT NULL AS versions, \
-    current_setting('server_encoding') = 'UTF8' AS utf8";
+    current_setting('server_encoding') = 'UTF8' AS utf8, \
+    current_setting('transaction_read_only')::bool AS read_only";
 
 impl Found {
     pub(super) fn has_own(&self) -> bool {
@@ -182,6 +186,13 @@ pub(super) async fn look(
                 "{place} has another encoding than UTF8, in which not every event can be stored"
             ),
             "create a database with ENCODING 'UTF8'",
+        ));
+    }
+    if found.read_only && create != CreateSchema::Nothing {
+        faults.push(Finding::error(
+            "postgres.writable",
+            format!("{place} only takes reads"),
+            "connect to the primary, or end its read-only mode",
         ));
     }
     for (table, written) in WRITTEN {

@@ -26,6 +26,7 @@ pub(super) struct Connection {
     pub(super) address: Resolved,
     pub(super) primary: Option<Primary>,
     pub(super) configure: String,
+    pub(super) statement_timeout: Duration,
     pub(super) expects_duplicates: bool,
     pub(super) copying: Copying,
     pub(super) partitions: Known,
@@ -110,6 +111,11 @@ impl Connection {
         self.driver.commit(self.pg.batch_execute(COMMIT)).await
     }
 
+    /// Tells a statement that was cancelled, in a transaction whose statements may take as long as usual.
+    pub(super) fn or_cancelled(&self, failure: Failure, asked: Instant) -> Failure {
+        failure.after(asked.elapsed(), self.statement_timeout)
+    }
+
     pub(super) fn explain(&self, failure: Failure) -> Failure {
         if !failure.is_loss() {
             return failure;
@@ -134,8 +140,12 @@ pub(super) fn configure(settings: &PostgresSettings) -> String {
     let mut values = vec![
         ("statement_timeout", millis(settings.statement_timeout)),
         ("lock_timeout", millis(lock_timeout(settings))),
-        // A client that went away in the middle must not hold locks for ever.
+        // A client that went away in the middle must not hold locks for ever. In the middle of a COPY no
+        // time-out of a session ends, so the server has to ask for signs of life.
         ("idle_in_transaction_session_timeout", "60000".to_owned()),
+        ("tcp_keepalives_idle", "30".to_owned()),
+        ("tcp_keepalives_interval", "10".to_owned()),
+        ("tcp_keepalives_count", "3".to_owned()),
         ("timezone", "UTC".to_owned()),
         // A role may have been told to hear of errors alone, but a commit's warnings must be heard.
         ("client_min_messages", "warning".to_owned()),
@@ -152,7 +162,7 @@ pub(super) fn configure(settings: &PostgresSettings) -> String {
 
 /// How long a statement waits for a lock: always shorter than it may take, so that one that waits for
 /// somebody else is never told as one that is slow by itself.
-fn lock_timeout(settings: &PostgresSettings) -> Duration {
+pub(super) fn lock_timeout(settings: &PostgresSettings) -> Duration {
     let longest = settings.statement_timeout / 4 * 3;
     match (settings.lock_timeout, longest) {
         (timeout, Duration::ZERO) => timeout,
@@ -177,6 +187,7 @@ async fn for_diesel(settings: &PostgresSettings) -> Result<Connection, ConnectEr
         address,
         primary,
         configure,
+        statement_timeout: settings.statement_timeout,
         expects_duplicates: false,
         copying: if settings.prepared_statements {
             Copying::From(Instant::now())

@@ -21,7 +21,7 @@
 //!   tables before it is used, and makes what is missing or says so.
 
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::task::AbortHandle;
 use tokio_postgres::error::{DbError, Severity};
@@ -29,6 +29,7 @@ use tokio_postgres::tls::TlsStream;
 use tokio_postgres::{AsyncMessage, Connection, Error, Socket};
 
 use super::failure::{Cause, Failure};
+use crate::lock::lock;
 
 /// Drives a connection until it is dropped, and with it the connection.
 pub(super) struct Driver {
@@ -111,9 +112,4 @@ fn is_warning(notice: &DbError) -> bool {
         notice.parsed_severity(),
         Some(Severity::Notice | Severity::Debug | Severity::Info | Severity::Log)
     )
-}
-
-fn lock(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
-    // Every change is one assignment.
-    heard.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -21,6 +21,8 @@ pub(super) enum Failure {
     Database(DieselError),
     /// The connection ended before an answer came, and nothing was written.
     Ended(DieselError),
+    /// PostgreSQL cancelled a statement, as one that takes longer than it may, and nothing was written.
+    Cancelled(DieselError),
     /// PostgreSQL said no to a COPY, for no fault of an event, and nothing was written.
     Copy(tokio_postgres::Error),
     /// COMMIT failed: it may have happened all the same.
@@ -58,6 +60,7 @@ impl Failure {
         match self {
             Self::Database(error) => sqlstate(error),
             Self::Copy(error) => error.code().map(SqlState::code),
+            Self::Cancelled(_) => Some("57014"),
             Self::Ended(_)
             | Self::Commit(_)
             | Self::Late(_)
@@ -90,8 +93,24 @@ impl Failure {
         }
     }
 
+    /// The same, or that a statement was cancelled, if there was time for that: diesel does not show its code.
+    pub(super) fn after(self, lasted: Duration, statement_timeout: Duration) -> Self {
+        let may_be = !statement_timeout.is_zero() && lasted >= statement_timeout;
+        match self {
+            Self::Database(error @ DieselError::DatabaseError(DatabaseErrorKind::Unknown, _))
+                if may_be && sqlstate(&error).is_none() =>
+            {
+                Self::Cancelled(error)
+            }
+            failure => failure,
+        }
+    }
+
     pub(super) fn is_before_commit(&self) -> bool {
-        matches!(self, Self::Database(_) | Self::Ended(_) | Self::Copy(_))
+        matches!(
+            self,
+            Self::Database(_) | Self::Ended(_) | Self::Cancelled(_) | Self::Copy(_)
+        )
     }
 
     pub(super) fn is_lock_timeout(&self) -> bool {
@@ -139,7 +158,9 @@ impl Failure {
         };
         match self {
             Self::Unfit(what) => StoreError::unavailable(what),
-            Self::Database(error) | Self::Ended(error) => undone(error.into()),
+            Self::Database(error) | Self::Ended(error) | Self::Cancelled(error) => {
+                undone(error.into())
+            }
             Self::Copy(error) => undone(error.into()),
             Self::Commit(error) => StoreError::OutcomeUnknown {
                 what: format!(
@@ -227,7 +248,9 @@ fn advice(sqlstate: Option<&str>, is_loss: bool, place: &Place) -> String {
     let known = match sqlstate {
         Some("55P03") => {
             let timeout = place.lock_timeout;
-            return format!("another session kept a table locked for longer than {timeout:?}");
+            return format!(
+                "another session kept what it needs locked for longer than {timeout:?}"
+            );
         }
         Some("25006") => "it only takes reads: connect to the primary, or end its read-only mode",
         Some("40001" | "40P01") => "another session was in the way; it is tried again",

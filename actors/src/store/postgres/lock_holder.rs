@@ -10,8 +10,10 @@ use super::failure::Failure;
 /// Locks that keep rows from being inserted.
 const HOLDERS: &str = "SELECT DISTINCT pid, nullif(application_name, '') AS application_name \
     FROM pg_catalog.pg_locks LEFT JOIN pg_catalog.pg_stat_activity USING (pid) \
-    WHERE granted AND pid <> pg_backend_pid() AND relation IN (to_regclass('events'), \
-    to_regclass('event_resources'), to_regclass('event_persister_dead_letters')) \
+    WHERE granted AND pid <> pg_backend_pid() AND relation IN (SELECT to_regclass(name) \
+    FROM unnest(ARRAY['events', 'event_resources', 'event_persister_dead_letters']) AS ours (name) \
+    UNION ALL SELECT relid FROM pg_partition_tree(to_regclass('events')) \
+    UNION ALL SELECT relid FROM pg_partition_tree(to_regclass('event_resources'))) \
     AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock') \
     ORDER BY pid LIMIT 3";
 

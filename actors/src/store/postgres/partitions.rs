@@ -21,23 +21,27 @@ use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
 use super::connection::Connection;
 use super::failure::Failure;
 
+pub(super) use bound::{MIGRATION_LOCK, Plan, danger};
 pub(super) use drop::{Dropped, Tries, drop_expired};
 #[cfg(feature = "archive")]
 pub(super) use drop::{MAX_TRIES, drop_archived, drop_empty, fingerprint, whole};
 pub(super) use function::for_partitions;
-#[cfg(test)]
-pub(super) use layout::Part;
 pub(super) use layout::{
-    Layout, PLAN_TABLE, Tables, beginning, is_partitioned, layout, literal, of_one_event,
+    Layout, PLAN_TABLE, Tables, is_partitioned, layout, literal, of_one_event,
 };
-pub(super) use make::{Made, make, make_ahead, periods_without};
+#[cfg(test)]
+pub(super) use layout::{Part, beginning};
+pub(super) use make::{Effort, Made, make, make_ahead, periods_without};
 pub(super) use provide::Known;
+pub(super) use rows::move_rows;
 
+mod bound;
 mod drop;
 mod function;
 mod layout;
 mod make;
 mod provide;
+mod rows;
 
 /// How long a lock is waited for that readers or writers could meet: so long they may queue behind it.
 /// Shorter, and a busy table is never got hold of; longer, and writers feel it.

@@ -3,7 +3,7 @@
 //! Every statement is planned for the values that it is asked with: a plan for any values would serve a rare
 //! name as badly as a common one.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
@@ -20,6 +20,7 @@ use super::connection::Connection;
 use super::failure::Failure;
 use super::liveness::while_heard_of;
 use super::settings::PostgresSettings;
+use crate::lock::lock;
 use crate::reader::{
     Answer, Countable, EventCount, EventFilter, EventPage, EventReader, MAX_READ_TIME, Overview,
     Part, StoredEvent, Turns, counted_or_estimated, too_slow,
@@ -49,7 +50,7 @@ impl PostgresReader {
         work: impl AsyncFn(&mut Connection) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
         let _turn = self.turns.take().await?;
-        let kept = self.lock_idle().pop();
+        let kept = lock(&self.idle).pop();
         let kept = kept.filter(|kept| kept.still_counts(&self.settings).is_ok());
         let mut was_kept = kept.is_some();
         let mut connection = match kept {
@@ -69,7 +70,7 @@ impl PostgresReader {
             match read.flatten() {
                 Ok(read) => {
                     self.settings.servers.heard(&server);
-                    self.lock_idle().push(connection);
+                    lock(&self.idle).push(connection);
                     return Ok(read);
                 }
                 Err(failure)
@@ -112,10 +113,6 @@ impl PostgresReader {
             Ok(plans)
         })
         .await
-    }
-
-    fn lock_idle(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -215,7 +212,7 @@ impl EventReader for PostgresReader {
     }
 
     fn close(&self) -> Answer<'_, ()> {
-        drop(std::mem::take(&mut *self.lock_idle()));
+        drop(std::mem::take(&mut *lock(&self.idle)));
         Box::pin(async { Ok(()) })
     }
 }

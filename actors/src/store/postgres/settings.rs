@@ -7,6 +7,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::connection::lock_timeout;
 use super::servers::Servers;
 use super::url::PostgresUrl;
 use crate::address::said;
@@ -27,16 +28,16 @@ pub struct PostgresSettings {
     /// What is known of the servers; clones share it.
     #[serde(skip)]
     pub servers: Servers,
-    /// PostgreSQL: how long a connection to each host may take to be made before it is tried again; a
-    /// server at work that is silent for a second, and then to a new connection for so long, is given up.
+    /// PostgreSQL: how long a connection to one host may take. A server that is silent for a second is
+    /// probed by a new connection, and given up if that takes longer too.
     #[serde(with = "As::<LongerThanZero>")]
     pub connect_timeout: Duration,
     /// PostgreSQL: how long one statement may take before the batch is tried again; longer suits a slow
     /// server, shorter finds a hung one sooner.
     #[serde(with = "As::<LongerThanZero>")]
     pub statement_timeout: Duration,
-    /// PostgreSQL: how long a statement waits for a lock before it backs off; longer hides contention,
-    /// shorter reports it sooner.
+    /// PostgreSQL: how long a statement waits for a lock before it backs off, at most three quarters of
+    /// `statement_timeout`; longer hides contention, shorter reports it sooner.
     #[serde(with = "As::<LongerThanZero>")]
     pub lock_timeout: Duration,
     /// PostgreSQL: the schemas to look for tables in, such as `prefect, public`; the server's own if not
@@ -131,7 +132,8 @@ impl PostgresSettings {
     /// It is no such URL, or has a parameter that would be ignored.
     pub fn from_url(url: &str) -> Result<Self, InvalidUrl> {
         let url: PostgresUrl = url.parse()?;
-        let settings = said(url.settings())?;
+        let settings: Self = said(url.settings())?;
+        url.goes_with(settings.tls)?;
         Ok(Self { url, ..settings })
     }
 
@@ -142,7 +144,7 @@ impl PostgresSettings {
             host,
             database,
             user,
-            lock_timeout: self.lock_timeout,
+            lock_timeout: lock_timeout(self),
         }
     }
 

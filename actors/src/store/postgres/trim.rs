@@ -23,7 +23,9 @@ use super::failure::Failure;
 use super::partitions::{Dropped, Tries, drop_expired, layout};
 use super::rows::Moment;
 use crate::failpoint;
-use crate::store::{Bounds, Cutoffs, Removed, TrimStep, Trimmed, as_count, at_most};
+use crate::store::{
+    Bounds, Cutoffs, Removed, TrimStep, Trimmed, as_count, at_most, does_not_leave,
+};
 
 /// The statements of a step that may take long, where it looks again for what came late.
 pub(super) const NUM_STATEMENTS: u32 = 8;
@@ -357,7 +359,58 @@ pub(super) async fn delete(
     };
     let resources = delete(DELETE_RESOURCES, DELETE_RESOURCES_OF_MOMENTS).await?;
     let events = delete(DELETE_EVENTS, DELETE_EVENTS_OF_MOMENTS).await?;
-    Ok(Trimmed { events, resources })
+    let deleted = Trimmed { events, resources };
+    // Somebody else may have been faster with some of them.
+    if deleted.may_have_left_rows(ids.len()) {
+        refuse_what_stays(connection, ids, moments, is_partitioned).await?;
+    }
+    Ok(deleted)
+}
+
+const FIND_LEFT: &str = "SELECT id FROM events WHERE id = ANY (ARRAY(SELECT unnest($1))) UNION ALL \
+    SELECT event_id FROM event_resources WHERE event_id = ANY (ARRAY(SELECT unnest($1))) LIMIT 1";
+
+/// The same where the moment is part of what identifies an event.
+const FIND_LEFT_OF_MOMENTS: &str = "SELECT id FROM (SELECT unnest($1) AS id, unnest($2) AS occurred) AS expired \
+    WHERE EXISTS (SELECT FROM events WHERE events.id = expired.id AND events.occurred = expired.occurred) \
+    OR EXISTS (SELECT FROM event_resources WHERE event_resources.event_id = expired.id \
+    AND event_resources.occurred = expired.occurred) LIMIT 1";
+
+#[derive(QueryableByName)]
+struct Left {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+}
+
+/// An error, which undoes the deletion, if it has left rows of these events.
+async fn refuse_what_stays(
+    connection: &mut Connection,
+    ids: &[Uuid],
+    moments: &[PgTimestamp],
+    is_partitioned: bool,
+) -> Result<(), Failure> {
+    let find = if is_partitioned {
+        FIND_LEFT_OF_MOMENTS
+    } else {
+        FIND_LEFT
+    };
+    let find = sql_query(find).bind::<Array<SqlUuid>, _>(ids);
+    let left: Vec<Left> = if is_partitioned {
+        let find = find.bind::<Array<Timestamptz>, _>(moments);
+        find.load(&mut connection.pg).await?
+    } else {
+        find.load(&mut connection.pg).await?
+    };
+    refuse(connection, left).await
+}
+
+async fn refuse(connection: &mut Connection, left: Vec<Left>) -> Result<(), Failure> {
+    let Some(Left { id }) = left.into_iter().next() else {
+        return Ok(());
+    };
+    // The connection is given up after this, and somebody may be waiting for its locks.
+    connection.roll_back().await?;
+    Err(Failure::Unfit(does_not_leave(&id.to_string())))
 }
 
 fn ends_of(moments: &[PgTimestamp]) -> (PgTimestamp, PgTimestamp) {
@@ -426,6 +479,30 @@ const DELETE_ORPHANS_OF_MOMENTS: &str = "DELETE FROM event_resources USING (\
     WHERE event_resources.id = orphan.id AND event_resources.occurred = orphan.occurred \
     AND event_resources.occurred < $1";
 
+const FIND_ORPHAN: &str = "SELECT orphan.event_id AS id FROM event_resources AS orphan WHERE orphan.occurred < $1 \
+    AND NOT EXISTS (SELECT FROM events WHERE events.id = orphan.event_id OFFSET 0) \
+    ORDER BY orphan.occurred LIMIT 1";
+
+/// The same where the moment is part of what identifies an event.
+const FIND_ORPHAN_OF_MOMENT: &str = "SELECT orphan.event_id AS id FROM event_resources AS orphan \
+    WHERE orphan.occurred < $1 AND NOT EXISTS (SELECT FROM events WHERE events.id = orphan.event_id \
+    AND events.occurred = orphan.occurred OFFSET 0) ORDER BY orphan.occurred LIMIT 1";
+
+async fn refuse_orphans_that_stay(
+    connection: &mut Connection,
+    bounds: &Bounds<PgTimestamp>,
+    is_partitioned: bool,
+) -> Result<(), Failure> {
+    let find = if is_partitioned {
+        FIND_ORPHAN_OF_MOMENT
+    } else {
+        FIND_ORPHAN
+    };
+    let find = sql_query(find).bind::<Timestamptz, _>(bounds.earliest());
+    let left: Vec<Left> = find.load(&mut connection.pg).await?;
+    refuse(connection, left).await
+}
+
 pub(super) async fn delete_orphans(
     connection: &mut Connection,
     bounds: &Bounds<PgTimestamp>,
@@ -442,7 +519,11 @@ pub(super) async fn delete_orphans(
         .bind::<BigInt, _>(at_most(max_rows.get()))
         .execute(&mut connection.pg)
         .await?;
-    Ok((deleted > 0).then_some(Trimmed {
+    if deleted == 0 {
+        refuse_orphans_that_stay(connection, bounds, is_partitioned).await?;
+        return Ok(None);
+    }
+    Ok(Some(Trimmed {
         events: 0,
         resources: deleted as u64,
     }))

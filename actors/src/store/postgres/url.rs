@@ -164,6 +164,19 @@ impl PostgresUrl {
         found.url(environment)
     }
 
+    /// Whether this mode goes with it: TLS may begin without a question only where it must begin.
+    ///
+    /// # Errors
+    ///
+    /// It does not.
+    pub fn goes_with(&self, mode: TlsMode) -> Result<(), InvalidUrl> {
+        let is_optional = matches!(mode, TlsMode::Disable | TlsMode::Allow | TlsMode::Prefer);
+        if is_optional && self.config.get_ssl_negotiation() == SslNegotiation::Direct {
+            return Err("TLS without asking first needs sslmode=require or more".into());
+        }
+        Ok(())
+    }
+
     /// What its parameters say about fields of [`PostgresSettings`](super::PostgresSettings), by key.
     pub fn settings(&self) -> &[(&'static str, String)] {
         &self.settings
@@ -501,7 +514,7 @@ impl Found {
         }
     }
 
-    /// Whether TLS begins without a question, which only makes sense where it must begin.
+    /// Whether TLS begins without a question.
     fn negotiate(
         &self,
         config: &mut Config,
@@ -517,12 +530,6 @@ impl Found {
                 }
                 _ => return Err(format!("{name} is postgres or direct").into()),
             }
-        }
-        let mode = self.tls_mode().unwrap_or("prefer");
-        if config.get_ssl_negotiation() == SslNegotiation::Direct
-            && ["disable", "allow", "prefer"].contains(&mode)
-        {
-            return Err("TLS without asking first needs sslmode=require or more".into());
         }
         Ok(())
     }

@@ -56,7 +56,9 @@ pub(super) async fn write(
     }
     let rows = Rows::new(batch.entries());
     let moments = rows.events.iter().map(|row| row.occurred);
-    connection.provide_partitions(moments, now).await?;
+    connection
+        .provide_partitions(settings, moments, now)
+        .await?;
     if rows.can_be_copied(batch.len()) {
         match connection
             .copying

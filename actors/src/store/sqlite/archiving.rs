@@ -16,6 +16,7 @@ use super::schema::{events, has_archives, prepare_archive};
 use super::text::{read_timestamp, timestamp_bound};
 use super::trim::{
     Candidate, LockWait, Progress, delete_orphans, delete_with_ids, expired_of_others, has_orphans,
+    is_before,
 };
 use crate::event::datetime_from_text;
 use crate::failpoint;
@@ -74,24 +75,20 @@ impl ArchivableRows for SqliteStore {
     }
 
     fn begin<'a>(&'a self, file: &'a str) -> Answer<'a, bool> {
-        const BEGIN: &str = "INSERT OR IGNORE INTO event_persister_archives (file, state, open, begun) \
-            VALUES (?, 'writing', 1, ?)";
         let (file, now) = (file.to_owned(), timestamp_bound(self.shared.clock.now()));
-        Box::pin(self.with_writer("write to", move |connection| {
-            let begin = sql_query(BEGIN).bind::<Text, _>(file).bind::<Text, _>(now);
-            Ok(connection.run(|connection| begin.execute(connection))? > 0)
-        }))
+        Box::pin(self.with_writer("write to", move |connection| begin(connection, &file, &now)))
     }
 
     fn beat<'a>(&'a self, file: &'a str) -> Answer<'a, bool> {
-        const BEAT: &str = "UPDATE event_persister_archives SET beats = beats + 1 WHERE file = ? AND state = 'writing'";
+        const BEAT: &str =
+            "UPDATE event_persister_archives SET beats = beats + 1 WHERE file = ? AND open = 1";
         Box::pin(self.change(BEAT, file))
     }
 
-    fn discard<'a>(&'a self, file: &'a str) -> Answer<'a, ()> {
+    fn discard<'a>(&'a self, file: &'a str) -> Answer<'a, bool> {
         const DISCARD: &str =
             "DELETE FROM event_persister_archives WHERE file = ? AND state = 'writing'";
-        Box::pin(async move { self.change(DISCARD, file).await.map(drop) })
+        Box::pin(self.change(DISCARD, file))
     }
 
     fn adopt<'a>(&'a self, file: &'a str, content: &'a FileContent) -> Answer<'a, ()> {
@@ -150,6 +147,10 @@ impl ArchivableRows for SqliteStore {
                 ManifestChange::Beat(file) => Some((file.to_owned(), None)),
             },
             is_last: removal.is_last,
+            next: removal.next.map(|next| {
+                let now = timestamp_bound(self.shared.clock.now());
+                (next.to_owned(), now)
+            }),
         };
         let removal = std::sync::Arc::new(removal);
         Box::pin(async move {
@@ -225,6 +226,15 @@ struct OwnedRemoval {
     /// The file, and its content where it is claimed.
     change: Option<(String, Option<FileContent>)>,
     is_last: bool,
+    /// The file whose manifest is opened, and when.
+    next: Option<(String, String)>,
+}
+
+fn begin(connection: &mut Connection, file: &str, now: &str) -> Result<bool, Failure> {
+    const BEGIN: &str = "INSERT OR IGNORE INTO event_persister_archives (file, state, open, begun) \
+        VALUES (?, 'writing', 1, ?)";
+    let begin = sql_query(BEGIN).bind::<Text, _>(file).bind::<Text, _>(now);
+    Ok(connection.run(|connection| begin.execute(connection))? > 0)
 }
 
 fn remove(
@@ -305,7 +315,13 @@ fn change_manifest(connection: &mut Connection, removal: &OwnedRemoval) -> Resul
         "UPDATE event_persister_archives SET beats = beats + 1 WHERE file = ? AND state = 'removing'"
     };
     let change = sql_query(change).bind::<Text, _>(file);
-    Ok(connection.run(|connection| change.execute(connection))? > 0)
+    if connection.run(|connection| change.execute(connection))? == 0 {
+        return Ok(false);
+    }
+    match &removal.next {
+        Some((next, now)) => begin(connection, next, now),
+        None => Ok(true),
+    }
 }
 
 fn write_content(
@@ -353,7 +369,8 @@ fn expired(
     let mut found: Vec<Candidate> = Vec::new();
     for (name, cutoff) in &bounds.overrides {
         let of_name = events::table
-            .filter(events::event.eq(name).and(events::occurred.lt(cutoff)))
+            .filter(events::event.eq(name))
+            .filter(is_before(events::occurred, cutoff))
             .filter(events::occurred.ge(&from.occurred))
             .filter(
                 events::occurred
@@ -435,11 +452,22 @@ impl TryFrom<Row> for EventRow {
                 ))
             })
         };
+        let occurred = micros("occurred", &row.occurred)?;
+        // The order of texts would not be that of times.
+        if text_of(occurred) != row.occurred {
+            return Err(Failure::Unfit(format!(
+                "the event {} cannot be archived, since its time is not written as the others are: correct it \
+                 with UPDATE events SET occurred = '{}' WHERE id = '{}'",
+                row.id,
+                text_of(occurred),
+                row.id
+            )));
+        }
         Ok(Self {
             received: micros("received", &row.received)?,
             recorded: micros("recorded", &row.recorded)?,
             position: Position {
-                occurred: micros("occurred", &row.occurred)?,
+                occurred,
                 id: row.id,
             },
             event: row.event,

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection as _;
-use diesel::sql_types::Text;
+use diesel::dsl::sql;
+use diesel::sql_types::{Integer, Text};
 use diesel::{QueryResult, RunQueryDsl as _, SqliteConnection};
 use libsqlite3_sys as ffi;
 use tokio::time::Instant;
@@ -87,8 +88,9 @@ impl Connection {
     fn configure(&mut self) -> Result<(), Failure> {
         // First of all, so that the others wait too.
         self.wait_for_locks(self.settings.busy_timeout)?;
-        // An acknowledged event survives a power cut: every commit is synced.
-        self.execute_batch("PRAGMA synchronous = FULL")?;
+        // An acknowledged event survives a power cut: every commit is synced. Without a write-ahead log the
+        // directory is as well, else a journal could come back and undo the commit.
+        self.execute_batch("PRAGMA synchronous = EXTRA")?;
         self.execute_batch("PRAGMA foreign_keys = ON")?;
         self.execute_batch(&format!("PRAGMA cache_size = -{CACHE_KIB}"))?;
         self.execute_batch(&format!("PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}"))?;
@@ -130,7 +132,7 @@ impl Connection {
     }
 
     pub(super) fn journal_mode(&mut self, pragma: &str) -> Result<String, Failure> {
-        let mode = diesel::dsl::sql::<Text>(pragma);
+        let mode = sql::<Text>(pragma);
         Ok(self.run(|connection| mode.get_result(connection))?)
     }
 
@@ -186,6 +188,17 @@ impl Connection {
                 Failure::Commit(failed)
             }
         })
+    }
+
+    /// As [`Self::commit`], and rows of others that the transaction went by are as durable as its own.
+    ///
+    /// Another program may not sync its commits, and a transaction that has changed no page syncs nothing. This
+    /// one changes the first page, to what it is.
+    pub(super) fn commit_behind_others(&mut self) -> Result<(), Failure> {
+        let version = sql::<Integer>("PRAGMA user_version");
+        let version: i32 = self.run(|connection| version.get_result(connection))?;
+        self.execute_batch(&format!("PRAGMA user_version = {version}"))?;
+        self.commit()
     }
 
     /// Writes the write-ahead log back into the file, wherever that is now.

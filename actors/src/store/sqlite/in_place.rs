@@ -5,8 +5,9 @@
 //! both would use the same `-wal` and `-shm` files, and damage one another's database.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
+use crate::lock::lock;
 use crate::store::StoreError;
 
 #[derive(Default)]
@@ -65,7 +66,7 @@ impl OpenFile {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Weak<FileId>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -5,12 +5,13 @@
 //! written. Such a reader holds its lock each time when it is looked at; others let theirs go.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::lock_holder::{self, Holder};
+use crate::lock::lock;
 
 /// The bytes that a log keeps when it begins anew. A usual one is smaller: the largest batches, and steps of
 /// retention, write some tens of MiB.
@@ -64,7 +65,7 @@ impl LogWatch {
     /// system, and more only while the log is large.
     pub(super) fn look(&self, database: &Path) {
         let now = Instant::now();
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.0);
         if (state.as_ref()).is_some_and(|large| now < large.looked + LOOK_EVERY) {
             return;
         }
@@ -84,7 +85,7 @@ impl LogWatch {
     }
 
     pub(super) fn warning(&self) -> Option<String> {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&self.0);
         state.as_ref()?.warning(Instant::now())
     }
 }

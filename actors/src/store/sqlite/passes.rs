@@ -12,6 +12,7 @@ use super::SqliteStore;
 use super::connection::{Connection, Failure};
 use super::schema::events;
 use super::text::{read_timestamp, timestamp_bound};
+use super::trim::is_before;
 use crate::store::{Bounds, Cutoffs, EventCounts, LastPass, StoreError, as_count};
 
 const IS_THERE: &str = "SELECT EXISTS (SELECT 1 FROM sqlite_master \
@@ -113,7 +114,7 @@ fn num_expired(
 ) -> Result<i64, Failure> {
     let mut count = |name: Option<&str>, cutoff: &str| {
         let mut query = events::table
-            .filter(events::occurred.lt(cutoff))
+            .filter(is_before(events::occurred, cutoff))
             .count()
             .into_boxed();
         if let Some(name) = name {

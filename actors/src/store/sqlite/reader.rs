@@ -1,7 +1,7 @@
 //! Stored events, read through connections of its own that can change nothing. In WAL mode neither side waits
 //! for the other.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, Utc};
 use diesel::RunQueryDsl as _;
@@ -18,6 +18,7 @@ use super::connection::{Connection, Failure, Missing};
 use super::in_place::OpenFile;
 use super::text::{read_timestamp, timestamp_bound};
 use super::{OpenConnection, SqliteSettings, blocking};
+use crate::lock::lock;
 use crate::reader::{
     Answer, Countable, EventCount, EventFilter, EventPage, EventReader, MAX_READ_TIME, Overview,
     Part, StoredEvent, Turns, counted_or_estimated, too_slow,
@@ -106,10 +107,6 @@ impl SqliteReader {
         })
         .await?
     }
-}
-
-fn lock(idle: &Mutex<Vec<OpenConnection>>) -> MutexGuard<'_, Vec<OpenConnection>> {
-    idle.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn open(settings: &SqliteSettings) -> Result<Connection, StoreError> {

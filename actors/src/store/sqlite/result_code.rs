@@ -12,13 +12,14 @@ use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use diesel::connection::{Connection as _, Instrumentation, InstrumentationEvent};
 use diesel::{ConnectionError, QueryResult, SqliteConnection};
 use libsqlite3_sys as ffi;
 use tokio::time::Instant;
 
+use crate::lock::lock;
 use crate::store::{Fault, FaultKind, RefusalReason};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -277,7 +278,7 @@ unsafe extern "C" fn note_handle(
 }
 
 fn establish_and_see_handle(url: &str) -> Result<(SqliteConnection, Opened), ConnectionError> {
-    let _registered = REGISTRATION.lock().unwrap_or_else(PoisonError::into_inner);
+    let _registered = lock(&REGISTRATION);
     OPENED.set(None);
     // SAFETY: the function has the signature of an entry point and lives as long as the program.
     let registered = unsafe { ffi::sqlite3_auto_extension(Some(note_handle)) };

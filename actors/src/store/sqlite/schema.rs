@@ -6,7 +6,7 @@ use diesel::dsl::sql;
 use diesel::migration::{Migration, MigrationConnection as _};
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::Text;
+use diesel::sql_types::{BigInt, Text};
 use diesel::sqlite::Sqlite;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _, embed_migrations};
 
@@ -209,7 +209,7 @@ pub(super) fn newer_migrations(connection: &mut Connection) -> Result<Vec<String
     Ok(newer?)
 }
 
-/// Triggers that have a say in what is inserted, as `name on table`.
+/// Triggers that have a say in what is inserted or deleted, as `name on table`.
 pub(super) fn triggers(connection: &mut Connection) -> Result<Vec<String>, Failure> {
     const TRIGGERS: &str = "SELECT name || ' on ' || tbl_name FROM sqlite_master \
         WHERE type = 'trigger' \
@@ -237,6 +237,15 @@ pub(super) fn missing_indexes(connection: &mut Connection) -> Result<Vec<String>
         WHERE NOT list.partial AND info.seqno = 0 AND info.name = column_name)";
     let missing = connection.run(|connection| names(connection, MISSING))?;
     Ok(missing.into_iter().collect())
+}
+
+/// How many rows have something else than a text where their time should be.
+pub(super) fn num_without_time(connection: &mut Connection) -> Result<i64, Failure> {
+    // Numbers sort before all texts, and bytes behind them, so that the indexes answer.
+    const COUNT: &str = "(SELECT count(*) FROM events WHERE occurred < '' OR occurred >= x'') \
+        + (SELECT count(*) FROM event_resources WHERE occurred < '' OR occurred >= x'')";
+    let count = diesel::select(sql::<BigInt>(COUNT));
+    Ok(connection.run(|connection| count.get_result(connection))?)
 }
 
 /// The revision that Prefect's migrations have noted; `None` where they were never run.

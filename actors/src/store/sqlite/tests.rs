@@ -328,12 +328,34 @@ async fn commits_are_synced_and_readers_do_not_wait() {
             Ok(row.number)
         })
         .await;
-    assert_eq!(synchronous.unwrap(), 2, "FULL");
+    assert_eq!(synchronous.unwrap(), 3, "EXTRA");
     connection
         .batch_execute("BEGIN; SELECT count(*) FROM events")
         .unwrap();
     store.write(one_event()).await.unwrap();
     connection.batch_execute("COMMIT").unwrap();
+}
+
+/// Another program may have stored them without a sync.
+#[actix::test]
+async fn a_batch_of_duplicates_is_logged_and_so_synced() {
+    let directory = TempDir::new().unwrap();
+    let (store, mut connection) = store_with_tables(&directory).await;
+    let batch = one_event();
+    store.write(Arc::clone(&batch)).await.unwrap();
+    connection.batch_execute("PRAGMA user_version = 7").unwrap();
+    let log = || std::fs::read(directory.path().join("events.db-wal")).unwrap();
+    let before = log();
+    assert_eq!(
+        store.write(Arc::clone(&batch)).await.unwrap(),
+        [Outcome::Duplicate]
+    );
+    assert!(log() != before, "nothing was logged");
+    let version = "SELECT user_version AS number FROM pragma_user_version";
+    assert_eq!(number(&mut connection, version), 7, "it is what it was");
+    let before = log();
+    store.rehearse(batch).await.unwrap();
+    assert!(log() == before, "a rehearsal writes nothing");
 }
 
 #[actix::test]
@@ -738,6 +760,31 @@ async fn a_trimmer_that_waits_in_vain_names_who_holds_the_lock() {
 }
 
 #[actix::test]
+async fn rows_that_a_deletion_leaves_are_an_error_and_nothing_is_halved() {
+    let directory = TempDir::new().unwrap();
+    let (store, mut connection) = store_with_tables(&directory).await;
+    store.write(one_event()).await.unwrap();
+    let cutoffs = Cutoffs {
+        default: SystemClock.now(),
+        overrides: BTreeMap::new(),
+    };
+    let keep = async |connection: &mut SqliteConnection, table: &str| {
+        let trigger =
+            format!("CREATE TRIGGER keep BEFORE DELETE ON {table} BEGIN SELECT RAISE(IGNORE); END");
+        connection.batch_execute(&trigger).unwrap();
+        let error = unavailable(store.trim(&cutoffs, NonZeroUsize::MAX).await);
+        assert!(error.contains("does not leave the tables"), "{error}");
+        connection.batch_execute("DROP TRIGGER keep").unwrap();
+    };
+    for table in ["events", "event_resources"] {
+        keep(&mut connection, table).await;
+        assert_eq!(num_events(&mut connection), 1);
+    }
+    connection.batch_execute("DELETE FROM events").unwrap();
+    keep(&mut connection, "event_resources").await;
+}
+
+#[actix::test]
 async fn trims_resources_that_have_no_event() {
     let directory = TempDir::new().unwrap();
     let (store, mut connection) = store_with_tables(&directory).await;
@@ -782,6 +829,47 @@ async fn trims_resources_that_have_no_event() {
     assert_eq!(num_events(&mut connection), 1);
     let num_resources = "SELECT count(*) AS number FROM event_resources";
     assert_eq!(number(&mut connection, num_resources), 2);
+}
+
+/// Numbers sort before all texts: by their order alone they would be older than anything that is kept.
+#[actix::test]
+async fn a_time_that_is_a_number_is_not_expired() {
+    let directory = TempDir::new().unwrap();
+    let (store, mut connection) = store_with_tables(&directory).await;
+    let named = |name: &str| EventFixture {
+        event: name.to_owned(),
+        ..EventFixture::default()
+    };
+    let half = named("half").build();
+    let rest = ["short", "plain", "plain"].map(|name| named(name).build());
+    store
+        .write(of_events(rest.into_iter().chain([half])))
+        .await
+        .unwrap();
+    // The last one of the plain ones keeps its text, and goes.
+    connection
+        .batch_execute(
+            "DELETE FROM events WHERE event = 'half'; \
+             CREATE TEMP TABLE last AS SELECT max(id) AS id FROM events WHERE event = 'plain'; \
+             UPDATE events SET occurred = 1767225600.5 WHERE id NOT IN (SELECT id FROM last); \
+             UPDATE event_resources SET occurred = 1767225600 WHERE event_id NOT IN (SELECT id FROM last)",
+        )
+        .unwrap();
+    let cutoffs = Cutoffs {
+        default: SystemClock.now(),
+        overrides: [("short".to_owned(), SystemClock.now())].into(),
+    };
+    let expected = Trimmed {
+        events: 1,
+        resources: 2,
+    };
+    assert_eq!(store.count_expired(&cutoffs).await.unwrap(), expected);
+    let mut total = Trimmed::default();
+    while let TrimStep::Removed(removed) = store.trim(&cutoffs, NonZeroUsize::MAX).await.unwrap() {
+        total += removed.rows;
+    }
+    assert_eq!(total, expected);
+    assert_eq!(num_events(&mut connection), 2);
 }
 
 #[actix::test]

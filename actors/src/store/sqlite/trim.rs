@@ -9,7 +9,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use diesel::dsl::{exists, not};
+use diesel::dsl::{And, GtEq, Lt, exists, not};
 use diesel::prelude::*;
 use diesel::query_builder::{QueryFragment, QueryId};
 use diesel::query_dsl::LoadQuery;
@@ -22,7 +22,9 @@ use super::SqliteStore;
 use super::connection::{CACHE_KIB, CHECKPOINT_PAGES, Connection, Failure};
 use super::schema::{event_resources, events};
 use super::text::timestamp_bound;
-use crate::store::{Bounds, Cutoffs, Removed, StoreError, TrimStep, Trimmed, at_most};
+use crate::store::{
+    Bounds, Cutoffs, Removed, StoreError, TrimStep, Trimmed, at_most, does_not_leave,
+};
 
 /// How long a step keeps the connection while it waits for another process's lock.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
@@ -192,13 +194,25 @@ fn oldest_expired(
     Ok(expired)
 }
 
+/// Whether a moment lies before a cutoff.
+///
+/// A number, which only another program writes, sorts before every text and is no moment: its row stays, and
+/// `check` names it.
+pub(super) fn is_before<C>(moment: C, cutoff: &str) -> And<GtEq<C, &str>, Lt<C, &str>>
+where
+    C: Expression<SqlType = Text> + Copy,
+{
+    moment.ge("").and(moment.lt(cutoff))
+}
+
 fn expired_of_name<'a>(
     name: &'a str,
     cutoff: &'a str,
     limit: i64,
 ) -> impl LoadQuery<'a, SqliteConnection, Candidate> + QueryFragment<Sqlite> + QueryId {
     events::table
-        .filter(events::event.eq(name).and(events::occurred.lt(cutoff)))
+        .filter(events::event.eq(name))
+        .filter(is_before(events::occurred, cutoff))
         .order((events::occurred, events::id))
         .limit(limit)
         .select((events::occurred, events::id))
@@ -211,7 +225,7 @@ pub(super) fn expired_of_others<'a>(
     limit: i64,
 ) -> impl LoadQuery<'a, SqliteConnection, Candidate> + QueryFragment<Sqlite> + QueryId {
     events::table
-        .filter(events::occurred.lt(cutoff))
+        .filter(is_before(events::occurred, cutoff))
         .filter(events::event.ne_all(names))
         .filter(events::occurred.ge(&from.occurred))
         .filter(
@@ -245,9 +259,9 @@ fn orphan<'a>(
 ) -> impl LoadQuery<'a, SqliteConnection, String> + QueryFragment<Sqlite> + QueryId {
     let of_event = events::table.filter(events::id.eq(event_resources::event_id));
     event_resources::table
-        .filter(event_resources::occurred.lt(earliest))
+        .filter(is_before(event_resources::occurred, earliest))
         .filter(not(exists(of_event)))
-        .select(event_resources::id)
+        .select(event_resources::event_id)
         .limit(1)
 }
 
@@ -262,16 +276,42 @@ pub(super) fn delete_with_ids<'a>(
     connection: &mut Connection,
     ids: impl Iterator<Item = &'a str>,
 ) -> Result<Trimmed, Failure> {
-    let ids: serde_json::Value = ids.collect();
-    let ids = ids.to_string();
+    let ids: Vec<&str> = ids.collect();
+    let num_events = ids.len();
+    let ids = serde_json::Value::from(ids).to_string();
     let resources = delete_resources(&ids);
     let resources = connection.run(|connection| ExecuteDsl::execute(resources, connection))?;
     let events = delete_only_events(&ids);
     let events = connection.run(|connection| ExecuteDsl::execute(events, connection))?;
-    Ok(Trimmed {
+    let deleted = Trimmed {
         events: events as u64,
         resources: resources as u64,
-    })
+    };
+    // Another process may have been faster with some of them.
+    if deleted.may_have_left_rows(num_events) {
+        refuse_what_stays(connection, &ids)?;
+    }
+    Ok(deleted)
+}
+
+#[derive(QueryableByName)]
+struct Left {
+    #[diesel(sql_type = Text)]
+    id: String,
+}
+
+/// An error, which undoes the deletion, if it has left rows of these events.
+fn refuse_what_stays(connection: &mut Connection, ids: &str) -> Result<(), Failure> {
+    let find = diesel::sql_query(
+        "SELECT id FROM events WHERE id IN (SELECT value FROM json_each(?)) UNION ALL \
+         SELECT event_id FROM event_resources WHERE event_id IN (SELECT value FROM json_each(?)) LIMIT 1",
+    );
+    let find = find.bind::<Text, _>(ids).bind::<Text, _>(ids);
+    let left: Vec<Left> = connection.run(|connection| find.load(connection))?;
+    match left.into_iter().next() {
+        Some(left) => Err(Failure::Unfit(does_not_leave(&left.id))),
+        None => Ok(()),
+    }
 }
 
 /// Resources of no event, older than anything that is kept: halves of events that someone else wrote.
@@ -281,9 +321,17 @@ pub(super) fn has_orphans(
     connection: &mut Connection,
     bounds: &Bounds<String>,
 ) -> Result<bool, Failure> {
+    Ok(find_orphan(connection, bounds)?.is_some())
+}
+
+/// The event that it says it belongs to.
+fn find_orphan(
+    connection: &mut Connection,
+    bounds: &Bounds<String>,
+) -> Result<Option<String>, Failure> {
     let query = orphan(bounds.earliest());
     let found: Vec<String> = connection.run(|connection| query.load(connection))?;
-    Ok(!found.is_empty())
+    Ok(found.into_iter().next())
 }
 
 pub(super) fn delete_orphans(
@@ -294,7 +342,8 @@ pub(super) fn delete_orphans(
     let deleted = connection.run(|connection| {
         diesel::sql_query(
             "DELETE FROM event_resources WHERE id IN (\
-             SELECT orphan.id FROM event_resources AS orphan WHERE orphan.occurred < ? \
+             SELECT orphan.id FROM event_resources AS orphan \
+             WHERE orphan.occurred >= '' AND orphan.occurred < ? \
              AND NOT EXISTS (SELECT 1 FROM events WHERE events.id = orphan.event_id) \
              ORDER BY orphan.occurred LIMIT ?)",
         )
@@ -302,6 +351,13 @@ pub(super) fn delete_orphans(
         .bind::<BigInt, _>(at_most(max_rows.get()))
         .execute(connection)
     })?;
+    let left = match deleted {
+        0 => find_orphan(connection, bounds)?,
+        _ => None,
+    };
+    if let Some(event_id) = left {
+        return Err(Failure::Unfit(does_not_leave(&event_id)));
+    }
     Ok(Trimmed {
         events: 0,
         resources: deleted as u64,
@@ -402,7 +458,7 @@ mod tests {
         let of_name = explain(&mut connection, expired_of_name("a", "2024", 10));
         assert!(
             of_name.contains(
-                "USING COVERING INDEX ix_events__event_occurred_id (event=? AND occurred<?)"
+                "USING COVERING INDEX ix_events__event_occurred_id (event=? AND occurred>? AND occurred<?)"
             ),
             "{of_name}"
         );
@@ -420,7 +476,7 @@ mod tests {
         );
         let orphan = explain(&mut connection, orphan("2024"));
         assert!(
-            orphan.contains("INDEX ix_event_resources__occurred (occurred<?)"),
+            orphan.contains("INDEX ix_event_resources__occurred (occurred>? AND occurred<?)"),
             "{orphan}"
         );
         for plan in [of_name, of_others, resources, orphan] {

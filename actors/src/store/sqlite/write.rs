@@ -73,6 +73,21 @@ pub(super) enum End {
     RollBack,
 }
 
+impl End {
+    fn take(self, connection: &mut Connection, outcomes: &[Outcome]) -> Result<(), Failure> {
+        if self == Self::RollBack {
+            return connection.roll_back();
+        }
+        failpoint::pass("sqlite::before-commit");
+        // Any other outcome has written a row or a letter.
+        if outcomes.iter().all(|one| *one == Outcome::Duplicate) {
+            connection.commit_behind_others()
+        } else {
+            connection.commit()
+        }
+    }
+}
+
 /// Writes the batch but for the events that are left out, whose letters it writes; after an error the
 /// connection must be dropped, which undoes what is undecided.
 pub(super) fn write(
@@ -93,13 +108,7 @@ pub(super) fn write(
         connection.begin()?;
         match attempt(connection, batch.entries(), texts, care, &left_out) {
             Ok(outcomes) => {
-                match end {
-                    End::Commit => {
-                        failpoint::pass("sqlite::before-commit");
-                        connection.commit()?;
-                    }
-                    End::RollBack => connection.roll_back()?,
-                }
+                end.take(connection, &outcomes)?;
                 return Ok(outcomes);
             }
             Err(GaveUp::NeedsCare) => {
@@ -140,10 +149,7 @@ fn keep_all(
         letters.push(NewLetter::refused(entry, &refusal.reason, code));
     }
     letters::insert(connection, letters, texts.now())?;
-    match end {
-        End::Commit => connection.commit()?,
-        End::RollBack => connection.roll_back()?,
-    }
+    end.take(connection, &outcomes)?;
     Ok(outcomes)
 }
 

@@ -5,20 +5,19 @@
 //! page is here, and must be found in the database afterwards. The server does not say which of the messages
 //! behind that are acknowledged, so these count as pending.
 
-use async_nats::Message;
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::delivery::Position;
 use crate::source::operator::{StreamPage, StreamWalk};
 use crate::source::{Body, SourceError};
 
-use super::super::api::{Pull, nanos};
+use super::super::api::{ConsumerInfo, Pull, nanos};
 use super::super::connection::{Link, PullEnd, Pulled};
-use super::super::delivery::Delivered;
 use super::super::failure::NatsError;
+use super::super::fitness::Flaw;
 use super::super::member::consumer_info;
 use super::NatsOperator;
 
@@ -36,6 +35,8 @@ pub(super) struct NatsWalk<'a> {
     last: u64,
     num_unread: u64,
     misplaced: Option<String>,
+    /// It keeps nothing that was acknowledged, and lets nobody else read.
+    is_work_queue: bool,
 }
 
 #[derive(Deserialize)]
@@ -55,7 +56,8 @@ impl NatsOperator {
             reader: None,
             last: 0,
             num_unread: 0,
-            misplaced: found.misplaced(self.settings()),
+            misplaced: found.misplaced(self.settings()).map(Flaw::what_and_remedy),
+            is_work_queue: false,
         };
         let Some(stream) = &found.stream else {
             return Ok(walk);
@@ -66,15 +68,13 @@ impl NatsOperator {
         };
         walk.last = consumer.delivered.stream_seq;
         walk.num_unread = consumer.num_pending;
-        // A work queue keeps nothing that was acknowledged, and lets nobody else read.
-        if stream.config.retention != "workqueue" && walk.last >= stream.state.first_seq {
-            let mut config = json!({
-                "deliver_policy": "all",
-                "ack_policy": "none",
-                "replay_policy": "instant",
-                "mem_storage": true,
-                "inactive_threshold": FORGOTTEN_AFTER_SECS * 1_000_000_000,
-            });
+        walk.is_work_queue = stream.config.retention == "workqueue";
+        if !walk.is_work_queue && walk.last >= stream.state.first_seq {
+            let mut config = beginning_with(consumer);
+            config["ack_policy"] = "none".into();
+            config["replay_policy"] = "instant".into();
+            config["mem_storage"] = true.into();
+            config["inactive_threshold"] = (FORGOTTEN_AFTER_SECS * 1_000_000_000).into();
             match consumer.config.filters()[..] {
                 [] => {}
                 [one] => config["filter_subject"] = one.into(),
@@ -86,6 +86,22 @@ impl NatsOperator {
             walk.reader = Some(made.name);
         }
         Ok(walk)
+    }
+}
+
+/// What is before the beginning of the consumer was never its to read.
+fn beginning_with(consumer: &ConsumerInfo) -> Value {
+    let config = &consumer.config;
+    match config.deliver_policy.as_str() {
+        "" | "all" => json!({ "deliver_policy": "all" }),
+        "by_start_sequence" => json!({
+            "deliver_policy": "by_start_sequence", "opt_start_seq": config.opt_start_seq,
+        }),
+        // The others began about when they were made.
+        _ => json!({
+            "deliver_policy": "by_start_time",
+            "opt_start_time": config.opt_start_time.unwrap_or(consumer.created),
+        }),
     }
 }
 
@@ -147,10 +163,11 @@ impl NatsWalk<'_> {
         has_ended: &mut bool,
     ) -> Result<PullEnd, NatsError> {
         let take = |pulled| {
-            let Pulled::Message(message) = pulled else {
+            let Pulled::Message(delivered, data) = pulled else {
                 return Ok(());
             };
-            let (sequence, body) = body_of(&message)?;
+            let sequence = delivered.identity.sequence;
+            let body = body_of(sequence, &data);
             *has_ended |= sequence >= self.last;
             if sequence <= floor && sequence <= self.last {
                 page.acknowledged.push(body);
@@ -164,17 +181,11 @@ impl NatsWalk<'_> {
     }
 }
 
-fn body_of(message: &Message) -> Result<(u64, Body), NatsError> {
-    let reply = message.reply.as_ref().map(|reply| reply.as_str());
-    let delivered = reply.and_then(Delivered::of);
-    let delivered = delivered
-        .ok_or_else(|| NatsError::Unexpected("a message without its number".to_owned()))?;
-    let sequence = delivered.identity.sequence;
-    let body = Body::Raw {
+fn body_of(sequence: u64, data: &[u8]) -> Body {
+    Body::Raw {
         position: Position::new(sequence.to_string()),
-        data: Bytes::copy_from_slice(&message.payload),
-    };
-    Ok((sequence, body))
+        data: Bytes::copy_from_slice(data),
+    }
 }
 
 impl StreamWalk for NatsWalk<'_> {
@@ -190,7 +201,31 @@ impl StreamWalk for NatsWalk<'_> {
         self.misplaced.as_deref()
     }
 
+    fn shows_nothing(&self) -> Option<&'static str> {
+        const WORK_QUEUE: &str = "the stream is a work queue, which keeps nothing that was acknowledged: nothing of it \
+                                  was compared with the tables";
+        self.is_work_queue.then_some(WORK_QUEUE)
+    }
+
     fn num_unread(&self) -> u64 {
         self.num_unread
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_walk_begins_where_the_consumer_began() {
+        let mut consumer = ConsumerInfo::default();
+        let begins = |consumer: &ConsumerInfo| beginning_with(consumer);
+        assert_eq!(begins(&consumer), json!({ "deliver_policy": "all" }));
+        consumer.config.deliver_policy = "by_start_sequence".to_owned();
+        consumer.config.opt_start_seq = 7;
+        assert_eq!(begins(&consumer)["opt_start_seq"], 7);
+        consumer.config.deliver_policy = "new".to_owned();
+        let made = json!(consumer.created);
+        assert_eq!(begins(&consumer)["opt_start_time"], made);
     }
 }

@@ -8,13 +8,10 @@ use crate::finding::{Finding, Severity};
 use super::super::api::{ConsumerInfo, StreamInfo};
 use super::super::connection::Link;
 use super::super::failure::{NatsError, make_stream};
-use super::super::fitness::flaws;
+use super::super::fitness::{Flaw, flaw_of_version, flaws};
 use super::super::member::stored_from;
 use super::super::settings::NatsSettings;
 use super::{Found, NatsOperator};
-
-/// The first that can do all that is asked of it.
-const OLDEST_VERSION: (u32, u32) = (2, 9);
 
 const REACHABLE: &str = "nats.reachable";
 
@@ -48,28 +45,20 @@ impl NatsOperator {
         let mut findings = judge_stream(stream, settings);
         findings.extend(retention.and_then(|kept| judge_age(stream, settings, kept)));
         let Some(consumer) = &found.consumer else {
-            let what = format!(
-                "the consumer {} is not there yet; `serve` makes it",
-                settings.consumer
-            );
-            findings.push(Finding::ok("nats.consumer", what));
+            findings.push(judge_absence(stream, settings));
             return findings;
         };
-        findings.extend(judge_consumer(consumer, settings));
+        findings.extend(judge_consumer(consumer, stream, settings));
         findings.push(match found.misplaced(settings) {
-            Some(what) => Finding::error("nats.position", what, "remove the consumer"),
+            Some(flaw) => finding_of(flaw),
             None => Finding::ok(
                 "nats.position",
                 "the consumer's position is within the stream",
             ),
         });
-        let unread = consumer.delivered.stream_seq + 1;
-        if consumer.num_pending > 0
-            && let Some(stored) = stored_from(link, settings, unread).await
-        {
-            let now = u64::try_from(SystemClock.now().timestamp_millis()).unwrap_or_default();
-            let age = Duration::from_millis(now.saturating_sub(stored));
-            findings.extend(judge_lag(stream, settings, consumer.num_pending, age));
+        findings.extend(judge_backlog(stream, consumer, settings));
+        if consumer.num_pending > 0 {
+            findings.extend(judge_oldest(link, stream, consumer, settings).await);
         }
         findings
     }
@@ -84,17 +73,18 @@ fn unreachable(settings: &NatsSettings, doing: &str, error: &NatsError) -> Findi
 }
 
 fn judge_version(version: &str) -> Finding {
-    const ID: &str = "nats.version";
-    let mut numbers = version.split('.').map_while(|number| number.parse().ok());
-    let known = numbers.next().zip(numbers.next());
-    match known {
-        Some(known) if known < OLDEST_VERSION => Finding::warning(
-            ID,
-            format!("NATS {version} is older than any that was tried"),
-            "upgrade it to 2.9 or newer",
-        ),
-        _ => Finding::ok(ID, format!("NATS {version}")),
+    match flaw_of_version(version) {
+        Some(flaw) => finding_of(flaw),
+        None => Finding::ok("nats.version", format!("NATS {version}")),
     }
+}
+
+fn finding_of(flaw: Flaw) -> Finding {
+    let severity = match flaw.is_fatal {
+        true => Severity::Error,
+        false => Severity::Warning,
+    };
+    Finding::bad(severity, flaw.id, flaw.what, flaw.remedy)
 }
 
 fn judge_stream(stream: &StreamInfo, settings: &NatsSettings) -> Vec<Finding> {
@@ -227,8 +217,30 @@ fn judge_age(stream: &StreamInfo, settings: &NatsSettings, kept: Duration) -> Op
     })
 }
 
-fn judge_consumer(consumer: &ConsumerInfo, settings: &NatsSettings) -> Vec<Finding> {
-    let flaws = flaws(consumer, settings);
+/// Nothing is lost before the consumer is made, unless the stream keeps what a consumer waits for alone.
+fn judge_absence(stream: &StreamInfo, settings: &NatsSettings) -> Finding {
+    const ID: &str = "nats.consumer";
+    let consumer = &settings.consumer;
+    if stream.config.keeps_for_consumers_alone() {
+        return Finding::error(
+            ID,
+            format!(
+                "the consumer {consumer} is not there, and the stream {} keeps nothing for it until it is",
+                settings.stream
+            ),
+            "start `serve`, which makes it, before anything is published",
+        );
+    }
+    let what = format!("the consumer {consumer} is not there yet; `serve` makes it");
+    Finding::ok(ID, what)
+}
+
+fn judge_consumer(
+    consumer: &ConsumerInfo,
+    stream: &StreamInfo,
+    settings: &NatsSettings,
+) -> Vec<Finding> {
+    let flaws = flaws(consumer, &stream.config, settings);
     if flaws.is_empty() {
         let what = format!(
             "the consumer {} hands out each message until it is acknowledged; pending: {}, unread: {}",
@@ -236,14 +248,55 @@ fn judge_consumer(consumer: &ConsumerInfo, settings: &NatsSettings) -> Vec<Findi
         );
         return vec![Finding::ok("nats.consumer", what)];
     }
-    let findings = flaws.into_iter().map(|flaw| {
-        let severity = match flaw.is_fatal {
-            true => Severity::Error,
-            false => Severity::Warning,
-        };
-        Finding::bad(severity, flaw.id, flaw.what, flaw.remedy)
-    });
-    findings.collect()
+    flaws.into_iter().map(finding_of).collect()
+}
+
+async fn judge_oldest(
+    link: &Link,
+    stream: &StreamInfo,
+    consumer: &ConsumerInfo,
+    settings: &NatsSettings,
+) -> Option<Finding> {
+    let unread = consumer.delivered.stream_seq + 1;
+    match stored_from(link, settings, &consumer.config, unread).await {
+        Ok(stored) => {
+            let now = u64::try_from(SystemClock.now().timestamp_millis()).unwrap_or_default();
+            let age = Duration::from_millis(now.saturating_sub(stored?));
+            judge_lag(stream, settings, consumer.num_pending, age)
+        }
+        Err(error) => Some(Finding::warning(
+            "nats.lag",
+            format!("how old the oldest unread message is is not known ({error})"),
+            error.remedy(settings),
+        )),
+    }
+}
+
+/// What is not stored yet, where the stream soon removes the oldest to make room.
+fn judge_backlog(
+    stream: &StreamInfo,
+    consumer: &ConsumerInfo,
+    settings: &NatsSettings,
+) -> Option<Finding> {
+    let (config, state) = (&stream.config, &stream.state);
+    let waiting = (consumer.num_pending + consumer.num_ack_pending) as f64;
+    let bytes = waiting * state.bytes as f64 / state.messages.max(1) as f64;
+    let is_over_half = |used: f64, limit: i64| limit > 0 && used > limit as f64 / 2.0;
+    let is_late = is_over_half(waiting, config.max_msgs) || is_over_half(bytes, config.max_bytes);
+    (is_late && config.discard != "new").then(|| {
+        Finding::error(
+            "nats.lag",
+            format!(
+                "{waiting} messages are not stored yet, more than half of what the stream {} keeps: once it is full \
+                 it removes the oldest, read or not",
+                settings.stream
+            ),
+            format!(
+                "see why they are not stored; meanwhile raise its limits (`nats stream edit {}`)",
+                settings.stream
+            ),
+        )
+    })
 }
 
 /// Unread messages that the stream will soon remove.
@@ -311,6 +364,18 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_consumer_is_an_error_where_nothing_is_kept_without_it() {
+        let absent = |retention: &str| {
+            let mut stream = StreamInfo::default();
+            stream.config.retention = retention.to_owned();
+            judge_absence(&stream, &NatsSettings::default()).severity
+        };
+        assert_eq!(absent("limits"), Severity::Ok);
+        assert_eq!(absent("workqueue"), Severity::Ok);
+        assert_eq!(absent("interest"), Severity::Error);
+    }
+
+    #[test]
     fn servers_that_are_away_are_named() {
         let away = judged(|s| {
             s.config.num_replicas = 3;
@@ -325,6 +390,26 @@ mod tests {
     }
 
     #[test]
+    fn a_backlog_that_fills_the_stream_is_told_in_time() {
+        let mut stream = StreamInfo::default();
+        stream.config.max_msgs = 100;
+        (stream.state.messages, stream.state.bytes) = (100, 1_000);
+        let told = |stream: &StreamInfo, num_pending, num_ack_pending| {
+            let consumer = ConsumerInfo {
+                num_pending,
+                num_ack_pending,
+                ..ConsumerInfo::default()
+            };
+            judge_backlog(stream, &consumer, &NatsSettings::default()).is_some()
+        };
+        assert!(!told(&stream, 40, 10) && told(&stream, 40, 11));
+        (stream.config.max_msgs, stream.config.max_bytes) = (-1, 1_000);
+        assert!(!told(&stream, 40, 10) && told(&stream, 51, 0));
+        stream.config.discard = "new".to_owned();
+        assert!(!told(&stream, 90, 0), "it refuses instead");
+    }
+
+    #[test]
     fn what_will_be_removed_unread_is_told_in_time() {
         let mut stream = StreamInfo::default();
         stream.config.max_age = 100_000_000_000;
@@ -335,17 +420,5 @@ mod tests {
             lag(60).map(|finding| finding.severity),
             Some(Severity::Error)
         );
-    }
-
-    #[test]
-    fn versions_are_numbers() {
-        for (version, severity) in [
-            ("2.9.10", Severity::Ok),
-            ("2.15.1", Severity::Ok),
-            ("2.8.4", Severity::Warning),
-            ("dev", Severity::Ok),
-        ] {
-            assert_eq!(judge_version(version).severity, severity, "{version}");
-        }
     }
 }

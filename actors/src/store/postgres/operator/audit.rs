@@ -491,7 +491,7 @@ fn page_of(rows: Vec<PageRow>, page_size: i64, next_page_size: i64) -> Page {
 
 /// How long a page of the newest events may take. The first has one event, and all that `check` looks at has
 /// half a minute: an event that takes longer is left to an audit, with those before it.
-const NEWEST_PAGE_MAY_TAKE: &str = "SET LOCAL statement_timeout = '3s'";
+const NEWEST_PAGE_TAKES: Duration = Duration::from_secs(3);
 
 /// Counts the newest events that cannot be read, as far back as there is time for.
 pub(super) async fn newest(connection: &mut Connection) -> Result<Newest, Failure> {
@@ -510,7 +510,9 @@ pub(super) async fn newest(connection: &mut Connection) -> Result<Newest, Failur
     let mut newest = Newest::default();
     let mut page_size = 1;
     let mut before = Some((LAST_MOMENT.to_owned(), LAST_ID.to_owned()));
-    connection.pg.batch_execute(NEWEST_PAGE_MAY_TAKE).await?;
+    let limit = NEWEST_PAGE_TAKES.as_millis();
+    let limit = format!("SET LOCAL statement_timeout = {limit}");
+    connection.pg.batch_execute(&limit).await?;
     while let Some((occurred, event_id)) = before
         && newest.num_events < NEWEST
         && began.elapsed() < NEWEST_TAKE
@@ -523,7 +525,7 @@ pub(super) async fn newest(connection: &mut Connection) -> Result<Newest, Failur
         let row: Row = match query
             .get_result(&mut connection.pg)
             .await
-            .map_err(Failure::from)
+            .map_err(|error| Failure::from(error).after(asked.elapsed(), NEWEST_PAGE_TAKES))
         {
             Ok(row) => row,
             Err(failure) if failure.is_cancelled() => {

@@ -22,7 +22,7 @@ use chrono::{DateTime, Days, NaiveDate, Utc};
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{Bool, Date, Double, Nullable, Text};
+use diesel::sql_types::{Bool, Double, Nullable, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
 use tokio::time::Instant;
 
@@ -31,13 +31,11 @@ use crate::store::postgres::PostgresStore;
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::failure::Failure;
 use crate::store::postgres::partitions::{
-    self, Layout, Made, PLAN_TABLE, Tables, layout, literal, make, make_ahead, try_lock_tables,
+    self, Effort, Layout, MIGRATION_LOCK, Made, PLAN_TABLE, Plan, Tables, is_partitioned, layout,
+    literal, make, make_ahead, move_rows, try_lock_tables,
 };
 use crate::store::postgres::rows::Moment;
 use crate::store::{CreateSchema, Period, StoreError};
-
-/// One migration at a time. Any number that no one else uses in the same database.
-const MIGRATION_LOCK: i64 = 0x6576_656e_746d_6967;
 
 /// How long a lock is waited for each time, and how long others go first then. In all: as long as many
 /// transactions of writers, and as a report that somebody reads meanwhile.
@@ -45,10 +43,9 @@ const LOCK_WAIT: Duration = Duration::from_millis(500);
 const OTHERS_GO_FIRST: Duration = Duration::from_millis(1_000);
 const MAX_TRIES: u32 = 400;
 
-/// The bound is at least so far ahead when it is set, and a run that finds it closer sets another: behind
-/// it, events are written one by one until the tables are attached.
-const BOUND_AHEAD: Days = Days::new(2);
-const BOUND_ENOUGH: chrono::TimeDelta = chrono::TimeDelta::hours(2);
+/// The bound is at least so far ahead when it is set. Longer, and the first partition is dropped as much later;
+/// shorter, and there is less time to notice that a run was cut off: behind the bound nobody reads.
+const BOUND_AHEAD: Days = Days::new(7);
 
 /// How often a long step says how far it is.
 const SAY_EVERY: Duration = Duration::from_secs(10);
@@ -127,17 +124,9 @@ struct Partitioning<'a> {
     steps: Vec<String>,
 }
 
-#[derive(QueryableByName)]
-struct Plan {
-    #[diesel(sql_type = Text)]
-    period: String,
-    #[diesel(sql_type = Nullable<Date>)]
-    bound: Option<NaiveDate>,
-}
-
 impl Partitioning<'_> {
     async fn run(&mut self) -> Result<(), Failure> {
-        let is_partitioned = self.question(IS_PARTITIONED).await?;
+        let is_partitioned = is_partitioned(self.connection).await?;
         if is_partitioned && self.read_plan().await?.is_none() {
             return Err(Failure::Unfit(
                 "the tables are partitioned by somebody else already; whoever did that looks after their \
@@ -185,19 +174,12 @@ impl Partitioning<'_> {
             .get_result(&mut self.connection.pg)
             .await?;
         self.connection.commit().await?;
-        let [events, resources] = TABLES.map(|table| format!("{schema}.\"{table}{suffix}\""));
-        Ok(Tables { events, resources })
+        Ok(Tables::of(&schema, suffix))
     }
 
     async fn read_plan(&mut self) -> Result<Option<Plan>, Failure> {
-        let exists = format!("SELECT to_regclass('{PLAN_TABLE}') IS NOT NULL");
-        if !self.question(&exists).await? {
-            return Ok(None);
-        }
-        let read = format!("SELECT period, bound FROM {PLAN_TABLE}");
         self.connection.begin().await?;
-        let plan = sql_query(read).get_result(&mut self.connection.pg).await;
-        let plan = plan.optional()?;
+        let plan = Plan::read(self.connection).await?;
         self.connection.commit().await?;
         Ok(plan)
     }
@@ -400,10 +382,8 @@ impl Partitioning<'_> {
     /// The constraint on both tables, and the default partitions for what occurs behind it.
     async fn bind(&mut self) -> Result<NaiveDate, Failure> {
         let now = self.now();
-        let plan = self.read_plan().await?;
-        if let Some(bound) = plan.and_then(|plan| plan.bound)
-            && partitions::beginning(bound) > now + BOUND_ENOUGH
-        {
+        let plan = self.read_plan().await?.filter(|plan| !plan.is_near(now));
+        if let Some(bound) = plan.and_then(|plan| plan.bound) {
             return Ok(bound);
         }
         let ahead = now.date_naive().checked_add_days(BOUND_AHEAD);
@@ -418,17 +398,13 @@ impl Partitioning<'_> {
             let shape = Shape::of(self.connection, table).await?;
             statements.push_str(&shape.make_default());
         }
-        let until = literal(bound);
-        for (table, default) in [
-            (&tables.events, &defaults.events),
-            (&tables.resources, &defaults.resources),
-        ] {
+        statements.push_str(&tables.without_bound());
+        self.connection.pg.batch_execute(&statements).await?;
+        let condition = format!("occurred < {}", literal(bound));
+        let mut statements = move_rows(self.connection, &defaults, &tables, &condition).await?;
+        for table in tables.both() {
             statements.push_str(&format!(
-                "ALTER TABLE {table} DROP CONSTRAINT IF EXISTS event_persister_bound;
-                 WITH back AS (DELETE FROM {default} WHERE occurred < {until} RETURNING *) \
-                 INSERT INTO {table} SELECT * FROM back ON CONFLICT DO NOTHING;
-                 ALTER TABLE {table} ADD CONSTRAINT event_persister_bound \
-                 CHECK (occurred < {until}) NOT VALID;\n"
+                "ALTER TABLE {table} ADD CONSTRAINT event_persister_bound CHECK ({condition}) NOT VALID;\n"
             ));
         }
         statements.push_str(&format!("UPDATE {PLAN_TABLE} SET bound = '{bound}';\n"));
@@ -449,18 +425,11 @@ impl Partitioning<'_> {
             return Ok(());
         }
         let (tables, defaults) = (self.tables("").await?, self.tables(DEFAULT).await?);
-        let statements: String = [
-            (&tables.events, &defaults.events),
-            (&tables.resources, &defaults.resources),
-        ]
-        .map(|(table, default)| {
-            format!(
-                "WITH moved AS (DELETE FROM {table} WHERE occurred >= {until} RETURNING *) \
-                 INSERT INTO {default} SELECT * FROM moved ON CONFLICT DO NOTHING;\n"
-            )
-        })
-        .concat();
-        self.in_transaction(&statements).await?;
+        let condition = format!("occurred >= {until}");
+        self.connection.begin().await?;
+        let move_them = move_rows(self.connection, &tables, &defaults, &condition).await?;
+        self.connection.commit().await?;
+        self.in_transaction(&move_them).await?;
         self.done(format!(
             "moved what occurs from {bound} on to the default partitions"
         ));
@@ -529,6 +498,7 @@ impl Partitioning<'_> {
         let Some(layout) = self.layout().await? else {
             return Ok(());
         };
+        // First those to come: the others may have much to move.
         let mut starts = make_ahead(&layout, period, now);
         if let Some(defaults) = layout.defaults() {
             let moments = self.moments_in(&defaults.events, period).await?;
@@ -540,7 +510,6 @@ impl Partitioning<'_> {
                     .collect::<Vec<_>>(),
             );
         }
-        starts.sort();
         for start in starts {
             self.make_partition(&layout, start).await?;
             failpoint::pass("partitioning::made-one");
@@ -550,13 +519,20 @@ impl Partitioning<'_> {
 
     async fn make_partition(&mut self, layout: &Layout, start: NaiveDate) -> Result<(), Failure> {
         for _ in 0..MAX_TRIES {
-            match make(self.connection, layout, self.period, start, None).await? {
+            let made = make(
+                self.connection,
+                layout,
+                self.period,
+                start,
+                Effort::Unlimited,
+            );
+            match made.await? {
                 Made::Yes => {
                     self.done(format!("made the partitions that begin with {start}"));
                     return Ok(());
                 }
                 Made::ThereAlready => return Ok(()),
-                Made::NotNow => tokio::time::sleep(OTHERS_GO_FIRST).await,
+                Made::NotNow | Made::TooMuch => tokio::time::sleep(OTHERS_GO_FIRST).await,
             }
         }
         Err(Failure::Unfit(format!(
@@ -595,9 +571,6 @@ impl Partitioning<'_> {
         Ok(moments)
     }
 }
-
-const IS_PARTITIONED: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_partitioned_table \
-    WHERE partrelid = to_regclass('events'))";
 
 const ARE_EMPTY: &str = "SELECT NOT EXISTS (SELECT FROM events) \
     AND NOT EXISTS (SELECT FROM event_resources)";

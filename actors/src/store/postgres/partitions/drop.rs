@@ -469,20 +469,26 @@ impl Copy<'_> {
             self.make(connection, leaving).await?;
         }
         let (from, into) = (&leaving.tables, &self.into);
+        let (events, resources) = from.columns(connection).await?;
         let statement = format!(
             "WITH last AS (SELECT occurred, id FROM {into_events} ORDER BY occurred DESC, id DESC LIMIT 1), \
-             events AS (INSERT INTO {into_events} SELECT r.* FROM {from_events} AS r \
+             events AS (INSERT INTO {into_events} ({events}) SELECT {of_events} FROM {from_events} AS r \
              WHERE {IS_KEPT} AND (r.occurred, r.id) > (\
              coalesce((SELECT occurred FROM last), '-infinity'), \
              coalesce((SELECT id FROM last), '00000000-0000-0000-0000-000000000000')) \
              ORDER BY r.occurred, r.id LIMIT {max} ON CONFLICT DO NOTHING RETURNING occurred, id), \
-             resources AS (INSERT INTO {into_resources} SELECT r.* FROM {from_resources} AS r \
+             resources AS (INSERT INTO {into_resources} ({resources}) \
+             SELECT {of_resources} FROM {from_resources} AS r \
              JOIN events ON r.event_id = events.id AND r.occurred = events.occurred \
              ON CONFLICT DO NOTHING) SELECT count(*) AS num FROM events",
             into_events = into.events,
             into_resources = into.resources,
             from_events = from.events,
             from_resources = from.resources,
+            events = events.list(),
+            of_events = events.list_of("r"),
+            resources = resources.list(),
+            of_resources = resources.list_of("r"),
             max = at_most(max_events.get()),
         );
         let copied: Number = sql_query(statement)
@@ -523,10 +529,13 @@ impl Copy<'_> {
         let (from, into) = (&leaving.tables, &self.into);
         let (from_events, from_resources) = (&from.events, &from.resources);
         let (into_events, into_resources) = (&into.events, &into.resources);
+        let (events, resources) = from.columns(connection).await?;
         let missing = format!(
-            "INSERT INTO {into_events} SELECT r.* FROM {from_events} AS r WHERE {IS_KEPT} \
+            "INSERT INTO {into_events} ({}) SELECT {} FROM {from_events} AS r WHERE {IS_KEPT} \
              AND NOT EXISTS (SELECT FROM {into_events} AS there \
-             WHERE there.id = r.id AND there.occurred = r.occurred)"
+             WHERE there.id = r.id AND there.occurred = r.occurred)",
+            events.list(),
+            events.list_of("r")
         );
         self.kept.execute(connection, &missing).await?;
         let gone = format!(
@@ -535,13 +544,15 @@ impl Copy<'_> {
         );
         self.kept.execute(connection, &gone).await?;
         let resources = format!(
-            "INSERT INTO {into_resources} SELECT r.* FROM {from_resources} AS r \
+            "INSERT INTO {into_resources} ({}) SELECT {} FROM {from_resources} AS r \
              JOIN {into_events} AS event ON event.id = r.event_id AND event.occurred = r.occurred \
              ON CONFLICT DO NOTHING; \
              DELETE FROM {into_resources} AS there WHERE NOT EXISTS (\
              SELECT FROM {from_resources} AS r JOIN {into_events} AS event \
              ON event.id = r.event_id AND event.occurred = r.occurred \
-             WHERE r.id = there.id AND r.occurred = there.occurred)"
+             WHERE r.id = there.id AND r.occurred = there.occurred)",
+            resources.list(),
+            resources.list_of("r")
         );
         connection.pg.batch_execute(&resources).await?;
         failpoint::pass("retention::copied");

@@ -10,6 +10,7 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
 
+use super::rows::Columns;
 use super::{Connection, Failure};
 use crate::store::Period;
 use crate::store::postgres::rows::Moment;
@@ -56,8 +57,25 @@ pub(in crate::store::postgres) struct Tables {
 }
 
 impl Tables {
-    pub(super) fn both(&self) -> [String; 2] {
+    /// Those in a schema, which is quoted, by the end of their names.
+    pub(in crate::store::postgres) fn of(schema: &str, suffix: &str) -> Self {
+        Self {
+            events: format!("{schema}.\"events{suffix}\""),
+            resources: format!("{schema}.\"event_resources{suffix}\""),
+        }
+    }
+
+    pub(in crate::store::postgres) fn both(&self) -> [String; 2] {
         [self.events.clone(), self.resources.clone()]
+    }
+
+    /// The columns of each.
+    pub(super) async fn columns(
+        &self,
+        connection: &mut Connection,
+    ) -> Result<(Columns, Columns), Failure> {
+        let events = Columns::of(connection, &self.events).await?;
+        Ok((events, Columns::of(connection, &self.resources).await?))
     }
 }
 
@@ -75,11 +93,7 @@ pub(in crate::store::postgres) struct Layout {
 impl Layout {
     /// The two tables, or partitions of theirs, by the end of their names.
     pub(in crate::store::postgres) fn tables(&self, suffix: &str) -> Tables {
-        let schema = &self.schema;
-        Tables {
-            events: format!("{schema}.\"events{suffix}\""),
-            resources: format!("{schema}.\"event_resources{suffix}\""),
-        }
+        Tables::of(&self.schema, suffix)
     }
 
     pub(in crate::store::postgres) fn parents(&self) -> Tables {

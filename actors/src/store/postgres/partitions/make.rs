@@ -11,7 +11,7 @@ use diesel::sql_types::{BigInt, Bool};
 use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
 
 use super::layout::{Layout, Part, Tables, beginning, literal, suffix_of};
-use super::{Connection, Failure, LOCK_WAIT, MAKER_LOCK, try_lock_tables};
+use super::{Connection, Failure, LOCK_WAIT, MAKER_LOCK, move_rows, try_lock_tables};
 use crate::failpoint;
 use crate::store::Period;
 use crate::store::postgres::rows::Moment;
@@ -24,6 +24,9 @@ const AHEAD: i32 = 3;
 /// read it as a whole, and locks are few: 64 for each connection that is allowed, as PostgreSQL comes.
 const BACK: i32 = 100;
 
+/// So many rows of each table are moved out of the default partitions beside writing, at most.
+pub(super) const MOVED_IN_PASSING: i64 = 20_000;
+
 /// How long a maker waits for its turn: others are quick.
 const TURN: &str = "2s";
 
@@ -33,8 +36,19 @@ pub(in crate::store::postgres) enum Made {
     Yes,
     /// Somebody else has made them.
     ThereAlready,
-    /// Somebody held a lock, or more stands in the default partitions than can be moved in passing.
+    /// Somebody held a lock.
     NotNow,
+    /// More stands in the default partitions than is moved in passing.
+    TooMuch,
+}
+
+/// How much a maker of a partition takes upon itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::store::postgres) enum Effort {
+    /// A batch waits meanwhile: it moves few rows, in the time of any statement.
+    InPassing,
+    /// It moves all that there is, and takes its time.
+    Unlimited,
 }
 
 /// The periods of these moments that could have a partition and have none; at most so many, the newest
@@ -88,19 +102,19 @@ pub(in crate::store::postgres) fn make_ahead(
     starts.filter(is_missing).collect()
 }
 
-/// Makes the partitions of one period. `max_moved` rows of each default partition are moved at most.
+/// Makes the partitions of one period.
 pub(in crate::store::postgres) async fn make(
     connection: &mut Connection,
     layout: &Layout,
     period: Period,
     start: NaiveDate,
-    max_moved: Option<i64>,
+    effort: Effort,
 ) -> Result<Made, Failure> {
     let Some(end) = period.later(start, 1) else {
         return Ok(Made::NotNow);
     };
     connection.begin().await?;
-    let made = make_in_transaction(connection, layout, start, end, max_moved).await?;
+    let made = make_in_transaction(connection, layout, start, end, effort).await?;
     match made {
         Made::Yes => {
             failpoint::pass("partitions::before-made");
@@ -112,7 +126,7 @@ pub(in crate::store::postgres) async fn make(
                 period.as_str()
             );
         }
-        Made::ThereAlready | Made::NotNow => connection.roll_back().await?,
+        Made::ThereAlready | Made::NotNow | Made::TooMuch => connection.roll_back().await?,
     }
     Ok(made)
 }
@@ -122,8 +136,12 @@ async fn make_in_transaction(
     layout: &Layout,
     start: NaiveDate,
     end: NaiveDate,
-    max_moved: Option<i64>,
+    effort: Effort,
 ) -> Result<Made, Failure> {
+    if effort == Effort::Unlimited {
+        let no_limit = "SET LOCAL statement_timeout = 0";
+        connection.pg.batch_execute(no_limit).await?;
+    }
     let (parents, made) = (layout.parents(), layout.tables(&suffix_of(start)));
     let turn =
         format!("SET LOCAL lock_timeout = '{TURN}'; SELECT pg_advisory_xact_lock({MAKER_LOCK})");
@@ -141,12 +159,13 @@ async fn make_in_transaction(
         if !try_lock_tables(connection, &both, "ACCESS EXCLUSIVE", LOCK_WAIT).await? {
             return Ok(Made::NotNow);
         }
-        if let Some(max_moved) = max_moved
-            && has_more_than(connection, &defaults, &range, max_moved).await?
+        let condition = range.condition();
+        if effort == Effort::InPassing
+            && has_more_than(connection, &defaults, &condition, MOVED_IN_PASSING).await?
         {
-            return Ok(Made::NotNow);
+            return Ok(Made::TooMuch);
         }
-        moved = move_rows(&defaults, &made, &range);
+        moved = move_rows(connection, &defaults, &made, &condition).await?;
     }
     let statements: String = [
         (&parents.events, &made.events),
@@ -191,34 +210,21 @@ fn attach(parent: &str, part: &str, range: &Range) -> String {
     format!("ALTER TABLE {parent} ATTACH PARTITION {part} FOR VALUES FROM ({from}) TO ({until});\n")
 }
 
-fn move_rows(from: &Tables, to: &Tables, range: &Range) -> String {
-    let condition = range.condition();
-    [(&from.events, &to.events), (&from.resources, &to.resources)]
-        .map(|(from, to)| {
-            format!(
-                "WITH moved AS (DELETE FROM {from} WHERE {condition} RETURNING *) \
-                 INSERT INTO {to} SELECT * FROM moved;\n"
-            )
-        })
-        .concat()
-}
-
 pub(super) async fn exists(connection: &mut Connection, table: &str) -> Result<bool, Failure> {
     let question = format!("SELECT to_regclass('{table}') IS NOT NULL");
     let exists = sql::<Bool>(&question);
     Ok(exists.get_result(&mut connection.pg).await?)
 }
 
-async fn has_more_than(
+pub(super) async fn has_more_than(
     connection: &mut Connection,
     tables: &Tables,
-    range: &Range,
+    condition: &str,
     max: i64,
 ) -> Result<bool, Failure> {
     for table in tables.both() {
         let question = format!(
-            "SELECT count(*) FROM (SELECT FROM {table} WHERE {} LIMIT {}) AS first_ones",
-            range.condition(),
+            "SELECT count(*) FROM (SELECT FROM {table} WHERE {condition} LIMIT {}) AS first_ones",
             max + 1
         );
         let number: i64 = sql::<BigInt>(&question)

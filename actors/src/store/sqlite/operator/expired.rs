@@ -6,6 +6,7 @@ use diesel::prelude::*;
 use crate::store::sqlite::connection::{Connection, Failure};
 use crate::store::sqlite::schema::{event_resources, events};
 use crate::store::sqlite::text::timestamp_bound;
+use crate::store::sqlite::trim::is_before;
 use crate::store::{Cutoffs, Trimmed, as_count};
 
 pub(super) fn count(connection: &mut Connection, cutoffs: &Cutoffs) -> Result<Trimmed, Failure> {
@@ -14,17 +15,16 @@ pub(super) fn count(connection: &mut Connection, cutoffs: &Cutoffs) -> Result<Tr
     connection.execute_batch("BEGIN")?;
     let (mut events, mut resources) = (0, 0);
     for (name, cutoff) in &bounds.overrides {
-        let of_name = events::event.eq(name).and(events::occurred.lt(cutoff));
-        let expired = events::table.filter(of_name);
+        let of_name = events::event.eq(name);
+        let expired = events::table.filter(of_name.and(is_before(events::occurred, cutoff)));
         events += connection.run(|connection| expired.count().get_result::<i64>(connection))?;
         let of_expired = event_resources::event_id.eq_any(expired.select(events::id));
         let of_expired = event_resources::table.filter(of_expired);
         resources +=
             connection.run(|connection| of_expired.count().get_result::<i64>(connection))?;
     }
-    let of_others = events::occurred
-        .lt(&bounds.default)
-        .and(events::event.ne_all(bounds.names()));
+    let of_others = is_before(events::occurred, &bounds.default);
+    let of_others = of_others.and(events::event.ne_all(bounds.names()));
     let expired = events::table.filter(&of_others);
     events += connection.run(|connection| expired.count().get_result::<i64>(connection))?;
     let of_expired = event_resources::event_id.eq_any(expired.select(events::id));
@@ -32,7 +32,7 @@ pub(super) fn count(connection: &mut Connection, cutoffs: &Cutoffs) -> Result<Tr
     resources += connection.run(|connection| of_expired.count().get_result::<i64>(connection))?;
     let of_event = events::table.filter(events::id.eq(event_resources::event_id));
     let orphans = event_resources::table
-        .filter(event_resources::occurred.lt(bounds.earliest()))
+        .filter(is_before(event_resources::occurred, bounds.earliest()))
         .filter(not(exists(of_event)));
     resources += connection.run(|connection| orphans.count().get_result::<i64>(connection))?;
     connection.commit()?;

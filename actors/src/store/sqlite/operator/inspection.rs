@@ -82,6 +82,8 @@ fn look_inside(connection: &mut Connection, create: CreateSchema, findings: &mut
     if is_readable {
         let answer = audit::newest(connection).map(|newest| newest.judge("sqlite.unreadable"));
         findings.push(answered(connection, "sqlite.unreadable", answer));
+        let answer = schema::num_without_time(connection).map(of_times);
+        findings.push(answered(connection, TIMES, answer));
     }
     let answer = connection
         .journal_mode("PRAGMA journal_mode")
@@ -188,15 +190,33 @@ fn log(path: &Path) -> Finding {
 fn of_triggers(triggers: &[String]) -> Finding {
     const ID: &str = "sqlite.triggers";
     if triggers.is_empty() {
-        return Finding::ok(ID, "no trigger has a say in what is inserted");
+        return Finding::ok(ID, "no trigger has a say in what is inserted or deleted");
     }
     Finding::warning(
         ID,
         format!(
-            "triggers have a say in what is inserted ({}): what they refuse is not stored",
+            "triggers have a say in what is inserted or deleted ({}): what they refuse is not stored, or \
+             does not leave",
             triggers.join(", ")
         ),
         "see that they are meant, and quick; if not: DROP TRIGGER",
+    )
+}
+
+const TIMES: &str = "sqlite.times";
+
+fn of_times(num_without: i64) -> Finding {
+    if num_without == 0 {
+        return Finding::ok(TIMES, "every time is a text");
+    }
+    Finding::warning(
+        TIMES,
+        format!(
+            "{num_without} rows of events and event_resources have a number or bytes as their time: retention \
+             never removes them"
+        ),
+        "SELECT id, occurred FROM events WHERE typeof(occurred) <> 'text' lists those of events; write each as \
+         'YYYY-MM-DD HH:MM:SS.ffffff' in UTC, or delete it, and see to the program that wrote it",
     )
 }
 

@@ -3,11 +3,11 @@
 //! Redis looks whether a command is allowed before it looks whether it makes sense, so each is sent
 //! in a form that changes nothing: with a group that does not exist, or a number that is none.
 
-use redis::{Cmd, RedisError, Value};
+use redis::{Cmd, Value};
 
 use crate::finding::Finding;
 use crate::source::redis::connection::Commands;
-use crate::source::redis::failure;
+use crate::source::redis::failure::{self, RIGHTS};
 use crate::source::redis::settings::RedisSettings;
 
 const NO_GROUP: &str = "event-persister-check-no-such-group";
@@ -45,10 +45,6 @@ fn command(name: &str, words: &[&str], stream: &str) -> Cmd {
     command
 }
 
-fn is_refusal(error: &RedisError) -> bool {
-    failure::code(error).is_some_and(|code| code == "NOPERM")
-}
-
 pub(super) async fn forbidden(commands: &mut Commands<'_>) -> Vec<&'static str> {
     let settings = commands.settings;
     let trim = settings.trim_stream.then_some(TRIM);
@@ -58,7 +54,7 @@ pub(super) async fn forbidden(commands: &mut Commands<'_>) -> Vec<&'static str> 
         let is_refused = commands
             .query::<Value>(&command)
             .await
-            .is_err_and(|error| is_refusal(&error));
+            .is_err_and(|error| failure::is_forbidden(&error));
         if is_refused && !forbidden.contains(&name) {
             forbidden.push(name);
         }
@@ -79,6 +75,6 @@ pub(super) fn judge(forbidden: &[&str], settings: &RedisSettings) -> Finding {
             "the user {user} may not do this with {stream}: {}",
             forbidden.join(", ")
         ),
-        format!("ACL SETUSER {user} ~{stream} +@stream +eval +exists +time +info, then ACL SAVE"),
+        format!("ACL SETUSER {user} ~{stream} {RIGHTS}, then ACL SAVE"),
     )
 }

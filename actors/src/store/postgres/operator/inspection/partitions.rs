@@ -2,11 +2,11 @@
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Bool, Nullable, Text};
+use diesel::sql_types::{BigInt, Bool};
 
 use super::{Connection, Failure, row};
 use crate::finding::Finding;
-use crate::store::postgres::partitions::{Layout, layout, make_ahead};
+use crate::store::postgres::partitions::{Layout, Plan, layout, make_ahead};
 use crate::store::{Period, as_count};
 
 const ID: &str = "postgres.partitions";
@@ -21,14 +21,12 @@ const LOCKS_SHARE: u64 = 4;
 pub(super) struct Found {
     /// `None` where the tables are not partitioned.
     layout: Option<Layout>,
+    plan: Option<Plan>,
     facts: Facts,
 }
 
 #[derive(Debug, Default, Clone, QueryableByName)]
 struct Facts {
-    /// The period of a plan that was made.
-    #[diesel(sql_type = Nullable<Text>)]
-    planned: Option<String>,
     /// Rows in the default partition of `events`, counted as far as they are not too many.
     #[diesel(sql_type = BigInt)]
     num_in_default: i64,
@@ -41,7 +39,7 @@ struct Facts {
     is_ours: bool,
 }
 
-const FACTS: &str = "SELECT $planned AS planned, $default AS num_in_default, \
+const FACTS: &str = "SELECT $default AS num_in_default, \
     (SELECT count(*) FROM (SELECT relid FROM pg_partition_tree(to_regclass('events')) \
     UNION ALL SELECT relid FROM pg_partition_tree(to_regclass('event_resources'))) AS part \
     LEFT JOIN pg_catalog.pg_index ON indrelid = relid) AS num_locks, \
@@ -52,23 +50,8 @@ const FACTS: &str = "SELECT $planned AS planned, $default AS num_in_default, \
     WHERE oid = to_regclass('events')), false) AS is_ours";
 
 pub(super) async fn look(connection: &mut Connection) -> Result<Found, Failure> {
-    #[derive(QueryableByName)]
-    struct Planned {
-        #[diesel(sql_type = Bool)]
-        is_planned: bool,
-    }
     let layout = layout(connection).await?;
-    let planned: Planned = row(
-        connection,
-        "SELECT coalesce(has_table_privilege(to_regclass('event_persister_partitioning'), 'SELECT'), false) \
-         AS is_planned",
-    )
-    .await?;
-    let period = if planned.is_planned {
-        "(SELECT period FROM event_persister_partitioning)"
-    } else {
-        "NULL::text"
-    };
+    let plan = Plan::read(connection).await?;
     let default = layout.as_ref().and_then(Layout::defaults);
     let default = default.map_or_else(
         || "0::bigint".to_owned(),
@@ -80,18 +63,19 @@ pub(super) async fn look(connection: &mut Connection) -> Result<Found, Failure> 
             )
         },
     );
-    let facts = FACTS
-        .replace("$planned", period)
-        .replace("$default", &default);
-    let facts = row(connection, &facts).await?;
-    Ok(Found { layout, facts })
+    let facts = row(connection, &FACTS.replace("$default", &default)).await?;
+    Ok(Found {
+        layout,
+        plan,
+        facts,
+    })
 }
 
 impl Found {
     /// Nothing where nobody has asked for partitions.
     pub(super) fn judge(&self, now: DateTime<Utc>) -> Vec<Finding> {
         let Some(layout) = &self.layout else {
-            return self.unfinished().into_iter().collect();
+            return self.unfinished(now).into_iter().collect();
         };
         let Some(period) = layout.period else {
             let what =
@@ -117,18 +101,20 @@ impl Found {
         vec![Finding::ok(ID, what)]
     }
 
-    fn unfinished(&self) -> Option<Finding> {
-        let period = self.facts.planned.as_ref()?;
-        Some(Finding::warning(
-            ID,
-            format!(
-                "`migrate --partition-by {period}` has not come to its end: the tables are not partitioned, \
-                 and what occurs far ahead may stand where nobody reads it yet"
-            ),
-            format!(
-                "run `event-persister migrate --partition-by {period}` again; it goes on where it stopped"
-            ),
-        ))
+    fn unfinished(&self, now: DateTime<Utc>) -> Option<Finding> {
+        let plan = self.plan.as_ref()?;
+        let period = &plan.period;
+        let remedy = format!(
+            "run `event-persister migrate --partition-by {period}` again; it goes on where it stopped"
+        );
+        if let Some(danger) = plan.danger(now) {
+            return Some(Finding::error(ID, danger, remedy));
+        }
+        let what = format!(
+            "`migrate --partition-by {period}` has not come to its end: the tables are not partitioned, \
+             and what occurs far ahead may stand where nobody reads it yet"
+        );
+        Some(Finding::warning(ID, what, remedy))
     }
 
     fn without_default(&self, layout: &Layout) -> Option<Finding> {
@@ -244,8 +230,11 @@ mod tests {
                 may_make: true,
                 parts: (0..4).map(part).chain([default]).collect(),
             }),
+            plan: Some(Plan {
+                period: "day".to_owned(),
+                bound: None,
+            }),
             facts: Facts {
-                planned: Some("day".to_owned()),
                 num_locks: 80,
                 max_locks: 6_400,
                 is_ours: true,
@@ -281,6 +270,11 @@ mod tests {
         assert_eq!(judged(|_| ())[0].0, Severity::Ok);
         let layout = |found: &mut Found| found.layout.take().unwrap();
         warns(|found| drop(layout(found)), "has not come to its end");
+        let passed = judged(|found| {
+            found.layout = None;
+            found.plan.as_mut().unwrap().bound = Some(now().date_naive());
+        });
+        assert_eq!(passed[0].0, Severity::Error);
         let remove = |found: &mut Found, from: usize, num: usize| {
             let parts = &mut found.layout.as_mut().unwrap().parts;
             drop(parts.drain(from..from + num));
@@ -307,7 +301,7 @@ mod tests {
     fn nothing_is_said_where_nobody_asked_for_partitions() {
         let judged = judged(|found| {
             found.layout = None;
-            found.facts.planned = None;
+            found.plan = None;
         });
         assert_eq!(judged, []);
     }

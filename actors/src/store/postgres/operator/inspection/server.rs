@@ -165,7 +165,8 @@ impl ServerFacts {
         let for_writers = needs.writers.saturating_mul(2);
         // One more is for dead letters.
         let for_reading = if needs.reads { MAX_READERS + 1 } else { 0 };
-        let wanted = for_writers.saturating_add(usize::from(needs.trims) + for_reading);
+        let for_retention = usize::from(needs.trims) + usize::from(needs.archives);
+        let wanted = for_writers.saturating_add(for_retention + for_reading);
         let wanted = i64::try_from(wanted).unwrap_or(i64::MAX);
         let what = format!(
             "{} connections are free for this role, and {wanted} are wanted",
@@ -212,6 +213,7 @@ mod tests {
     const NEEDS: Needs = Needs {
         writers: 2,
         trims: true,
+        archives: false,
         reads: true,
     };
 
@@ -270,18 +272,20 @@ mod tests {
 
     #[test]
     fn connections_are_wanted_for_what_is_switched_on() {
-        let wanted = |writers, trims, reads| {
+        let wanted = |writers, [trims, archives, reads]: [bool; 3]| {
             let needs = Needs {
                 writers,
                 trims,
+                archives,
                 reads,
             };
             let enough = |free| ServerFacts { free, ..good() }.connections(needs);
             (0..).find(|free| enough(*free).remedy.is_none())
         };
-        assert_eq!(wanted(1, false, false), Some(2));
-        assert_eq!(wanted(1, true, false), Some(3));
-        assert_eq!(wanted(4, true, true), Some(12));
+        assert_eq!(wanted(1, [false, false, false]), Some(2));
+        assert_eq!(wanted(1, [true, false, false]), Some(3));
+        assert_eq!(wanted(1, [true, true, false]), Some(4));
+        assert_eq!(wanted(4, [true, false, true]), Some(12));
     }
 
     #[test]

@@ -124,10 +124,10 @@ const OTHERS: &str = "WITH written AS (SELECT name AS table_name, to_regclass(na
     WHERE to_regclass(name) IS NOT NULL) \
     SELECT 'trigger' AS kind, tgname::text AS name, table_name FROM written \
     JOIN pg_catalog.pg_trigger ON tgrelid = relation \
-    WHERE NOT tgisinternal AND tgenabled IN ('O', 'A') AND tgtype & 4 <> 0 \
+    WHERE NOT tgisinternal AND tgenabled IN ('O', 'A') AND tgtype & 12 <> 0 \
     UNION ALL SELECT 'rule', rulename::text, table_name FROM written \
     JOIN pg_catalog.pg_rewrite ON ev_class = relation \
-    WHERE ev_type = '3' AND ev_enabled IN ('O', 'A') \
+    WHERE ev_type IN ('3', '4') AND ev_enabled IN ('O', 'A') \
     UNION ALL SELECT 'security', 'row-level security', table_name FROM written \
     WHERE row_security_active(relation) \
     ORDER BY 1, 3, 2";
@@ -151,8 +151,8 @@ pub(super) fn of_others(others: &[Other]) -> Vec<Finding> {
         _ => Finding::warning(
             "postgres.triggers",
             format!(
-                "the {kind} {name} on {table_name} has a say in every row that is inserted: what it \
-                     refuses is not stored"
+                "the {kind} {name} on {table_name} has a say in rows that are inserted or deleted: what it \
+                     refuses is not stored, or does not leave"
             ),
             format!(
                 "see that it is meant, and quick; if not: DROP {} {name} ON {table_name}",
@@ -163,7 +163,7 @@ pub(super) fn of_others(others: &[Other]) -> Vec<Finding> {
     if others.is_empty() {
         return vec![Finding::ok(
             "postgres.triggers",
-            "no trigger, rule or row-level security has a say in what is inserted",
+            "no trigger, rule or row-level security has a say in what is inserted or deleted",
         )];
     }
     others.iter().map(finding).collect()
