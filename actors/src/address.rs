@@ -26,6 +26,11 @@ pub(crate) struct Parts<'a> {
 impl<'a> Parts<'a> {
     pub(crate) fn of(text: &'a str) -> Result<Self, InvalidUrl> {
         let (login, rest) = split_login(text);
+        Self::behind(login, rest)
+    }
+
+    /// Of a text whose login has been split off.
+    pub(crate) fn behind(login: Option<&str>, rest: &'a str) -> Result<Self, InvalidUrl> {
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (hosts, path) = place.split_once('/').unwrap_or((place, ""));
         let login = login.unwrap_or_default();
@@ -73,13 +78,18 @@ pub(crate) fn said<T: DeserializeOwned>(by_key: &[(&str, String)]) -> Result<T, 
     serde_json::from_value(pairs).map_err(|error| error.to_string().into())
 }
 
-/// A parameter that would be ignored is an error, or a slip of the pen stays unnoticed.
+/// A parameter that would be ignored is an error, or a slip of the pen stays unnoticed. It is not told where it
+/// may be the rest of a password.
 pub(crate) fn unknown_parameter(name: &str) -> InvalidUrl {
+    if name.contains(['@', ':', '/']) {
+        return "what stands behind a question mark is no parameter; in a password a `?` is written as %3F"
+            .into();
+    }
     format!("the parameter {name:?} has no meaning here; remove it").into()
 }
 
 /// Splits before the host: the password ends at the last `@` before it.
-fn split_login(text: &str) -> (Option<&str>, &str) {
+pub(crate) fn split_login(text: &str) -> (Option<&str>, &str) {
     let Some(end) = text.find('@') else {
         return (None, text);
     };

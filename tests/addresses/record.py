@@ -331,7 +331,8 @@ REDIS_OPTIONS = [
     "username=", "password=", "host=query.example", "port=7000", "port=x", "path=/query.sock", "timeout=3", "unknown=1",
     "unknown=", "lib_name=x", "lib_version=1", "retry_on_error=x", "legacy_responses=false", "connection_class=x",
     "single_connection_client=true", "ssl_cert_reqs=none", "=x", "DB=3", "credential_provider=x", "parser_class=x",
-    "sentinel_username=s", "db=3;x=1", "password=a%2520b", "password=a+b",
+    "sentinel_username=s", "db=3;x=1", "password=a%2520b", "password=a+b", "password=p@s", "username=a@b&password=p@s",
+    "client_name=a@b",
 ]
 REDIS_WHOLE = [
     "redis://", "redis:///", "redis://redis.example", "redis://redis.example/", "redis://redis.example/3",
@@ -359,6 +360,11 @@ REDIS_WHOLE = [
     "UNIX:///run/redis.sock", "unix:///run/redis.sock?password=p%40s", "unix:///run/redis.sock?ssl_cert_reqs=none",
     "unix:///run/redis.sock?socket_timeout=5", "unix:///run/redis.sock?socket_keepalive=true",
     "unix:///run/redis.sock?path=/other", "unix:///run/redis.sock?host=x", "unix:///run/redis.sock?virtual_host=3",
+    "redis://redis.example:6380/2?password=p@s", "redis://redis.example:6380?client_name=a@b",
+    "redis://:6380/2?password=p@s", "redis://[::1]:6380/2?password=p@s", "redis://redis.example/p@s",
+    "redis://user:12/s@redis.example", "redis://user:12?s@redis.example", "redis://user:12#s@redis.example",
+    "redis://user:secret@redis.example/2#p@s", "redis://user:secret@redis.example:6380?password=p@s",
+    "unix://x:1/run/redis.sock?password=p@s", "unix:///run/redis.sock?username=a@b&password=p@s",
     "redis:///run/redis.sock", "redis+cluster://a:1", "rediss+cluster://a:1", "REDIS+CLUSTER://a:1",
 ]
 MEMBERS = [
@@ -374,7 +380,7 @@ PATHS = [
 SENTINEL_OPTIONS = [
     "sentinel_username=su&sentinel_password=sp", "sentinel_password=sp", "sentinel_username=su",
     "sentinel_username=&sentinel_password=", "sentinel_username=su&sentinel_password=",
-    "sentinel_password=a&sentinel_password=b", "sentinel_password=s%40p", "sentinel_password=s+p", "sentinel_db=1",
+    "sentinel_password=a&sentinel_password=b", "sentinel_password=s%40p", "sentinel_password=s+p", "sentinel_password=s@p", "sentinel_db=1",
     "sentinel_ssl=true", "sentinel_port=1", "sentinel_kwargs=x", "min_other_sentinels=1", "min_other_sentinels=x",
     "force_master_ip=10.0.0.1", "db=4", "db=x", "socket_timeout=5", "username=query&password=query",
     "host=query.example", "port=7000", "path=/x", "health_check_interval=30", "max_connections=5", "unknown=1",
@@ -392,7 +398,9 @@ SENTINEL_WHOLE = [
     "redis+sentinel:s1/mymaster", "redis+sentinel:/s1/mymaster", "redis+sentinel://s1?service=mymaster",
     "redis+sentinel://s1/mymaster?", "redis+sentinel://s1/mymaster/2?db=5", " redis+sentinel://s1/mymaster",
     "redis+sentinel://s1/mymaster ", "redis+sentinel://s1/mymaster\n", "redis+sentinel://s1/mymaster/2 ",
-    "redis+sentinel://s1/mymaster?db=5\n",
+    "redis+sentinel://s1/mymaster?db=5\n", "redis+sentinel://s1:26379,s2:26380/mymaster/2?password=p@s",
+    "redis+sentinel://s1:26379/my@master", "redis+sentinel://s1:26379/mymaster?sentinel_password=p@s,2",
+    "redis+sentinel://user:secret@s1,s2:26380/mymaster?sentinel_password=p@s",
 ]
 BUS = "PREFECT_REDIS_MESSAGING_"
 REDIS_SETTINGS = [
@@ -433,7 +441,7 @@ TAKEN_OPTIONS = [
 TAKEN_REDIS_OPTIONS = [
     "db=3", "socket_timeout=5", "socket_connect_timeout=2.5", "health_check_interval=30", "client_name=events",
     "protocol=3", "max_connections=5", "username=query&password=query", "password=a%2520b", "password=a+b",
-    "retry_on_timeout=yes",
+    "retry_on_timeout=yes", "password=p@s",
 ]
 TAKEN_REDIS_SSL = [
     "ssl_cert_reqs=none", "ssl_cert_reqs=optional", "ssl_cert_reqs=required", "ssl_check_hostname=false",
@@ -935,7 +943,9 @@ def sort_of(line):
         shape = tuple("path" if "path" in place else "never" if "never" in place else "host" for place in places)
         answer = (shape, result.get("transport"), "never" in result, tls.get("mode"), tls.get("verify"),
             tls.get("hostname"), result.get("target_session_attrs"))
-    return (line["kind"], scheme, names, tuple(sorted(line["env"])), answer)
+    # Not of a login.
+    has_at = bool(re.search("[/?#].*@", rest))
+    return (line["kind"], scheme, has_at, names, tuple(sorted(line["env"])), answer)
 
 
 def main():

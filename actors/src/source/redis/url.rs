@@ -2,12 +2,13 @@
 //! error.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use percent_encoding::percent_decode_str;
 
-use crate::address::{Parts, encode, host_and_port, port, unknown_parameter};
+use crate::address::{self, Parts, encode, host_and_port, port, unknown_parameter};
 use crate::settings::InvalidUrl;
 use crate::tls::{Check, Versions};
 
@@ -167,7 +168,8 @@ impl FromStr for RedisUrl {
             ..Self::default()
         };
         // Python's client reads none of it either.
-        let (parts, has_fragment) = Parts::of(rest)?.without_fragment();
+        let (login, rest) = split_login(scheme, rest)?;
+        let (parts, has_fragment) = Parts::behind(login, rest)?.without_fragment();
         if has_fragment {
             url.ignored.push("what stands behind the #".to_owned());
         }
@@ -192,7 +194,10 @@ impl FromStr for RedisUrl {
             Scheme::Sentinel { .. } => given.sentinels(parts.hosts, parts.path)?,
         };
         url.place = place;
-        url.database = given.database.or(database).unwrap_or(0);
+        url.database = match given.database.or(database) {
+            Some(number) if number < 0 => return Err(no_database(&number.to_string())),
+            number => number.unwrap_or(0),
+        };
         url.username = parts.user.clone().or(given.username);
         url.password = parts.password.clone().or(given.password);
         if is_insecure || given.trusts_anyone {
@@ -298,6 +303,9 @@ impl Given {
             None if hosts.is_empty() => (given, default),
             None => host_and_port(hosts, default)?,
         };
+        if hosts.starts_with('[') && host.parse::<Ipv6Addr>().is_err() && !host.contains('%') {
+            return Err("brackets stand around a whole IPv6 address".into());
+        }
         // As Python's client has it.
         let port = if port == 0 { default } else { port };
         // As Python's client reads it, which goes to 0 with what is no number.
@@ -308,9 +316,6 @@ impl Given {
         if database.is_none() && !digits.is_empty() {
             url.ignored
                 .push("the path, which is no number of a database".to_owned());
-        }
-        if database.is_some_and(|number| number < 0) {
-            return Err(no_database(&digits));
         }
         Ok((Place::Host(host.to_lowercase(), port), database))
     }
@@ -518,6 +523,46 @@ impl Scheme {
     }
 }
 
+/// Splits before the host, where Python's client does: at the last `@` before the first `/`, `?` or `#`. An `@`
+/// behind that is a part of something else, unless what stands before can be no host; then it is a password
+/// that nobody has escaped.
+fn split_login(scheme: Scheme, text: &str) -> Result<(Option<&str>, &str), InvalidUrl> {
+    let end = text.find(['/', '?', '#']).unwrap_or(text.len());
+    let (authority, behind) = text.split_at(end);
+    if let Some(at) = authority.rfind('@') {
+        return Ok((Some(&text[..at]), &text[at + 1..]));
+    }
+    let end = behind.find(['?', '#']).unwrap_or(behind.len());
+    let (path, parameters) = behind.split_at(end);
+    let is_login = match scheme {
+        // It has no host.
+        Scheme::Socket => path.contains('@') || path.is_empty(),
+        Scheme::Host { .. } | Scheme::Sentinel { .. } => {
+            let mut hosts = authority.split(',').map(str::trim);
+            !hosts.all(|host| match host.strip_prefix(':') {
+                Some(alone) => alone.is_empty() || port(alone).is_ok(),
+                None => host.is_empty() || host_and_port(host, 0).is_ok(),
+            })
+        }
+    };
+    if is_login {
+        return Ok(address::split_login(text));
+    }
+    // It may be meant for a password of digits. A number of a database has none, nor has a parameter's name.
+    let is_odd = matches!(scheme, Scheme::Host { .. }) && path.contains('@');
+    let mut names = parameters
+        .split('&')
+        .filter_map(|pair| pair.split('=').next());
+    if authority.contains(':') && (is_odd || names.any(|name| name.contains('@'))) {
+        return Err(
+            "an @ stands behind the host, where it means nothing; in a password a `/` is written as %2F, \
+             a `?` as %3F, and a `#` as %23"
+                .into(),
+        );
+    }
+    Ok((None, text))
+}
+
 fn is_number(name: &str, value: &str) -> bool {
     match value.trim().parse::<f64>() {
         Ok(number) => name != "max_connections" || number >= 1.0,
@@ -525,11 +570,9 @@ fn is_number(name: &str, value: &str) -> bool {
     }
 }
 
+/// One below 0 is none either, where it counts.
 fn database(text: &str) -> Result<i64, InvalidUrl> {
-    let number = text.trim().parse().ok();
-    number
-        .filter(|number| *number >= 0)
-        .ok_or_else(|| no_database(text))
+    text.trim().parse().map_err(|_| no_database(text))
 }
 
 fn no_database(text: &str) -> InvalidUrl {
@@ -576,6 +619,35 @@ mod tests {
     }
 
     #[test]
+    fn an_at_behind_the_host_ends_no_login() {
+        for (text, expected) in [
+            ("redis://h:1/2?password=p@s", "redis://:***@h:1/2"),
+            ("redis://h:1?client_name=a@b", "redis://h:1/0"),
+            ("redis://[::1]:1/2?password=p@s", "redis://:***@[::1]:1/2"),
+            ("redis://:1?password=p@s", "redis://:***@localhost:1/0"),
+            ("redis://h/a@b", "redis://h:6379/0"),
+            ("redis://u:p@h/2?client_name=a@b", "redis://u:***@h:6379/2"),
+            ("redis://u:p@h/2#a@b", "redis://u:***@h:6379/2"),
+            (
+                "redis+sentinel://a:1,b:2/m?password=p@s,c",
+                "redis+sentinel://:***@a:1,b:2/m/0",
+            ),
+            (
+                "redis+sentinel://a:1,b:2/@m",
+                "redis+sentinel://a:1,b:2/@m/0",
+            ),
+            (
+                "unix://x:1/r.sock?username=a@b&password=p@q",
+                "unix://a%40b:***@/r.sock?db=0",
+            ),
+        ] {
+            assert_eq!(parsed(text).masked(), expected, "{text}");
+        }
+        let url = parsed("redis://h:1/2?password=p@s");
+        assert_eq!(url.password.as_deref(), Some("p@s"));
+    }
+
+    #[test]
     fn all_forms_are_shown_as_one() {
         for (text, expected) in [
             ("redis://r", "redis://r:6379/0"),
@@ -598,6 +670,11 @@ mod tests {
             ("redis://:p@r", "redis://:***@r:6379/0"),
             ("redis://[::1]:7/", "redis://[::1]:7/0"),
             ("redis://r?db=3&socket_timeout=5", "redis://r:6379/3"),
+            ("redis://r/-1?db=3", "redis://r:6379/3"),
+            (
+                "redis+sentinel://a/m/-1?db=3",
+                "redis+sentinel://a:26379/m/3",
+            ),
             (
                 "rediss://r/1?ssl_cert_reqs=none",
                 "rediss://r:6379/1?ssl_cert_reqs=none",
@@ -635,7 +712,17 @@ mod tests {
             ("redis://u[:1", "whole IPv6 address"),
             ("redis://[2001:d b8::7]", "whole IPv6 address"),
             ("redis://[::1]a:1", "whole IPv6 address"),
+            ("redis://[2001:db8:7]", "whole IPv6 address"),
+            ("redis://h?x:p@ss=1", "%3F"),
             ("redis://a#b:c@h", "%23"),
+            ("redis://a/-1", "\"-1\" is not the number of a database"),
+            ("redis+sentinel://a/m/-1", "\"-1\" is not"),
+            ("redis+sentinel://a/m/1?db=-1", "\"-1\" is not"),
+            ("redis+sentinel://a/m/x?db=1", "\"x\" is not"),
+            ("redis://ann:12/5@h:1/0", "behind the host"),
+            ("redis://ann:12?5@h:1/0", "behind the host"),
+            ("redis://ann:12#5@h:1/0", "behind the host"),
+            ("redis+sentinel://ann:12?5@h/m", "behind the host"),
         ] {
             let refused = text.parse::<RedisUrl>().unwrap_err().to_string();
             assert!(refused.contains(expected), "{text}: {refused}");
