@@ -224,7 +224,9 @@ fn without_port(text: &str) -> Option<&str> {
 fn mask_parameter(pair: &str) -> String {
     match pair.split_once('=') {
         Some((name, _)) if name.to_ascii_lowercase().contains("pass") => format!("{name}=***"),
-        _ => pair.to_owned(),
+        Some(_) => pair.to_owned(),
+        // It may be the rest of a password with an `&`.
+        None => "***".to_owned(),
     }
 }
 
@@ -259,6 +261,10 @@ mod tests {
             (
                 "postgresql://db/x?user=u&password=p&sslmode=require",
                 "postgresql://db/x?user=u&password=***&sslmode=require",
+            ),
+            (
+                "postgresql://u@db/x?password=p&s&sslmode=require",
+                "postgresql://u@db/x?password=***&***&sslmode=require",
             ),
             ("sqlite:///me:x@home.db", "sqlite:///me:x@home.db"),
             ("postgresql:/u:p@db/x", "***@db/x"),

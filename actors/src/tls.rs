@@ -1,19 +1,21 @@
 //! TLS as a client, by rustls with ring: no system library is needed.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 use rustls::version::{TLS12, TLS13};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
-use rustls::{DEFAULT_VERSIONS, SupportedProtocolVersion};
+use rustls::{DEFAULT_VERSIONS, OtherError, SupportedProtocolVersion};
 
 /// Why no connection can be encrypted; names the file that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -22,7 +24,8 @@ pub struct TlsFault(String);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Check {
-    /// Only that the server has its key: protects from nobody who can redirect traffic.
+    /// Nothing at all, so that any certificate will do, one of version 1 too: protects from nobody who can redirect
+    /// traffic.
     Nothing,
     Authority,
     /// The same, and that it is made out to the host.
@@ -160,23 +163,27 @@ fn unreadable(what: &str, file: &Path, error: &pem::Error) -> TlsFault {
     TlsFault(format!("the {what} file {file} cannot be read: {error}"))
 }
 
-fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsFault> {
+fn roots(ca: Option<&Path>) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), TlsFault> {
     let mut roots = RootCertStore::empty();
-    match ca {
+    let trusted = match ca {
         Some(file) => {
-            for certificate in certificates(file)? {
-                roots.add(certificate).map_err(|error| {
+            let trusted = certificates(file)?;
+            for certificate in &trusted {
+                roots.add(certificate.clone()).map_err(|error| {
                     let file = file.display();
                     TlsFault(format!(
                         "a certificate in {file} cannot be trusted: {error}"
                     ))
                 })?;
             }
+            trusted
         }
         None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            let trusted = rustls_native_certs::load_native_certs().certs;
+            roots.add_parsable_certificates(trusted.iter().cloned());
+            trusted
         }
-    }
+    };
     if roots.is_empty() {
         return Err(TlsFault(
             "there is no certificate of an authority to trust: install the system's \
@@ -184,15 +191,58 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsFault> {
                 .to_owned(),
         ));
     }
-    Ok(roots)
+    Ok((roots, trusted))
 }
+
+/// What is to be done about a certificate that cannot be read here, told where an error is.
+struct Unreadable(Error);
+
+impl fmt::Debug for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}. It is of version 1, or malformed. Make it anew with the host's name, as with `openssl x509 -req -extfile \
+             FILE`, where FILE has the line subjectAltName=DNS:HOST",
+            self.0
+        )
+    }
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+impl std::error::Error for Unreadable {}
 
 #[derive(Debug)]
 struct Verifier {
     check: Check,
     /// `None` where no certificate needs to be trusted.
-    trusted: Option<Arc<WebPkiServerVerifier>>,
+    trusted: Option<Trusted>,
     provider: Arc<CryptoProvider>,
+}
+
+#[derive(Debug)]
+struct Trusted {
+    authorities: Arc<WebPkiServerVerifier>,
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+impl Trusted {
+    /// A server may show the very certificate that is trusted, made by itself for itself. It says of itself that it
+    /// is an authority, which the authorities' verifier takes for no server; the dates were right.
+    fn holds(
+        &self,
+        shown: &CertificateDer<'_>,
+        name: &ServerName<'_>,
+    ) -> Option<Result<ServerCertVerified, Error>> {
+        let parsed = ParsedCertificate::try_from(shown).ok()?;
+        let is_trusted = self.certificates.iter().any(|trusted| trusted == shown);
+        is_trusted
+            .then(|| verify_server_name(&parsed, name).map(|()| ServerCertVerified::assertion()))
+    }
 }
 
 impl Verifier {
@@ -204,12 +254,15 @@ impl Verifier {
         let trusted = match check {
             Check::Nothing => None,
             Check::Authority | Check::AuthorityAndName => {
-                let roots = Arc::new(roots(ca)?);
-                let built =
-                    WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(provider))
-                        .build()
-                        .map_err(|error| TlsFault(format!("the trusted certificates: {error}")))?;
-                Some(built)
+                let (roots, certificates) = roots(ca)?;
+                let provider = Arc::clone(provider);
+                let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+                    .build()
+                    .map_err(|error| TlsFault(format!("the trusted certificates: {error}")))?;
+                Some(Trusted {
+                    authorities: built,
+                    certificates,
+                })
             }
         };
         Ok(Self {
@@ -232,13 +285,28 @@ impl ServerCertVerifier for Verifier {
         let Some(trusted) = &self.trusted else {
             return Ok(ServerCertVerified::assertion());
         };
-        let verified =
-            trusted.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let verified = trusted.authorities.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        let verified = match verified {
+            Err(Error::InvalidCertificate(CertificateError::Other(_))) => {
+                trusted.holds(end_entity, server_name).unwrap_or(verified)
+            }
+            verified => verified,
+        };
         match verified {
             // The name is checked last: a certificate that gets this far is trusted.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if self.check == Check::Authority => Ok(ServerCertVerified::assertion()),
+            Err(error) if ParsedCertificate::try_from(end_entity).is_err() => {
+                let unreadable = OtherError(Arc::new(Unreadable(error)));
+                Err(CertificateError::Other(unreadable).into())
+            }
             verified => verified,
         }
     }
@@ -249,6 +317,9 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        if self.trusted.is_none() {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
         let algorithms = &self.provider.signature_verification_algorithms;
         verify_tls12_signature(message, certificate, signature, algorithms)
     }
@@ -259,6 +330,9 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        if self.trusted.is_none() {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
         let algorithms = &self.provider.signature_verification_algorithms;
         verify_tls13_signature(message, certificate, signature, algorithms)
     }

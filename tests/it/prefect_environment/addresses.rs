@@ -149,6 +149,56 @@ fn every_kind_of_address_of_postgresql_is_connected_to() {
     }
 }
 
+/// Certificates as people make them with a line of openssl: one that has signed itself, and one of version 1.
+#[test]
+fn certificates_are_taken_as_by_prefect() {
+    let all = [
+        (
+            "own",
+            &["verify-full", "verify-ca", "require", "prefer"][..],
+        ),
+        ("old", &["require", "prefer"]),
+    ];
+    for (certificate, modes) in all {
+        let server = postgres::Server::start(&format!(
+            "ssl_cert_file = '../{certificate}.pem'\nssl_key_file = '../{certificate}.key'\nlog_connections = on\n"
+        ));
+        let directory = server.directory().unwrap();
+        let root = shown(&directory.join("own.pem"));
+        let folder = Folder::new();
+        for mode in modes {
+            let port = server.port();
+            let url = format!("postgresql+asyncpg://postgres@localhost:{port}/postgres?ssl={mode}");
+            let mut variables = vec![PERSISTER_OFF, (DATABASE_URL, &url)];
+            if mode.starts_with("verify") {
+                variables.push(("PGSSLROOTCERT", &root));
+            }
+            folder.run_with(&["check"], &variables);
+            let log = std::fs::read_to_string(directory.join("log")).unwrap();
+            let ours = log.lines().filter(|line| {
+                line.contains("authorized") && line.contains("application_name=event-persister")
+            });
+            let (encrypted, plain): (Vec<&str>, Vec<&str>) =
+                ours.partition(|line| line.contains("SSL enabled"));
+            assert!(!encrypted.is_empty(), "{certificate}, {mode}: {log}");
+            assert!(plain.is_empty(), "{certificate}, {mode}: {log}");
+            prefect(&folder, DATABASE_BY_PREFECT, &variables);
+        }
+        let url = format!(
+            "postgresql+asyncpg://postgres@localhost:{}/postgres?ssl=verify-full",
+            server.port()
+        );
+        let ca = shown(&directory.join("ca.pem"));
+        let variables = [PERSISTER_OFF, (DATABASE_URL, &url), ("PGSSLROOTCERT", &ca)];
+        let refused = folder.run_with(&["check"], &variables);
+        let why = match certificate {
+            "old" => "of version 1",
+            _ => "invalid peer certificate",
+        };
+        assert!(refused.stdout.contains(why), "{refused:?}");
+    }
+}
+
 #[tokio::test]
 async fn every_kind_of_address_of_redis_is_connected_to() {
     let plain = RedisServer::start();

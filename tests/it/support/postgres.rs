@@ -45,7 +45,8 @@ cat > /dev/null
 rm -rf "$2"
 "#;
 
-/// Self-made certificates: a CA, one for `localhost`, one for the client `postgres`.
+/// Self-made certificates: a CA, one for `localhost`, one for the client `postgres`; one for `localhost` that has
+/// signed itself (`own`), and one without extensions, which is of version 1 (`old`).
 const CERTIFICATES: &str = r#"
 cd "$1"
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=ca \
@@ -60,6 +61,11 @@ for name in localhost postgres; do
 done
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=other \
   -keyout other.key -out other.pem
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost \
+  -addext subjectAltName=DNS:localhost -keyout own.key -out own.pem
+cp localhost.key old.key
+openssl x509 -req -in localhost.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out old.pem
+chmod 600 own.key old.key
 chmod 644 ./*.pem
 "#;
 

@@ -136,7 +136,10 @@ fn without_answer(error: &RedisError) -> &'static str {
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
             "the answer is not one of Redis: see what listens there, and whether it wants TLS"
         }
-        ErrorKind::Client => "it is tried again; if it goes on, see the sentinels and their log",
+        ErrorKind::Client => {
+            "it is tried again; if it goes on, see the sentinels, their log, and their login: sentinel_username and \
+                sentinel_password in the URL"
+        }
         _ => "see that it runs and that host, port and TLS of the URL are right",
     }
 }

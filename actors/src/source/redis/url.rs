@@ -49,7 +49,7 @@ const NUMBERS: [&str; 5] = [
 ];
 
 /// What protects a connection in Python and cannot be done here, each with the way round it.
-const NOT_DONE: [(&str, &str); 10] = [
+const NOT_DONE: [(&str, &str); 11] = [
     (
         "ssl_ca_path",
         "name one file with all authorities as ssl_ca_certs",
@@ -65,6 +65,10 @@ const NOT_DONE: [(&str, &str); 10] = [
     (
         "ssl_ciphers",
         "only safe ones are spoken here; leave it out",
+    ),
+    (
+        "ssl",
+        "with rediss:// and rediss+sentinel:// all is encrypted, to servers and sentinels alike",
     ),
     ("ssl_include_verify_flags", "leave it out"),
     ("ssl_exclude_verify_flags", "leave it out"),
@@ -198,6 +202,12 @@ impl FromStr for RedisUrl {
             Some(number) if number < 0 => return Err(no_database(&number.to_string())),
             number => number.unwrap_or(0),
         };
+        // A certificate without a key has it in the same file.
+        if let Some(file) = said(&url.settings, "cert_file")
+            && said(&url.settings, "key_file").is_none()
+        {
+            url.settings.push(("key_file", file));
+        }
         url.username = parts.user.clone().or(given.username);
         url.password = parts.password.clone().or(given.password);
         if is_insecure || given.trusts_anyone {
@@ -313,6 +323,14 @@ impl Given {
             .decode_utf8_lossy()
             .replace('/', "");
         let database = digits.trim().parse::<i64>().ok();
+        // Python reads `1_0`, and digits of other scripts.
+        let is_odd = |c: char| c == '_' || (c.is_numeric() && !c.is_ascii_digit());
+        if database.is_none()
+            && digits.chars().all(|c| is_odd(c) || c.is_ascii_digit())
+            && !digits.is_empty()
+        {
+            return Err(no_database(&digits));
+        }
         if database.is_none() && !digits.is_empty() {
             url.ignored
                 .push("the path, which is no number of a database".to_owned());
@@ -563,6 +581,11 @@ fn split_login(scheme: Scheme, text: &str) -> Result<(Option<&str>, &str), Inval
     Ok((None, text))
 }
 
+fn said(settings: &[(&'static str, String)], key: &str) -> Option<String> {
+    let mut settings = settings.iter();
+    settings.find_map(|(said, value)| (*said == key).then(|| value.clone()))
+}
+
 fn is_number(name: &str, value: &str) -> bool {
     match value.trim().parse::<f64>() {
         Ok(number) => name != "max_connections" || number >= 1.0,
@@ -616,6 +639,9 @@ mod tests {
         ];
         let expected = expected.map(|(key, value)| (key, value.to_owned()));
         assert_eq!(parsed(files).settings(), expected);
+        let both = parsed("rediss://h?ssl_certfile=/both").settings().to_vec();
+        let expected = ["cert_file", "key_file"].map(|key| (key, "/both".to_owned()));
+        assert_eq!(both, expected);
     }
 
     #[test]
@@ -712,6 +738,8 @@ mod tests {
             ("redis://u[:1", "whole IPv6 address"),
             ("redis://[2001:d b8::7]", "whole IPv6 address"),
             ("redis://[::1]a:1", "whole IPv6 address"),
+            ("redis://a/1_0", "\"1_0\" is not"),
+            ("redis+sentinel://a/m?ssl=true", "rediss+sentinel"),
             ("redis://[2001:db8:7]", "whole IPv6 address"),
             ("redis://h?x:p@ss=1", "%3F"),
             ("redis://a#b:c@h", "%23"),

@@ -142,12 +142,11 @@ impl PgEnvironment {
         }
         if let Some(certificate) = named("tls_cert_file", "PGSSLCERT", ".postgresql/postgresql.crt")
         {
+            let key = named("tls_key_file", "PGSSLKEY", ".postgresql/postgresql.key");
+            // Without one, it is in the file of the certificate.
+            let (_, path, by) = certificate.clone();
             said.push(certificate);
-            said.extend(named(
-                "tls_key_file",
-                "PGSSLKEY",
-                ".postgresql/postgresql.key",
-            ));
+            said.push(key.unwrap_or(("tls_key_file", path, by)));
         }
         Ok(said)
     }

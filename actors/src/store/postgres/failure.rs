@@ -309,6 +309,10 @@ pub(super) fn connect_error(place: &Place, error: ConnectError) -> StoreError {
         None if error.is_tls() => {
             "encryption failed: sslmode, the certificates and the host's name must fit together"
         }
+        None if error.is_disagreement() => {
+            "the server answers, but wants another login or encryption: see sslmode and the password in the URL, \
+             PGPASSWORD, or a file of passwords, which counts with mode 0600 alone"
+        }
         None => "is the server running there, and does the network let us through?",
     };
     StoreError::Unavailable {

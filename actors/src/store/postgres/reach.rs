@@ -116,6 +116,18 @@ impl ConnectError {
         std::iter::successors(Some(self as &(dyn Error + 'static)), source)
     }
 
+    /// Whether the two have spoken, and what we were told to say does not suit the server: it does not encrypt, or
+    /// wants a password that nobody gave us.
+    pub(super) fn is_disagreement(&self) -> bool {
+        match self {
+            Self::Several { first, .. } => first.is_disagreement(),
+            Self::Postgres(error) => {
+                !error.is_closed() && !self.causes().any(|cause| cause.is::<io::Error>())
+            }
+            _ => false,
+        }
+    }
+
     /// Whether encryption may be the reason, so that the other way is worth a try.
     fn may_be_encryption(&self) -> bool {
         self.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) || self.is_tls()
@@ -389,9 +401,17 @@ async fn encrypted_or_not(
         (Err(error), Some(second)) if error.may_be_encryption() => {
             config.ssl_mode(second);
             // The first answer tells more than that the other way is barred too.
-            connect(&config, settings, place, tls, wanted)
-                .await
-                .map_err(|_| error)
+            let Ok(reached) = connect(&config, settings, place, tls, wanted).await else {
+                return Err(error);
+            };
+            if second == SslMode::Disable && error.is_tls() {
+                log::warn!(
+                    "the connection to the database is not encrypted, for TLS has failed; database.tls=require or more \
+                     allows no other store.host={place} reason=\"{}\"",
+                    error_chain(&error)
+                );
+            }
+            Ok(reached)
         }
         (connected, _) => connected,
     }

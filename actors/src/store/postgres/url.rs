@@ -144,6 +144,12 @@ impl PostgresUrl {
         }
         let mut found = Found::default();
         let parts = Parts::of(rest)?;
+        if parts.password.is_some() && parts.path.contains('@') {
+            // It may be the rest of a password, and is shown as the name of the database.
+            return Err("an @ stands behind the host: in a password `@` is written as %40 and `/` as %2F, and in the \
+                 name of a database `@` as %40"
+                .into());
+        }
         found.authority = parts.hosts.to_owned();
         let database = decode(parts.path)?;
         for (name, value) in [

@@ -20,7 +20,7 @@ pub(super) fn judge(asked: &[(String, RedisResult<Answer>)]) -> Vec<Finding> {
             findings.push(Finding::warning(
                 ID,
                 format!("the sentinel {who} does not say who the master is ({error})"),
-                "start it, or take it out of the URL",
+                "start it, or take it out of the URL; its login is sentinel_username and sentinel_password in the URL",
             ));
         }
     }
