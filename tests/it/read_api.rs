@@ -813,6 +813,25 @@ fn events_are_listed_shown_and_exported_at_a_terminal() {
         let arguments = [&["events", "list", "--json"], flags].concat();
         let listed = folder.run(&arguments).exits(0).json();
         let numbers = listed
+#[tokio::test]
+async fn watchers_are_told_that_the_service_stops() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]);
+    let mut idle = watch(&server, json!({}), false).await;
+    // Nobody has sent its auth message yet.
+    let mut silent = connect_out(&server, &[]).await;
+    server.signal("TERM");
+    let began = std::time::Instant::now();
+    for socket in [&mut idle, &mut silent] {
+        let closed = socket::closed(socket).await;
+        assert_eq!(u16::from(closed.code), 1001);
+        assert_eq!(closed.reason, "the service is stopping; connect again");
+    }
+    server.ended().in_good_order();
+    let took = began.elapsed();
+    assert!(took < std::time::Duration::from_secs(3), "{took:?}");
+}
+
             .as_array()
             .unwrap()
             .iter()
@@ -903,7 +922,7 @@ async fn tail_follows_a_service_and_finds_it_again() {
     let listen = server.address().to_owned();
     let settings = [AUTH, ("EVENT_PERSISTER_LISTEN", &*listen)];
     let url = server.url("");
-    let (_configured, all) = tail(&folder, &[], &settings);
+    let (mut configured, all) = tail(&folder, &[], &settings);
     let (_named, odd) = tail(&folder, &[&url, "--event", "odd"], &[AUTH]);
     // Once both are told what comes, no more are sent for that.
     let client = Client::of(&server);
@@ -942,4 +961,10 @@ async fn tail_follows_a_service_and_finds_it_again() {
     refused
         .exits(1)
         .complains(&["no service answers at 127.0.0.1:1"]);
+    let (mut errors, mut why) = (
+        BufReader::new(configured.0.stderr.take().unwrap()),
+        String::new(),
+    );
+    errors.read_line(&mut why).unwrap();
+    assert!(why.contains("the service is stopping"), "{why}");
 }
