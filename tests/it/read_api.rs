@@ -832,6 +832,26 @@ async fn watchers_are_told_that_the_service_stops() {
     assert!(took < std::time::Duration::from_secs(3), "{took:?}");
 }
 
+/// Lines as they are sent: no server has received them yet.
+fn lines(events: &[Value]) -> String {
+    events.iter().map(|event| format!("{event}\n")).collect()
+}
+
+#[test]
+fn events_are_listed_shown_and_exported_at_a_terminal() {
+    let folder = Folder::new();
+    for command in ["list", "export", "tail"] {
+        folder
+            .run(&["events", command])
+            .exits(1)
+            .complains(&["cannot read the events", "there is no SQLite database"]);
+    }
+    folder.write("events.jsonl", lines(&events(0..130)));
+    folder.run(&["import", "events.jsonl"]).exits(0);
+    let list = |flags: &[&str]| {
+        let arguments = [&["events", "list", "--json"], flags].concat();
+        let listed = folder.run(&arguments).exits(0).json();
+        let numbers = listed
             .as_array()
             .unwrap()
             .iter()
