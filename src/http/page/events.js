@@ -106,7 +106,7 @@ export function events() {
     try {
       const [times, kinds] = await Promise.all([
         api.countByTime(filter, cut.unit, cut.interval, mine.signal),
-        api.countByEvent(filter, mine.signal),
+        api.countByEvent(filter, cut.unit, cut.interval, mine.signal),
       ]);
       if (mine !== asked) return;
       bars.show(cut, times);
