@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use actix_web::error::JsonPayloadError;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CACHE_CONTROL, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -73,7 +74,14 @@ impl Api {
                 web::JsonConfig::default()
                     .limit(MAX_BODY_BYTES)
                     .error_handler(|error, _| {
-                        let refused = refuse(StatusCode::BAD_REQUEST, &error.to_string());
+                        let why = match &error {
+                            JsonPayloadError::ContentType => {
+                                "send JSON, with the header content-type: application/json"
+                                    .to_owned()
+                            }
+                            other => other.to_string(),
+                        };
+                        let refused = refuse(StatusCode::BAD_REQUEST, &why);
                         actix_web::error::InternalError::from_response(error, refused).into()
                     }),
             )

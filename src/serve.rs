@@ -126,7 +126,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
     };
     signals.next_is_final();
     notifier.stopping();
-    shut_down(config, &intake, &pipelines, listening, &metrics).await;
+    shut_down(config, &intake, &pipelines, &live, listening, &metrics).await;
     if let Some(stores) = stores
         && let Err(error) = stores.reader.close().await
     {
@@ -325,6 +325,7 @@ async fn shut_down(
     config: &Config,
     intake: &Intake,
     pipelines: &Pipelines,
+    live: &LiveEvents,
     listening: Option<RunningListener>,
     metrics: &OfPipelines,
 ) {
@@ -341,6 +342,8 @@ async fn shut_down(
         Ok(_) => {}
         Err(error) => log::error!("the pipeline was gone before it could drain error={error}"),
     }
+    // Those who watch have been told what was committed last.
+    live.end();
     if let Some(listening) = listening {
         listening.stop().await;
     }

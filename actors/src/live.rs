@@ -157,6 +157,7 @@ struct Shared {
     next: watch::Sender<u64>,
     /// Somebody watches, and nobody did before.
     begun: Notify,
+    is_over: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -184,6 +185,7 @@ impl Default for LiveEvents {
             kept: Mutex::default(),
             next: watch::Sender::new(0),
             begun: Notify::new(),
+            is_over: watch::Sender::new(false),
         }))
     }
 }
@@ -212,6 +214,24 @@ impl LiveEvents {
             next: self.0.next.subscribe(),
             number: kept.end(),
         }
+    }
+
+    /// Those who watch are told that it is over. A host calls it before it waits for their connections.
+    pub fn end(&self) {
+        self.0.is_over.send_replace(true);
+    }
+
+    /// Waits for the end.
+    #[cfg(feature = "http")]
+    pub(crate) async fn ended(&self) {
+        // It cannot fail: the sender is held here.
+        drop(
+            self.0
+                .is_over
+                .subscribe()
+                .wait_for(|is_over| *is_over)
+                .await,
+        );
     }
 
     /// Looks for what others commit, for as long as the future is polled.

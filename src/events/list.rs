@@ -5,6 +5,9 @@ use event_persister_actors::reader::{EventFilter, EventReader};
 use super::{each, row};
 use crate::output;
 
+/// The longest name of an event or id of a resource in a table: a column is as wide as its longest cell.
+const MAX_CELL: usize = 72;
+
 /// In which form events are listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
@@ -26,7 +29,7 @@ pub(super) async fn run(
     each(reader, filter, limit, |events| {
         for event in events {
             match form {
-                Form::Table => rows.push(row(event)),
+                Form::Table => rows.push(short(row(event))),
                 Form::Json => documents.push(serde_json::from_str(&event.to_json())?),
                 Form::Lines => output::line(&output::plain_json(&event.to_json()))?,
             }
@@ -39,5 +42,31 @@ pub(super) async fn run(
         Form::Table => output::table(&["OCCURRED", "EVENT", "RESOURCE", "ID"], &rows),
         Form::Json => output::json(&documents),
         Form::Lines => Ok(()),
+    }
+}
+
+fn short(row: Vec<String>) -> Vec<String> {
+    row.into_iter().map(cut).collect()
+}
+
+/// A text that is too long for a cell ends with an ellipsis.
+fn cut(mut text: String) -> String {
+    if text.chars().nth(MAX_CELL).is_some() {
+        text = text.chars().take(MAX_CELL - 1).collect();
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_do_not_make_a_table_wide() {
+        let whole = "é".repeat(MAX_CELL);
+        assert_eq!(cut(whole.clone()), whole);
+        let long = cut("é".repeat(1_000));
+        assert_eq!(long, "é".repeat(MAX_CELL - 1) + "…");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use event_persister_actors::live::{Live, LiveEvents};
 use event_persister_actors::reader::{EventFilter, StoredEvent};
 
@@ -11,6 +12,11 @@ use crate::{output, wiring};
 
 pub(super) async fn run(reader: Reader, filter: EventFilter, jsonl: bool) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
+    // Looks that fail are silent: one that failed now would fail the next time too.
+    reader
+        .written_since(wiring::clock().now(), 1)
+        .await
+        .context("cannot read the events")?;
     let live = LiveEvents::default();
     let mut watching = live.watch();
     let looking = live.clone();

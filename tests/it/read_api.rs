@@ -658,6 +658,24 @@ async fn the_document_says_what_is_mounted_and_what_it_answers() {
 }
 
 #[tokio::test]
+async fn a_body_that_is_not_said_to_be_json_is_refused_with_what_to_send() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[AUTH]);
+    let client = Client::of(&server);
+    for path in [CHANGES[0], CHANGES[1], "/api/session"] {
+        let request = client.request(Method::POST, path).body("{}");
+        let answer = request.basic_auth("ada", Some("hush")).send().await;
+        let answer = answer.unwrap();
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{path}");
+        let why = "send JSON, with the header content-type: application/json";
+        assert_eq!(
+            answer.json::<Value>().await.unwrap(),
+            json!({ "exception_message": why })
+        );
+    }
+}
+
+#[tokio::test]
 async fn dead_letters_that_cannot_be_read_are_not_said_to_be_none() {
     let folder = Folder::new();
     let server = Server::start(&folder, &[]).ready().await;
@@ -795,6 +813,25 @@ async fn what_is_told_is_for_those_who_may_ask() {
     assert!(without.await.is_err());
 }
 
+#[tokio::test]
+async fn watchers_are_told_that_the_service_stops() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]);
+    let mut idle = watch(&server, json!({}), false).await;
+    // Nobody has sent its auth message yet.
+    let mut silent = connect_out(&server, &[]).await;
+    server.signal("TERM");
+    let began = std::time::Instant::now();
+    for socket in [&mut idle, &mut silent] {
+        let closed = socket::closed(socket).await;
+        assert_eq!(u16::from(closed.code), 1001);
+        assert_eq!(closed.reason, "the service is stopping; connect again");
+    }
+    server.ended().in_good_order();
+    let took = began.elapsed();
+    assert!(took < std::time::Duration::from_secs(3), "{took:?}");
+}
+
 /// Lines as they are sent: no server has received them yet.
 fn lines(events: &[Value]) -> String {
     events.iter().map(|event| format!("{event}\n")).collect()
@@ -803,10 +840,12 @@ fn lines(events: &[Value]) -> String {
 #[test]
 fn events_are_listed_shown_and_exported_at_a_terminal() {
     let folder = Folder::new();
-    folder
-        .run(&["events", "list"])
-        .exits(1)
-        .complains(&["there is no SQLite database"]);
+    for command in ["list", "export", "tail"] {
+        folder
+            .run(&["events", command])
+            .exits(1)
+            .complains(&["cannot read the events", "there is no SQLite database"]);
+    }
     folder.write("events.jsonl", lines(&events(0..130)));
     folder.run(&["import", "events.jsonl"]).exits(0);
     let list = |flags: &[&str]| {
@@ -903,7 +942,7 @@ async fn tail_follows_a_service_and_finds_it_again() {
     let listen = server.address().to_owned();
     let settings = [AUTH, ("EVENT_PERSISTER_LISTEN", &*listen)];
     let url = server.url("");
-    let (_configured, all) = tail(&folder, &[], &settings);
+    let (mut configured, all) = tail(&folder, &[], &settings);
     let (_named, odd) = tail(&folder, &[&url, "--event", "odd"], &[AUTH]);
     // Once both are told what comes, no more are sent for that.
     let client = Client::of(&server);
@@ -922,6 +961,12 @@ async fn tail_follows_a_service_and_finds_it_again() {
     while odd.try_recv().is_ok() {}
     drop(client);
     server.terminate().in_good_order();
+    let (mut errors, mut why) = (
+        BufReader::new(configured.0.stderr.take().unwrap()),
+        String::new(),
+    );
+    errors.read_line(&mut why).unwrap();
+    assert!(why.contains("the service is stopping"), "{why}");
     let server = Server::start(&folder, &settings);
     // One may be stored before they are back: it is asked for.
     let client = Client::of(&server);

@@ -23,6 +23,9 @@ const VIEWS = ["events", "letters", "service"];
 const WORDS = ["text", "event", "resource", "label", "id"];
 // As far as Prefect looks back by itself; what `all` begins with until the oldest event is known.
 const FARTHEST = 180 * 86400e3;
+// The server knows no year before 1 or after 9999.
+const FIRST = Date.parse("0001-01-01T00:00:00.000Z");
+const LAST = Date.parse("9999-12-31T23:59:59.999Z");
 
 /** @returns {Chosen} */
 export function read(hash = location.hash) {
@@ -91,10 +94,12 @@ export function filterOf(chosen) {
 }
 
 /** The same within a span. */
-export function filterWithin(chosen, { since, until }) {
-  const occurred = { since: new Date(since).toISOString(), until: new Date(until).toISOString() };
-  return { ...filterOf(chosen), occurred };
-}
+export const filterWithin = (chosen, span) => ({ ...filterOf(chosen), occurred: within(span) });
+
+/** A span as the server takes it. */
+export const within = ({ since, until }) => ({ since: time(since), until: time(until) });
+
+const time = (at) => new Date(Math.min(Math.max(at, FIRST), LAST)).toISOString();
 
 function nameOrPrefix(text) {
   const wanted = text.trim();

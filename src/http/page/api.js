@@ -60,7 +60,9 @@ export function nextPage(next, signal) {
 export const countByTime = (filter, unit, interval, signal) =>
   ask("POST", "api/events/count-by/time", { filter, time_unit: unit, time_interval: interval }, signal);
 
-export const countByEvent = (filter, signal) => ask("POST", "api/events/count-by/event", { filter }, signal);
+/** The server refuses a count of too many intervals by name as well. */
+export const countByEvent = (filter, unit, interval, signal) =>
+  ask("POST", "api/events/count-by/event", { filter, time_unit: unit, time_interval: interval }, signal);
 
 export const oneEvent = (id, signal) => ask("GET", `api/events/${encodeURIComponent(id)}`, undefined, signal);
 

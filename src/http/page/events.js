@@ -46,6 +46,12 @@ export function events() {
   const rows = list(byId("list"), {
     open: (id) => address.go({ id }, { replace: true }),
     page: (next, before) => (next === null ? api.firstPage(before ? { ...base, occurred: { ...base.occurred, until: before.occurred } } : base, asked.signal) : api.nextPage(next, asked.signal)),
+    refused: () => {
+      // It would be refused again: nothing is asked for until there is another search.
+      base = null;
+      stopFollowing();
+      mark(byId("live"), "data-state", null);
+    },
     order: () => address.go({ order: chosen.order === "desc" ? "asc" : "desc" }),
   });
   const one = detail(byId("detail"), { close, move: (by) => rows.move(by) });
@@ -84,7 +90,7 @@ export function events() {
     }
   }
 
-  const between = ({ since, until }) => ({ since: new Date(since).toISOString(), until: new Date(until - 1).toISOString() });
+  const between = ({ since, until }) => address.within({ since, until: until - 1 });
 
   function close() {
     address.go({ id: "" }, { replace: true });
@@ -100,7 +106,7 @@ export function events() {
     try {
       const [times, kinds] = await Promise.all([
         api.countByTime(filter, cut.unit, cut.interval, mine.signal),
-        api.countByEvent(filter, mine.signal),
+        api.countByEvent(filter, cut.unit, cut.interval, mine.signal),
       ]);
       if (mine !== asked) return;
       bars.show(cut, times);
@@ -108,15 +114,22 @@ export function events() {
       fill(byId("known-names"), ...known.slice(0, 50).map(({ value }) => h("option", { value })));
     } catch (error) {
       // A lost connection has its own place to be told; what was counted before it stays.
-      if (mine === asked && error.name !== "AbortError" && error.status && error.status !== 401) bars.fail(error.message);
+      if (mine !== asked || error.name === "AbortError" || !error.status || error.status === 401) return;
+      bars.fail(error.message);
+      // Those are of the search before.
+      if (error.status === 422) top.clear();
     } finally {
       if (mine === asked) bars.busy(false);
     }
   }
 
-  function watch() {
+  function stopFollowing() {
     unfollow?.();
     unfollow = null;
+  }
+
+  function watch() {
+    stopFollowing();
     [coming, named, missed] = [[], [], 0];
     if (!chosen.live) return;
     const live = byId("live");
@@ -141,7 +154,7 @@ export function events() {
 
   /** What was stored between the last answer and the first live event, or while the connection was lost. */
   async function catchUp(mine) {
-    if (mine !== asked) return;
+    if (mine !== asked || !base) return;
     try {
       const since = Math.max(address.spanOf(chosen, oldest).since, Date.now() - FOLLOWED_FOR);
       const filter = address.filterWithin({ ...chosen, order: "desc" }, { since, until: Date.now() });
@@ -182,10 +195,7 @@ export function events() {
   }, COUNT_EVERY);
 
   // Until somebody has signed in, every attempt would fail.
-  api.connection.addEventListener("unauthorized", () => {
-    unfollow?.();
-    unfollow = null;
-  });
+  api.connection.addEventListener("unauthorized", stopFollowing);
 
   function leaveEmpty() {
     emptied.remove();

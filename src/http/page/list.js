@@ -35,7 +35,7 @@ const tone = (event) => (BAD.test(event) ? "bad" : ODD.test(event) ? "odd" : nul
 
 /**
  * @param {HTMLElement} root
- * @param {{open: (id: string) => void, page: (next: string|null, before: Row|null) => Promise<{events: object[], next_page: string|null, total: number}>, order: () => void}} told
+ * @param {{open: (id: string) => void, page: (next: string|null, before: Row|null) => Promise<{events: object[], next_page: string|null, total: number}>, refused: () => void, order: () => void}} told
  */
 export function list(root, told) {
   const order = h("button.quiet.order", { type: "button", onclick: told.order });
@@ -208,8 +208,13 @@ export function list(root, told) {
     } catch (error) {
       if (mine !== turn || error.name === "AbortError") return;
       failed = error.message;
-      say(note, `These events cannot be read: ${failed}. It is tried again.`);
+      const isRefused = error.status === 422;
+      say(note, `These events cannot be read: ${failed}.${isRefused ? "" : " It is tried again."}`);
       note.hidden = false;
+      if (isRefused) {
+        told.refused();
+        return;
+      }
       setTimeout(() => {
         if (mine !== turn) return;
         failed = "";

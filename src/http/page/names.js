@@ -49,6 +49,12 @@ export function names(root, told) {
       return kinds;
     },
 
+    /** It is not known which they are. */
+    clear() {
+      kinds = [];
+      fill(root);
+    },
+
     /**
      * Counts events that have come. No line comes, goes or moves before all are counted anew.
      * @param {string[]} came their names

@@ -96,6 +96,64 @@ async fn a_span_is_drawn_over_the_histogram_and_left_again() {
 }
 
 #[tokio::test]
+async fn what_occurred_in_the_first_year_is_counted() {
+    let Some(page) = Page::of(&[]).await else {
+        return;
+    };
+    let browser = &page.browser;
+    let mut first = event("order.placed", "order.1", 0);
+    first["occurred"] = json!("0001-01-01T00:00:00Z");
+    page.send(&[first, event("order.sent", "order.2", 60)])
+        .await;
+    page.open("#events?last=all").await;
+    browser
+        .until(&format!(
+            "{TOTAL} === 2 && document.querySelectorAll('#names [data-name]').length === 2"
+        ))
+        .await;
+    browser
+        .until(&format!("{SEEN}.join() === 'order.sent,order.placed'"))
+        .await;
+    page.is_safe().await;
+}
+
+#[tokio::test]
+async fn a_search_that_is_refused_is_not_tried_again() {
+    let Some(page) = Page::with_events(30).await else {
+        return;
+    };
+    let browser = &page.browser;
+    browser
+        .until("document.querySelector('#names [data-name]')")
+        .await;
+    browser
+        .script("location.hash = `#events?text=${'x'.repeat(201)}`")
+        .await;
+    let refused = "document.querySelector('.note').innerText.includes('at most 200 characters') \
+        && document.querySelector('.readout').innerText.includes('could not be counted') \
+        && !document.querySelector('#names [data-name]')";
+    browser.until(refused).await;
+    let note = browser.text(".note").await;
+    assert!(note.starts_with("These events cannot be read: "), "{note}");
+    assert!(!note.contains("tried again"), "{note}");
+    browser.picture("search-refused").await;
+    const ASKED: &str = "performance.getEntriesByType('resource') \
+        .filter(({ name }) => name.includes('/api/events/')).length";
+    let asked = browser.value(ASKED).await;
+    // An outage is tried again after three.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(browser.value(ASKED).await, asked);
+    browser
+        .script("location.hash = '#events?text=payment'")
+        .await;
+    browser
+        .until(&format!("{SEEN}[0] === 'order.payment.failed'"))
+        .await;
+    browser.until(LIVE).await;
+    page.is_safe().await;
+}
+
+#[tokio::test]
 async fn one_event_is_opened_with_its_json() {
     let Some(page) = Page::with_events(30).await else {
         return;

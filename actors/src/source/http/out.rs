@@ -157,9 +157,15 @@ impl From<Gone> for End {
 
 impl Connection {
     async fn run(mut self, with_handshake: bool) {
-        let end = match self.talk(with_handshake).await {
-            Ok(never) => match never {},
-            Err(end) => end,
+        let shared = Arc::clone(&self.shared);
+        let end = tokio::select! {
+            talked = self.talk(with_handshake) => match talked {
+                Ok(never) => match never {},
+                Err(end) => end,
+            },
+            () = shared.live.ended() => {
+                End::Close(CloseCode::Away, "the service is stopping; connect again".to_owned())
+            }
         };
         let (reason, wait) = match end {
             End::Gone => return,
