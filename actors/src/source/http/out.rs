@@ -159,6 +159,8 @@ impl Connection {
     async fn run(mut self, with_handshake: bool) {
         let shared = Arc::clone(&self.shared);
         let end = tokio::select! {
+            // What is there already is told first.
+            biased;
             talked = self.talk(with_handshake) => match talked {
                 Ok(never) => match never {},
                 Err(end) => end,
