@@ -821,15 +821,12 @@ async fn watchers_are_told_that_the_service_stops() {
     // Nobody has sent its auth message yet.
     let mut silent = connect_out(&server, &[]).await;
     server.signal("TERM");
-    let began = std::time::Instant::now();
     for socket in [&mut idle, &mut silent] {
         let closed = socket::closed(socket).await;
         assert_eq!(u16::from(closed.code), 1001);
         assert_eq!(closed.reason, "the service is stopping; connect again");
     }
     server.ended().in_good_order();
-    let took = began.elapsed();
-    assert!(took < std::time::Duration::from_secs(3), "{took:?}");
 }
 
 /// Lines as they are sent: no server has received them yet.
