@@ -24,6 +24,7 @@ pub(crate) struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
+    #[cfg(any(feature = "nats", feature = "postgres"))]
     pub(crate) fn of(text: &'a str) -> Result<Self, InvalidUrl> {
         let (login, rest) = split_login(text);
         Self::behind(login, rest)
