@@ -17,7 +17,7 @@ use crate::control;
 use crate::delivery::{Batch, Entry};
 use crate::failpoint;
 use crate::isolation::Control;
-use crate::lifeline::{Lifeline, close_and_stop};
+use crate::lifeline::{Lifeline, close};
 use crate::messages::{Drain, Drained, Flush, FlushError, Flushed, Purpose, stops_when_retired};
 use crate::store::{EventStore, FaultKind, Outcome, StoreError};
 
@@ -221,7 +221,11 @@ impl Handler<Drain> for DbWriterActor {
     type Result = AtomicResponse<Self, Drained>;
 
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
-        close_and_stop(self, Arc::clone(&self.store), log::Level::Warn)
+        let close = close(Arc::clone(&self.store), log::Level::Warn);
+        AtomicResponse::new(Box::pin(close.into_actor(self).map(|drained, _, ctx| {
+            ctx.stop();
+            drained
+        })))
     }
 }
 

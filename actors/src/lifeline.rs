@@ -1,11 +1,10 @@
-//! The end of an actor: how others hear of it, and how the owner of a store ends.
+//! The end of an actor: how others hear of it, and how its store is closed.
 //!
 //! An actor that panics is dropped without a word to anyone. What it owns is dropped with it, so
 //! the other end of a channel that the actor owns hears of it at once.
 
 use std::sync::Arc;
 
-use actix::prelude::*;
 use tokio::sync::watch;
 
 use crate::messages::Drained;
@@ -33,21 +32,11 @@ impl Watch {
     }
 }
 
-/// Closes the store of an actor and stops it; a failure is logged.
-pub(crate) fn close_and_stop<A: Actor<Context = Context<A>>>(
-    actor: &A,
-    store: Arc<dyn EventStore>,
-    level: log::Level,
-) -> AtomicResponse<A, Drained> {
-    let close = async move {
-        if let Err(error) = store.close().await {
-            let error = error_chain(&error);
-            log::log!(level, "the store did not close cleanly error={error}");
-        }
-        Drained { released: 0 }
-    };
-    AtomicResponse::new(Box::pin(close.into_actor(actor).map(|drained, _, ctx| {
-        ctx.stop();
-        drained
-    })))
+/// Closes the store of an actor that is at an end; a failure is logged.
+pub(crate) async fn close(store: Arc<dyn EventStore>, level: log::Level) -> Drained {
+    if let Err(error) = store.close().await {
+        let error = error_chain(&error);
+        log::log!(level, "the store did not close cleanly error={error}");
+    }
+    Drained { released: 0 }
 }

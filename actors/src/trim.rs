@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::lifeline::{Lifeline, close_and_stop};
+use crate::lifeline::{Lifeline, close};
 use crate::messages::{Drain, Drained, Trim, TrimError, stops_when_retired};
 use crate::metrics::{Metrics, PassOutcome};
 use crate::retention::Retention;
@@ -388,12 +388,16 @@ impl Handler<Trim> for TrimActor {
 }
 
 impl Handler<Drain> for TrimActor {
-    type Result = AtomicResponse<Self, Drained>;
+    type Result = ResponseFuture<Drained>;
 
     /// Stops at once: a transaction under way is rolled back or committed whole.
-    fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
+    ///
+    /// The store is closed behind the actor's end: a pass that waits for a lock, and is not polled any more,
+    /// would keep its place in the queue in front of all who close.
+    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
         self.parts.passes.plan(None);
-        close_and_stop(self, Arc::clone(&self.store), log::Level::Debug)
+        ctx.stop();
+        Box::pin(close(Arc::clone(&self.store), log::Level::Debug))
     }
 }
 

@@ -1,10 +1,12 @@
 use chrono::TimeZone;
+use futures_util::future::LocalBoxFuture;
 use uuid::Uuid;
 
 use super::*;
 use crate::delivery::{Batch, BatchId};
 use crate::lifeline::lifeline;
 use crate::status::ComponentState;
+use crate::store::Outcome;
 use crate::testing::{EventFixture, ManualClock, MemoryStore, event_entry, pause_time};
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -433,6 +435,65 @@ async fn drain_closes_the_store_and_ends_the_trimmer() {
     tokio::time::sleep(HOUR).await;
     assert_eq!(ages(&store), [1, 100], "no pass after the end");
     assert!(!trimmer.connected());
+}
+
+/// One whose uses take turns, as SQLite's do.
+#[derive(Default)]
+struct TakesTurns {
+    turn: tokio::sync::Mutex<()>,
+    is_waited_for: tokio::sync::Notify,
+}
+
+impl EventStore for TakesTurns {
+    fn write(&self, _: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
+        unimplemented!("a trimmer writes nothing")
+    }
+
+    fn rehearse(&self, _: Arc<Batch>) -> LocalBoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
+        unimplemented!("a trimmer writes nothing")
+    }
+
+    fn trim<'a>(
+        &'a self,
+        _: &'a Cutoffs,
+        _: NonZeroUsize,
+    ) -> LocalBoxFuture<'a, Result<TrimStep, StoreError>> {
+        Box::pin(async {
+            self.is_waited_for.notify_one();
+            drop(self.turn.lock().await);
+            Ok(TrimStep::Finished)
+        })
+    }
+
+    fn check(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn close(&self) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async {
+            drop(self.turn.lock().await);
+            Ok(())
+        })
+    }
+}
+
+#[actix::test]
+async fn a_pass_that_waits_for_its_turn_does_not_hold_up_the_end() {
+    pause_time();
+    let store = Arc::new(TakesTurns::default());
+    let turn = store.turn.lock().await;
+    let (alive, _) = lifeline();
+    let parts = parts(Arc::new(ManualClock::at(now())));
+    let open: Arc<dyn EventStore> = store.clone();
+    let trimmer = TrimActor::new(open, settings(HOUR), parts, alive).start();
+    let pass = actix_rt::spawn(trimmer.send(Trim));
+    store.is_waited_for.notified().await;
+    let drain = actix_rt::spawn(trimmer.send(Drain { timeout: HOUR }));
+    let given_up = tokio::time::timeout(HOUR, pass).await.unwrap();
+    given_up.unwrap().unwrap_err();
+    drop(turn);
+    let drained = tokio::time::timeout(HOUR, drain).await.unwrap();
+    assert_eq!(drained.unwrap().unwrap(), Drained { released: 0 });
 }
 
 #[actix::test]
