@@ -54,7 +54,7 @@ const REFUSED_BY_NAME: [&str; 23] = [
 type Difference = (&'static str, fn(&Value) -> bool);
 
 /// Those that stay.
-const KNOWN: [Difference; 7] = [
+const KNOWN: [Difference; 6] = [
     (
         "an empty PGPASSWORD is none, as to libpq, so that the file of passwords is read",
         |line| {
@@ -101,14 +101,6 @@ const KNOWN: [Difference; 7] = [
             line["kind"] == "postgres"
                 && (login.matches('@').count() > 1
                     || (user.contains('?') && authority.contains('@')))
-        },
-    ),
-    (
-        "a socket's name says its number, also to the file of passwords; asyncpg looks for the port beside it",
-        |line| {
-            let env = line["env"].as_object();
-            let has_file = env.is_some_and(|env| env.contains_key("PGPASSFILE"));
-            has_file && url(line).contains(".s.PGSQL.5432&port=6000")
         },
     ),
 ];

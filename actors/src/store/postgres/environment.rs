@@ -98,7 +98,7 @@ impl PgEnvironment {
             } else {
                 &address.host
             };
-            let port = address.port.to_string();
+            let port = address.given_port.to_string();
             let asked = [Some(host), Some(&port), database, user];
             entries.iter().find(|fields| {
                 let mut pairs = fields.iter().zip(asked);

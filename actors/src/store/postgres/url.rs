@@ -82,6 +82,9 @@ pub struct Address {
     pub host: String,
     /// The port, or the number in the name of the socket.
     pub port: u16,
+    /// What is asked for in the file of passwords, as by Prefect's driver: a socket that names its own number may
+    /// have another beside it.
+    pub(super) given_port: u16,
     /// The number that the host's name stands for, where the URL says so.
     pub(super) number: Option<IpAddr>,
 }
@@ -112,11 +115,13 @@ impl Address {
             (Some(number), Some(folder)) if host.starts_with('/') => Ok(Self {
                 host: folder.display().to_string(),
                 port: self::port(number)?,
+                given_port: port,
                 number: None,
             }),
             _ => Ok(Self {
                 host,
                 port,
+                given_port: port,
                 number: None,
             }),
         }
@@ -238,6 +243,7 @@ impl Default for PostgresUrl {
         let local = LOCAL.map(|host| Address {
             host: host.to_owned(),
             port: DEFAULT_PORT,
+            given_port: DEFAULT_PORT,
             number: None,
         });
         Self {
