@@ -439,7 +439,7 @@ def many_cases(events, seed, number):
         *keys, last = chance.choice([place for place in places(body) if place])
         parent, kind = at(body, keys), chance.randrange(4)
         if kind == 0 and isinstance(parent, dict):
-            parent[chance.choice(["surplus", "id", "labels", "name", "since", "order"])] = chance.choice(JUNK)
+            parent[chance.choice(["surplus", "id", "labels", "name", "since", "order"])] = copy.deepcopy(chance.choice(JUNK))
         elif kind == 1 and isinstance(parent, dict):
             del parent[last]
         elif kind == 2 and isinstance(parent[last], str):
@@ -447,7 +447,7 @@ def many_cases(events, seed, number):
             place = chance.randrange(len(text) + 1)
             parent[last] = text[:place] + chance.choice(["", "*", "?", "0", "-", " ", "Z"]) + text[place + 1 :]
         else:
-            parent[last] = chance.choice(JUNK)
+            parent[last] = copy.deepcopy(chance.choice(JUNK))
 
     def make_odd(filter):
         kind = chance.randrange(6)
