@@ -31,7 +31,12 @@ pub(crate) async fn run(config: &Config, command: &GuardCommand) -> anyhow::Resu
             }
         }
         GuardCommand::Remove(output) => {
+            // Whoever may not look may remove it all the same.
+            let report = guard.show().await.ok();
             let was_there = guard.remove().await.context("cannot remove the guard")?;
+            if let Some(unread) = report.as_ref().and_then(unread) {
+                log::warn!("{unread}");
+            }
             if output.json {
                 return output::json(&json!({ "removed": was_there }));
             }
@@ -42,6 +47,19 @@ pub(crate) async fn run(config: &Config, command: &GuardCommand) -> anyhow::Resu
             })
         }
     }
+}
+
+/// What may be trimmed now, and nobody has stored.
+fn unread(report: &GuardReport) -> Option<String> {
+    let group = report.group_progress.as_ref()?;
+    let lag = group.lag.unwrap_or_default();
+    (group.num_pending > 0 || lag > 0).then(|| {
+        format!(
+            "Prefect may trim what nobody has stored: see that its persister reads pending={} \
+             not_delivered={lag} redis.stream={} redis.group={}",
+            group.num_pending, report.stream, report.group
+        )
+    })
 }
 
 pub(crate) fn describe(report: &GuardReport) -> String {
@@ -83,6 +101,7 @@ pub(crate) fn describe(report: &GuardReport) -> String {
 
 #[cfg(test)]
 mod tests {
+    use event_persister_actors::source::operator::GroupProgress;
     use serde_json::Value;
 
     use super::*;
@@ -111,6 +130,24 @@ mod tests {
         assert!(text.contains("stream events: 3 entries"), "{text}");
         assert!(text.contains("guard guard: not there"), "{text}");
         assert_eq!(json!(report)["guard_position"], Value::Null);
+    }
+
+    #[test]
+    fn whoever_removes_it_hears_of_what_nobody_has_stored() {
+        let with = |num_pending, lag| GuardReport {
+            group_progress: Some(GroupProgress {
+                last_delivered: "5-0".to_owned(),
+                smallest_pending: None,
+                num_pending,
+                num_consumers: 1,
+                lag,
+            }),
+            ..report()
+        };
+        assert_eq!(unread(&report()), None);
+        assert_eq!(unread(&with(0, Some(0))), None);
+        let text = unread(&with(2, Some(3))).unwrap();
+        assert!(text.contains("pending=2 not_delivered=3"), "{text}");
     }
 
     #[test]

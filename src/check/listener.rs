@@ -90,7 +90,9 @@ async fn in_use(at: SocketAddr) -> Finding {
     };
     Finding::ok(
         ID,
-        format!("event-persister listens at {at} already, {how}"),
+        format!(
+            "event-persister listens at {at} already, {how}; a second one needs another address"
+        ),
     )
 }
 
