@@ -1,6 +1,6 @@
 //! Failures of Redis as errors of the port, with what to do about them.
 
-use std::io;
+use std::{fmt, io};
 
 use redis::{ErrorKind, RedisError};
 
@@ -17,9 +17,21 @@ pub(super) fn unavailable(server: &str, doing: &str, error: RedisError) -> Sourc
 }
 
 /// The client's error without its own source, whose text it repeats.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
+#[derive(Debug)]
 struct Cause(RedisError);
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.to_string();
+        // Its name for what are words of ours.
+        f.write_str(&match self.0.kind() {
+            ErrorKind::Client => text.replacen(" - Client", "", 1),
+            _ => text,
+        })
+    }
+}
+
+impl std::error::Error for Cause {}
 
 /// A time-out of ours as the client's error, so that all failures look alike.
 pub(super) fn timed_out(what: &'static str) -> RedisError {
@@ -28,8 +40,10 @@ pub(super) fn timed_out(what: &'static str) -> RedisError {
 
 /// What was asked for belongs to a master that is no more, or that is none yet.
 pub(super) fn another_master() -> RedisError {
-    RedisError::from((ErrorKind::Client, "another server becomes the master"))
+    RedisError::from((ErrorKind::Client, ANOTHER_MASTER))
 }
+
+const ANOTHER_MASTER: &str = "another server becomes the master";
 
 pub(super) fn unexpected(wanted: &'static str) -> RedisError {
     let what = "the answer has another form than Redis documents";
@@ -136,6 +150,9 @@ fn without_answer(error: &RedisError) -> &'static str {
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
             "the answer is not one of Redis: see what listens there, and whether it wants TLS"
         }
+        ErrorKind::Client if error.to_string().starts_with(ANOTHER_MASTER) => {
+            "it is tried again there"
+        }
         ErrorKind::Client => {
             "it is tried again; if it goes on, see the sentinels, their log, and their login: sentinel_username and \
                 sentinel_password in the URL"
@@ -160,5 +177,10 @@ mod tests {
         );
         let slow = unavailable("host:6379/0", "reading", timed_out("no answer"));
         assert!(slow.to_string().contains("does not answer in time"));
+        let replaced = unavailable("sentinels", "reading", another_master());
+        assert_eq!(
+            error_chain(&replaced),
+            "Redis at sentinels: reading failed; it is tried again there: another server becomes the master"
+        );
     }
 }

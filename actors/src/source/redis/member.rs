@@ -160,9 +160,9 @@ impl Member {
                 self.server
             );
         } else {
-            log::error!(
-                "Redis has a new master, which lacks entries that this process had read; these are stored or \
-                 will be, but what nobody can read of the old master's is lost num_missing={num} \
+            log::warn!(
+                "Redis has a new master, which lacks entries that this process had read; these are stored, or \
+                 will be; what the old master took besides, and nobody has read, is lost num_missing={num} \
                  redis.server={} redis.master={master}",
                 self.server
             );

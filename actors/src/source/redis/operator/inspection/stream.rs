@@ -19,7 +19,7 @@ const GUARD_MAY_BE_BEHIND: Duration = Duration::from_secs(60);
 /// Prefect's consumers pass over a group whose consumers have been idle for longer; so do we.
 const ACTIVE_WITHIN: Duration = Duration::from_secs(5 * 60);
 
-/// Prefect's consumers ask for more every second: one that did not for so long has ended, or hangs.
+/// A consumer of Prefect's that has read nothing for so long has ended, hangs, or finds nothing new.
 const LIVES_WITHIN: Duration = Duration::from_secs(60);
 
 const GUARD_SUFFIX: &str = "-guard";
@@ -189,7 +189,7 @@ impl StreamFacts {
                 last.idle / 1000
             ),
             "once `event-persister` runs, set PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED=false for \
-             Prefect's server and restart it",
+             Prefect's server and restart it; where that is done, this goes a minute after its last read",
         ))
     }
 
