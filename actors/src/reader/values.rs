@@ -1,7 +1,7 @@
 //! The values of a request, read as leniently as Prefect reads them: a number may be a text, a truth a number.
 
 use chrono::{DateTime, Utc};
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 use uuid::Uuid;
 
 use super::problems::{Loc, Problems};
@@ -99,7 +99,7 @@ pub(super) fn truth(problems: &mut Problems, at: &Loc<'_>, value: &Value) -> Opt
     const NO: [&str; 6] = ["0", "off", "f", "false", "n", "no"];
     let (kind, truth) = match value {
         Value::Bool(truth) => ("", Some(*truth)),
-        Value::Number(number) => ("bool_parsing", {
+        Value::Number(number) if is_small_and_whole(number) => ("bool_parsing", {
             let number = number.as_f64();
             (number == Some(1.0))
                 .then_some(true)
@@ -116,6 +116,13 @@ pub(super) fn truth(problems: &mut Problems, at: &Loc<'_>, value: &Value) -> Opt
         problems.add(at, kind, "give true or false");
     }
     truth
+}
+
+/// Whether pydantic takes it for an integer of 64 bits.
+fn is_small_and_whole(number: &Number) -> bool {
+    const BEYOND: f64 = 9_223_372_036_854_775_808.0;
+    let is_whole = |number: f64| number.fract() == 0.0 && number.abs() < BEYOND;
+    number.as_i64().is_some() || number.as_f64().is_some_and(is_whole)
 }
 
 /// A whole number within bounds.

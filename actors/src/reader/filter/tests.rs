@@ -190,3 +190,24 @@ proptest! {
         prop_assert_eq!(read, Ok(filter));
     }
 }
+
+/// As pydantic 2.14 does, whatever the number came as.
+#[test]
+fn a_number_that_is_no_truth_is_refused_by_its_size() {
+    for (text, kind) in [
+        ("2", "bool_parsing"),
+        ("2.0", "bool_parsing"),
+        ("9223372036854775807", "bool_parsing"),
+        ("1e18", "bool_parsing"),
+        ("1.5", "bool_type"),
+        ("9223372036854775808", "bool_type"),
+        ("-9223372036854775809", "bool_type"),
+        ("1e300", "bool_type"),
+    ] {
+        let value = format!(r#"{{"resource": {{"distinct": {text}}}}}"#);
+        let value = serde_json::from_str(&value).unwrap();
+        let problems = EventFilter::parse(&value, utc("2026-11-30T00:00:00Z"), "body").unwrap_err();
+        let expected = json!([["body", "resource", "distinct", kind]]);
+        assert_eq!(Value::Array(wrong(&problems)), expected, "{text}");
+    }
+}
