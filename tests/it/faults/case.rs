@@ -175,10 +175,20 @@ impl<'a, B: TestBus> Case<'a, B> {
     /// Waits until more is stored than there is now.
     pub(crate) async fn until_more_is_stored(&self) {
         let before = self.store.num_events();
-        until("more is stored", || {
-            self.store.num_events() >= before + ENOUGH
-        })
-        .await;
+        let published = || (self.publisher.as_ref()).map_or(0, Publisher::num_published);
+        let (published_before, started) = (published(), Instant::now());
+        loop {
+            let num = self.store.num_events() - before;
+            if num >= ENOUGH {
+                return;
+            }
+            assert!(
+                started.elapsed() < PATIENCE,
+                "{num} events were stored, and {} published meanwhile",
+                published() - published_before
+            );
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Stops publishing; what was published so far may be lost with what is done next.

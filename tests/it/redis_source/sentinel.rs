@@ -49,6 +49,11 @@ async fn goes_on_with_the_next_master_after_a_kill() {
     acknowledge(&source, &held[..40]).await;
     replicated(&stream);
     sentinels.kill(first);
+    let error = error_chain(&next_error(&source).await);
+    assert!(
+        error.contains(&format!("(master 127.0.0.1:{first}): ")),
+        "{error}"
+    );
     let second = sentinels.until_replaced(first).await;
     let stream = sentinels.stream(second);
     stream.publish(&numbered(100..200));

@@ -1,6 +1,6 @@
 //! The binary between a bus and a database, as an operator runs it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -362,6 +362,7 @@ pub(crate) fn has_exactly_beside_letters(database: &Database, ids: &[String]) {
 /// Somebody who publishes events until told to stop.
 pub(crate) struct Publisher {
     stop: std::sync::Arc<AtomicBool>,
+    num_published: std::sync::Arc<AtomicUsize>,
     thread: JoinHandle<Vec<String>>,
 }
 
@@ -375,6 +376,8 @@ impl Publisher {
     pub(crate) fn to(stream: Box<dyn Publish>, num_copies: usize, num_events: usize) -> Self {
         let stop = std::sync::Arc::new(AtomicBool::new(false));
         let stopped = std::sync::Arc::clone(&stop);
+        let num_published = std::sync::Arc::<AtomicUsize>::default();
+        let published = std::sync::Arc::clone(&num_published);
         let thread = std::thread::spawn(move || {
             let mut ids = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
@@ -391,11 +394,20 @@ impl Publisher {
                     entries.reverse();
                 }
                 ids.extend(events::ids(&events));
+                published.store(ids.len(), Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(50));
             }
             ids
         });
-        Self { stop, thread }
+        Self {
+            stop,
+            num_published,
+            thread,
+        }
+    }
+
+    pub(crate) fn num_published(&self) -> usize {
+        self.num_published.load(Ordering::Relaxed)
     }
 
     /// The ids of all that it published.

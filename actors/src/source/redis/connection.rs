@@ -236,7 +236,17 @@ impl Connections {
     /// After a failure: new connections, and the error of the port.
     pub(super) fn failed(&self, doing: &str, error: RedisError) -> SourceError {
         self.reset();
-        failure::unavailable(&self.settings.url.to_string(), doing, error)
+        self.unavailable(doing, error)
+    }
+
+    /// The error of the port. It names the master, too, where the URL names sentinels.
+    pub(super) fn unavailable(&self, doing: &str, error: RedisError) -> SourceError {
+        let url = &self.settings.url;
+        let server = match self.watch.as_ref().and_then(Watch::known) {
+            Some(master) => format!("{url} (master {master})"),
+            None => url.to_string(),
+        };
+        failure::unavailable(&server, doing, error)
     }
 
     /// The same for what was sent and not answered, which less of it may be.

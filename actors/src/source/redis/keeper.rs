@@ -213,7 +213,7 @@ impl Member {
         // A refusal of something here must not disturb the reads.
         let is_elsewhere = duty == Duty::Follow;
         let error = if is_elsewhere || failure::leaves_connections_sound(&error) {
-            failure::unavailable(&self.server, duty.doing(), error)
+            self.connections.unavailable(duty.doing(), error)
         } else {
             self.failed(duty.doing(), error)
         };

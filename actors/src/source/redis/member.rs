@@ -265,7 +265,7 @@ impl Member {
         reading.recover();
         reading.claims.begin_anew();
         drop(reading);
-        failure::unavailable(&self.server, doing, error)
+        self.connections.unavailable(doing, error)
     }
 
     pub(super) async fn look(&self, commands: &mut Commands<'_>) -> RedisResult<StreamSnapshot> {
