@@ -449,12 +449,12 @@ impl Statement {
             }
             #[cfg(feature = "sqlite")]
             Dialect::Sqlite => {
-                // SQLite takes a NUL for the end of a label, and would find others. A label with a quote is found
-                // by Prefect neither.
-                if label.contains(['\0', '"']) {
+                // SQLite takes a NUL for the end of a label, and would find others. One with a quote or a backslash
+                // is found by Prefect neither.
+                if label.contains(['\0', '"', '\\']) {
                     return "NULL".to_owned();
                 }
-                let path = match label.contains(|c: char| c == '\\' || c.is_ascii_control()) {
+                let path = match label.contains(|c: char| c.is_ascii_control()) {
                     true => format!("$.{}", serde_json::Value::from(label)),
                     false => format!("$.\"{label}\""),
                 };
