@@ -526,7 +526,8 @@ fn beside() {
     let mut looked = [[0; 3]; COMPANY.len()];
     for round in 0..num_rounds {
         for variant in turns(COMPANY.len(), round) {
-            let since = SystemClock.now() - TimeDelta::hours(1);
+            // Recent enough that the page is told of them live.
+            let since = SystemClock.now() - TimeDelta::minutes(10);
             let messages = Load::new(file.as_deref(), since).take(num_events);
             let database = servers.fresh_database("bench");
             servers.filled_stream(&messages);

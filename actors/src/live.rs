@@ -107,6 +107,12 @@ impl LiveEvent {
         self.event.get_or_init(read).as_ref()
     }
 
+    /// Whether somebody who asked so is told of it. Its time is looked at first: its text is read for the rest.
+    pub(crate) fn is_asked_for(&self, filter: &EventFilter) -> bool {
+        filter.occurred.contains(self.occurred)
+            && self.event().is_some_and(|event| filter.matches(event))
+    }
+
     /// As Prefect's API shows it.
     pub fn json(&self) -> &str {
         let message = self.message();

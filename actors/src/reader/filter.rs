@@ -86,6 +86,10 @@ impl Occurred {
             until: now,
         }
     }
+
+    pub(crate) fn contains(&self, moment: DateTime<Utc>) -> bool {
+        (self.since..=self.until).contains(&moment)
+    }
 }
 
 /// The order of events by when they occurred.

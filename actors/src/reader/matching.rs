@@ -8,9 +8,7 @@ use crate::event::{ID_LABEL, ROLE_LABEL, ReceivedEvent, Resource};
 impl EventFilter {
     /// Whether the event is one of those that are wanted.
     pub fn matches(&self, event: &ReceivedEvent) -> bool {
-        let occurred =
-            self.occurred.since <= event.occurred && event.occurred <= self.occurred.until;
-        occurred
+        self.occurred.contains(event.occurred)
             && self.event.matches(&event.event)
             && (self.id.is_empty() || self.id.contains(&event.id))
             && self.matches_resource(&event.resource)

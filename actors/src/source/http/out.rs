@@ -297,10 +297,7 @@ impl Connection {
         for _ in 0..watching.num_waiting() {
             match watching.now() {
                 Some(Live::Missed(_)) => is_some_gone = true,
-                Some(Live::Event(live))
-                    if live.event().is_some_and(|event| filter.matches(event))
-                        && told.insert(live.id) =>
-                {
+                Some(Live::Event(live)) if live.is_asked_for(filter) && told.insert(live.id) => {
                     self.send(live.message().clone()).await?;
                 }
                 Some(Live::Event(_)) => {}
@@ -382,7 +379,7 @@ impl Connection {
                     let why = format!("{count} events were missed; connect again and look back");
                     return Err(End::Close(CloseCode::Again, why));
                 }
-                Live::Event(live) if live.event().is_some_and(|e| asked.filter.matches(e)) => {
+                Live::Event(live) if live.is_asked_for(&asked.filter) => {
                     if !told.contains(&live.id) {
                         let message = live.message().clone();
                         self.writer.push(Outgoing::Text(message), &mut frames)?;
