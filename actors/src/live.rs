@@ -108,6 +108,7 @@ impl LiveEvent {
     }
 
     /// Whether somebody who asked so is told of it. Its time is looked at first: its text is read for the rest.
+    #[cfg(feature = "http")]
     pub(crate) fn is_asked_for(&self, filter: &EventFilter) -> bool {
         filter.occurred.contains(self.occurred)
             && self.event().is_some_and(|event| filter.matches(event))
