@@ -1,6 +1,7 @@
 //! One fault: what it is, what was published meanwhile, and the questions at its end.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -175,20 +176,10 @@ impl<'a, B: TestBus> Case<'a, B> {
     /// Waits until more is stored than there is now.
     pub(crate) async fn until_more_is_stored(&self) {
         let before = self.store.num_events();
-        let published = || (self.publisher.as_ref()).map_or(0, Publisher::num_published);
-        let (published_before, started) = (published(), Instant::now());
-        loop {
-            let num = self.store.num_events() - before;
-            if num >= ENOUGH {
-                return;
-            }
-            assert!(
-                started.elapsed() < PATIENCE,
-                "{num} events were stored, and {} published meanwhile",
-                published() - published_before
-            );
-            sleep(Duration::from_millis(20)).await;
-        }
+        until(MoreIsStored(self.publisher.as_ref()), || {
+            self.store.num_events() >= before + ENOUGH
+        })
+        .await;
     }
 
     /// Stops publishing; what was published so far may be lost with what is done next.
@@ -254,6 +245,16 @@ impl<'a, B: TestBus> Case<'a, B> {
         self.row.stored = stored.len();
         self.row.letters = num_letters;
         table::record(&self.row);
+    }
+}
+
+/// What is waited for; in vain, it tells whether anything was published at all.
+struct MoreIsStored<'a>(Option<&'a Publisher>);
+
+impl fmt::Display for MoreIsStored<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let num_published = self.0.map_or(0, Publisher::num_published);
+        write!(f, "more is stored, and {num_published} were published")
     }
 }
 

@@ -23,7 +23,7 @@ struct Cause(RedisError);
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.0.to_string();
-        // Its name for what are words of ours.
+        // The client puts the name of its kind behind our own words.
         f.write_str(&match self.0.kind() {
             ErrorKind::Client => text.replacen(" - Client", "", 1),
             _ => text,
