@@ -410,7 +410,9 @@ fn may_be_taken(line: &Value, config: &Config) -> bool {
                 // Ports may be missing or alone, as with libpq.
                 says.contains("base 10: \'\'"),
                 says.contains("ports"),
-                says.contains("port numbers") && line["env"]["PGHOST"] == "[::1]:7000",
+                // One host with its own port needs none of the variable.
+                says.contains("port numbers")
+                    && (line["env"]["PGHOST"] == "[::1]:7000" || url.contains("host=[::1]:6000")),
                 says.contains("non-integer port"),
                 says.contains("multihost"),
                 // A password may hold anything.
