@@ -362,6 +362,19 @@ fn redis(config: &Config, expected: &Value) -> (Value, Value) {
     (given, wanted)
 }
 
+/// Whether each host of this variable names its port.
+fn has_own_ports(hosts: &Value) -> bool {
+    let has_port = |host: &str| match host.rsplit_once(':') {
+        Some((name, port)) => {
+            port.parse::<u16>().is_ok() && (name.ends_with(']') || !name.contains(':'))
+        }
+        None => false,
+    };
+    hosts
+        .as_str()
+        .is_some_and(|hosts| hosts.split(',').all(has_port))
+}
+
 /// Whether we take more than Prefect for a reason.
 fn may_be_taken(line: &Value, config: &Config) -> bool {
     let url = line["url"].as_str().unwrap_or_default();
@@ -410,9 +423,9 @@ fn may_be_taken(line: &Value, config: &Config) -> bool {
                 // Ports may be missing or alone, as with libpq.
                 says.contains("base 10: \'\'"),
                 says.contains("ports"),
-                // One host with its own port needs none of the variable.
+                // Hosts that name their own ports need none of the variable.
                 says.contains("port numbers")
-                    && (line["env"]["PGHOST"] == "[::1]:7000" || url.contains("host=[::1]:6000")),
+                    && (has_own_ports(&line["env"]["PGHOST"]) || url.contains("host=[::1]:6000")),
                 says.contains("non-integer port"),
                 says.contains("multihost"),
                 // A password may hold anything.
