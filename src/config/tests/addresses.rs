@@ -54,7 +54,7 @@ const REFUSED_BY_NAME: [&str; 23] = [
 type Difference = (&'static str, fn(&Value) -> bool);
 
 /// Those that stay.
-const KNOWN: [Difference; 6] = [
+const KNOWN: [Difference; 7] = [
     (
         "an empty PGPASSWORD is none, as to libpq, so that the file of passwords is read",
         |line| {
@@ -101,6 +101,13 @@ const KNOWN: [Difference; 6] = [
             line["kind"] == "postgres"
                 && (login.matches('@').count() > 1
                     || (user.contains('?') && authority.contains('@')))
+        },
+    ),
+    (
+        "a bracket that is not closed is no host, so that an @ behind it ends a login; prefect-redis closes it",
+        |line| {
+            let rest = url(line).split_once("+sentinel://[");
+            rest.is_some_and(|(_, rest)| rest.contains('@') && !rest.contains(']'))
         },
     ),
 ];
@@ -413,13 +420,14 @@ fn may_be_taken(line: &Value, config: &Config) -> bool {
                 !url.starts_with("postgresql+asyncpg://") && url.starts_with("postgresql+"),
                 // A port that is not needed is not read, nor a host before the path of a socket.
                 says.contains("base 10: 'x'") && line["env"]["PGPORT"] == "x",
-                says.contains("Invalid IPv6") && url.starts_with("unix://"),
+                (says.contains("Invalid IPv6") || says.contains("IPv4 or IPv6"))
+                    && url.starts_with("unix://"),
                 // So is an empty variable.
                 variables.any(|value| value == ""),
                 // A library that is not used here.
                 says.contains("gsslib"),
                 // One parameter twice, with one value.
-                says.contains("not tuple"),
+                says.contains("not tuple") || says.contains("not 'tuple'"),
                 // Ports may be missing or alone, as with libpq.
                 says.contains("base 10: \'\'"),
                 says.contains("ports"),
