@@ -64,15 +64,14 @@ pub(super) async fn show(
     if let Some(refused) = shared.refuse_reader(&request) {
         return refused;
     }
-    let opened = match shared.letters.open_letters(&[*id]).await {
-        Ok(letters) => letters.into_iter().next(),
+    let (letter, beginning) = match shared.letters.peek_letter(*id, SHOWN_BYTES).await {
+        Ok(Some(letter)) => letter,
+        Ok(None) => return refuse(StatusCode::NOT_FOUND, "there is no such letter any more"),
         Err(error) => return unavailable(&error),
     };
-    let Some((letter, raw)) = opened else {
-        return refuse(StatusCode::NOT_FOUND, "there is no such letter any more");
-    };
     let mut answer = shown(&letter);
-    answer["message"] = message(&raw);
+    let is_cut = letter.num_bytes > beginning.len() as u64;
+    answer["message"] = message(&beginning, is_cut);
     fresh(&answer)
 }
 
@@ -185,13 +184,15 @@ fn shown(letter: &DeadLetter) -> Value {
 }
 
 /// The beginning of a message. Bytes that are no text are written as `\x00`.
-fn message(raw: &[u8]) -> Value {
-    let is_text = std::str::from_utf8(raw).is_ok();
-    let is_cut = raw.len() > SHOWN_BYTES;
+fn message(beginning: &[u8], is_cut: bool) -> Value {
+    let is_text = match std::str::from_utf8(beginning) {
+        Ok(_) => true,
+        // A character that was cut says nothing.
+        Err(error) => is_cut && error.error_len().is_none(),
+    };
     let mut text = String::new();
-    for chunk in raw[..raw.len().min(SHOWN_BYTES)].utf8_chunks() {
+    for chunk in beginning.utf8_chunks() {
         text.push_str(chunk.valid());
-        // The rest of a character that was cut says nothing.
         if !is_text {
             chunk
                 .invalid()
@@ -212,20 +213,19 @@ mod tests {
 
     #[test]
     fn a_message_is_shown_whatever_it_holds() {
-        let shown = |raw: &[u8]| message(raw);
         assert_eq!(
-            shown(b"{}"),
+            message(b"{}", false),
             json!({ "text": "{}", "is_text": true, "is_cut": false })
         );
         assert_eq!(
-            shown(b"a\xff\x00b"),
+            message(b"a\xff\x00b", false),
             json!({ "text": "a\\xff\u{0}b", "is_text": false, "is_cut": false })
         );
-        let long = "é".repeat(SHOWN_BYTES);
-        let cut = shown(&long.as_bytes()[1..]);
-        assert_eq!(cut["is_cut"], true);
-        let long = shown(long.as_bytes());
-        assert_eq!(long["text"].as_str().unwrap().len(), SHOWN_BYTES);
-        assert_eq!(long["is_cut"], true);
+        let half = &"é".as_bytes()[..1];
+        assert_eq!(
+            message(&[b"a", half].concat(), true),
+            json!({ "text": "a", "is_text": true, "is_cut": true })
+        );
+        assert_eq!(message(half, false)["text"], "\\xc3");
     }
 }

@@ -474,6 +474,7 @@ macro_rules! store_contract_tests {
             removes_the_letters_that_it_is_given_and_no_others
             a_letter_that_came_again_is_not_removed_as_it_was
             opens_many_letters_at_once
+            peeks_at_the_beginning_of_a_letter
             a_write_after_a_failed_one_works
             a_closed_store_opens_again
             two_stores_write_at_once

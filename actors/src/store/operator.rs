@@ -100,6 +100,9 @@ pub trait StoreOperator: Send + Sync {
     /// These dead letters with their raw bytes, the largest id first; ids that are not there are left out.
     fn open_letters<'a>(&'a self, ids: &'a [i64]) -> Answer<'a, Vec<OpenLetter>>;
 
+    /// This dead letter with the first so many bytes of what came; `None` if it is not there.
+    fn peek_letter(&self, id: i64, num_bytes: usize) -> Answer<'_, Option<OpenLetter>>;
+
     /// Removes those of these dead letters that have not come again since they were read; returns how many
     /// these were.
     fn remove_letters<'a>(&'a self, letters: &'a [LetterVersion]) -> Answer<'a, u64>;

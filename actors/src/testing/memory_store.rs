@@ -535,6 +535,16 @@ impl StoreOperator for MemoryStore {
         })
     }
 
+    fn peek_letter(&self, id: i64, num_bytes: usize) -> Answer<'_, Option<OpenLetter>> {
+        Box::pin(async move {
+            let opened = self.open_letters(&[id]).await?.pop();
+            Ok(opened.map(|(letter, mut raw)| {
+                raw.truncate(num_bytes);
+                (letter, raw)
+            }))
+        })
+    }
+
     fn remove_letters<'a>(&'a self, letters: &'a [LetterVersion]) -> Answer<'a, u64> {
         Box::pin(async move {
             let mut state = self.available()?;

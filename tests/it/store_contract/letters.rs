@@ -224,3 +224,23 @@ pub(super) async fn opens_many_letters_at_once(fixture: &impl Fixture) {
     assert_eq!(letters.count_letters(&filter, None).await.unwrap(), 2);
     assert_eq!(letters.open_letters(&[]).await.unwrap(), []);
 }
+
+pub(super) async fn peeks_at_the_beginning_of_a_letter(fixture: &impl Fixture) {
+    let store = (fixture.open_store())();
+    let raw = b"\xffab\0cdef";
+    store
+        .write(batch(vec![rejected_entry("1", raw, "not UTF-8")]))
+        .await
+        .unwrap();
+    let letter = letters(fixture).await.remove(0);
+    let operator = fixture.operator();
+    for (asked, expected) in [(5, &raw[..5]), (8, &raw[..]), (9, &raw[..])] {
+        let (peeked, beginning) = operator
+            .peek_letter(letter.id, asked)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!((&peeked, &beginning[..]), (&letter, expected));
+    }
+    assert_eq!(operator.peek_letter(letter.id + 1, 5).await.unwrap(), None);
+}

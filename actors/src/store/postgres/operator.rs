@@ -97,6 +97,13 @@ impl StoreOperator for PostgresStore {
         Box::pin(self.in_transaction(READ_LETTERS, open))
     }
 
+    fn peek_letter(&self, id: i64, num_bytes: usize) -> Answer<'_, Option<OpenLetter>> {
+        let peek = async move |connection: &mut Connection| {
+            dead_letters::peek(connection, id, num_bytes).await
+        };
+        Box::pin(self.in_transaction(READ_LETTERS, peek))
+    }
+
     fn remove_letters<'a>(&'a self, letters: &'a [LetterVersion]) -> Answer<'a, u64> {
         let remove = async move |connection: &mut Connection| {
             dead_letters::remove(connection, letters).await

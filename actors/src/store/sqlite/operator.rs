@@ -82,6 +82,12 @@ impl StoreOperator for SqliteStore {
         }))
     }
 
+    fn peek_letter(&self, id: i64, num_bytes: usize) -> Answer<'_, Option<OpenLetter>> {
+        Box::pin(self.on_letters(READ_LETTERS, move |connection| {
+            dead_letters::peek(connection, id, num_bytes)
+        }))
+    }
+
     fn remove_letters<'a>(&'a self, letters: &'a [LetterVersion]) -> Answer<'a, u64> {
         let letters = letters.to_vec();
         Box::pin(

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::sql_types::{Binary, Bool, Text};
+use diesel::sql_types::{Binary, Bool, Integer, Text};
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
@@ -56,6 +56,10 @@ impl Row {
 
 diesel::define_sql_function! {
     fn octet_length(value: Binary) -> Integer;
+}
+
+diesel::define_sql_function! {
+    fn substr(value: Binary, from: Integer, count: Integer) -> Binary;
 }
 
 diesel::define_sql_function! {
@@ -138,6 +142,25 @@ pub(super) async fn open(
         .await?;
     let letter = |(row, raw): (Row, Vec<u8>)| (row.into_letter(raw.len() as u64), raw);
     Ok(rows.into_iter().map(letter).collect())
+}
+
+pub(super) async fn peek(
+    connection: &mut Connection,
+    id: i64,
+    num_bytes: usize,
+) -> Result<Option<OpenLetter>, Failure> {
+    let num_bytes = i32::try_from(num_bytes).unwrap_or(i32::MAX);
+    let row: Option<(Row, i32, Vec<u8>)> = dsl::event_persister_dead_letters
+        .find(id)
+        .select((
+            Row::as_select(),
+            octet_length(table::raw),
+            substr(table::raw, 1, num_bytes),
+        ))
+        .first(&mut connection.pg)
+        .await
+        .optional()?;
+    Ok(row.map(|(row, length, raw)| (row.into_letter(as_count(length.into())), raw)))
 }
 
 pub(super) async fn remove(

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use chrono::{DateTime, Utc};
 use diesel::dsl::sql;
 use diesel::prelude::*;
-use diesel::sql_types::{Binary, Bool, Text};
+use diesel::sql_types::{BigInt, Binary, Bool, Text};
 use diesel::sqlite::Sqlite;
 
 use crate::store::operator::answers::ids_by_attempts;
@@ -64,6 +64,10 @@ impl Row {
 
 diesel::define_sql_function! {
     fn length(value: Binary) -> BigInt;
+}
+
+diesel::define_sql_function! {
+    fn substr(value: Binary, from: BigInt, count: BigInt) -> Binary;
 }
 
 diesel::define_sql_function! {
@@ -161,6 +165,29 @@ pub(super) fn open(connection: &mut Connection, ids: &[i64]) -> Result<Vec<OpenL
         Ok((letter, raw))
     };
     rows.into_iter().map(letter).collect()
+}
+
+pub(super) fn peek(
+    connection: &mut Connection,
+    id: i64,
+    num_bytes: usize,
+) -> Result<Option<OpenLetter>, Failure> {
+    let row: Option<(Row, i64, Vec<u8>)> = connection.run(|connection| {
+        dsl::event_persister_dead_letters
+            .find(id)
+            .select((
+                Row::as_select(),
+                length(table::raw),
+                substr(table::raw, 1, at_most(num_bytes)),
+            ))
+            .first(connection)
+            .optional()
+    })?;
+    let letter = |(row, length, raw): (Row, i64, Vec<u8>)| {
+        let letter = row.into_letter(as_count(length), connection)?;
+        Ok((letter, raw))
+    };
+    row.map(letter).transpose()
 }
 
 pub(super) fn remove(
