@@ -49,18 +49,21 @@ use crate::reader::{
     CountRequest, EventPage, EventReader, MAX_PAGE_BYTES, MAX_READERS, PageRequest, PageToken,
     Part, Problems,
 };
+use crate::source::http::MAX_LOOKED_BACK_BYTES;
 use crate::store::StoreError;
 
 /// The largest body of a request: a filter of some thousand names.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// Answers that wait for their clients hold so much at most, all together.
-pub const MAX_UNSENT_BYTES: usize = 4 * MAX_PAGE_BYTES;
+pub const MAX_UNSENT_BYTES: usize = 2 * MAX_PAGE_BYTES;
 
 /// So much is in memory for all who read: rows and their JSON while answers are made, answers that are being sent,
-/// and what is told live.
-pub const MAX_READING_BYTES: usize =
-    2 * MAX_READERS * MAX_PAGE_BYTES + MAX_UNSENT_BYTES + MAX_KEPT_BYTES;
+/// pages of those who look back, and events that are told live, each also as it is told.
+pub const MAX_READING_BYTES: usize = 2 * MAX_READERS * MAX_PAGE_BYTES
+    + MAX_UNSENT_BYTES
+    + MAX_LOOKED_BACK_BYTES
+    + 2 * MAX_KEPT_BYTES;
 
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -154,6 +157,7 @@ async fn filter(
             let part = Part {
                 limit: asked.limit,
                 after: None,
+                counts: true,
             };
             let page = reader.page(&asked.filter, part).await?;
             let token = PageToken {

@@ -139,6 +139,38 @@ async fn a_subscriber_that_cannot_keep_up_is_told_how_many_it_missed() {
     assert!(next_text(&mut subscriber).await.contains("large.200"));
 }
 
+/// Those who do not read hold a few pieces each, of what is told live and of what they look back for.
+#[tokio::test]
+async fn subscribers_that_do_not_read_take_little_memory() {
+    const NUM: usize = 60;
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[PATIENT]).ready().await;
+    let mut subscribers = Vec::new();
+    for _ in 0..NUM {
+        subscribers.push(subscribed(&server, json!({})).await);
+    }
+    let mut subscriber = subscribed(&server, json!({})).await;
+    let before = server.memory();
+    for number in 0..6 {
+        let mut event = large(number, 2 * MIB);
+        event["occurred"] = json!(SystemClock.now());
+        assert_eq!(server.post_status(json!([event]).to_string()).await, 204);
+        // Events are large, and nothing of them is lost in their frames.
+        let told: Value = serde_json::from_str(&next_text(&mut subscriber).await).unwrap();
+        assert_eq!(told["event"]["payload"], event["payload"]);
+    }
+    for _ in 0..NUM {
+        subscribers.push(looking_back(&server).await);
+    }
+    // One of them that reads has its turn.
+    let mut reads = looking_back(&server).await;
+    let first = next_text(&mut reads).await;
+    assert!(first.contains(r#""large.0""#));
+    // What is kept, pages, pieces, and what a body of 2 MiB takes on its way in; each for each would be 720 MiB.
+    let grown = server.peak_memory() - before;
+    assert!(grown < 150, "{grown} MiB more than {before}");
+}
+
 #[tokio::test]
 async fn a_subscriber_is_told_no_more_than_it_asks_for() {
     let folder = Folder::new();

@@ -3,6 +3,7 @@
 use chrono::{DateTime, SecondsFormat, Timelike as _, Utc};
 use uuid::Uuid;
 
+use super::Place;
 use crate::event::{ReceivedEvent, Resource};
 
 /// An event out of the table; labels and payload are the JSON text that stands there.
@@ -59,6 +60,20 @@ impl StoredEvent {
         out.push_str(&format!(
             r#","id":"{id}","follows":{follows},"received":"{received}"}}"#
         ));
+    }
+
+    /// Its place in a list.
+    pub fn place(&self) -> Place {
+        Place {
+            occurred: self.occurred,
+            id: self.id,
+        }
+    }
+
+    /// How many bytes it has, without what is short.
+    #[cfg(feature = "http")]
+    pub(crate) fn num_bytes(&self) -> usize {
+        self.event.len() + self.resource.len() + self.related.len() + self.payload.len()
     }
 
     /// The same as a text of its own.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::filter::EventFilter;
 use super::stored::iso;
-use super::{EventPage, MAX_PAGE, Part, Place};
+use super::{EventPage, MAX_PAGE, Part, Place, StoredEvent};
 use crate::event;
 
 /// Where a list of events goes on.
@@ -39,10 +39,7 @@ impl PageToken {
         let num_shown = self.num_shown + page.events.len() as u64;
         let is_full = page.events.len() == self.limit;
         let is_end = num_shown >= self.total || !(is_full || page.is_cut);
-        let after = page.events.last().map(|event| Place {
-            occurred: event.occurred,
-            id: event.id,
-        });
+        let after = page.events.last().map(StoredEvent::place);
         (!is_end).then_some(Self {
             num_shown,
             after: after.or(self.after),
@@ -55,6 +52,7 @@ impl PageToken {
         Part {
             limit: self.limit,
             after: self.after,
+            counts: false,
         }
     }
 

@@ -52,6 +52,7 @@ pub use auth::AuthString;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use frames::{CutMessages, cut_messages};
+pub(crate) use out::MAX_LOOKED_BACK_BYTES;
 pub use out::OutRoutes;
 
 /// How often it is logged that a WebSocket was not let in: often enough to be seen while it goes on,

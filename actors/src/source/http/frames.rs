@@ -468,6 +468,9 @@ impl MessageReader {
     }
 }
 
+/// So many frames wait to be sent.
+const MAX_WAITING: usize = 4;
+
 pub(super) struct FrameWriter {
     frames: mpsc::Sender<Bytes>,
     codec: Codec,
@@ -481,8 +484,8 @@ pub(super) struct Gone;
 impl FrameWriter {
     /// A writer, and the body of the response that carries its frames and ends with it.
     pub(super) fn new() -> (Self, impl Stream<Item = Result<Bytes, Infallible>>) {
-        // A few: a client that does not read its pongs is read no further.
-        let (frames, mut receiver) = mpsc::channel(4);
+        // A client that does not read its pongs is read no further.
+        let (frames, mut receiver) = mpsc::channel(MAX_WAITING);
         let writer = Self {
             frames,
             codec: Codec::new(),
@@ -505,6 +508,17 @@ impl FrameWriter {
     /// Sends frames that were put together.
     pub(super) async fn send_frames(&mut self, frames: Bytes) -> Result<(), Gone> {
         self.frames.send(frames).await.map_err(|_| Gone)
+    }
+
+    /// Waits until a frame can be sent without waiting.
+    pub(super) async fn room(&self) -> Result<(), Gone> {
+        self.frames.reserve().await.map(drop).map_err(|_| Gone)
+    }
+
+    /// Waits until none waits to be sent.
+    pub(super) async fn all_sent(&self) -> Result<(), Gone> {
+        let all = self.frames.reserve_many(MAX_WAITING).await;
+        all.map(drop).map_err(|_| Gone)
     }
 
     fn encode(&mut self, message: Outgoing) -> Result<Bytes, Gone> {

@@ -10,7 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_http::ws::{CloseCode, CloseReason, Message as Outgoing};
+use actix_http::ws::{CloseCode, CloseReason, Item, Message as Outgoing};
 use actix_web::body::{BodyStream, MessageBody as _};
 use actix_web::http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -18,7 +18,9 @@ use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout, timeout_at};
+use uuid::Uuid;
 
 use super::HttpSettings;
 use super::buffers::Buffers;
@@ -26,8 +28,10 @@ use super::frames::{FrameWriter, Gone, Incoming, MessageReader};
 use super::socket::{Auth, MAX_AUTH_BYTES, SUBPROTOCOL, no_websocket, offers_subprotocol};
 use crate::access::Access;
 use crate::clock::Clock;
-use crate::live::{Live, LiveEvents, RecentIds, Watching, message_of};
-use crate::reader::{EventFilter, EventReader, MAX_PAGE, Order, PageToken};
+use crate::live::{Live, LiveEvent, LiveEvents, RecentIds, Watching, message_of};
+use crate::reader::{
+    EventFilter, EventPage, EventReader, MAX_PAGE, MAX_PAGE_BYTES, Order, PageToken, StoredEvent,
+};
 use crate::store::StoreError;
 
 /// How far back a client may look.
@@ -41,8 +45,22 @@ const MAX_LOOKS_BACK: usize = 5;
 /// later.
 const COMMITTED_WITHIN: TimeDelta = TimeDelta::seconds(5);
 
-/// Events that are there already are sent together, up to about this size.
+/// Events that are there already are sent together, up to about this size. A larger one is sent in frames of it, so
+/// that a client that does not read holds a few of these, however large events are.
 const PIECE: usize = 32 * 1024;
+
+/// Pages of clients that look back, and large events of those that read slowly, hold so much at most, all together.
+pub(crate) const MAX_LOOKED_BACK_BYTES: usize = 2 * MAX_PAGE_BYTES;
+
+/// A page is held for a client that reads a piece of it in this time.
+const READS_WITHIN: Duration = Duration::from_millis(250);
+
+/// A large event is held for so long at most.
+const HELD_FOR: Duration = Duration::from_secs(60);
+
+const PAGE_KIB: usize = MAX_PAGE_BYTES / KIB;
+
+const KIB: usize = 1024;
 
 /// So many are looked at before others have their turn.
 const MAX_SEEN: usize = 256;
@@ -66,6 +84,8 @@ struct OutState {
     clock: Arc<dyn Clock>,
     settings: HttpSettings,
     buffers: Arc<Buffers>,
+    /// KiB of pages and large events that are being sent.
+    room: Arc<Semaphore>,
 }
 
 impl OutRoutes {
@@ -84,6 +104,7 @@ impl OutRoutes {
             settings: HttpSettings::default(),
             // Messages of clients are small, and need none of it.
             buffers: Buffers::new(MAX_AUTH_BYTES, MAX_AUTH_BYTES),
+            room: Arc::new(Semaphore::new(MAX_LOOKED_BACK_BYTES / KIB)),
         };
         Self {
             shared: web::Data::new(shared),
@@ -97,6 +118,26 @@ impl OutRoutes {
                 .app_data(self.shared.clone())
                 .route(web::get().to(connect)),
         );
+    }
+}
+
+impl OutState {
+    /// Room for a page.
+    async fn room(&self) -> Result<OwnedSemaphorePermit, StoreError> {
+        let size = u32::try_from(PAGE_KIB).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.room).acquire_many_owned(size).await;
+        // It is never closed.
+        room.map_err(|error| StoreError::unavailable(error.to_string()))
+    }
+
+    /// The event with room for it and its message, if there is more than a page needs.
+    fn hold(&self, live: Arc<LiveEvent>) -> Option<(Arc<LiveEvent>, OwnedSemaphorePermit)> {
+        let num_kib = (2 * live.message().len()).div_ceil(KIB);
+        if num_kib + PAGE_KIB > self.room.available_permits() {
+            return None;
+        }
+        let room = Arc::clone(&self.room).try_acquire_many_owned(u32::try_from(num_kib).ok()?);
+        Some((live, room.ok()?))
     }
 }
 
@@ -140,6 +181,12 @@ struct Connection {
     /// For its session.
     request: HttpRequest,
     shared: Arc<OutState>,
+}
+
+/// An event that a client has taken a part of.
+struct Begun {
+    id: Uuid,
+    num_sent: usize,
 }
 
 /// Why a connection is over.
@@ -298,7 +345,7 @@ impl Connection {
             match watching.now() {
                 Some(Live::Missed(_)) => is_some_gone = true,
                 Some(Live::Event(live)) if live.is_asked_for(filter) && told.insert(live.id) => {
-                    self.send(live.message().clone()).await?;
+                    self.send_live(live).await?;
                 }
                 Some(Live::Event(_)) => {}
                 None => break,
@@ -307,14 +354,17 @@ impl Connection {
         Ok(is_some_gone)
     }
 
-    /// Sends what is stored, the oldest first, but for what was told already; when the last of it occurred.
+    /// Sends what is stored, the oldest first, but for what was told already; when the last of it occurred. While the
+    /// client does not read, no page is held: it is read again from where the client stands.
     async fn send_stored(
         &mut self,
         filter: &EventFilter,
         told: &mut RecentIds,
     ) -> Result<Option<DateTime<Utc>>, End> {
-        let reader = Arc::clone(&self.shared.reader);
+        let shared = Arc::clone(&self.shared);
+        let reader = &shared.reader;
         let mut newest = None;
+        let mut begun = None;
         let mut token = Some(PageToken {
             filter: filter.clone(),
             limit: MAX_PAGE,
@@ -323,18 +373,81 @@ impl Connection {
             after: None,
         });
         while let Some(asked) = token {
+            let mut room = self.wait_for(shared.room()).await?;
             let page = self
                 .wait_for(reader.page(&asked.filter, asked.part()))
                 .await?;
-            for event in &page.events {
-                newest = Some(event.occurred);
-                if told.insert(event.id) {
-                    self.send(message_of(event)).await?;
-                }
+            // Most pages are small, and others have the rest.
+            let held = room.split(num_kib(&page));
+            drop(room);
+            let num_told;
+            (num_told, begun) = self.send_page(&page, told, begun).await?;
+            let last = page.events[..num_told].last();
+            newest = last.map(|event| event.occurred).or(newest);
+            if begun.is_none() {
+                token = asked.behind(&page);
+                continue;
             }
-            token = asked.behind(&page);
+            let after = last.map(StoredEvent::place).or(asked.after);
+            token = Some(PageToken { after, ..asked });
+            drop((page, held));
+            self.writer.all_sent().await?;
         }
         Ok(newest)
+    }
+
+    /// Sends a page, as far as the client reads; how many events it has taken, and what it has of the next one.
+    async fn send_page(
+        &mut self,
+        page: &EventPage,
+        told: &mut RecentIds,
+        mut begun: Option<Begun>,
+    ) -> Result<(usize, Option<Begun>), End> {
+        for (number, event) in page.events.iter().enumerate() {
+            let mut num_sent = match begun.take() {
+                Some(begun) if begun.id == event.id => begun.num_sent,
+                Some(_) => return Err(too_slow()),
+                None if !told.insert(event.id) => continue,
+                None => 0,
+            };
+            let message = message_of(event);
+            while num_sent < message.len() {
+                let room = timeout(READS_WITHIN, self.writer.room()).await;
+                if room.is_err() {
+                    let id = event.id;
+                    return Ok((number, Some(Begun { id, num_sent })));
+                }
+                self.writer.send(frame(&message, &mut num_sent)).await?;
+            }
+        }
+        if begun.is_some() {
+            return Err(too_slow());
+        }
+        Ok((page.events.len(), None))
+    }
+
+    /// Holds a large event while there is room for it. Otherwise only those who keep it hold it, and where it goes
+    /// before the client has taken all of it, the client reads too slowly.
+    async fn send_live(&mut self, live: Arc<LiveEvent>) -> Result<(), End> {
+        let message = live.message();
+        if message.len() <= PIECE {
+            return self.send(message.clone()).await;
+        }
+        let (length, mut num_sent) = (message.len(), 0);
+        let kept = Arc::downgrade(&live);
+        let mut held = self.shared.hold(live);
+        let held_until = Instant::now() + HELD_FOR;
+        while num_sent < length {
+            if held.is_some() && timeout_at(held_until, self.writer.room()).await.is_err() {
+                held = None;
+            }
+            self.writer.room().await?;
+            let live = kept.upgrade().ok_or_else(too_slow)?;
+            let frame = frame(live.message(), &mut num_sent);
+            drop(live);
+            self.writer.send(frame).await?;
+        }
+        Ok(())
     }
 
     async fn follow(
@@ -379,11 +492,18 @@ impl Connection {
                     let why = format!("{count} events were missed; connect again and look back");
                     return Err(End::Close(CloseCode::Again, why));
                 }
-                Live::Event(live) if live.is_asked_for(&asked.filter) => {
-                    if !told.contains(&live.id) {
-                        let message = live.message().clone();
-                        self.writer.push(Outgoing::Text(message), &mut frames)?;
-                        paced.count();
+                Live::Event(live)
+                    if live.is_asked_for(&asked.filter) && !told.contains(&live.id) =>
+                {
+                    paced.count();
+                    let message = live.message();
+                    if message.len() <= PIECE {
+                        let message = Outgoing::Text(message.clone());
+                        self.writer.push(message, &mut frames)?;
+                    } else {
+                        // Those before it first.
+                        self.send_frames(&mut frames).await?;
+                        self.send_live(live).await?;
                     }
                 }
                 Live::Event(_) => {}
@@ -395,9 +515,15 @@ impl Connection {
         if frames.is_empty() {
             // Others have their turn where many events come that nobody here asked for.
             tokio::task::yield_now().await;
+        }
+        self.send_frames(&mut frames).await
+    }
+
+    async fn send_frames(&mut self, frames: &mut BytesMut) -> Result<(), End> {
+        if frames.is_empty() {
             return Ok(());
         }
-        Ok(self.writer.send_frames(frames.freeze()).await?)
+        Ok(self.writer.send_frames(frames.split().freeze()).await?)
     }
 }
 
@@ -481,6 +607,32 @@ impl Asked {
             at_most: message["at_most"].as_u64().filter(|num| *num > 0),
         })
     }
+}
+
+/// The next frame of a text.
+fn frame(text: &ByteString, num_sent: &mut usize) -> Outgoing {
+    if text.len() <= PIECE {
+        *num_sent = text.len();
+        return Outgoing::Text(text.clone());
+    }
+    let from = std::mem::replace(num_sent, text.len().min(*num_sent + PIECE));
+    let piece = Bytes::copy_from_slice(&text.as_bytes()[from..*num_sent]);
+    Outgoing::Continuation(match from {
+        0 => Item::FirstText(piece),
+        _ if *num_sent == text.len() => Item::Last(piece),
+        _ => Item::Continue(piece),
+    })
+}
+
+/// What a page holds of the room, which is more than that where one event is larger.
+fn num_kib(page: &EventPage) -> usize {
+    let num_bytes: usize = page.events.iter().map(StoredEvent::num_bytes).sum();
+    num_bytes.div_ceil(KIB).min(PAGE_KIB)
+}
+
+fn too_slow() -> End {
+    let why = "events were not read in time; connect again and look back";
+    End::Close(CloseCode::Again, why.to_owned())
 }
 
 fn refused(why: &str) -> End {
