@@ -228,6 +228,7 @@ async fn ask(title: &str, reader: &dyn EventReader, questions: &[Question]) {
                     let part = Part {
                         limit: 50,
                         after: *after,
+                        counts: after.is_none(),
                     };
                     let page = reader.page(filter, part).await.unwrap();
                     page.total.unwrap_or(page.events.len() as u64)

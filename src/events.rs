@@ -5,8 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
 use event_persister_actors::reader::{
-    AnyResourceFilter, EventFilter, EventReader, MAX_PAGE, Occurred, Order, Part, Place,
-    StoredEvent,
+    AnyResourceFilter, EventFilter, EventReader, MAX_PAGE, Occurred, Order, Part, StoredEvent,
 };
 
 use crate::cli::{EventFlags, EventsCommand};
@@ -122,6 +121,7 @@ async fn each(
         let part = Part {
             limit: left.min(MAX_PAGE),
             after,
+            counts: false,
         };
         let page = reader
             .page(filter, part)
@@ -130,10 +130,7 @@ async fn each(
         let Some(last) = page.events.last() else {
             break;
         };
-        after = Some(Place {
-            occurred: last.occurred,
-            id: last.id,
-        });
+        after = Some(last.place());
         done(&page.events)?;
         left -= page.events.len();
         if page.events.len() < part.limit && !page.is_cut {

@@ -376,6 +376,7 @@ async fn load(
     let part = Part {
         limit: MAX_PAGE,
         after: None,
+        counts: false,
     };
     Ok(reader.page(&filter, part).await?.events)
 }

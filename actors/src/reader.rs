@@ -70,7 +70,7 @@ pub struct Place {
 pub struct EventPage {
     /// The events in the filter's order.
     pub events: Vec<StoredEvent>,
-    /// How many there are in all; `None` where that was not asked for.
+    /// How many there are in all; `None` where they were not counted.
     pub total: Option<u64>,
     /// Whether there are fewer than asked for because more would be too many bytes.
     pub is_cut: bool,
@@ -81,8 +81,10 @@ pub struct EventPage {
 pub struct Part {
     /// How many at most.
     pub limit: usize,
-    /// Behind which event; `None` begins with the first, and counts them all.
+    /// Behind which event; `None` begins with the first.
     pub after: Option<Place>,
+    /// Whether all of them are counted too, which may take much longer.
+    pub counts: bool,
 }
 
 /// A database in a few numbers.

@@ -86,6 +86,7 @@ async fn pages(
     let part = Part {
         limit: request.limit,
         after: None,
+        counts: true,
     };
     let mut page = reader.page(&request.filter, part).await?;
     let total = page.total.unwrap();
@@ -210,6 +211,7 @@ async fn answers_as_prefect_does(name: &str, reader: &dyn EventReader, recorded:
             let part = Part {
                 limit: request.limit,
                 after: None,
+                counts: true,
             };
             let page = reader.page(&request.filter, part).await.unwrap();
             let events: Vec<_> = page.events.iter().map(|event| event.to_json()).collect();
@@ -277,6 +279,7 @@ async fn pages_stay_as_they_are_while_events_come_in(
     let part = Part {
         limit: 10,
         after: None,
+        counts: true,
     };
     let first = reader.page(&filter, part).await.unwrap();
     let token = PageToken {
@@ -359,6 +362,53 @@ async fn a_count_has_room_for_so_many_bytes(
     assert_eq!(counted("named.larger", &labels).await, ["0"]);
 }
 
+/// Prefect's first moment is `-infinity` in PostgreSQL.
+async fn the_first_moment_of_all_is_a_moment(
+    store_of_events: &dyn EventStore,
+    reader: &dyn EventReader,
+) {
+    const FIRST: &str = "0001-01-01T00:00:00Z";
+    let events = [FIRST, "0001-01-02T00:00:00Z"].map(|occurred| {
+        event(&json!({
+            "id": Uuid::new_v4(), "event": "first", "occurred": occurred,
+            "resource": { "prefect.resource.id": "first" },
+        }))
+    });
+    store(store_of_events, &events).await;
+    let [first, second] = &events;
+    let shown = reader.event(first.id).await.unwrap().unwrap();
+    assert_eq!(shown.occurred, first.occurred);
+    assert_eq!(
+        reader.overview().await.unwrap().oldest,
+        Some(first.occurred)
+    );
+    let asked = json!({
+        "filter": {
+            "event": { "name": ["first"] }, "order": "ASC",
+            "occurred": { "since": FIRST, "until": "0001-01-03T00:00:00Z" },
+        },
+        "limit": 1,
+    });
+    let request = PageRequest::parse(asked.to_string().as_bytes(), SystemClock.now()).unwrap();
+    let filter = request.filter.clone();
+    let (total, pages, _) = pages(reader, request, 3).await.unwrap();
+    assert_eq!((total, pages.concat()), (2, vec![first.id, second.id]));
+    let of_names = reader.count(&filter, &Countable::Event).await.unwrap();
+    assert_eq!(
+        (of_names[0].count, of_names[0].start_time),
+        (2, first.occurred)
+    );
+    let by_day = json!({ "filter": asked["filter"], "time_unit": "day", "time_interval": 1 });
+    let by_day = by_day.to_string();
+    let asked = CountRequest::parse("time", by_day.as_bytes(), SystemClock.now()).unwrap();
+    let countable = asked.countable(SystemClock.now()).unwrap();
+    let by_day = reader.count(&filter, &countable).await.unwrap();
+    assert_eq!(
+        by_day.iter().map(|day| day.count).collect::<Vec<_>>(),
+        [1, 1]
+    );
+}
+
 async fn promises(name: &str, store_of_events: &dyn EventStore, reader: &dyn EventReader) {
     let recorded = Recorded::read();
     assert_eq!(recorded.events.len(), 2_716);
@@ -369,6 +419,7 @@ async fn promises(name: &str, store_of_events: &dyn EventStore, reader: &dyn Eve
     a_page_has_room_for_so_many_bytes(store_of_events, reader).await;
     tells_in_a_few_numbers_what_is_there(reader).await;
     a_count_has_room_for_so_many_bytes(store_of_events, reader).await;
+    the_first_moment_of_all_is_a_moment(store_of_events, reader).await;
     reader.close().await.unwrap();
     finds_nothing_of(reader, "odd.none").await;
 }
@@ -391,7 +442,13 @@ async fn finds_nothing_of(reader: &dyn EventReader, name: &str) {
     let part = Part {
         limit: 5,
         after: None,
+        counts: true,
     };
     let page = reader.page(&filter, part).await.unwrap();
     assert_eq!((page.total, page.events.len()), (Some(0), 0));
+    let part = Part {
+        counts: false,
+        ..part
+    };
+    assert_eq!(reader.page(&filter, part).await.unwrap().total, None);
 }

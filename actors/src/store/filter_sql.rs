@@ -165,6 +165,7 @@ impl Statement {
                 let part = Part {
                     limit: crate::reader::MAX_PAGE,
                     after: None,
+                    counts: true,
                 };
                 vec![
                     Self::total(dialect, filter),
@@ -225,8 +226,10 @@ impl Statement {
             Dialect::Postgres => {
                 let pivot = self.moment(Buckets::pivot());
                 let micros = self.bind(Value::Number(buckets.micros()));
+                // From what is before all time nothing can be taken away.
+                const OCCURRED: &str = "greatest(occurred, timestamptz '0001-01-01 00:00+00')";
                 format!(
-                    "CAST(floor(CAST(floor(CAST(extract(epoch FROM occurred - {pivot}) AS numeric) * 1000000 \
+                    "CAST(floor(CAST(floor(CAST(extract(epoch FROM {OCCURRED} - {pivot}) AS numeric) * 1000000 \
                      / {micros}) * {micros} / 1000000 AS double precision) / {seconds}) AS bigint)"
                 )
             }

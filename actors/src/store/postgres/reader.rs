@@ -6,7 +6,9 @@
 use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, Utc};
-use diesel::pg::Pg;
+use diesel::data_types::PgTimestamp;
+use diesel::deserialize::{self, FromSql, FromSqlRow};
+use diesel::pg::{Pg, PgValue};
 use diesel::prelude::QueryableByName;
 use diesel::query_builder::{BoxedSqlQuery, SqlQuery};
 use diesel::sql_query;
@@ -19,12 +21,14 @@ use super::GRACE;
 use super::connection::Connection;
 use super::failure::Failure;
 use super::liveness::while_heard_of;
+use super::rows::Moment;
 use super::settings::PostgresSettings;
 use crate::lock::lock;
 use crate::reader::{
     Answer, Countable, EventCount, EventFilter, EventPage, EventReader, MAX_READ_TIME, Overview,
     Part, StoredEvent, Turns, counted_or_estimated, too_slow,
 };
+use crate::store::archivable::YEAR_1;
 use crate::store::filter_sql::{Dialect, Statement, Value};
 use crate::store::{StoreError, as_count};
 
@@ -136,13 +140,12 @@ async fn in_transaction<T>(
 impl EventReader for PostgresReader {
     fn page<'a>(&'a self, filter: &'a EventFilter, part: Part) -> Answer<'a, EventPage> {
         Box::pin(self.read(async move |connection: &mut Connection| {
-            let total = match part.after {
-                Some(_) => None,
-                None => {
-                    let total = Statement::total(Dialect::Postgres, filter);
-                    let total: Total = bound(total).get_result(&mut connection.pg).await?;
-                    Some(as_count(total.total))
-                }
+            let total = if part.counts {
+                let total = Statement::total(Dialect::Postgres, filter);
+                let total: Total = bound(total).get_result(&mut connection.pg).await?;
+                Some(as_count(total.total))
+            } else {
+                None
             };
             let page = Statement::page(Dialect::Postgres, filter, part);
             let rows: Vec<FoundRow> = bound(page).load(&mut connection.pg).await?;
@@ -205,8 +208,8 @@ impl EventReader for PostgresReader {
                 num_events,
                 is_estimate,
                 num_bytes: as_count(row.num_bytes),
-                oldest: row.oldest,
-                newest: row.newest,
+                oldest: row.oldest.map(|time| time.0),
+                newest: row.newest.map(|time| time.0),
             })
         }))
     }
@@ -221,7 +224,7 @@ fn bound(statement: Statement) -> BoxedSqlQuery<'static, Pg, SqlQuery> {
     let query = sql_query(statement.text).into_boxed();
     let bind = |query: BoxedSqlQuery<'static, Pg, SqlQuery>, value| match value {
         Value::Text(text) => query.bind::<Text, _>(text),
-        Value::Moment(moment) => query.bind::<Timestamptz, _>(within_its_time(moment)),
+        Value::Moment(moment) => query.bind::<Timestamptz, _>(timestamp(moment)),
         Value::Id(id) => query.bind::<SqlUuid, _>(id),
         Value::Number(number) => query.bind::<BigInt, _>(number),
         Value::Float(number) => query.bind::<Double, _>(number),
@@ -254,17 +257,42 @@ struct OverviewRow {
     #[diesel(sql_type = BigInt)]
     num_bytes: i64,
     #[diesel(sql_type = Nullable<Timestamptz>)]
-    oldest: Option<DateTime<Utc>>,
+    oldest: Option<EventTime>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
-    newest: Option<DateTime<Utc>>,
+    newest: Option<EventTime>,
 }
 
-/// The nearest moment that PostgreSQL knows, which begins with 4713 BC.
-fn within_its_time(moment: DateTime<Utc>) -> DateTime<Utc> {
-    const YEARS: [i64; 2] = [-6_000, 200_000];
-    const SECONDS: i64 = 365 * 86_400;
-    let [first, last] = YEARS.map(|years| DateTime::from_timestamp(years * SECONDS, 0));
-    moment.clamp(first.unwrap_or(moment), last.unwrap_or(moment))
+/// As events are stored: the first moment that Prefect knows is `-infinity`, and none is before it.
+fn timestamp(moment: DateTime<Utc>) -> PgTimestamp {
+    let micros = moment.timestamp_micros();
+    let moment = if micros <= YEAR_1 {
+        Moment::FIRST
+    } else {
+        Moment::new(moment.min(LATEST))
+    };
+    PgTimestamp(moment.0)
+}
+
+/// Later than every event, and a moment that PostgreSQL knows.
+const LATEST: DateTime<Utc> = DateTime::from_timestamp(200_000 * 365 * 86_400, 0).unwrap();
+
+/// Python's last microsecond.
+const END_OF_9999: i64 = 253_402_300_799_999_999;
+
+/// A moment of an event, as Prefect reads it: `-infinity` is its first one, and `infinity` its last.
+#[derive(FromSqlRow)]
+struct EventTime(DateTime<Utc>);
+
+impl FromSql<Timestamptz, Pg> for EventTime {
+    fn from_sql(value: PgValue<'_>) -> deserialize::Result<Self> {
+        let PgTimestamp(micros) = FromSql::<Timestamptz, Pg>::from_sql(value)?;
+        let moment = match micros {
+            i64::MIN => DateTime::from_timestamp_micros(YEAR_1),
+            i64::MAX => DateTime::from_timestamp_micros(END_OF_9999),
+            micros => Moment(micros).to_utc(),
+        };
+        Ok(Self(moment.ok_or("a time that is none")?))
+    }
 }
 
 #[cfg(feature = "testing")]
@@ -303,9 +331,9 @@ struct GroupRow {
     #[diesel(sql_type = BigInt)]
     num: i64,
     #[diesel(sql_type = Timestamptz)]
-    oldest: DateTime<Utc>,
+    oldest: EventTime,
     #[diesel(sql_type = Timestamptz)]
-    latest: DateTime<Utc>,
+    latest: EventTime,
 }
 
 impl From<GroupRow> for EventCount {
@@ -314,8 +342,8 @@ impl From<GroupRow> for EventCount {
             value: row.value,
             label: row.label,
             count: as_count(row.num),
-            start_time: row.oldest,
-            end_time: row.latest,
+            start_time: row.oldest.0,
+            end_time: row.latest.0,
         }
     }
 }
@@ -333,9 +361,9 @@ struct EventRow {
     #[diesel(sql_type = SqlUuid)]
     id: Uuid,
     #[diesel(sql_type = Timestamptz)]
-    occurred: DateTime<Utc>,
+    occurred: EventTime,
     #[diesel(sql_type = Timestamptz)]
-    received: DateTime<Utc>,
+    received: EventTime,
     #[diesel(sql_type = Text)]
     event: String,
     #[diesel(sql_type = Text)]
@@ -352,8 +380,8 @@ impl From<EventRow> for StoredEvent {
     fn from(row: EventRow) -> Self {
         Self {
             id: row.id,
-            occurred: row.occurred,
-            received: row.received,
+            occurred: row.occurred.0,
+            received: row.received.0,
             event: row.event,
             resource: row.resource,
             related: row.related,

@@ -132,8 +132,7 @@ impl EventReader for SqliteReader {
     fn page<'a>(&'a self, filter: &'a EventFilter, part: Part) -> Answer<'a, EventPage> {
         let page = Statement::page(Dialect::Sqlite, filter, part);
         let total = part
-            .after
-            .is_none()
+            .counts
             .then(|| Statement::total(Dialect::Sqlite, filter));
         Box::pin(self.read(move |connection| {
             let total = match total {
