@@ -4,8 +4,6 @@
 //! reported only. Values are read as Prefect reads them: we start where its server starts, and refuse what it
 //! refuses. Variables whose settings are given elsewhere are not looked into.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::time::Duration;
 
 use event_persister_actors::address::encode;
@@ -21,19 +19,9 @@ mod not_taken_over;
 mod pydantic;
 mod redis;
 mod retention;
+mod variables;
 
-const PREFIX: &str = "PREFECT_";
-
-/// What begins so belongs to Prefect's server, and not to one of its clients.
-const OF_THE_SERVER: [&str; 7] = [
-    "PREFECT_SERVER_",
-    "PREFECT_REDIS_",
-    "PREFECT_MESSAGING_",
-    "PREFECT_EVENTS_M",
-    "PREFECT_EVENTS_RETENTION_PERIOD",
-    "PREFECT_API_DATABASE_",
-    "PREFECT_API_SERVICES_",
-];
+pub(super) use variables::Variables;
 
 const FLUSH_INTERVAL: [&str; 2] = [
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL",
@@ -45,7 +33,7 @@ const PERSISTER_ENABLED: [&str; 2] = [
     "PREFECT_API_SERVICES_EVENT_PERSISTER_ENABLED",
 ];
 
-type Read = fn(&str) -> Result<Reading, String>;
+type Read = fn(&Value) -> Result<Reading, String>;
 
 /// Prefect checks an event's size only where events come in by HTTP.
 const LIMITS: [(&str, &[&str], Read); 4] = [
@@ -107,37 +95,6 @@ pub(crate) struct Seen {
     pub(crate) reason: String,
 }
 
-/// Prefect's variables that are not empty, by their names in capitals: Prefect does not tell them apart.
-#[derive(Debug, Default)]
-pub(super) struct Variables(BTreeMap<String, String>);
-
-impl Variables {
-    pub(super) fn of(environment: &[(OsString, OsString)]) -> Self {
-        let variables = environment.iter().filter_map(|(name, value)| {
-            let name = name.to_str()?.to_ascii_uppercase();
-            let value = value.to_string_lossy();
-            // The home is not Prefect's, but its default database stands in it.
-            ((name.starts_with(PREFIX) || name == database::HOME) && !value.is_empty())
-                .then(|| (name, value.into_owned()))
-        });
-        Self(variables.collect())
-    }
-
-    fn first(&self, names: &[&'static str]) -> Option<(&'static str, &str)> {
-        names.iter().find_map(|name| Some((*name, self.get(name)?)))
-    }
-
-    fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
-    }
-
-    fn are_of_a_server(&self) -> bool {
-        self.0
-            .keys()
-            .any(|name| OF_THE_SERVER.iter().any(|prefix| name.starts_with(prefix)))
-    }
-}
-
 /// Reads the layer; `higher` are those that count more.
 pub(super) fn read(
     variables: &Variables,
@@ -147,9 +104,15 @@ pub(super) fn read(
         variables,
         higher,
         layer: Layer::default(),
-        prefect: Prefect::default(),
+        prefect: Prefect {
+            not_taken_over: variables.hidden.clone(),
+            ..Prefect::default()
+        },
         errors: ConfigError::default(),
     };
+    for problem in &variables.problems {
+        reader.errors.add(problem);
+    }
     database::read(&mut reader);
     redis::read(&mut reader);
     retention::read(&mut reader);
@@ -188,14 +151,14 @@ impl<'a> Reader<'a> {
         &mut self,
         setting: &str,
         names: &[&'static str],
-        read: impl FnOnce(&str) -> Result<Reading, String>,
+        read: impl FnOnce(&Value) -> Result<Reading, String>,
     ) {
         let Some((name, value)) = self.variables.first(names) else {
             return;
         };
         self.see_all(
             names.iter().filter(|other| **other != name),
-            &format!("{name} comes before it"),
+            &self.comes_before(name),
         );
         if let Some(reason) = self.is_set_elsewhere(setting) {
             self.see(name, reason);
@@ -212,9 +175,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn set(&mut self, setting: &str, value: impl Into<Value>, variables: &str) {
-        self.layer
-            .set(setting, value, Origin::Prefect(variables.to_owned()));
+    fn set(&mut self, setting: &str, value: impl Into<Value>, variable: &str) {
+        let origin = self.variables.origin(variable).to_owned();
+        self.layer.set(setting, value, Origin::Prefect(origin));
     }
 
     /// Takes over a value that several variables make up.
@@ -224,10 +187,19 @@ impl<'a> Reader<'a> {
         value: String,
         parts: impl Iterator<Item = &'static str>,
     ) {
-        let given: Vec<&str> = parts
-            .filter(|part| self.variables.get(part).is_some())
-            .collect();
-        self.set(setting, value, &given.join(", "));
+        let mut origins: Vec<&str> = Vec::new();
+        for part in parts.filter(|part| self.variables.get(part).is_some()) {
+            let origin = self.variables.origin(part);
+            if !origins.contains(&origin) {
+                origins.push(origin);
+            }
+        }
+        let origin = Origin::Prefect(origins.join(", "));
+        self.layer.set(setting, value, origin);
+    }
+
+    fn comes_before(&self, name: &str) -> String {
+        format!("{} comes before it", self.variables.place(name))
     }
 
     fn is_set_elsewhere(&self, setting: &str) -> Option<String> {
@@ -239,7 +211,7 @@ impl<'a> Reader<'a> {
 
     fn see(&mut self, name: &str, reason: impl Into<String>) {
         self.prefect.not_taken_over.push(Seen {
-            variable: name.to_owned(),
+            variable: self.variables.place(name).to_owned(),
             reason: reason.into(),
         });
     }
@@ -253,10 +225,11 @@ impl<'a> Reader<'a> {
     }
 
     /// Notes a value that Prefect refuses too; `None` if it must not be repeated.
-    fn refuse(&mut self, name: &str, value: Option<&str>, expected: &str) {
-        let value = value.map_or_else(|| "the value".to_owned(), |value| quote(&value.into()));
+    fn refuse(&mut self, name: &str, value: Option<&Value>, expected: &str) {
+        let value = value.map_or_else(|| "the value".to_owned(), quote);
+        let place = self.variables.place(name);
         self.errors.add(format!(
-            "{name}: {value} is nothing that Prefect's server would start with: {expected}"
+            "{place}: {value} is nothing that Prefect's server would start with: {expected}"
         ));
     }
 
@@ -275,11 +248,16 @@ impl<'a> Reader<'a> {
             return;
         }
         let enabled = self.switch(&PERSISTER_ENABLED);
-        let [name, _] = PERSISTER_ENABLED;
-        let how = match enabled {
+        let (name, how) = match enabled {
             Some((_, false)) => return,
-            Some((given, true)) => format!("{given} is on"),
-            None => format!("{name} is not set, and the default is on"),
+            Some((given, true)) => {
+                let place = self.variables.place(given);
+                (place, format!("{place} is on"))
+            }
+            None => {
+                let [name, _] = PERSISTER_ENABLED;
+                (name, format!("{name} is not set, and the default is on"))
+            }
         };
         self.prefect.warnings.push(Finding::warning(
             "prefect.persister",
@@ -311,11 +289,19 @@ fn host(text: &str) -> String {
     }
 }
 
-fn text(value: &str) -> Result<Reading, String> {
+fn text(value: &Value) -> Result<Reading, String> {
+    match value {
+        Value::String(_) => Ok(Reading::Value(value.clone())),
+        _ => Err("give a text".to_owned()),
+    }
+}
+
+/// The value that a setting of ours takes.
+fn ours(value: &str) -> Result<Reading, String> {
     Ok(Reading::Value(value.into()))
 }
 
-fn limit(value: &str) -> Result<Reading, String> {
+fn limit(value: &Value) -> Result<Reading, String> {
     // More than this are not to be had in memory; both mean that there is no limit.
     const NO_LIMIT: i128 = 1 << 40;
     match pydantic::integer(value) {

@@ -1,8 +1,9 @@
 //! Prefect's database.
 
 use event_persister_actors::address::encode;
+use serde_json::Value;
 
-use super::{Reader, Reading, host, pydantic, text};
+use super::{Reader, Reading, host, ours, pydantic, text};
 
 /// Where Prefect keeps its SQLite file, in a folder of its own, if nothing says otherwise.
 pub(super) const HOME: &str = "HOME";
@@ -23,6 +24,9 @@ const PASSWORD: [&str; 2] = [
     "PREFECT_SERVER_DATABASE_PASSWORD",
     "PREFECT_API_DATABASE_PASSWORD",
 ];
+
+/// Settings with several names.
+pub(super) const ALIASED: [&[&str]; 7] = [&URL, &DRIVER, &HOST, &PORT, &USER, &NAME, &PASSWORD];
 
 const TLS_ENABLED: &str = "PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_ENABLED";
 const TLS_CA_FILE: &str = "PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_CA_FILE";
@@ -54,12 +58,14 @@ fn url(reader: &mut Reader<'_>) {
     let setting = "database.url";
     let variables = reader.variables;
     if let Some((name, value)) = variables.first(&URL) {
-        let uses_password = PASSWORD.iter().any(|password| value.contains(password));
+        let url = value.as_str().unwrap_or_default();
+        let uses_password = PASSWORD.iter().any(|password| url.contains(password));
         reader.see_all(
             parts().filter(|part| !(uses_password && PASSWORD.contains(part))),
-            &format!("{name} comes before it"),
+            &reader.comes_before(name),
         );
-        let password = variables.first(&PASSWORD).map(|(_, password)| password);
+        let password = variables.first(&PASSWORD);
+        let password = password.and_then(|(_, password)| password.as_str());
         reader.take(setting, &URL, |value| with_password(value, password));
     } else if let Some((name, driver)) = variables.first(&DRIVER) {
         if let Some(reason) = reader.is_set_elsewhere(setting) {
@@ -79,47 +85,54 @@ fn url(reader: &mut Reader<'_>) {
 }
 
 /// Prefect puts the password where the URL names its variable, as it is: it was escaped before.
-fn with_password(url: &str, password: Option<&str>) -> Result<Reading, String> {
+fn with_password(url: &Value, password: Option<&str>) -> Result<Reading, String> {
     let [server, api] = PASSWORD;
-    let mut url = url.to_owned();
+    let mut url = url.as_str().ok_or("give a text")?.to_owned();
     if PASSWORD.iter().any(|name| url.contains(name)) {
         let password = password.ok_or_else(|| format!("{server} is named in it and not set"))?;
         for name in [api, server] {
             url = url.replace(&format!("${{{name}}}"), password);
         }
     }
-    text(&url)
+    ours(&url)
 }
 
-fn from_parts(reader: &Reader<'_>, driver: &str) -> Result<String, String> {
-    let part = |names: &[&'static str]| reader.variables.first(names).map(|(_, value)| value);
-    match driver {
+fn from_parts(reader: &Reader<'_>, driver: &Value) -> Result<String, String> {
+    let part = |names: &[&'static str]| match reader.variables.first(names) {
+        None => Ok(None),
+        Some((_, Value::String(text))) => Ok(Some(text.as_str())),
+        Some((name, _)) => Err(format!("{} is not a text", reader.variables.place(name))),
+    };
+    match driver.as_str().unwrap_or_default() {
         "postgresql+asyncpg" => {
             let required = |names: &[&'static str; 2]| {
-                part(names).ok_or_else(|| format!("it needs {} as well", names[0]))
+                part(names)?.ok_or_else(|| format!("it needs {} as well", names[0]))
             };
-            let port = match part(&PORT) {
+            let port = match reader.variables.first(&PORT) {
                 None => 5432,
-                Some(port) => pydantic::integer(port)
+                Some((name, port)) => pydantic::integer(port)
                     .and_then(|port| u16::try_from(port).ok())
-                    .ok_or_else(|| format!("{} is not the number of a port", PORT[0]))?,
+                    .ok_or_else(|| {
+                        let place = reader.variables.place(name);
+                        format!("{place} is not the number of a port")
+                    })?,
             };
             let host = host(required(&HOST)?);
             Ok(format!(
                 "postgresql+asyncpg://{}{}@{host}:{port}/{}",
                 encode(required(&USER)?),
-                part(&PASSWORD)
+                part(&PASSWORD)?
                     .map_or_else(String::new, |password| format!(":{}", encode(password))),
                 encode(required(&NAME)?)
             ))
         }
         "sqlite+aiosqlite" => {
-            let home = || match (part(&["PREFECT_HOME"]), part(&[HOME])) {
+            let home = || match (part(&["PREFECT_HOME"])?, part(&[HOME])?) {
                 (Some(home), _) => Ok(format!("{home}/prefect.db")),
                 (None, Some(home)) => Ok(format!("{home}/.prefect/prefect.db")),
                 (None, None) => Err(format!("{} says which file is meant", NAME[0])),
             };
-            let path = part(&NAME).map_or_else(home, |name| Ok(name.to_owned()))?;
+            let path = part(&NAME)?.map_or_else(home, |name| Ok(name.to_owned()))?;
             Ok(format!("sqlite+aiosqlite:///{path}"))
         }
         _ => Err("give postgresql+asyncpg or sqlite+aiosqlite".to_owned()),
@@ -140,14 +153,14 @@ fn tls(reader: &mut Reader<'_>) {
         return;
     }
     // Prefect then believes no server whose certificate it cannot verify.
-    reader.take("database.tls", &[TLS_ENABLED], |_| text("verify-full"));
+    reader.take("database.tls", &[TLS_ENABLED], |_| ours("verify-full"));
     reader.take(
         "database.tls_check_hostname",
         &[TLS_CHECK_HOSTNAME],
         |value| {
             pydantic::boolean(value)
                 .ok_or_else(|| "give true or false".to_owned())
-                .and_then(|checks| text(if checks { "on" } else { "off" }))
+                .and_then(|checks| ours(if checks { "on" } else { "off" }))
         },
     );
     reader.take("database.tls_ca_file", &[TLS_CA_FILE], text);
@@ -177,7 +190,7 @@ fn prepared_statements(reader: &mut Reader<'_>) {
         }
         reader.take(setting, &[name], |value| match pydantic::integer(value) {
             None => Err("give a whole number".to_owned()),
-            Some(0) => text("off"),
+            Some(0) => ours("off"),
             Some(_) => Ok(Reading::Unusable(
                 "there is one statement for a batch, which needs no cache; 0 would mean \
                  database.prepared_statements=off"

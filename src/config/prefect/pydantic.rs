@@ -1,9 +1,23 @@
-//! Texts of variables as pydantic, which reads Prefect's settings, understands them.
+//! Values as pydantic, which reads Prefect's settings, understands them: texts of variables, and JSON.
 
 use std::time::Duration;
 
-/// A whole number; `5.0` and `1_000` are such. Beyond an `i128` it is the nearest that is not.
-pub(super) fn integer(text: &str) -> Option<i128> {
+use serde_json::Value;
+
+/// A whole number; the texts `5.0` and `1_000` are such. Beyond an `i128` it is the nearest that is not.
+pub(super) fn integer(value: &Value) -> Option<i128> {
+    match value {
+        Value::String(text) => integer_of_text(text),
+        Value::Number(number) => number.as_i128().or_else(|| {
+            let number = number.as_f64()?;
+            (number.fract() == 0.0).then_some(number as i128)
+        }),
+        Value::Bool(value) => Some(i128::from(*value)),
+        _ => None,
+    }
+}
+
+fn integer_of_text(text: &str) -> Option<i128> {
     let text = text.trim();
     let text = match text.split_once('.') {
         Some((whole, zeros)) if !zeros.is_empty() && zeros.bytes().all(|byte| byte == b'0') => {
@@ -25,8 +39,13 @@ pub(super) fn integer(text: &str) -> Option<i128> {
 }
 
 /// A number, `inf` and `nan` included.
-pub(super) fn number(text: &str) -> Option<f64> {
-    without_separators(text.trim())?.parse().ok()
+pub(super) fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::String(text) => without_separators(text.trim())?.parse().ok(),
+        Value::Number(number) => number.as_f64(),
+        Value::Bool(value) => Some(f64::from(u8::from(*value))),
+        _ => None,
+    }
 }
 
 /// Underscores may stand between digits, and nowhere else.
@@ -40,7 +59,16 @@ fn without_separators(text: &str) -> Option<String> {
 }
 
 /// Yes or no, in any of their words and any case.
-pub(super) fn boolean(text: &str) -> Option<bool> {
+pub(super) fn boolean(value: &Value) -> Option<bool> {
+    let text = match value {
+        Value::Bool(value) => return Some(*value),
+        Value::Number(number) => match number.as_f64() {
+            Some(0.0) => return Some(false),
+            Some(1.0) => return Some(true),
+            _ => return None,
+        },
+        value => value.as_str()?,
+    };
     match text.to_ascii_lowercase().as_str() {
         "1" | "true" | "t" | "yes" | "y" | "on" => Some(true),
         "0" | "false" | "f" | "no" | "n" | "off" => Some(false),
@@ -48,8 +76,11 @@ pub(super) fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// A stretch of time; `None` if pydantic refuses it.
-pub(super) fn time_delta(text: &str) -> Option<TimeDelta> {
+/// A stretch of time: a text in words, or a number of seconds; `None` if pydantic refuses it.
+pub(super) fn time_delta(value: &Value) -> Option<TimeDelta> {
+    let Value::String(text) = value else {
+        return time_delta_of_seconds(number(value)?);
+    };
     let duration = speedate::Duration::parse_str(text).ok()?;
     let length = Duration::from_secs(u64::from(duration.day) * 86_400 + u64::from(duration.second))
         + Duration::from_micros(u64::from(duration.microsecond));
@@ -60,17 +91,17 @@ pub(super) fn time_delta(text: &str) -> Option<TimeDelta> {
 }
 
 /// Seconds, or else a stretch of time in words.
-pub(super) fn seconds_or_time_delta(text: &str) -> Option<TimeDelta> {
-    match number(text) {
+pub(super) fn seconds_or_time_delta(value: &Value) -> Option<TimeDelta> {
+    match number(value) {
         Some(seconds) => time_delta_of_seconds(seconds),
-        None => time_delta(text),
+        None => time_delta(value),
     }
 }
 
 /// Python's longest: 999,999,999 days.
 const MAX_SECONDS: f64 = 999_999_999.0 * 86_400.0;
 
-pub(super) fn time_delta_of_seconds(seconds: f64) -> Option<TimeDelta> {
+fn time_delta_of_seconds(seconds: f64) -> Option<TimeDelta> {
     // Neither is `nan` within, nor infinity.
     (seconds.abs() <= MAX_SECONDS).then(|| TimeDelta {
         is_positive: seconds > 0.0,
@@ -111,12 +142,12 @@ mod tests {
                 is_positive: true,
                 length: Duration::from_secs(seconds),
             };
-            assert_eq!(time_delta(text), Some(expected), "{text}");
+            assert_eq!(time_delta(&text.into()), Some(expected), "{text}");
         }
-        assert!(!time_delta("-2d").unwrap().is_positive);
-        assert!(!time_delta("0:00:00").unwrap().is_positive);
+        assert!(!time_delta(&"-2d".into()).unwrap().is_positive);
+        assert!(!time_delta(&"0:00:00".into()).unwrap().is_positive);
         assert_eq!(
-            time_delta("1:00:00.25").unwrap().length,
+            time_delta(&"1:00:00.25".into()).unwrap().length,
             Duration::from_millis(3_600_250)
         );
         for text in [
@@ -130,13 +161,13 @@ mod tests {
             "1e3",
             "",
         ] {
-            assert_eq!(time_delta(text), None, "{text}");
+            assert_eq!(time_delta(&text.into()), None, "{text}");
         }
     }
 
     #[test]
     fn seconds_come_before_words() {
-        let length = |text| seconds_or_time_delta(text).map(|delta| delta.length);
+        let length = |text: &str| seconds_or_time_delta(&text.into()).map(|delta| delta.length);
         assert_eq!(length("5"), Some(Duration::from_secs(5)));
         assert_eq!(length(" 5.5 "), Some(Duration::from_millis(5500)));
         assert_eq!(length("P1D"), Some(Duration::from_secs(86_400)));
@@ -157,24 +188,24 @@ mod tests {
             ("05", 5),
             ("0", 0),
         ] {
-            assert_eq!(integer(text), Some(number), "{text}");
+            assert_eq!(integer(&text.into()), Some(number), "{text}");
         }
-        assert_eq!(integer(&"9".repeat(60)), Some(i128::MAX));
+        assert_eq!(integer(&"9".repeat(60).into()), Some(i128::MAX));
         for text in ["5.5", "0x5", "1e3", "5.", "_5", "5_", "٣", "", "-", "--5"] {
-            assert_eq!(integer(text), None, "{text}");
+            assert_eq!(integer(&text.into()), None, "{text}");
         }
     }
 
     #[test]
     fn booleans_are_pydantics() {
         for text in ["true", "TRUE", "t", "y", "Yes", "on", "1"] {
-            assert_eq!(boolean(text), Some(true), "{text}");
+            assert_eq!(boolean(&text.into()), Some(true), "{text}");
         }
         for text in ["0", "off", "f", "n", "no", "False"] {
-            assert_eq!(boolean(text), Some(false), "{text}");
+            assert_eq!(boolean(&text.into()), Some(false), "{text}");
         }
         for text in [" true", "2", "1.0", "enabled", ""] {
-            assert_eq!(boolean(text), None, "{text}");
+            assert_eq!(boolean(&text.into()), None, "{text}");
         }
     }
 }

@@ -2,10 +2,11 @@
 
 use event_persister_actors::address::encode;
 use event_persister_actors::finding::Finding;
+use serde_json::Value;
 
 use super::{Reader, database, host, pydantic};
 
-const BROKER: [&str; 2] = [
+pub(super) const BROKER: [&str; 2] = [
     "PREFECT_SERVER_EVENTS_MESSAGING_BROKER",
     "PREFECT_MESSAGING_BROKER",
 ];
@@ -25,14 +26,21 @@ pub(super) fn read(reader: &mut Reader<'_>) {
     let setting = "redis.url";
     let variables = reader.variables;
     let broker = variables.first(&BROKER);
-    let broker_is_redis = broker.is_some_and(|(_, broker)| broker.contains(OF_REDIS));
     if let Some(reason) = reader.is_set_elsewhere(setting) {
         reader.see_all(&[URL], &reason);
         reader.see_all(&DISCRETE, &reason);
         return;
     }
+    if let Some((name, broker)) = broker
+        && !broker.is_string()
+    {
+        reader.refuse(name, Some(broker), "give the name of a module");
+        return;
+    }
+    let broker = broker.and_then(|(name, broker)| Some((name, broker.as_str()?)));
+    let broker_is_redis = broker.is_some_and(|(_, broker)| broker.contains(OF_REDIS));
     if let Some(url) = variables.get(URL) {
-        reader.set(setting, url, URL);
+        reader.set(setting, url.clone(), URL);
         reader.see_all(&DISCRETE, &format!("{URL} comes before it"));
     } else if broker_is_redis || variables.get(HOST).is_some() {
         match from_parts(reader) {
@@ -55,7 +63,7 @@ pub(super) fn read(reader: &mut Reader<'_>) {
     warn_of_another_bus(reader, broker, broker_is_redis);
 }
 
-fn from_parts(reader: &Reader<'_>) -> Result<String, (&'static str, String, &'static str)> {
+fn from_parts(reader: &Reader<'_>) -> Result<String, (&'static str, Value, &'static str)> {
     let integer = |name: &'static str, default: i64, max: i64, expected: &'static str| {
         let Some(value) = reader.variables.get(name) else {
             return Ok(default);
@@ -63,17 +71,20 @@ fn from_parts(reader: &Reader<'_>) -> Result<String, (&'static str, String, &'st
         pydantic::integer(value)
             .and_then(|number| i64::try_from(number).ok())
             .filter(|number| (0..=max).contains(number))
-            .ok_or_else(|| (name, value.to_owned(), expected))
+            .ok_or_else(|| (name, value.clone(), expected))
     };
     let port = integer(PORT, 6379, i64::from(u16::MAX), "give the number of a port")?;
     let database = integer(DB, 0, i64::MAX, "give the number of a database")?;
     let is_tls = match reader.variables.get(SSL) {
         None => false,
         Some(value) => {
-            pydantic::boolean(value).ok_or((SSL, value.to_owned(), "give true or false"))?
+            pydantic::boolean(value).ok_or((SSL, value.clone(), "give true or false"))?
         }
     };
-    let text = |name, default| reader.variables.get(name).unwrap_or(default);
+    let text = |name, default| {
+        let value = reader.variables.get(name).and_then(Value::as_str);
+        value.unwrap_or(default)
+    };
     let login = match (text(USERNAME, "default"), text(PASSWORD, "")) {
         // Without a login it is this user as well.
         ("default", "") => String::new(),
@@ -97,8 +108,9 @@ fn warn_of_another_bus(
     let [_, name] = BROKER;
     let how = broker.map_or_else(
         || format!("{name} is not set, and the default is memory"),
-        |(name, broker)| format!("{name} is {broker:?}"),
+        |(name, broker)| format!("{} is {broker:?}", reader.variables.place(name)),
     );
+    let name = broker.map_or(name, |(given, _)| reader.variables.place(given));
     let (what, remedy) = if reader.layer.get("redis.url").is_some() {
         (
             format!("a Prefect server with this environment publishes no events to Redis ({how})"),

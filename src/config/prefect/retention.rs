@@ -5,15 +5,15 @@ use std::time::Duration;
 use event_persister_actors::settings::{LONGEST, Period, text as spelled};
 use serde_json::Value;
 
-use super::pydantic::{self, TimeDelta};
-use super::{Reader, Reading, text};
+use super::pydantic;
+use super::{Reader, Reading, ours};
 
-const PERIOD: [&str; 2] = [
+pub(super) const PERIOD: [&str; 2] = [
     "PREFECT_SERVER_EVENTS_RETENTION_PERIOD",
     "PREFECT_EVENTS_RETENTION_PERIOD",
 ];
-const OVERRIDES: &str = "PREFECT_SERVER_SERVICES_DB_VACUUM_EVENT_RETENTION_OVERRIDES";
-const VACUUM_ENABLED: &str = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED";
+pub(super) const OVERRIDES: &str = "PREFECT_SERVER_SERVICES_DB_VACUUM_EVENT_RETENTION_OVERRIDES";
+pub(super) const VACUUM_ENABLED: &str = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED";
 const LOOP_SECONDS: &str = "PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS";
 
 pub(super) fn read(reader: &mut Reader<'_>) {
@@ -33,7 +33,7 @@ pub(super) fn read(reader: &mut Reader<'_>) {
 }
 
 fn duration(length: Duration) -> Result<Reading, String> {
-    text(&shown(length))
+    ours(&shown(length))
 }
 
 /// As a setting would say it. What is longer than a setting may be means "for ever" as well.
@@ -53,10 +53,13 @@ fn every(reader: &mut Reader<'_>) {
                 );
             }
             Ok(false) => {
-                reader.take(setting, &[VACUUM_ENABLED], |_| text("off"));
+                reader.take(setting, &[VACUUM_ENABLED], |_| ours("off"));
                 reader.see_all(
                     &[LOOP_SECONDS],
-                    &format!("{VACUUM_ENABLED} does not include events"),
+                    &format!(
+                        "{} does not include events",
+                        reader.variables.place(VACUUM_ENABLED)
+                    ),
                 );
                 return;
             }
@@ -77,48 +80,52 @@ fn every(reader: &mut Reader<'_>) {
     });
 }
 
-fn vacuums_events(value: &str) -> Result<bool, String> {
-    // Booleans are from before there was a choice, when events were always among it.
-    if matches!(
-        value.trim().to_ascii_lowercase().as_str(),
-        "true" | "1" | "false" | "0" | ""
-    ) {
-        return Ok(true);
-    }
-    let kinds = value.split(',').map(str::trim);
-    let kinds: Vec<&str> = kinds.filter(|kind| !kind.is_empty()).collect();
+fn vacuums_events(value: &Value) -> Result<bool, String> {
     let known = ["events", "flow_runs", "orphans"];
+    let expected = || format!("give some of {}", known.join(", "));
+    let kinds: Vec<&str> = match value {
+        // Booleans are from before there was a choice, when events were always among it.
+        Value::Bool(_) | Value::Number(_) => {
+            return pydantic::boolean(value).map(|_| true).ok_or_else(expected);
+        }
+        Value::String(text) if is_switch(text) => return Ok(true),
+        Value::String(text) => {
+            let kinds = text.split(',').map(str::trim);
+            kinds.filter(|kind| !kind.is_empty()).collect()
+        }
+        Value::Array(kinds) => {
+            let kinds = kinds.iter().map(Value::as_str);
+            kinds.collect::<Option<_>>().ok_or_else(expected)?
+        }
+        _ => return Err(expected()),
+    };
     match kinds.iter().find(|kind| !known.contains(kind)) {
         Some(unknown) => Err(format!("{unknown:?} is none of {}", known.join(", "))),
         None => Ok(kinds.contains(&"events")),
     }
 }
 
-fn overrides(value: &str) -> Result<Reading, String> {
-    let object = match serde_json::from_str(value) {
-        Ok(Value::Object(object)) => object,
-        Ok(Value::Null) => {
-            return Ok(Reading::Unusable("null means the default".to_owned()));
-        }
-        _ => return Err("give a JSON object of seconds by event name".to_owned()),
+fn is_switch(text: &str) -> bool {
+    let switches = ["true", "1", "false", "0", ""];
+    switches.contains(&&*text.trim().to_ascii_lowercase())
+}
+
+fn overrides(value: &Value) -> Result<Reading, String> {
+    let Value::Object(object) = value else {
+        return Err("give a JSON object of seconds by event name".to_owned());
     };
     let pairs = object
-        .into_iter()
-        .map(|(name, value)| match period(&value) {
-            Some(period) if period.is_positive => Ok((name, shown(period.length).into())),
-            _ => Err(format!("for {name:?} give a number of seconds above 0")),
-        })
+        .iter()
+        .map(
+            |(name, value)| match pydantic::seconds_or_time_delta(value) {
+                Some(period) if period.is_positive => {
+                    Ok((name.clone(), shown(period.length).into()))
+                }
+                _ => Err(format!("for {name:?} give a number of seconds above 0")),
+            },
+        )
         .collect::<Result<Vec<(String, Value)>, String>>()?;
     // A name that is empty is no event's.
     let pairs = pairs.into_iter().filter(|(name, _)| !name.is_empty());
     Ok(Reading::Value(Value::Object(pairs.collect())))
-}
-
-fn period(value: &Value) -> Option<TimeDelta> {
-    match value {
-        Value::Number(number) => pydantic::time_delta_of_seconds(number.as_f64()?),
-        Value::String(text) => pydantic::seconds_or_time_delta(text),
-        Value::Bool(value) => pydantic::time_delta_of_seconds(f64::from(u8::from(*value))),
-        _ => None,
-    }
 }

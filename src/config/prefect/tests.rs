@@ -3,6 +3,8 @@ use crate::cli::Flags;
 use crate::config::Config;
 use crate::config::tests::{effective, load};
 
+mod sections;
+
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
 const PG: &str = "postgresql+asyncpg://prefect:s3cret@db:5432/prefect";
@@ -264,7 +266,15 @@ fn trimming_is_off_where_prefect_keeps_its_events() {
     for text in ["true", "FALSE", "0"] {
         assert_eq!(every(text), "15m", "{text}");
     }
-    assert!(error(&[(variable, "evnts")]).contains("evnts"));
+    for text in ["[\"flow_runs\"]", "[]", "\"orphans\""] {
+        assert_eq!(every(text), "off", "{text}");
+    }
+    for text in ["[\"events\"]", "null", "1"] {
+        assert_eq!(every(text), "15m", "{text}");
+    }
+    for text in ["evnts", "[\"evnts\"]", "[1]", "{}", "5"] {
+        assert!(error(&[(variable, text)]).contains(variable), "{text}");
+    }
     let with_loop = [
         (variable, "flow_runs"),
         ("PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS", "60"),
