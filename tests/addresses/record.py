@@ -74,7 +74,7 @@ import warnings
 
 HERE = pathlib.Path(__file__).resolve().parent
 TABLE = HERE.parent / "data" / "addresses.jsonl.gz"
-RECORDED = 600
+RECORDED = 645
 DATABASE_URL = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 REDIS_URL = "PREFECT_REDIS_MESSAGING_URL"
 DEFAULT_ENVIRONMENT = {"HOME": "{dir}/home", "LOGNAME": "operator"}
@@ -266,6 +266,57 @@ PG_SEPARATE = [
     {**SEPARATE, "PGPASSWORD": "envsecret"}, {**SEPARATE, SETTINGS + "PASSWORD": ""},
     {"PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://old@old.example/old"},
     {**SEPARATE, "PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://old@old.example/old"},
+]
+# One variable may hold a whole section of Prefect's settings, as JSON.
+SERVER, SECTION, ALCHEMY = "PREFECT_SERVER", "PREFECT_SERVER_DATABASE", "PREFECT_SERVER_DATABASE_SQLALCHEMY"
+JSON_URL = "postgresql+asyncpg://json:secret@json.example/json"
+JSON_PARTS = {"driver": "postgresql+asyncpg", "host": "json.example", "user": "json", "name": "json"}
+ENV_URL = "postgresql+asyncpg://env:secret@env.example/env"
+JSON_TLS = {"enabled": True, "ca_file": "{dir}/ca.pem"}
+SECTION_NAMES = {SERVER, SECTION, ALCHEMY, ARGUMENTS[:-1], TLS[:-1]}
+
+
+def section(name, value, **variables):
+    return {name: value if isinstance(value, str) else json.dumps(value), **variables}
+
+
+PG_SECTIONS = [
+    section(SECTION, {"connection_url": JSON_URL}), section(SERVER, {"database": {"connection_url": JSON_URL}}),
+    section(SECTION.lower(), {"connection_url": JSON_URL}), section(SECTION, JSON_PARTS),
+    section(SERVER, {"database": JSON_PARTS}), section(SECTION, {**JSON_PARTS, "port": 7000, "password": "p@s:s/w%40"}),
+    section(SECTION, {**JSON_PARTS, "port": "7000"}), section(SECTION, {**JSON_PARTS, "port": 7000.0}),
+    section(SECTION, {**JSON_PARTS, "port": 7000.5}), section(SECTION, {**JSON_PARTS, "port": True}),
+    section(SECTION, {**JSON_PARTS, "port": None}), section(SECTION, {**JSON_PARTS, "host": 5}),
+    section(SECTION, {**JSON_PARTS, "password": 5}),
+    section(SECTION, {"connection_url": JSON_URL}, **{DATABASE_URL: ENV_URL}),
+    section(SECTION, {"connection_url": None}, **{DATABASE_URL: ENV_URL}),
+    section(SECTION, {"connection_url": None, **JSON_PARTS}, **{DATABASE_URL: ENV_URL}),
+    section(SECTION, {"CONNECTION_URL": JSON_URL}, **{DATABASE_URL: ENV_URL}),
+    section(SECTION, {"prefect_api_database_connection_url": JSON_URL}),
+    section(SECTION, {"PREFECT_SERVER_DATABASE_CONNECTION_URL": JSON_URL}),
+    section(SECTION, {DATABASE_URL.lower(): JSON_URL}, PREFECT_API_DATABASE_CONNECTION_URL=ENV_URL),
+    section(SECTION, {"connection_url": JSON_URL}, PREFECT_API_DATABASE_CONNECTION_URL=ENV_URL),
+    section(SECTION, {"connection_url": ENV_URL}, **section(SERVER, {"database": {"connection_url": JSON_URL}})),
+    section(SECTION, JSON_PARTS, **section(SERVER, {"DATABASE": {"host": "outer.example", "port": 7000}})),
+    section(SECTION, {**JSON_PARTS, "host": None}, **{SETTINGS + "HOST": "env.example"}),
+    section(SECTION, {"driver": "postgresql+asyncpg", "host": "json.example"}, **SEPARATE),
+    section(SERVER, {"database_connection_url": JSON_URL}, **{DATABASE_URL: ENV_URL}),
+    section(SECTION, "null", **{DATABASE_URL: ENV_URL}), section(SECTION, "{}", **{DATABASE_URL: ENV_URL}),
+    *(section(SECTION, text, **{DATABASE_URL: ENV_URL}) for text in ["x", "[]", "5", '"x"', "{'host': 'x'}", "{"]),
+    section(SERVER, {"database": None}, **{DATABASE_URL: ENV_URL}),
+    section(SECTION, {"connection_url": JSON_URL, "sqlalchemy": {"connect_args": {"tls": JSON_TLS}}}),
+    section(ALCHEMY, {"connect_args": {"tls": JSON_TLS, "search_path": "json"}}, **{DATABASE_URL: ENV_URL}),
+    section(ALCHEMY, {"CONNECT_ARGS": {"TLS": {"ENABLED": "yes"}}}, **{DATABASE_URL: ENV_URL}),
+    section(ALCHEMY, {"connect_args": {"statement_cache_size": 0}}, **{DATABASE_URL: ENV_URL}),
+    section(ARGUMENTS[:-1], {"tls": JSON_TLS, "search_path": None}, **{DATABASE_URL: ENV_URL,
+        ARGUMENTS + "SEARCH_PATH": "env"}),
+    section(ARGUMENTS[:-1], {"search_path": "json", "prepared_statement_cache_size": "0"}, **{DATABASE_URL: ENV_URL,
+        ARGUMENTS + "SEARCH_PATH": "env"}),
+    section(TLS[:-1], JSON_TLS, **{DATABASE_URL: ENV_URL}),
+    section(TLS[:-1], {"enabled": 1, "check_hostname": 0}, **{DATABASE_URL: ENV_URL, TLS + "ENABLED": "false",
+        TLS + "CA_FILE": "{dir}/ca.pem"}),
+    section(TLS[:-1], {"enabled": 2}, **{DATABASE_URL: ENV_URL}),
+    section(TLS[:-1], {"enabled": True, "ca_file": None}, **{DATABASE_URL: ENV_URL, TLS + "CA_FILE": "{dir}/ca.pem"}),
 ]
 PLACEHOLDER = "postgresql+asyncpg://app:${PREFECT_SERVER_DATABASE_PASSWORD}@db.example/prefect"
 GOOD = "postgresql+asyncpg://app:secret@db.example:5432/prefect"
@@ -483,6 +534,7 @@ def spelled_postgres():
         "app@db.example/blanks", "app:@db.example/prefect", "app:own@db.example/prefect"])
     yield from ((GOOD, variables) for variables in PG_SETTINGS)
     yield from ((None, variables) for variables in PG_SEPARATE)
+    yield from ((None, variables) for variables in PG_SECTIONS)
     password = SETTINGS + "PASSWORD"
     yield from ((PLACEHOLDER, env) for env in [{}, {password: "placed"}, {password: "pl@c:e/d"},
         {"PREFECT_API_DATABASE_PASSWORD": "placed"}])
@@ -924,7 +976,7 @@ def chosen(answered, number):
 
 
 def sort_of(line):
-    """Which parts a line uses and what came of it. Each spelling of a place is a sort of its own."""
+    """Which parts a line uses and what came of it. Each spelling of a place, and each section, is a sort of its own."""
     url, result = line["url"], line["result"]
     scheme, _, rest = (url or "").partition("://")
     places = [
@@ -935,6 +987,8 @@ def sort_of(line):
     hosts = re.fullmatch("|".join(places), url or "")
     if hosts and not line["env"]:
         return url
+    if any(name.upper() in SECTION_NAMES for name in line["env"]):
+        return json.dumps(line["env"])
     names = tuple(sorted(set(re.findall(r"[?&]([^=&]*)", rest))))[:3]
     answer = result.get("error") and (result["error"], result["type"], re.sub(r"\W.*", "", result["says"]))
     if not answer:
