@@ -59,7 +59,8 @@ const KNOWN: [Difference; 7] = [
         "an empty PGPASSWORD is none, as to libpq, so that the file of passwords is read",
         |line| {
             let env = &line["env"];
-            env["PGPASSWORD"] == "" && (env["PGPASSFILE"].is_string() || env["HOME"].is_string())
+            let has_file = env["PGPASSFILE"].is_string() || env["HOME"].is_string();
+            env["PGPASSWORD"] == "" && (has_file || url(line).contains("passfile="))
         },
     ),
     (
@@ -417,7 +418,7 @@ fn may_be_taken(line: &Value, config: &Config) -> bool {
                 says.contains("protocol must be") && !url.contains("protocol="),
                 says.contains("not supported between instances of 'str' and 'int'"),
                 // The driver's name says nothing here.
-                !url.starts_with("postgresql+asyncpg://") && url.starts_with("postgresql+"),
+                url.starts_with("postgres") && !url.starts_with("postgresql+asyncpg://"),
                 // A port that is not needed is not read, nor a host before the path of a socket.
                 says.contains("base 10: 'x'") && line["env"]["PGPORT"] == "x",
                 (says.contains("Invalid IPv6") || says.contains("IPv4 or IPv6"))
