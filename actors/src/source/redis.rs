@@ -50,6 +50,7 @@ mod operator;
 mod pending;
 mod position;
 mod publisher;
+mod reach;
 mod scripts;
 mod sentinel;
 mod settings;

@@ -16,31 +16,30 @@ use redis::streams::{
     StreamTrimmingMode,
 };
 use redis::{
-    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, RedisConnectionInfo, RedisError,
-    RedisResult, Value, from_redis_value,
+    AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo, RedisError, RedisResult,
+    Value, from_redis_value,
 };
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 
 use crate::delivery::Entry;
 use crate::primary::Primary;
 use crate::source::{SourceError, lock};
-use crate::tls;
 
 use super::entry_reader::{EntriesRead, EntryReader, Reply, Room};
 use super::failure::{self, timed_out};
 use super::idleness::{Observed, PendingEntry};
+use super::reach::reach;
 use super::scripts;
-use super::sentinel::Watch;
+use super::sentinel::{Master, Watch};
 use super::settings::{OWN_PREFIX, RedisSettings};
 use super::snapshot::{StreamSnapshot, ids};
 use super::stream_id::StreamId;
 use super::url::Place;
 
+/// How long each address of the server may take, its greeting included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long an answer may take, beyond the time for which the command itself waits. Shorter takes
@@ -190,9 +189,7 @@ impl Connections {
         connecting: impl Future<Output = RedisResult<T>>,
     ) -> RedisResult<T> {
         // Boxed: it is rare, and would make everything large that may connect.
-        let connected = Box::pin(timeout(CONNECT_TIMEOUT, connecting)).await;
-        let connection = connected
-            .unwrap_or_else(|_| Err(timed_out("no greeting within the connect time-out")))?;
+        let connection = Box::pin(connecting).await?;
         log::debug!(
             "connected to Redis redis.server={} redis.use={used_for}",
             self.settings.url
@@ -262,8 +259,9 @@ impl Connections {
 
     async fn connect_for_commands(&self) -> RedisResult<Connection> {
         let url = &self.settings.url;
-        let (stream, epoch) = self.connect().await?;
-        let mut connection = Connection::greet(stream, url.login(), url.database, epoch).await?;
+        let greet = |stream| Connection::greet(stream, url.login(), url.database);
+        let (mut connection, epoch) = self.connect(greet).await?;
+        connection.epoch = epoch;
         if epoch > 0 {
             let role: RedisResult<Value> =
                 redis::cmd("ROLE").query_async(&mut connection.redis).await;
@@ -274,24 +272,36 @@ impl Connections {
 
     async fn connect_for_reads(&self) -> RedisResult<(EntryReader, u64)> {
         // A replica refuses to read for a group.
-        let (stream, epoch) = self.connect().await?;
-        let reader = EntryReader::greet(stream, &self.settings.url).await?;
-        Ok((reader, epoch))
+        self.connect(|stream| EntryReader::greet(stream, &self.settings.url))
+            .await
     }
 
     /// To the server, or to the master of the moment, with its epoch.
-    async fn connect(&self) -> RedisResult<(Box<dyn Stream>, u64)> {
-        let stream: Box<dyn Stream> = match (&self.settings.url.place, &self.watch) {
-            (Place::Host(host, port), _) => connect_to(&self.settings, host, *port).await?,
-            (Place::Socket(path), _) => Box::new(UnixStream::connect(path).await?),
+    async fn connect<T, G>(&self, greet: impl Fn(Box<dyn Stream>) -> G) -> RedisResult<(T, u64)>
+    where
+        G: Future<Output = RedisResult<T>>,
+    {
+        let settings = &self.settings;
+        let greeted = match (&settings.url.place, &self.watch) {
+            (Place::Host(host, port), _) => {
+                reach(settings, host, *port, CONNECT_TIMEOUT, greet).await?
+            }
+            (Place::Socket(path), _) => {
+                let connecting = async { greet(Box::new(UnixStream::connect(path).await?)).await };
+                timeout(CONNECT_TIMEOUT, connecting)
+                    .await
+                    .unwrap_or_else(|_| Err(timed_out("no greeting within the connect time-out")))?
+            }
             (Place::Sentinels(_), Some(watch)) => {
-                let master = watch.master().await?;
-                let stream = connect_to(&self.settings, &master.host, master.port).await?;
-                return Ok((stream, master.epoch));
+                let Master {
+                    host, port, epoch, ..
+                } = watch.master().await?;
+                let greeted = reach(settings, &host, port, CONNECT_TIMEOUT, greet).await?;
+                return Ok((greeted, epoch));
             }
             (Place::Sentinels(_), None) => return Err(failure::another_master()),
         };
-        Ok((stream, 0))
+        Ok((greeted, 0))
     }
 
     fn lock(&self) -> MutexGuard<'_, OpenConnections> {
@@ -304,7 +314,6 @@ impl Connection {
         stream: Box<dyn Stream>,
         login: Option<(Option<&str>, &str)>,
         database: i64,
-        epoch: u64,
     ) -> RedisResult<Self> {
         let info = greeting(login, database);
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
@@ -312,7 +321,7 @@ impl Connection {
         let driver = Arc::new(Driver(tokio::spawn(driver).abort_handle()));
         Ok(Self {
             redis,
-            epoch,
+            epoch: 0,
             _driver: driver,
         })
     }
@@ -332,29 +341,6 @@ pub(super) fn greeting(login: Option<(Option<&str>, &str)>, database: i64) -> Re
     info
 }
 
-/// Connects to one server, encrypted if the URL says so.
-pub(super) async fn connect_to(
-    settings: &RedisSettings,
-    host: &str,
-    port: u16,
-) -> RedisResult<Box<dyn Stream>> {
-    let url = &settings.url;
-    let stream = TcpStream::connect((host, port)).await?;
-    stream.set_nodelay(true)?;
-    if !url.tls {
-        return Ok(Box::new(stream));
-    }
-    let name = ServerName::try_from(host.to_owned()).map_err(refused_by_tls)?;
-    let files = tls::Files {
-        ca: settings.ca_file.as_deref(),
-        cert: settings.cert_file.as_deref(),
-        key: settings.key_file.as_deref(),
-    };
-    let config = tls::client(url.check, files, url.tls_versions).map_err(refused_by_tls)?;
-    let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
-    Ok(Box::new(connecting.await.map_err(refused_by_tls)?))
-}
-
 /// Where a user may not ask, the sentinels are believed: on a replica every command fails that changes anything.
 fn must_be_master(role: RedisResult<Value>) -> RedisResult<()> {
     let role = match role {
@@ -370,11 +356,6 @@ fn must_be_master(role: RedisResult<Value>) -> RedisResult<()> {
         Some(Value::SimpleString(name)) if name == "master" => Ok(()),
         _ => Err(failure::another_master()),
     }
-}
-
-fn refused_by_tls(error: impl std::fmt::Display) -> RedisError {
-    let what = "no encrypted connection";
-    RedisError::from((ErrorKind::InvalidClientConfig, what, error.to_string()))
 }
 
 pub(super) struct Made {

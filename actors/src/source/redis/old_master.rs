@@ -19,10 +19,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::source::Permit;
 
-use super::connection::{RESPONSE_TIMEOUT, connect_to, read_new, read_pending};
+use super::connection::{RESPONSE_TIMEOUT, read_new, read_pending};
 use super::entry_reader::{EntriesRead, EntryReader, Reply, Room};
 use super::failure;
 use super::member::Member;
+use super::reach::reach;
 use super::sentinel::{Master, Watch};
 use super::stream_id::StreamId;
 
@@ -30,7 +31,7 @@ use super::stream_id::StreamId;
 /// ever where somebody keeps it for another use.
 const READ_FOR: Duration = Duration::from_secs(120);
 
-/// Between two tries to connect, and at most for one.
+/// Between two tries to connect, and at most for one at each address.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Read at once. As long as less than that waits to be handed out, more is asked for, so that a read waits there
@@ -110,13 +111,8 @@ async fn read(
     let Some(settings) = member.upgrade().map(|member| member.settings.clone()) else {
         return Ok(());
     };
-    let connecting = async {
-        let stream = connect_to(&settings, &old.host, old.port).await?;
-        EntryReader::greet(stream, &settings.url).await
-    };
-    let mut reader = timeout(RETRY, connecting)
-        .await
-        .unwrap_or_else(|_| Err(failure::timed_out("no greeting")))?;
+    let greet = |stream| EntryReader::greet(stream, &settings.url);
+    let mut reader = reach(&settings, &old.host, old.port, RETRY, greet).await?;
     // Behind it is what is pending for us and still to be read; of new entries only those without room are.
     let mut behind = Some(StreamId::ZERO);
     loop {

@@ -15,6 +15,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::future::Future;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -25,14 +26,16 @@ use tokio::time::timeout;
 
 use crate::source::lock;
 
-use super::connection::{Connection, connect_to};
+use super::connection::Connection;
 use super::failure::timed_out;
+use super::reach::reach;
 use super::settings::RedisSettings;
 use super::url::{Sentinels, host_with_port};
 
 pub(super) mod hints;
 
-/// How long one may take to answer: longer keeps a dead one from being passed over, shorter passes over a busy one.
+/// How long one may take to answer, and each of its addresses to connect: longer keeps a dead one from being passed
+/// over, shorter passes over a busy one.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// What one sentinel knows.
@@ -146,8 +149,7 @@ impl Watch {
     pub(super) async fn ask_all(&self) -> Vec<(String, RedisResult<Answer>)> {
         let members = self.sentinels.members.iter().zip(&self.connections);
         let asking = members.map(|((host, port), connection)| async move {
-            let asked = timeout(ANSWERS_WITHIN, self.ask(host, *port, connection)).await;
-            let answer = asked.unwrap_or_else(|_| Err(timed_out("it says nothing")));
+            let answer = self.ask(host, *port, connection).await;
             (host_with_port(host, *port), answer)
         });
         join_all(asking).await
@@ -159,16 +161,16 @@ impl Watch {
         port: u16,
         connection: &tokio::sync::Mutex<Option<Connection>>,
     ) -> RedisResult<Answer> {
-        let mut place = connection.lock().await;
+        let mut place = within(async { Ok(connection.lock().await) }).await?;
         // It goes back only if all went well.
         let mut connection = match place.take() {
             Some(connection) => connection,
             None => {
-                let stream = connect_to(&self.settings, host, port).await?;
-                Connection::greet(stream, self.sentinels.login(), 0, 0).await?
+                let greet = |stream| Connection::greet(stream, self.sentinels.login(), 0);
+                reach(&self.settings, host, port, ANSWERS_WITHIN, greet).await?
             }
         };
-        let answer = self.question(&mut connection).await?;
+        let answer = within(self.question(&mut connection)).await?;
         *place = Some(connection);
         Ok(answer)
     }
@@ -259,6 +261,11 @@ fn choose(
             (Some(known), _) => known.epoch + 1,
         },
     })
+}
+
+async fn within<T>(answer: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+    let answer = timeout(ANSWERS_WITHIN, answer).await;
+    answer.unwrap_or_else(|_| Err(timed_out("it says nothing")))
 }
 
 fn no_master(why: &str) -> RedisError {

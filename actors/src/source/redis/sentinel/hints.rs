@@ -3,7 +3,6 @@
 //! Nothing relies on it. A user may not be allowed to subscribe, and a connection may be gone without a sign; then the
 //! next turn finds the new master half a second later.
 
-use std::future::Future;
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -14,11 +13,12 @@ use redis::aio::PubSub;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use crate::source::redis::connection::{connect_to, greeting};
+use crate::source::redis::connection::greeting;
 use crate::source::redis::failure::{self, timed_out};
 use crate::source::redis::member::Member;
+use crate::source::redis::reach::reach;
 
-use super::ANSWERS_WITHIN;
+use super::{ANSWERS_WITHIN, within};
 
 const CHANNEL: &str = "+switch-master";
 
@@ -65,13 +65,13 @@ async fn hear(member: &Weak<Member>, index: usize, hint: &Notify) -> RedisResult
     let Some((host, port)) = sentinels.members.get(index) else {
         return Ok(());
     };
-    let subscribing = async {
-        let stream = connect_to(&settings, host, *port).await?;
+    let subscribe = |stream| async {
         let mut subscribed = PubSub::new(&greeting(sentinels.login(), 0), stream).await?;
         subscribed.subscribe(CHANNEL).await?;
-        RedisResult::Ok(subscribed)
+        Ok(subscribed)
     };
-    let (mut sink, mut messages) = within(subscribing).await?.split();
+    let subscribed = reach(&settings, host, *port, ANSWERS_WITHIN, subscribe).await?;
+    let (mut sink, mut messages) = subscribed.split();
     loop {
         let heard = timeout(PING_AFTER, messages.next()).await;
         if member.strong_count() == 0 {
@@ -83,9 +83,4 @@ async fn hear(member: &Weak<Member>, index: usize, hint: &Notify) -> RedisResult
             Err(_) => drop(within(sink.ping::<redis::Value>()).await?),
         }
     }
-}
-
-async fn within<T>(answer: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
-    let answer = timeout(ANSWERS_WITHIN, answer).await;
-    answer.unwrap_or_else(|_| Err(timed_out("it says nothing")))
 }
