@@ -60,14 +60,15 @@ impl<'a> Parts<'a> {
         (self, is_behind)
     }
 
-    /// The parameters; a value that is empty is none. A `+` is a blank, as in a form.
+    /// The parameters, names and values decoded; a value that is empty is none. A `+` is a blank, as in a form.
     pub(crate) fn parameters(
         &self,
-    ) -> impl Iterator<Item = Result<(&'a str, Option<String>), InvalidUrl>> + use<'a> {
+    ) -> impl Iterator<Item = Result<(String, Option<String>), InvalidUrl>> + use<'a> {
         let pairs = self.query.split('&').filter(|pair| !pair.is_empty());
         pairs.map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Ok((name, decode(&value.replace('+', " "))?))
+            let decoded = |text: &str| decode(&text.replace('+', " "));
+            Ok((decoded(name)?.unwrap_or_default(), decoded(value)?))
         })
     }
 }
@@ -179,8 +180,8 @@ pub fn mask(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
         // No URL, but perhaps meant for one, with its password.
         return match url.rsplit_once('@') {
-            Some((_, host)) => format!("***@{host}"),
-            None => url.to_owned(),
+            Some((_, host)) => format!("***@{}", mask_parameters(host)),
+            None => mask_parameters(url),
         };
     };
     if scheme.to_ascii_lowercase().starts_with("sqlite") {
@@ -198,11 +199,7 @@ pub fn mask(url: &str) -> String {
     } else {
         rest.to_owned()
     };
-    let Some((place, query)) = rest.split_once('?') else {
-        return format!("{scheme}://{rest}");
-    };
-    let query: Vec<String> = query.split('&').map(mask_parameter).collect();
-    format!("{scheme}://{place}?{}", query.join("&"))
+    format!("{scheme}://{}", mask_parameters(&rest))
 }
 
 /// What stands before the first colon behind which there is no port, in a text that begins with hosts.
@@ -222,9 +219,21 @@ fn without_port(text: &str) -> Option<&str> {
     None
 }
 
+fn mask_parameters(text: &str) -> String {
+    let Some((place, query)) = text.split_once('?') else {
+        return text.to_owned();
+    };
+    let query: Vec<String> = query.split('&').map(mask_parameter).collect();
+    format!("{place}?{}", query.join("&"))
+}
+
 fn mask_parameter(pair: &str) -> String {
+    let is_secret = |name: &str| {
+        let name = percent_decode_str(name).decode_utf8_lossy();
+        name.to_ascii_lowercase().contains("pass")
+    };
     match pair.split_once('=') {
-        Some((name, _)) if name.to_ascii_lowercase().contains("pass") => format!("{name}=***"),
+        Some((name, _)) if is_secret(name) => format!("{name}=***"),
         Some(_) => pair.to_owned(),
         // It may be the rest of a password with an `&`.
         None => "***".to_owned(),
@@ -252,6 +261,28 @@ mod tests {
         assert!(decode("%ff").is_err());
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_spelling_of_a_name_shows_its_secret(
+            name in proptest::sample::select(vec!["password", "passwd", "PassWord", "sentinel_password", "a pass"]),
+            escaped in proptest::collection::vec(proptest::bool::ANY, 20),
+        ) {
+            let spelled = name.bytes().zip(escaped).map(|(byte, is_escaped)| match byte {
+                _ if is_escaped => format!("%{byte:02x}"),
+                b' ' => "+".to_owned(),
+                byte => char::from(byte).to_string(),
+            });
+            let spelled: String = spelled.collect();
+            for place in ["postgresql://h/d", "redis://h", "unix:/r.sock", "nats://me@h:1", "redis:/me@h"] {
+                let url = format!("{place}?db=1&{spelled}=hush");
+                assert!(!mask(&url).contains("hush"), "{url}");
+                let parts = Parts::behind(None, &url).unwrap();
+                let last = parts.parameters().last().unwrap().unwrap();
+                assert_eq!(last, (name.to_owned(), Some("hush".to_owned())));
+            }
+        }
+    }
+
     #[test]
     fn passwords_are_masked_wherever_they_stand() {
         for (url, expected) in [
@@ -267,6 +298,15 @@ mod tests {
                 "postgresql://u@db/x?password=p&s&sslmode=require",
                 "postgresql://u@db/x?password=***&***&sslmode=require",
             ),
+            (
+                "postgresql://db/x?user=u&p%61ssword=p&%50ASS=q",
+                "postgresql://db/x?user=u&p%61ssword=***&%50ASS=***",
+            ),
+            (
+                "unix:r.sock?password=p&db=1",
+                "unix:r.sock?password=***&db=1",
+            ),
+            ("postgresql:/u@db?passwd=p", "***@db?passwd=***"),
             ("sqlite:///me:x@home.db", "sqlite:///me:x@home.db"),
             ("postgresql:/u:p@db/x", "***@db/x"),
             ("postgresql://u:p/x?y", "postgresql://u:***"),

@@ -133,7 +133,7 @@ fn of_one(text: &str) -> Result<NatsUrl, InvalidUrl> {
     let parts = Parts::of(rest)?;
     if let Some(parameter) = parts.parameters().next() {
         let (name, _) = parameter?;
-        return Err(crate::address::unknown_parameter(name));
+        return Err(crate::address::unknown_parameter(&name));
     }
     if !parts.path.is_empty() {
         return Err(format!("{EXPECTED}; there is no path behind the hosts").into());

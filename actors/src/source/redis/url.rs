@@ -181,7 +181,7 @@ impl FromStr for RedisUrl {
         for parameter in parts.parameters() {
             // Empty is unset.
             if let (name, Some(value)) = parameter? {
-                given.take(&mut url, name, value)?;
+                given.take(&mut url, &name, value)?;
             }
         }
         let (place, database) = match scheme {
@@ -761,6 +761,9 @@ mod tests {
     fn never_tells_a_password() {
         let url = parsed("redis://ann:secret@host:1/2");
         assert_eq!(format!("{url} {url:?}"), "host:1/2 redis://host:1/2");
+        let url = parsed("redis://host:1/2?us%65rname=ann&p%61ssword=secret");
+        assert_eq!(url.login(), Some((Some("ann"), "secret")));
+        assert_eq!(format!("{url} {url:?}"), "host:1/2 redis://host:1/2");
         for text in [
             "redis://ann:secret@host:port",
             "redis://ann:secret",
@@ -769,6 +772,7 @@ mod tests {
             "redis://ann:secret@host/?db=x",
             "ann-secret-password://host",
             "redis://ann:sec#secret@host:1/?db=x",
+            "redis://host:1/?p%61ss=secret",
         ] {
             let error = text.parse::<RedisUrl>().unwrap_err().to_string();
             assert!(!error.contains("secret"), "{error}");

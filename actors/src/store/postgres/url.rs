@@ -169,7 +169,7 @@ impl PostgresUrl {
         for parameter in parts.parameters() {
             // Empty is unset.
             if let (name, Some(value)) = parameter? {
-                found.take(name, value)?;
+                found.take(&name, value)?;
             }
         }
         found.url(environment)
@@ -690,6 +690,7 @@ mod tests {
             ("u@h", ("u", "", "h")),
             ("h/d?application_name=a@b", ("", "", "h")),
             ("h/d?user=q&password=p%40s+s%2B", ("q", "p@s s+", "h")),
+            ("h/d?us%65r=q&p%61ssw%6Frd=p", ("q", "p", "h")),
         ] {
             let expected = (user.to_owned(), password.to_owned(), host.to_owned());
             assert_eq!(login(rest), expected, "{rest}");
@@ -776,6 +777,8 @@ mod tests {
             ("postgresql://ada:hush@db/d?keepalives=x", "keepalives"),
             ("postgresql://ada:hush@db:port/prefect", "not a port"),
             ("postgresql://u:p@w:x/d", "%3A"),
+            ("postgresql://db/d?p%61ss=hush", "\"pass\" has no meaning"),
+            ("postgresql://db/d?%FFpassword=hush", "not UTF-8"),
         ] {
             let error = url.parse::<PostgresUrl>().unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
