@@ -50,6 +50,7 @@ mod conditions;
 mod connection;
 mod copying;
 mod driver;
+mod encryption;
 mod environment;
 mod failure;
 mod letters;

@@ -70,6 +70,29 @@ async fn encrypts_where_the_mode_and_the_server_want_it() {
     store(settings).describe().await.unwrap();
 }
 
+/// A wrong password counts against whoever sends it.
+#[actix::test]
+async fn a_server_that_does_not_encrypt_is_not_asked_twice() {
+    let server = Server::start("ssl = off\n");
+    if server.directory().is_none() {
+        return;
+    }
+    let database = server.database_named("password_only");
+    server
+        .database()
+        .execute("CREATE ROLE ada LOGIN PASSWORD 'right'");
+    let url = database.url.replace("postgres@", "ada:wrong@");
+    let url = url.replace("?sslmode=disable", "");
+    let refusals = || server.log().matches("authentication failed").count();
+    let mut counts = Vec::new();
+    for mode in [TlsMode::Disable, TlsMode::Prefer] {
+        let before = refusals();
+        connects(&url, mode, None).await.unwrap_err();
+        counts.push(refusals() - before);
+    }
+    assert!(counts[0] > 0 && counts[0] == counts[1], "{counts:?}");
+}
+
 #[actix::test]
 async fn shows_its_certificate() {
     let Some((server, directory)) = server() else {

@@ -149,6 +149,38 @@ fn every_kind_of_address_of_postgresql_is_connected_to() {
     }
 }
 
+/// The modes `prefer` and `allow` try the other way after any refusal of the login.
+#[test]
+fn a_login_that_is_refused_in_one_way_is_tried_in_the_other_as_by_prefect() {
+    let server = postgres::Server::shared();
+    let Some(directory) = server.directory() else {
+        return;
+    };
+    let file = |name: &str| shown(&directory.join(name));
+    let (socket, port) = (shown(directory), server.port());
+    let folder = Folder::new();
+    for (name, mode, certificate) in [
+        ("password_in_tls", "prefer", false),
+        ("cert_in_tls", "allow", true),
+    ] {
+        let _database = server.database_named(name);
+        let local = format!("postgresql://postgres@/{name}?host={socket}&port={port}");
+        folder.run(&["migrate", "--database-url", &local]).exits(0);
+        let url = format!("postgresql+asyncpg://postgres@localhost:{port}/{name}?ssl={mode}");
+        let (cert, key) = (file("postgres.pem"), file("postgres.key"));
+        let mut variables = vec![PERSISTER_OFF, (DATABASE_URL, &url)];
+        if certificate {
+            variables.extend([("PGSSLCERT", &cert[..]), ("PGSSLKEY", &key)]);
+        }
+        let ran = folder.run_with(&["check"], &variables);
+        let is_reached = ran
+            .stdout
+            .contains("store: reachable, and its tables are right");
+        assert!(is_reached, "{variables:?}: {ran:?}");
+        prefect(&folder, DATABASE_BY_PREFECT, &variables);
+    }
+}
+
 /// Certificates as people make them with a line of openssl: one that has signed itself, and one of version 1.
 #[test]
 fn certificates_are_taken_as_by_prefect() {

@@ -77,6 +77,10 @@ hostssl no_tls all all reject
 hostnossl cert_only all all reject
 hostssl cert_only all all cert
 host password_only all all scram-sha-256
+hostnossl password_in_tls all all trust
+hostssl password_in_tls all all scram-sha-256
+hostnossl cert_in_tls all all scram-sha-256
+hostssl cert_in_tls all all cert
 host all all all trust
 host replication all all trust
 ";

@@ -23,6 +23,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::connection::{begin, configure};
 use super::driver::Driver;
+use super::encryption::Noted;
 use super::settings::{PostgresSettings, TlsMode};
 use super::url::{Address, Target};
 use crate::primary::Primary;
@@ -128,9 +129,29 @@ impl ConnectError {
         }
     }
 
-    /// Whether encryption may be the reason, so that the other way is worth a try.
+    /// Whether the other way, with TLS or without, is worth a try: the server has refused the login, whatever it says
+    /// of it, or has hung up. A server may ask for a password in one way, and for none in the other.
     fn may_be_encryption(&self) -> bool {
-        self.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) || self.is_tls()
+        match self.code() {
+            Some(_) => self.is_final(),
+            None => self.is_disagreement() || self.is_tls() || self.is_cut_off(),
+        }
+    }
+
+    /// Whether the server lets nobody in this way.
+    fn is_barred(&self) -> bool {
+        self.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
+    }
+
+    /// Whether the server has hung up without a word.
+    fn is_cut_off(&self) -> bool {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        let kind = self.causes().find_map(io_error).map(io::Error::kind);
+        matches!(self, Self::Postgres(error) if error.is_closed())
+            || matches!(
+                kind,
+                Some(BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+            )
     }
 
     /// Whether the two could not agree on encryption.
@@ -320,7 +341,7 @@ async fn connect_to(
     }
     let connected = async {
         loop {
-            match encrypted_or_not(config.clone(), settings, place, wanted).await {
+            match connect(config.clone(), settings, place, wanted).await {
                 Err(error) if error.was_given_up() => {}
                 connected => return connected,
             }
@@ -364,13 +385,12 @@ async fn resolve(
     Ok(numbers.map(|number| resolved(Some(number.ip()))).collect())
 }
 
-/// Tries the ways that the mode allows, one after another.
+/// Tries the ways that the mode allows, one after another, as Python's driver does.
 async fn encrypted_or_not(
     mut config: Config,
     settings: &PostgresSettings,
     place: &Resolved,
-    wanted: Wanted,
-) -> Result<Reached, ConnectError> {
+) -> Result<(Client, Driver), ConnectError> {
     // Nobody listens between the two ends of a socket of this machine, and no server encrypts there.
     let mode = if place.address.is_socket() {
         TlsMode::Disable
@@ -392,43 +412,49 @@ async fn encrypted_or_not(
             let (check, files) = settings.encryption();
             let config = tls::client(check, files, settings.url.tls_versions)
                 .map_err(|fault| ConnectError::Tls(fault.to_string()))?;
-            Some(MakeRustlsConnect::new(config))
+            Some(Noted::new(MakeRustlsConnect::new(config)))
         }
     };
     config.ssl_mode(first);
-    let connected = connect(&config, settings, place, tls.clone(), wanted).await;
-    match (connected, second) {
-        (Err(error), Some(second)) if error.may_be_encryption() => {
-            config.ssl_mode(second);
-            // The first answer tells more than that the other way is barred too.
-            let Ok(reached) = connect(&config, settings, place, tls, wanted).await else {
-                return Err(error);
-            };
-            if second == SslMode::Disable && error.is_tls() {
+    let error = match log_in(&config, place, tls.clone()).await {
+        Ok(logged_in) => return Ok(logged_in),
+        Err(error) => error,
+    };
+    let Some(second) = second.filter(|_| error.may_be_encryption()) else {
+        return Err(error);
+    };
+    // A server that does not encrypt was spoken to in plain text already.
+    if first == SslMode::Prefer && !tls.as_ref().is_some_and(Noted::was_begun) {
+        return Err(error);
+    }
+    config.ssl_mode(second);
+    match log_in(&config, place, tls).await {
+        Ok(logged_in) => {
+            if second == SslMode::Disable && !error.is_barred() {
                 log::warn!(
-                    "the connection to the database is not encrypted, for TLS has failed; database.tls=require or more \
-                     allows no other store.host={place} reason=\"{}\"",
+                    "the connection to the database is not encrypted, for with TLS it has failed; database.tls=require \
+                     or more allows no other store.host={place} reason=\"{}\"",
                     error_chain(&error)
                 );
             }
-            Ok(reached)
+            Ok(logged_in)
         }
-        (connected, _) => connected,
+        // That a way is barred tells the least.
+        Err(other) if other.is_barred() || other.is_cut_off() => Err(error),
+        Err(other) => Err(other),
     }
 }
 
-async fn connect(
+async fn log_in(
     config: &Config,
-    settings: &PostgresSettings,
     place: &Resolved,
-    tls: Option<MakeRustlsConnect>,
-    wanted: Wanted,
-) -> Result<Reached, ConnectError> {
+    tls: Option<Noted>,
+) -> Result<(Client, Driver), ConnectError> {
     let mut config = config.clone();
     if let Some(number) = place.number {
         config.hostaddr(number);
     }
-    let (client, driver) = match tls {
+    Ok(match tls {
         None => {
             let (client, connection) = config.connect(NoTls).await?;
             (client, Driver::start(connection))
@@ -437,7 +463,17 @@ async fn connect(
             let (client, connection) = config.connect(tls).await?;
             (client, Driver::start(connection))
         }
-    };
+    })
+}
+
+/// What the connection is wanted for, once the server has let us in.
+async fn connect(
+    config: Config,
+    settings: &PostgresSettings,
+    place: &Resolved,
+    wanted: Wanted,
+) -> Result<Reached, ConnectError> {
+    let (client, driver) = encrypted_or_not(config, settings, place).await?;
     let mut reached = Reached {
         client,
         driver,
