@@ -285,6 +285,32 @@ async fn one_sentinel_that_is_left_is_enough_and_those_that_are_away_are_named()
     consume_all(&source, &numbered(10..20)).await;
 }
 
+/// Python's client asks for nothing else.
+#[actix_web::test]
+async fn a_user_who_may_only_list_the_masters_finds_the_next_one_too() {
+    let mut sentinels = Sentinels::start().await;
+    let rights = "-@all +auth +hello +ping +client +sentinel|masters";
+    sentinels.tell_sentinels(&format!("ACL SETUSER small on >pw {rights}"));
+    let login = "sentinel_username=small&sentinel_password=pw";
+    let url = format!("{}{login}", sentinels.url());
+    let first = sentinels.master().unwrap();
+    let source = source(settings(&url));
+    sentinels.stream(first).publish(&numbered(0..10));
+    consume_all(&source, &numbered(0..10)).await;
+    let operator = RedisOperator::new(settings(&url)).unwrap();
+    let findings = operator.inspect(None).await;
+    let agreed = format!("3 sentinels name the master 127.0.0.1:{first}");
+    let what = findings.iter().map(|finding| &finding.what);
+    assert!(what.clone().any(|what| *what == agreed), "{findings:?}");
+    sentinels.kill(first);
+    let second = sentinels.until_replaced(first).await;
+    sentinels.stream(second).publish(&numbered(10..20));
+    consume_all(&source, &numbered(10..20)).await;
+    let third = sentinels.fail_over(second).await;
+    sentinels.stream(third).publish(&numbered(20..30));
+    consume_all(&source, &numbered(20..30)).await;
+}
+
 #[actix_web::test]
 async fn says_that_no_sentinel_answers() {
     let nobody = settings("redis+sentinel://:hush@127.0.0.1:1,127.0.0.1:2/events");

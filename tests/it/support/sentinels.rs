@@ -213,11 +213,16 @@ impl Sentinels {
         signal(&self.sentinels[index].child, "STOP");
     }
 
+    /// A command of all sentinels.
+    pub(crate) fn tell_sentinels(&self, words: &str) {
+        for sentinel in &self.sentinels {
+            ask::<Value>(&sentinel.url, words).unwrap();
+        }
+    }
+
     /// From here on nobody tells an old master, for more than a minute, that it is none any more.
     pub(crate) fn leave_old_masters_alone(&self) {
-        for sentinel in &self.sentinels {
-            ask::<Value>(&sentinel.url, "SENTINEL DEBUG publish-period 20000").unwrap();
-        }
+        self.tell_sentinels("SENTINEL DEBUG publish-period 20000");
     }
 
     /// Asks for a failover without a reason, again where a busy machine made the sentinels give it up.

@@ -27,7 +27,7 @@ use tokio::time::timeout;
 use crate::source::lock;
 
 use super::connection::Connection;
-use super::failure::timed_out;
+use super::failure::{self, timed_out};
 use super::reach::reach;
 use super::settings::RedisSettings;
 use super::url::{Sentinels, host_with_port};
@@ -71,6 +71,13 @@ impl fmt::Display for Master {
     }
 }
 
+/// A connection to a sentinel.
+struct Asked {
+    connection: Connection,
+    /// Whether its user may only ask for all masters at once, which is what Python's client asks for.
+    lists_only: bool,
+}
+
 /// Why nobody can be called the master.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum NoMaster {
@@ -87,7 +94,7 @@ pub(super) struct Watch {
     settings: RedisSettings,
     sentinels: Sentinels,
     /// The open connection to each.
-    connections: Vec<tokio::sync::Mutex<Option<Connection>>>,
+    connections: Vec<tokio::sync::Mutex<Option<Asked>>>,
     known: Mutex<Option<Master>>,
     /// Those that were the master before, until somebody asks for them.
     replaced: Mutex<Vec<Master>>,
@@ -159,25 +166,44 @@ impl Watch {
         &self,
         host: &str,
         port: u16,
-        connection: &tokio::sync::Mutex<Option<Connection>>,
+        connection: &tokio::sync::Mutex<Option<Asked>>,
     ) -> RedisResult<Answer> {
         let mut place = within(async { Ok(connection.lock().await) }).await?;
         // It goes back only if all went well.
-        let mut connection = match place.take() {
-            Some(connection) => connection,
+        let mut asked = match place.take() {
+            Some(asked) => asked,
             None => {
                 let greet = |stream| Connection::greet(stream, self.sentinels.login(), 0);
-                reach(&self.settings, host, port, ANSWERS_WITHIN, greet).await?
+                Asked {
+                    connection: reach(&self.settings, host, port, ANSWERS_WITHIN, greet).await?,
+                    lists_only: false,
+                }
             }
         };
-        let answer = within(self.question(&mut connection)).await?;
-        *place = Some(connection);
+        let answer = within(self.question(&mut asked)).await?;
+        *place = Some(asked);
         Ok(answer)
+    }
+
+    async fn question(&self, asked: &mut Asked) -> RedisResult<Answer> {
+        let Asked {
+            connection,
+            lists_only,
+        } = asked;
+        if !*lists_only {
+            match self.ask_for_one(connection).await {
+                Err(error) if failure::code(&error).as_deref() == Some("NOPERM") => {
+                    *lists_only = true;
+                }
+                answer => return answer,
+            }
+        }
+        self.ask_for_all(connection).await
     }
 
     /// While a failover is under way the number and the address change one after the other, so the number must be
     /// the same before and after.
-    async fn question(&self, connection: &mut Connection) -> RedisResult<Answer> {
+    async fn ask_for_one(&self, connection: &mut Connection) -> RedisResult<Answer> {
         let sentinel = |what: &str| {
             let mut command = redis::cmd("SENTINEL");
             command.arg(what).arg(&self.sentinels.service);
@@ -192,27 +218,61 @@ impl Watch {
                     .query_async(&mut connection.redis)
                     .await?;
             let after: HashMap<String, String> = after;
-            let number = |of: &HashMap<String, String>, name: &str| {
-                of.get(name).and_then(|text| text.parse::<u64>().ok())
-            };
             let (Some(config_epoch), Some((host, port))) =
                 (number(&before, "config-epoch"), address)
             else {
-                return Err(no_master("it does not know the service"));
+                return Err(unknown_service());
             };
             if number(&after, "config-epoch") == Some(config_epoch) {
-                let size = |name| number(&after, name).and_then(|n| usize::try_from(n).ok());
-                return Ok(Answer {
-                    config_epoch,
-                    host,
-                    port,
-                    quorum: size("quorum").unwrap_or_default(),
-                    num_others: size("num-other-sentinels").unwrap_or_default(),
-                });
+                return Ok(Answer::of(config_epoch, host, port, &after));
             }
         }
-        Err(no_master("a failover is under way"))
+        Err(under_way())
     }
+
+    /// All in one answer. But it names the old master for as long as this sentinel fails over, with the number of
+    /// the new one.
+    async fn ask_for_all(&self, connection: &mut Connection) -> RedisResult<Answer> {
+        let mut command = redis::cmd("SENTINEL");
+        command.arg("MASTERS");
+        let masters: Vec<HashMap<String, String>> =
+            command.query_async(&mut connection.redis).await?;
+        let service = &self.sentinels.service;
+        let mut masters = masters.into_iter();
+        let master = masters.find(|master| master.get("name") == Some(service));
+        let master = master.ok_or_else(unknown_service)?;
+        let has = |flag: &str| {
+            let flags = master.get("flags").into_iter();
+            flags.flat_map(|flags| flags.split(',')).any(|f| f == flag)
+        };
+        if has("failover_in_progress") {
+            return Err(under_way());
+        }
+        let port = number(&master, "port").and_then(|port| u16::try_from(port).ok());
+        let (Some(config_epoch), Some(host), Some(port)) =
+            (number(&master, "config-epoch"), master.get("ip"), port)
+        else {
+            return Err(failure::unexpected("a master with its address"));
+        };
+        Ok(Answer::of(config_epoch, host.clone(), port, &master))
+    }
+}
+
+impl Answer {
+    fn of(config_epoch: u64, host: String, port: u16, facts: &HashMap<String, String>) -> Self {
+        let size = |name| number(facts, name).and_then(|n| usize::try_from(n).ok());
+        Self {
+            config_epoch,
+            host,
+            port,
+            quorum: size("quorum").unwrap_or_default(),
+            num_others: size("num-other-sentinels").unwrap_or_default(),
+        }
+    }
+}
+
+fn number(of: &HashMap<String, String>, name: &str) -> Option<u64> {
+    of.get(name)?.parse().ok()
 }
 
 /// The rule: the newest that any knows, unless it is older than what was known and most do not say so.
@@ -266,6 +326,14 @@ fn choose(
 async fn within<T>(answer: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
     let answer = timeout(ANSWERS_WITHIN, answer).await;
     answer.unwrap_or_else(|_| Err(timed_out("it says nothing")))
+}
+
+fn unknown_service() -> RedisError {
+    no_master("it does not know the service")
+}
+
+fn under_way() -> RedisError {
+    no_master("a failover is under way")
 }
 
 fn no_master(why: &str) -> RedisError {
