@@ -13,7 +13,16 @@ export class Refused extends Error {
 /** Told of every answer: whether one came, and whether it wants a signature. */
 export const connection = new EventTarget();
 
-async function ask(method, path, body, signal) {
+/**
+ * Keeps a number as it is written where JavaScript would round it. A browser without `JSON.rawJSON` rounds it.
+ * @returns {any}
+ */
+function exact(key, value, context) {
+  const isKept = typeof value !== "number" || !context?.source || String(value) === context.source;
+  return isKept || !JSON.rawJSON ? value : JSON.rawJSON(context.source);
+}
+
+async function ask(method, path, body, signal, reviver) {
   const given = { method, signal, headers: { accept: "application/json" }, cache: "no-store" };
   if (body !== undefined) {
     given.headers["content-type"] = "application/json";
@@ -29,7 +38,7 @@ async function ask(method, path, body, signal) {
   }
   connection.dispatchEvent(new Event("answered"));
   if (answer.status === 204) return null;
-  const said = await answer.json().catch(() => null);
+  const said = await answer.text().then((text) => JSON.parse(text, reviver)).catch(() => null);
   if (answer.ok) return said;
   if (answer.status === 401) connection.dispatchEvent(new Event("unauthorized"));
   throw new Refused(answer.status, reason(said) ?? `the service answers ${answer.status}`);
@@ -64,7 +73,9 @@ export const countByTime = (filter, unit, interval, signal) =>
 export const countByEvent = (filter, unit, interval, signal) =>
   ask("POST", "api/events/count-by/event", { filter, time_unit: unit, time_interval: interval }, signal);
 
-export const oneEvent = (id, signal) => ask("GET", `api/events/${encodeURIComponent(id)}`, undefined, signal);
+/** Its numbers may be `JSON.rawJSON`. */
+export const oneEvent = (id, signal) =>
+  ask("GET", `api/events/${encodeURIComponent(id)}`, undefined, signal, exact);
 
 export const letters = (before, signal) =>
   ask("GET", `api/dead-letters?limit=50${before ? `&before=${encodeURIComponent(before)}` : ""}`, undefined, signal);

@@ -17,6 +17,7 @@ export function tree(value) {
 function node(key, value, budget) {
   const name = key === null ? null : typeof key === "number" ? h("span.k.i", {}, key) : h("span.k", {}, visible(key));
   const colon = name && h("span.p", {}, ": ");
+  if (JSON.isRawJSON?.(value)) return h("div.leaf-line", {}, name, colon, h("span.number", {}, value.rawJSON));
   if (value === null || typeof value !== "object") return h("div.leaf-line", {}, name, colon, leaf(value));
   return branch(name, colon, value, budget);
 }

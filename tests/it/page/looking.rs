@@ -199,6 +199,36 @@ async fn one_event_is_opened_with_its_json() {
 }
 
 #[tokio::test]
+async fn numbers_are_shown_and_copied_to_the_last_digit() {
+    const NUMBERS: [&str; 4] = ["9007199254740993", "12345678901234567890123", "1.0", "17"];
+    let Some(page) = Page::of(&[]).await else {
+        return;
+    };
+    let payload = format!(r#"{{"exact":[{}]}}"#, NUMBERS.join(","));
+    let event = json!([event("order.paid", "order.1", 0)]).to_string();
+    let usual = json!(self::event("", "", 0)["payload"]).to_string();
+    let event = event.replace(&usual, &payload);
+    assert_eq!(page.server.post_status(event).await, 204);
+    page.open("").await;
+    let browser = &page.browser;
+    browser.until(ROWS).await;
+    browser.click(".sizer .row:not([data-blank])").await;
+    browser.until("document.querySelector('.json')").await;
+    let shown =
+        "[...document.querySelectorAll('.json .number')].map((number) => number.textContent)";
+    assert_eq!(browser.value(shown).await, json!(NUMBERS));
+    browser
+        .script("navigator.clipboard.writeText = async (text) => { window.copied = text; };")
+        .await;
+    browser.click(".actions button").await;
+    browser.until("window.copied").await;
+    let copied = browser.value("window.copied").await;
+    let copied = copied.as_str().unwrap().replace([' ', '\n'], "");
+    assert!(copied.contains(&payload), "{copied}");
+    page.is_safe().await;
+}
+
+#[tokio::test]
 async fn what_comes_is_followed_while_it_is_live() {
     let Some(page) = Page::with_events(30).await else {
         return;
