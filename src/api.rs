@@ -97,10 +97,15 @@ impl Api {
             .service(read("/api/dead-letters", web::to(letters::list)))
             .service(resource("/api/dead-letters/replay").route(web::post().to(letters::replay)))
             .service(resource("/api/dead-letters/purge").route(web::post().to(letters::purge)))
-            .service(read(
-                "/api/dead-letters/{id:[0-9]{1,19}}",
-                web::to(letters::show),
-            ))
+            .service(
+                read("/api/dead-letters/{id:[0-9]+}", web::to(letters::show)).app_data(
+                    // A number that no id can be.
+                    web::PathConfig::default().error_handler(|error, _| {
+                        let refused = refuse(StatusCode::NOT_FOUND, "no letter has this id");
+                        actix_web::error::InternalError::from_response(error, refused).into()
+                    }),
+                ),
+            )
             .service(
                 resource("/api/session")
                     .route(web::post().to(sign_in))

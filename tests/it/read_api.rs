@@ -506,6 +506,13 @@ async fn dead_letters_are_listed_shown_replayed_and_purged() {
         (&json!("parse"), &json!(1))
     );
     let id = letter["id"].as_str().unwrap();
+    for unknown in ["4711", "9999999999999999999", "99999999999999999999999"] {
+        let path = format!("/api/dead-letters/{unknown}");
+        let answer = client.request(Method::GET, &path).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND, "{path}");
+        let refused: Value = answer.json().await.unwrap();
+        assert!(refused["exception_message"].is_string(), "{refused}");
+    }
     let shown = client.get(&format!("/api/dead-letters/{id}")).await;
     assert_eq!(shown["message"]["text"], long.to_string());
     let status = client.get("/api/status").await;
