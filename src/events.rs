@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use event_persister_actors::reader::{
     AnyResourceFilter, EventFilter, EventReader, MAX_PAGE, Occurred, Order, Part, StoredEvent,
 };
+use event_persister_actors::store::StoreError;
 
 use crate::cli::{EventFlags, EventsCommand};
 use crate::config::Config;
@@ -18,6 +19,17 @@ mod tail;
 
 /// Runs one of the commands.
 pub(crate) async fn run(config: &Config, command: &EventsCommand) -> anyhow::Result<()> {
+    let done = run_one(config, command).await;
+    match done {
+        Err(error) if error.is::<StoreError>() && wiring::has_no_tables(config).await => bail!(
+            "cannot read the events: there are no tables; run `event-persister migrate` or, if the \
+             database is Prefect's, start Prefect's server, which makes them"
+        ),
+        done => done,
+    }
+}
+
+async fn run_one(config: &Config, command: &EventsCommand) -> anyhow::Result<()> {
     let reader = wiring::reader(config);
     match command {
         EventsCommand::List {

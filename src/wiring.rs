@@ -38,8 +38,8 @@ pub(crate) use event_persister_actors::finding::{Finding, Severity};
 pub(crate) use event_persister_actors::source::intake::Intake as IntakeHandle;
 pub(crate) use intake::{Intake, intake};
 pub(crate) use stores::{
-    Missing, Stores, close, inspect_store, migrate, not_there_yet, open_store, operator, partition,
-    reader, server_asked,
+    Missing, Stores, close, has_no_tables, inspect_store, migrate, not_there_yet, open_store,
+    operator, partition, reader, server_asked,
 };
 
 pub(crate) fn clock() -> Arc<dyn Clock> {

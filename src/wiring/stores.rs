@@ -131,6 +131,12 @@ pub(crate) fn operator(config: &Config, missing: Missing) -> Arc<dyn StoreOperat
     }
 }
 
+/// Whether the configured database answers, and nobody has made its tables.
+pub(crate) async fn has_no_tables(config: &Config) -> bool {
+    let described = operator(config, Missing::Ignore).describe().await;
+    described.is_ok_and(|info| info.server.is_some() && info.schema.is_none())
+}
+
 /// Looks at the configured database as `serve` would use it, and makes nothing.
 pub(crate) async fn inspect_store(config: &Config) -> Vec<Finding> {
     let needs = Needs {

@@ -903,6 +903,21 @@ fn events_are_listed_shown_and_exported_at_a_terminal() {
     assert_eq!(again.stdout, exported.stdout);
 }
 
+#[cfg(feature = "service-tests")]
+#[test]
+fn a_database_without_tables_is_told_of() {
+    let database = super::support::postgres::Server::shared().database();
+    let url = [("EVENT_PERSISTER_DATABASE_URL", database.url.as_str())];
+    let show = &["show", "00000000-0000-4000-8000-000000000007"][..];
+    for command in [&["list"][..], &["export"], &["tail"], show] {
+        let ran = Folder::new().run_with(&[&["events"], command].concat(), &url);
+        let ran = ran
+            .exits(1)
+            .complains(&["there are no tables", "run `event-persister migrate`"]);
+        assert!(!ran.stderr.contains("again"), "{ran:?}");
+    }
+}
+
 /// The lines of a command that goes on, as it prints them.
 fn tail(
     folder: &Folder,

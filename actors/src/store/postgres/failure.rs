@@ -128,7 +128,11 @@ impl Failure {
         place: &Place,
         holders: Option<&str>,
     ) -> StoreError {
-        let advice = advice(self.sqlstate(), self.is_loss(), place);
+        let mut advice = advice(self.sqlstate(), self.is_loss(), place);
+        // A command that reads ends here.
+        if !doing.starts_with("read") {
+            advice.push_str(again(self.sqlstate(), self.is_loss()));
+        }
         let code = match self.sqlstate() {
             None if self.is_loss() => Some(CONNECTION_FAILURE),
             code => code,
@@ -253,25 +257,36 @@ fn advice(sqlstate: Option<&str>, is_loss: bool, place: &Place) -> String {
             );
         }
         Some("25006") => "it only takes reads: connect to the primary, or end its read-only mode",
-        Some("40001" | "40P01") => "another session was in the way; it is tried again",
+        Some("40001" | "40P01") => "another session was in the way",
         Some("23502") => {
             "a column that this version does not write must have a value: upgrade event-persister"
         }
         Some("42501") => "the role lacks a privilege: GRANT what the error names",
         Some("57014") => {
-            "the server cancelled it, after its statement_timeout or because someone asked for it; \
-             it is tried again with fewer events"
+            "the server cancelled it, after its statement_timeout or because someone asked for it"
         }
-        Some("40003" | "08007") => "whether it was done is not known; it is tried again",
+        Some("40003" | "08007") => "whether it was done is not known",
         Some("53100") => "its disk is full: make room",
         Some("53200" | "53400") => "it is short of memory: look at its limits and its log",
         Some("42P01" | "42703" | "42883") => {
             "the schema has changed: see `event-persister check`, then run `event-persister migrate`"
         }
-        _ if is_loss => "the connection was lost; it is made again",
-        _ => "the server refused; it is tried again, and its own words and log say why",
+        _ if is_loss => "the connection was lost",
+        _ => "the server refused, and its own words and log say why",
     };
     known.to_owned()
+}
+
+/// What follows of a failure that may pass.
+fn again(sqlstate: Option<&str>, is_loss: bool) -> &'static str {
+    match fault(sqlstate.map(str::to_owned)).kind {
+        FaultKind::Transient if sqlstate == Some("57014") => {
+            "; it is tried again with fewer events"
+        }
+        FaultKind::Transient if is_loss => "; it is made again",
+        FaultKind::Transient => "; it is tried again",
+        FaultKind::Contention | FaultKind::Resources | FaultKind::Lasting => "",
+    }
 }
 
 /// A connection was lost at work, and no other could be made: the work may be the reason for both.
@@ -301,9 +316,7 @@ pub(super) fn connect_error(place: &Place, error: ConnectError) -> StoreError {
         Some(code) if *code == SqlState::TOO_MANY_CONNECTIONS => {
             "it has no connection left: raise max_connections, or use fewer writers"
         }
-        Some(code) if *code == SqlState::CANNOT_CONNECT_NOW => {
-            "it is starting or stopping; it is tried again"
-        }
+        Some(code) if *code == SqlState::CANNOT_CONNECT_NOW => "it is starting or stopping",
         Some(_) => "the server refused",
         None if error.is_left_behind() => LEFT_BEHIND,
         None if error.is_tls() => {
