@@ -12,7 +12,9 @@ use event_persister_actors::store::StoreError;
 use crate::cli::{EventFlags, EventsCommand};
 use crate::config::Config;
 use crate::{output, wiring};
+use document::Head;
 
+mod document;
 mod follow;
 mod list;
 mod tail;
@@ -57,8 +59,7 @@ async fn run_one(config: &Config, command: &EventsCommand) -> anyhow::Result<()>
             let Some(event) = event else {
                 bail!("there is no event {id}");
             };
-            let event: serde_json::Value = serde_json::from_str(&event.to_json())?;
-            output::json(&event)
+            output::line(&document::indented(&document::line(&event)))
         }
         EventsCommand::Tail { url, jsonl, filter } => match url {
             None => tail::run(reader, filter_of(filter)?, *jsonl).await,
@@ -70,10 +71,10 @@ async fn run_one(config: &Config, command: &EventsCommand) -> anyhow::Result<()>
             each(&*reader, &filter, usize::MAX, |events| {
                 let mut lines = String::new();
                 for event in events {
-                    event.write_json(&mut lines);
+                    lines.push_str(&document::line(event));
                     lines.push('\n');
                 }
-                output::bytes(output::plain_json(&lines).as_bytes())
+                output::bytes(lines.as_bytes())
             })
             .await
         }
@@ -154,24 +155,20 @@ async fn each(
 
 /// One event for people: when, which and about what.
 fn row(event: &StoredEvent) -> Vec<String> {
-    let resource: serde_json::Value = serde_json::from_str(&event.resource).unwrap_or_default();
-    let id = event.id.to_string();
-    row_of(event.occurred, &event.event, &resource, &id)
+    row_of(&Head {
+        id: event.id.to_string(),
+        occurred: event.occurred,
+        event: event.event.clone(),
+        resource: serde_json::from_str(&event.resource).unwrap_or_default(),
+    })
 }
 
-fn row_of(
-    occurred: DateTime<Utc>,
-    event: &str,
-    resource: &serde_json::Value,
-    id: &str,
-) -> Vec<String> {
-    let resource = resource["prefect.resource.id"].as_str().unwrap_or_default();
-    let occurred = output::time(occurred);
+fn row_of(event: &Head) -> Vec<String> {
     vec![
-        occurred,
-        event.to_owned(),
-        resource.to_owned(),
-        id.to_owned(),
+        output::time(event.occurred),
+        event.event.clone(),
+        document::resource_id(&event.resource).to_owned(),
+        event.id.clone(),
     ]
 }
 

@@ -22,6 +22,7 @@ use tokio_tungstenite::tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use uuid::Uuid;
 
+use super::document::{self, Head};
 use super::row_of;
 use crate::cli::{Followed, ServiceUrl};
 use crate::config::Config;
@@ -61,6 +62,7 @@ pub(super) async fn run(
         filter,
         jsonl,
         recent: RecentIds::default(),
+        num_told: 0,
         heard: None,
     };
     tokio::select! {
@@ -73,6 +75,7 @@ struct Tail {
     filter: EventFilter,
     jsonl: bool,
     recent: RecentIds,
+    num_told: u64,
     /// When the service was last heard of.
     heard: Option<DateTime<Utc>>,
 }
@@ -124,28 +127,37 @@ impl Tail {
 
     fn print(&mut self, message: &str) -> anyhow::Result<()> {
         let told = Told::read(message);
-        if told.kind == "missed" {
-            log::warn!(
-                "events came faster than they were printed missed={}",
-                told.count
-            );
+        match &*told.kind {
+            "event" => {}
+            "missed" => {
+                let missed = told.count;
+                log::warn!("events came faster than they were printed missed={missed}");
+                return Ok(());
+            }
+            _ => return Ok(()),
         }
-        let text = |name: &str| told.event[name].as_str().unwrap_or_default();
-        let is_known = Uuid::try_parse(text("id")).is_ok_and(|id| !self.recent.insert(id));
-        if told.kind != "event" || is_known {
+        self.num_told += 1;
+        let json = json_of(message);
+        let read = json.map(serde_json::from_str::<Head>);
+        let (Some(json), Some(Ok(event))) = (json, read) else {
+            let (number, num_bytes) = (self.num_told, message.len());
+            log::warn!("an event cannot be read event.number={number} event.bytes={num_bytes}");
+            return Ok(());
+        };
+        if Uuid::try_parse(&event.id).is_ok_and(|id| !self.recent.insert(id)) {
             return Ok(());
         }
-        let line = if self.jsonl {
-            // As it was told: a number that was read and written again may be another one.
-            let whole = message.strip_prefix(r#"{"type":"event","event":"#);
-            let whole = whole.and_then(|rest| rest.strip_suffix('}'));
-            output::plain_json(whole.unwrap_or(&told.event.to_string()))
-        } else {
-            let occurred = text("occurred").parse().unwrap_or_default();
-            row_of(occurred, text("event"), &told.event["resource"], text("id")).join("  ")
-        };
-        output::line(&output::one_line(&line))
+        output::line(&match self.jsonl {
+            true => document::one_line(json),
+            false => output::one_line(&row_of(&event).join("  ")),
+        })
     }
+}
+
+/// The event in a message, as a service writes it.
+fn json_of(message: &str) -> Option<&str> {
+    let event = message.strip_prefix(r#"{"type":"event","event":"#)?;
+    event.strip_suffix('}')
 }
 
 /// The filter that a service is sent, with the times alone that were given.
@@ -164,13 +176,12 @@ fn asked(filter: &EventFilter, heard: Option<DateTime<Utc>>) -> anyhow::Result<V
     Ok(json)
 }
 
-/// A message of a service.
+/// A message of a service, but for the event in it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Told {
     #[serde(rename = "type")]
     kind: String,
-    event: Value,
     count: u64,
 }
 

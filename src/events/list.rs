@@ -2,7 +2,7 @@
 
 use event_persister_actors::reader::{EventFilter, EventReader};
 
-use super::{each, row};
+use super::{document, each, row};
 use crate::output;
 
 /// The longest name of an event or id of a resource in a table: a column is as wide as its longest cell.
@@ -25,13 +25,15 @@ pub(super) async fn run(
     form: Form,
 ) -> anyhow::Result<()> {
     let mut rows = Vec::new();
-    let mut documents: Vec<serde_json::Value> = Vec::new();
+    let mut documents: Vec<String> = Vec::new();
     each(reader, filter, limit, |events| {
-        for event in events {
-            match form {
-                Form::Table => rows.push(short(row(event))),
-                Form::Json => documents.push(serde_json::from_str(&event.to_json())?),
-                Form::Lines => output::line(&output::plain_json(&event.to_json()))?,
+        match form {
+            Form::Table => rows.extend(events.iter().map(|event| short(row(event)))),
+            Form::Json => documents.extend(events.iter().filter_map(document::part)),
+            Form::Lines => {
+                for event in events {
+                    output::line(&document::line(event))?;
+                }
             }
         }
         Ok(())
@@ -40,7 +42,7 @@ pub(super) async fn run(
     match form {
         Form::Table if rows.is_empty() => output::line("no events"),
         Form::Table => output::table(&["OCCURRED", "EVENT", "RESOURCE", "ID"], &rows),
-        Form::Json => output::json(&documents),
+        Form::Json => output::line(&document::indented(&format!("[{}]", documents.join(",")))),
         Form::Lines => Ok(()),
     }
 }

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use event_persister_actors::live::{Live, LiveEvents};
 use event_persister_actors::reader::{EventFilter, StoredEvent};
 
-use super::{Reader, row};
+use super::{Reader, document, row};
 use crate::signals::Signals;
 use crate::{output, wiring};
 
@@ -29,14 +29,18 @@ pub(super) async fn run(reader: Reader, filter: EventFilter, jsonl: bool) -> any
         };
         match told {
             Live::Event(live) => {
-                let Some(event) = live.event().filter(|event| filter.matches(event)) else {
+                let Some(event) = live.event() else {
+                    log::warn!("an event cannot be read event.id={}", live.id);
                     continue;
                 };
+                if !filter.matches(event) {
+                    continue;
+                }
                 let line = match jsonl {
-                    true => output::plain_json(live.json()),
-                    false => row(&StoredEvent::from(event)).join("  "),
+                    true => document::one_line(live.json()),
+                    false => output::one_line(&row(&StoredEvent::from(event)).join("  ")),
                 };
-                output::line(&output::one_line(&line))?;
+                output::line(&line)?;
             }
             Live::Missed(count) => {
                 log::warn!("events came faster than they were printed missed={count}")

@@ -954,6 +954,65 @@ fn printed(lines: &Receiver<String>) -> u64 {
     event["payload"]["number"].as_u64().unwrap()
 }
 
+/// As large and as deep as is accepted, with spaces of the sender's.
+fn extreme() -> String {
+    let deep = format!("{}{}", "[".repeat(198), "]".repeat(198));
+    format!("{{\"whole\":123456789012345678901234567890,\r\n\t\"price\": 1.0,\"deep\":{deep}}}")
+}
+
+#[tokio::test]
+async fn numbers_are_printed_as_they_were_sent_and_no_depth_is_too_deep() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]);
+    let client = Client::of(&server);
+    let url = server.url("");
+    let (_by_service, by_service) = tail(&folder, &[&url, "--event", "extreme"], &[]);
+    let id = "00000000-0000-4000-8000-000000000001";
+    let (occurred, payload) = (SystemClock.now().to_rfc3339(), extreme());
+    let send = |id: &str| {
+        let event = format!(
+            r#"[{{"id":"{id}","occurred":"{occurred}","event":"extreme","related":[],
+                "resource":{{"prefect.resource.id":"r"}},"payload":{payload}}}]"#
+        );
+        server.post_status(event)
+    };
+    assert_eq!(send(id).await, 204);
+    client.send(&events(2..3)).await;
+    let mut sent = 1;
+    let told = loop {
+        if let Ok(told) = by_service.try_recv() {
+            break told;
+        }
+        assert_eq!(send(&uuid::Uuid::new_v4().to_string()).await, 204);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        sent += 1;
+        assert!(sent < 300, "nothing is told");
+    };
+    let without_spaces = |text: &str| text.replace([' ', '\r', '\n', '\t'], "");
+    let payload = format!("\"payload\":{}", without_spaces(&payload));
+    let run = |arguments: &[&str]| folder.run(arguments).exits(0).stdout;
+    let lines = run(&["events", "list", "--jsonl", "--limit", "999"]);
+    for (what, printed) in [
+        ("tail", &*told),
+        ("show", &run(&["events", "show", id])),
+        (
+            "list",
+            &run(&["events", "list", "--json", "--limit", "999"]),
+        ),
+        ("lines", &lines),
+        ("export", &run(&["events", "export"])),
+    ] {
+        assert!(
+            without_spaces(printed).contains(&payload),
+            "{what}: {printed}"
+        );
+    }
+    for line in lines.lines() {
+        let whole = serde_json::from_str::<serde::de::IgnoredAny>(line);
+        assert!(whole.is_ok(), "{line}");
+    }
+}
+
 #[tokio::test]
 async fn tail_follows_a_service_and_finds_it_again() {
     let folder = Folder::new();
