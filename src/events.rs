@@ -22,7 +22,7 @@ mod tail;
 /// Runs one of the commands.
 pub(crate) async fn run(config: &Config, command: &EventsCommand) -> anyhow::Result<()> {
     let done = run_one(config, command).await;
-    match done {
+    match output::or_unread(done) {
         Err(error) if error.is::<StoreError>() && wiring::has_no_tables(config).await => bail!(
             "cannot read the events: there are no tables; run `event-persister migrate` or, if the \
              database is Prefect's, start Prefect's server, which makes them"
@@ -74,7 +74,7 @@ async fn run_one(config: &Config, command: &EventsCommand) -> anyhow::Result<()>
                     lines.push_str(&document::line(event));
                     lines.push('\n');
                 }
-                output::bytes(lines.as_bytes())
+                output::part(lines.as_bytes())
             })
             .await
         }

@@ -3,27 +3,69 @@
 //! Most of it came from outside, and a terminal obeys what it is sent. So control characters are escaped;
 //! only [`bytes()`] prints what it is given.
 
+use std::fmt;
 use std::io::{self, Write};
+use std::os::fd::AsFd as _;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
+use tokio::io::Interest;
+use tokio::net::unix::pipe;
 
 /// Writes a text of one or more lines, and the end of the last.
 pub(crate) fn line(text: &str) -> anyhow::Result<()> {
     bytes(format!("{}\n", lines(text)).as_bytes())
 }
 
-fn finished(written: io::Result<()>) -> anyhow::Result<()> {
-    match written {
-        // A reader that has gone, such as `head`, has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(|error| anyhow::anyhow!("cannot write to standard output: {error}")),
+/// Nobody reads what is printed any more: a reader such as `head` has seen enough.
+#[derive(Debug)]
+pub(crate) struct Unread;
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads what is printed")
     }
 }
 
+impl std::error::Error for Unread {}
+
 pub(crate) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    or_unread(part(bytes))
+}
+
+/// A command that prints part after part ends in good order where it is [`Unread`].
+pub(crate) fn or_unread(printed: anyhow::Result<()>) -> anyhow::Result<()> {
+    match printed {
+        Err(error) if error.is::<Unread>() => Ok(()),
+        other => other,
+    }
+}
+
+/// A part of many; fails where it is [`Unread`].
+pub(crate) fn part(bytes: &[u8]) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    finished(stdout.write_all(bytes).and_then(|()| stdout.flush()))
+    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    written.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Unread.into(),
+        _ => anyhow::anyhow!("cannot write to standard output: {error}"),
+    })
+}
+
+/// The same of a line.
+pub(crate) fn line_of_many(line: &str) -> anyhow::Result<()> {
+    part(format!("{line}\n").as_bytes())
+}
+
+/// Waits until nobody reads what is printed; for ever where that cannot be told, as of a file.
+pub(crate) async fn unread() -> anyhow::Result<()> {
+    // Nothing is written through it, so standard output may block as ever.
+    let stdout = io::stdout().as_fd().try_clone_to_owned();
+    if let Ok(stdout) = stdout.and_then(pipe::Sender::from_owned_fd_unchecked)
+        && stdout.ready(Interest::ERROR).await.is_ok()
+    {
+        return Err(Unread.into());
+    }
+    std::future::pending().await
 }
 
 pub(crate) fn json(document: &impl Serialize) -> anyhow::Result<()> {

@@ -28,6 +28,7 @@ use crate::cli::{Followed, ServiceUrl};
 use crate::config::Config;
 use crate::http::client::{self, SafeStream, reachable};
 use crate::http::{CertificateFiles, Listen, ListenAddress};
+use crate::output::Unread;
 use crate::signals::Signals;
 use crate::{output, wiring};
 
@@ -67,6 +68,7 @@ pub(super) async fn run(
     };
     tokio::select! {
         _ = signals.next() => Ok(()),
+        unread = output::unread() => unread,
         ended = tail.follow(&service) => ended,
     }
 }
@@ -86,6 +88,9 @@ impl Tail {
         loop {
             let before = self.heard;
             let Err(error) = self.listen(service).await;
+            if error.is::<Unread>() {
+                return Err(error);
+            }
             if self.heard.is_none() || error.is::<Refused>() {
                 return Err(error.context("cannot follow the service"));
             }
@@ -147,7 +152,7 @@ impl Tail {
         if Uuid::try_parse(&event.id).is_ok_and(|id| !self.recent.insert(id)) {
             return Ok(());
         }
-        output::line(&match self.jsonl {
+        output::line_of_many(&match self.jsonl {
             true => document::one_line(json),
             false => output::one_line(&row_of(&event).join("  ")),
         })

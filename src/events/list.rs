@@ -32,7 +32,7 @@ pub(super) async fn run(
             Form::Json => documents.extend(events.iter().filter_map(document::part)),
             Form::Lines => {
                 for event in events {
-                    output::line(&document::line(event))?;
+                    output::line_of_many(&document::line(event))?;
                 }
             }
         }

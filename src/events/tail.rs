@@ -1,5 +1,6 @@
 //! `events tail`: events as they are stored, found by looking into the database.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -22,9 +23,11 @@ pub(super) async fn run(reader: Reader, filter: EventFilter, jsonl: bool) -> any
     let looking = live.clone();
     let look =
         actix_rt::spawn(async move { looking.look(Arc::clone(&reader), wiring::clock()).await });
+    let mut unread = pin!(output::unread());
     loop {
         let told = tokio::select! {
             _ = signals.next() => break,
+            unread = &mut unread => return unread,
             told = watching.next() => told,
         };
         match told {
@@ -40,7 +43,7 @@ pub(super) async fn run(reader: Reader, filter: EventFilter, jsonl: bool) -> any
                     true => document::one_line(live.json()),
                     false => output::one_line(&row(&StoredEvent::from(event)).join("  ")),
                 };
-                output::line(&line)?;
+                output::line_of_many(&line)?;
             }
             Live::Missed(count) => {
                 log::warn!("events came faster than they were printed missed={count}")

@@ -1,6 +1,6 @@
 //! Stored events, read by HTTP: the lists, who may ask, the page, dead letters, and what is told live.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Child;
 use std::sync::mpsc::Receiver;
 
@@ -1065,4 +1065,38 @@ async fn tail_follows_a_service_and_finds_it_again() {
     refused
         .exits(1)
         .complains(&["no service answers at 127.0.0.1:1"]);
+}
+
+#[tokio::test]
+async fn a_reader_that_has_gone_ends_what_prints_for_it() {
+    let folder = Folder::new();
+    folder.write("events.jsonl", lines(&events(0..3_000)));
+    folder.run(&["import", "events.jsonl"]).exits(0);
+    let server = Server::start(&folder, &[]);
+    let url = server.url("");
+    for arguments in [
+        &["events", "tail"][..],
+        &["events", "tail", "--url", &url],
+        &["events", "export"],
+        &["events", "list", "--jsonl", "--limit", "3000"],
+    ] {
+        let mut child = folder.spawn(arguments, &[]);
+        drop(child.stdout.take());
+        let started = std::time::Instant::now();
+        let mut ended = Ended(child);
+        let status = loop {
+            if let Some(status) = ended.0.try_wait().unwrap() {
+                break status;
+            }
+            assert!(
+                started.elapsed() < super::support::wait::PATIENCE,
+                "{arguments:?}"
+            );
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        };
+        let mut said = String::new();
+        let stderr = ended.0.stderr.take().unwrap();
+        BufReader::new(stderr).read_to_string(&mut said).unwrap();
+        assert_eq!((status.code(), &*said), (Some(0), ""), "{arguments:?}");
+    }
 }
