@@ -16,6 +16,7 @@ use document::Head;
 
 mod document;
 mod follow;
+mod known;
 mod list;
 mod tail;
 
@@ -160,6 +161,7 @@ fn row(event: &StoredEvent) -> Vec<String> {
         occurred: event.occurred,
         event: event.event.clone(),
         resource: serde_json::from_str(&event.resource).unwrap_or_default(),
+        received: Some(event.received),
     })
 }
 

@@ -18,6 +18,7 @@ pub(super) struct Head {
     pub(super) occurred: DateTime<Utc>,
     pub(super) event: String,
     pub(super) resource: HashMap<String, String>,
+    pub(super) received: Option<DateTime<Utc>>,
 }
 
 /// The id among a resource's labels.

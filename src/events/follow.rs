@@ -7,9 +7,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use event_persister_actors::backoff::Backoff;
-use event_persister_actors::live::RecentIds;
 use event_persister_actors::reader::EventFilter;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::Deserialize;
@@ -23,6 +22,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use uuid::Uuid;
 
 use super::document::{self, Head};
+use super::known::Known;
 use super::row_of;
 use crate::cli::{Followed, ServiceUrl};
 use crate::config::Config;
@@ -35,9 +35,6 @@ use crate::{output, wiring};
 /// A service pings every 20 s.
 const SILENT_FOR: Duration = Duration::from_secs(60);
 const CONNECTS_WITHIN: Duration = Duration::from_secs(10);
-
-/// How far before the end of a connection is looked back: what it carried may have been lost with it.
-const LOOK_BACK: TimeDelta = TimeDelta::minutes(1);
 
 /// Why a service does not tell us anything, and would not the next time either.
 #[derive(Debug)]
@@ -62,8 +59,9 @@ pub(super) async fn run(
     let mut tail = Tail {
         filter,
         jsonl,
-        recent: RecentIds::default(),
+        known: Known::new(wiring::clock().now()),
         num_told: 0,
+        looks_back: false,
         heard: None,
     };
     tokio::select! {
@@ -76,8 +74,10 @@ pub(super) async fn run(
 struct Tail {
     filter: EventFilter,
     jsonl: bool,
-    recent: RecentIds,
+    known: Known,
     num_told: u64,
+    /// Whether this connection tells what was stored before it, too.
+    looks_back: bool,
     /// When the service was last heard of.
     heard: Option<DateTime<Utc>>,
 }
@@ -117,10 +117,12 @@ impl Tail {
         if Told::read(&welcome).kind != "auth_success" {
             bail!("it speaks another protocol: {}", output::one_line(&welcome));
         }
+        let since = self.heard.map(|heard| self.known.look_back(heard));
+        self.looks_back = since.is_some();
         let filter = json!({
             "type": "filter",
-            "filter": asked(&self.filter, self.heard)?,
-            "backfill": self.heard.is_some(),
+            "filter": asked(&self.filter, since)?,
+            "backfill": self.looks_back,
         });
         socket.send(Message::text(filter.to_string())).await?;
         loop {
@@ -149,7 +151,10 @@ impl Tail {
             log::warn!("an event cannot be read event.number={number} event.bytes={num_bytes}");
             return Ok(());
         };
-        if Uuid::try_parse(&event.id).is_ok_and(|id| !self.recent.insert(id)) {
+        let received = event.received.unwrap_or_else(|| wiring::clock().now());
+        let is_old = self.looks_back && self.known.is_old(received);
+        let id = Uuid::try_parse(&event.id);
+        if is_old || id.is_ok_and(|id| !self.known.insert(id, received)) {
             return Ok(());
         }
         output::line_of_many(&match self.jsonl {
@@ -166,12 +171,10 @@ fn json_of(message: &str) -> Option<&str> {
 }
 
 /// The filter that a service is sent, with the times alone that were given.
-fn asked(filter: &EventFilter, heard: Option<DateTime<Utc>>) -> anyhow::Result<Value> {
+fn asked(filter: &EventFilter, looked_back: Option<DateTime<Utc>>) -> anyhow::Result<Value> {
     let mut json = serde_json::to_value(filter)?;
     let occurred = &filter.occurred;
-    let since = heard.map_or(occurred.since, |heard| {
-        occurred.since.max(heard - LOOK_BACK)
-    });
+    let since = looked_back.map_or(occurred.since, |since| occurred.since.max(since));
     json["occurred"] = json!({});
     for (name, moment) in [("since", since), ("until", occurred.until)] {
         if ![DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC].contains(&moment) {
@@ -315,11 +318,10 @@ mod tests {
         let first = asked(&filter, None).unwrap();
         assert_eq!(first["occurred"], json!({}));
         let again = asked(&filter, Some(now)).unwrap();
-        assert_eq!(again["occurred"]["since"], json!(now - LOOK_BACK));
+        assert_eq!(again["occurred"]["since"], json!(now));
         filter.occurred.since = now;
-        assert_eq!(
-            asked(&filter, Some(now)).unwrap()["occurred"]["since"],
-            json!(now)
-        );
+        let earlier = now - chrono::TimeDelta::minutes(1);
+        let given = asked(&filter, Some(earlier)).unwrap();
+        assert_eq!(given["occurred"]["since"], json!(now));
     }
 }

@@ -1067,6 +1067,48 @@ async fn tail_follows_a_service_and_finds_it_again() {
         .complains(&["no service answers at 127.0.0.1:1"]);
 }
 
+/// An event of this moment, but for when it occurred.
+fn event_at(number: usize, seconds_from_now: i64) -> Value {
+    let mut event = event(number);
+    event["occurred"] = json!(SystemClock.now() + chrono::TimeDelta::seconds(seconds_from_now));
+    event
+}
+
+#[tokio::test]
+async fn tail_prints_what_is_stored_during_a_restart_and_nothing_else_again() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]);
+    let listen = server.address().to_owned();
+    let settings = [("EVENT_PERSISTER_LISTEN", &*listen)];
+    let client = Client::of(&server);
+    // Stored before anybody follows; one of them occurs in the future.
+    client.send(&[event_at(1, -5), event_at(2, 400)]).await;
+    let (_process, all) = tail(&folder, &[], &settings);
+    let mut sent = 10;
+    while all.try_recv().is_err() {
+        client.send(&[event_at(sent, 0)]).await;
+        sent += 1;
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(sent < 1_000, "nothing is told");
+    }
+    client.send(&[event_at(1_000, 300)]).await;
+    while printed(&all) != 1_000 {}
+    drop(client);
+    server.terminate().in_good_order();
+    let server = Server::start(&folder, &settings);
+    let client = Client::of(&server);
+    client
+        .send(&[event_at(3_000, -180), event_at(3_001, 0)])
+        .await;
+    let mut numbers = vec![printed(&all), printed(&all)];
+    client.send(&[event_at(3_002, 0)]).await;
+    while numbers.last() != Some(&3_002) {
+        numbers.push(printed(&all));
+    }
+    let later = all.recv_timeout(std::time::Duration::from_millis(500));
+    assert_eq!((numbers, later.ok()), (vec![3_000, 3_001, 3_002], None));
+}
+
 #[tokio::test]
 async fn a_reader_that_has_gone_ends_what_prints_for_it() {
     let folder = Folder::new();
