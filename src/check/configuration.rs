@@ -234,10 +234,10 @@ mod tests {
     #[test]
     fn the_sum_of_the_defaults_is_the_one_that_is_stated() {
         let bound = |variables: &[_]| memory_bound(&Config::of_variables(variables).unwrap()) >> 20;
-        assert_eq!(bound(&[]), 1_016);
+        assert_eq!(bound(&[]), 1_024);
         assert_eq!(bound(&[("EVENT_PERSISTER_HTTP_READ_API", "off")]), 976);
         assert_eq!(bound(&[("EVENT_PERSISTER_LISTEN", "off")]), 320);
-        assert_eq!(bound(&[("EVENT_PERSISTER_HTTP_PUBLISH", "on")]), 1_272);
+        assert_eq!(bound(&[("EVENT_PERSISTER_HTTP_PUBLISH", "on")]), 1_280);
         assert_eq!(bound(&[("EVENT_PERSISTER_HTTP_PUBLISH", "only")]), 976);
     }
 
