@@ -1124,7 +1124,7 @@ async fn a_reader_that_has_gone_ends_what_prints_for_it() {
     ] {
         let mut child = folder.spawn(arguments, &[]);
         drop(child.stdout.take());
-        let started = std::time::Instant::now();
+        let started = tokio::time::Instant::now();
         let mut ended = Ended(child);
         let status = loop {
             if let Some(status) = ended.0.try_wait().unwrap() {
