@@ -28,7 +28,6 @@ use crate::reader::{
     Answer, Countable, EventCount, EventFilter, EventPage, EventReader, MAX_READ_TIME, Overview,
     Part, StoredEvent, Turns, counted_or_estimated, too_slow,
 };
-use crate::store::archivable::YEAR_1;
 use crate::store::filter_sql::{Dialect, Statement, Value};
 use crate::store::{StoreError, as_count};
 
@@ -264,20 +263,14 @@ struct OverviewRow {
 
 /// As events are stored: the first moment that Prefect knows is `-infinity`, and none is before it.
 fn timestamp(moment: DateTime<Utc>) -> PgTimestamp {
-    let micros = moment.timestamp_micros();
-    let moment = if micros <= YEAR_1 {
-        Moment::FIRST
-    } else {
-        Moment::new(moment.min(LATEST))
-    };
-    PgTimestamp(moment.0)
+    match Moment::new(moment.min(LATEST)) {
+        Moment(..=Moment::YEAR_1) => PgTimestamp(Moment::FIRST.0),
+        Moment(micros) => PgTimestamp(micros),
+    }
 }
 
 /// Later than every event, and a moment that PostgreSQL knows.
 const LATEST: DateTime<Utc> = DateTime::from_timestamp(200_000 * 365 * 86_400, 0).unwrap();
-
-/// Python's last microsecond.
-const END_OF_9999: i64 = 253_402_300_799_999_999;
 
 /// A moment of an event, as Prefect reads it: `-infinity` is its first one, and `infinity` its last.
 #[derive(FromSqlRow)]
@@ -286,12 +279,12 @@ struct EventTime(DateTime<Utc>);
 impl FromSql<Timestamptz, Pg> for EventTime {
     fn from_sql(value: PgValue<'_>) -> deserialize::Result<Self> {
         let PgTimestamp(micros) = FromSql::<Timestamptz, Pg>::from_sql(value)?;
-        let moment = match micros {
-            i64::MIN => DateTime::from_timestamp_micros(YEAR_1),
-            i64::MAX => DateTime::from_timestamp_micros(END_OF_9999),
-            micros => Moment(micros).to_utc(),
-        };
-        Ok(Self(moment.ok_or("a time that is none")?))
+        let moment = Moment(match micros {
+            i64::MIN => Moment::YEAR_1,
+            i64::MAX => Moment::YEAR_10000 - 1,
+            micros => micros,
+        });
+        Ok(Self(moment.to_utc().ok_or("a time that is none")?))
     }
 }
 

@@ -17,12 +17,17 @@ use crate::store::resource_ids::ResourceIds;
 /// From 1970 to 2000, where PostgreSQL's time begins.
 pub(super) const EPOCH_MICROS: i64 = 946_684_800_000_000;
 
+const MICROS: i64 = 1_000_000;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Moment(pub(super) i64);
 
 impl Moment {
     /// `-infinity`, which is before every other.
     pub(super) const FIRST: Self = Self(i64::MIN);
+    /// The beginning of the year 1, and of the year 10000.
+    pub(super) const YEAR_1: i64 = -63_082_281_600 * MICROS;
+    pub(super) const YEAR_10000: i64 = 252_455_616_000 * MICROS;
 
     pub(super) fn new(at: DateTime<Utc>) -> Self {
         Self(at.timestamp_micros().saturating_sub(EPOCH_MICROS))
@@ -39,9 +44,6 @@ impl Moment {
     /// The last 15 microseconds of the year 9999 are stored as they are: Prefect makes the year 10000 of them,
     /// which Python does not read. The last is Python's `datetime.max`, which some send for "never".
     pub(super) fn as_prefect_stores(at: DateTime<Utc>) -> Option<Self> {
-        const MICROS: i64 = 1_000_000;
-        const YEAR_1: i64 = -63_082_281_600 * MICROS;
-        const YEAR_10000: i64 = 252_455_616_000 * MICROS;
         if !(1..=9999).contains(&at.year()) {
             return None;
         }
@@ -51,8 +53,8 @@ impl Moment {
         let micros = (seconds.fract() * MICROS as f64).round_ties_even();
         let rounded = seconds.trunc() as i64 * MICROS + micros as i64;
         Some(match rounded {
-            YEAR_1 => Self::FIRST,
-            YEAR_10000.. => Self(exact),
+            Self::YEAR_1 => Self::FIRST,
+            Self::YEAR_10000.. => Self(exact),
             _ => Self(rounded),
         })
     }
