@@ -62,6 +62,32 @@ async fn pages_of_large_events_take_little_memory() {
     assert!(grown < 72, "{grown} MiB more than {before}");
 }
 
+#[tokio::test]
+async fn a_large_dead_letter_is_shown_in_little_memory() {
+    const NUM_BYTES: usize = 32 * MIB;
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]).ready().await;
+    let mut socket = socket::connect(server.address(), Some("prefect"))
+        .await
+        .unwrap();
+    socket::authenticate(&mut socket, Value::Null).await;
+    socket::send(&mut socket, Message::text("x".repeat(NUM_BYTES))).await;
+    socket::ping(&mut socket, "now").await;
+    drop(server);
+    // Another one, which has not had it in memory yet.
+    let server = Server::start(&folder, &[]).ready().await;
+    let before = server.memory();
+    let client = crate::support::client::client();
+    let shown = (0..16).map(|_| client.get(server.url("/api/dead-letters/1")).send());
+    for answer in join_all(shown).await {
+        let letter: Value = answer.unwrap().json().await.unwrap();
+        assert_eq!(letter["bytes"], NUM_BYTES);
+        assert_eq!(letter["message"]["is_cut"], true);
+    }
+    let grown = server.peak_memory() - before;
+    assert!(grown < 120, "{grown} MiB more than {before}");
+}
+
 async fn subscribed(server: &Server, wants: Value) -> Socket {
     let connected = socket::connect_to(server.address(), "/api/events/out", Some("prefect"), &[]);
     let mut socket = connected.await.unwrap();

@@ -1,6 +1,7 @@
 //! Dead letters, read and removed.
 
 use std::num::NonZeroUsize;
+use std::sync::Mutex;
 
 use chrono::{DateTime, Utc};
 use diesel::dsl::sql;
@@ -8,6 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Binary, Bool, Text};
 use diesel::sqlite::Sqlite;
 
+use crate::lock::lock;
 use crate::store::operator::answers::ids_by_attempts;
 use crate::store::operator::{DeadLetter, LetterFilter, LetterVersion, OpenLetter};
 use crate::store::sqlite::connection::{Connection, Failure};
@@ -167,11 +169,15 @@ pub(super) fn open(connection: &mut Connection, ids: &[i64]) -> Result<Vec<OpenL
     rows.into_iter().map(letter).collect()
 }
 
+/// SQLite reads all of a value to cut a part of it off: memory holds one at a time.
+static PEEKING: Mutex<()> = Mutex::new(());
+
 pub(super) fn peek(
     connection: &mut Connection,
     id: i64,
     num_bytes: usize,
 ) -> Result<Option<OpenLetter>, Failure> {
+    let _alone = lock(&PEEKING);
     let row: Option<(Row, i64, Vec<u8>)> = connection.run(|connection| {
         dsl::event_persister_dead_letters
             .find(id)
