@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use super::support::binary::Folder;
 use super::support::server::Server;
 use super::support::socket::{self, Socket};
-#[cfg(feature = "service-tests")]
 use super::support::wait;
 
 const AUTH: (&str, &str) = ("EVENT_PERSISTER_HTTP_AUTH_STRING", "ada:hush");
@@ -980,11 +979,10 @@ async fn numbers_are_printed_as_they_were_sent_and_no_depth_is_too_deep() {
     client.send(&events(2..3)).await;
     let mut sent = 1;
     let told = loop {
-        if let Ok(told) = by_service.try_recv() {
+        if let Ok(told) = by_service.recv_timeout(std::time::Duration::from_millis(100)) {
             break told;
         }
         assert_eq!(send(&uuid::Uuid::new_v4().to_string()).await, 204);
-        std::thread::sleep(std::time::Duration::from_millis(100));
         sent += 1;
         assert!(sent < 300, "nothing is told");
     };
@@ -1085,10 +1083,12 @@ async fn tail_prints_what_is_stored_during_a_restart_and_nothing_else_again() {
     client.send(&[event_at(1, -5), event_at(2, 400)]).await;
     let (_process, all) = tail(&folder, &[], &settings);
     let mut sent = 10;
-    while all.try_recv().is_err() {
+    while all
+        .recv_timeout(std::time::Duration::from_millis(100))
+        .is_err()
+    {
         client.send(&[event_at(sent, 0)]).await;
         sent += 1;
-        std::thread::sleep(std::time::Duration::from_millis(100));
         assert!(sent < 1_000, "nothing is told");
     }
     client.send(&[event_at(1_000, 300)]).await;
@@ -1124,21 +1124,17 @@ async fn a_reader_that_has_gone_ends_what_prints_for_it() {
     ] {
         let mut child = folder.spawn(arguments, &[]);
         drop(child.stdout.take());
-        let started = tokio::time::Instant::now();
         let mut ended = Ended(child);
-        let status = loop {
-            if let Some(status) = ended.0.try_wait().unwrap() {
-                break status;
-            }
-            assert!(
-                started.elapsed() < super::support::wait::PATIENCE,
-                "{arguments:?}"
-            );
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        };
+        let mut status = None;
+        wait::until(arguments.join(" "), || {
+            status = ended.0.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
         let mut said = String::new();
         let stderr = ended.0.stderr.take().unwrap();
         BufReader::new(stderr).read_to_string(&mut said).unwrap();
-        assert_eq!((status.code(), &*said), (Some(0), ""), "{arguments:?}");
+        let code = status.and_then(|status| status.code());
+        assert_eq!((code, &*said), (Some(0), ""), "{arguments:?}");
     }
 }

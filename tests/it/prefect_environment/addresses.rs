@@ -140,13 +140,18 @@ fn every_kind_of_address_of_postgresql_is_connected_to() {
             .map(|(name, value)| (*name, &value[..]))
             .collect();
         variables.push(PERSISTER_OFF);
-        let ran = folder.run_with(&["check"], &variables);
-        let is_reached = ran
-            .stdout
-            .contains("store: reachable, and its tables are right");
-        assert!(is_reached, "{variables:?}: {ran:?}");
-        prefect(&folder, DATABASE_BY_PREFECT, &variables);
+        is_reached_by_both(&folder, &variables);
     }
+}
+
+/// By `check`, and by Prefect's driver.
+fn is_reached_by_both(folder: &Folder, variables: &[(&str, &str)]) {
+    let ran = folder.run_with(&["check"], variables);
+    let is_reached = ran
+        .stdout
+        .contains("store: reachable, and its tables are right");
+    assert!(is_reached, "{variables:?}: {ran:?}");
+    prefect(folder, DATABASE_BY_PREFECT, variables);
 }
 
 /// The modes `prefer` and `allow` try the other way after any refusal of the login.
@@ -172,12 +177,7 @@ fn a_login_that_is_refused_in_one_way_is_tried_in_the_other_as_by_prefect() {
         if certificate {
             variables.extend([("PGSSLCERT", &cert[..]), ("PGSSLKEY", &key)]);
         }
-        let ran = folder.run_with(&["check"], &variables);
-        let is_reached = ran
-            .stdout
-            .contains("store: reachable, and its tables are right");
-        assert!(is_reached, "{variables:?}: {ran:?}");
-        prefect(&folder, DATABASE_BY_PREFECT, &variables);
+        is_reached_by_both(&folder, &variables);
     }
 }
 
