@@ -46,17 +46,12 @@ mod kit;
 use kit::load::{Load, Message};
 use kit::persister::{self, Persister};
 use kit::postgres::Database;
-use kit::reference::Way;
 use kit::servers::{self, Servers};
 use kit::stats::{Samples, Table, shown, turns};
 use kit::visible::{self, Listener};
 use kit::watch::Watch;
-use kit::{copy, reference, settings};
+use kit::{copy, fill, settings};
 
-/// The connections that put the events there that are measured against.
-const NUM_FILLING: usize = 2;
-/// So many at a time, which are in memory.
-const FILL_STEP: usize = 100_000;
 /// How often it is looked which events are due; those are sent together.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -95,36 +90,14 @@ impl Past {
     fn fill(&mut self, databases: &[&Database], num_events: usize) {
         let num_there = number(databases[0], "SELECT count(*) FROM events");
         let num_of_day = num_events.saturating_sub(num_there) / self.0.len();
-        // It is not measured, and nothing that a crash takes is missed.
-        let hurried = [
-            ("fsync", "off"),
-            ("full_page_writes", "off"),
-            ("max_wal_size", "'8GB'"),
-        ];
-        for (setting, value) in hurried {
-            databases[0].execute(&format!("ALTER SYSTEM SET {setting} = {value}"));
-        }
-        databases[0].execute("SELECT pg_reload_conf()");
-        for load in &mut self.0 {
-            let mut num_left = num_of_day;
-            while num_left > 0 {
-                let num = FILL_STEP.min(num_left);
-                let batches = copy::encode(&load.take(num));
-                for database in databases {
-                    reference::run(database, Way::Copy, NUM_FILLING, &batches);
-                }
-                num_left -= num;
+        fill::unsynced(databases[0], || {
+            for load in &mut self.0 {
+                fill::fill(databases, load, num_of_day);
             }
-        }
-        for database in databases {
-            database.execute("VACUUM (ANALYZE)");
-        }
-        for (setting, _) in hurried {
-            databases[0].execute(&format!("ALTER SYSTEM RESET {setting}"));
-        }
-        databases[0].execute("SELECT pg_reload_conf()");
-        databases[0].execute("CHECKPOINT");
-        assert!(Command::new("sync").status().unwrap().success());
+            for database in databases {
+                database.execute("VACUUM (ANALYZE)");
+            }
+        });
     }
 }
 
@@ -370,7 +343,7 @@ fn main() {
     );
     let servers = Servers::start();
     let mut load = Load::new(settings::events_file().as_deref(), SystemClock.now());
-    servers.warm_up("plain", &copy::encode(&load.take(FILL_STEP)));
+    servers.warm_up("plain", &copy::encode(&load.take(fill::STEP)));
     let plain = servers.fresh_database("plain");
     let partitioned_one = partitioned(&servers, "partitioned", num_days);
     let mut past = Past::new(num_days);

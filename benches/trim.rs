@@ -16,6 +16,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::print_stdout)]
 
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -142,19 +144,24 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    /// Fills the database from which all runs begin.
-    fn fill(&self, events: &[String]) {
+    /// Fills the database from which all runs begin with what is in `events.jsonl`.
+    fn fill(&self) {
         let url = match &self.postgres {
             None => "sqlite://base.db",
             Some(Postgres { base, .. }) => &base.url,
         };
-        self.folder.write("events.jsonl", events.join("\n"));
         let migrate = ["migrate", "--database-url", url];
         self.folder.run(&migrate).exits(0);
-        let import = ["import", "events.jsonl", "--database-url", url];
-        self.folder.run(&import).exits(0);
-        if let Some(Postgres { base, .. }) = &self.postgres {
-            base.execute("VACUUM (ANALYZE, FREEZE)");
+        let import = || {
+            let import = ["import", "events.jsonl", "--database-url", url];
+            self.folder.run(&import).exits(0);
+        };
+        match &self.postgres {
+            None => without_indexes(&self.file("base.db"), import),
+            Some(Postgres { base, .. }) => {
+                import();
+                base.execute("VACUUM (ANALYZE, FREEZE)");
+            }
         }
     }
 
@@ -242,6 +249,29 @@ impl Place {
     }
 }
 
+/// Lets many rows in while the tables have no indexes but those of their primary keys, and makes the others at once
+/// afterwards: a million events would take half an hour.
+fn without_indexes(file: &std::path::Path, work: impl FnOnce()) {
+    let connection = plain_sqlite::open(file);
+    let made = {
+        let indexes =
+            "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL";
+        let mut indexes = connection.prepare(indexes).unwrap();
+        let rows = indexes.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+        let made = rows.unwrap().collect::<Result<Vec<(String, String)>, _>>();
+        made.unwrap()
+    };
+    let dropped: String = made
+        .iter()
+        .map(|(name, _)| format!("DROP INDEX {name};"))
+        .collect();
+    connection.execute_batch(&dropped).unwrap();
+    work();
+    let made: String = made.iter().map(|(_, sql)| format!("{sql};")).collect();
+    connection.execute_batch(&made).unwrap();
+    connection.close().unwrap();
+}
+
 /// Events removed in one transaction.
 fn batch_size() -> NonZeroUsize {
     settings::number("BENCH_TRIM_BATCH", TrimSettings::default().batch_size)
@@ -267,16 +297,24 @@ struct Load {
 impl Load {
     fn fill(place: &Place, num_events: usize) -> Self {
         let now = SystemClock.now();
-        let expired = load::events(num_events, now - TimeDelta::days(10));
-        let kept = load::events(num_events, now - TimeDelta::days(1));
-        let backlog = load::events(num_events, now);
-        place.fill(&[expired.as_slice(), &kept].concat());
         let num_resources = |events: &[String]| events.len() + load::num_related(events);
+        let mut file = BufWriter::new(File::create(place.file("events.jsonl")).unwrap());
+        // A million is much to hold twice.
+        let [num_expired_resources, num_kept_resources] = [10, 1].map(|days| {
+            let events = load::events(num_events, now - TimeDelta::days(days));
+            for event in &events {
+                writeln!(file, "{event}").unwrap();
+            }
+            num_resources(&events)
+        });
+        file.flush().unwrap();
+        place.fill();
+        let backlog = load::events(num_events, now);
         Self {
             now,
             num_events,
-            num_expired_rows: num_events + num_resources(&expired),
-            num_kept_resources: num_resources(&kept),
+            num_expired_rows: num_events + num_expired_resources,
+            num_kept_resources,
             num_added_resources: num_resources(&backlog),
             backlog,
         }

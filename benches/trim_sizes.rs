@@ -30,25 +30,9 @@ mod kit;
 
 use kit::load::Load;
 use kit::postgres::Database;
-use kit::reference::Way;
 use kit::servers::Servers;
 use kit::stats::{Samples, Table, shown};
-use kit::{copy, reference, settings, usage};
-
-/// The connections that put events there.
-const NUM_FILLING: usize = 2;
-/// So many at a time, which are in memory.
-const FILL_STEP: usize = 100_000;
-
-fn fill(database: &Database, load: &mut Load, num_events: usize) {
-    let mut rest = num_events;
-    while rest > 0 {
-        let num = FILL_STEP.min(rest);
-        let batches = copy::encode(&load.take(num));
-        reference::run(database, Way::Copy, NUM_FILLING, &batches);
-        rest -= num;
-    }
-}
+use kit::{fill, settings, usage};
 
 fn number(database: &Database, query: &str) -> usize {
     database.value(query).parse().unwrap()
@@ -82,14 +66,17 @@ fn main() {
     ]);
     let mut num_kept = 0;
     for size in sizes {
-        fill(&database, &mut kept, size - num_kept);
+        fill::unsynced(&database, || {
+            fill::fill(&[&database], &mut kept, size - num_kept);
+        });
         num_kept = size;
         let num_expired = size / share;
         let (mut rates, mut peaks) = (Samples::default(), Samples::default());
         for round in 0..num_rounds {
-            fill(&database, &mut expired, num_expired);
-            database.execute("VACUUM (ANALYZE)");
-            database.execute("CHECKPOINT");
+            fill::unsynced(&database, || {
+                fill::fill(&[&database], &mut expired, num_expired);
+                database.execute("VACUUM (ANALYZE)");
+            });
             let num_rows = "SELECT (SELECT count(*) FROM events) + count(*) FROM event_resources";
             let before = number(&database, num_rows);
             let ran = trim(&database);

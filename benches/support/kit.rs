@@ -12,6 +12,8 @@ pub(crate) mod bus;
 pub(crate) mod certificates;
 #[path = "copy.rs"]
 pub(crate) mod copy;
+#[path = "fill.rs"]
+pub(crate) mod fill;
 #[path = "generated.rs"]
 pub(crate) mod generated;
 #[path = "load.rs"]
