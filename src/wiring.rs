@@ -1,4 +1,4 @@
-//! The only code that names concrete adapters: from the configuration to sources and stores.
+//! The only code that makes adapters: from the configuration to sources and stores.
 
 use std::io::Read;
 use std::sync::Arc;
