@@ -1,7 +1,7 @@
 //! The command `archive`: one file for each of its commands.
 
 #[cfg(not(feature = "archive"))]
-pub(crate) use without_archive::{judge, run};
+pub(crate) use without_archive::{judge, run, tell_if_unset};
 
 #[cfg(feature = "archive")]
 mod check;
@@ -13,7 +13,7 @@ mod restore;
 mod verify;
 
 #[cfg(feature = "archive")]
-pub(crate) use check::judge;
+pub(crate) use check::{judge, tell_if_unset};
 #[cfg(feature = "archive")]
 pub(crate) use with_archive::run;
 
@@ -69,6 +69,9 @@ mod without_archive {
     pub(crate) async fn judge(_: &Config) -> Vec<Finding> {
         Vec::new()
     }
+
+    /// Such a build knows nothing of archives.
+    pub(crate) async fn tell_if_unset(_: &Config) {}
 
     pub(crate) async fn run(
         _: &Config,

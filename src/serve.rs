@@ -15,6 +15,7 @@ use event_persister_actors::store::OpenStore;
 use prometheus::Registry;
 
 use crate::api::{Api, Replays, StateParts, StateSource};
+use crate::archive;
 use crate::cli::Command;
 use crate::config::{Config, Supervisor};
 use crate::http::{Listen, ListenerParts, ListenerSetup, Publish, RunningListener, Served};
@@ -114,6 +115,9 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<()> {
         .for_each(NotStarted::run);
     announce(config, &names, &listen);
     warn(config, listening.as_ref());
+    if stores.is_some() && config.trim.every.is_some() {
+        actix_rt::spawn(archive::tell_if_unset(config));
+    }
     actix_rt::spawn(tell_when_ready(pipelines.clone(), names, listen));
     let notifier = Notifier::start(Supervisor::of_environment(), pipelines.clone());
     let ended = tokio::select! {

@@ -9,6 +9,7 @@ use event_persister_actors::store::{EventStore, Trimmed};
 use event_persister_actors::trim::{cutoffs, note_pass, run_pass};
 use serde_json::json;
 
+use crate::archive;
 use crate::cli::TrimFlags;
 use crate::config::Config;
 use crate::output;
@@ -58,6 +59,7 @@ async fn pass(
         let trimmed = operator.count_expired(&cutoffs).await.context(what)?;
         return Ok((trimmed, looked.err()));
     }
+    archive::tell_if_unset(config).await;
     let now = match looked {
         Ok(last) => last.now,
         Err(held_back) if flags.yes => held_back.now,

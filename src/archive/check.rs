@@ -14,7 +14,8 @@ const MAX_SKEW: TimeDelta = TimeDelta::minutes(5);
 pub(crate) async fn judge(config: &Config) -> Vec<Finding> {
     let rows = wiring::archivable(config);
     match wiring::archive(config) {
-        None => unset(config, rows.as_ref()).await.into_iter().collect(),
+        None if config.trim.every.is_none() => Vec::new(),
+        None => unset(rows.as_ref()).await.into_iter().collect(),
         Some(archive) => {
             let place = archive.place();
             let is_right = is_right(&place, rows.as_ref()).await;
@@ -26,9 +27,21 @@ pub(crate) async fn judge(config: &Config) -> Vec<Finding> {
     }
 }
 
+/// Tells before anything is removed by whoever has lost the address of the archive.
+pub(crate) fn tell_if_unset(config: &Config) -> impl Future<Output = ()> + use<> {
+    let rows = wiring::archive(config)
+        .is_none()
+        .then(|| wiring::archivable(config));
+    async move {
+        let Some(rows) = rows else { return };
+        if let Some(Finding { what, remedy, .. }) = unset(rows.as_ref()).await {
+            log::warn!("{what}: {}", remedy.unwrap_or_default());
+        }
+    }
+}
+
 /// What retention removes would be gone, though it was archived before.
-async fn unset(config: &Config, rows: &dyn ArchivableRows) -> Option<Finding> {
-    config.trim.every?;
+async fn unset(rows: &dyn ArchivableRows) -> Option<Finding> {
     let manifests = match rows.manifests(false).await {
         Ok(manifests) => manifests,
         Err(error) => {

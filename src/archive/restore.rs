@@ -1,13 +1,19 @@
 //! `archive restore`: archived events through the pipeline, into whichever database is configured.
+//!
+//! A file that this database has archived is compared with its manifest before any of it is taken. One that
+//! cannot be restored stops none of the others; all are named in the end.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::mpsc;
 
 use anyhow::{Context as _, bail};
 use event_persister_actors::archive::{ArchivedFile, FileFault, Place, Wanted, may_have};
 use event_persister_actors::clock::{Clock as _, SystemClock};
 use event_persister_actors::event::EventLimits;
 use event_persister_actors::status::error_chain;
+use event_persister_actors::store::archivable::{FileState, Manifest};
 use indicatif::MultiProgress;
 use tokio::sync::mpsc::{Receiver, channel};
 
@@ -41,6 +47,8 @@ pub(super) async fn run(
         until: flags.until.map(|until| until.at(now)),
         names: flags.event.clone(),
     };
+    // Before the files are listed: those that come meanwhile are not missing.
+    let known = known(config).await;
     let visible = place.visible().await.context("cannot list the archive")?;
     if visible.is_empty() {
         bail!("there are no files in the archive {place}");
@@ -48,19 +56,37 @@ pub(super) async fn run(
     let paths = visible.into_iter().map(|listed| listed.path);
     let paths: Vec<String> = paths.filter(|path| may_have(path, &wanted)).collect();
     let name = place.to_string();
+    let (report, faults) = mpsc::channel();
+    for missing in known.values().filter(|manifest| {
+        manifest.state == FileState::Archived
+            && may_have(&manifest.file, &wanted)
+            && !paths.contains(&manifest.file)
+    }) {
+        report.send(format!(
+            "{} is not in the archive {name} any more",
+            missing.file
+        ))?;
+    }
     // One file is read while another is written.
     let (sender, files) = channel(1);
+    let report_unopened = report.clone();
     actix_rt::spawn(async move {
         for path in paths {
-            let opened = place.open(&path, None).await;
-            let is_last = opened.is_err();
-            if sender.send(opened).await.is_err() || is_last {
+            let content = known
+                .get(&path)
+                .and_then(|manifest| manifest.content.as_ref());
+            let is_needed = match place.open(&path, content).await {
+                Ok(file) => sender.send(file).await.is_ok(),
+                Err(fault) => report_unopened.send(error_chain(&fault)).is_ok(),
+            };
+            if !is_needed {
                 return;
             }
         }
     });
     let lines = Lines {
         files,
+        report,
         open: None,
         wanted,
         text: Vec::new(),
@@ -82,12 +108,40 @@ pub(super) async fn run(
         wait: flags.wait,
         json: flags.output.json,
     };
-    import::run_on(config, screen, input, destination, how).await
+    let is_all_taken = import::run_on(config, screen, input, destination, how).await?;
+    let faults: Vec<String> = faults.try_iter().collect();
+    for fault in &faults {
+        log::error!("{fault}");
+    }
+    if !faults.is_empty() {
+        bail!(
+            "the archive's files that are named above were not restored, all others were: put them back from a \
+             copy and {}",
+            RESTORING.again
+        );
+    }
+    Ok(is_all_taken)
+}
+
+/// What the database that is restored into has archived itself, by file.
+async fn known(config: &Config) -> BTreeMap<String, Manifest> {
+    let manifests = wiring::archivable(config).manifests(false).await;
+    let manifests = manifests.unwrap_or_else(|error| {
+        // A database that is new knows no file, and one that is away is waited for.
+        log::debug!("cannot look for manifests error={error}");
+        Vec::new()
+    });
+    let by_file = manifests.into_iter();
+    by_file
+        .map(|manifest| (manifest.file.clone(), manifest))
+        .collect()
 }
 
 /// Files of the archive as lines of JSON, for a thread that reads.
 struct Lines {
-    files: Receiver<Result<ArchivedFile, FileFault>>,
+    files: Receiver<ArchivedFile>,
+    /// Of files that cannot be read.
+    report: mpsc::Sender<String>,
     /// The file, and the next group of its rows.
     open: Option<(ArchivedFile, usize)>,
     wanted: Wanted,
@@ -97,31 +151,37 @@ struct Lines {
 
 impl Lines {
     /// The next group's lines; `None` at the end.
-    fn next(&mut self) -> Result<Option<String>, FileFault> {
+    fn next(&mut self) -> Option<String> {
         loop {
-            if let Some((file, group)) = &mut self.open {
-                if *group < file.num_groups() {
-                    *group += 1;
-                    return file.lines(*group - 1, &self.wanted).map(Some);
+            match self.group() {
+                Some(Ok(lines)) => return Some(lines),
+                Some(Err(fault)) => {
+                    self.open = None;
+                    self.report.send(error_chain(&fault)).ok()?;
                 }
-                self.open = None;
-            }
-            match self.files.blocking_recv() {
-                None => return Ok(None),
-                Some(file) => self.open = Some((file?, 0)),
+                None => self.open = Some((self.files.blocking_recv()?, 0)),
             }
         }
+    }
+
+    /// The next group of the file that is open; `None` where there is none.
+    fn group(&mut self) -> Option<Result<String, FileFault>> {
+        let (file, group) = self.open.as_mut()?;
+        if *group == file.num_groups() {
+            return None;
+        }
+        *group += 1;
+        Some(file.lines(*group - 1, &self.wanted))
     }
 }
 
 impl Read for Lines {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.read == self.text.len() {
-            match self.next() {
-                Ok(Some(lines)) => (self.text, self.read) = (lines.into_bytes(), 0),
-                Ok(None) => return Ok(0),
-                Err(fault) => return Err(io::Error::other(error_chain(&fault))),
-            }
+            let Some(lines) = self.next() else {
+                return Ok(0);
+            };
+            (self.text, self.read) = (lines.into_bytes(), 0);
         }
         let rest = self.text.get(self.read..).unwrap_or_default();
         let length = rest.len().min(buffer.len());

@@ -37,6 +37,68 @@ fn every_damage_is_found() {
 }
 
 #[test]
+fn what_cannot_be_restored_is_named_and_stops_nothing_else() {
+    let case = Case::sqlite();
+    case.store_events(90);
+    case.trim().exits(0);
+    let num_left = case.in_tables().len() as u64;
+    let listed = case.run(&["archive", "list", "--json"]).exits(0).json();
+    let [damaged, missing, others @ ..] = listed.as_array().unwrap().as_slice() else {
+        panic!("{listed}");
+    };
+    let name = |file: &Value| file["file"].as_str().unwrap().to_owned();
+    let num_events = |file: &Value| file["events"].as_u64().unwrap();
+    let num_others: u64 = others.iter().map(num_events).sum();
+    assert!(num_others > 0);
+    let (damaged_path, missing_path) = (
+        case.archive_path().join(name(damaged)),
+        case.archive_path().join(name(missing)),
+    );
+    let whole = std::fs::read(&damaged_path).unwrap();
+    let away = std::fs::read(&missing_path).unwrap();
+    std::fs::remove_file(&missing_path).unwrap();
+    // The middle is payload, which may well be read as another.
+    let mut other = whole.clone();
+    other[whole.len() / 2] ^= 1;
+    std::fs::write(&damaged_path, &other).unwrap();
+    case.run(&["archive", "restore"]).exits(1).complains(&[
+        &format!("{} is not what its manifest says", name(damaged)),
+        &format!("{} is not in the archive", name(missing)),
+        "all others were",
+    ]);
+    assert_eq!(case.in_tables().len() as u64, num_left + num_others);
+    // A database that has archived none of them.
+    std::fs::write(&damaged_path, &whole[..whole.len() / 2]).unwrap();
+    let url = format!("sqlite://{}", case.folder.path().join("other.db").display());
+    let elsewhere = ["archive", "restore", "--json", "--database-url", &url];
+    let ran = case.run(&elsewhere).exits(1);
+    assert_eq!(ran.json()["stored"], num_others);
+    ran.complains(&[&format!("{} cannot be read", name(damaged))]);
+    std::fs::write(&damaged_path, &whole).unwrap();
+    std::fs::write(&missing_path, &away).unwrap();
+    case.run(&["archive", "restore"]).exits(0);
+    let num_archived: u64 = listed.as_array().unwrap().iter().map(num_events).sum();
+    assert_eq!(case.in_tables().len() as u64, num_left + num_archived);
+}
+
+#[test]
+fn who_has_lost_the_address_of_the_archive_is_told_before_anything_is_removed() {
+    const UNSET: (&str, &str) = ("EVENT_PERSISTER_ARCHIVE_URL", "");
+    const SAID: &str =
+        "archive.url is not set, though events of this database were archived before";
+    let case = Case::sqlite();
+    case.store_events(30);
+    let never = case.run_with(&["trim", "--dry-run"], &[UNSET]).exits(0);
+    assert!(!never.stderr.contains(SAID), "{never:?}");
+    case.trim().exits(0);
+    case.run_with(&["trim", "--yes"], &[UNSET])
+        .exits(0)
+        .complains(&[SAID]);
+    let service = case.serve(&[UNSET]);
+    crate::support::wait::until_blocking("the warning", || service.log().contains(SAID));
+}
+
+#[test]
 fn a_check_tells_whether_it_can_be_written_and_is_the_same() {
     let case = Case::sqlite();
     let findings = |case: &Case, more: &[(&str, &str)]| -> BTreeMap<String, (String, String)> {
