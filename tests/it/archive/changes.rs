@@ -148,6 +148,45 @@ async fn a_time_that_is_written_in_another_way() {
     }
 }
 
+/// As only another writer leaves them; the first of them is what a file has in place of `-infinity`.
+#[tokio::test]
+async fn a_time_that_no_file_can_hold() {
+    for (column, written) in [
+        ("occurred", "0001-01-01 00:00:00+00"),
+        ("occurred", "0044-03-15 00:00:00+00 BC"),
+        ("received", "infinity"),
+        ("recorded", "10000-01-01 00:00:00+00"),
+    ] {
+        for case in [Case::postgres(), Case::postgres().partitioned()] {
+            let all = case.store_events(30);
+            let database = case.database();
+            let id = database
+                .value("SELECT id FROM events WHERE event <> 'kept' ORDER BY occurred LIMIT 1");
+            case.execute(&format!(
+                "UPDATE events SET {column} = '{written}' WHERE id = '{id}'"
+            ));
+            if column == "occurred" {
+                case.execute(&format!(
+                    "UPDATE event_resources SET occurred = '{written}' WHERE event_id = '{id}'"
+                ));
+            }
+            let ran = case.trim().exits(1).complains(&[&id]);
+            assert_eq!(case.holds_once(&all).await, 0);
+            // What it says cures it.
+            let (_, cure) = ran.stderr.split_once(" with UPDATE").unwrap();
+            let (cure, _) = cure.split_once('\n').unwrap();
+            case.execute(&format!("UPDATE{cure}"));
+            for _ in 0..2 {
+                case.trim().exits(0);
+                assert!(case.holds_once(&all).await > 20);
+                case.is_in_order();
+                case.run(&["archive", "restore"]).exits(0);
+                assert_eq!(case.in_tables().len(), all.len());
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn rows_that_a_trigger_keeps() {
     let case = Case::postgres();

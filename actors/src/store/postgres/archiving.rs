@@ -143,7 +143,7 @@ impl ArchivableRows for PostgresStore {
                     .bind::<BigInt, _>(at_most(budget.max_bytes))
                     .load(&mut connection.pg)
                     .await?;
-                Ok(rows.into_iter().map(EventRow::from).collect())
+                rows.into_iter().map(EventRow::try_from).collect()
             };
             self.in_transaction("read what retention removes from", read)
                 .await
@@ -479,9 +479,32 @@ struct Row {
     payload: String,
 }
 
-impl From<Row> for EventRow {
-    fn from(row: Row) -> Self {
-        Self {
+impl TryFrom<Row> for EventRow {
+    type Error = Failure;
+
+    /// Refuses times that a file cannot hold.
+    fn try_from(row: Row) -> Result<Self, Failure> {
+        let id = row.id;
+        let unfit = |what: String| {
+            Failure::Unfit(format!("the event {id} cannot be archived, since {what}"))
+        };
+        // A file has the year 1 in place of `-infinity`, so that nothing else may be as early.
+        if (i64::MIN + 1..=Moment::YEAR_1).contains(&row.occurred.0) {
+            return Err(unfit(format!(
+                "it occurred before all that a file can hold: let it be the first moment of all with \
+                 UPDATE events SET occurred = '-infinity' WHERE id = '{id}'; \
+                 UPDATE event_resources SET occurred = '-infinity' WHERE event_id = '{id}'"
+            )));
+        }
+        for (column, at) in [("received", row.received), ("recorded", row.recorded)] {
+            if at.0 >= Moment::YEAR_10000 {
+                return Err(unfit(format!(
+                    "its column {column} is beyond the year 9999: correct it with \
+                     UPDATE events SET {column} = now() WHERE id = '{id}'"
+                )));
+            }
+        }
+        Ok(Self {
             position: Position {
                 occurred: micros(row.occurred),
                 id: row.id.to_string(),
@@ -493,7 +516,7 @@ impl From<Row> for EventRow {
             resource: row.resource,
             related: row.related,
             payload: row.payload,
-        }
+        })
     }
 }
 
