@@ -71,7 +71,9 @@ mod without_archive {
     }
 
     /// Such a build knows nothing of archives.
-    pub(crate) async fn tell_if_unset(_: &Config) {}
+    pub(crate) fn tell_if_unset(_: &Config) -> impl Future<Output = ()> + use<> {
+        std::future::ready(())
+    }
 
     pub(crate) async fn run(
         _: &Config,
