@@ -3,7 +3,7 @@
 //! A file that this database has archived is compared with its manifest before any of it is taken. One that
 //! cannot be restored stops none of the others; all are named in the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -54,7 +54,7 @@ pub(super) async fn run(
         bail!("there are no files in the archive {place}");
     }
     let paths = visible.into_iter().map(|listed| listed.path);
-    let paths: Vec<String> = paths.filter(|path| may_have(path, &wanted)).collect();
+    let paths: BTreeSet<String> = paths.filter(|path| may_have(path, &wanted)).collect();
     let name = place.to_string();
     let (report, faults) = mpsc::channel();
     for missing in known.values().filter(|manifest| {
@@ -108,11 +108,12 @@ pub(super) async fn run(
         wait: flags.wait,
         json: flags.output.json,
     };
-    let is_all_taken = import::run_on(config, screen, input, destination, how).await?;
+    let restored = import::run_on(config, screen, input, destination, how).await;
     let faults: Vec<String> = faults.try_iter().collect();
     for fault in &faults {
         log::error!("{fault}");
     }
+    let is_all_taken = restored?;
     if !faults.is_empty() {
         bail!(
             "the archive's files that are named above were not restored, all others were: put them back from a \

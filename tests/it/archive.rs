@@ -176,6 +176,17 @@ impl Case {
         Archive::new(&settings).unwrap().place()
     }
 
+    /// Archives and restores, twice: more than so many events leave the tables and are there again.
+    async fn comes_and_goes(&self, all: &BTreeSet<String>, more_than: usize) {
+        for _ in 0..2 {
+            self.trim().exits(0);
+            assert!(self.holds_once(all).await > more_than);
+            self.is_in_order();
+            self.run(&["archive", "restore"]).exits(0);
+            assert_eq!(self.in_tables().len(), all.len());
+        }
+    }
+
     fn in_tables(&self) -> BTreeSet<String> {
         match &self.tables {
             Tables::Sqlite => self.folder.database().complete_events(),

@@ -170,13 +170,7 @@ async fn before_all_time(case: Case) {
     let first: Vec<Value> = (0..30).map(|_| at_first()).collect();
     case.import(&first);
     all.extend(events::ids(&first));
-    for _ in 0..2 {
-        case.trim().exits(0);
-        assert!(case.holds_once(&all).await > 40);
-        case.is_in_order();
-        case.run(&["archive", "restore"]).exits(0);
-        assert_eq!(case.in_tables().len(), all.len());
-    }
+    case.comes_and_goes(&all, 40).await;
     case.trim().exits(0);
     assert!(case.holds_once(&all).await > 40);
 }
