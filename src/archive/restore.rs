@@ -1,7 +1,7 @@
 //! `archive restore`: archived events through the pipeline, into whichever database is configured.
 //!
 //! A file that this database has archived is compared with its manifest before any of it is taken. One that
-//! cannot be restored stops none of the others; all are named in the end.
+//! cannot be restored stops none of the others, unless the whole place is away; all are named in the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
@@ -77,6 +77,12 @@ pub(super) async fn run(
                 .and_then(|manifest| manifest.content.as_ref());
             let is_needed = match place.open(&path, content).await {
                 Ok(file) => sender.send(file).await.is_ok(),
+                // No other file can be had either.
+                Err(FileFault::Place(error)) if !error.is_missing() => {
+                    let told = format!("{}; no file behind it was restored", error_chain(&error));
+                    drop(report_unopened.send(told));
+                    false
+                }
                 Err(fault) => report_unopened.send(error_chain(&fault)).is_ok(),
             };
             if !is_needed {
@@ -116,8 +122,7 @@ pub(super) async fn run(
     let is_all_taken = restored?;
     if !faults.is_empty() {
         bail!(
-            "the archive's files that are named above were not restored, all others were: put them back from a \
-             copy and {}",
+            "not all of the archive was restored: put the files that are named above back from a copy, and {}",
             RESTORING.again
         );
     }

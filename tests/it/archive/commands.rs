@@ -64,7 +64,7 @@ fn what_cannot_be_restored_is_named_and_stops_nothing_else() {
     case.run(&["archive", "restore"]).exits(1).complains(&[
         &format!("{} is not what its manifest says", name(damaged)),
         &format!("{} is not in the archive", name(missing)),
-        "all others were",
+        "not all of the archive was restored",
     ]);
     assert_eq!(case.in_tables().len() as u64, num_left + num_others);
     // A database that has archived none of them.
