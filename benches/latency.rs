@@ -11,6 +11,9 @@
 //! | `BENCH_EVENTS` | 200000 | old events to trim: enough for the whole time |
 //! | `BENCH_EVENTS_FILE` | generated | events to use, one a line, plain or gzipped |
 //!
+//! *by COPY*: the same events at the same rate, without a bus, copied into the tables over two connections, whenever one
+//! is free all that are due. It tells what the machine and its PostgreSQL can do.
+//!
 //! The clock runs from before the event is sent to the bus until a connection that listens has been told
 //! by PostgreSQL that the transaction is committed; see `support/visible.rs`. The first second, in
 //! which statements are prepared, counts as well.
@@ -42,6 +45,10 @@ use kit::{copy, reference, settings};
 
 /// The connections that put the old events there.
 const NUM_FILLING: usize = 2;
+/// Events that are written beforehand, and not measured.
+const NUM_WARMING: usize = 30_000;
+/// As many as the product has writers.
+const NUM_COPYING: usize = 2;
 /// How often it is looked which events are due; those are sent together.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -89,6 +96,15 @@ fn turn(servers: &Servers, messages: &[Message], rate: usize, old: &[copy::CopyB
     }
 }
 
+/// The same events at the same rate, copied into the tables without a bus: what the machine and its PostgreSQL can do.
+fn reference_turn(servers: &Servers, messages: &[Message], rate: usize) -> Samples {
+    let database = servers.fresh_database("bench");
+    let listener = Listener::start(&database);
+    let due = reference::run_at_rate(&database, NUM_COPYING, rate, messages);
+    let latencies = visible::latencies(&database, &listener.stop(), &due);
+    latencies.iter().map(Duration::as_secs_f64).collect()
+}
+
 /// Sends events at this rate; when each of them was sent, by id.
 fn publish(servers: &Servers, messages: &[Message], rate: usize) -> HashMap<String, DateTime<Utc>> {
     let mut publish = servers.bus().publisher();
@@ -120,6 +136,7 @@ fn main() {
     let old = copy::encode(&Load::new(file.as_deref(), old_since).take(num_old));
     let mut load = Load::new(file.as_deref(), SystemClock.now());
     let servers = Servers::with_chosen_bus();
+    servers.warm_up("warm", &copy::encode(&load.take(NUM_WARMING)));
     let mut table = Table::new(&[
         "asked for",
         "events/s sent",
@@ -129,29 +146,43 @@ fn main() {
         "max ms",
         "trimmed",
     ]);
+    let mut row = |what: String, latencies: &Samples, rest: [String; 2]| {
+        let millis = |seconds: Option<f64>| shown(seconds.map(|one| one * 1e3), 1);
+        let [sent, trimmed] = rest;
+        table.row(vec![
+            what,
+            sent,
+            millis(latencies.median()),
+            millis(latencies.quantile(0.99)),
+            millis(latencies.quantile(0.999)),
+            millis(latencies.max()),
+            trimmed,
+        ]);
+    };
     for trims in [false, true] {
         for &rate in &rates {
             let messages = load.take(rate * seconds);
+            if !trims {
+                let latencies = reference_turn(&servers, &messages, rate);
+                let rest = ["-".to_owned(), "-".to_owned()];
+                row(format!("{rate}/s by COPY"), &latencies, rest);
+            }
             let turn = turn(&servers, &messages, rate, if trims { &old } else { &[] });
-            let millis = |seconds: Option<f64>| shown(seconds.map(|one| one * 1e3), 1);
             let trimmed = match (trims, turn.trimmed_throughout) {
                 (false, _) => "-".to_owned(),
                 (true, true) => shown(Some(turn.num_trimmed), 0),
                 (true, false) => format!("{:.0}, all too soon", turn.num_trimmed),
             };
-            table.row(vec![
+            row(
                 format!("{rate}/s{}", if trims { " and trim" } else { "" }),
-                shown(Some(turn.events_per_second), 0),
-                millis(turn.latencies.median()),
-                millis(turn.latencies.quantile(0.99)),
-                millis(turn.latencies.quantile(0.999)),
-                millis(turn.latencies.max()),
-                trimmed,
-            ]);
+                &turn.latencies,
+                [shown(Some(turn.events_per_second), 0), trimmed],
+            );
         }
     }
     table.print();
     println!(
-        "From the publish to the row's being visible; where all was trimmed too soon, raise BENCH_EVENTS."
+        "From the publish to the row's being visible; by COPY from when the event is due. Where all was trimmed too \
+         soon, raise BENCH_EVENTS."
     );
 }

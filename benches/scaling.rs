@@ -9,6 +9,7 @@
 //! | `BENCH_BUSES` | redis,nats | what feeds them |
 //! | `BENCH_WRITERS` | 1,2,4 | writers of one replica |
 //! | `BENCH_REPLICAS` | 1,2,4 | replicas, of two writers each, and bare clients |
+//! | `BENCH_CORES` | unlimited | cores that each replica may use, such as 0.4: several replicas then have what they need on a small machine; needs root |
 //! | `BENCH_EVENTS_FILE` | generated | events to use, one a line, plain or gzipped |
 //!
 //! *counting*: the pipeline of the library with the source of the product, and a store that counts what it is given and
@@ -48,10 +49,13 @@ use tokio::time::Instant;
 
 #[path = "support/bare.rs"]
 mod bare;
+#[path = "support/cpu_quota.rs"]
+mod cpu_quota;
 #[allow(dead_code, reason = "other benchmarks and the tests need more of it")]
 #[path = "support/kit.rs"]
 mod kit;
 
+use cpu_quota::CpuQuota;
 use kit::bus::Bus;
 use kit::load::{Load, Message};
 #[cfg(feature = "nats")]
@@ -174,11 +178,17 @@ fn counting(
     num_writers: usize,
     num_events: usize,
 ) -> (Duration, Duration) {
+    let quotas: Vec<CpuQuota> = (0..num_replicas)
+        .filter_map(|number| Some(CpuQuota::new(&number.to_string(), cores_of_each()?)))
+        .collect();
     let mut watch = bus.watch();
     let started = Instant::now();
     let replicas: Vec<Child> = (0..num_replicas)
         .map(|_| replica(bus, num_writers))
         .collect();
+    for (replica, quota) in replicas.iter().zip(&quotas) {
+        quota.limit(replica.id());
+    }
     watch.until_settled(&|| "see above".to_owned());
     let took = started.elapsed();
     let processor = replicas.iter().map(|one| usage::of_process(one.id())).sum();
@@ -193,6 +203,11 @@ fn counting(
     // Nothing has died, so nothing came twice.
     assert_eq!(counts.sum::<u64>(), num_events as u64);
     (took, processor)
+}
+
+/// `None`: as many as the machine has.
+fn cores_of_each() -> Option<f64> {
+    settings::text("BENCH_CORES").map(|_| settings::number("BENCH_CORES", 1.0))
 }
 
 fn replica(bus: &dyn Bus, num_writers: usize) -> Child {

@@ -1,17 +1,21 @@
 //! What the product is compared with: the same rows by `COPY`, in transactions of the same size, on
 //! connections that are ready before the clock starts, each on a thread of its own.
 
+use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Barrier, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use event_persister_actors::clock::{Clock as _, SystemClock};
 use futures_util::SinkExt as _;
 use tokio::time::Instant;
 use tokio_postgres::{Client, NoTls, Statement, Transaction};
 
-use super::copy::{CopyBatch, EVENTS, RESOURCES};
+use super::copy::{self, CopyBatch, EVENTS, RESOURCES};
+use super::load::Message;
 use super::postgres::Database;
 
 /// How the rows get into the tables.
@@ -128,5 +132,66 @@ pub(crate) fn run(
             thread.join().unwrap();
         }
         started.elapsed()
+    })
+}
+
+/// How often it is looked which events are due.
+const TICK: Duration = Duration::from_millis(1);
+
+/// Copies events at a rate, whenever a connection is free all that are due by then; when each was due, by its id.
+pub(crate) fn run_at_rate(
+    database: &Database,
+    num_connections: usize,
+    rate: usize,
+    messages: &[Message],
+) -> HashMap<String, DateTime<Utc>> {
+    let rate = rate as f64;
+    let next = Mutex::new(0);
+    let ready = Barrier::new(num_connections + 1);
+    let started = Mutex::new(Instant::now());
+    let work = || {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut connection = Connection::open(&database.url, Way::Copy).await;
+            ready.wait();
+            let started = *started.lock().unwrap();
+            loop {
+                let due = {
+                    let mut next = next.lock().unwrap();
+                    let first: usize = *next;
+                    let num_due = (started.elapsed().as_secs_f64() * rate) as usize + 1;
+                    *next = num_due.clamp(first, messages.len());
+                    &messages[first..*next]
+                };
+                for batch in copy::encode(due) {
+                    connection.write(&batch).await;
+                }
+                let is_all = *next.lock().unwrap() == messages.len();
+                if is_all {
+                    break;
+                }
+                if due.is_empty() {
+                    tokio::time::sleep(TICK).await;
+                }
+            }
+        });
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..num_connections).map(|_| scope.spawn(work)).collect();
+        // Held until its time is known.
+        let mut guard = started.lock().unwrap();
+        ready.wait();
+        let began = SystemClock.now();
+        *guard = Instant::now();
+        drop(guard);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let due = |number: usize| TimeDelta::microseconds((number as f64 / rate * 1e6) as i64);
+        let ids = messages.iter().map(|message| message.id.clone());
+        ids.enumerate()
+            .map(|(number, id)| (id, began + due(number)))
+            .collect()
     })
 }

@@ -1,9 +1,12 @@
 //! Whether retention could archive: what `check` finds.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use event_persister_actors::archive::{Begin, Place, identify};
 use event_persister_actors::clock::{Clock as _, SystemClock};
-use event_persister_actors::store::archivable::ArchivableRows;
+use event_persister_actors::finding::Severity;
+use event_persister_actors::store::archivable::{ArchivableRows, FileState};
 
 use crate::config::Config;
 use crate::wiring::{self, Finding};
@@ -19,9 +22,13 @@ pub(crate) async fn judge(config: &Config) -> Vec<Finding> {
         Some(archive) => {
             let place = archive.place();
             let is_right = is_right(&place, rows.as_ref()).await;
-            let mut findings = written(&place).await;
-            findings.insert(0, is_right);
-            findings.extend(unknown(&place, rows.as_ref()).await);
+            // Of another database's archive nothing else can be said.
+            let is_ours = is_right.severity == Severity::Ok;
+            let mut findings = vec![is_right];
+            findings.extend(written(&place).await);
+            if is_ours {
+                findings.extend(compared(&place, rows.as_ref()).await);
+            }
             findings
         }
     }
@@ -106,32 +113,53 @@ fn clock(there: DateTime<Utc>, here: DateTime<Utc>) -> Finding {
     )
 }
 
-/// Files that readers see, and of which the database knows nothing.
-async fn unknown(place: &Place, rows: &dyn ArchivableRows) -> Option<Finding> {
-    const ID: &str = "archive.known";
-    let manifests = rows.manifests(false).await.ok()?;
-    let visible = place.visible().await.ok()?;
-    let is_known = |path: &str| manifests.iter().any(|manifest| manifest.file == path);
-    let num_unknown = visible
+/// The files that readers see, and those that the database knows.
+async fn compared(place: &Place, rows: &dyn ArchivableRows) -> Vec<Finding> {
+    // The other checks tell what stands in the way.
+    let (Ok(manifests), Ok(visible)) = (rows.manifests(false).await, place.visible().await) else {
+        return Vec::new();
+    };
+    let known: HashSet<&str> = manifests.iter().map(|one| one.file.as_str()).collect();
+    let there: HashSet<&str> = visible.iter().map(|one| one.path.as_str()).collect();
+    let archived = manifests
         .iter()
-        .filter(|listed| !is_known(&listed.path))
+        .filter(|one| one.state == FileState::Archived);
+    let num_missing = archived
+        .filter(|one| !there.contains(one.file.as_str()))
         .count();
-    Some(if num_unknown == 0 {
-        Finding::ok(ID, "the database knows all of its files")
-    } else {
-        Finding::warning(
-            ID,
-            format!("the database does not know {num_unknown} of its files"),
-            "after a restored backup or a failover nothing is to be done: a retention pass takes them in. \
-             `event-persister archive verify` names them",
-        )
-    })
+    vec![
+        of_unknown(there.difference(&known).count()),
+        of_missing(num_missing),
+    ]
+}
+
+fn of_unknown(num_files: usize) -> Finding {
+    const ID: &str = "archive.known";
+    if num_files == 0 {
+        return Finding::ok(ID, "the database knows all of its files");
+    }
+    Finding::warning(
+        ID,
+        format!("the database does not know {num_files} of its files"),
+        "after a restored backup or a failover nothing is to be done: a retention pass takes them in. \
+         `event-persister archive verify` names them",
+    )
+}
+
+fn of_missing(num_files: usize) -> Finding {
+    const ID: &str = "archive.complete";
+    if num_files == 0 {
+        return Finding::ok(ID, "every archived file is there");
+    }
+    Finding::error(
+        ID,
+        format!("{num_files} of its files are missing, and their events with them"),
+        "bring them back from a copy of the archive; `event-persister archive verify` names them",
+    )
 }
 
 #[cfg(test)]
 mod tests {
-    use event_persister_actors::finding::Severity;
-
     use super::*;
 
     #[test]

@@ -53,9 +53,10 @@ pub(super) async fn run(
         .collect();
     for listed in &visible {
         if !known.contains(listed.path.as_str()) {
-            let what = "the database does not know it: the database is older than the archive, as after a \
-                restored backup or a failover; the next retention pass of its day takes it in";
-            problem(Some(&listed.path), what.to_owned());
+            problem(
+                Some(&listed.path),
+                unknown(place, &listed.path, &manifests).await,
+            );
         }
     }
     for manifest in &manifests {
@@ -77,6 +78,31 @@ pub(super) async fn run(
     }
     print(&report, json)?;
     Ok(report.problems.is_empty())
+}
+
+/// Why the database does not know a file.
+async fn unknown(place: &Place, path: &str, manifests: &[Manifest]) -> String {
+    let opened = match place.open(path, None).await {
+        Ok(opened) => opened,
+        Err(error) => return error_chain(&error),
+    };
+    let original = manifests.iter().find(|manifest| {
+        let content = manifest.content.as_ref();
+        content.is_some_and(|content| content.sha256 == opened.sha256())
+    });
+    original.map_or_else(
+        || {
+            "the database does not know it: the database is older than the archive, as after a restored backup \
+             or a failover; the next retention pass of its day takes it in"
+                .to_owned()
+        },
+        |original| {
+            format!(
+                "it is a copy of {}: who reads all files sees its events twice; remove it",
+                original.file
+            )
+        },
+    )
 }
 
 /// The number of its events; `None` where it is not archived yet.

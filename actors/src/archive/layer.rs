@@ -29,7 +29,7 @@
 //! The outcome of a change may be unknown, as of a commit whose answer was lost. Then the pass ends, and the next one
 //! goes by what the database says. A hidden file is removed only by whom the database tells that it was not claimed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -557,6 +557,15 @@ impl ArchivingStore {
         let place = &self.archive.place;
         let listed = place.list(&day.folder()).await.map_err(away)?;
         let manifests = self.rows.manifests_in(&day.folder()).await?;
+        let mut by_checksum: HashMap<String, String> = manifests
+            .iter()
+            .filter_map(|manifest| {
+                Some((
+                    manifest.content.as_ref()?.sha256.clone(),
+                    manifest.file.clone(),
+                ))
+            })
+            .collect();
         for listed in listed
             .into_iter()
             .filter(|listed| names::is_visible(&listed.path))
@@ -573,6 +582,13 @@ impl ArchivingStore {
                 )));
             }
             let content = opened.content().map_err(away)?;
+            if let Some(original) = by_checksum.get(&content.sha256) {
+                log::warn!(
+                    "a file in the archive is a copy of another: who reads all files sees its events twice; \
+                     remove it archive.file={path} archive.copy_of={original}"
+                );
+                continue;
+            }
             log::warn!(
                 "the database did not know a file of its archive: it is older than the archive, as after a \
                  restored backup or a failover; events that both hold stay in the archive alone \
@@ -580,6 +596,7 @@ impl ArchivingStore {
                 content.num_events
             );
             self.rows.adopt(&path, &content).await?;
+            by_checksum.insert(content.sha256, path);
         }
         Ok(())
     }

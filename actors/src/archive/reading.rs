@@ -147,6 +147,11 @@ impl ArchivedFile {
         self.reader.num_events
     }
 
+    /// Of its bytes, in hexadecimal digits.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
     pub(super) fn archive_id(&self) -> &str {
         &self.reader.archive_id
     }

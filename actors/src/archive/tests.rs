@@ -354,6 +354,34 @@ mod passes {
     }
 
     #[tokio::test]
+    async fn a_copy_of_a_file_is_not_taken_in() {
+        let case = Case::new();
+        case.write(&events()).await;
+        case.pass(&cutoffs(now())).await;
+        let known = case.store.manifests(false).await.unwrap();
+        let archive = case.directory.path().join("archive");
+        for manifest in &known {
+            let (folder, _) = manifest.file.split_once('/').unwrap();
+            let copy = archive.join(folder).join("copy.parquet");
+            std::fs::copy(archive.join(&manifest.file), copy).unwrap();
+        }
+        // An event for each day, so that its folder is looked through.
+        for manifest in &known {
+            let occurred = manifest.content.as_ref().unwrap().first.occurred;
+            let occurred = DateTime::from_timestamp_micros(occurred).unwrap();
+            case.write(&[event("late", occurred)]).await;
+        }
+        assert!(case.pass(&cutoffs(now())).await > 0);
+        let manifests = case.store.manifests(false).await.unwrap();
+        assert!(manifests.len() > known.len());
+        assert!(
+            manifests
+                .iter()
+                .all(|one| !one.file.ends_with("/copy.parquet"))
+        );
+    }
+
+    #[tokio::test]
     async fn another_archive_and_another_database_are_refused() {
         let case = Case::new();
         case.write(&events()).await;
