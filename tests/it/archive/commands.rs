@@ -33,7 +33,7 @@ fn every_damage_is_found() {
     assert!(verified(&case).contains("cannot read"));
     std::fs::write(&file, &whole).unwrap();
     std::fs::copy(&file, file.with_file_name("000000000000-copy.parquet")).unwrap();
-    assert!(verified(&case).contains("the database does not know it"));
+    assert!(verified(&case).contains("it is a copy of occurred_date="));
 }
 
 #[test]
@@ -133,14 +133,24 @@ fn a_check_tells_whether_it_can_be_written_and_is_the_same() {
         "archive.writable",
         "archive.clock",
         "archive.known",
+        "archive.complete",
     ] {
         assert!(after.contains_key(id), "{id}: {after:?}");
     }
+    let file = first_file(&case);
+    let away = file.with_extension("away");
+    std::fs::rename(&file, &away).unwrap();
+    let missing = findings(&case, &[]);
+    assert_eq!(missing["archive.complete"].0, "error", "{missing:?}");
+    std::fs::rename(&away, &file).unwrap();
     let unset = findings(&case, &[("EVENT_PERSISTER_ARCHIVE_URL", "")]);
     assert_eq!(unset["archive.unset"].0, "warning");
     std::fs::remove_file(case.archive_path().join("_event_persister_archive.json")).unwrap();
     let gone = findings(&case, &[]);
     assert_eq!(gone["archive.same"].0, "error", "{gone:?}");
+    // Of what is not this database's archive, nothing more is said.
+    assert!(!gone.contains_key("archive.known"), "{gone:?}");
+    assert!(!gone.contains_key("archive.complete"), "{gone:?}");
 }
 
 #[test]
