@@ -40,10 +40,10 @@ all | --faults | --kills | --clouds | --failovers | --mutants | --mutants-of-the
   ;;
 esac
 
-# Most tests wait for servers: twice as many at a time as there are cores, within what one PostgreSQL
+# Most tests wait for servers: four times as many at a time as there are cores, within what one PostgreSQL
 # has connections for.
 cores=$(nproc)
-export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((cores < 4 ? 2 * cores : 8))}
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((cores < 4 ? 4 * cores : 12))}
 
 # A failure says where it was; without backtraces all failures can be read at a glance.
 export RUST_BACKTRACE=0
@@ -282,6 +282,39 @@ if [ "$mode" = --packages ]; then
   exit
 fi
 
+# Each feature alone, what a host needs, and the program without NATS. Every choice of features has crates compiled
+# again, so this takes minutes.
+lints_of_features() {
+  local feature
+  local -a library=(cargo clippy -q -p event-persister-actors --no-default-features)
+  for feature in archive file http nats postgres redis sqlite testing; do
+    "${library[@]}" --features "$feature" -- -D warnings
+  done
+  # The example is run further below.
+  "${library[@]}" --features http,sqlite --example embedded -- -D warnings
+  cargo clippy -q -p event-persister --no-default-features -- -D warnings
+}
+
+# Tests mostly wait. Meanwhile this takes the time that they leave, and what it says is shown after them.
+lints_beside_tests() {
+  local log=target/lints-of-features.log status=0
+  # Cargo works for one at a time: if the first lint comes before the tests, they begin after it.
+  (
+    renice -n 19 "$BASHPID" >/dev/null
+    lints_of_features
+  ) >"$log" 2>&1 &
+  local lints=$!
+  "$@" || status=$?
+  if [ "$status" != 0 ]; then
+    kill "$lints" 2>/dev/null || true
+    return "$status"
+  fi
+  step "each feature alone, and the program without NATS: checked beside the tests"
+  wait "$lints" || status=$?
+  cat "$log"
+  return "$status"
+}
+
 # The example of a host, until it has stored its order and is told to stop.
 embedded() {
   local output pid line
@@ -303,17 +336,6 @@ cargo clippy --workspace --all-targets --all-features -- -D warnings
 
 step "lints, no features"
 cargo clippy -p event-persister-actors --all-targets --no-default-features -- -D warnings
-
-step "each feature alone"
-for feature in archive file http nats postgres redis sqlite testing; do
-  cargo clippy -q -p event-persister-actors --no-default-features --features "$feature" -- -D warnings
-done
-
-# What a host needs; the example is run further below.
-cargo clippy -q -p event-persister-actors --no-default-features --features http,sqlite --example embedded -- -D warnings
-
-step "the program without NATS"
-cargo clippy -q -p event-persister --no-default-features -- -D warnings
 
 step "the library without features knows neither databases nor the web"
 graph=$(cargo tree -p event-persister-actors --no-default-features --edges normal --prefix none)
@@ -350,7 +372,7 @@ step "all tests"
 cargo test --quiet --workspace --all-features --no-run
 cargo build --quiet --workspace --all-features --example embedded
 embedded
-limited cargo test --workspace --all-features
+lints_beside_tests limited cargo test --workspace --all-features
 
 step "the paths for reading, as their own document describes them"
 limited tests/openapi/run.sh

@@ -239,7 +239,7 @@ impl Case {
             .filter(is_of_archive)
             .map(|finding| &finding["severity"])
             .collect();
-        assert_eq!(severities, ["ok"; 4], "{checked}");
+        assert_eq!(severities, ["ok"; 5], "{checked}");
     }
 
     /// The archive is right by its own command, and nothing is left over in it.
