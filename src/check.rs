@@ -58,6 +58,10 @@ pub(crate) async fn run(config: &Config, json: bool) -> anyhow::Result<bool> {
 
 async fn look(config: &Config) -> Looked {
     let of_bus = async {
+        if config.http.listener.publish == Publish::Only {
+            // Nothing reads here, and who only publishes need not be allowed to look at consumers.
+            return (None, vec![bridge(config).await]);
+        }
         let bus = check_bus(config).await;
         let error = bus.as_ref().and_then(|(_, looked)| looked.as_ref().err());
         let id = match config.nats {
@@ -65,7 +69,7 @@ async fn look(config: &Config) -> Looked {
             None => "redis.reachable",
         };
         let mut findings = inspect(id, wiring::inspect_bus(config), error).await;
-        if config.http.listener.publish != Publish::Off {
+        if config.http.listener.publish == Publish::On {
             findings.push(bridge(config).await);
         }
         (bus, findings)

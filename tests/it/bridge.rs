@@ -192,6 +192,21 @@ async fn only_publishes(mut bus: impl Bridged) {
     assert!(taking.is_empty());
 }
 
+/// The subject is none of the stream's, and is held against them before the first event comes.
+#[cfg(feature = "nats")]
+#[tokio::test]
+async fn a_subject_that_the_stream_does_not_take_is_found_by_check() {
+    let mut bus = NatsBus::into_sqlite();
+    bus.set(PUBLISH, "only");
+    bus.set("EVENT_PERSISTER_NATS_PUBLISH_SUBJECT", "other");
+    let mut variables = bus.variables();
+    variables.push(("EVENT_PERSISTER_LISTEN", "127.0.0.1:0"));
+    let checked = Folder::new().run_with(&["check"], &variables);
+    checked
+        .exits(1)
+        .prints(&["does not take the subject other"]);
+}
+
 #[tokio::test]
 async fn a_service_that_only_publishes_to_redis_needs_no_database() {
     only_publishes(Bus::into_sqlite()).await;

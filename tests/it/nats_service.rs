@@ -279,13 +279,14 @@ async fn publishes_a_file(bus: &impl TestBus, to: &str) {
 }
 
 #[tokio::test]
-async fn a_file_is_published_to_nats_and_the_stream_takes_each_event_once() {
+async fn a_file_is_published_to_nats_as_often_as_somebody_says_so() {
     let bus = NatsBus::into_sqlite();
     publishes_a_file(&bus, bus.stream.url()).await;
     let again = ["import", "events.jsonl", "--to", "bus"];
     let ran = run(&bus, &again).exits(1);
     assert!(ran.stdout.contains("published 1200, refused 1"), "{ran:?}");
-    assert_eq!(bus.stream.info()["state"]["last_seq"], 1200);
+    // The ids are within the stream's window, and a purge may have removed what it had.
+    assert_eq!(bus.stream.info()["state"]["last_seq"], 2400);
     let folder = Folder::new();
     folder.write("events.jsonl", events::lines(&events::events(1)));
     let away = [
@@ -307,6 +308,53 @@ async fn a_file_is_published_to_nats_and_the_stream_takes_each_event_once() {
         .run(&none)
         .exits(2)
         .complains(&["no bus is configured"]);
+}
+
+/// The stream has seen the id, and would drop what comes under it within its window.
+#[tokio::test]
+async fn an_event_that_was_mended_is_published_and_stored() {
+    let bus = NatsBus::into_sqlite();
+    let event = events::events(1).remove(0);
+    let mut broken = event.clone();
+    broken.as_object_mut().unwrap().remove("occurred");
+    let mut client = bus.stream.connect().unwrap();
+    let header = format!("Nats-Msg-Id: {}", events::id(&event));
+    client
+        .send("events.orders", &header, broken.to_string().as_bytes())
+        .unwrap();
+    client.answer().unwrap();
+    let server = bus.start().ready().await;
+    bus.until_settled(&server).await;
+    assert_eq!(bus.folder.dead_letters().len(), 1);
+    let file = events::lines(std::slice::from_ref(&event));
+    bus.folder.write("mended.jsonl", file);
+    run(&bus, &["import", "mended.jsonl", "--to", "bus"]).exits(0);
+    bus.until_settled(&server).await;
+    let stored = server.database().complete_events();
+    assert_eq!(stored.into_iter().collect::<Vec<_>>(), [events::id(&event)]);
+    server.terminate().in_good_order();
+}
+
+/// What was read and is not stored is nowhere else once the stream has removed it.
+#[tokio::test]
+async fn what_the_stream_removes_before_it_is_stored_is_warned_of_and_told_when_the_process_ends() {
+    let mut bus = NatsBus::into_sqlite();
+    bus.set("EVENT_PERSISTER_PIPELINE_DRAIN_TIMEOUT", "500ms");
+    let events = events::events(20);
+    let (first, rest) = events.split_at(1);
+    bus.stream.publish(&events::texts(first));
+    let server = bus.start().ready().await;
+    bus.until_settled(&server).await;
+    let lock = server.database().lock();
+    bus.stream.publish(&events::texts(rest));
+    server
+        .until("all are read", || bus.stream.num_pending() == 19)
+        .await;
+    bus.stream.api("STREAM.PURGE.events", &json!({}));
+    server.logged("has removed messages that are read and not yet stored");
+    let ended = server.terminate();
+    assert!(ended.log.contains("num_lost=19"), "{}", ended.log);
+    lock.release();
 }
 
 #[tokio::test]

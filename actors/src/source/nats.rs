@@ -156,8 +156,21 @@ impl NatsSource {
             // The connection may have gone with the thread that it was opened on.
             self.member.send_committed().await?;
         }
-        let replies = self.member.reading().pending.release();
+        let (replies, num_alone) = {
+            let mut reading = self.member.reading();
+            let first = reading.first_in_stream;
+            reading.pending.disown_before(first);
+            let replies = reading.pending.release();
+            (replies, reading.pending.len())
+        };
         let num = replies.len();
+        if num_alone > 0 {
+            log::error!(
+                "events are lost if this process ends now: the stream has removed messages that were read and are \
+                 not stored; let it keep more num_lost={num_alone} nats.stream={}",
+                self.member.settings.stream
+            );
+        }
         self.member.give_back(replies).await?;
         if num > 0 {
             log::info!(

@@ -88,6 +88,8 @@ pub(super) struct StreamConfig {
     pub(super) max_age: i64,
     pub(super) num_replicas: u32,
     pub(super) duplicate_window: i64,
+    /// Whoever publishes is not told whether a message was taken.
+    pub(super) no_ack: bool,
     /// What is copied or renamed may have a subject that is not among its own.
     pub(super) sources: Vec<Value>,
     pub(super) subject_transform: Option<Value>,
@@ -96,6 +98,11 @@ pub(super) struct StreamConfig {
 impl StreamConfig {
     fn has_its_own_subjects_alone(&self) -> bool {
         !self.subjects.is_empty() && self.sources.is_empty() && self.subject_transform.is_none()
+    }
+
+    /// Whether messages of this subject are kept in it.
+    pub(super) fn takes(&self, subject: &str) -> bool {
+        self.subjects.iter().any(|pattern| covers(pattern, subject))
     }
 
     /// Whether it drops what no consumer waits for, hence all that is unread together with the last consumer.
@@ -113,6 +120,7 @@ pub(super) struct StreamState {
     pub(super) last_seq: u64,
     /// Between the first and the last.
     pub(super) num_deleted: u64,
+    pub(super) consumer_count: u64,
     pub(super) first_ts: DateTime<Utc>,
 }
 
@@ -251,9 +259,13 @@ impl StoredHead {
     }
 }
 
-/// That a message is in the stream, or was there already.
+/// That a message was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub(super) struct PublishAck {}
+pub(super) struct PublishAck {
+    /// It was not: one of its id came within the window.
+    #[serde(default)]
+    pub(super) duplicate: bool,
+}
 
 /// One request for messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -396,7 +396,12 @@ impl Link {
         self.client.max_payload().saturating_sub(HEADERS_LENGTH)
     }
 
-    /// Publishes messages, with their ids if they have any, to a stream. Returns for each that it is there, or why it was refused.
+    /// Publishes messages, with their ids if they have any, to a stream. Returns for each that it is there, or why it was
+    /// refused.
+    ///
+    /// A stream drops a message whose id it was given within its window. It may have had another text under that id, or
+    /// have removed it since. So such a message is sent once more, without the id: an event that comes twice is stored
+    /// once.
     pub(super) async fn publish<'a>(
         &self,
         subject: &str,
@@ -405,11 +410,6 @@ impl Link {
     ) -> Result<Vec<Result<(), String>>, NatsError> {
         let max_bytes = self.max_message();
         let under_way = messages.enumerate().map(async |(at, (id, text))| {
-            let mut headers = HeaderMap::new();
-            if let Some(id) = id {
-                headers.insert(NATS_MESSAGE_ID, id);
-            }
-            headers.insert(NATS_EXPECTED_STREAM, stream);
             // Its headers count as well.
             if text.len() > max_bytes {
                 let reason = format!(
@@ -417,26 +417,11 @@ impl Link {
                 );
                 return Ok((at, Err(reason)));
             }
-            let request = Request::new()
-                .headers(headers)
-                .payload(Bytes::copy_from_slice(text))
-                .timeout(None);
-            let answer = self
-                .client
-                .send_request(Subject::from(subject.to_owned()), request)
-                .await;
-            let answer = answer.map_err(|error| match error.kind() {
-                RequestErrorKind::NoResponders => NatsError::Untaken(subject.to_owned()),
-                _ => self.failed(&error),
-            })?;
-            match api::read::<PublishAck>(&answer.payload) {
-                Ok(Ok(PublishAck {})) => Ok((at, Ok(()))),
-                Ok(Err(refusal)) if refusal.is_about_the_message() => {
-                    Ok((at, Err(refusal.to_string())))
-                }
-                Ok(Err(refusal)) => Err(NatsError::Refused(refusal)),
-                Err(error) => Err(NatsError::Unexpected(error.to_string())),
+            let mut taken = self.publish_one(subject, stream, id.as_deref(), text).await?;
+            if matches!(taken, Ok(PublishAck { duplicate: true })) {
+                taken = self.publish_one(subject, stream, None, text).await?;
             }
+            Ok::<_, NatsError>((at, taken.map(|_| ())))
         });
         let mut under_way: FuturesUnordered<_> = under_way.collect();
         let mut published = vec![Ok(()); under_way.len()];
@@ -453,6 +438,36 @@ impl Link {
             published[at] = taken;
         }
         Ok(published)
+    }
+
+    async fn publish_one(
+        &self,
+        subject: &str,
+        stream: &str,
+        id: Option<&str>,
+        text: &[u8],
+    ) -> Result<Result<PublishAck, String>, NatsError> {
+        let mut headers = HeaderMap::new();
+        if let Some(id) = id {
+            headers.insert(NATS_MESSAGE_ID, id);
+        }
+        headers.insert(NATS_EXPECTED_STREAM, stream);
+        let request = Request::new()
+            .headers(headers)
+            .payload(Bytes::copy_from_slice(text))
+            .timeout(None);
+        let subject = Subject::from(subject.to_owned());
+        let answer = self.client.send_request(subject.clone(), request).await;
+        let answer = answer.map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => NatsError::Untaken(subject.to_string()),
+            _ => self.failed(&error),
+        })?;
+        match api::read::<PublishAck>(&answer.payload) {
+            Ok(Ok(taken)) => Ok(Ok(taken)),
+            Ok(Err(refusal)) if refusal.is_about_the_message() => Ok(Err(refusal.to_string())),
+            Ok(Err(refusal)) => Err(NatsError::Refused(refusal)),
+            Err(error) => Err(NatsError::Unexpected(error.to_string())),
+        }
     }
 
     /// Tells the server that messages are still being worked on.

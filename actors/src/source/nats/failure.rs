@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::{ConnectError, ConnectErrorKind};
 
 use crate::source::SourceError;
+use crate::status::error_chain;
 use crate::tls::TlsFault;
 
 use super::api::Refusal;
@@ -138,6 +139,13 @@ pub(super) fn permissions(settings: &NatsSettings) -> String {
 }
 
 fn of_connecting(error: &ConnectError) -> &'static str {
+    let text = error_chain(error);
+    if text.contains("certificate") {
+        return "its certificate is not trusted, or is of another host: correct nats.ca_file, or the host in nats.url";
+    }
+    if text.contains("received corrupt message") {
+        return "it does not speak TLS: use nats:// in nats.url, or switch TLS on there";
+    }
     match error.kind() {
         ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
             "user, password, token or credentials are wrong: correct nats.url or nats.creds_file"

@@ -169,7 +169,12 @@ pub(super) fn flaws(
             "gives a message up after {} deliveries: an outage of the database would lose events",
             config.max_deliver
         );
-        add("nats.max_deliver", true, what, edit("--max-deliver=-1"));
+        // A server takes no such change where there is a backoff.
+        let remedy = match config.backoff.is_empty() {
+            true => edit("--max-deliver=-1"),
+            false => anew.clone(),
+        };
+        add("nats.max_deliver", true, what, remedy);
     }
     if info.paused {
         let what = "is paused, and hands out nothing".to_owned();
@@ -177,17 +182,16 @@ pub(super) fn flaws(
         add("nats.paused", false, what, remedy);
     }
     let patience = config.patience();
-    if patience < SHORTEST_ACK_WAIT {
+    if config.ack_policy == "explicit" && patience < SHORTEST_ACK_WAIT {
         let what = format!(
             "takes a message for lost after {patience:?}: one that only waits is handed out twice"
         );
         let wait = settings.ack_wait.as_secs();
-        add(
-            "nats.ack_wait",
-            false,
-            what,
-            edit(&format!("--wait={wait}s")),
-        );
+        let remedy = match config.backoff.is_empty() {
+            true => edit(&format!("--wait={wait}s")),
+            false => anew.clone(),
+        };
+        add("nats.ack_wait", false, what, remedy);
     }
     let filters = config.filters();
     if !filters.is_empty() {
@@ -292,6 +296,30 @@ mod tests {
     #[test]
     fn a_consumer_of_our_own_is_sound() {
         assert_eq!(found(|_| {}), []);
+    }
+
+    #[test]
+    fn a_consumer_with_a_backoff_is_to_be_made_anew() {
+        let stream = StreamConfig::default();
+        for (backoff, remedy) in [
+            (vec![], "nats consumer edit"),
+            (vec![1, 2], "nats consumer rm"),
+        ] {
+            let mut info = ConsumerInfo {
+                config: sound(),
+                ..ConsumerInfo::default()
+            };
+            info.config.ack_wait = 1;
+            info.config.max_deliver = 4;
+            info.config.backoff = backoff;
+            let flaws = flaws(&info, &stream, &NatsSettings::default());
+            let ids: Vec<_> = flaws.iter().map(|flaw| flaw.id).collect();
+            assert_eq!(ids, ["nats.max_deliver", "nats.ack_wait"]);
+            assert!(
+                flaws.iter().all(|flaw| flaw.remedy.contains(remedy)),
+                "{flaws:?}"
+            );
+        }
     }
 
     #[test]

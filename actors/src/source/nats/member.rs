@@ -64,6 +64,8 @@ pub(super) struct Reading {
     /// It was found or made before.
     pub(super) had_joined: bool,
     pub(super) limits: Limits,
+    /// Where the stream began at the last look.
+    pub(super) first_in_stream: u64,
     pub(super) last_read: Instant,
     /// The last read brought some, and left none.
     pub(super) last_was_short: bool,
@@ -149,6 +151,7 @@ impl Member {
                 last_known: None,
                 had_joined: false,
                 limits: Limits::default(),
+                first_in_stream: 0,
                 last_read: Instant::now(),
                 last_was_short: false,
                 was_cut_off: false,
@@ -350,10 +353,21 @@ impl Member {
         }
     }
 
-    fn count(&self, look: &Look, oldest: Option<Option<u64>>, warnings: Vec<String>) {
+    fn count(&self, look: &Look, oldest: Option<Option<u64>>, mut warnings: Vec<String>) {
         let num_lost = (self.keeping().positions).count_lost(&look.stream, &look.consumer);
         let NatsSettings { url, stream, .. } = &self.settings;
-        let own_pending = self.reading().pending.len() as u64;
+        let (own_pending, num_alone) = {
+            let mut reading = self.reading();
+            reading.first_in_stream = look.stream.state.first_seq;
+            let num_alone = reading.pending.num_before(reading.first_in_stream);
+            (reading.pending.len() as u64, num_alone)
+        };
+        if num_alone > 0 {
+            warnings.push(format!(
+                "the stream {stream} has removed messages that are read and not yet stored: they are in this process \
+                 alone, so do not end it before they are; let the stream keep more"
+            ));
+        }
         self.stats.update(|seen| {
             seen.num_lost += num_lost;
             seen.own_pending = own_pending;

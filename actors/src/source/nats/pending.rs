@@ -120,6 +120,23 @@ impl Pending {
         self.committed.remove(&sequence);
     }
 
+    /// How many that the server gave are in the stream no more, which begins there by now.
+    pub(super) fn num_before(&self, first: u64) -> usize {
+        self.by_sequence
+            .keys()
+            .filter(|sequence| **sequence < first)
+            .count()
+    }
+
+    /// The same for all of them.
+    pub(super) fn disown_before(&mut self, first: u64) {
+        let sequences = self.by_sequence.keys().copied();
+        let gone: Vec<u64> = sequences.filter(|sequence| *sequence < first).collect();
+        for sequence in gone {
+            self.disown(sequence);
+        }
+    }
+
     /// The same for all of them: the stream is no more. Their texts are kept until they are stored.
     pub(super) fn disown_all(&mut self) {
         self.by_sequence.clear();

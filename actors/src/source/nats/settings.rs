@@ -136,7 +136,8 @@ impl NatsSettings {
             let is_wrong = |char: char| ".*>/\\".contains(char) || !char.is_ascii_graphic();
             if name.is_empty() || name.contains(is_wrong) {
                 return Some(format!(
-                    "{what} is {name:?}: NATS takes no name that is empty or holds a blank or one of . * > / \\"
+                    "{what} is {name:?}: give a name of ASCII letters, digits, - and _: it may hold no blank and none \
+                     of . * > / \\"
                 ));
             }
         }
