@@ -310,6 +310,40 @@ async fn a_file_is_published_to_nats_as_often_as_somebody_says_so() {
         .complains(&["no bus is configured"]);
 }
 
+/// The client drops the connection at headers that it cannot parse.
+#[tokio::test]
+async fn verify_reads_past_messages_whose_headers_cannot_be_read() {
+    let bus = NatsBus::into_sqlite();
+    let events = events::events(40);
+    let texts = events::texts(&events);
+    let mut client = bus.stream.connect().unwrap();
+    for (number, text) in texts.iter().enumerate() {
+        let headers: &[u8] = match number {
+            0 | 17 | 18 | 39 => b"NATS/1.0\r\nBroken header\r\n\r\n",
+            _ => b"",
+        };
+        client
+            .send_with("events.orders", headers, text.as_bytes())
+            .unwrap();
+        client.answer().unwrap();
+    }
+    let server = bus.start().ready().await;
+    bus.until_settled(&server).await;
+    let well = run(&bus, &["verify", "--json"]).exits(0).json();
+    assert_eq!(well["stream"]["checked"], 40);
+    assert_eq!(well["stream"]["stored"], 40);
+    let id = events::id(&events[18]);
+    for (table, column) in [("event_resources", "event_id"), ("events", "id")] {
+        let delete = format!("DELETE FROM {table} WHERE {column} = '{id}'");
+        server.database().execute(&delete);
+    }
+    let bad = run(&bus, &["verify", "--json"]).exits(1).json();
+    assert_eq!(bad["missing"], 1);
+    assert_eq!(bad["findings"][0]["stream_id"], "19");
+    // Only the service's own consumer is left.
+    assert_eq!(bus.stream.info()["state"]["consumer_count"], 1);
+}
+
 /// The stream has seen the id, and would drop what comes under it within its window.
 #[tokio::test]
 async fn an_event_that_was_mended_is_published_and_stored() {

@@ -131,7 +131,7 @@ fn headers_of(message: &StoredHead) -> Result<Option<Vec<u8>>, NatsError> {
     decoded(message.hdrs.as_deref())
 }
 
-fn decoded(text: Option<&str>) -> Result<Option<Vec<u8>>, NatsError> {
+pub(super) fn decoded(text: Option<&str>) -> Result<Option<Vec<u8>>, NatsError> {
     let decoded = text.map(|text| BASE64_STANDARD.decode(text)).transpose();
     decoded.map_err(|error| NatsError::Unexpected(error.to_string()))
 }

@@ -14,11 +14,12 @@ use crate::delivery::Position;
 use crate::source::operator::{StreamPage, StreamWalk};
 use crate::source::{Body, SourceError};
 
-use super::super::api::{ConsumerInfo, Pull, nanos};
+use super::super::apart::decoded;
+use super::super::api::{ConsumerConfig, ConsumerInfo, Pull, StoredHead, nanos};
 use super::super::connection::{Link, PullEnd, Pulled};
 use super::super::failure::NatsError;
 use super::super::fitness::Flaw;
-use super::super::member::consumer_info;
+use super::super::member::{consumer_info, stored};
 use super::NatsOperator;
 
 /// One page; a single larger message comes alone.
@@ -32,6 +33,10 @@ pub(super) struct NatsWalk<'a> {
     operator: &'a NatsOperator,
     /// The name of our own consumer; `None` where there is nothing to read, or no more.
     reader: Option<String>,
+    /// The consumer that is audited.
+    audited: ConsumerConfig,
+    /// The last message that was read; `None` where the walk begins at a time, until one was.
+    read_up_to: Option<u64>,
     last: u64,
     num_unread: u64,
     misplaced: Option<String>,
@@ -54,6 +59,8 @@ impl NatsOperator {
         let mut walk = NatsWalk {
             operator: self,
             reader: None,
+            audited: ConsumerConfig::default(),
+            read_up_to: None,
             last: 0,
             num_unread: 0,
             misplaced: found.misplaced(self.settings()).map(Flaw::what_and_remedy),
@@ -70,20 +77,13 @@ impl NatsOperator {
         walk.num_unread = consumer.num_pending;
         walk.is_work_queue = stream.config.retention == "workqueue";
         if !walk.is_work_queue && walk.last >= stream.state.first_seq {
-            let mut config = beginning_with(consumer);
-            config["ack_policy"] = "none".into();
-            config["replay_policy"] = "instant".into();
-            config["mem_storage"] = true.into();
-            config["inactive_threshold"] = (FORGOTTEN_AFTER_SECS * 1_000_000_000).into();
-            match consumer.config.filters()[..] {
-                [] => {}
-                [one] => config["filter_subject"] = one.into(),
-                ref several => config["filter_subjects"] = json!(several),
-            }
-            let body = json!({ "stream_name": self.settings().stream, "config": config });
-            let what = format!("CONSUMER.CREATE.{}", self.settings().stream);
-            let made: MadeReader = link.ask(&what, Some(&body)).await?;
-            walk.reader = Some(made.name);
+            walk.audited = consumer.config.clone();
+            let beginning = beginning_with(consumer);
+            walk.read_up_to = match (&beginning["deliver_policy"], &beginning["opt_start_seq"]) {
+                (_, start) if start.is_u64() => start.as_u64().map(|start| start.saturating_sub(1)),
+                (policy, _) => (policy == "all").then_some(0),
+            };
+            walk.make_reader(&link, beginning).await?;
         }
         Ok(walk)
     }
@@ -106,29 +106,115 @@ fn beginning_with(consumer: &ConsumerInfo) -> Value {
 }
 
 impl NatsWalk<'_> {
+    /// Makes the consumer to read by, which begins there.
+    async fn make_reader(&mut self, link: &Link, beginning: Value) -> Result<(), NatsError> {
+        let mut config = beginning;
+        config["ack_policy"] = "none".into();
+        config["replay_policy"] = "instant".into();
+        config["mem_storage"] = true.into();
+        config["inactive_threshold"] = (FORGOTTEN_AFTER_SECS * 1_000_000_000).into();
+        match self.audited.filters()[..] {
+            [] => {}
+            [one] => config["filter_subject"] = one.into(),
+            ref several => config["filter_subjects"] = json!(several),
+        }
+        let stream = &self.operator.settings().stream;
+        let body = json!({ "stream_name": stream, "config": config });
+        let what = format!("CONSUMER.CREATE.{stream}");
+        let made: MadeReader = link.ask(&what, Some(&body)).await?;
+        self.reader = Some(made.name);
+        Ok(())
+    }
+
+    async fn remove_reader(&mut self, link: &Link) {
+        let Some(reader) = self.reader.take() else {
+            return;
+        };
+        let stream = &self.operator.settings().stream;
+        let what = format!("CONSUMER.DELETE.{stream}.{reader}");
+        if let Err(error) = link.ask::<Removed>(&what, None).await {
+            log::debug!("the server will remove the reader by itself error={error}");
+        }
+    }
+
+    /// Up to where the audited consumer has acknowledged everything.
+    async fn floor(&self, link: &Link) -> Result<u64, NatsError> {
+        match consumer_info(link, self.operator.settings()).await {
+            Ok(consumer) => Ok(consumer.ack_floor.stream_seq),
+            // It was removed meanwhile, and begins anew.
+            Err(error) if error.is_missing_consumer() => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn read_on(&mut self) -> Result<Option<StreamPage>, NatsError> {
         let Some(reader) = self.reader.clone() else {
             return Ok(None);
         };
+        let mut page = StreamPage::default();
+        match (self.read_by(&reader, &mut page).await, self.read_up_to) {
+            (Err(NatsError::Lost(_)), Some(read_up_to)) => {
+                self.read_past(read_up_to, &mut page).await?;
+            }
+            (read, _) => read?,
+        }
+        Ok(Some(page))
+    }
+
+    /// After a lost connection: the message behind the last may have headers that the client cannot parse, and for which
+    /// it ends the connection. So that one is asked for by its number, and the rest read by another consumer.
+    async fn read_past(&mut self, read_up_to: u64, page: &mut StreamPage) -> Result<(), NatsError> {
+        let operator = self.operator;
+        operator.connections.reset();
+        let link = operator.connections.link().await?;
+        self.remove_reader(&link).await;
+        let floor = self.floor(&link).await?;
+        let mut subjects = self.audited.filters();
+        if subjects.is_empty() {
+            subjects.push(">");
+        }
+        let mut next: Option<StoredHead> = None;
+        for subject in subjects {
+            let which = json!({ "seq": read_up_to + 1, "next_by_subj": subject });
+            let found = stored(&link, operator.settings(), &which).await?;
+            next = next.into_iter().chain(found).min_by_key(|found| found.seq);
+        }
+        let Some(next) = next.filter(|next| next.seq <= self.last) else {
+            return Ok(());
+        };
+        let data = decoded(next.data.as_deref())?.unwrap_or_default();
+        self.take(next.seq, &data, floor, page);
+        if next.seq < self.last {
+            let beginning =
+                json!({ "deliver_policy": "by_start_sequence", "opt_start_seq": next.seq + 1 });
+            self.make_reader(&link, beginning).await?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, sequence: u64, data: &[u8], floor: u64, page: &mut StreamPage) {
+        self.read_up_to = Some(sequence);
+        if sequence > self.last {
+            return;
+        }
+        let body = body_of(sequence, data);
+        match sequence <= floor {
+            true => page.acknowledged.push(body),
+            false => page.pending.push(body),
+        }
+    }
+
+    async fn read_by(&mut self, reader: &str, page: &mut StreamPage) -> Result<(), NatsError> {
         let settings = self.operator.settings();
         let link = self.operator.connections.link().await?;
-        let floor = match consumer_info(&link, settings).await {
-            Ok(consumer) => consumer.ack_floor.stream_seq,
-            // It was removed meanwhile, and begins anew.
-            Err(error) if error.is_missing_consumer() => 0,
-            Err(error) => return Err(error),
-        };
-        let mut page = StreamPage::default();
-        let mut has_ended = false;
+        let floor = self.floor(&link).await?;
         let pull = Pull {
             batch: PAGE_MESSAGES,
             max_bytes: Some(PAGE_BYTES),
             expires: nanos(settings.block),
             no_wait: true,
         };
-        let mut end = self
-            .read_page(&link, &reader, pull, floor, &mut page, &mut has_ended)
-            .await?;
+        let mut end = self.read_page(&link, reader, pull, floor, page).await?;
         let is_empty = page.acknowledged.is_empty() && page.pending.is_empty();
         if end == PullEnd::TooLarge && is_empty {
             let alone = Pull {
@@ -136,47 +222,33 @@ impl NatsWalk<'_> {
                 max_bytes: None,
                 ..pull
             };
-            end = self
-                .read_page(&link, &reader, alone, floor, &mut page, &mut has_ended)
-                .await?;
+            end = self.read_page(&link, reader, alone, floor, page).await?;
         }
         if let PullEnd::Ended(why) = end {
             return Err(NatsError::Unexpected(why));
         }
+        let has_ended = self.read_up_to.is_some_and(|read| read >= self.last);
         if has_ended || end == PullEnd::NoMore {
-            self.reader = None;
-            let what = format!("CONSUMER.DELETE.{}.{reader}", settings.stream);
-            if let Err(error) = link.ask::<Removed>(&what, None).await {
-                log::debug!("the server will remove the reader by itself error={error}");
-            }
+            self.remove_reader(&link).await;
         }
-        Ok(Some(page))
+        Ok(())
     }
 
     async fn read_page(
-        &self,
+        &mut self,
         link: &Link,
         reader: &str,
         pull: Pull,
         floor: u64,
         page: &mut StreamPage,
-        has_ended: &mut bool,
     ) -> Result<PullEnd, NatsError> {
+        let stream = &self.operator.settings().stream;
         let take = |pulled| {
-            let Pulled::Message(delivered, data) = pulled else {
-                return Ok(());
-            };
-            let sequence = delivered.identity.sequence;
-            let body = body_of(sequence, &data);
-            *has_ended |= sequence >= self.last;
-            if sequence <= floor && sequence <= self.last {
-                page.acknowledged.push(body);
-            } else if sequence <= self.last {
-                page.pending.push(body);
+            if let Pulled::Message(delivered, data) = pulled {
+                self.take(delivered.identity.sequence, &data, floor, page);
             }
             Ok(())
         };
-        let stream = &self.operator.settings().stream;
         link.pull(stream, reader, pull, take).await
     }
 }
