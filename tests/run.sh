@@ -40,10 +40,10 @@ all | --faults | --kills | --clouds | --failovers | --mutants | --mutants-of-the
   ;;
 esac
 
-# Most tests wait for servers: four times as many at a time as there are cores, within what one PostgreSQL
+# Most tests wait for servers: twice as many at a time as there are cores, within what one PostgreSQL
 # has connections for.
 cores=$(nproc)
-export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((cores < 4 ? 4 * cores : 12))}
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((cores < 4 ? 2 * cores : 8))}
 
 # A failure says where it was; without backtraces all failures can be read at a glance.
 export RUST_BACKTRACE=0
