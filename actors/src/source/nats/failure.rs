@@ -140,7 +140,7 @@ pub(super) fn permissions(settings: &NatsSettings) -> String {
 
 fn of_connecting(error: &ConnectError) -> &'static str {
     let text = error_chain(error);
-    if text.contains("certificate") {
+    if text.contains("invalid peer certificate") {
         return "its certificate is not trusted, or is of another host: correct nats.ca_file, or the host in nats.url";
     }
     if text.contains("received corrupt message") {

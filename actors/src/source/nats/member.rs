@@ -64,7 +64,7 @@ pub(super) struct Reading {
     /// It was found or made before.
     pub(super) had_joined: bool,
     pub(super) limits: Limits,
-    /// Where the stream began at the last look.
+    /// Where the stream began at the last look; 0 where it removes what is acknowledged.
     pub(super) first_in_stream: u64,
     pub(super) last_read: Instant,
     /// The last read brought some, and left none.
@@ -358,7 +358,12 @@ impl Member {
         let NatsSettings { url, stream, .. } = &self.settings;
         let (own_pending, num_alone) = {
             let mut reading = self.reading();
-            reading.first_in_stream = look.stream.state.first_seq;
+            // The others remove what a replica has acknowledged, also one that was given it after us.
+            let removes_by_limits_alone = look.stream.config.retention == "limits";
+            reading.first_in_stream = match removes_by_limits_alone {
+                true => look.stream.state.first_seq,
+                false => 0,
+            };
             let num_alone = reading.pending.num_before(reading.first_in_stream);
             (reading.pending.len() as u64, num_alone)
         };
