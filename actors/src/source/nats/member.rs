@@ -542,19 +542,30 @@ pub(super) async fn stored_from(
     config: &ConsumerConfig,
     sequence: u64,
 ) -> Result<Option<u64>, NatsError> {
+    let first = first_of_each_subject(link, settings, config, sequence).await?;
+    let millis = first
+        .iter()
+        .filter_map(|first| u64::try_from(first.time.timestamp_millis()).ok());
+    Ok(millis.min())
+}
+
+/// The first message from this number on, of each subject that the consumer is given.
+pub(super) async fn first_of_each_subject(
+    link: &Link,
+    settings: &NatsSettings,
+    config: &ConsumerConfig,
+    sequence: u64,
+) -> Result<Vec<StoredHead>, NatsError> {
     let mut subjects = config.filters();
     if subjects.is_empty() {
         subjects.push(">");
     }
-    let mut oldest = None;
+    let mut found = Vec::new();
     for subject in subjects {
         let first = json!({ "seq": sequence, "next_by_subj": subject });
-        if let Some(first) = stored(link, settings, &first).await? {
-            let millis = u64::try_from(first.time.timestamp_millis());
-            oldest = oldest.into_iter().chain(millis.ok()).min();
-        }
+        found.extend(stored(link, settings, &first).await?);
     }
-    Ok(oldest)
+    Ok(found)
 }
 
 /// A message that is in the stream; `None` if it is not.

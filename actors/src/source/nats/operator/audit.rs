@@ -15,11 +15,11 @@ use crate::source::operator::{StreamPage, StreamWalk};
 use crate::source::{Body, SourceError};
 
 use super::super::apart::decoded;
-use super::super::api::{ConsumerConfig, ConsumerInfo, Pull, StoredHead, nanos};
+use super::super::api::{ConsumerConfig, ConsumerInfo, Pull, nanos};
 use super::super::connection::{Link, PullEnd, Pulled};
 use super::super::failure::NatsError;
 use super::super::fitness::Flaw;
-use super::super::member::{consumer_info, stored};
+use super::super::member::{consumer_info, first_of_each_subject};
 use super::NatsOperator;
 
 /// One page; a single larger message comes alone.
@@ -169,16 +169,9 @@ impl NatsWalk<'_> {
         let link = operator.connections.link().await?;
         self.remove_reader(&link).await;
         let floor = self.floor(&link).await?;
-        let mut subjects = self.audited.filters();
-        if subjects.is_empty() {
-            subjects.push(">");
-        }
-        let mut next: Option<StoredHead> = None;
-        for subject in subjects {
-            let which = json!({ "seq": read_up_to + 1, "next_by_subj": subject });
-            let found = stored(&link, operator.settings(), &which).await?;
-            next = next.into_iter().chain(found).min_by_key(|found| found.seq);
-        }
+        let settings = operator.settings();
+        let next = first_of_each_subject(&link, settings, &self.audited, read_up_to + 1).await?;
+        let next = next.into_iter().min_by_key(|next| next.seq);
         let Some(next) = next.filter(|next| next.seq <= self.last) else {
             return Ok(());
         };
